@@ -1,0 +1,60 @@
+"""csrkern: fast kernels and exact search for Contrastive Sparse Representation (CSR).
+
+Importing this package costs a few milliseconds and does not import PyTorch: the operators
+and `SparseCodes` load on first use, and `InvertedIndex` needs only NumPy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from csrkern._version import __version__
+
+if TYPE_CHECKING:
+    from csrkern import nn, reference
+    from csrkern.codes import SparseCodes
+    from csrkern.ops.decode import decode
+    from csrkern.ops.encode import encode
+    from csrkern.index import InvertedIndex
+    from csrkern.ops.info_nce import info_nce
+    from csrkern.ops.similarity import similarity
+    from csrkern.ops.topk_relu import topk_relu
+
+_HOME_OF = {
+    "InvertedIndex": "index",
+    "SparseCodes": "codes",
+    "decode": "ops.decode",
+    "encode": "ops.encode",
+    "info_nce": "ops.info_nce",
+    "similarity": "ops.similarity",
+    "topk_relu": "ops.topk_relu",
+}
+_SUBMODULES = ("nn", "reference", "roofline")
+
+__all__ = [
+    "InvertedIndex",
+    "SparseCodes",
+    "__version__",
+    "decode",
+    "encode",
+    "info_nce",
+    "nn",
+    "reference",
+    "similarity",
+    "topk_relu",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(f"csrkern.{_HOME_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f"csrkern.{name}")
+    raise AttributeError(f"module 'csrkern' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF, *_SUBMODULES})

@@ -1,0 +1,418 @@
+"""SparseCodes: k non-negative values and their latents for each row."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+FILE_FORMAT = "csrkern-codes"
+FILE_VERSION = 1
+
+
+class SparseCodes:
+    """Sparse codes of n rows over `dim` latents, at most k active in each row.
+
+    Attributes:
+        values: [n, k], floating point, ≥ 0 and non-increasing along a row.
+        indices: [n, k], int32, the latent of each value; distinct within a row.
+        dim: number of latents h.
+
+    Equal values stand in order of their index. A row with fewer than k active latents is
+    padded with value 0 and index 0; a padded slot means nothing, everywhere. So the first
+    k' columns are exactly the code at k' < k (`truncate`). Operators produce codes in this
+    form; `validate` checks it for codes from elsewhere, and the `from_*` constructors
+    establish it.
+
+    Raises:
+        TypeError, ValueError: if the two arrays are not 2-D tensors of one shape and
+            device, `indices` is not int32, or `dim` is smaller than k.
+    """
+
+    __slots__ = ("__weakref__", "dim", "indices", "values")
+
+    values: Tensor
+    indices: Tensor
+    dim: int
+
+    def __init__(self, values: Tensor, indices: Tensor, dim: int) -> None:
+        if values.dim() != 2 or values.shape != indices.shape:
+            raise ValueError(
+                "values and indices: expected two tensors of one shape [n, k], "
+                f"got {list(values.shape)} and {list(indices.shape)}"
+            )
+        if indices.dtype != torch.int32:
+            raise TypeError(f"indices: expected int32, got {indices.dtype}; use indices.int()")
+        if not values.dtype.is_floating_point:
+            raise TypeError(f"values: expected a floating-point dtype, got {values.dtype}")
+        if values.shape[1] > dim:
+            raise ValueError(f"dim: expected at least k = {values.shape[1]} latents, got {dim}")
+        self.values = values
+        self.indices = indices
+        self.dim = dim
+
+    # ---- shape and form ---------------------------------------------------------------
+
+    @property
+    def k(self) -> int:
+        """Slots per row."""
+        return self.values.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, dim): the shape of the dense matrix these codes stand for."""
+        return self.values.shape[0], self.dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where both tensors live."""
+        return self.values.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the values."""
+        return self.values.dtype
+
+    @property
+    def active(self) -> Tensor:
+        """[n, k] bool: True where a slot holds an active latent, False where it is padding."""
+        return self.values != 0
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    def __getitem__(self, rows: int | slice | Tensor | np.ndarray | Sequence[int]) -> SparseCodes:
+        """Rows by number, slice, index list or boolean mask; always SparseCodes [m, k]."""
+        if isinstance(rows, (int, np.integer)):
+            position = int(rows)
+            if not -len(self) <= position < len(self):
+                raise IndexError(f"row {position} is out of range for {len(self)} codes")
+            rows = slice(position, position + 1 or None)
+        elif not isinstance(rows, (slice, Tensor)):
+            rows = torch.as_tensor(rows)
+        return SparseCodes(self.values[rows], self.indices[rows], self.dim)
+
+    def __repr__(self) -> str:
+        return f"SparseCodes(n={len(self)}, k={self.k}, dim={self.dim}, {self.dtype}, {self.device})"
+
+    def truncate(self, k: int) -> SparseCodes:
+        """The codes at a smaller k: the first k columns, sharing memory.
+
+        Raises:
+            ValueError: if k is not in 1..self.k.
+        """
+        if not 1 <= k <= self.k:
+            raise ValueError(f"k: expected 1 <= k <= {self.k}, got {k}")
+        return SparseCodes(self.values[:, :k], self.indices[:, :k], self.dim)
+
+    def to(self, *args: Any, **kwargs: Any) -> SparseCodes:
+        """Like `Tensor.to`: a device moves both tensors, a dtype converts the values."""
+        values = self.values.to(*args, **kwargs)
+        return SparseCodes(values, self.indices.to(values.device), self.dim)
+
+    def detach(self) -> SparseCodes:
+        """The same codes outside the autograd graph."""
+        return SparseCodes(self.values.detach(), self.indices, self.dim)
+
+    def normalize(self) -> SparseCodes:
+        """Rows at L2 norm 1; a row without an active latent stays zero. Differentiable."""
+        square = self.values.square().sum(1, keepdim=True)
+        inverse = torch.where(square > 0, square, torch.ones_like(square)).rsqrt()
+        return SparseCodes(self.values * inverse, self.indices, self.dim)
+
+    @staticmethod
+    def cat(parts: Iterable[SparseCodes]) -> SparseCodes:
+        """Codes stacked by rows; all parts share k and dim.
+
+        Raises:
+            ValueError: if there are no parts or they differ in k or dim.
+        """
+        parts = list(parts)
+        if not parts:
+            raise ValueError("parts: expected at least one SparseCodes, got none")
+        if len({(p.k, p.dim) for p in parts}) > 1:
+            raise ValueError(f"parts: expected one (k, dim), got {[(p.k, p.dim) for p in parts]}")
+        return SparseCodes(
+            torch.cat([p.values for p in parts]),
+            torch.cat([p.indices for p in parts]),
+            parts[0].dim,
+        )
+
+    # ---- equality and validity --------------------------------------------------------
+
+    def equal(self, other: SparseCodes) -> bool:
+        """Same dim, same indices and bitwise-equal values (NaN equals NaN)."""
+        if self.dim != other.dim or self.values.shape != other.values.shape:
+            return False
+        same = (self.values == other.values) | (self.values.isnan() & other.values.isnan())
+        return bool(same.all()) and torch.equal(self.indices, other.indices)
+
+    def validate(self) -> SparseCodes:
+        """Returns self if every invariant holds.
+
+        Raises:
+            ValueError: naming the first invariant that is broken and the row that breaks it.
+        """
+        values, indices, active = self.values.detach(), self.indices, self.active
+        left, right = values[:, :-1], values[:, 1:]
+        in_order = indices[:, :-1] < indices[:, 1:]
+        latents = torch.where(active, indices.long(), self.dim + torch.arange(self.k).to(indices))
+        repeats = latents.sort(1).values.diff(dim=1) == 0
+        broken = {
+            "indices in 0..dim-1": (indices < 0) | (indices >= self.dim),
+            "values not negative": values < 0,
+            "values non-increasing (NaN first)": (left < right) | (right.isnan() & ~left.isnan()),
+            "equal values by lower index": (left == right) & active[:, 1:] & ~in_order,
+            "padded slots with index 0": ~active & (indices != 0),
+            "distinct latents": repeats,
+        }
+        for rule, where in broken.items():
+            rows = where.any(1).nonzero()
+            if len(rows):
+                raise ValueError(f"not SparseCodes: {rule} is broken in row {int(rows[0])}")
+        return self
+
+    # ---- dense and sparse forms -------------------------------------------------------
+
+    def to_dense(self) -> Tensor:
+        """[n, dim], differentiable in the values."""
+        values = torch.where(self.active, self.values, torch.zeros_like(self.values))
+        dense = values.new_zeros(self.shape)
+        return dense.scatter_add(1, self.indices.long(), values)
+
+    @staticmethod
+    def from_dense(dense: Tensor, k: int | None = None) -> SparseCodes:
+        """Codes of a non-negative matrix [n, dim]: its k largest entries a row.
+
+        With k None, k is the largest number of non-zeros in a row (at least 1), so nothing
+        is lost.
+
+        Raises:
+            ValueError: if an entry is negative, or k is out of range.
+        """
+        from csrkern.ops.topk_relu import topk_relu
+
+        if bool((dense < 0).any()):
+            raise ValueError("dense: expected no negative entries; codes are non-negative")
+        if k is None:
+            k = max(1, int((dense != 0).sum(1).max()) if dense.numel() else 1)
+        return topk_relu(dense, k)
+
+    def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, latent and value of every active slot, by row and then by latent."""
+        rows, slots = self.active.nonzero(as_tuple=True)
+        latents = self.indices[rows, slots].long()
+        order = torch.argsort(rows * self.dim + latents)
+        return rows[order], latents[order], self.values[rows[order], slots[order]]
+
+    def to_torch_coo(self) -> Tensor:
+        """A coalesced torch.sparse_coo tensor [n, dim]."""
+        rows, latents, values = self._entries()
+        return torch.sparse_coo_tensor(
+            torch.stack([rows, latents]), values, self.shape, is_coalesced=True
+        )
+
+    def to_torch_csr(self) -> Tensor:
+        """A torch.sparse_csr tensor [n, dim] with int64 indices."""
+        rows, latents, values = self._entries()
+        counts = torch.bincount(rows, minlength=len(self))
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return torch.sparse_csr_tensor(starts, latents, values, self.shape)
+
+    @staticmethod
+    def from_torch(sparse: Tensor, k: int | None = None) -> SparseCodes:
+        """Codes of a torch sparse COO or CSR tensor [n, dim]; k as in `from_dense`."""
+        if sparse.layout == torch.sparse_csr:
+            starts, latents = sparse.crow_indices(), sparse.col_indices()
+            rows = torch.repeat_interleave(torch.arange(len(sparse)).to(starts), starts.diff())
+            values = sparse.values()
+        elif sparse.layout == torch.sparse_coo:
+            sparse = sparse.coalesce()
+            rows, latents = sparse.indices()
+            values = sparse.values()
+        else:
+            raise TypeError(f"sparse: expected a COO or CSR tensor, got layout {sparse.layout}")
+        return _from_entries(rows, latents, values, (sparse.shape[0], sparse.shape[1]), k)
+
+    def to_scipy(self) -> scipy.sparse.csr_array:
+        """A SciPy CSR array [n, dim] with sorted indices (needs SciPy)."""
+        import scipy.sparse
+
+        rows, latents, values = (part.detach().cpu() for part in self._entries())
+        starts = np.zeros(len(self) + 1, np.int64)
+        np.cumsum(np.bincount(rows.numpy(), minlength=len(self)), out=starts[1:])
+        values = values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+        return scipy.sparse.csr_array((values.numpy(), latents.numpy(), starts), shape=self.shape)
+
+    @staticmethod
+    def from_scipy(matrix: Any, k: int | None = None) -> SparseCodes:
+        """Codes of any SciPy sparse matrix [n, dim]; duplicates are summed; k as in `from_dense`."""
+        matrix = matrix.tocsr()
+        if not matrix.has_canonical_format:
+            matrix = matrix.copy()
+            matrix.sum_duplicates()
+        rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+        return _from_entries(
+            torch.from_numpy(rows),
+            torch.from_numpy(matrix.indices.astype(np.int64)),
+            torch.from_numpy(np.ascontiguousarray(matrix.data)),
+            matrix.shape,
+            k,
+        )
+
+    def numpy(self) -> tuple[np.ndarray, np.ndarray]:
+        """(values, indices) as NumPy arrays; bfloat16 values come as float32."""
+        values = self.values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+        return values.numpy(), self.indices.cpu().numpy()
+
+    @staticmethod
+    def from_numpy(values: np.ndarray, indices: np.ndarray, dim: int) -> SparseCodes:
+        """Codes of two arrays [n, k]: slots in any order, any value ≤ 0 meaning an empty slot.
+
+        Raises:
+            ValueError: if a latent is out of range or comes twice in a row.
+        """
+        return _canonical(
+            torch.from_numpy(np.ascontiguousarray(values)),
+            torch.from_numpy(np.ascontiguousarray(indices).astype(np.int64)),
+            dim,
+        ).validate()
+
+    # ---- storage ----------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str], *, values: str = "float32") -> None:
+        """Writes the packed form: a safetensors file, 2 or 4 bytes an index and a value.
+
+        Indices are uint16 where dim ≤ 65,536, else int32. With values="float16" the codes
+        are rounded, and slots that the rounding makes equal are put back in order. The file
+        is written beside `path` and renamed, so a crash never leaves half a file.
+
+        Raises:
+            ValueError: if `values` is not "float32" or "float16", or a value overflows it.
+        """
+        from safetensors.numpy import save
+
+        if values not in ("float32", "float16"):
+            raise ValueError(f"values: expected 'float32' or 'float16', got {values!r}")
+        codes = self.detach().to(device="cpu", dtype=getattr(torch, values))
+        if bool((codes.values.isinf() & self.values.detach().cpu().isfinite()).any()):
+            raise ValueError(
+                f"values: {float(self.values.max()):.4g} does not fit in float16; save as float32"
+            )
+        if values != "float32":
+            codes = _canonical(codes.values, codes.indices, self.dim)
+        stored = codes.indices.numpy().astype(np.uint16 if self.dim <= 65_536 else np.int32)
+        header = {"format": FILE_FORMAT, "version": FILE_VERSION, "dim": self.dim}
+        tensors = {
+            "values": np.ascontiguousarray(codes.values.numpy()),
+            "indices": np.ascontiguousarray(stored),
+        }
+        write_atomically(path, save(tensors, metadata={"csrkern": json.dumps(header)}))
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> SparseCodes:
+        """Reads a file written by `save`; float16 values stay float16.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is not a whole, valid code file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no code file at {os.fspath(path)}")
+        try:
+            with safe_open(os.fspath(path), framework="np") as file:
+                header = json.loads((file.metadata() or {}).get("csrkern", "{}"))
+                if header.get("format") != FILE_FORMAT:
+                    raise ValueError(f"{os.fspath(path)} is not a csrkern code file")
+                if header.get("version") != FILE_VERSION:
+                    raise ValueError(
+                        f"{os.fspath(path)} has format version {header.get('version')}; "
+                        f"this release reads version {FILE_VERSION}"
+                    )
+                values, indices = file.get_tensor("values"), file.get_tensor("indices")
+        except SafetensorError as error:
+            raise ValueError(f"{os.fspath(path)} is damaged: {error}") from error
+        codes = SparseCodes(
+            torch.from_numpy(values), torch.from_numpy(indices.astype(np.int32)), header["dim"]
+        )
+        return codes.validate()
+
+
+def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:
+    """Writes `payload` beside `path`, flushes it to disk and renames it into place."""
+    target = Path(path)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _canonical(values: Tensor, indices: Tensor, dim: int) -> SparseCodes:
+    """SparseCodes of slots in any order: sorted, empties zeroed and moved to the end."""
+    empty = ~((values > 0) | values.isnan())
+    values = values.masked_fill(empty, 0)
+    by_index = indices.masked_fill(empty, dim).argsort(dim=1, stable=True)
+    values, indices = values.gather(1, by_index), indices.masked_fill(empty, 0).gather(1, by_index)
+    values, by_value = values.sort(dim=1, descending=True, stable=True)
+    return SparseCodes(values, indices.gather(1, by_value).int(), dim)
+
+
+def _from_entries(
+    rows: Tensor, latents: Tensor, values: Tensor, shape: tuple[int, int], k: int | None
+) -> SparseCodes:
+    """SparseCodes of (row, latent, value) triples in row order, without duplicates."""
+    if bool((values < 0).any()):
+        raise ValueError("expected no negative entries; codes are non-negative")
+    counts = torch.bincount(rows, minlength=shape[0])
+    width = max(1, int(counts.max()) if shape[0] else 1)
+    slots = torch.arange(len(rows)).to(rows) - (counts.cumsum(0) - counts)[rows]
+    padded_values = values.new_zeros(shape[0], width)
+    padded_indices = latents.new_zeros(shape[0], width)
+    padded_values[rows, slots] = values
+    padded_indices[rows, slots] = latents
+    codes = _canonical(padded_values, padded_indices, shape[1])
+    if k is None or k == codes.k:
+        return codes
+    if not 1 <= k <= shape[1]:
+        raise ValueError(f"k: expected 1 <= k <= dim = {shape[1]}, got {k}")
+    if k < codes.k:
+        return codes.truncate(k)
+    pad = (0, k - codes.k)
+    return SparseCodes(
+        torch.nn.functional.pad(codes.values, pad),
+        torch.nn.functional.pad(codes.indices, pad),
+        shape[1],
+    )
+
+
+def _unflatten(leaves: Iterable[Any], dim: int) -> SparseCodes:
+    codes = object.__new__(SparseCodes)  # pytree leaves need not be tensors
+    codes.values, codes.indices = leaves
+    codes.dim = dim
+    return codes
+
+
+_pytree.register_pytree_node(
+    SparseCodes,
+    lambda codes: ([codes.values, codes.indices], codes.dim),
+    _unflatten,
+    serialized_type_name="csrkern.SparseCodes",
+)

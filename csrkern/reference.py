@@ -1,0 +1,133 @@
+"""The specification: every operator in plain PyTorch, in the dtype of its input.
+
+Each function is the twin of the public operator of the same name; kernels are tested
+against these in float64. Written to be read: dense intermediates, no blocking, no speed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csrkern.codes import SparseCodes
+
+
+def topk_relu(pre: Tensor, k: int, latent_mask: Tensor | None = None) -> SparseCodes:
+    """ReLU(TopK(pre)): the k largest positive entries of each row [n, h].
+
+    NaN sorts as largest; equal values go to the lower index; slots without a positive
+    entry hold value 0 and index 0. Where `latent_mask` [h] is False, a latent cannot win.
+    """
+    if latent_mask is not None:
+        pre = pre.masked_fill(~latent_mask, -torch.inf)
+    values, indices = torch.sort(pre, dim=1, descending=True, stable=True)
+    values, indices = values[:, :k], indices[:, :k]
+    wins = (values > 0) | values.isnan()
+    values = torch.where(wins, values, torch.zeros_like(values))
+    indices = torch.where(wins, indices, torch.zeros_like(indices))
+    return SparseCodes(values, indices.int(), pre.shape[1])
+
+
+def encode(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, k: int, pre_bias: Tensor | None = None
+) -> SparseCodes:
+    """topk_relu((x - pre_bias) @ weight.T + bias, k); x [n, d], weight [h, d]."""
+    centred = x if pre_bias is None else x - pre_bias
+    return topk_relu(F.linear(centred, weight, bias), k)
+
+
+def decode(codes: SparseCodes, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Σ_j values_j · weight[indices_j] + bias, [n, d]; weight [h, d]."""
+    out = codes.to_dense() @ weight
+    return out if bias is None else out + bias
+
+
+def similarity(a: SparseCodes, b: SparseCodes) -> Tensor:
+    """a · bᵀ, [n, m]."""
+    return a.to_dense() @ b.to_dense().T
+
+
+def info_nce(
+    a: SparseCodes,
+    b: SparseCodes | None = None,
+    *,
+    temperature: float,
+    labels: Tensor | tuple[Tensor, Tensor] | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """The contrastive loss over codes; see `csrkern.info_nce` for the three variants."""
+    dense_a = a.to_dense()
+    dense_b = dense_a if b is None else b.to_dense()
+    if normalize:
+        dense_a, dense_b = _unit_rows(dense_a), _unit_rows(dense_b)
+    logits = dense_a @ dense_b.T / temperature
+
+    itself = torch.eye(len(a), dtype=torch.bool, device=logits.device) if b is None else None
+    if labels is not None:
+        labels_a, labels_b = labels if isinstance(labels, tuple) else (labels, labels)
+        positive = labels_a[:, None] == labels_b[None, :]
+        rest = logits
+        if itself is not None:
+            positive = positive & ~itself
+            rest = logits.masked_fill(itself, -torch.inf)
+        count = positive.sum(1)
+        mean_positive = (logits * positive).sum(1) / count.clamp(min=1)
+        log_sum = torch.logsumexp(rest, 1)
+        # A row without any positive teaches nothing: it costs 0 and leaves the mean.
+        loss = torch.where(count > 0, log_sum - mean_positive, torch.zeros_like(log_sum))
+        if reduction == "mean":
+            return loss.sum() / (count > 0).sum().clamp(min=1)
+    elif itself is not None:
+        # Two identical views of every row: the twin is the positive, all else comes twice.
+        difference = (logits - logits.diagonal()[:, None]).masked_fill(itself, -torch.inf)
+        loss = F.softplus(torch.logsumexp(difference, 1) + float(np.log(2.0)))
+    else:
+        loss = torch.logsumexp(logits, 1) - logits.diagonal()
+    return {"mean": loss.mean, "sum": loss.sum, "none": lambda: loss}[reduction]()
+
+
+def search(
+    values: np.ndarray,
+    indices: np.ndarray,
+    dim: int,
+    query_values: np.ndarray,
+    query_indices: np.ndarray,
+    topk: int,
+    ids: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Maximum-inner-product search, exact, as `InvertedIndex` defines it.
+
+    values/indices [N, k] are the stored codes, query_values/query_indices [n, k'] the
+    queries, both as float32 and in SparseCodes order. A score is summed in float32 over
+    the query's slots from first to last, each product rounded before it is added. Returns
+    scores [n, topk] and ids [n, topk]: best first, equal scores by lower id, documents
+    that share no latent with the query left out, missing places (-inf, -1).
+    """
+    n_docs, n_queries = len(values), len(query_values)
+    ids = np.arange(n_docs, dtype=np.int64) if ids is None else np.asarray(ids, np.int64)
+    dense = np.zeros((n_docs, dim), np.float32)
+    rows, slots = np.nonzero(values)
+    dense[rows, indices[rows, slots]] = values[rows, slots]
+
+    scores_out = np.full((n_queries, topk), -np.inf, np.float32)
+    ids_out = np.full((n_queries, topk), -1, np.int64)
+    for i in range(n_queries):
+        score = np.zeros(n_docs, np.float32)
+        for value, latent in zip(query_values[i], query_indices[i], strict=True):
+            if value != 0:
+                score += np.float32(value) * dense[:, latent]
+        found = np.flatnonzero(score)
+        best = found[np.lexsort((ids[found], -score[found]))][:topk]
+        scores_out[i, : len(best)] = score[best]
+        ids_out[i, : len(best)] = ids[best]
+    return scores_out, ids_out
+
+
+def _unit_rows(dense: Tensor) -> Tensor:
+    """Rows at L2 norm 1; a zero row stays zero (and passes no gradient) instead of NaN."""
+    square = dense.square().sum(1, keepdim=True)
+    inverse = torch.where(square > 0, square, torch.ones_like(square)).rsqrt()
+    return dense * inverse

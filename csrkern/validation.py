@@ -1,0 +1,78 @@
+"""Argument checks for the public operators: the one place where they raise.
+
+Every message names the argument, what was expected and what came. Kernels trust their input.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def check_tensor(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
+    """`value` is a floating-point tensor whose shape matches `shape` (None: any size)."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in FLOATS:
+        raise TypeError(
+            f"{name}: expected float32, float16, bfloat16 or float64, got {value.dtype}; "
+            f"convert it with {name}.float()"
+        )
+    fits = value.dim() == len(shape) and all(
+        want is None or want == have for want, have in zip(shape, value.shape, strict=True)
+    )
+    if not fits:
+        want = ", ".join("any" if s is None else str(s) for s in shape)
+        raise ValueError(f"{name}: expected shape [{want}], got {list(value.shape)}")
+    return value
+
+
+def check_same(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    """`value` has the device and dtype of `like`."""
+    if value.device != like.device:
+        raise ValueError(f"{name} is on {value.device} but {like_name} is on {like.device}")
+    if value.dtype != like.dtype:
+        raise TypeError(f"{name} is {value.dtype} but {like_name} is {like.dtype}; use one dtype")
+
+
+def check_k(k: Any, limit: int, limit_name: str) -> int:
+    """`k` is an integer in 1..limit."""
+    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
+        raise TypeError(f"k: expected an int, got {type(k).__name__}")
+    if k < 1 or k > limit:
+        raise ValueError(f"k: expected 1 <= k <= {limit_name} = {limit}, got {k}")
+    return k  # type: ignore[return-value]
+
+
+def check_codes(name: str, value: Any, dim: int | None = None) -> Any:
+    """`value` is SparseCodes, of width `dim` if one is given."""
+    from csrkern.codes import SparseCodes
+
+    if not isinstance(value, SparseCodes):
+        raise TypeError(
+            f"{name}: expected SparseCodes, got {type(value).__name__}; "
+            "SparseCodes.from_dense / from_scipy / from_torch convert other forms"
+        )
+    if dim is not None and value.dim != dim:
+        raise ValueError(f"{name}: expected codes over {dim} latents, got {value.dim}")
+    return value
+
+
+def check_temperature(temperature: Any) -> float:
+    """`temperature` is a positive finite number."""
+    if not isinstance(temperature, (int, float)) or isinstance(temperature, bool):
+        raise TypeError(f"temperature: expected a float, got {type(temperature).__name__}")
+    if not 0.0 < temperature < float("inf"):
+        raise ValueError(f"temperature: expected a positive finite number, got {temperature}")
+    return float(temperature)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """`value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
