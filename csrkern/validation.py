@@ -76,3 +76,18 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+def check_latent_mask(mask: Any, pre: Tensor) -> None:
+    """`mask` is None, or a bool tensor [h] on the device of `pre` [n, h]."""
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"latent_mask: expected a bool tensor, got {got}")
+    if mask.shape != pre.shape[1:]:
+        raise ValueError(
+            f"latent_mask: expected shape [{pre.shape[1]}], got {list(mask.shape)}"
+        )
+    if mask.device != pre.device:
+        raise ValueError(f"latent_mask is on {mask.device} but pre is on {pre.device}")

@@ -1,0 +1,110 @@
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "csrkern/index_kernels.hpp"
+
+namespace csrkern {
+namespace {
+
+uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+template <class T>
+T load(const uint8_t* at) {
+  T value;
+  std::memcpy(&value, at, sizeof(value));
+  return value;
+}
+
+float value_at(const uint8_t* values, uint64_t i, uint16_t) {
+  return half_to_float(load<uint16_t>(values + 2 * i));
+}
+float value_at(const uint8_t* values, uint64_t i, float) { return load<float>(values + 4 * i); }
+
+template <class Value>
+void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window, int32_t,
+           float* scores) {
+  for (int t = 0; t < n_terms; ++t) {
+    const uint64_t begin = terms[t].offsets[window], n = terms[t].offsets[window + 1] - begin;
+    const uint8_t* ids = postings + begin * (2 + sizeof(Value));
+    const uint8_t* values = ids + 2 * n;
+    for (uint64_t i = 0; i < n; ++i) {
+      scores[load<uint16_t>(ids + 2 * i)] += value_at(values, i, Value{}) * terms[t].weight;
+    }
+  }
+}
+
+void lane_maxima(const float* scores, int64_t n, int64_t lanes, uint32_t* maxima) {
+  std::fill(maxima, maxima + lanes, 0u);
+  for (int64_t i = 0; i < n; i += lanes) {
+    const int64_t count = std::min(lanes, n - i);
+    for (int64_t j = 0; j < count; ++j) maxima[j] = std::max(maxima[j], bits_of(scores[i + j]));
+  }
+}
+
+int64_t take(float* scores, int64_t n, uint32_t bar, uint16_t* ids, float* taken) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (bits_of(scores[i]) >= bar) {
+      ids[count] = static_cast<uint16_t>(i);
+      taken[count++] = scores[i];
+    }
+    scores[i] = 0;
+  }
+  return count;
+}
+
+uint16_t float_to_half(float value) {
+  const uint32_t bits = bits_of(value), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
+  if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);
+  if (magnitude >= 0x38800000) {  // normal in float16: rebias, round the 13 lost bits
+    const uint32_t rebiased = magnitude - 0x38000000;
+    return static_cast<uint16_t>(sign | ((rebiased + 0xfff + ((rebiased >> 13) & 1)) >> 13));
+  }
+  // Adding 0.5 puts the last bit of a subnormal float16 (2^-24) at the last bit of the sum.
+  return static_cast<uint16_t>(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000));
+}
+
+void to_half(const float* values, int64_t n, uint16_t* halves) {
+  for (int64_t i = 0; i < n; ++i) halves[i] = float_to_half(values[i]);
+}
+
+uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
+  static const std::array<uint32_t, 256> table = [] {
+    std::array<uint32_t, 256> made{};
+    for (uint32_t i = 0; i < 256; ++i) {
+      uint32_t c = i;
+      for (int bit = 0; bit < 8; ++bit) c = (c >> 1) ^ (c & 1 ? 0x82f63b78u : 0u);
+      made[i] = c;
+    }
+    return made;
+  }();
+  crc = ~crc;
+  for (size_t i = 0; i < bytes; ++i) crc = table[(crc ^ data[i]) & 0xff] ^ (crc >> 8);
+  return ~crc;
+}
+
+}  // namespace
+
+float half_to_float(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, magnitude = half & 0x7fff;
+  if (magnitude >= 0x7c00) return float_of(sign | 0x7f800000 | (magnitude - 0x7c00) << 13);
+  if (magnitude >= 0x0400) return float_of(sign | ((magnitude << 13) + 0x38000000));
+  return float_of(sign | bits_of(static_cast<float>(magnitude) * 0x1p-24f));
+}
+
+const IndexKernels kIndexKernelsPortable = {score<uint16_t>, score<float>, lane_maxima,
+                                            take,            to_half,      crc32c};
+
+}  // namespace csrkern

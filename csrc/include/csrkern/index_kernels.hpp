@@ -1,0 +1,49 @@
+// The inner loops of the inverted index, one implementation per instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace csrkern {
+
+// One query term within the index: its row of the offsets table and the query's value.
+struct QueryTerm {
+  const uint64_t* offsets;  // [n_windows + 1]
+  float weight;
+};
+
+// Slots of score memory after a window's documents, for the lanes of an incomplete vector.
+constexpr int kSpareSlots = 16;
+
+// Scores are non-negative floats, so they are compared by their bits.
+struct IndexKernels {
+  // For each term in order, over its segment in `window`: scores[id] += value * weight, the
+  // product rounded before it is added. scores [window size + kSpareSlots]
+  void (*score_half)(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window,
+                     int32_t spare, float* scores);
+  void (*score_float)(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window,
+                      int32_t spare, float* scores);
+  // maxima[j] = max of scores[i] over i = j mod lanes, as bits; `lanes` and n are multiples of 64.
+  void (*lane_maxima)(const float* scores, int64_t n, int64_t lanes, uint32_t* maxima);
+  // Writes number and score of every document whose score's bits are >= bar, in order, and
+  // zeroes all n scores; n is a multiple of 64. Returns how many were written. Each output
+  // has room for n + 16.
+  int64_t (*take)(float* scores, int64_t n, uint32_t bar, uint16_t* ids, float* taken);
+  // Rounds to float16 (to nearest, ties to even), as bits.
+  void (*to_half)(const float* values, int64_t n, uint16_t* halves);
+  uint32_t (*crc32c)(uint32_t crc, const uint8_t* data, size_t bytes);
+};
+
+extern const IndexKernels kIndexKernelsPortable;
+#ifdef CSRKERN_X86
+extern const IndexKernels kIndexKernelsAvx2;
+extern const IndexKernels kIndexKernelsAvx512;
+#endif
+
+// The kernels of the instruction set in use.
+const IndexKernels& index_kernels();
+
+// float16 bits to float32, exactly.
+float half_to_float(uint16_t half);
+
+}  // namespace csrkern

@@ -1,0 +1,22 @@
+"""What the operator files share: the torch library they register in, and address passing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from csrkern import _C
+
+LIBRARY = torch.library.Library("csrkern", "DEF")
+
+# The native kernels take these; other dtypes go through the reference.
+NATIVE_DTYPES = {
+    torch.float32: _C.DType.float32,
+    torch.float16: _C.DType.float16,
+    torch.bfloat16: _C.DType.bfloat16,
+}
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor's data lies, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,111 @@
+"""topk_relu: the k largest positive entries of every row.
+
+On a CPU a native kernel reads each row twice, once from memory and once from cache: maxima
+of disjoint groups give a proven lower bound on the k-th largest entry, entries above it are
+collected, and only they are sorted (csrc/cpu/topk_relu_impl.hpp). float64 goes through the
+reference, so that gradients can be checked.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from csrkern import _C, reference
+from csrkern.codes import SparseCodes
+from csrkern.ops._registry import LIBRARY, NATIVE_DTYPES, address
+from csrkern.validation import check_k, check_latent_mask, check_tensor
+
+
+def topk_relu(pre: Tensor, k: int, *, latent_mask: Tensor | None = None) -> SparseCodes:
+    """ReLU(TopK(pre)) as sparse codes, without a dense intermediate.
+
+    Args:
+        pre: pre-activations [n, h]; float32, float16, bfloat16 or float64, any strides.
+        k: slots per row, 1 <= k <= h.
+        latent_mask: [h] bool; latents where it is False cannot be selected.
+
+    Returns:
+        SparseCodes with values [n, k] in the dtype of `pre`, indices [n, k] int32, dim h.
+        NaN sorts as largest, equal values go to the lower index, and a row with fewer than
+        k positive entries is padded with value 0 at index 0.
+
+    Differentiable in `pre`: the gradient reaches the positive selected entries, nothing else.
+
+    Raises:
+        TypeError: if `pre` is not a floating-point tensor, or `k` not an int.
+        ValueError: if `pre` is not 2-D, k is out of range, or the mask has another shape.
+
+    Source: the activation of TopK autoencoders (Makhzani & Frey 2013; Gao et al. 2024) with
+    the ReLU of CSR (Wen et al., ICML 2025, arXiv 2503.01776).
+    """
+    check_tensor("pre", pre, (None, None))
+    check_k(k, pre.shape[1], "h")
+    check_latent_mask(latent_mask, pre)
+    values, indices = torch.ops.csrkern.topk_relu(pre, k, latent_mask)
+    return SparseCodes(values, indices, pre.shape[1])
+
+
+LIBRARY.define("topk_relu(Tensor pre, SymInt k, Tensor? latent_mask) -> (Tensor, Tensor)")
+LIBRARY.define(
+    "topk_relu_backward(Tensor grad, Tensor values, Tensor indices, SymInt dim) -> Tensor"
+)
+
+
+@torch.library.impl(LIBRARY, "topk_relu", "CPU")
+def _topk_relu_cpu(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    if pre.dtype not in NATIVE_DTYPES:
+        codes = reference.topk_relu(pre, k, latent_mask)
+        # The slices are views of the whole sort; the operator owns what it returns.
+        return codes.values.contiguous(), codes.indices.contiguous()
+    n, h = pre.shape
+    values = pre.new_empty(n, k)
+    indices = pre.new_empty(n, k, dtype=torch.int32)
+    mask = None if latent_mask is None else latent_mask.contiguous()
+    _C.topk_relu(
+        address(pre),
+        NATIVE_DTYPES[pre.dtype],
+        n,
+        h,
+        pre.stride(0),
+        pre.stride(1),
+        address(mask),
+        k,
+        address(values),
+        address(indices),
+        torch.get_num_threads(),
+    )
+    return values, indices
+
+
+@torch.library.impl(LIBRARY, "topk_relu_backward", "CPU")
+def _topk_relu_backward_cpu(grad: Tensor, values: Tensor, indices: Tensor, dim: int) -> Tensor:
+    passed = torch.where(values > 0, grad, torch.zeros_like(grad))
+    return passed.new_zeros(len(grad), dim).scatter_add_(1, indices.long(), passed)
+
+
+@torch.library.register_fake("csrkern::topk_relu", lib=LIBRARY)
+def _topk_relu_fake(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    shape = (pre.shape[0], k)
+    return pre.new_empty(shape), pre.new_empty(shape, dtype=torch.int32)
+
+
+@torch.library.register_fake("csrkern::topk_relu_backward", lib=LIBRARY)
+def _topk_relu_backward_fake(grad: Tensor, values: Tensor, indices: Tensor, dim: int) -> Tensor:
+    return grad.new_empty(grad.shape[0], dim)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.dim = inputs[0].shape[1]
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*output)
+
+
+def _backward(ctx, grad_values: Tensor, _grad_indices) -> tuple[Tensor, None, None]:
+    values, indices = ctx.saved_tensors
+    return torch.ops.csrkern.topk_relu_backward(grad_values, values, indices, ctx.dim), None, None
+
+
+torch.library.register_autograd(
+    "csrkern::topk_relu", _backward, setup_context=_setup_context, lib=LIBRARY
+)
