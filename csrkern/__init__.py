@@ -14,9 +14,9 @@ from csrkern._version import __version__
 if TYPE_CHECKING:
     from csrkern import nn, reference
     from csrkern.codes import SparseCodes
+    from csrkern.index import InvertedIndex
     from csrkern.ops.decode import decode
     from csrkern.ops.encode import encode
-    from csrkern.index import InvertedIndex
     from csrkern.ops.info_nce import info_nce
     from csrkern.ops.similarity import similarity
     from csrkern.ops.topk_relu import topk_relu

@@ -103,7 +103,9 @@ class SparseCodes:
         return SparseCodes(self.values[rows], self.indices[rows], self.dim)
 
     def __repr__(self) -> str:
-        return f"SparseCodes(n={len(self)}, k={self.k}, dim={self.dim}, {self.dtype}, {self.device})"
+        return (
+            f"SparseCodes(n={len(self)}, k={self.k}, dim={self.dim}, {self.dtype}, {self.device})"
+        )
 
     def truncate(self, k: int) -> SparseCodes:
         """The codes at a smaller k: the first k columns, sharing memory.
@@ -256,7 +258,7 @@ class SparseCodes:
 
     @staticmethod
     def from_scipy(matrix: Any, k: int | None = None) -> SparseCodes:
-        """Codes of any SciPy sparse matrix [n, dim]; duplicates are summed; k as in `from_dense`."""
+        """Codes of any SciPy sparse matrix [n, dim], duplicates summed; k as in `from_dense`."""
         matrix = matrix.tocsr()
         if not matrix.has_canonical_format:
             matrix = matrix.copy()

@@ -86,7 +86,9 @@ def info_nce(
         loss = F.softplus(torch.logsumexp(difference, 1) + float(np.log(2.0)))
     else:
         loss = torch.logsumexp(logits, 1) - logits.diagonal()
-    return {"mean": loss.mean, "sum": loss.sum, "none": lambda: loss}[reduction]()
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
 
 
 def search(

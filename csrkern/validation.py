@@ -86,8 +86,25 @@ def check_latent_mask(mask: Any, pre: Tensor) -> None:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"latent_mask: expected a bool tensor, got {got}")
     if mask.shape != pre.shape[1:]:
-        raise ValueError(
-            f"latent_mask: expected shape [{pre.shape[1]}], got {list(mask.shape)}"
-        )
+        raise ValueError(f"latent_mask: expected shape [{pre.shape[1]}], got {list(mask.shape)}")
     if mask.device != pre.device:
         raise ValueError(f"latent_mask is on {mask.device} but pre is on {pre.device}")
+
+
+def check_labels(labels: Any, n: int, m: int, two_sets: bool) -> Any:
+    """`labels` is None, an integer tensor [n], or a pair of them ([n], [m]) for two sets.
+
+    Returns None, one tensor for one set, or a pair for two.
+    """
+    if labels is None:
+        return None
+    pair = labels if isinstance(labels, tuple) else (labels, labels)
+    if isinstance(labels, tuple) and (len(labels) != 2 or not two_sets):
+        raise ValueError("labels: a pair (labels_a, labels_b) goes with a and b; give one tensor")
+    for name, part, size in (("labels_a", pair[0], n), ("labels_b", pair[1], m)):
+        if not isinstance(part, Tensor) or part.dtype.is_floating_point:
+            got = part.dtype if isinstance(part, Tensor) else type(part).__name__
+            raise TypeError(f"{name}: expected an integer tensor, got {got}")
+        if part.shape != (size,):
+            raise ValueError(f"{name}: expected shape [{size}], got {list(part.shape)}")
+    return pair if two_sets else pair[0]

@@ -77,6 +77,26 @@ struct BuiltIndex {
 BuiltIndex build_index(const SparseRows& docs, int32_t window, ValueType type, bool normalize,
                        int num_threads);
 
+// From latent to term: a table where the latents are few enough, else a binary search.
+class TermFinder {
+ public:
+  TermFinder() = default;
+  TermFinder(const int32_t* terms, int64_t n_terms, int32_t dim);
+
+  // The term of a latent in 0..dim-1, or -1.
+  int64_t find(int32_t latent) const {
+    if (!table_.empty()) return table_[latent];
+    return search(latent);
+  }
+
+ private:
+  int64_t search(int32_t latent) const;
+
+  const int32_t* terms_ = nullptr;
+  int64_t n_terms_ = 0;
+  std::vector<int32_t> table_;
+};
+
 // A searchable index over arrays that outlive it. All methods are safe from any thread.
 class Index {
  public:
@@ -94,23 +114,21 @@ class Index {
   // Checks all postings now. Throws std::invalid_argument naming the first damaged list.
   void verify(int num_threads) const;
 
-  // The stored codes by document: starts [n_docs + 1], then latents and values by latent.
-  void documents(int64_t* starts, int32_t* latents, float* values) const;
-  void document_starts(int64_t* starts) const;
+  // The stored codes as rows: starts [n_docs + 1], and for each document its latents,
+  // ascending, and their values [offsets.back()].
+  void rows(int64_t* starts, int32_t* latents, float* values) const;
 
   const IndexView& view() const { return view_; }
-  // The term of a latent, or -1 if no document uses it.
-  int64_t find_term(int32_t latent) const;
 
  private:
+  friend class QuerySearch;
+
   void verify_term(int64_t term) const;
 
   IndexView view_;
   bool ids_ascend_ = true;
-  std::vector<int32_t> term_of_;  // [dim], empty where dim is too large for a table
-  mutable std::unique_ptr<std::atomic<uint8_t>[]> verified_;  // [n_terms], null: all trusted
-
-  friend class Searcher;
+  TermFinder finder_;
+  std::unique_ptr<std::atomic<uint8_t>[]> verified_;  // [n_terms], null: all trusted
 };
 
 // CRC-32C (Castagnoli) of `bytes` bytes.

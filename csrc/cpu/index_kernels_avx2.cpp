@@ -1,0 +1,135 @@
+#include <immintrin.h>
+
+#include "csrkern/index_kernels.hpp"
+
+namespace csrkern {
+namespace {
+
+constexpr uint64_t kLine = 64;
+// Longer segments are left to the hardware, which follows them by itself.
+constexpr uint64_t kPrefetchLines = 32;
+
+void prefetch(const uint8_t* data, uint64_t bytes) {
+  if (bytes > kPrefetchLines * kLine) bytes = kPrefetchLines * kLine;
+  for (uint64_t i = 0; i < bytes; i += kLine) _mm_prefetch(data + i, _MM_HINT_T0);
+}
+
+struct Half {
+  static constexpr uint64_t kBytes = 2;
+  static __m256 load8(const uint8_t* at) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+  }
+  static float load(const uint8_t* at) {
+    uint16_t half;
+    __builtin_memcpy(&half, at, 2);
+    return _cvtsh_ss(half);
+  }
+};
+
+struct Float {
+  static constexpr uint64_t kBytes = 4;
+  static __m256 load8(const uint8_t* at) {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(at));
+  }
+  static float load(const uint8_t* at) {
+    float value;
+    __builtin_memcpy(&value, at, 4);
+    return value;
+  }
+};
+
+template <class Value>
+void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window, int32_t,
+           float* scores) {
+  constexpr uint64_t kPosting = 2 + Value::kBytes;
+  alignas(32) float products[8];
+  for (int t = 0; t < n_terms; ++t) {
+    const uint64_t begin = terms[t].offsets[window], n = terms[t].offsets[window + 1] - begin;
+    if (t + 1 < n_terms) {
+      const uint64_t* next = terms[t + 1].offsets + window;
+      prefetch(postings + next[0] * kPosting, (next[1] - next[0]) * kPosting);
+    }
+    const uint16_t* ids = reinterpret_cast<const uint16_t*>(postings + begin * kPosting);
+    const uint8_t* values = postings + begin * kPosting + 2 * n;
+    const float weight = terms[t].weight;
+    uint64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+      const __m256 loaded = Value::load8(values + i * Value::kBytes);
+      _mm256_store_ps(products, _mm256_mul_ps(loaded, _mm256_set1_ps(weight)));
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) scores[ids[i + j]] += products[j];
+    }
+    for (; i < n; ++i) scores[ids[i]] += Value::load(values + i * Value::kBytes) * weight;
+  }
+}
+
+void lane_maxima(const float* scores, int64_t n, int64_t lanes, uint32_t* maxima) {
+  for (int64_t j = 0; j < lanes; j += 8) {
+    __m256i best = _mm256_setzero_si256();
+    for (int64_t i = j; i < n; i += lanes) {
+      best = _mm256_max_epi32(
+          best, _mm256_load_si256(reinterpret_cast<const __m256i*>(scores + i)));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(maxima + j), best);
+  }
+}
+
+int64_t take(float* scores, int64_t n, uint32_t bar, uint16_t* ids, float* taken) {
+  // bar >= 1, so "greater than bar - 1" is "at least bar".
+  const __m256i below = _mm256_set1_epi32(static_cast<int>(bar - 1));
+  const __m256i zero = _mm256_setzero_si256();
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += 32) {
+    __m256i over[4];
+    for (int j = 0; j < 4; ++j) {
+      const __m256i s = _mm256_load_si256(reinterpret_cast<const __m256i*>(scores + i + 8 * j));
+      over[j] = _mm256_cmpgt_epi32(s, below);
+    }
+    const __m256i any =
+        _mm256_or_si256(_mm256_or_si256(over[0], over[1]), _mm256_or_si256(over[2], over[3]));
+    if (!_mm256_testz_si256(any, any)) {
+      for (int j = 0; j < 4; ++j) {
+        uint32_t mask = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(over[j])));
+        for (; mask != 0; mask &= mask - 1) {
+          const int64_t at = i + 8 * j + __builtin_ctz(mask);
+          ids[count] = static_cast<uint16_t>(at);
+          taken[count++] = scores[at];
+        }
+      }
+    }
+    for (int j = 0; j < 4; ++j) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(scores + i + 8 * j), zero);
+    }
+  }
+  return count;
+}
+
+void to_half(const float* values, int64_t n, uint16_t* halves) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(halves + i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(values + i),
+                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  for (; i < n; ++i) {
+    halves[i] = _cvtss_sh(values[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+}
+
+uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
+  uint64_t c = ~crc;
+  for (; bytes >= 8; bytes -= 8, data += 8) {
+    uint64_t word;
+    __builtin_memcpy(&word, data, 8);
+    c = _mm_crc32_u64(c, word);
+  }
+  for (; bytes > 0; --bytes, ++data) c = _mm_crc32_u8(static_cast<uint32_t>(c), *data);
+  return ~static_cast<uint32_t>(c);
+}
+
+}  // namespace
+
+const IndexKernels kIndexKernelsAvx2 = {score<Half>, score<Float>, lane_maxima,
+                                        take,        to_half,      crc32c};
+
+}  // namespace csrkern

@@ -1,0 +1,249 @@
+"""Modules: TopKReLU and the sparse autoencoder of CSR."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csrkern.codes import SparseCodes, write_atomically
+from csrkern.ops.decode import decode
+from csrkern.ops.encode import encode
+from csrkern.ops.topk_relu import topk_relu
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+_ENCODER, _DECODER = "encoder.weight", "decoder.linear.weight"
+
+
+class TopKReLU(nn.Module):
+    """ReLU(TopK(x)) as an activation: keeps the k largest positive entries of each row.
+
+    `forward` returns SparseCodes; with dense=True it returns a tensor of the input's shape,
+    to stand in for the activation of an existing model.
+
+    Args:
+        k: entries kept per row.
+        dense: return a dense tensor [..., h] instead of SparseCodes (input [n, h]).
+    """
+
+    def __init__(self, k: int, *, dense: bool = False) -> None:
+        super().__init__()
+        self.k = k
+        self.dense = dense
+
+    def forward(self, pre: Tensor) -> SparseCodes | Tensor:
+        """Pre-activations [n, h] (or [..., h] if dense) to codes."""
+        if not self.dense:
+            return topk_relu(pre, self.k)
+        flat = pre.reshape(-1, pre.shape[-1])
+        return topk_relu(flat, self.k).to_dense().reshape(pre.shape)
+
+    def extra_repr(self) -> str:
+        """What `print(module)` shows."""
+        return f"k={self.k}, dense={self.dense}"
+
+
+class _Decoder(nn.Module):
+    """Holds the dictionary at the published name `decoder.linear.weight`, [h, d]."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+
+class SparseAutoencoder(nn.Module):
+    """A TopK sparse autoencoder, the model of CSR.
+
+    z_k = ReLU(TopK(W (x − pre_bias) + latent_bias)), x̂ = z_k W_dec + pre_bias; W_dec is W
+    itself when tied.
+
+    Args:
+        input_dim: width d of the embeddings.
+        hidden_dim: number of latents h.
+        k: active latents per row.
+        k_aux: dead latents that the auxiliary loss may use per row.
+        normalize: standardise each row to mean 0 and deviation 1 before encoding, and undo
+            it after decoding.
+        dead_threshold: a latent is dead after this many optimiser steps without use.
+        tied: decode with the encoder's weight.
+
+    Tensors: pre_bias [d], latent_bias [h], encoder.weight [h, d], decoder.linear.weight
+    [h, d], stats_last_nonzero [h] int64 (steps since a latent was last used): the names of
+    sentence-transformers' SparseAutoEncoder.
+
+    Raises:
+        ValueError: if a size is not positive or k exceeds hidden_dim.
+
+    Source: Wen et al., ICML 2025 (arXiv 2503.01776); Gao et al. 2024 (arXiv 2406.04093).
+    """
+
+    stats_last_nonzero: Tensor
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        k: int,
+        k_aux: int = 512,
+        normalize: bool = False,
+        dead_threshold: int = 30,
+        tied: bool = True,
+    ) -> None:
+        super().__init__()
+        sizes = {"input_dim": input_dim, "hidden_dim": hidden_dim, "k": k, "k_aux": k_aux}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name}: expected at least 1, got {size}")
+        if k > hidden_dim:
+            raise ValueError(f"k: expected at most hidden_dim = {hidden_dim}, got {k}")
+        self.input_dim = input_dim
+        self.hidden_dim = hidden_dim
+        self.k = k
+        self.k_aux = k_aux
+        self.normalize = normalize
+        self.dead_threshold = dead_threshold
+        self.tied = tied
+        self.pre_bias = nn.Parameter(torch.zeros(input_dim))
+        self.latent_bias = nn.Parameter(torch.zeros(hidden_dim))
+        self.encoder = nn.Linear(input_dim, hidden_dim, bias=False)
+        dictionary = self.encoder
+        if not tied:
+            dictionary = nn.Linear(input_dim, hidden_dim, bias=False)
+            dictionary.load_state_dict(self.encoder.state_dict())
+        self.decoder = _Decoder(dictionary)
+        self.register_buffer("stats_last_nonzero", torch.zeros(hidden_dim, dtype=torch.long))
+
+    def standardize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(x [n, d] as the encoder sees it, mean [n, 1], deviation [n, 1])."""
+        if not self.normalize:
+            return x, x.new_zeros(len(x), 1), x.new_ones(len(x), 1)
+        mean = x.mean(1, keepdim=True)
+        deviation = (x - mean).std(1, keepdim=True) + 1e-5
+        return (x - mean) / deviation, mean, deviation
+
+    def encode(self, x: Tensor, k: int | None = None) -> SparseCodes:
+        """Codes of embeddings [n, d] at k (default self.k) active latents."""
+        x, _, _ = self.standardize(x)
+        return self.encode_standardized(x, k)
+
+    def encode_standardized(self, x: Tensor, k: int | None = None) -> SparseCodes:
+        """`encode` for rows that `standardize` has been over already."""
+        return encode(
+            x,
+            self.encoder.weight,
+            self.latent_bias,
+            k=self.k if k is None else k,
+            pre_bias=self.pre_bias,
+        )
+
+    def encode_aux(self, x: Tensor, k_aux: int | None = None) -> SparseCodes | None:
+        """Codes of standardised rows [n, d] over the dead latents only; None if none is dead."""
+        dead = self.dead.nonzero().squeeze(1)
+        if len(dead) == 0:
+            return None
+        k = min(self.k_aux if k_aux is None else k_aux, len(dead))
+        codes = encode(
+            x, self.encoder.weight[dead], self.latent_bias[dead], k=k, pre_bias=self.pre_bias
+        )
+        latents = torch.where(codes.active, dead[codes.indices.long()], 0)
+        return SparseCodes(codes.values, latents.int(), self.hidden_dim)
+
+    def decode(self, codes: SparseCodes) -> Tensor:
+        """Standardised reconstructions [n, d] of codes."""
+        return decode(codes, self.decoder.linear.weight, self.pre_bias)
+
+    def forward(self, x: Tensor, k: int | None = None) -> tuple[Tensor, SparseCodes]:
+        """(reconstruction [n, d] in the scale of x, codes)."""
+        x, mean, deviation = self.standardize(x)
+        codes = self.encode_standardized(x, k)
+        return self.decode(codes) * deviation + mean, codes
+
+    @property
+    def dead(self) -> Tensor:
+        """[h] bool: latents that no row has used for more than `dead_threshold` steps."""
+        return self.stats_last_nonzero > self.dead_threshold
+
+    @torch.no_grad()
+    def update_stats(self, codes: SparseCodes, threshold: float = 1e-5) -> None:
+        """Counts one optimiser step in which `codes` were used (values above `threshold`)."""
+        used = codes.indices[codes.values > threshold].long()
+        self.stats_last_nonzero += 1
+        self.stats_last_nonzero[used] = 0
+
+    def extra_repr(self) -> str:
+        """What `print(module)` shows."""
+        return (
+            f"input_dim={self.input_dim}, hidden_dim={self.hidden_dim}, k={self.k}, "
+            f"k_aux={self.k_aux}, normalize={self.normalize}, tied={self.tied}"
+        )
+
+    # ---- storage ----------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        names = ("input_dim", "hidden_dim", "k", "k_aux", "normalize", "dead_threshold", "tied")
+        return {name: getattr(self, name) for name in names}
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Writes config.json and model.safetensors into `directory`, each renamed into place.
+
+        A tied model stores its weight once, as encoder.weight.
+        """
+        from safetensors.torch import save
+
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        if self.tied:
+            del tensors[_DECODER]
+        write_atomically(folder / WEIGHTS_NAME, save(tensors))
+        text = json.dumps(self.config(), indent=2) + "\n"
+        write_atomically(folder / CONFIG_NAME, text.encode())
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike[str]) -> SparseAutoencoder:
+        """The model in a directory written by `save_pretrained` or sentence-transformers.
+
+        Either of two tied weights may be absent from the file.
+
+        Raises:
+            FileNotFoundError: if config.json or model.safetensors is missing.
+            ValueError: if the files do not describe one model.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(directory)
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"no {name} in {folder}; expected a saved model there")
+        try:
+            config = json.loads((folder / CONFIG_NAME).read_text())
+            tensors = load_file(folder / WEIGHTS_NAME)
+        except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
+            raise ValueError(f"{folder} is damaged: {error}") from error
+        known = {name: value for name, value in config.items() if name in _CONFIG_NAMES}
+        missing = {"input_dim", "hidden_dim", "k"} - known.keys()
+        if missing:
+            raise ValueError(f"{folder / CONFIG_NAME} lacks {', '.join(sorted(missing))}")
+        model = cls(**known)
+        if model.tied:
+            weight = tensors.get(_ENCODER, tensors.get(_DECODER))
+            if weight is None:
+                raise ValueError(f"{folder / WEIGHTS_NAME} has neither {_ENCODER} nor {_DECODER}")
+            tensors[_ENCODER] = tensors[_DECODER] = weight
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"{folder / WEIGHTS_NAME} does not fit its config: {error}") from error
+        return model
+
+
+_CONFIG_NAMES = frozenset(
+    ("input_dim", "hidden_dim", "k", "k_aux", "normalize", "dead_threshold", "tied")
+)
