@@ -81,6 +81,7 @@ class NinjaBuildExt(build_ext):
         if IS_X86:
             flags.append("-DCSRKERN_X86=1")
         lines = [
+            f"builddir = {escape(build_dir)}",
             "rule cxx",
             "  command = $cxx -MMD -MF $out.d $flags $isa -c $in -o $out",
             "  depfile = $out.d",

@@ -4,6 +4,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "csrkern/index.hpp"
 #include "csrkern/isa.hpp"
 #include "csrkern/parallel.hpp"
 #include "csrkern/topk_relu.hpp"
@@ -38,6 +46,173 @@ void bind_topk_relu(py::module_& m) {
       "See csrkern/topk_relu.hpp; addresses are integers.");
 }
 
+// A NumPy array over memory that `owner` keeps and the array then owns.
+template <class T, class Owner>
+py::array_t<T> adopt(Owner owner, const void* data, size_t size) {
+  auto* kept = new Owner(std::move(owner));
+  const py::capsule free(kept, [](void* p) { delete static_cast<Owner*>(p); });
+  return py::array_t<T>(static_cast<py::ssize_t>(size), static_cast<const T*>(data), free);
+}
+
+template <class T>
+py::array_t<T> adopt(std::vector<T> owner) {
+  const T* data = owner.data();  // survives the move
+  const size_t size = owner.size();
+  return adopt<T>(std::move(owner), data, size);
+}
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+// values and indices [n, k], or flat with starts [n + 1].
+csrkern::SparseRows sparse_rows(const Array<float>& values, const Array<int32_t>& indices,
+                                const std::optional<Array<int64_t>>& starts, int32_t dim) {
+  if (values.size() != indices.size())
+    throw std::invalid_argument("expected as many values as indices");
+  if (!starts) {
+    if (values.ndim() != 2) throw std::invalid_argument("expected values of shape [n, k]");
+    return {values.shape(0), dim, values.shape(1), nullptr, values.data(), indices.data()};
+  }
+  if (starts->size() < 1 || starts->at(starts->size() - 1) > values.size()) {
+    throw std::invalid_argument("expected row starts that end within the values");
+  }
+  return {starts->size() - 1, dim, 0, starts->data(), values.data(), indices.data()};
+}
+
+// An index and the NumPy arrays it reads.
+struct PyIndex {
+  Array<int32_t> terms;
+  Array<uint64_t> offsets;
+  Array<uint32_t> checksums;
+  Array<uint8_t> postings;
+  std::optional<Array<int64_t>> ids;
+  std::unique_ptr<csrkern::Index> index;
+
+  PyIndex(int64_t n_docs, int32_t dim, int32_t window, bool half, bool trusted,
+          Array<int32_t> terms, Array<uint64_t> offsets, Array<uint32_t> checksums,
+          Array<uint8_t> postings, std::optional<Array<int64_t>> ids)
+      : terms(terms), offsets(offsets), checksums(checksums), postings(postings), ids(ids) {
+    const auto type = half ? csrkern::ValueType::float16 : csrkern::ValueType::float32;
+    const auto damaged = [](const std::string& what) {
+      throw std::invalid_argument("the index is damaged: " + what);
+    };
+    if (n_docs < 0 || dim < 1 || window < 64 || window > 65536 || window % 64 != 0) {
+      damaged("impossible sizes in its header");
+    }
+    const int64_t n_windows = n_docs / window + (n_docs % window != 0);
+    // In this order a product of two sizes from a hostile file cannot wrap around.
+    if (offsets.size() < 1 || (n_windows > 0 && terms.size() > (offsets.size() - 1) / n_windows) ||
+        offsets.size() != terms.size() * n_windows + 1 || checksums.size() != terms.size()) {
+      damaged("its arrays disagree in size");
+    }
+    const uint64_t n_postings = offsets.at(offsets.size() - 1);
+    if (n_postings > static_cast<uint64_t>(postings.size()) ||
+        n_postings * csrkern::posting_bytes(type) != static_cast<uint64_t>(postings.size())) {
+      damaged("its postings do not fill their array");
+    }
+    if (ids && ids->size() != n_docs) damaged("its ids disagree with its number of documents");
+    const csrkern::IndexView view{n_docs,
+                                  dim,
+                                  window,
+                                  n_windows,
+                                  terms.size(),
+                                  type,
+                                  terms.data(),
+                                  offsets.data(),
+                                  postings.data(),
+                                  checksums.data(),
+                                  ids ? ids->data() : nullptr};
+    py::gil_scoped_release release;
+    index = std::make_unique<csrkern::Index>(view, trusted);
+  }
+};
+
+void bind_index(py::module_& m) {
+  m.def("crc32c", [](const py::buffer& data) {
+    const py::buffer_info info = data.request();
+    return csrkern::crc32c(info.ptr, static_cast<size_t>(info.size * info.itemsize));
+  });
+  m.def(
+      "empty_pages",
+      [](size_t bytes) {
+        csrkern::Buffer buffer(bytes);
+        uint8_t* data = buffer.data();
+        return adopt<uint8_t>(std::move(buffer), data, bytes);
+      },
+      "Uninitialised bytes in huge pages where the system grants them.");
+  m.def(
+      "build_index",
+      [](const Array<float>& values, const Array<int32_t>& indices,
+         const std::optional<Array<int64_t>>& starts, int32_t dim, int32_t window, bool half,
+         bool normalize, int num_threads) {
+        const csrkern::SparseRows rows = sparse_rows(values, indices, starts, dim);
+        csrkern::BuiltIndex built;
+        {
+          py::gil_scoped_release release;
+          built = csrkern::build_index(
+              rows, window, half ? csrkern::ValueType::float16 : csrkern::ValueType::float32,
+              normalize, num_threads);
+        }
+        uint8_t* data = built.postings.data();
+        const size_t bytes = built.postings.bytes();
+        return py::make_tuple(adopt(std::move(built.terms)), adopt(std::move(built.offsets)),
+                              adopt(std::move(built.checksums)),
+                              adopt<uint8_t>(std::move(built.postings), data, bytes));
+      },
+      "(terms, offsets, checksums, postings): see csrkern/index.hpp.");
+
+  using py::arg;
+  py::class_<PyIndex>(m, "Index")
+      .def(py::init<int64_t, int32_t, int32_t, bool, bool, Array<int32_t>, Array<uint64_t>,
+                    Array<uint32_t>, Array<uint8_t>, std::optional<Array<int64_t>>>(),
+           py::kw_only(), arg("n_docs"), arg("dim"), arg("window"), arg("half"), arg("trusted"),
+           arg("terms").noconvert(), arg("offsets").noconvert(), arg("checksums").noconvert(),
+           arg("postings").noconvert(), arg("ids").noconvert())
+      .def_readonly("terms", &PyIndex::terms)
+      .def_readonly("offsets", &PyIndex::offsets)
+      .def_readonly("checksums", &PyIndex::checksums)
+      .def_readonly("postings", &PyIndex::postings)
+      .def_readonly("ids", &PyIndex::ids)
+      .def(
+          "search",
+          [](const PyIndex& self, const Array<float>& values, const Array<int32_t>& indices,
+             const std::optional<Array<int64_t>>& starts, int64_t topk, bool normalize,
+             int num_threads) {
+            const csrkern::SparseRows rows =
+                sparse_rows(values, indices, starts, self.index->view().dim);
+            py::array_t<float> scores({rows.n, topk});
+            py::array_t<int64_t> ids({rows.n, topk});
+            float* scores_out = scores.mutable_data();
+            int64_t* ids_out = ids.mutable_data();
+            {
+              py::gil_scoped_release release;
+              self.index->search(rows, topk, normalize, num_threads, scores_out, ids_out);
+            }
+            return py::make_tuple(scores, ids);
+          },
+          "(scores, ids), both [n, topk].")
+      .def("verify",
+           [](const PyIndex& self, int num_threads) {
+             py::gil_scoped_release release;
+             self.index->verify(num_threads);
+           })
+      .def("rows", [](const PyIndex& self) {
+        const csrkern::IndexView& view = self.index->view();
+        const auto n = static_cast<py::ssize_t>(self.offsets.at(self.offsets.size() - 1));
+        py::array_t<int64_t> starts(view.n_docs + 1);
+        py::array_t<int32_t> latents(n);
+        py::array_t<float> values(n);
+        int64_t* starts_out = starts.mutable_data();
+        int32_t* latents_out = latents.mutable_data();
+        float* values_out = values.mutable_data();
+        {
+          py::gil_scoped_release release;
+          self.index->rows(starts_out, latents_out, values_out);
+        }
+        return py::make_tuple(starts, latents, values);
+      });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -48,4 +223,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("available_threads", &csrkern::available_threads,
         "The number of processors this process may run on.");
   bind_topk_relu(m);
+  bind_index(m);
 }

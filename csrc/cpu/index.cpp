@@ -39,8 +39,7 @@ bool good_segment(const uint8_t* segment, int64_t n, int64_t docs, ValueType typ
 
 }  // namespace
 
-Index::Index(const IndexView& view, bool trusted)
-    : view_(view), finder_(view.terms, 0, 1) {
+Index::Index(const IndexView& view, bool trusted) : view_(view), finder_(view.terms, 0, 1) {
   const int64_t segments = view.n_terms * view.n_windows;
   for (int64_t t = 0; t < view.n_terms; ++t) {
     const int32_t above = t == 0 ? -1 : view.terms[t - 1];

@@ -96,7 +96,11 @@ class Stored {
 class Builder {
  public:
   Builder(const SparseRows& docs, int32_t window, ValueType type, bool normalize, int threads)
-      : docs_(docs), window_(window), type_(type), normalize_(normalize), threads_(threads),
+      : docs_(docs),
+        window_(window),
+        type_(type),
+        normalize_(normalize),
+        threads_(threads),
         n_windows_((docs.n + window - 1) / window) {}
 
   BuiltIndex build() {
@@ -141,9 +145,7 @@ class Builder {
     });
   }
 
-  int64_t window_docs(int64_t w) const {
-    return std::min<int64_t>(window_, docs_.n - w * window_);
-  }
+  int64_t window_docs(int64_t w) const { return std::min<int64_t>(window_, docs_.n - w * window_); }
 
   void count() {
     const int64_t n_terms = static_cast<int64_t>(built_.terms.size());
@@ -159,10 +161,9 @@ class Builder {
           if (row.is_zero(j)) continue;
           const int64_t t = finder_.find(row.latents[j]);
           if (last[t] == local) {
-            throw std::invalid_argument("codes: latent " + std::to_string(row.latents[j]) +
-                                        " comes twice in row " +
-                                        std::to_string(w * window_ + local) +
-                                        "; sum or drop duplicates first");
+            throw std::invalid_argument(
+                "codes: latent " + std::to_string(row.latents[j]) + " comes twice in row " +
+                std::to_string(w * window_ + local) + "; sum or drop duplicates first");
           }
           last[t] = local;
           ++counts[t];

@@ -67,8 +67,8 @@ void lane_maxima(const float* scores, int64_t n, int64_t lanes, uint32_t* maxima
   for (int64_t j = 0; j < lanes; j += 8) {
     __m256i best = _mm256_setzero_si256();
     for (int64_t i = j; i < n; i += lanes) {
-      best = _mm256_max_epi32(
-          best, _mm256_load_si256(reinterpret_cast<const __m256i*>(scores + i)));
+      best =
+          _mm256_max_epi32(best, _mm256_load_si256(reinterpret_cast<const __m256i*>(scores + i)));
     }
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(maxima + j), best);
   }

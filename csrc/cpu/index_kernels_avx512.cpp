@@ -34,9 +34,7 @@ struct Half {
 struct Float {
   static constexpr uint64_t kBytes = 4;
   static __m512 load(const uint8_t* at) { return _mm512_loadu_ps(at); }
-  static __m512 load(const uint8_t* at, __mmask16 mask) {
-    return _mm512_maskz_loadu_ps(mask, at);
-  }
+  static __m512 load(const uint8_t* at, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, at); }
 };
 
 template <class Value>
@@ -98,7 +96,8 @@ int64_t take(float* scores, int64_t n, uint32_t bar, uint16_t* ids, float* taken
     }
     if (__builtin_expect((over[0] | over[1] | over[2] | over[3]) == 0, 1)) continue;
     for (int j = 0; j < 4; ++j) {
-      const __m512i numbers = _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(i) + 16 * j));
+      const __m512i numbers =
+          _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(i) + 16 * j));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(ids + count),
                           _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(over[j], numbers)));
       _mm512_storeu_si512(taken + count, _mm512_maskz_compress_epi32(over[j], s[j]));

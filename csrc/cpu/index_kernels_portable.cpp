@@ -104,7 +104,7 @@ float half_to_float(uint16_t half) {
   return float_of(sign | bits_of(static_cast<float>(magnitude) * 0x1p-24f));
 }
 
-const IndexKernels kIndexKernelsPortable = {score<uint16_t>, score<float>, lane_maxima,
-                                            take,            to_half,      crc32c};
+const IndexKernels kIndexKernelsPortable = {score<uint16_t>, score<float>, lane_maxima, take,
+                                            to_half,         crc32c};
 
 }  // namespace csrkern

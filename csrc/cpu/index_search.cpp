@@ -113,11 +113,9 @@ class QuerySearch {
   void scan(int64_t window, TopHits& best, Scratch& s) const {
     const IndexView& view = index_.view_;
     const int64_t base = window * view.window;
-    const int64_t n =
-        round_up(std::min<int64_t>(view.window, view.n_docs - base), kStep);
+    const int64_t n = round_up(std::min<int64_t>(view.window, view.n_docs - base), kStep);
     float* scores = reinterpret_cast<float*>(s.scores.data());
-    const auto score =
-        view.type == ValueType::float16 ? kernels_.score_half : kernels_.score_float;
+    const auto score = view.type == ValueType::float16 ? kernels_.score_half : kernels_.score_float;
     const int32_t spare = static_cast<int32_t>(round_up(view.window, kStep));
     score(view.postings, terms_.data(), static_cast<int>(terms_.size()), window, spare, scores);
     if (!best.full()) raise_by_lanes(scores, n, best, s);

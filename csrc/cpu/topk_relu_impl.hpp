@@ -12,21 +12,14 @@
 #include <cstdint>
 #include <cstring>
 
+#include "small_floats.hpp"
 #include "topk_relu_rows.hpp"
 
 namespace csrkern {
 namespace {
 
-struct Half {
-  uint16_t bits;
-};
-struct BFloat {
-  uint16_t bits;
-};
-
 constexpr int kAccumulators = 8;
 constexpr int64_t kRankSortLimit = 320;  // measured: above it the radix sort is faster
-constexpr int32_t kInfinityBits = 0x7f800000;
 
 // Maxima of 8 * V::width groups in each of `chunks` equal parts of the row, at least 0.
 // Returns false if the row holds a NaN.

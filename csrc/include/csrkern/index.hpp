@@ -35,11 +35,11 @@ struct IndexView {
   int64_t n_windows;
   int64_t n_terms;
   ValueType type;
-  const int32_t* terms;      // [n_terms] latents, ascending
-  const uint64_t* offsets;   // [n_terms * n_windows + 1] postings before each segment
-  const uint8_t* postings;   // [offsets.back() * posting_bytes(type)]
-  const uint32_t* checksums; // [n_terms] CRC-32C of each term's postings
-  const int64_t* ids;        // [n_docs], or null: the row number is the id
+  const int32_t* terms;       // [n_terms] latents, ascending
+  const uint64_t* offsets;    // [n_terms * n_windows + 1] postings before each segment
+  const uint8_t* postings;    // [offsets.back() * posting_bytes(type)]
+  const uint32_t* checksums;  // [n_terms] CRC-32C of each term's postings
+  const int64_t* ids;         // [n_docs], or null: the row number is the id
 
   const uint8_t* segment(uint64_t offset) const { return postings + offset * posting_bytes(type); }
 };

@@ -1,0 +1,132 @@
+// The vector type of the AVX2 files: eight lanes.
+// Included once by each of them, so everything here has internal linkage.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "small_floats.hpp"
+
+namespace csrkern {
+namespace {
+
+struct Avx2 {
+  using I = __m256i;
+  using Mask = __m256i;
+  using Flag = __m256;
+  static constexpr int64_t width = 8;
+
+  static I splat(int32_t x) { return _mm256_set1_epi32(x); }
+  static I max(I a, I b) { return _mm256_max_epi32(a, b); }
+  static I add(I a, I b) { return _mm256_add_epi32(a, b); }
+  static void store(int32_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<I*>(p), x); }
+  static I load_bits(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const I*>(p)); }
+
+  static I load(const float* p) { return _mm256_loadu_si256(reinterpret_cast<const I*>(p)); }
+  static I load(const BFloat* p) {
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16);
+  }
+  static I load(const Half* p) {
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castps_si256(_mm256_cvtph_ps(narrow));
+  }
+  // The first n lanes; the rest are 0, which never wins.
+  template <class T>
+  static I load_part(const T* p, int64_t n) {
+    T lanes[width] = {};
+    std::memcpy(static_cast<void*>(lanes), p, n * sizeof(T));
+    return load(lanes);
+  }
+  static float to_float(float x) { return x; }
+  static float to_float(BFloat x) {
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(x.bits << 16)));
+  }
+  static float to_float(Half x) { return _cvtsh_ss(x.bits); }
+
+  static Flag no_flag() { return _mm256_setzero_ps(); }
+  static Flag flag_nan(Flag flag, I x, I y) {
+    return _mm256_or_ps(
+        flag, _mm256_cmp_ps(_mm256_castsi256_ps(x), _mm256_castsi256_ps(y), _CMP_UNORD_Q));
+  }
+  static bool any(Flag flag) { return _mm256_movemask_ps(flag) != 0; }
+
+  static I gt(I a, I b) { return _mm256_cmpgt_epi32(a, b); }
+  static Mask ge(I a, I b) { return gt(a, add(b, splat(-1))); }
+  static bool any_of(Mask a, Mask b, Mask c, Mask d) {
+    const I either = _mm256_or_si256(_mm256_or_si256(a, b), _mm256_or_si256(c, d));
+    return !_mm256_testz_si256(either, either);
+  }
+  static I count_ge(I count, I a, I b) { return _mm256_sub_epi32(count, ge(a, b)); }
+  static I count_gt(I count, I a, I b) { return _mm256_sub_epi32(count, gt(a, b)); }
+  static int64_t sum(I x) {
+    int32_t lanes[width];
+    store(lanes, x);
+    int64_t total = 0;
+    for (int32_t lane : lanes) total += lane;
+    return total;
+  }
+  // 1 in the lanes above `lane`, 0 elsewhere.
+  static I lanes_above(int64_t lane) {
+    const I numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_srli_epi32(gt(numbers, splat(static_cast<int32_t>(lane))), 31);
+  }
+  static int64_t append(int32_t* bits, int32_t* index, I x, int64_t first, Mask hit) {
+    auto left = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(hit)));
+    if (left == 0) return 0;
+    int32_t lanes[width];
+    store(lanes, x);
+    int64_t found = 0;
+    for (; left != 0; left &= left - 1, ++found) {
+      const int lane = __builtin_ctz(left);
+      bits[found] = lanes[lane];
+      index[found] = static_cast<int32_t>(first) + lane;
+    }
+    return found;
+  }
+
+  using F = __m256;
+  static F zero() { return _mm256_setzero_ps(); }
+  static F splat(float x) { return _mm256_set1_ps(x); }
+  static F load_f(const float* p) { return _mm256_loadu_ps(p); }
+  static F load_f(const BFloat* p) { return _mm256_castsi256_ps(load(p)); }
+  static F load_f(const Half* p) { return _mm256_castsi256_ps(load(p)); }
+  template <class T>
+  static F load_part_f(const T* p, int64_t n) {
+    return _mm256_castsi256_ps(load_part(p, n));
+  }
+  static void store_f(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static void store_part_f(float* p, F x, int64_t n) {
+    float lanes[width];
+    store_f(lanes, x);
+    std::memcpy(p, lanes, n * sizeof(float));
+  }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F min(F a, F b) { return _mm256_min_ps(a, b); }
+  // a where the bits of c are zero, b elsewhere.
+  static F where_zero(F c, F a, F b) {
+    const I zero = _mm256_cmpeq_epi32(_mm256_castps_si256(c), _mm256_setzero_si256());
+    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(zero));
+  }
+  static bool all_zero(F x) {
+    return _mm256_testz_si256(_mm256_castps_si256(x), _mm256_castps_si256(x)) != 0;
+  }
+  // a where labels are equal, 0 elsewhere.
+  static F where_equal(I x, I y, F a) {
+    return _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(x, y)), a);
+  }
+  static F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  // 2^x for integral x in [-126, 127].
+  static F exp2_integral(F x) {
+    const I biased = _mm256_add_epi32(_mm256_cvtps_epi32(x), splat(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+  }
+};
+
+}  // namespace
+}  // namespace csrkern

@@ -1,0 +1,17 @@
+// The 16-bit floating-point formats, as the kernels name them.
+#pragma once
+
+#include <cstdint>
+
+namespace csrkern {
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat {
+  uint16_t bits;
+};
+
+constexpr int32_t kInfinityBits = 0x7f800000;
+
+}  // namespace csrkern
