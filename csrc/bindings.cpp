@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "csrkern/codes.hpp"
+#include "csrkern/gather.hpp"
 #include "csrkern/index.hpp"
 #include "csrkern/isa.hpp"
 #include "csrkern/parallel.hpp"
@@ -24,6 +26,96 @@ namespace {
 template <class T>
 T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
+}
+
+void bind_transpose(py::module_& m) {
+  m.def(
+      "transpose",
+      [](uintptr_t values, uintptr_t indices, int64_t n, int64_t k, int64_t dim, uintptr_t starts,
+         uintptr_t rows, uintptr_t slots, uintptr_t sorted_values, int num_threads) {
+        py::gil_scoped_release release;
+        csrkern::transpose(
+            {pointer<const float>(values), pointer<const int32_t>(indices), n, k, dim},
+            pointer<int64_t>(starts), pointer<int32_t>(rows), pointer<int32_t>(slots),
+            pointer<float>(sorted_values), num_threads);
+      },
+      "See csrkern/codes.hpp; addresses are integers.");
+}
+
+using SourceArgs =
+    std::tuple<uintptr_t, int64_t, int64_t, int64_t, uintptr_t>;  // rows, stride, begin, end, scale
+
+int fill_sources(const std::vector<SourceArgs>& from, csrkern::Source* to) {
+  if (from.size() > csrkern::kMaxSources) throw py::value_error("too many sources");
+  for (const auto& [rows, stride, begin, end, scale] : from) {
+    *to++ = {{pointer<const void>(rows), stride}, begin, end, pointer<const float>(scale)};
+  }
+  return static_cast<int>(from.size());
+}
+
+void bind_gather(py::module_& m) {
+  m.attr("MAX_PREFIXES") = csrkern::kMaxPrefixes;
+  m.def(
+      "gather_sum",
+      [](uintptr_t values, uintptr_t indices, int64_t n, int64_t k, int64_t dim,
+         csrkern::DType dtype, uintptr_t table, int64_t row_stride, int64_t d, uintptr_t bias,
+         const std::vector<std::pair<int64_t, uintptr_t>>& prefixes, int num_threads) {
+        if (prefixes.size() > csrkern::kMaxPrefixes) throw py::value_error("too many prefixes");
+        csrkern::GatherSum args{
+            {pointer<const float>(values), pointer<const int32_t>(indices), n, k, dim},
+            dtype,
+            {pointer<const void>(table), row_stride},
+            d,
+            pointer<const void>(bias),
+            static_cast<int>(prefixes.size()),
+            {},
+            {}};
+        for (size_t q = 0; q < prefixes.size(); ++q) {
+          args.ends[q] = prefixes[q].first;
+          args.outs[q] = pointer<void>(prefixes[q].second);
+        }
+        py::gil_scoped_release release;
+        csrkern::gather_sum(args, num_threads);
+      },
+      "See csrkern/gather.hpp; addresses are integers, prefixes are (end, out).");
+  m.def(
+      "gather_dot",
+      [](uintptr_t values, uintptr_t indices, int64_t n, int64_t k, int64_t dim,
+         csrkern::DType dtype, uintptr_t table, int64_t row_stride, int64_t d,
+         const std::vector<SourceArgs>& sources, uintptr_t out, int num_threads) {
+        csrkern::GatherDot args{
+            {pointer<const float>(values), pointer<const int32_t>(indices), n, k, dim},
+            dtype,
+            {pointer<const void>(table), row_stride},
+            d,
+            0,
+            {},
+            pointer<float>(out)};
+        args.num_sources = fill_sources(sources, args.sources);
+        py::gil_scoped_release release;
+        csrkern::gather_dot(args, num_threads);
+      },
+      "See csrkern/gather.hpp; sources are (rows, row_stride, begin, end, 0).");
+  m.def(
+      "scatter_sum",
+      [](uintptr_t starts, uintptr_t rows, uintptr_t slots, int64_t k, int64_t dim,
+         csrkern::DType dtype, int64_t d, const std::vector<SourceArgs>& sources, uintptr_t out,
+         int num_threads) {
+        csrkern::ScatterSum args{pointer<const int64_t>(starts),
+                                 pointer<const int32_t>(rows),
+                                 pointer<const int32_t>(slots),
+                                 k,
+                                 dim,
+                                 dtype,
+                                 d,
+                                 0,
+                                 {},
+                                 pointer<void>(out)};
+        args.num_sources = fill_sources(sources, args.sources);
+        py::gil_scoped_release release;
+        csrkern::scatter_sum(args, num_threads);
+      },
+      "See csrkern/gather.hpp; sources are (rows, row_stride, begin, end, scale).");
 }
 
 void bind_topk_relu(py::module_& m) {
@@ -223,5 +315,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("available_threads", &csrkern::available_threads,
         "The number of processors this process may run on.");
   bind_topk_relu(m);
+  bind_gather(m);
+  bind_transpose(m);
   bind_index(m);
 }

@@ -13,6 +13,7 @@ scattered read cannot reach streaming bandwidth and a sparse sum cannot reach GE
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -149,7 +150,7 @@ class Machine:
         points = sorted(table[self._threads(threads, table)].items())
         if working_set <= points[0][0]:
             return points[0][1]
-        for (small, fast), (large, slow) in zip(points, points[1:], strict=False):
+        for (small, fast), (large, slow) in itertools.pairwise(points):
             if working_set <= large:
                 along = math.log(working_set / small) / math.log(large / small)
                 return fast + along * (slow - fast)
@@ -228,7 +229,7 @@ def measure_machine(threads: tuple[int, ...] | None = None, *, quick: bool = Fal
             }
     finally:
         torch.set_num_threads(before)
-    for fewer, more in zip(counts, counts[1:], strict=False):
+    for fewer, more in itertools.pairwise(counts):
         # More threads cannot lower a ceiling: where they seem to, the machine was disturbed.
         for table in (read, fill, copy, flops):
             for key, value in table[fewer].items():  # type: ignore[attr-defined]

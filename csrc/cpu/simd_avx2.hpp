@@ -96,11 +96,28 @@ struct Avx2 {
   static F load_part_f(const T* p, int64_t n) {
     return _mm256_castsi256_ps(load_part(p, n));
   }
+  static constexpr int tile = 8;  // vectors held at once by the gather kernels
   static void store_f(float* p, F x) { _mm256_storeu_ps(p, x); }
-  static void store_part_f(float* p, F x, int64_t n) {
-    float lanes[width];
+  static void store_f(Half* p, F x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static void store_f(BFloat* p, F x) {
+    // Round to nearest even by adding just under half; a NaN must stay one.
+    const I bits = _mm256_castps_si256(x);
+    const I odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), splat(1));
+    const I rounded = add(bits, add(odd, splat(0x7fff)));
+    const I quiet = _mm256_or_si256(bits, splat(0x400000));
+    const I nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const I high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    const I packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+  }
+  template <class T>
+  static void store_part_f(T* p, F x, int64_t n) {
+    T lanes[width];
     store_f(lanes, x);
-    std::memcpy(p, lanes, n * sizeof(float));
+    for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
   }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }

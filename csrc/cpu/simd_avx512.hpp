@@ -87,9 +87,27 @@ struct Avx512 {
   static F load_part_f(const T* p, int64_t n) {
     return _mm512_castsi512_ps(load_part(p, n));
   }
+  static constexpr int tile = 16;  // vectors held at once by the gather kernels
   static void store_f(float* p, F x) { _mm512_storeu_ps(p, x); }
-  static void store_part_f(float* p, F x, int64_t n) {
-    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), x);
+  static void store_f(Half* p, F x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static void store_f(BFloat* p, F x) {
+    // Round to nearest even by adding just under half; a NaN must stay one.
+    const I bits = _mm512_castps_si512(x);
+    const I odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), splat(1));
+    const I rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, splat(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const I kept = _mm512_mask_or_epi32(rounded, nan, bits, splat(0x400000));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+  }
+  template <class T>
+  static void store_part_f(T* p, F x, int64_t n) {
+    T lanes[width];
+    store_f(lanes, x);
+    for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
   }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }

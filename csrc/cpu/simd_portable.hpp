@@ -131,9 +131,42 @@ struct Portable {
   static F load_part_f(const T* p, int64_t n) {
     return each([=](int i) { return i < n ? to_float(p[i]) : 0.0f; });
   }
-  static void store_f(float* p, const F& x) { std::memcpy(p, x.lane, sizeof(x.lane)); }
-  static void store_part_f(float* p, const F& x, int64_t n) {
-    std::memcpy(p, x.lane, n * sizeof(float));
+  static constexpr int tile = 4;  // vectors held at once by the gather kernels
+  static uint32_t bits_of(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    return bits;
+  }
+  static void narrow(float x, float* out) { *out = x; }
+  static void narrow(float x, BFloat* out) {
+    // Round to nearest even by adding just under half; a NaN must stay one.
+    const uint32_t bits = bits_of(x);
+    const bool nan = (bits & 0x7fffffff) > static_cast<uint32_t>(kInfinityBits);
+    const uint32_t rounded = nan ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
+    out->bits = static_cast<uint16_t>(rounded >> 16);
+  }
+  static void narrow(float x, Half* out) {
+    const uint32_t bits = bits_of(x);
+    const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    uint32_t half;
+    if (magnitude > static_cast<uint32_t>(kInfinityBits)) {
+      half = 0x7e00;
+    } else if (magnitude >= 0x477ff000) {  // rounds past the largest half
+      half = 0x7c00;
+    } else if (magnitude < 0x38800000) {  // subnormal: let the float unit round at 2^-24
+      half = bits_of(from_bits(magnitude) + 0.5f) - bits_of(0.5f);
+    } else {
+      half = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    }
+    out->bits = static_cast<uint16_t>(sign | half);
+  }
+  template <class T>
+  static void store_f(T* p, const F& x) {
+    store_part_f(p, x, width);
+  }
+  template <class T>
+  static void store_part_f(T* p, const F& x, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) narrow(x.lane[i], p + i);
   }
   static F add(const F& a, const F& b) {
     return each([&](int i) { return a.lane[i] + b.lane[i]; });
@@ -152,11 +185,6 @@ struct Portable {
   }
   static F min(const F& a, const F& b) {
     return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
-  }
-  static uint32_t bits_of(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof(bits));
-    return bits;
   }
   // a where the bits of c are zero, b elsewhere.
   static F where_zero(const F& c, const F& a, const F& b) {

@@ -20,3 +20,12 @@ NATIVE_DTYPES = {
 def address(tensor: Tensor | None) -> int:
     """Where a tensor's data lies, 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in the autocast dtype of their device, or as they are outside autocast."""
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if t is None else t.to(dtype) for t in tensors)

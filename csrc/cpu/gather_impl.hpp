@@ -1,0 +1,203 @@
+// The gather kernels over a vector type `V` that each instruction-set file supplies.
+// Included once by each of them, so everything here has internal linkage.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "gather_kernels.hpp"
+#include "small_floats.hpp"
+
+namespace csrkern {
+namespace {
+
+// Columns [first, first + kTile vectors) of acc += scale * row, in registers. The last tile of
+// a row may be narrower and ragged.
+template <class V, class T, int kTile>
+inline __attribute__((always_inline)) void add_scaled(typename V::F* acc, float scale,
+                                                      const T* row) {
+  const auto s = V::splat(scale);
+  for (int v = 0; v < kTile; ++v) acc[v] = V::fma(s, V::load_f(row + v * V::width), acc[v]);
+}
+
+template <class T>
+inline void prefetch(const T* row, int64_t columns) {
+  const char* byte = reinterpret_cast<const char*>(row);
+  for (int64_t i = 0; i < columns * static_cast<int64_t>(sizeof(T)); i += 64) {
+    __builtin_prefetch(byte + i);
+  }
+}
+
+// Calls body.run<kTile>(column) over whole tiles, then over single vectors, then
+// body.ragged(column, columns) over what is left.
+template <class V, class Body>
+inline void tiles(int64_t d, Body&& body) {
+  int64_t column = 0;
+  for (; column + V::tile * V::width <= d; column += V::tile * V::width) {
+    body(std::integral_constant<int, V::tile>{}, column);
+  }
+  for (; column + V::width <= d; column += V::width) {
+    body(std::integral_constant<int, 1>{}, column);
+  }
+  if (column < d) body(std::integral_constant<int, 0>{}, column);
+}
+
+template <class V, class T>
+void gather_sum_rows(const GatherSum& args, int64_t begin, int64_t end) {
+  constexpr int64_t kAhead = 4;
+  const T* table = static_cast<const T*>(args.table.data);
+  const T* bias = static_cast<const T*>(args.bias);
+  const int64_t k = args.codes.k, d = args.d, stride = args.table.row_stride;
+  for (int64_t i = begin; i < end; ++i) {
+    const float* values = args.codes.values + i * k;
+    const int32_t* indices = args.codes.indices + i * k;
+    tiles<V>(d, [&](auto tile, int64_t column) {
+      constexpr int kTile = tile();
+      const int64_t columns = kTile ? kTile * V::width : d - column;
+      typename V::F acc[kTile ? kTile : 1];
+      for (auto& a : acc) a = V::zero();
+      int64_t s = 0;
+      for (int q = 0; q < args.num_prefixes; ++q) {
+        for (; s < args.ends[q]; ++s) {
+          if (s + kAhead < k) prefetch(table + indices[s + kAhead] * stride + column, columns);
+          if (values[s] == 0) continue;
+          const T* row = table + indices[s] * stride + column;
+          if constexpr (kTile > 0) {
+            add_scaled<V, T, kTile>(acc, values[s], row);
+          } else {
+            acc[0] = V::fma(V::splat(values[s]), V::load_part_f(row, columns), acc[0]);
+          }
+        }
+        T* out = static_cast<T*>(args.outs[q]) + i * d + column;
+        if constexpr (kTile > 0) {
+          for (int v = 0; v < kTile; ++v) {
+            const auto shift = bias ? V::load_f(bias + column + v * V::width) : V::zero();
+            V::store_f(out + v * V::width, V::add(acc[v], shift));
+          }
+        } else {
+          const auto shift = bias ? V::load_part_f(bias + column, columns) : V::zero();
+          V::store_part_f(out, V::add(acc[0], shift), columns);
+        }
+      }
+    });
+  }
+}
+
+// ⟨a, b⟩ by four partial sums, then across lanes in a fixed order.
+template <class V, class T>
+inline float dot(const T* a, const T* b, int64_t d) {
+  typename V::F acc[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
+  int64_t i = 0;
+  for (; i + 4 * V::width <= d; i += 4 * V::width) {
+    for (int v = 0; v < 4; ++v) {
+      acc[v] = V::fma(V::load_f(a + i + v * V::width), V::load_f(b + i + v * V::width), acc[v]);
+    }
+  }
+  for (; i + V::width <= d; i += V::width) {
+    acc[0] = V::fma(V::load_f(a + i), V::load_f(b + i), acc[0]);
+  }
+  if (i < d) acc[0] = V::fma(V::load_part_f(a + i, d - i), V::load_part_f(b + i, d - i), acc[0]);
+  float lanes[V::width];
+  V::store_f(lanes, V::add(V::add(acc[0], acc[1]), V::add(acc[2], acc[3])));
+  float sum = 0;
+  for (float lane : lanes) sum += lane;
+  return sum;
+}
+
+template <class V, class T>
+void gather_dot_rows(const GatherDot& args, int64_t begin, int64_t end) {
+  constexpr int64_t kAhead = 2;
+  const T* table = static_cast<const T*>(args.table.data);
+  const int64_t k = args.codes.k, d = args.d, stride = args.table.row_stride;
+  for (int64_t i = begin; i < end; ++i) {
+    const float* values = args.codes.values + i * k;
+    const int32_t* indices = args.codes.indices + i * k;
+    for (int64_t s = 0; s < k; ++s) {
+      if (s + kAhead < k) prefetch(table + indices[s + kAhead] * stride, d);
+      float sum = 0;
+      for (int q = 0; q < args.num_sources && values[s] != 0; ++q) {
+        const Source& source = args.sources[q];
+        if (s < source.begin || s >= source.end) continue;
+        const T* row = static_cast<const T*>(source.rows.data) + i * source.rows.row_stride;
+        sum += dot<V>(row, table + indices[s] * stride, d);
+      }
+      args.out[i * k + s] = sum;
+    }
+  }
+}
+
+template <class V, class T>
+void scatter_sum_latents(const ScatterSum& args, int64_t begin, int64_t end) {
+  constexpr int64_t kAhead = 4;
+  const int64_t d = args.d;
+  for (int64_t latent = begin; latent < end; ++latent) {
+    const int64_t first = args.starts[latent], last = args.starts[latent + 1];
+    T* out = static_cast<T*>(args.out) + latent * d;
+    tiles<V>(d, [&](auto tile, int64_t column) {
+      constexpr int kTile = tile();
+      const int64_t columns = kTile ? kTile * V::width : d - column;
+      typename V::F acc[kTile ? kTile : 1];
+      for (auto& a : acc) a = V::zero();
+      for (int64_t e = first; e < last; ++e) {
+        const int64_t i = args.rows[e], slot = args.slots[e];
+        for (int q = 0; q < args.num_sources; ++q) {
+          const Source& source = args.sources[q];
+          const T* data = static_cast<const T*>(source.rows.data) + column;
+          if (e + kAhead < last) {
+            prefetch(data + args.rows[e + kAhead] * source.rows.row_stride, columns);
+          }
+          if (slot < source.begin || slot >= source.end) continue;
+          const float scale = source.scale[i * args.k + slot];
+          if constexpr (kTile > 0) {
+            add_scaled<V, T, kTile>(acc, scale, data + i * source.rows.row_stride);
+          } else {
+            acc[0] = V::fma(V::splat(scale),
+                            V::load_part_f(data + i * source.rows.row_stride, columns), acc[0]);
+          }
+        }
+      }
+      if constexpr (kTile > 0) {
+        for (int v = 0; v < kTile; ++v) V::store_f(out + column + v * V::width, acc[v]);
+      } else {
+        V::store_part_f(out + column, acc[0], columns);
+      }
+    });
+  }
+}
+
+template <class V>
+struct GatherOf {
+  static void gather_sum(const GatherSum& args, int64_t begin, int64_t end) {
+    switch (args.dtype) {
+      case DType::float32:
+        return gather_sum_rows<V, float>(args, begin, end);
+      case DType::float16:
+        return gather_sum_rows<V, Half>(args, begin, end);
+      case DType::bfloat16:
+        return gather_sum_rows<V, BFloat>(args, begin, end);
+    }
+  }
+  static void gather_dot(const GatherDot& args, int64_t begin, int64_t end) {
+    switch (args.dtype) {
+      case DType::float32:
+        return gather_dot_rows<V, float>(args, begin, end);
+      case DType::float16:
+        return gather_dot_rows<V, Half>(args, begin, end);
+      case DType::bfloat16:
+        return gather_dot_rows<V, BFloat>(args, begin, end);
+    }
+  }
+  static void scatter_sum(const ScatterSum& args, int64_t begin, int64_t end) {
+    switch (args.dtype) {
+      case DType::float32:
+        return scatter_sum_latents<V, float>(args, begin, end);
+      case DType::float16:
+        return scatter_sum_latents<V, Half>(args, begin, end);
+      case DType::bfloat16:
+        return scatter_sum_latents<V, BFloat>(args, begin, end);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace csrkern

@@ -1,0 +1,147 @@
+"""The forms of sparse rows that `InvertedIndex` accepts, brought to one; imports no PyTorch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Rows(NamedTuple):
+    """Sparse rows: values and indices [n, k], or flat with starts [n + 1] where given."""
+
+    values: np.ndarray
+    indices: np.ndarray
+    starts: np.ndarray | None
+    dim: int
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return len(self.values) if self.starts is None else len(self.starts) - 1
+
+    @property
+    def k(self) -> int:
+        """The most slots in one row."""
+        if self.starts is None:
+            return self.values.shape[1]
+        return int(np.diff(self.starts).max(initial=0))
+
+
+def read_rows(name: str, codes: Any, dim: int | None) -> Rows:
+    """`codes` in any accepted form as float32 values and int32 indices.
+
+    Raises:
+        TypeError: if the form is not one of those accepted.
+        ValueError: if shapes disagree, a latent is out of range, or the form does not say
+            how many latents there are and `dim` is None.
+    """
+    codes_module = sys.modules.get("csrkern.codes")
+    if codes_module is not None and isinstance(codes, codes_module.SparseCodes):
+        values, indices = codes.numpy()
+        return _fixed_width(name, values, indices, _same_dim(name, codes.dim, dim))
+    if isinstance(codes, (tuple, list)) and len(codes) == 2:
+        if dim is None:
+            raise ValueError(f"{name}: a (values, indices) pair needs dim=, the number of latents")
+        return _fixed_width(name, np.asarray(codes[0]), np.asarray(codes[1]), dim)
+    if hasattr(codes, "tocsr"):
+        return _scipy(name, codes, dim)
+    if hasattr(codes, "layout") and hasattr(codes, "is_sparse"):
+        return _torch(name, codes, dim)
+    raise TypeError(
+        f"{name}: expected SparseCodes, a SciPy sparse matrix, a torch sparse tensor or a pair "
+        f"of arrays (values, indices), got {type(codes).__name__}; "
+        "SparseCodes.from_dense converts a dense matrix"
+    )
+
+
+def _same_dim(name: str, have: int, want: int | None) -> int:
+    if want is not None and have != want:
+        raise ValueError(f"{name}: expected codes over {want} latents, got {have}")
+    return int(have)
+
+
+def _fixed_width(name: str, values: np.ndarray, indices: np.ndarray, dim: int) -> Rows:
+    if values.ndim != 2 or values.shape != indices.shape:
+        raise ValueError(
+            f"{name}: expected values and indices of one shape [n, k], "
+            f"got {list(values.shape)} and {list(indices.shape)}"
+        )
+    return Rows(_float32(name, values), _int32(name, indices, dim), None, dim)
+
+
+def _scipy(name: str, matrix: Any, dim: int | None) -> Rows:
+    matrix = matrix.tocsr()
+    if len(matrix.shape) != 2:
+        raise ValueError(f"{name}: expected a matrix [n, dim], got shape {list(matrix.shape)}")
+    dim = _same_dim(name, matrix.shape[1], dim)
+    starts = _starts(
+        name, matrix.indptr, matrix.shape[0], min(len(matrix.indices), matrix.data.size)
+    )
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+        starts = np.asarray(matrix.indptr, np.int64)
+    n = int(starts[-1])
+    values = _float32(name, matrix.data[:n])
+    return Rows(values, _int32(name, matrix.indices[:n], dim), starts, dim)
+
+
+def _torch(name: str, tensor: Any, dim: int | None) -> Rows:
+    if tensor.dim() != 2:
+        raise ValueError(f"{name}: expected a tensor [n, dim], got shape {list(tensor.shape)}")
+    dim = _same_dim(name, tensor.shape[1], dim)
+    layout = str(tensor.layout)
+    tensor = tensor.detach().cpu()
+    if layout == "torch.sparse_coo":
+        tensor = tensor.coalesce()
+        rows, indices = tensor.indices().numpy()
+        counts = np.bincount(rows, minlength=tensor.shape[0])
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    elif layout == "torch.sparse_csr":
+        indices = tensor.col_indices().numpy()
+        starts = tensor.crow_indices().numpy()
+    else:
+        raise TypeError(
+            f"{name}: expected a sparse COO or CSR tensor, got layout {layout}; "
+            "SparseCodes.from_dense converts a dense matrix"
+        )
+    values = tensor.values()
+    if str(values.dtype) == "torch.bfloat16":
+        values = values.float()
+    starts = _starts(name, starts, tensor.shape[0], len(indices))
+    return Rows(_float32(name, values.numpy()), _int32(name, indices, dim), starts, dim)
+
+
+def _starts(name: str, starts: Any, n: int, entries: int) -> np.ndarray:
+    starts = np.ascontiguousarray(starts, dtype=np.int64)
+    if (
+        starts.shape != (n + 1,)
+        or starts[0] != 0
+        or starts[-1] > entries
+        or (np.diff(starts) < 0).any()
+    ):
+        raise ValueError(
+            f"{name}: expected {n + 1} row starts from 0 that never decrease and end within "
+            f"the {entries} entries"
+        )
+    return starts
+
+
+def _float32(name: str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected real numbers as values, got {values.dtype}")
+    with np.errstate(over="ignore"):  # an overflow to inf is reported with its row later
+        return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def _int32(name: str, indices: np.ndarray, dim: int) -> np.ndarray:
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers as indices, got {indices.dtype}")
+    if indices.size and not np.can_cast(indices.dtype, np.int32):
+        low, high = int(indices.min()), int(indices.max())
+        if low < 0 or high >= dim:
+            wrong = low if low < 0 else high
+            raise ValueError(f"{name}: expected latents in 0..{dim - 1}, got {wrong}")
+    return np.ascontiguousarray(indices, dtype=np.int32)

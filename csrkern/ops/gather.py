@@ -1,0 +1,176 @@
+"""The three sums that decoding and every gradient are made of.
+
+- gather_sum: rows of a table, weighted and summed per code (decoding; the gradient of x);
+- gather_dot: the inner products of a row with the table rows its code selects (the gradient
+  of the values);
+- scatter_sum: the transposed sum, per latent (the gradient of the table). It walks the
+  postings (`transpose`), so it needs no atomics and is bitwise deterministic.
+
+Several prefixes of one code are served by one pass: see `ends`. Tables may be float32,
+float16 or bfloat16, sums run in float32; float64 goes through dense products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from csrkern import _C
+from csrkern.codes import SparseCodes
+from csrkern.ops._registry import LIBRARY, NATIVE_DTYPES, address
+
+LIBRARY.define(
+    "gather_sum(Tensor values, Tensor indices, Tensor table, Tensor? bias, SymInt[] ends) -> Tensor"
+)
+LIBRARY.define(
+    "gather_dot(Tensor values, Tensor indices, Tensor table, Tensor rows, SymInt[] ends) -> Tensor"
+)
+LIBRARY.define(
+    "scatter_sum(Tensor starts, Tensor rows, Tensor slots, SymInt dim, Tensor[] sources, "
+    "Tensor[] scales, SymInt[] begins, SymInt[] ends) -> Tensor"
+)
+
+
+def unit_columns(table: Tensor) -> Tensor:
+    """`table` itself if its columns are adjacent in memory, else a contiguous copy."""
+    return table if table.stride(-1) == 1 or table.shape[-1] == 1 else table.contiguous()
+
+
+def _dense(values: Tensor, indices: Tensor, dim: int) -> Tensor:
+    return SparseCodes(values, indices, dim).to_dense()
+
+
+@torch.library.impl(LIBRARY, "gather_sum", "CPU")
+def gather_sum(
+    values: Tensor, indices: Tensor, table: Tensor, bias: Tensor | None, ends: Sequence[int]
+) -> Tensor:
+    """out[q, i] = Σ over s < ends[q] of values[i, s] · table[indices[i, s]] + bias, [P, n, d]."""
+    n, k = values.shape
+    dim, d = table.shape
+    if table.dtype not in NATIVE_DTYPES:
+        sums = [_dense(values[:, :end], indices[:, :end], dim) @ table for end in ends]
+        return torch.stack([s if bias is None else s + bias for s in sums])
+    values, indices, table = values.float().contiguous(), indices.contiguous(), unit_columns(table)
+    bias = None if bias is None else bias.contiguous()
+    out = table.new_empty(len(ends), n, d)
+    _C.gather_sum(
+        address(values),
+        address(indices),
+        n,
+        k,
+        dim,
+        NATIVE_DTYPES[table.dtype],
+        address(table),
+        table.stride(0),
+        d,
+        address(bias),
+        [(end, address(part)) for end, part in zip(ends, out, strict=True)],
+        torch.get_num_threads(),
+    )
+    return out
+
+
+@torch.library.impl(LIBRARY, "gather_dot", "CPU")
+def gather_dot(
+    values: Tensor, indices: Tensor, table: Tensor, rows: Tensor, ends: Sequence[int]
+) -> Tensor:
+    """out[i, s] = ⟨rows[q, i], table[indices[i, s]]⟩, [n, k]; 0 in empty slots.
+
+    q is the first prefix whose end lies beyond s. `rows` [P, n, d] in the dtype of `table`;
+    the result is float32 (float64 for float64).
+    """
+    n, k = values.shape
+    dim, d = table.shape
+    begins = (0, *ends[:-1])
+    if table.dtype not in NATIVE_DTYPES:
+        out = torch.zeros_like(values)
+        for part, begin, end in zip(rows, begins, ends, strict=True):
+            every = part @ table.T
+            out[:, begin:end] = every.gather(1, indices[:, begin:end].long())
+        return out * (values != 0)
+    values, indices = values.float().contiguous(), indices.contiguous()
+    table, rows = unit_columns(table), unit_columns(rows)
+    out = torch.empty_like(values)
+    _C.gather_dot(
+        address(values),
+        address(indices),
+        n,
+        k,
+        dim,
+        NATIVE_DTYPES[table.dtype],
+        address(table),
+        table.stride(0),
+        d,
+        [
+            (address(part), part.stride(0), begin, end, 0)
+            for part, begin, end in zip(rows, begins, ends, strict=True)
+        ],
+        address(out),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+@torch.library.impl(LIBRARY, "scatter_sum", "CPU")
+def scatter_sum(
+    starts: Tensor,
+    rows: Tensor,
+    slots: Tensor,
+    dim: int,
+    sources: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    begins: Sequence[int],
+    ends: Sequence[int],
+) -> Tensor:
+    """out[l] = Σ over postings (i, s) of l and sources q of scales[q][i, s] · sources[q][i].
+
+    Source q takes part where begins[q] <= s < ends[q]. Sources [n, d] in one dtype, which is
+    the result's; scales [n, k]; returns [dim, d]. The sum over each latent runs in row order.
+    """
+    d = sources[0].shape[1]
+    dtype = sources[0].dtype
+    if dtype not in NATIVE_DTYPES:
+        out = sources[0].new_zeros(dim, d)
+        latents = torch.repeat_interleave(torch.arange(dim), starts.diff())
+        i, s = rows[: len(latents)].long(), slots[: len(latents)].long()
+        for source, scale, begin, end in zip(sources, scales, begins, ends, strict=True):
+            factor = scale[i, s] * ((s >= begin) & (s < end))
+            out.index_add_(0, latents, factor[:, None] * source[i])
+        return out
+    sources = [unit_columns(source) for source in sources]
+    scales = [scale.float().contiguous() for scale in scales]
+    out = sources[0].new_empty(dim, d)
+    _C.scatter_sum(
+        address(starts),
+        address(rows),
+        address(slots),
+        scales[0].shape[1],
+        dim,
+        NATIVE_DTYPES[dtype],
+        d,
+        [
+            (address(source), source.stride(0), begin, end, address(scale))
+            for source, scale, begin, end in zip(sources, scales, begins, ends, strict=True)
+        ],
+        address(out),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+@torch.library.register_fake("csrkern::gather_sum", lib=LIBRARY)
+def _gather_sum_fake(values, indices, table, bias, ends):
+    return table.new_empty(len(ends), values.shape[0], table.shape[1])
+
+
+@torch.library.register_fake("csrkern::gather_dot", lib=LIBRARY)
+def _gather_dot_fake(values, indices, table, rows, ends):
+    dtype = torch.float32 if table.dtype in NATIVE_DTYPES else values.dtype
+    return values.new_empty(values.shape, dtype=dtype)
+
+
+@torch.library.register_fake("csrkern::scatter_sum", lib=LIBRARY)
+def _scatter_sum_fake(starts, rows, slots, dim, sources, scales, begins, ends):
+    return sources[0].new_empty(dim, sources[0].shape[1])

@@ -1,0 +1,84 @@
+"""transpose: the entries of codes sorted by latent, rows ascending within each.
+
+What every backward pass and every product of two sets of codes walks along. A stable
+counting sort, so the same codes always give the same lists, for any number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from csrkern import _C
+from csrkern.codes import SparseCodes
+from csrkern.ops._registry import LIBRARY, address
+from csrkern.validation import check_codes
+
+
+class Postings(NamedTuple):
+    """For latent l, entries starts[l] .. starts[l + 1] − 1 of the other three arrays.
+
+    Attributes:
+        starts: [dim + 1] int64.
+        rows: [n · k] int32, ascending within a latent.
+        slots: [n · k] int32, where in its row the entry stood.
+        values: [n · k] float32. Places from starts[dim] on are unused and hold 0.
+    """
+
+    starts: Tensor
+    rows: Tensor
+    slots: Tensor
+    values: Tensor
+
+
+def transpose(codes: SparseCodes) -> Postings:
+    """The active entries of codes [n, k] by latent, then by row. Not differentiable.
+
+    Raises:
+        TypeError: if `codes` is not SparseCodes.
+    """
+    check_codes("codes", codes)
+    return Postings(
+        *torch.ops.csrkern.transpose(codes.values.detach(), codes.indices, codes.dim)
+    )
+
+
+LIBRARY.define(
+    "transpose(Tensor values, Tensor indices, SymInt dim) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.impl(LIBRARY, "transpose", "CPU")
+def _transpose_cpu(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, ...]:
+    values, indices = values.float().contiguous(), indices.contiguous()
+    n, k = values.shape
+    starts = indices.new_empty(dim + 1, dtype=torch.int64)
+    rows = indices.new_zeros(n * k)
+    slots = indices.new_zeros(n * k)
+    sorted_values = values.new_zeros(n * k)
+    _C.transpose(
+        address(values),
+        address(indices),
+        n,
+        k,
+        dim,
+        address(starts),
+        address(rows),
+        address(slots),
+        address(sorted_values),
+        torch.get_num_threads(),
+    )
+    return starts, rows, slots, sorted_values
+
+
+@torch.library.register_fake("csrkern::transpose", lib=LIBRARY)
+def _transpose_fake(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, ...]:
+    entries = values.numel()
+    return (
+        indices.new_empty(dim + 1, dtype=torch.int64),
+        indices.new_empty(entries),
+        indices.new_empty(entries),
+        values.new_empty(entries, dtype=torch.float32),
+    )
