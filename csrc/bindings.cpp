@@ -14,8 +14,10 @@
 #include "csrkern/codes.hpp"
 #include "csrkern/gather.hpp"
 #include "csrkern/index.hpp"
+#include "csrkern/info_nce.hpp"
 #include "csrkern/isa.hpp"
 #include "csrkern/parallel.hpp"
+#include "csrkern/similarity.hpp"
 #include "csrkern/topk_relu.hpp"
 
 namespace py = pybind11;
@@ -118,6 +120,76 @@ void bind_gather(py::module_& m) {
       "See csrkern/gather.hpp; sources are (rows, row_stride, begin, end, scale).");
 }
 
+using CodesArgs =
+    std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, int64_t>;   // values, indices, n, k, dim
+using PostingsArgs = std::tuple<uintptr_t, uintptr_t, uintptr_t>;  // starts, rows, values
+
+csrkern::Codes to_codes(const CodesArgs& args) {
+  const auto& [values, indices, n, k, dim] = args;
+  return {pointer<const float>(values), pointer<const int32_t>(indices), n, k, dim};
+}
+
+csrkern::Postings to_postings(const PostingsArgs& args) {
+  const auto& [starts, rows, values] = args;
+  return {pointer<const int64_t>(starts), pointer<const int32_t>(rows), nullptr,
+          pointer<const float>(values)};
+}
+
+void bind_similarity(py::module_& m) {
+  m.def(
+      "similarity",
+      [](const CodesArgs& a, const PostingsArgs& b, int64_t m, uintptr_t out, int num_threads) {
+        py::gil_scoped_release release;
+        csrkern::similarity(to_codes(a), to_postings(b), m, pointer<float>(out), num_threads);
+      },
+      "See csrkern/similarity.hpp; addresses are integers, codes and postings are tuples.");
+  m.def(
+      "similarity_backward",
+      [](const CodesArgs& a, const PostingsArgs& b, int64_t m, uintptr_t grad, int64_t row_stride,
+         int64_t col_stride, uintptr_t grad_values, int num_threads) {
+        py::gil_scoped_release release;
+        csrkern::similarity_backward(to_codes(a), to_postings(b), m,
+                                     {pointer<const float>(grad), row_stride, col_stride},
+                                     pointer<float>(grad_values), num_threads);
+      },
+      "See csrkern/similarity.hpp; addresses are integers, codes and postings are tuples.");
+}
+
+void bind_info_nce(py::module_& m) {
+  using csrkern::InfoNce;
+  py::class_<InfoNce>(m, "InfoNce", "See csrkern/info_nce.hpp; addresses are integers.")
+      .def(py::init([](const CodesArgs& a, const PostingsArgs& b, int64_t m, bool one_set,
+                       double temperature, uintptr_t classes_a, uintptr_t classes_b,
+                       uintptr_t n_positives) {
+             return InfoNce{to_codes(a),
+                            to_postings(b),
+                            m,
+                            one_set,
+                            static_cast<float>(1.0 / temperature),
+                            pointer<const int32_t>(classes_a),
+                            pointer<const int32_t>(classes_b),
+                            pointer<const int32_t>(n_positives)};
+           }),
+           py::kw_only(), py::arg("a"), py::arg("b"), py::arg("m"), py::arg("one_set"),
+           py::arg("temperature"), py::arg("classes_a"), py::arg("classes_b"),
+           py::arg("n_positives"));
+  m.def("info_nce", [](const InfoNce& args, uintptr_t loss, uintptr_t peak, uintptr_t log_total,
+                       int num_threads) {
+    py::gil_scoped_release release;
+    csrkern::info_nce(args, pointer<float>(loss), pointer<float>(peak), pointer<float>(log_total),
+                      num_threads);
+  });
+  m.def("info_nce_backward", [](const InfoNce& args, uintptr_t grad, uintptr_t peak,
+                                uintptr_t log_total, bool of_columns, uintptr_t grad_values,
+                                int num_threads) {
+    py::gil_scoped_release release;
+    csrkern::info_nce_backward(
+        args,
+        {pointer<const float>(grad), pointer<const float>(peak), pointer<const float>(log_total)},
+        of_columns, pointer<float>(grad_values), num_threads);
+  });
+}
+
 void bind_topk_relu(py::module_& m) {
   py::native_enum<csrkern::DType>(m, "DType", "enum.IntEnum")
       .value("float32", csrkern::DType::float32)
@@ -153,6 +225,12 @@ py::array_t<T> adopt(std::vector<T> owner) {
   return adopt<T>(std::move(owner), data, size);
 }
 
+py::array_t<uint8_t> adopt(csrkern::Buffer owner) {
+  uint8_t* data = owner.data();
+  const size_t size = owner.bytes();
+  return adopt<uint8_t>(std::move(owner), data, size);
+}
+
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
@@ -178,17 +256,27 @@ struct PyIndex {
   Array<uint32_t> checksums;
   Array<uint8_t> postings;
   std::optional<Array<int64_t>> ids;
+  std::optional<Array<uint8_t>> maxima;
+  std::optional<Array<float>> scales;
   std::unique_ptr<csrkern::Index> index;
 
-  PyIndex(int64_t n_docs, int32_t dim, int32_t window, bool half, bool trusted,
+  PyIndex(int64_t n_docs, int32_t dim, int32_t window, int32_t block, bool half, bool trusted,
           Array<int32_t> terms, Array<uint64_t> offsets, Array<uint32_t> checksums,
-          Array<uint8_t> postings, std::optional<Array<int64_t>> ids)
-      : terms(terms), offsets(offsets), checksums(checksums), postings(postings), ids(ids) {
+          Array<uint8_t> postings, std::optional<Array<int64_t>> ids,
+          std::optional<Array<uint8_t>> maxima, std::optional<Array<float>> scales)
+      : terms(terms),
+        offsets(offsets),
+        checksums(checksums),
+        postings(postings),
+        ids(ids),
+        maxima(maxima),
+        scales(scales) {
     const auto type = half ? csrkern::ValueType::float16 : csrkern::ValueType::float32;
     const auto damaged = [](const std::string& what) {
       throw std::invalid_argument("the index is damaged: " + what);
     };
-    if (n_docs < 0 || dim < 1 || window < 64 || window > 65536 || window % 64 != 0) {
+    if (n_docs < 0 || dim < 1 || window < 64 || window > 65536 || window % 64 != 0 || block < 0 ||
+        block % 64 != 0 || (block > 0 && window % block != 0)) {
       damaged("impossible sizes in its header");
     }
     const int64_t n_windows = n_docs / window + (n_docs % window != 0);
@@ -203,17 +291,27 @@ struct PyIndex {
       damaged("its postings do not fill their array");
     }
     if (ids && ids->size() != n_docs) damaged("its ids disagree with its number of documents");
-    const csrkern::IndexView view{n_docs,
-                                  dim,
-                                  window,
-                                  n_windows,
-                                  terms.size(),
-                                  type,
-                                  terms.data(),
-                                  offsets.data(),
-                                  postings.data(),
-                                  checksums.data(),
-                                  ids ? ids->data() : nullptr};
+    csrkern::IndexView view{n_docs,
+                            dim,
+                            window,
+                            n_windows,
+                            terms.size(),
+                            type,
+                            terms.data(),
+                            offsets.data(),
+                            postings.data(),
+                            checksums.data(),
+                            ids ? ids->data() : nullptr};
+    if (block > 0) {
+      view.block = block;
+      const int64_t pitch = view.block_pitch();
+      if (!maxima || !scales || scales->size() != terms.size() || !pitch ||
+          maxima->size() % pitch != 0 || maxima->size() / pitch != terms.size()) {
+        damaged("its block maxima disagree in size");
+      }
+      view.maxima = maxima->data();
+      view.scales = scales->data();
+    }
     py::gil_scoped_release release;
     index = std::make_unique<csrkern::Index>(view, trusted);
   }
@@ -228,61 +326,115 @@ void bind_index(py::module_& m) {
       "empty_pages",
       [](size_t bytes) {
         csrkern::Buffer buffer(bytes);
-        uint8_t* data = buffer.data();
-        return adopt<uint8_t>(std::move(buffer), data, bytes);
+        return adopt(std::move(buffer));
       },
       "Uninitialised bytes in huge pages where the system grants them.");
   m.def(
+      "cluster_order",
+      [](const Array<float>& values, const Array<int32_t>& indices,
+         const std::optional<Array<int64_t>>& starts, int32_t dim, double least_similarity,
+         int num_threads) {
+        const csrkern::SparseRows rows = sparse_rows(values, indices, starts, dim);
+        std::vector<int64_t> order;
+        {
+          py::gil_scoped_release release;
+          order = csrkern::cluster_order(rows, least_similarity, num_threads);
+        }
+        return adopt(std::move(order));
+      },
+      "An order of the rows in which similar ones stand together, int64 [n], or empty.");
+  m.def(
       "build_index",
       [](const Array<float>& values, const Array<int32_t>& indices,
-         const std::optional<Array<int64_t>>& starts, int32_t dim, int32_t window, bool half,
+         const std::optional<Array<int64_t>>& starts, int32_t dim,
+         const std::optional<Array<int64_t>>& order, int32_t window, int32_t block, bool half,
          bool normalize, int num_threads) {
-        const csrkern::SparseRows rows = sparse_rows(values, indices, starts, dim);
+        csrkern::SparseRows rows = sparse_rows(values, indices, starts, dim);
+        if (order) {
+          if (order->size() != rows.n) throw std::invalid_argument("expected an order of all rows");
+          rows.order = order->data();
+        }
         csrkern::BuiltIndex built;
         {
           py::gil_scoped_release release;
           built = csrkern::build_index(
-              rows, window, half ? csrkern::ValueType::float16 : csrkern::ValueType::float32,
+              rows, window, block, half ? csrkern::ValueType::float16 : csrkern::ValueType::float32,
               normalize, num_threads);
         }
-        uint8_t* data = built.postings.data();
-        const size_t bytes = built.postings.bytes();
-        return py::make_tuple(adopt(std::move(built.terms)), adopt(std::move(built.offsets)),
-                              adopt(std::move(built.checksums)),
-                              adopt<uint8_t>(std::move(built.postings), data, bytes));
+        py::dict arrays;
+        arrays["terms"] = adopt(std::move(built.terms));
+        arrays["offsets"] = adopt(std::move(built.offsets));
+        arrays["checksums"] = adopt(std::move(built.checksums));
+        arrays["postings"] = adopt(std::move(built.postings));
+        if (block > 0) {
+          arrays["maxima"] = adopt(std::move(built.maxima));
+          arrays["scales"] = adopt(std::move(built.scales));
+        }
+        return arrays;
       },
-      "(terms, offsets, checksums, postings): see csrkern/index.hpp.");
+      "The arrays of an index by name: see csrkern/index.hpp.");
 
   using py::arg;
   py::class_<PyIndex>(m, "Index")
-      .def(py::init<int64_t, int32_t, int32_t, bool, bool, Array<int32_t>, Array<uint64_t>,
-                    Array<uint32_t>, Array<uint8_t>, std::optional<Array<int64_t>>>(),
-           py::kw_only(), arg("n_docs"), arg("dim"), arg("window"), arg("half"), arg("trusted"),
-           arg("terms").noconvert(), arg("offsets").noconvert(), arg("checksums").noconvert(),
-           arg("postings").noconvert(), arg("ids").noconvert())
+      .def(py::init<int64_t, int32_t, int32_t, int32_t, bool, bool, Array<int32_t>, Array<uint64_t>,
+                    Array<uint32_t>, Array<uint8_t>, std::optional<Array<int64_t>>,
+                    std::optional<Array<uint8_t>>, std::optional<Array<float>>>(),
+           py::kw_only(), arg("n_docs"), arg("dim"), arg("window"), arg("block"), arg("half"),
+           arg("trusted"), arg("terms").noconvert(), arg("offsets").noconvert(),
+           arg("checksums").noconvert(), arg("postings").noconvert(),
+           arg("ids").noconvert() = py::none(), arg("maxima").noconvert() = py::none(),
+           arg("scales").noconvert() = py::none())
       .def_readonly("terms", &PyIndex::terms)
       .def_readonly("offsets", &PyIndex::offsets)
       .def_readonly("checksums", &PyIndex::checksums)
       .def_readonly("postings", &PyIndex::postings)
       .def_readonly("ids", &PyIndex::ids)
+      .def_readonly("maxima", &PyIndex::maxima)
+      .def_readonly("scales", &PyIndex::scales)
       .def(
           "search",
           [](const PyIndex& self, const Array<float>& values, const Array<int32_t>& indices,
              const std::optional<Array<int64_t>>& starts, int64_t topk, bool normalize,
-             int num_threads) {
+             const std::optional<Array<uint64_t>>& allowed, int num_threads) {
             const csrkern::SparseRows rows =
                 sparse_rows(values, indices, starts, self.index->view().dim);
+            if (allowed && allowed->size() < (self.index->view().n_docs + 63) / 64) {
+              throw std::invalid_argument("expected a bit for each document");
+            }
             py::array_t<float> scores({rows.n, topk});
             py::array_t<int64_t> ids({rows.n, topk});
             float* scores_out = scores.mutable_data();
             int64_t* ids_out = ids.mutable_data();
             {
               py::gil_scoped_release release;
-              self.index->search(rows, topk, normalize, num_threads, scores_out, ids_out);
+              self.index->search(rows, topk, normalize, allowed ? allowed->data() : nullptr,
+                                 num_threads, scores_out, ids_out);
             }
             return py::make_tuple(scores, ids);
           },
           "(scores, ids), both [n, topk].")
+      .def("explain",
+           [](const PyIndex& self, const Array<float>& values, const Array<int32_t>& indices,
+              const std::optional<Array<int64_t>>& starts, int64_t topk, bool normalize) {
+             const csrkern::SearchCost cost = self.index->explain(
+                 sparse_rows(values, indices, starts, self.index->view().dim), 0, topk, normalize);
+             py::dict counts;
+             counts["terms"] = cost.terms;
+             counts["postings"] = cost.postings;
+             counts["blocks_scored"] = cost.blocks_scored;
+             counts["windows_scanned"] = cost.windows_scanned;
+             return counts;
+           })
+      .def("gain_of_blocks",
+           [](const PyIndex& self, const Array<float>& values, const Array<int32_t>& indices,
+              const std::optional<Array<int64_t>>& starts, const Array<int64_t>& chosen,
+              bool normalize) {
+             csrkern::SparseRows rows =
+                 sparse_rows(values, indices, starts, self.index->view().dim);
+             rows.n = chosen.size();
+             rows.order = chosen.data();
+             return self.index->gain_of_blocks(rows, normalize);
+           })
       .def("verify",
            [](const PyIndex& self, int num_threads) {
              py::gil_scoped_release release;
@@ -317,5 +469,7 @@ PYBIND11_MODULE(_C, m) {
   bind_topk_relu(m);
   bind_gather(m);
   bind_transpose(m);
+  bind_similarity(m);
+  bind_info_nce(m);
   bind_index(m);
 }

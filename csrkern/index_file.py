@@ -16,9 +16,19 @@ from csrkern import _C
 FORMAT = "csrkern-index"
 VERSION = 1
 HEADER = "index.json"
-# Checked when an index is loaded; "postings" is checked list by list, by "checksums".
-DTYPES = {"terms": "<i4", "offsets": "<u8", "checksums": "<u4", "ids": "<i8", "postings": "|u1"}
-_FILE_NAME = re.compile(r"(terms|offsets|checksums|ids|postings)-[0-9a-f]{16}\.bin")
+# "checksums" covers those checked later, list by list; the others have one in the header.
+DTYPES = {
+    "terms": "<i4",
+    "offsets": "<u8",
+    "checksums": "<u4",
+    "postings": "|u1",
+    "ids": "<i8",
+    "maxima": "|u1",
+    "scales": "<f4",
+}
+OPTIONAL = {"ids", "maxima", "scales"}
+CHECKED_LATER = {"postings", "maxima", "scales"}
+_FILE_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{16}}\.bin")
 _LARGEST_HEADER = 1 << 20
 
 
@@ -38,7 +48,7 @@ def write(path: str | os.PathLike[str], facts: dict[str, Any], arrays: dict[str,
         file_name = f"{name}-{generation}.bin"
         _write_file(folder / file_name, memoryview(array).cast("B") if array.size else b"")
         written[name] = {"file": file_name, "size": array.size}
-        if name != "postings":
+        if name not in CHECKED_LATER:
             written[name]["crc32c"] = _C.crc32c(array)
     body = {**facts, "arrays": written}
     header = {
@@ -67,15 +77,16 @@ def read(path: str | os.PathLike[str], mmap: bool) -> tuple[dict[str, Any], dict
         ValueError: if its files are not a whole, unaltered index of this version.
     """
     folder = Path(path)
-    for attempt in (1, 2):
-        facts = _read_header(folder)
+    facts = _read_header(folder)
+    while True:
         try:
             return facts, _read_arrays(folder, facts, mmap)
         except FileNotFoundError as error:
-            # A save that ended between our two reads has replaced the files: look once more.
-            if attempt == 2 or _read_header(folder) == facts:
+            # A save that ended between our two reads has replaced the files: read what it wrote.
+            newer = _read_header(folder)
+            if newer == facts:
                 raise ValueError(f"{folder} is damaged: no file {error.filename}") from error
-    raise AssertionError
+            facts = newer
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
@@ -111,7 +122,7 @@ def _sane(body: dict[str, Any]) -> bool:
         return type(value) is int and 0 <= value <= limit
 
     arrays = body.get("arrays")
-    if not isinstance(arrays, dict) or not set(DTYPES) - {"ids"} <= set(arrays) <= set(DTYPES):
+    if not isinstance(arrays, dict) or not set(DTYPES) - OPTIONAL <= set(arrays) <= set(DTYPES):
         return False
     for name, entry in arrays.items():
         if not isinstance(entry, dict) or not count(entry.get("size"), 1 << 48):
@@ -124,6 +135,7 @@ def _sane(body: dict[str, Any]) -> bool:
         and count(body.get("dim"), 2**31 - 1)
         and count(body.get("k"), 2**31 - 1)
         and count(body.get("window"), 65_536)
+        and count(body.get("block"), 65_536)
         and body.get("metric") in ("ip", "cosine")
         and body.get("values") in ("float16", "float32")
     )
@@ -145,7 +157,7 @@ def _read_arrays(folder: Path, facts: dict[str, Any], mmap: bool) -> dict[str, n
                 array = _C.empty_pages(found).view(dtype)
                 if stream.readinto(array.data.cast("B")) != found:
                     raise ValueError(f"{file} is damaged: it ended early")
-        if name != "postings" and _C.crc32c(array) != entry.get("crc32c"):
+        if name not in CHECKED_LATER and _C.crc32c(array) != entry.get("crc32c"):
             raise ValueError(f"{file} is damaged: its checksum is wrong")
         arrays[name] = array
     return arrays

@@ -1,4 +1,4 @@
-"""The forms of sparse rows that `InvertedIndex` accepts, brought to one; imports no PyTorch."""
+"""What `InvertedIndex` accepts, checked and brought to one form; imports no PyTorch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from csrkern import _C
 
 
 class Rows(NamedTuple):
@@ -145,3 +147,67 @@ def _int32(name: str, indices: np.ndarray, dim: int) -> np.ndarray:
             wrong = low if low < 0 else high
             raise ValueError(f"{name}: expected latents in 0..{dim - 1}, got {wrong}")
     return np.ascontiguousarray(indices, dtype=np.int32)
+
+
+def thread_count(num_threads: int | None) -> int:
+    """The number asked for, or of the processors that the process may run on."""
+    if num_threads is None:
+        return _C.available_threads()
+    return check_int("num_threads", num_threads, 1, 4096)
+
+
+def check_int(name: str, value: Any, low: int, high: int) -> int:
+    """`value` is an integer in low..high."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected {low} <= {name} <= {high}, got {value}")
+    return int(value)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """`value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_ids(ids: Any, n: int) -> np.ndarray:
+    """n distinct ids as int64."""
+    array = np.asarray(ids)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"ids: expected integers, got {array.dtype}")
+    if array.shape != (n,):
+        raise ValueError(f"ids: expected one id for each of {n} codes, got {list(array.shape)}")
+    if n and (array.min() < 0 or array.max() >= 2**63):
+        raise ValueError("ids: expected integers in 0..2^63-1; -1 marks a missing result")
+    array = np.array(array, dtype=np.int64)
+    if (np.diff(array) <= 0).any() and (np.diff(np.sort(array)) == 0).any():
+        raise ValueError("ids: expected distinct ids; one comes twice")
+    return array
+
+
+def filter_bits(chosen: Any, n: int, ids: np.ndarray | None) -> np.ndarray:
+    """A bit for each of n documents, in words of 64, from a mask or a list of ids."""
+    chosen = np.asarray(chosen)
+    if chosen.dtype == bool:
+        if chosen.shape != (n,):
+            raise ValueError(
+                f"filter: expected a mask of {n} codes, got shape {list(chosen.shape)}"
+            )
+        mask = chosen
+    elif chosen.size == 0 or (chosen.dtype.kind in "iu" and chosen.ndim == 1):
+        if ids is not None:
+            mask = np.isin(ids, chosen)
+        else:
+            mask = np.zeros(n, bool)
+            held = (chosen >= 0) & (chosen < n)
+            mask[chosen[held].astype(np.int64)] = True
+    else:
+        raise TypeError(
+            "filter: expected a boolean mask or a list of ids, "
+            f"got {chosen.dtype} of shape {list(chosen.shape)}"
+        )
+    packed = np.zeros(-(-n // 64) * 8, np.uint8)
+    bits = np.packbits(mask, bitorder="little")
+    packed[: len(bits)] = bits
+    return packed.view("<u8")

@@ -9,7 +9,7 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture()
+@pytest.fixture
 def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fills fresh `torch.empty` buffers with NaN, so that an unwritten output shows."""
     deterministic = torch.are_deterministic_algorithms_enabled()

@@ -192,8 +192,7 @@ def test_from_several_threads_at_once():
     assert not wrong
 
 
-def _in_child(queue):
-    pre = torch.arange(40_000, dtype=torch.float32).reshape(100, 400)
+def _in_child(pre, queue):
     queue.put(csrkern.topk_relu(pre, 3).indices.sum().item())
 
 
@@ -201,9 +200,11 @@ def test_in_a_forked_child():
     import multiprocessing
 
     csrkern.topk_relu(torch.randn(500, 1000), 8)  # the pool has threads before the fork
+    # Made here: PyTorch's own operators may hang in a fork of a process that used OpenMP.
+    pre = torch.arange(40_000, dtype=torch.float32).reshape(100, 400)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    child = context.Process(target=_in_child, args=(queue,))
+    child = context.Process(target=_in_child, args=(pre, queue))
     child.start()
     assert queue.get(timeout=60) == 100 * (399 + 398 + 397)
     child.join(timeout=60)

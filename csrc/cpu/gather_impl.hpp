@@ -28,8 +28,11 @@ inline void prefetch(const T* row, int64_t columns) {
   }
 }
 
-// Calls body.run<kTile>(column) over whole tiles, then over single vectors, then
-// body.ragged(column, columns) over what is left.
+// Slots between a prefetch and its use; 2 to 4 were 1.8 times slower.
+constexpr int64_t kAhead = 12;
+
+// Calls body(kTile, column) over whole tiles, then over single vectors, then, with kTile 0, over
+// the ragged rest.
 template <class V, class Body>
 inline void tiles(int64_t d, Body&& body) {
   int64_t column = 0;
@@ -44,13 +47,28 @@ inline void tiles(int64_t d, Body&& body) {
 
 template <class V, class T>
 void gather_sum_rows(const GatherSum& args, int64_t begin, int64_t end) {
-  constexpr int64_t kAhead = 4;
   const T* table = static_cast<const T*>(args.table.data);
   const T* bias = static_cast<const T*>(args.bias);
   const int64_t k = args.codes.k, d = args.d, stride = args.table.row_stride;
   for (int64_t i = begin; i < end; ++i) {
     const float* values = args.codes.values + i * k;
     const int32_t* indices = args.codes.indices + i * k;
+    // What is read kAhead slots later: this tile, the next one, or the first of the next code.
+    const auto prefetch_ahead = [&](int64_t slot, int64_t column, int64_t columns) {
+      slot += kAhead;
+      const int32_t* from = indices;
+      if (slot >= k) {
+        slot -= k;
+        column += columns;
+        if (column >= d) {
+          column = 0;
+          from += k;
+          if (i + 1 == end) return;
+        }
+        if (slot >= k) return;
+      }
+      prefetch(table + from[slot] * stride + column, columns);
+    };
     tiles<V>(d, [&](auto tile, int64_t column) {
       constexpr int kTile = tile();
       const int64_t columns = kTile ? kTile * V::width : d - column;
@@ -59,7 +77,7 @@ void gather_sum_rows(const GatherSum& args, int64_t begin, int64_t end) {
       int64_t s = 0;
       for (int q = 0; q < args.num_prefixes; ++q) {
         for (; s < args.ends[q]; ++s) {
-          if (s + kAhead < k) prefetch(table + indices[s + kAhead] * stride + column, columns);
+          prefetch_ahead(s, column, columns);
           if (values[s] == 0) continue;
           const T* row = table + indices[s] * stride + column;
           if constexpr (kTile > 0) {
@@ -128,7 +146,6 @@ void gather_dot_rows(const GatherDot& args, int64_t begin, int64_t end) {
 
 template <class V, class T>
 void scatter_sum_latents(const ScatterSum& args, int64_t begin, int64_t end) {
-  constexpr int64_t kAhead = 4;
   const int64_t d = args.d;
   for (int64_t latent = begin; latent < end; ++latent) {
     const int64_t first = args.starts[latent], last = args.starts[latent + 1];

@@ -1,11 +1,14 @@
 #include "csrkern/index.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
 #include "csrkern/index_kernels.hpp"
 #include "csrkern/parallel.hpp"
+#include "index_query.hpp"
 
 namespace csrkern {
 namespace {
@@ -14,27 +17,40 @@ namespace {
   throw std::invalid_argument("the index is damaged: " + what);
 }
 
-// Local numbers ascend and stay inside the window; values are positive and finite.
-bool good_segment(const uint8_t* segment, int64_t n, int64_t docs, ValueType type) {
-  const uint8_t* values = segment + 2 * n;
+bool good_value(const uint8_t* values, int64_t i, ValueType type) {
+  if (type == ValueType::float16) {
+    uint16_t half;
+    std::memcpy(&half, values + 2 * i, 2);
+    return half > 0 && half < 0x7c00;
+  }
+  uint32_t bits;
+  std::memcpy(&bits, values + 4 * i, 4);
+  return bits > 0 && bits < 0x7f800000;
+}
+
+// Local numbers ascend and stay within the window's documents; values are positive and finite.
+bool good_segment(const IndexView& view, const uint8_t* segment, uint64_t n, int64_t docs) {
   bool good = true;
+  for (uint64_t i = 0; i < n; ++i) good &= good_value(segment + 2 * n, i, view.type);
   int64_t last = -1;
-  for (int64_t i = 0; i < n; ++i) {
+  for (uint64_t i = 0; i < n; ++i) {
     uint16_t id;
-    __builtin_memcpy(&id, segment + 2 * i, 2);
+    std::memcpy(&id, segment + 2 * i, 2);
     good &= id > last;
     last = id;
-    if (type == ValueType::float16) {
-      uint16_t half;
-      __builtin_memcpy(&half, values + 2 * i, 2);
-      good &= half > 0 && half < 0x7c00;
-    } else {
-      uint32_t bits;
-      __builtin_memcpy(&bits, values + 4 * i, 4);
-      good &= bits > 0 && bits < 0x7f800000;
-    }
   }
   return good && last < docs;
+}
+
+// No value is above its block's maximum.
+bool good_maxima(const IndexView& view, int64_t term) {
+  const double scale = view.scales[term];
+  const uint8_t* maxima = view.maxima_of(term);
+  bool good = scale > 0 && std::isfinite(scale);
+  each_posting(view, term, [&](int64_t doc, float value) {
+    good &= value <= maxima[doc / view.block] * scale;
+  });
+  return good;
 }
 
 }  // namespace
@@ -63,13 +79,12 @@ Index::Index(const IndexView& view, bool trusted) : view_(view), finder_(view.te
 void Index::verify_term(int64_t term) const {
   if (verified_ == nullptr || verified_[term].load(std::memory_order_acquire)) return;
   const uint64_t* offsets = view_.offsets + term * view_.n_windows;
-  const uint8_t* list = view_.segment(offsets[0]);
-  bool good = crc32c(list, (offsets[view_.n_windows] - offsets[0]) * posting_bytes(view_.type)) ==
-              view_.checksums[term];
+  bool good = checksum_of_term(view_, term) == view_.checksums[term];
   for (int64_t w = 0; good && w < view_.n_windows; ++w) {
     const int64_t docs = std::min<int64_t>(view_.window, view_.n_docs - w * view_.window);
-    good = good_segment(view_.segment(offsets[w]), offsets[w + 1] - offsets[w], docs, view_.type);
+    good = good_segment(view_, view_.segment(offsets[w]), offsets[w + 1] - offsets[w], docs);
   }
+  if (good && view_.block > 0) good = good_maxima(view_, term);
   if (!good) damaged("the postings of latent " + std::to_string(view_.terms[term]));
   verified_[term].store(1, std::memory_order_release);
 }
@@ -82,34 +97,19 @@ void Index::verify(int num_threads) const {
 
 void Index::rows(int64_t* starts, int32_t* latents, float* values) const {
   verify(1);
-  const int64_t segments = view_.n_terms * view_.n_windows;
-  const auto each_posting = [&](const auto& body) {
-    for (int64_t s = 0; s < segments; ++s) {
-      const int64_t n = view_.offsets[s + 1] - view_.offsets[s];
-      const int64_t base = s % view_.n_windows * view_.window;
-      const uint8_t* ids = view_.segment(view_.offsets[s]);
-      for (int64_t i = 0; i < n; ++i) {
-        uint16_t id;
-        __builtin_memcpy(&id, ids + 2 * i, 2);
-        body(base + id, s / view_.n_windows, ids + 2 * n, i);
-      }
-    }
-  };
   std::fill(starts, starts + view_.n_docs + 1, 0);
-  each_posting([&](int64_t doc, int64_t, const uint8_t*, int64_t) { ++starts[doc + 1]; });
+  for (int64_t t = 0; t < view_.n_terms; ++t) {
+    each_posting(view_, t, [&](int64_t doc, float) { ++starts[doc + 1]; });
+  }
   for (int64_t i = 0; i < view_.n_docs; ++i) starts[i + 1] += starts[i];
   std::vector<int64_t> next(starts, starts + view_.n_docs);
-  each_posting([&](int64_t doc, int64_t term, const uint8_t* list, int64_t i) {
-    const int64_t at = next[doc]++;
-    latents[at] = view_.terms[term];
-    if (view_.type == ValueType::float16) {
-      uint16_t half;
-      __builtin_memcpy(&half, list + 2 * i, 2);
-      values[at] = half_to_float(half);
-    } else {
-      __builtin_memcpy(values + at, list + 4 * i, 4);
-    }
-  });
+  for (int64_t t = 0; t < view_.n_terms; ++t) {
+    each_posting(view_, t, [&](int64_t doc, float value) {
+      const int64_t at = next[doc]++;
+      latents[at] = view_.terms[t];
+      values[at] = value;
+    });
+  }
 }
 
 }  // namespace csrkern

@@ -12,6 +12,7 @@
 #include "csrkern/index_kernels.hpp"
 #include "csrkern/index_rows.hpp"
 #include "csrkern/parallel.hpp"
+#include "index_query.hpp"
 
 namespace csrkern {
 
@@ -95,13 +96,13 @@ class Stored {
 
 class Builder {
  public:
-  Builder(const SparseRows& docs, int32_t window, ValueType type, bool normalize, int threads)
+  Builder(const SparseRows& docs, const IndexView& shape, bool normalize, int threads)
       : docs_(docs),
-        window_(window),
-        type_(type),
+        window_(shape.window),
+        type_(shape.type),
         normalize_(normalize),
         threads_(threads),
-        n_windows_((docs.n + window - 1) / window) {}
+        n_windows_(shape.n_windows) {}
 
   BuiltIndex build() {
     find_terms();
@@ -200,19 +201,10 @@ class Builder {
           if (row.is_zero(j)) continue;
           Segment& segment = segments[finder_.find(row.latents[j])];
           std::memcpy(segment.ids, &id, 2);
-          std::memcpy(segment.values, values + j * value_bytes, value_bytes);
           segment.ids += 2;
+          std::memcpy(segment.values, values + j * value_bytes, value_bytes);
           segment.values += value_bytes;
         }
-      }
-    });
-    built_.checksums.resize(n_terms);
-    parallel_for(n_terms, 64, threads_, [&](int64_t begin, int64_t end, int) {
-      for (int64_t t = begin; t < end; ++t) {
-        const uint64_t first = built_.offsets[t * n_windows_];
-        const uint64_t last = built_.offsets[(t + 1) * n_windows_];
-        built_.checksums[t] = crc32c(built_.postings.data() + first * posting_bytes(type_),
-                                     (last - first) * posting_bytes(type_));
       }
     });
   }
@@ -229,10 +221,44 @@ class Builder {
 
 }  // namespace
 
-BuiltIndex build_index(const SparseRows& docs, int32_t window, ValueType type, bool normalize,
-                       int num_threads) {
+BuiltIndex build_index(const SparseRows& docs, int32_t window, int32_t block, ValueType type,
+                       bool normalize, int num_threads) {
   check_starts(docs, "codes");
-  return Builder(docs, window, type, normalize, num_threads).build();
+  IndexView view{};
+  view.n_docs = docs.n;
+  view.dim = docs.dim;
+  view.window = window;
+  view.n_windows = (docs.n + window - 1) / window;
+  view.type = type;
+  view.block = block;
+  BuiltIndex built = Builder(docs, view, normalize, num_threads).build();
+  const int64_t n_terms = static_cast<int64_t>(built.terms.size());
+  view.n_terms = n_terms;
+  view.terms = built.terms.data();
+  view.offsets = built.offsets.data();
+  view.postings = built.postings.data();
+  if (block > 0) {
+    built.maxima = Buffer(n_terms * view.block_pitch());
+    built.scales.resize(n_terms);
+    find_maxima(view, built.maxima.data(), built.scales.data(), num_threads);
+    view.maxima = built.maxima.data();
+    view.scales = built.scales.data();
+  }
+  built.checksums.resize(n_terms);
+  parallel_for(n_terms, 64, num_threads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) built.checksums[t] = checksum_of_term(view, t);
+  });
+  return built;
+}
+
+uint32_t checksum_of_term(const IndexView& view, int64_t term) {
+  const uint64_t* offsets = view.offsets + term * view.n_windows;
+  const uint8_t* list = view.segment(offsets[0]);
+  const auto add = index_kernels().crc32c;
+  uint32_t sum = add(0, list, (offsets[view.n_windows] - offsets[0]) * posting_bytes(view.type));
+  if (view.block == 0) return sum;
+  sum = add(sum, view.maxima_of(term), view.block_pitch());
+  return add(sum, reinterpret_cast<const uint8_t*>(view.scales + term), sizeof(float));
 }
 
 uint32_t crc32c(const void* data, size_t bytes) {

@@ -38,28 +38,52 @@ struct Float {
   }
 };
 
+// Scores the postings [from, to) of a segment of n.
+template <class Value>
+void score_postings(const uint8_t* segment, uint64_t n, uint64_t from, uint64_t to, float weight,
+                    float* scores) {
+  const uint16_t* ids = reinterpret_cast<const uint16_t*>(segment);
+  const uint8_t* values = segment + 2 * n;
+  alignas(32) float products[8];
+  uint64_t i = from;
+  for (; i + 8 <= to; i += 8) {
+    const __m256 loaded = Value::load8(values + i * Value::kBytes);
+    _mm256_store_ps(products, _mm256_mul_ps(loaded, _mm256_set1_ps(weight)));
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) scores[ids[i + j]] += products[j];
+  }
+  for (; i < to; ++i) scores[ids[i]] += Value::load(values + i * Value::kBytes) * weight;
+}
+
 template <class Value>
 void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window, int32_t,
            float* scores) {
   constexpr uint64_t kPosting = 2 + Value::kBytes;
-  alignas(32) float products[8];
   for (int t = 0; t < n_terms; ++t) {
     const uint64_t begin = terms[t].offsets[window], n = terms[t].offsets[window + 1] - begin;
     if (t + 1 < n_terms) {
       const uint64_t* next = terms[t + 1].offsets + window;
       prefetch(postings + next[0] * kPosting, (next[1] - next[0]) * kPosting);
     }
-    const uint16_t* ids = reinterpret_cast<const uint16_t*>(postings + begin * kPosting);
-    const uint8_t* values = postings + begin * kPosting + 2 * n;
-    const float weight = terms[t].weight;
-    uint64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-      const __m256 loaded = Value::load8(values + i * Value::kBytes);
-      _mm256_store_ps(products, _mm256_mul_ps(loaded, _mm256_set1_ps(weight)));
-#pragma GCC unroll 8
-      for (int j = 0; j < 8; ++j) scores[ids[i + j]] += products[j];
-    }
-    for (; i < n; ++i) scores[ids[i]] += Value::load(values + i * Value::kBytes) * weight;
+    const uint8_t* segment = postings + begin * kPosting;
+    score_postings<Value>(segment, n, 0, n, terms[t].weight, scores);
+  }
+}
+
+template <class Value>
+void score_parts(const Part* parts, int n_parts, int32_t, float* scores) {
+  for (const Part* p = parts; p < parts + n_parts; ++p) {
+    score_postings<Value>(p->segment, p->n, p->from, p->to, p->weight, scores);
+  }
+}
+
+void keep(float* scores, int64_t n, const uint64_t* bits) {
+  const __m256i lane_bit = _mm256_set_epi32(128, 64, 32, 16, 8, 4, 2, 1);
+  for (int64_t i = 0; i < n; i += 8) {
+    const __m256i eight = _mm256_set1_epi32(static_cast<int>(bits[i / 64] >> i % 64 & 0xff));
+    const __m256i kept = _mm256_cmpeq_epi32(_mm256_and_si256(eight, lane_bit), lane_bit);
+    _mm256_store_ps(scores + i,
+                    _mm256_and_ps(_mm256_castsi256_ps(kept), _mm256_load_ps(scores + i)));
   }
 }
 
@@ -104,6 +128,37 @@ int64_t take(float* scores, int64_t n, uint32_t bar, uint16_t* ids, float* taken
   return count;
 }
 
+void add_bounds(const uint8_t* const* rows, const uint16_t* weights, int n_rows, int64_t n,
+                uint16_t* bounds) {
+  for (int64_t b = 0; b < n; b += 16) {
+    __m256i sum = _mm256_set1_epi16(1);
+    for (int t = 0; t < n_rows; ++t) {
+      const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[t] + b));
+      const __m256i wide = _mm256_slli_epi16(_mm256_cvtepu8_epi16(codes), 8);
+      const __m256i weight = _mm256_set1_epi16(static_cast<short>(weights[t]));
+      sum = _mm256_add_epi16(sum, _mm256_mulhi_epu16(wide, weight));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bounds + b), sum);
+  }
+}
+
+int64_t find_bounds(const uint16_t* bounds, int64_t n, uint16_t least, int32_t* found) {
+  const __m256i least16 = _mm256_set1_epi16(static_cast<short>(least));
+  int64_t count = 0;
+  for (int64_t b = 0; b < n; b += 16) {
+    const int64_t last = n - b < 16 ? n - b : 16;
+    if (last == 16) {
+      const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bounds + b));
+      const __m256i over = _mm256_cmpeq_epi16(_mm256_max_epu16(x, least16), x);
+      if (_mm256_testz_si256(over, over)) continue;
+    }
+    for (int64_t j = b; j < b + last; ++j) {
+      if (bounds[j] >= least) found[count++] = static_cast<int32_t>(j);
+    }
+  }
+  return count;
+}
+
 void to_half(const float* values, int64_t n, uint16_t* halves) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
@@ -129,7 +184,9 @@ uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
 
 }  // namespace
 
-const IndexKernels kIndexKernelsAvx2 = {score<Half>, score<Float>, lane_maxima,
-                                        take,        to_half,      crc32c};
+const IndexKernels kIndexKernelsAvx2 = {
+    score<Half>, score<Float>, score_parts<Half>, score_parts<Float>, keep,
+    lane_maxima, take,         add_bounds,        find_bounds,        to_half,
+    crc32c};
 
 }  // namespace csrkern

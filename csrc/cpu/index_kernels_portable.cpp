@@ -31,16 +31,37 @@ float value_at(const uint8_t* values, uint64_t i, uint16_t) {
 }
 float value_at(const uint8_t* values, uint64_t i, float) { return load<float>(values + 4 * i); }
 
+// Scores the postings [from, to) of a segment of n.
+template <class Value>
+void score_postings(const uint8_t* ids, uint64_t n, uint64_t from, uint64_t to, float weight,
+                    float* scores) {
+  const uint8_t* values = ids + 2 * n;
+  for (uint64_t i = from; i < to; ++i) {
+    scores[load<uint16_t>(ids + 2 * i)] += value_at(values, i, Value{}) * weight;
+  }
+}
+
 template <class Value>
 void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window, int32_t,
            float* scores) {
+  constexpr uint64_t kPosting = 2 + sizeof(Value);
   for (int t = 0; t < n_terms; ++t) {
     const uint64_t begin = terms[t].offsets[window], n = terms[t].offsets[window + 1] - begin;
-    const uint8_t* ids = postings + begin * (2 + sizeof(Value));
-    const uint8_t* values = ids + 2 * n;
-    for (uint64_t i = 0; i < n; ++i) {
-      scores[load<uint16_t>(ids + 2 * i)] += value_at(values, i, Value{}) * terms[t].weight;
-    }
+    const uint8_t* segment = postings + begin * kPosting;
+    score_postings<Value>(segment, n, 0, n, terms[t].weight, scores);
+  }
+}
+
+template <class Value>
+void score_parts(const Part* parts, int n_parts, int32_t, float* scores) {
+  for (const Part* p = parts; p < parts + n_parts; ++p) {
+    score_postings<Value>(p->segment, p->n, p->from, p->to, p->weight, scores);
+  }
+}
+
+void keep(float* scores, int64_t n, const uint64_t* bits) {
+  for (int64_t i = 0; i < n; ++i) {
+    if (!(bits[i / 64] >> i % 64 & 1)) scores[i] = 0;
   }
 }
 
@@ -60,6 +81,23 @@ int64_t take(float* scores, int64_t n, uint32_t bar, uint16_t* ids, float* taken
       taken[count++] = scores[i];
     }
     scores[i] = 0;
+  }
+  return count;
+}
+
+void add_bounds(const uint8_t* const* rows, const uint16_t* weights, int n_rows, int64_t n,
+                uint16_t* bounds) {
+  for (int64_t b = 0; b < n; ++b) {
+    uint32_t sum = 1;
+    for (int t = 0; t < n_rows; ++t) sum += static_cast<uint32_t>(rows[t][b]) * weights[t] >> 8;
+    bounds[b] = static_cast<uint16_t>(sum);
+  }
+}
+
+int64_t find_bounds(const uint16_t* bounds, int64_t n, uint16_t least, int32_t* found) {
+  int64_t count = 0;
+  for (int64_t b = 0; b < n; ++b) {
+    if (bounds[b] >= least) found[count++] = static_cast<int32_t>(b);
   }
   return count;
 }
@@ -104,7 +142,16 @@ float half_to_float(uint16_t half) {
   return float_of(sign | bits_of(static_cast<float>(magnitude) * 0x1p-24f));
 }
 
-const IndexKernels kIndexKernelsPortable = {score<uint16_t>, score<float>, lane_maxima, take,
-                                            to_half,         crc32c};
+const IndexKernels kIndexKernelsPortable = {score<uint16_t>,
+                                            score<float>,
+                                            score_parts<uint16_t>,
+                                            score_parts<float>,
+                                            keep,
+                                            lane_maxima,
+                                            take,
+                                            add_bounds,
+                                            find_bounds,
+                                            to_half,
+                                            crc32c};
 
 }  // namespace csrkern

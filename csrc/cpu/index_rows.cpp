@@ -14,6 +14,16 @@ constexpr int32_t kLargestTable = 1 << 22;
 
 std::string in_row(int64_t i) { return " in row " + std::to_string(i); }
 
+// By value descending, then by latent. Most queries come like that.
+void put_in_order(std::vector<Entry>& entries) {
+  const auto before = [](const Entry& a, const Entry& b) {
+    return a.value > b.value || (a.value == b.value && a.latent < b.latent);
+  };
+  if (!std::is_sorted(entries.begin(), entries.end(), before)) {
+    std::sort(entries.begin(), entries.end(), before);
+  }
+}
+
 }  // namespace
 
 void check_starts(const SparseRows& rows, const char* name) {
@@ -56,30 +66,30 @@ double unit_scale(const float* values, int64_t n) {
   return square > 0 ? 1 / std::sqrt(square) : 0;
 }
 
-void read_query(const SparseRows& rows, int64_t i, bool normalize, std::vector<Entry>& entries) {
+void read_query(const SparseRows& rows, int64_t i, bool normalize, std::vector<Entry>& entries,
+                std::vector<int32_t>& latents) {
   check_row(rows, i, "queries");
   const auto [begin, end] = row_range(rows, i);
   entries.clear();
+  latents.clear();
   for (int64_t j = begin; j < end; ++j) {
-    if (rows.values[j] != 0) entries.push_back({rows.indices[j], rows.values[j]});
+    if (rows.values[j] == 0) continue;
+    entries.push_back({rows.indices[j], rows.values[j]});
+    latents.push_back(rows.indices[j]);
   }
-  std::sort(entries.begin(), entries.end(),
-            [](const Entry& a, const Entry& b) { return a.latent < b.latent; });
-  const auto twice =
-      std::adjacent_find(entries.begin(), entries.end(),
-                         [](const Entry& a, const Entry& b) { return a.latent == b.latent; });
-  if (twice != entries.end()) {
-    throw std::invalid_argument("queries: latent " + std::to_string(twice->latent) +
-                                " comes twice" + in_row(i) + "; sum or drop duplicates first");
+  std::sort(latents.begin(), latents.end());
+  const auto twice = std::adjacent_find(latents.begin(), latents.end());
+  if (twice != latents.end()) {
+    throw std::invalid_argument("queries: latent " + std::to_string(*twice) + " comes twice" +
+                                in_row(i) + "; sum or drop duplicates first");
   }
-  if (normalize) {
-    double square = 0;
-    for (const Entry& e : entries) square += static_cast<double>(e.value) * e.value;
-    const double scale = square > 0 ? 1 / std::sqrt(square) : 0;
-    for (Entry& e : entries) e.value = static_cast<float>(e.value * scale);
-  }
-  std::stable_sort(entries.begin(), entries.end(),
-                   [](const Entry& a, const Entry& b) { return a.value > b.value; });
+  put_in_order(entries);
+  if (!normalize) return;
+  double square = 0;
+  for (const Entry& e : entries) square += static_cast<double>(e.value) * e.value;
+  const double scale = square > 0 ? 1 / std::sqrt(square) : 0;
+  for (Entry& e : entries) e.value = static_cast<float>(e.value * scale);
+  put_in_order(entries);  // values that differed may have become equal
 }
 
 TermFinder::TermFinder(const int32_t* terms, int64_t n_terms, int32_t dim)

@@ -11,6 +11,19 @@
 namespace csrkern {
 namespace {
 
+// For each set of lanes, their numbers side by side.
+struct PackingOrders {
+  uint8_t lanes[256][8];
+  constexpr PackingOrders() : lanes() {
+    for (int set = 0; set < 256; ++set) {
+      for (int lane = 0, n = 0; lane < 8; ++lane) {
+        if (set >> lane & 1) lanes[set][n++] = static_cast<uint8_t>(lane);
+      }
+    }
+  }
+};
+constexpr PackingOrders kPackingOrders;
+
 struct Avx2 {
   using I = __m256i;
   using Mask = __m256i;
@@ -142,6 +155,34 @@ struct Avx2 {
   static F exp2_integral(F x) {
     const I biased = _mm256_add_epi32(_mm256_cvtps_epi32(x), splat(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+  }
+  static I load_part_bits(const int32_t* p, int64_t n) {
+    int32_t lanes[width] = {};
+    std::memcpy(lanes, p, n * sizeof(int32_t));
+    return load_bits(lanes);
+  }
+  // Writes the lanes that are not 0 side by side, with slack for a whole vector; their number.
+  static int64_t pack_nonzero(float* out, F x) {
+    const I zero = _mm256_cmpeq_epi32(_mm256_castps_si256(x), _mm256_setzero_si256());
+    const int hit = ~_mm256_movemask_ps(_mm256_castsi256_ps(zero)) & 255;
+    const I order = _mm256_cvtepu8_epi32(
+        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPackingOrders.lanes[hit])));
+    store_f(out, _mm256_permutevar8x32_ps(x, order));
+    return __builtin_popcount(hit);
+  }
+  static float max_lane(F x) {
+    float lanes[width];
+    store_f(lanes, x);
+    float best = lanes[0];
+    for (float lane : lanes) best = lane > best ? lane : best;
+    return best;
+  }
+  static double sum_lanes(F x) {
+    const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(x));
+    const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+    const __m256d four = _mm256_add_pd(low, high);
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
   }
 };
 

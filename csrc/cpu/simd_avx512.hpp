@@ -135,6 +135,21 @@ struct Avx512 {
     const I biased = _mm512_add_epi32(_mm512_cvtps_epi32(x), splat(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
   }
+  static I load_part_bits(const int32_t* p, int64_t n) {
+    return _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << n) - 1), p);
+  }
+  // Writes the lanes that are not 0 side by side, with slack for a whole vector; their number.
+  static int64_t pack_nonzero(float* out, F x) {
+    const Mask hit = _mm512_test_epi32_mask(_mm512_castps_si512(x), _mm512_castps_si512(x));
+    store_f(out, _mm512_maskz_compress_ps(hit, x));
+    return __builtin_popcount(hit);
+  }
+  static float max_lane(F x) { return _mm512_reduce_max_ps(x); }
+  static double sum_lanes(F x) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+    const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+  }
 };
 
 }  // namespace

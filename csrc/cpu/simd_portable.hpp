@@ -209,6 +209,30 @@ struct Portable {
       return from_bits(static_cast<uint32_t>(static_cast<int32_t>(x.lane[i]) + 127) << 23);
     });
   }
+  static I load_part_bits(const int32_t* p, int64_t n) {
+    I out = splat(0);
+    std::memcpy(out.lane, p, n * sizeof(int32_t));
+    return out;
+  }
+  // Writes the lanes that are not 0 side by side, with slack for a whole vector; their number.
+  static int64_t pack_nonzero(float* out, const F& x) {
+    int64_t found = 0;
+    for (float lane : x.lane) {
+      out[found] = lane;
+      found += bits_of(lane) != 0;
+    }
+    return found;
+  }
+  static float max_lane(const F& x) {
+    float best = x.lane[0];
+    for (float lane : x.lane) best = lane > best ? lane : best;
+    return best;
+  }
+  static double sum_lanes(const F& x) {
+    double sum = 0;
+    for (float lane : x.lane) sum += lane;
+    return sum;
+  }
 };
 
 }  // namespace

@@ -1,11 +1,20 @@
-"""info_nce: the contrastive loss over codes."""
+"""info_nce: the contrastive loss over codes, without the matrix of scores.
+
+On a CPU the scores of one row at a time are summed from postings, in a buffer that stays in the
+L1 cache, and reduced to a log-sum-exp at once; the backward pass sums them again and turns them
+into the row's gradient (csrc/cpu/info_nce.cpp). Memory is that of the codes and a few numbers
+per row. float64 goes through the reference, so that gradients can be checked.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from csrkern import reference
+from csrkern import _C, reference
 from csrkern.codes import SparseCodes
+from csrkern.ops._registry import LIBRARY, address
+from csrkern.ops.similarity import codes_arguments, postings
 from csrkern.validation import (
     check_choice,
     check_codes,
@@ -44,7 +53,8 @@ def info_nce(
         normalize: score by cosine; a row without active latents scores 0 with everything.
         reduction: "mean", "sum" or "none" (the loss of each row, [n]).
 
-    Differentiable in both sets of values.
+    Differentiable in both sets of values. Computed in float32 for float16 and bfloat16 codes and
+    returned in their dtype; under autocast returned in float32, as PyTorch's losses are.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type, shape or range.
@@ -64,6 +74,194 @@ def info_nce(
     check_temperature(temperature)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     labels = check_labels(labels, len(a), len(a) if b is None else len(b), b is not None)
-    return reference.info_nce(
-        a, b, temperature=temperature, labels=labels, normalize=normalize, reduction=reduction
+    if a.dtype == torch.float64 or a.device.type != "cpu":
+        return reference.info_nce(
+            a, b, temperature=temperature, labels=labels, normalize=normalize, reduction=reduction
+        )
+    out_dtype = torch.float32 if torch.is_autocast_enabled("cpu") else a.dtype
+    sides = [side.to(torch.float32) for side in (a, b) if side is not None]
+    if normalize:
+        sides = [side.normalize() for side in sides]
+    values_b, indices_b = (sides[1].values, sides[1].indices) if b is not None else (None, None)
+    classes: tuple[Tensor | None, ...] = (None, None, None)
+    if labels is not None:
+        pair = labels if isinstance(labels, tuple) else (labels, labels)
+        classes = torch.ops.csrkern.match_labels(*pair, b is None)
+    loss, _, _ = torch.ops.csrkern.info_nce(
+        sides[0].values, sides[0].indices, values_b, indices_b, a.dim, temperature, *classes
     )
+    if reduction == "sum":
+        loss = loss.sum()
+    elif reduction == "mean":
+        n_positives = classes[2]
+        # Rows without a positive cost 0 and do not count.
+        loss = (
+            loss.mean()
+            if n_positives is None
+            else loss.sum() / (n_positives > 0).sum().clamp(min=1)
+        )
+    return loss.to(out_dtype)
+
+
+LIBRARY.define(
+    "match_labels(Tensor labels_a, Tensor labels_b, bool one_set) -> (Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.impl(LIBRARY, "match_labels", "CPU")
+def _match_labels(
+    labels_a: Tensor, labels_b: Tensor, one_set: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels as int32 classes [n] and [m], and how many of b each row of a shares its with."""
+    classes = torch.cat([labels_a.long(), labels_b.long()]).unique(return_inverse=True)[1]
+    classes_a, classes_b = classes[: len(labels_a)], classes[len(labels_a) :]
+    counts = torch.bincount(classes_b, minlength=len(classes))
+    n_positives = counts[classes_a] - int(one_set)
+    return classes_a.int(), classes_b.int(), n_positives.int()
+
+
+@torch.library.register_fake("csrkern::match_labels", lib=LIBRARY)
+def _match_labels_fake(labels_a, labels_b, one_set):
+    n, m = labels_a.shape[0], labels_b.shape[0]
+    return tuple(labels_a.new_empty(size, dtype=torch.int32) for size in (n, m, n))
+
+
+Codes = tuple[Tensor, Tensor]  # values, indices
+
+# values_b and indices_b None: one set. classes and n_positives None: no labels. Returns loss,
+# peak and log_total [n], the last two for the backward pass (csrc/include/csrkern/info_nce.hpp).
+_INPUTS = (
+    "Tensor values_a, Tensor indices_a, Tensor? values_b, Tensor? indices_b, SymInt dim, "
+    "float temperature, Tensor? classes_a, Tensor? classes_b, Tensor? n_positives"
+)
+LIBRARY.define(f"info_nce({_INPUTS}) -> (Tensor, Tensor, Tensor)")
+LIBRARY.define(
+    f"info_nce_backward(Tensor grad, Tensor peak, Tensor log_total, {_INPUTS}) -> (Tensor, Tensor)"
+)
+
+
+@torch.library.impl(LIBRARY, "info_nce", "CPU")
+def _info_nce_cpu(
+    values_a: Tensor,
+    indices_a: Tensor,
+    values_b: Tensor | None,
+    indices_b: Tensor | None,
+    dim: int,
+    temperature: float,
+    classes_a: Tensor | None,
+    classes_b: Tensor | None,
+    n_positives: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    a, b, one_set = _sides(values_a, indices_a, values_b, indices_b)
+    of_b = postings(*b, dim)
+    loss, peak, log_total = (values_a.new_empty(len(values_a)) for _ in range(3))
+    args = _C.InfoNce(
+        a=codes_arguments(*a, dim),
+        b=tuple(map(address, of_b)),
+        m=len(b[0]),
+        one_set=one_set,
+        temperature=temperature,
+        classes_a=address(classes_a),
+        classes_b=address(classes_b),
+        n_positives=address(n_positives),
+    )
+    outputs = address(loss), address(peak), address(log_total)
+    _C.info_nce(args, *outputs, torch.get_num_threads())
+    return loss, peak, log_total
+
+
+def _sides(
+    values_a: Tensor, indices_a: Tensor, values_b: Tensor | None, indices_b: Tensor | None
+) -> tuple[Codes, Codes, bool]:
+    """Both sets contiguous, and whether they are one."""
+    a = values_a.contiguous(), indices_a.contiguous()
+    if values_b is None or indices_b is None:
+        return a, a, True
+    return a, (values_b.contiguous(), indices_b.contiguous()), False
+
+
+@torch.library.impl(LIBRARY, "info_nce_backward", "CPU")
+def _info_nce_backward_cpu(
+    grad: Tensor,
+    peak: Tensor,
+    log_total: Tensor,
+    values_a: Tensor,
+    indices_a: Tensor,
+    values_b: Tensor | None,
+    indices_b: Tensor | None,
+    dim: int,
+    temperature: float,
+    classes_a: Tensor | None,
+    classes_b: Tensor | None,
+    n_positives: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of values_a and values_b; the second has no elements for one set."""
+    grad = grad.contiguous()
+    a, b, one_set = _sides(values_a, indices_a, values_b, indices_b)
+
+    def gradient(
+        of: Codes,
+        other: Codes,
+        classes: Tensor | None,
+        other_classes: Tensor | None,
+        of_columns: bool,
+    ) -> Tensor:
+        of_other = postings(*other, dim)
+        grad_values = torch.empty_like(of[0])
+        args = _C.InfoNce(
+            a=codes_arguments(*of, dim),
+            b=tuple(map(address, of_other)),
+            m=len(other[0]),
+            one_set=one_set,
+            temperature=temperature,
+            classes_a=address(classes),
+            classes_b=address(other_classes),
+            n_positives=address(n_positives),
+        )
+        rows = address(grad), address(peak), address(log_total)
+        _C.info_nce_backward(args, *rows, of_columns, address(grad_values), torch.get_num_threads())
+        return grad_values
+
+    grad_a = gradient(a, b, classes_a, classes_b, False)
+    if one_set:
+        return grad_a, grad_a.new_empty(0)
+    return grad_a, gradient(b, a, classes_b, classes_a, True)
+
+
+@torch.library.register_fake("csrkern::info_nce", lib=LIBRARY)
+def _info_nce_fake(values_a, indices_a, values_b, *_):
+    return tuple(values_a.new_empty(values_a.shape[0]) for _ in range(3))
+
+
+@torch.library.register_fake("csrkern::info_nce_backward", lib=LIBRARY)
+def _info_nce_backward_fake(grad, peak, log_total, values_a, indices_a, values_b, *_):
+    second = values_a.new_empty(0) if values_b is None else values_b.new_empty(values_b.shape)
+    return values_a.new_empty(values_a.shape), second
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    _, peak, log_total = output
+    ctx.mark_non_differentiable(peak, log_total)
+    *codes, ctx.dim, ctx.temperature, classes_a, classes_b, n_positives = inputs
+    ctx.save_for_backward(peak, log_total, *codes, classes_a, classes_b, n_positives)
+
+
+def _backward(ctx, grad: Tensor, _grad_peak, _grad_log_total):
+    peak, log_total, *codes, classes_a, classes_b, n_positives = ctx.saved_tensors
+    grad_a, grad_b = torch.ops.csrkern.info_nce_backward(
+        grad,
+        peak,
+        log_total,
+        *codes,
+        ctx.dim,
+        ctx.temperature,
+        classes_a,
+        classes_b,
+        n_positives,
+    )
+    return grad_a, None, None if codes[2] is None else grad_b, *[None] * 6
+
+
+torch.library.register_autograd(
+    "csrkern::info_nce", _backward, setup_context=_setup_context, lib=LIBRARY
+)

@@ -1,18 +1,29 @@
-"""similarity: the inner products between two sets of codes."""
+"""similarity: the inner products between two sets of codes.
+
+On a CPU each row of the result is summed from the postings of its latents (csrc/cpu/
+similarity.cpp): only pairs of active entries cost a multiply-add, and the rest is writing
+zeros. The gradient of either side reads its rows of the incoming gradient at the same places.
+float64 goes through the reference, so that gradients can be checked.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from csrkern import reference
+from csrkern import _C, reference
 from csrkern.codes import SparseCodes
+from csrkern.ops import transpose  # noqa: F401  (registers what the kernels call)
+from csrkern.ops._registry import LIBRARY, address, autocast
 from csrkern.validation import check_codes, check_same
 
 
 def similarity(a: SparseCodes, b: SparseCodes) -> Tensor:
     """a · bᵀ, [n, m], for codes a [n, k] and b [m, k'] over the same latents.
 
-    Differentiable in both sets of values.
+    Differentiable in both sets of values. float16 and bfloat16 codes are summed in float32 and
+    the result is rounded once; under autocast it comes in the autocast dtype, as a matrix
+    product does.
 
     Raises:
         TypeError, ValueError: if either is not SparseCodes, or they differ in dim, dtype or
@@ -20,5 +31,104 @@ def similarity(a: SparseCodes, b: SparseCodes) -> Tensor:
     """
     check_codes("a", a)
     check_codes("b", b, a.dim)
-    check_same("b.values", b.values, "a.values", a.values)
-    return reference.similarity(a, b)
+    values_a, values_b = autocast(a.values, b.values)
+    check_same("b.values", values_b, "a.values", values_a)
+    if values_a.dtype == torch.float64 or values_a.device.type != "cpu":
+        return reference.similarity(a, b)
+    out = torch.ops.csrkern.similarity(
+        values_a.float(), a.indices, values_b.float(), b.indices, a.dim
+    )
+    return out.to(values_a.dtype)
+
+
+def codes_arguments(values: Tensor, indices: Tensor, dim: int) -> tuple[int, int, int, int, int]:
+    """Contiguous codes as the native kernels take them."""
+    return address(values), address(indices), *values.shape, dim
+
+
+def postings(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The transposed codes as the native kernels take them: starts, rows, values."""
+    starts, rows, _, sorted_values = torch.ops.csrkern.transpose(values, indices, dim)
+    return starts, rows, sorted_values
+
+
+LIBRARY.define(
+    "similarity(Tensor values_a, Tensor indices_a, Tensor values_b, Tensor indices_b, SymInt dim)"
+    " -> Tensor"
+)
+LIBRARY.define(
+    "similarity_backward(Tensor grad, Tensor values_a, Tensor indices_a, Tensor values_b, "
+    "Tensor indices_b, SymInt dim) -> Tensor"
+)
+
+
+@torch.library.impl(LIBRARY, "similarity", "CPU")
+def _similarity_cpu(
+    values_a: Tensor, indices_a: Tensor, values_b: Tensor, indices_b: Tensor, dim: int
+) -> Tensor:
+    values_a, indices_a = values_a.contiguous(), indices_a.contiguous()
+    of_b = postings(values_b, indices_b, dim)
+    m = len(values_b)
+    out = values_a.new_empty(len(values_a), m)
+    _C.similarity(
+        codes_arguments(values_a, indices_a, dim),
+        tuple(map(address, of_b)),
+        m,
+        address(out),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+@torch.library.impl(LIBRARY, "similarity_backward", "CPU")
+def _similarity_backward_cpu(
+    grad: Tensor,
+    values_a: Tensor,
+    indices_a: Tensor,
+    values_b: Tensor,
+    indices_b: Tensor,
+    dim: int,
+) -> Tensor:
+    """The gradient of values_a, from grad [n, m] of any strides."""
+    values_a, indices_a = values_a.contiguous(), indices_a.contiguous()
+    of_b = postings(values_b, indices_b, dim)
+    grad_values = torch.empty_like(values_a)
+    _C.similarity_backward(
+        codes_arguments(values_a, indices_a, dim),
+        tuple(map(address, of_b)),
+        len(values_b),
+        address(grad),
+        *grad.stride(),
+        address(grad_values),
+        torch.get_num_threads(),
+    )
+    return grad_values
+
+
+@torch.library.register_fake("csrkern::similarity", lib=LIBRARY)
+def _similarity_fake(values_a, indices_a, values_b, indices_b, dim):
+    return values_a.new_empty(values_a.shape[0], values_b.shape[0])
+
+
+@torch.library.register_fake("csrkern::similarity_backward", lib=LIBRARY)
+def _similarity_backward_fake(grad, values_a, indices_a, values_b, indices_b, dim):
+    return values_a.new_empty(values_a.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, ctx.dim = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad: Tensor):
+    a, b = ctx.saved_tensors[:2], ctx.saved_tensors[2:]
+    needs_a, _, needs_b, _, _ = ctx.needs_input_grad
+    backward = torch.ops.csrkern.similarity_backward
+    grad_a = backward(grad, *a, *b, ctx.dim) if needs_a else None
+    grad_b = backward(grad.T, *b, *a, ctx.dim) if needs_b else None
+    return grad_a, None, grad_b, None, None
+
+
+torch.library.register_autograd(
+    "csrkern::similarity", _backward, setup_context=_setup_context, lib=LIBRARY
+)

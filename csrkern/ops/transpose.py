@@ -40,9 +40,7 @@ def transpose(codes: SparseCodes) -> Postings:
         TypeError: if `codes` is not SparseCodes.
     """
     check_codes("codes", codes)
-    return Postings(
-        *torch.ops.csrkern.transpose(codes.values.detach(), codes.indices, codes.dim)
-    )
+    return Postings(*torch.ops.csrkern.transpose(codes.values.detach(), codes.indices, codes.dim))
 
 
 LIBRARY.define(

@@ -23,11 +23,13 @@ struct SparseRows {
   const int64_t* starts;
   const float* values;
   const int32_t* indices;
+  const int64_t* order = nullptr;  // [n]: row i is the order[i]-th; null: as they stand
 };
 
 // The arrays of an index, wherever they live. A term is a latent that some document uses. A
 // segment is the postings of one term in one window of documents: its local document numbers
-// (uint16, ascending), then its values, in one piece.
+// (uint16, ascending), then its values, in one piece. An index of
+// clustered documents also knows the largest value of each term in each block of documents.
 struct IndexView {
   int64_t n_docs;
   int32_t dim;
@@ -40,6 +42,14 @@ struct IndexView {
   const uint8_t* postings;    // [offsets.back() * posting_bytes(type)]
   const uint32_t* checksums;  // [n_terms] CRC-32C of each term's postings
   const int64_t* ids;         // [n_docs], or null: the row number is the id
+
+  int32_t block = 0;                // documents a block, a divisor of window; 0: no maxima
+  const uint8_t* maxima = nullptr;  // [n_terms, block_pitch()], times scales: at least the value
+  const float* scales = nullptr;    // [n_terms]
+
+  int64_t n_blocks() const { return block == 0 ? 0 : (n_docs + block - 1) / block; }
+  int64_t block_pitch() const { return (n_blocks() + 63) / 64 * 64; }
+  const uint8_t* maxima_of(int64_t term) const { return maxima + term * block_pitch(); }
 
   const uint8_t* segment(uint64_t offset) const { return postings + offset * posting_bytes(type); }
 };
@@ -69,13 +79,25 @@ struct BuiltIndex {
   std::vector<uint64_t> offsets;
   std::vector<uint32_t> checksums;
   Buffer postings;
+  Buffer maxima;
+  std::vector<float> scales;
 };
 
 // Inverts `docs`, with rows at L2 norm 1 if `normalize`. Values are rounded to `type`; those
 // that become 0 are left out. Throws std::invalid_argument if an entry is out of range,
 // negative, not finite, too large for `type` or given twice in its row.
-BuiltIndex build_index(const SparseRows& docs, int32_t window, ValueType type, bool normalize,
-                       int num_threads);
+// With `block` > 0, maxima of blocks of that many documents are found too.
+BuiltIndex build_index(const SparseRows& docs, int32_t window, int32_t block, ValueType type,
+                       bool normalize, int num_threads);
+
+// An order of the rows [n] in which similar rows stand together: each goes to the most similar
+// of a sample of the rows. Empty if the mean cosine of some rows with that one is less than
+// `least_similarity`. The same for any number of threads.
+std::vector<int64_t> cluster_order(const SparseRows& docs, double least_similarity,
+                                   int num_threads);
+
+// The CRC-32C of all that an index holds about one term.
+uint32_t checksum_of_term(const IndexView& view, int64_t term);
 
 // From latent to term: a table where the latents are few enough, else a binary search.
 class TermFinder {
@@ -97,6 +119,13 @@ class TermFinder {
   std::vector<int32_t> table_;
 };
 
+struct SearchCost {
+  int64_t terms = 0;            // entries of the query whose latent some document uses
+  int64_t postings = 0;         // in their lists altogether
+  int64_t blocks_scored = 0;    // one by one
+  int64_t windows_scanned = 0;  // from end to end
+};
+
 // A searchable index over arrays that outlive it. All methods are safe from any thread.
 class Index {
  public:
@@ -108,8 +137,16 @@ class Index {
   // The best `topk` documents of each query: scores [n, topk] and ids [n, topk], best first,
   // equal scores by lower id, documents of score 0 left out, missing places (-inf, -1). A
   // score is summed in float32 over the query's entries by value descending, then by latent.
-  void search(const SparseRows& queries, int64_t topk, bool normalize, int num_threads,
-              float* scores, int64_t* ids) const;
+  // Only documents whose bits in `allowed` [n_docs, in words of 64] are set are found; null: all.
+  void search(const SparseRows& queries, int64_t topk, bool normalize, const uint64_t* allowed,
+              int num_threads, float* scores, int64_t* ids) const;
+
+  // What the search for the i-th of the queries reads.
+  SearchCost explain(const SparseRows& queries, int64_t i, int64_t topk, bool normalize) const;
+
+  // How many times as fast as scans of all windows searches for these queries should be,
+  // thanks to the maxima of blocks.
+  double gain_of_blocks(const SparseRows& queries, bool normalize) const;
 
   // Checks all postings now. Throws std::invalid_argument naming the first damaged list.
   void verify(int num_threads) const;

@@ -10,6 +10,7 @@
 namespace csrkern {
 
 inline std::pair<int64_t, int64_t> row_range(const SparseRows& rows, int64_t i) {
+  if (rows.order != nullptr) i = rows.order[i];
   if (rows.starts == nullptr) return {i * rows.width, (i + 1) * rows.width};
   return {rows.starts[i], rows.starts[i + 1]};
 }
@@ -32,7 +33,8 @@ struct Entry {
 };
 
 // The active entries of row i, checked, by value descending and then by latent, at L2 norm 1
-// if `normalize`. Also throws if a latent comes twice.
-void read_query(const SparseRows& rows, int64_t i, bool normalize, std::vector<Entry>& entries);
+// if `normalize`. Also throws if a latent comes twice. `latents` is memory to work in.
+void read_query(const SparseRows& rows, int64_t i, bool normalize, std::vector<Entry>& entries,
+                std::vector<int32_t>& latents);
 
 }  // namespace csrkern

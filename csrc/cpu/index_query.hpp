@@ -1,0 +1,123 @@
+// One query's terms, its best hits so far, and bounds on what the blocks of an index can add.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "csrkern/index.hpp"
+#include "csrkern/index_kernels.hpp"
+
+namespace csrkern {
+
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+inline float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+struct Hit {
+  float score;
+  int64_t id;
+};
+
+inline bool better(const Hit& a, const Hit& b) {
+  return a.score > b.score || (a.score == b.score && a.id < b.id);
+}
+
+// The best hits so far, and the bar that a score's bits must reach to matter.
+class TopHits {
+ public:
+  // `in_order`: documents come by ascending id.
+  TopHits(int64_t topk, bool in_order) : topk_(topk), in_order_(in_order) {}
+
+  void add(float score, int64_t id) { hits_.push_back({score, id}); }
+
+  // Drops what is not among the best topk and raises the bar.
+  void settle() {
+    if (!full()) return;
+    std::nth_element(hits_.begin(), hits_.begin() + (topk_ - 1), hits_.end(), better);
+    hits_.resize(topk_);
+    // A later document with a higher id loses every tie, so only a greater score matters.
+    raise(bits_of(hits_.back().score) + (in_order_ ? 1 : 0));
+  }
+
+  void raise(uint32_t bar) { bar_ = std::max(bar_, bar); }
+  uint32_t bar() const { return bar_; }
+  // A bar that holds for documents of any number.
+  uint32_t shared_bar() const { return full() ? bits_of(hits_.back().score) : 1; }
+  bool full() const { return static_cast<int64_t>(hits_.size()) >= topk_; }
+  int64_t topk() const { return topk_; }
+  std::vector<Hit>& hits() { return hits_; }
+
+ private:
+  int64_t topk_;
+  bool in_order_;
+  uint32_t bar_ = 1;  // any score above 0
+  std::vector<Hit> hits_;
+};
+
+// Upper bounds on the score of any document of each block, in units of 1 / unit_.
+class BlockBounds {
+ public:
+  // Queries of more terms are scanned: the sums below would lose their precision.
+  static constexpr int kMostTerms = 1024;
+
+  void compute(const IndexView& view, const std::vector<QueryTerm>& terms);
+
+  // Appends blocks whose bounds are the largest, about `count` of them, and marks them done.
+  void take_best(int64_t count, std::vector<int32_t>& blocks);
+  // Writes the blocks that are not done and may hold a score of at least `bar` (as bits).
+  void find(uint32_t bar, std::vector<int32_t>& blocks) const;
+
+  bool done(int64_t block) const { return bounds_[block] == 0; }
+  bool reaches(int64_t block, uint16_t least) const { return bounds_[block] >= least; }
+  // The least bound of a block that may hold a score of at least `bar`.
+  uint16_t least(uint32_t bar) const;
+
+ private:
+  int64_t n_blocks_ = 0;
+  double unit_ = 1;
+  double rounding_ = 0;
+  std::vector<uint16_t> bounds_;  // 1 and more; 0: done
+  std::vector<const uint8_t*> rows_;
+  std::vector<uint16_t> weights_;
+};
+
+// Calls body(document, value) for each posting of a term, whose segments are known to be good.
+template <class Body>
+void each_posting(const IndexView& view, int64_t term, const Body& body) {
+  for (int64_t w = 0; w < view.n_windows; ++w) {
+    const uint64_t* offset = view.offsets + term * view.n_windows + w;
+    const uint64_t n = offset[1] - offset[0];
+    const uint8_t* segment = view.segment(offset[0]);
+    const auto value = [&, values = segment + 2 * n](uint64_t i) {
+      uint16_t half;
+      float full;
+      if (view.type == ValueType::float32) {
+        std::memcpy(&full, values + 4 * i, 4);
+        return full;
+      }
+      std::memcpy(&half, values + 2 * i, 2);
+      return half_to_float(half);
+    };
+    const int64_t base = w * view.window;
+    for (uint64_t i = 0; i < n; ++i) {
+      uint16_t id;
+      std::memcpy(&id, segment + 2 * i, 2);
+      body(base + id, value(i));
+    }
+  }
+}
+
+// For each term of `view` the maxima of its blocks, as multiples of a scale, rounded up.
+void find_maxima(IndexView view, uint8_t* maxima, float* scales, int num_threads);
+
+}  // namespace csrkern

@@ -1,0 +1,73 @@
+"""Codes for the index tests, in SparseCodes order, as NumPy arrays."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from csrkern import InvertedIndex
+
+
+def in_order(values: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows by value descending, then by latent; empty slots at the end with latent 0."""
+    values = values.astype(np.float32)
+    order = np.lexsort((np.where(values > 0, indices, 2**31 - 1), -values))
+    values = np.take_along_axis(values, order, 1)
+    indices = np.take_along_axis(indices, order, 1)
+    return values, np.where(values > 0, indices, 0).astype(np.int32)
+
+
+def distinct_latents(rng: np.random.Generator, n: int, dim: int, k: int, weights=None):
+    """[n, k] distinct latents a row, drawn evenly or by `weights` [dim]."""
+    keys = rng.random((n, dim), dtype=np.float32)
+    if weights is not None:
+        keys = -np.log1p(-keys) / weights.astype(np.float32)
+    return np.argpartition(keys, k - 1, axis=1)[:, :k].astype(np.int32)
+
+
+def uniform(n: int, dim: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    values = 0.05 + rng.exponential(1, (n, k))
+    return in_order(values, distinct_latents(rng, n, dim, k))
+
+
+def skewed(n: int, dim: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    popularity = (np.arange(dim) + 3.0) ** -1.2
+    values = 0.05 + rng.exponential(1, (n, k))
+    return in_order(values, distinct_latents(rng, n, dim, k, popularity))
+
+
+def ties(n: int, dim: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Few distinct values and many equal rows."""
+    rng = np.random.default_rng(seed)
+    latents = distinct_latents(rng, max(n // 8, 1), dim, k)[rng.integers(0, max(n // 8, 1), n)]
+    return in_order(rng.integers(0, 3, (n, k)) / 2, latents)
+
+
+def normalised(values: np.ndarray) -> np.ndarray:
+    """Rows at L2 norm 1, in float64 and then rounded."""
+    norm = np.sqrt((values.astype(np.float64) ** 2).sum(1, keepdims=True))
+    return (values / np.where(norm > 0, norm, 1)).astype(np.float32)
+
+
+KINDS = {"uniform": uniform, "skewed": skewed, "ties": ties}
+
+
+def digest() -> str:
+    """Of results that touch every kernel; run in a process of its own per instruction set."""
+    result = hashlib.sha256()
+    for kind, values, k in [("uniform", "float16", 11), ("ties", "float32", 6)]:
+        codes = KINDS[kind](9001, 96, k)
+        index = InvertedIndex.build(
+            codes, dim=96, values=values, window=2048, metric="cosine", cluster=kind == "ties"
+        )
+        for topk in (1, 10, 400):
+            for chosen in (None, np.arange(9001) % 3 > 0):
+                for part in index.search((codes[0][:50], codes[1][:50]), topk, filter=chosen):
+                    result.update(part.tobytes())
+        for array in index.to_numpy():
+            result.update(array.tobytes())
+        result.update(index._native.checksums.tobytes())
+    return result.hexdigest()

@@ -1,0 +1,323 @@
+"""InvertedIndex.search against the specification, to the id and to the bit of the score."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import index_codes
+import numpy as np
+import pytest
+
+from csrkern import InvertedIndex, reference
+
+KINDS = index_codes.KINDS
+
+
+def expected(index, queries, topk):
+    values, indices = index.to_numpy()
+    return reference.search(values, indices, index.dim, *queries, topk, index.ids)
+
+
+def assert_exact(index, queries, topk, **options):
+    scores, ids = index.search(queries, topk, **options)
+    want_scores, want_ids = expected(index, queries, topk)
+    np.testing.assert_array_equal(ids, want_ids)
+    np.testing.assert_array_equal(scores.view(np.uint32), want_scores.view(np.uint32))
+    assert scores.dtype == np.float32
+    assert ids.dtype == np.int64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("values", ["float16", "float32"])
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+@pytest.mark.parametrize("cluster", [False, True])
+@pytest.mark.parametrize("topk", [1, 10, 300])
+def test_equals_reference(kind, values, metric, cluster, topk):
+    codes = KINDS[kind](3001, 256, 12)
+    queries = KINDS[kind](23, 256, 12, seed=1)
+    index = InvertedIndex.build(
+        codes, dim=256, values=values, metric=metric, cluster=cluster, window=512
+    )
+    stored, indices = index.to_numpy()
+    want = index_codes.normalised(codes[0]) if metric == "cosine" else codes[0]
+    want = want.astype(values).astype(np.float32)[index.ids]
+    np.testing.assert_array_equal(
+        *(index_codes.in_order(*c)[0] for c in [(stored, indices), (want, codes[1][index.ids])])
+    )
+    scores, ids = index.search(queries, topk)
+    if metric == "cosine":
+        queries = index_codes.in_order(index_codes.normalised(queries[0]), queries[1])
+    want_scores, want_ids = expected(index, queries, topk)
+    np.testing.assert_array_equal(ids, want_ids)
+    np.testing.assert_array_equal(scores, want_scores)
+
+
+def test_100_000_random_codes():
+    codes = index_codes.uniform(100_000, 160, 8)
+    index = InvertedIndex.build(codes, dim=160)
+    np.testing.assert_array_equal(index.to_numpy()[0], codes[0].astype(np.float16))
+    assert_exact(index, index_codes.uniform(20, 160, 16, seed=2), 10)
+    assert_exact(index, index_codes.uniform(3, 160, 16, seed=3), 1000)
+
+
+def of_few_kinds(n, seed):
+    """Codes of 40 kinds, which blocks of documents tell apart."""
+    kinds = index_codes.uniform(40, 300, 24, seed=1)
+    rng = np.random.default_rng(seed)
+    slots = index_codes.distinct_latents(rng, n, 24, 12)
+    kind = rng.integers(0, 40, n)[:, None]
+    values = kinds[0][kind, slots] * np.exp(0.5 * rng.standard_normal((n, 12)))
+    return index_codes.in_order(values, kinds[1][kind, slots])
+
+
+def test_clustered_codes():
+    codes, queries = of_few_kinds(30_000, 0), of_few_kinds(40, 1)
+    ids = np.random.default_rng(2).permutation(10**6)[:30_000]
+    for values in ("float16", "float32"):
+        index = InvertedIndex.build(codes, ids, dim=300, values=values, cluster=True, window=4096)
+        assert index.explain((queries[0][:1], queries[1][:1]))["blocks_scored"] < 60
+        assert_exact(index, queries, 10)
+        assert_exact(index, (queries[0][:4], queries[1][:4]), 700)
+
+
+def test_clusters_where_it_pays():
+    codes, queries = of_few_kinds(70_000, 0), of_few_kinds(20, 1)
+    index = InvertedIndex.build(codes, dim=300)
+    assert index.stats()["block"] == 256
+    plain = InvertedIndex.build(codes, dim=300, cluster=False)
+    assert plain.stats()["block"] == 0
+    for got, want in zip(index.search(queries, 10), plain.search(queries, 10), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert InvertedIndex.build(index_codes.uniform(70_000, 256, 8), dim=256).stats()["block"] == 0
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+@pytest.mark.parametrize("share", [0, 1e-3, 0.1, 0.9, 1])
+def test_filter(cluster, share):
+    codes, queries = of_few_kinds(10_000, 0), of_few_kinds(12, 1)
+    rng = np.random.default_rng(3)
+    ids = rng.permutation(20_000)[:10_000]
+    for given in (None, ids):
+        index = InvertedIndex.build(codes, given, dim=300, cluster=cluster, window=1024)
+        mask = rng.random(10_000) < share
+        values, indices = index.to_numpy()
+        want = reference.search(values[mask], indices[mask], 300, *queries, 30, index.ids[mask])
+        allowed = index.ids[mask]
+        for chosen in (mask, allowed, np.append(rng.permutation(allowed), [-1, 10**9])):
+            scores, found = index.search(queries, 30, filter=chosen)
+            np.testing.assert_array_equal(found, want[1])
+            np.testing.assert_array_equal(scores, want[0])
+        single = index.search((queries[0][:1], queries[1][:1]), 30, filter=mask, num_threads=2)
+        np.testing.assert_array_equal(single[1], want[1][:1])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("window", [64, 192, 4096, 65_536])
+def test_threads_and_windows_do_not_change_results(threads, window):
+    codes = index_codes.skewed(20_011, 128, 8)
+    queries = index_codes.skewed(37, 128, 8, seed=1)
+    want = InvertedIndex.build(codes, dim=128).search(queries, 25)
+    index = InvertedIndex.build(codes, dim=128, window=window, num_threads=threads)
+    for got, one in zip(index.search(queries, 25, num_threads=threads), want, strict=True):
+        np.testing.assert_array_equal(got, one)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_cases(seed):
+    rng = np.random.default_rng(seed)
+    dim, n = int(rng.choice([8, 33, 64, 300])), int(rng.choice([1, 63, 64, 65, 500, 3000]))
+    k = int(rng.integers(1, min(dim // 2, 20) + 1))
+    draw = KINDS[rng.choice(list(KINDS))]
+    values, indices = draw(n, dim, k, seed=seed)
+    if rng.random() < 0.5:  # near copies of a few rows
+        rows = rng.integers(0, min(n, 20), n)
+        near = values[rows] * np.exp(0.4 * rng.standard_normal((n, k)))
+        values, indices = index_codes.in_order(near, indices[rows])
+    values *= np.float32(rng.choice([1, 1e-3, 1e-6, 1e3]))
+    queries = draw(8, dim, int(rng.integers(1, min(dim // 2, 30) + 1)), seed=seed + 100)
+    index = InvertedIndex.build(
+        (values, indices),
+        rng.permutation(10 * n)[:n] if rng.random() < 0.6 else None,
+        dim=dim,
+        values=str(rng.choice(["float16", "float32"])),
+        cluster=bool(rng.random() < 0.6),
+        window=int(rng.choice([64, 128, 256, 512, 1024, 4096, 65_536])),
+    )
+    assert_exact(index, queries, int(rng.choice([1, 2, 10, 64, 500])), num_threads=1 + seed % 3)
+
+
+def test_one_query_is_split_over_windows():
+    # Long enough lists that the search divides one query among threads.
+    n = 120_000
+    rng = np.random.default_rng(0)
+    values = rng.integers(1, 50, (n, 5)).astype(np.float32)
+    latents = np.tile(np.arange(5, dtype=np.int32), (n, 1))
+    queries = index_codes.in_order(values[:1], latents[:1])
+    for ids in (None, rng.permutation(n)):
+        index = InvertedIndex.build((values, latents), ids, dim=5, window=1024)
+        one = index.search(queries, 50, num_threads=1)
+        two = index.search(queries, 50, num_threads=3)
+        np.testing.assert_array_equal(one[0], two[0])
+        np.testing.assert_array_equal(one[1], two[1])
+        assert_exact(index, queries, 50, num_threads=3)
+
+
+def test_ties_go_to_the_lower_id():
+    codes = index_codes.ties(4000, 64, 4)
+    queries = index_codes.ties(20, 64, 4, seed=1)
+    ids = np.random.default_rng(2).permutation(10**12 + np.arange(4000))
+    for given in (None, ids, np.sort(ids), np.sort(ids)[::-1]):
+        assert_exact(InvertedIndex.build(codes, given, dim=64, window=256), queries, 33)
+
+
+def test_equal_documents():
+    values, indices = index_codes.uniform(1, 64, 8)
+    codes = np.repeat(values, 1000, 0), np.repeat(indices, 1000, 0)
+    index = InvertedIndex.build(codes, dim=64, window=128)
+    assert_exact(index, (values, indices), 7)
+    np.testing.assert_array_equal(index.search((values, indices), 7)[1], [np.arange(7)])
+
+
+def test_one_latent_in_every_row():
+    values, indices = index_codes.uniform(5000, 255, 7)
+    values = np.hstack([values, np.full((5000, 1), 2, np.float32)])
+    codes = index_codes.in_order(values, np.hstack([indices + 1, np.zeros((5000, 1), np.int32)]))
+    index = InvertedIndex.build(codes, dim=256, window=1024)
+    assert index.stats()["longest_list"] == 5000
+    assert_exact(index, (codes[0][:20], codes[1][:20]), 10)
+
+
+def test_k_is_1():
+    codes = index_codes.uniform(2000, 32, 1)
+    assert_exact(InvertedIndex.build(codes, dim=32, window=128), (codes[0][:9], codes[1][:9]), 10)
+
+
+def test_empty_rows_and_queries():
+    values, indices = index_codes.uniform(300, 64, 6)
+    values[::3], indices[::3] = 0, 0
+    index = InvertedIndex.build((values, indices), dim=64)
+    scores, ids = index.search((values[:10], indices[:10]), 5)
+    assert (ids[0] == -1).all()
+    assert (scores[0] == -np.inf).all()
+    assert_exact(index, (values[:10], indices[:10]), 5)
+    assert not np.isin(index.search((values, indices), 300)[1], np.arange(0, 300, 3)).any()
+
+
+def test_all_documents_empty():
+    nothing = np.zeros((5, 2)), np.zeros((5, 2), int)
+    index = InvertedIndex.build(nothing, dim=4, cluster=True)
+    _, ids = index.search((np.ones((1, 1)), np.zeros((1, 1), int)), 2)
+    assert ids.tolist() == [[-1, -1]]
+    assert len(index) == 5
+
+
+@pytest.mark.parametrize("cluster", [None, True])
+def test_empty_index_and_no_queries(cluster):
+    nothing = np.zeros((0, 4), np.float32), np.zeros((0, 4), np.int32)
+    index = InvertedIndex.build(nothing, dim=16, cluster=cluster)
+    assert len(index) == 0
+    assert index.stats()["postings"] == 0
+    scores, ids = index.search(index_codes.uniform(3, 16, 4), 2)
+    assert ids.tolist() == [[-1, -1]] * 3
+    assert np.isneginf(scores).all()
+    scores, ids = index.search(nothing, 7)
+    assert scores.shape == ids.shape == (0, 7)
+
+
+@pytest.mark.parametrize("topk", [99, 100, 101, 1000])
+def test_topk_beyond_the_documents(topk):
+    codes = index_codes.uniform(100, 16, 4)
+    assert_exact(InvertedIndex.build(codes, dim=16), (codes[0][:5], codes[1][:5]), topk)
+
+
+def test_queries_need_not_be_in_order():
+    codes = index_codes.uniform(3000, 64, 8)
+    queries = index_codes.uniform(10, 64, 20, seed=1)
+    index = InvertedIndex.build(codes, dim=64)
+    shuffle = np.random.default_rng(0).permutation(20)
+    scores, ids = index.search((queries[0][:, shuffle], queries[1][:, shuffle]), 10)
+    want_scores, want_ids = expected(index, queries, 10)
+    np.testing.assert_array_equal(ids, want_ids)
+    np.testing.assert_array_equal(scores, want_scores)
+
+
+def test_extreme_values():
+    values = np.array([[3e38, 3e38], [65504, 1e-7], [6e-8, 1e-8], [1e-45, 1e-45]], np.float32)
+    indices = np.tile(np.array([0, 1], np.int32), (4, 1))
+    index = InvertedIndex.build((values, indices), dim=2, values="float32")
+    for query in (values, np.float32([[1e-30, 1e-30]]), np.float32([[1e10, 1e10]])):
+        assert_exact(index, index_codes.in_order(query, indices[: len(query)]), 4)
+    index = InvertedIndex.build((values[1:], indices[1:]), dim=2)
+    np.testing.assert_array_equal(
+        index.to_numpy()[0], index_codes.in_order(values[1:].astype(np.float16), indices[1:])[0]
+    )
+    assert_exact(index, (values[:1], indices[:1]), 4)
+
+
+@pytest.mark.parametrize("dim", [2**31 - 1, 5_000_000])
+def test_very_many_latents(dim):
+    rng = np.random.default_rng(0)
+    pool = np.unique(rng.integers(0, dim, 50))
+    pool[-1] = dim - 1
+    values, slots = index_codes.uniform(500, len(pool), 5)
+    codes = index_codes.in_order(values, pool[slots].astype(np.int32))
+    index = InvertedIndex.build(codes, dim=dim)
+    small = InvertedIndex.build((values, slots), dim=len(pool))
+    want = small.search((values, slots), 10)
+    np.testing.assert_array_equal(index.search(codes, 10)[0], want[0])
+    unused = np.ones((1, 1)), np.full((1, 1), int(pool[0]) + 1)
+    assert index.search(unused, 1)[1].tolist() == [[-1]]
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_every_instruction_set_gives_the_same_bits(isa):
+    ran = subprocess.run(
+        [sys.executable, "-c", "import index_codes; print(index_codes.digest())"],
+        env={**os.environ, "CSRKERN_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=os.path.dirname(__file__),
+        capture_output=True,
+        text=True,
+    )
+    if "this processor supports at most" in ran.stderr:
+        pytest.skip(f"this processor lacks {isa}")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == index_codes.digest()
+
+
+def test_searches_from_many_threads_at_once():
+    codes = index_codes.skewed(20_000, 128, 8)
+    index = InvertedIndex.build(codes, dim=128, window=1024)
+    other = InvertedIndex.build(index_codes.uniform(5000, 128, 8), dim=128, window=4096)
+    queries = index_codes.skewed(64, 128, 8, seed=1)
+    want, other_want = index.search(queries, 10), other.search(queries, 10)
+    wrong = []
+
+    def work(threads):
+        for _ in range(5):
+            for which, good in ((index, want), (other, other_want)):
+                got = which.search(queries, 10, num_threads=threads)
+                if not all(np.array_equal(a, b) for a, b in zip(got, good, strict=True)):
+                    wrong.append(threads)
+
+    workers = [threading.Thread(target=work, args=(1 + i % 3,)) for i in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
+
+
+def test_stats():
+    codes = index_codes.uniform(1000, 64, 4)
+    stats = InvertedIndex.build(codes, dim=64).stats()
+    lengths = np.bincount(codes[1].ravel(), minlength=64)
+    assert stats["documents"] == 1000
+    assert stats["postings"] == 4000
+    assert stats["latents"] == 64
+    assert stats["longest_list"] == lengths.max()
+    assert stats["postings_per_query"] == pytest.approx((lengths**2).sum() / 1000)
+    assert stats["hottest_share"] == pytest.approx(lengths.max() / 4000)
+    assert 16 < stats["bytes_per_code"] < 18

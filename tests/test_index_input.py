@@ -1,0 +1,201 @@
+"""What InvertedIndex accepts, and how it refuses the rest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import index_codes
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+
+from csrkern import InvertedIndex, SparseCodes
+
+DIM = 96
+
+
+@pytest.fixture(scope="module")
+def codes():
+    values, indices = index_codes.uniform(700, DIM, 6)
+    values[5], indices[5] = 0, 0
+    return SparseCodes.from_numpy(values, indices, DIM)
+
+
+def forms(codes):
+    values, indices = codes.numpy()
+    yield "pair", (values, indices)
+    yield "float64 and int64", (values.astype(np.float64), indices.astype(np.int64))
+    yield "uint16 and strided", (values[:, ::-1], indices[:, ::-1].astype(np.uint16))
+    yield "scipy csr", codes.to_scipy()
+    yield "scipy csc", scipy.sparse.csc_matrix(codes.to_scipy())
+    yield "torch csr", codes.to_torch_csr()
+    yield "torch coo", codes.to_torch_coo()
+    coo = codes.to_torch_coo()
+    yield "uncoalesced", torch.sparse_coo_tensor(coo.indices(), coo.values(), coo.shape)
+
+
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+def test_every_form_gives_the_same_index(codes, metric):
+    index = InvertedIndex.build(codes, metric=metric)
+    want = index.search(codes, 5)
+    for name, form in forms(codes):
+        again = InvertedIndex.build(form, metric=metric, dim=DIM)
+        assert np.array_equal(again._native.postings, index._native.postings), name
+        for got, one in zip(again.search(form, 5), want, strict=True):
+            np.testing.assert_array_equal(got, one, err_msg=name)
+
+
+def test_scipy_duplicates_are_summed(codes):
+    matrix = codes.to_scipy()
+    doubled = scipy.sparse.csr_array(
+        (np.repeat(matrix.data / 2, 2), np.repeat(matrix.indices, 2), matrix.indptr * 2),
+        shape=matrix.shape,
+    )
+    want, got = InvertedIndex.build(matrix), InvertedIndex.build(doubled)
+    np.testing.assert_array_equal(want._native.postings, got._native.postings)
+
+
+def test_low_precision_codes(codes):
+    for dtype in (torch.float16, torch.bfloat16):
+        low = codes.to(dtype)
+        got = InvertedIndex.build(low, values="float32").to_numpy()[0]
+        np.testing.assert_array_equal(np.sort(got), np.sort(low.values.float().numpy()))
+
+
+def pair(values, indices):
+    return np.array(values, np.float32), np.array(indices)
+
+
+BAD_CODES = {
+    "latents in 0..95, got 96": pair([[1]], [[96]]),
+    "latents in 0..95, got -1": pair([[1]], [[-1]]),
+    "latents in 0..95, got 4294967296": pair([[1]], [[2**32]]),
+    "not negative, got -1": pair([[1], [-1]], [[0], [0]]),
+    "got nan": pair([[np.nan]], [[0]]),
+    "got inf": pair([[np.inf]], [[0]]),
+    "latent 3 comes twice in row 1": pair([[1, 2], [1, 2]], [[1, 2], [3, 3]]),
+    "one shape": (np.ones((2, 2), np.float32), np.zeros((2, 3), int)),
+    r"one shape \[n, k\], got \[2\]": (np.ones(2, np.float32), np.zeros(2, int)),
+    "over 96 latents, got 5": scipy.sparse.csr_array((2, 5), dtype=np.float32),
+}
+
+
+@pytest.mark.parametrize("message", BAD_CODES)
+def test_bad_codes_are_refused(codes, message):
+    with pytest.raises(ValueError, match=message):
+        InvertedIndex.build(BAD_CODES[message], dim=DIM)
+    with pytest.raises(ValueError, match=message):
+        InvertedIndex.build(codes).search(BAD_CODES[message])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.indptr.__setitem__(3, 10**6), "row starts"),
+        (lambda m: m.indptr.__setitem__(0, 1), "row starts"),
+        (lambda m: m.indptr.__setitem__(-1, 10**9), "row starts"),
+        (lambda m: m.indptr.__setitem__(3, -5), "row starts"),
+        (lambda m: m.indices.__setitem__(0, 10**6), "latents in"),
+        (lambda m: m.indices.__setitem__(0, -1), "latents in"),
+    ],
+)
+def test_hostile_scipy_arrays(codes, change, message):
+    matrix = codes.to_scipy()
+    matrix = scipy.sparse.csr_array(
+        (matrix.data, matrix.indices.astype(np.int32), matrix.indptr.astype(np.int32)),
+        shape=matrix.shape,
+    )
+    change(matrix)
+    with pytest.raises(ValueError, match=message):
+        InvertedIndex.build(matrix)
+    with pytest.raises(ValueError, match=message):
+        InvertedIndex.build(codes).search(matrix)
+
+
+def test_values_that_do_not_fit_in_float16():
+    big = pair([[1], [65520]], [[0], [0]])
+    with pytest.raises(ValueError, match=r"row 1 does not fit in float16.*values='float32'"):
+        InvertedIndex.build(big, dim=1)
+    assert InvertedIndex.build(big, dim=1, values="float32").to_numpy()[0].max() == 65520
+    assert InvertedIndex.build(big, dim=1, metric="cosine").to_numpy()[0].max() == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (ValueError, "metric: expected one of 'ip', 'cosine'", {"metric": "l2"}),
+        (ValueError, "values: expected one of", {"values": "int4"}),
+        (ValueError, "window: expected a multiple of 64", {"window": 100}),
+        (ValueError, "window: expected 64 <= window", {"window": 0}),
+        (ValueError, "num_threads: expected 1 <=", {"num_threads": 0}),
+        (ValueError, "over 5 latents", {"dim": 5}),
+        (ValueError, "one id for each", {"ids": [1, 2]}),
+        (ValueError, "distinct", {"ids": [7] * 700}),
+        (ValueError, "0..2", {"ids": np.arange(700) - 1}),
+        (TypeError, "ids: expected integers", {"ids": np.ones(700)}),
+        (TypeError, "num_threads: expected an int", {"num_threads": 1.5}),
+    ],
+)
+def test_bad_build_options(codes, error, message, options):
+    with pytest.raises(error, match=message):
+        InvertedIndex.build(codes, **options)
+
+
+def test_bad_search_options(codes):
+    index = InvertedIndex.build(codes)
+    with pytest.raises(ValueError, match="topk: expected 1 <= topk"):
+        index.search(codes, 0)
+    with pytest.raises(TypeError, match="topk: expected an int"):
+        index.search(codes, 2.0)
+    with pytest.raises(TypeError, match="queries: expected SparseCodes"):
+        index.search(np.ones((2, DIM)))
+    with pytest.raises(TypeError, match=r"layout torch\.strided"):
+        index.search(torch.ones(2, DIM))
+    with pytest.raises(ValueError, match="needs dim="):
+        InvertedIndex.build(codes.numpy())
+    with pytest.raises(ValueError, match="filter: expected a mask of 700 codes"):
+        index.search(codes, filter=np.ones(3, bool))
+    for wrong in ([1.5], ["a"], np.ones((2, 2), int)):
+        with pytest.raises(TypeError, match="filter: expected a boolean mask or a list of ids"):
+            index.search(codes, filter=wrong)
+    for options in ({"mode": "fast"}, {"rerank": 10}):
+        with pytest.raises(NotImplementedError, match="is not built yet: "):
+            index.search(codes, **options)
+    for change in (lambda: index.add(codes), lambda: index.remove([1])):
+        with pytest.raises(NotImplementedError, match="build an index of"):
+            change()
+
+
+def test_runs_where_torch_is_not_installed(tmp_path):
+    script = f"""
+import sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "triton"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, NoTorch())
+import numpy as np, scipy.sparse
+import csrkern
+matrix = scipy.sparse.random_array((500, 64), density=0.1, format="csr", dtype=np.float32, rng=0)
+index = csrkern.InvertedIndex.build(matrix)
+index.save({str(tmp_path / "index")!r})
+index = csrkern.InvertedIndex.load({str(tmp_path / "index")!r})
+scores, ids = index.search((np.ones((1, 2)), np.array([[3, 5]])), 3)
+assert ids.min() >= 0
+assert not any(name.split(".")[0] == "torch" for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_import_is_quick():
+    script = """
+import time, numpy
+start = time.perf_counter()
+import csrkern
+csrkern.InvertedIndex
+print(time.perf_counter() - start)
+"""
+    ran = [subprocess.run([sys.executable, "-c", script], capture_output=True) for _ in range(3)]
+    assert min(float(r.stdout) for r in ran) < 0.1
