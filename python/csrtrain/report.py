@@ -1,0 +1,247 @@
+"""report.html: what the demo measured, as one file that needs no network and no JavaScript."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from string import Template
+
+import numpy as np
+
+from csrtrain.charts import Axis, Point, Series, histogram, line_chart, linear_axis, log_axis
+
+FAMILIES = {
+    "dense": "dense",
+    "topk": "top-k, untrained",
+    "pca": "PCA",
+    "self": "CSR, self contrast",
+    "label": "CSR, label contrast",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison.
+
+    Attributes:
+        family: a key of `FAMILIES`.
+        active: numbers kept of each vector (all of them for dense and PCA).
+        bytes: bytes a stored vector takes.
+        accuracy: 1-NN accuracy on the test rows, percent.
+        micros: microseconds a query, from the embedding to the ids found.
+    """
+
+    family: str
+    active: int
+    bytes: int
+    accuracy: float
+    micros: float
+
+    @property
+    def name(self) -> str:
+        """The short name used in tables: "CSR-8 self contrast"."""
+        if self.family == "dense":
+            return f"dense {self.active}"
+        if self.family == "topk":
+            return f"top-k-{self.active} untrained"
+        if self.family == "pca":
+            return f"PCA-{self.active}"
+        return f"CSR-{self.active} {self.family} contrast"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one adapter came to be.
+
+    Attributes:
+        family: "self" or "label".
+        seconds: wall-clock time of the training.
+        steps: the optimiser steps at which `dead` was noted.
+        dead: percent of latents that were dead at those steps.
+        usage: documents in which each latent is active, one entry a latent.
+    """
+
+    family: str
+    seconds: float
+    steps: Sequence[int]
+    dead: Sequence[float]
+    usage: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test definition, its word, and the words that each kind of code found."""
+
+    definition: str
+    words: str
+    found: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Everything the report shows; `facts` names the machine, versions and settings."""
+
+    methods: Sequence[Method]
+    trainings: Sequence[Training]
+    examples: Sequence[Example]
+    timing: str
+    facts: Mapping[str, str]
+
+    def method(self, family: str, active: int) -> Method:
+        """The row of one family at one number of active dimensions."""
+        return next(m for m in self.methods if (m.family, m.active) == (family, active))
+
+    @property
+    def dense(self) -> Method:
+        """The row everything is compared with."""
+        return next(m for m in self.methods if m.family == "dense")
+
+    def speed(self, method: Method) -> float:
+        """How many times faster than dense search."""
+        return self.dense.micros / method.micros
+
+
+def render(result: DemoResult) -> str:
+    """The report as one HTML document."""
+    template = Template((files("csrtrain") / "report.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        tiles="\n".join(_tiles(result)),
+        accuracy_bytes=_accuracy_against(
+            result, "bytes", log_axis("bytes a vector", [m.bytes for m in result.methods])
+        ),
+        latency_accuracy=_accuracy_against(
+            result,
+            "micros",
+            log_axis("microseconds a query", [m.micros for m in result.methods], base=10),
+        ),
+        dead=_dead_latents(result.trainings),
+        dead_notes="\n".join(
+            f"<p>{t.family} contrast: {t.dead[-1]:.1f}% dead at the end.</p>"
+            for t in result.trainings
+        ),
+        usage=_usage(result.trainings),
+        usage_notes="\n".join(map(_usage_note, result.trainings)),
+        table="\n".join(_table_row(result, method) for method in result.methods),
+        examples="\n".join(_example(example) for example in result.examples),
+        timing=escape(result.timing),
+        facts="\n".join(
+            f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in result.facts.items()
+        ),
+    )
+
+
+def _tiles(result: DemoResult) -> list[str]:
+    """The three findings at the head of the page, in figures."""
+    plain, labelled, pca = (result.method(f, 8) for f in ("self", "label", "pca"))
+    dense = result.dense
+    rows = [
+        (
+            "self",
+            f"{plain.accuracy:.1f}% without labels",
+            f"1-NN accuracy of CSR-8; PCA-8 has {pca.accuracy:.1f}%, "
+            f"all {dense.active} dense numbers {dense.accuracy:.1f}%",
+        ),
+        (
+            "label",
+            f"{labelled.accuracy:.1f}% with labels",
+            f"1-NN accuracy of CSR-8, {signed(labelled.accuracy - dense.accuracy)} points "
+            "against the dense vectors it came from",
+        ),
+        (
+            "dense",
+            f"{dense.bytes / plain.bytes:.0f}× smaller, {result.speed(plain):.1f}× faster",
+            f"{plain.bytes} bytes a vector in place of {dense.bytes}, {plain.micros:.0f} µs "
+            f"a query in place of {dense.micros:.0f}",
+        ),
+    ]
+    return [
+        f'<div class="tile t-{family}"><strong>{figure}</strong><span>{text}</span></div>'
+        for family, figure, text in rows
+    ]
+
+
+def signed(points: float) -> str:
+    """A difference in points with its sign."""
+    return f"{points:+.1f}".replace("-", "−")
+
+
+def _accuracy_against(result: DemoResult, field: str, x: Axis) -> str:
+    y = linear_axis("", [m.accuracy for m in result.methods], unit="%")
+    series = []
+    for family, name in FAMILIES.items():
+        rows = [m for m in result.methods if m.family == family]
+        points = [
+            Point(
+                getattr(m, field),
+                m.accuracy,
+                str(m.active),
+                f"{m.name}: {m.accuracy:.1f}%, {m.bytes} bytes, {m.micros:.1f} µs",
+            )
+            for m in rows
+        ]
+        series.append(Series(family, rows[0].name if family == "dense" else name, points))
+    return line_chart(x, y, series, label=f"1-NN accuracy against {x.title}", rule="dense")
+
+
+def _dead_latents(trainings: Sequence[Training]) -> str:
+    x = linear_axis("optimiser steps", [0, max(max(t.steps) for t in trainings)])
+    y = linear_axis("", [0, 1, *(share for t in trainings for share in t.dead)], unit="%")
+    series = [
+        Series(
+            t.family,
+            f"{t.family} contrast",
+            [Point(step, share) for step, share in zip(t.steps, t.dead, strict=True)],
+        )
+        for t in trainings
+    ]
+    return line_chart(x, y, series, label="Share of dead latents over training")
+
+
+def _usage(trainings: Sequence[Training]) -> str:
+    """How many latents are active in how many documents, on a logarithmic scale."""
+    most = max(max(t.usage) for t in trainings)
+    edges = np.geomspace(1, max(2, most + 1), 33)
+    series = []
+    for training in trainings:
+        counts, _ = np.histogram(training.usage, edges)
+        series.append(
+            Series(training.family, f"{training.family} contrast", heights=counts.tolist())
+        )
+    return histogram(
+        log_axis("documents a latent is active in", [1, float(edges[-1])], base=10),
+        linear_axis("latents", [0, *(max(s.heights) for s in series)]),
+        edges.tolist(),
+        series,
+        label="Number of latents by how many documents use them",
+    )
+
+
+def _usage_note(training: Training) -> str:
+    usage = np.sort(training.usage)[::-1]
+    hottest = usage[: max(1, len(usage) // 100)].sum() / max(1, usage.sum())
+    return (
+        f"<p>{training.family} contrast: {np.count_nonzero(usage == 0)} of {len(usage)} latents "
+        f"in no document; the busiest 1% hold {100 * hottest:.1f}% of all active entries.</p>"
+    )
+
+
+def _table_row(result: DemoResult, method: Method) -> str:
+    speed = "1" if method.family == "dense" else f"{result.speed(method):.1f}"
+    return (
+        f'<tr><th scope="row"><i class="key k-{method.family}"></i>{escape(method.name)}</th>'
+        f"<td>{method.accuracy:.1f}%</td><td>{method.bytes}</td>"
+        f"<td>{method.micros:.1f}</td><td>{speed}×</td></tr>"
+    )
+
+
+def _example(example: Example) -> str:
+    found = "".join(
+        f"<dt>{escape(kind)}</dt><dd>{escape(' · '.join(words))}</dd>"
+        for kind, words in example.found.items()
+    )
+    return (
+        f"<article><p>“{escape(example.definition)}”</p><h3>{escape(example.words)}</h3>"
+        f"<dl>{found}</dl></article>"
+    )

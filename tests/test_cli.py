@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from csrkern import InvertedIndex, SparseCodes
+from csrtrain import cli, cli_commands
+
+COMMANDS = ["demo", "train", "encode", "index", "search", "eval", "info"]
+
+
+def clusters(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """n rows around four centres, and the centre of each."""
+    centres = np.random.default_rng(0).normal(size=(4, 24)).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, n)
+    return centres[labels] + 0.3 * rng.normal(size=(n, 24)).astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Data files, and a model, codes and an index made from them by the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    rows, labels = clusters(300, seed=1)
+    queries, query_labels = clusters(60, seed=2)
+    np.save(folder / "rows.npy", rows)
+    np.save(folder / "narrow.npy", rows[:, :10])
+    np.save(folder / "queries.npy", queries)
+    np.savez(folder / "data.npz", rows=rows, queries=queries, y=labels, y_queries=query_labels)
+    (folder / "lines.txt").write_text("".join(f"line [{i}]\n" for i in range(300)))
+    (folder / "words.txt").write_text("one\ntwo\n")
+    (folder / "broken.npy").write_bytes(b"not an array")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for line in (
+            "train rows.npy -o model --k 4 --hidden-dim 64 --steps 30 --batch-size 100",
+            "encode model rows.npy -o codes.safetensors",
+            "encode model queries.npy -o asks.safetensors --values float32",
+            "index codes.safetensors -o index",
+        ):
+            assert exit_code(line) == 0, line
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(request, monkeypatch) -> None:
+    monkeypatch.delenv("CSRKERN_DEBUG", raising=False)
+    if "folder" in request.fixturenames:
+        monkeypatch.chdir(request.getfixturevalue("folder"))
+
+
+def exit_code(line: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(line.split())
+    return int(stop.value.code)
+
+
+def test_train_encode_index_search_agree_with_brute_force(folder, capsys):
+    assert exit_code("search index asks.safetensors --topk 7 -o hits.npz") == 0
+    out = capsys.readouterr().out
+    assert "60 queries" in out
+    assert "hits.npz" in out
+    hits = np.load(folder / "hits.npz")
+    docs = SparseCodes.load("codes.safetensors").to(torch.float32).normalize()
+    asks = SparseCodes.load("asks.safetensors").normalize()
+    assert (len(docs), docs.k, docs.dim) == (300, 4, 64)
+    scores = (asks.to_dense() @ docs.to_dense().T).numpy()
+    for row, ids, found in zip(scores, hits["ids"], hits["scores"], strict=True):
+        ids, found = ids[ids >= 0], found[ids >= 0]
+        assert len(set(ids.tolist())) == len(ids)
+        # Values are stored in float16, so ranks may differ where scores are that close.
+        np.testing.assert_allclose(found, row[ids], atol=2e-3)
+        np.testing.assert_allclose(found, np.sort(row)[::-1][: len(found)], atol=2e-3)
+
+
+def test_search_encodes_queries_with_a_model_and_prints_texts(folder, capsys):
+    line = "search index queries.npy --model model --texts lines.txt --topk 3 --show 2"
+    assert exit_code(line) == 0
+    out = capsys.readouterr().out
+    _, ids = InvertedIndex.load("index").search(SparseCodes.load("asks.safetensors"), topk=3)
+    for hit in ids[:2].flat:
+        assert f"line [{hit}]" in out
+
+
+def test_eval_finds_the_clusters_and_writes_a_table(folder, capsys):
+    line = (
+        "eval data.npz:rows --labels data.npz:y --test data.npz:queries "
+        "--test-labels data.npz:y_queries --model model --k 2,4 -o accuracy.csv"
+    )
+    assert exit_code(line) == 0
+    assert "PCA" in capsys.readouterr().out
+    lines = Path("accuracy.csv").read_text().splitlines()
+    assert lines[0] == "method,active,bytes_per_vector,accuracy"
+    accuracy = {tuple(row.split(",")[:2]): float(row.split(",")[3]) for row in lines[1:]}
+    assert accuracy["dense", "24"] == 1
+    assert accuracy["csr", "4"] > 0.9
+    assert {("csr", "2"), ("pca", "2"), ("pca", "4"), ("pca", "8")} <= accuracy.keys()
+
+
+def test_eval_holds_rows_out_where_there_is_no_test_set(folder, capsys):
+    assert exit_code("eval rows.npy --labels data.npz:y --holdout 0.1 --k 4") == 0
+    assert "30 queries, 270 rows" in capsys.readouterr().out
+
+
+def test_eval_matches_string_labels_by_name(folder):
+    # The test rows lack the first class, so numbering each side by itself would go wrong.
+    data = np.load("data.npz")
+    names = np.array(["ant", "bee", "cat", "dog"])
+    kept = data["y_queries"] > 0
+    np.savez("named.npz", y=names[data["y"]], y_queries=names[data["y_queries"][kept]])
+    np.save("kept.npy", data["queries"][kept])
+    line = (
+        "eval rows.npy --labels named.npz:y --test kept.npy --test-labels named.npz:y_queries "
+        "--k 2 -o named.csv"
+    )
+    assert exit_code(line) == 0
+    assert "dense,24,48,1.000000" in Path("named.csv").read_text()
+    assert exit_code(line.replace("named.npz:y ", "data.npz:y ") + " --force") == 2
+
+
+def test_label_contrast_and_the_same_seed_give_the_same_model(folder):
+    for name in ("label-a", "label-b"):
+        line = (
+            f"train data.npz:rows --labels data.npz:y -o {name} --k 4 --prefixes 2 "
+            "--hidden-dim 32 --steps 5 --seed 3"
+        )
+        assert exit_code(line) == 0
+    a, b = (Path(name, "model.safetensors").read_bytes() for name in ("label-a", "label-b"))
+    assert a == b
+
+
+BAD = {
+    "train missing.npy -o new": ["no file at missing.npy"],
+    "train broken.npy -o new": ["broken.npy is not a readable .npy file"],
+    "train data.npz -o new": ["data.npz", "rows [300, 24]", "queries [60, 24]"],
+    "train data.npz:nothing -o new": ["no array 'nothing'"],
+    "train rows.npy -o new --k 0": ["--k", "(see csrkern train --help)"],
+    "train rows.npy -o new --k many": ["--k"],
+    "train rows.npy -o new --k 9 --hidden-dim 8": ["k: expected at most hidden_dim = 8"],
+    "train rows.npy -o new --prefixes 2,x": ["--prefixes", "2,x"],
+    "train rows.npy -o new --contrast label": ["--labels"],
+    "train rows.npy -o new --labels data.npz:y_queries": ["expected 300 labels"],
+    "train rows.npy -o new --lr -1": ["lr: expected a finite number > 0"],
+    "train rows.npy -o new --steps 5 --epochs 2": ["epochs, steps"],
+    "train rows.npy -o nowhere/new": ["nowhere is not a folder"],
+    "train rows.npy -o model": ["model exists", "--force"],
+    "train rows.npy": ["--output"],
+    "encode nothing rows.npy -o new": ["no config.json in nothing"],
+    "encode model narrow.npy -o new": ["24", "10"],
+    "encode model rows.npy -o new --k 65": ["k: expected 1 <= k"],
+    "encode model rows.npy -o codes.safetensors": ["codes.safetensors exists"],
+    "index nothing -o new": ["no code file at nothing"],
+    "index rows.npy -o new": ["rows.npy"],
+    "index codes.safetensors -o index": ["index exists"],
+    "search nothing asks.safetensors": ["nothing"],
+    "search index rows.npy": ["rows.npy"],
+    "search index queries.npy --model model --topk 0": ["--topk"],
+    "search index asks.safetensors --texts words.txt": ["expected 300 lines", "got 2"],
+    "search index asks.safetensors --texts missing.txt": ["missing.txt: No such file"],
+    "eval rows.npy --labels data.npz:y --test queries.npy": ["--test-labels"],
+    "eval rows.npy --labels data.npz:y --k 0": ["--k"],
+    "eval rows.npy --labels data.npz:y --holdout 1": ["--holdout"],
+    "eval narrow.npy --labels data.npz:y --model model": ["24", "10"],
+    "demo -o rows.npy": ["rows.npy is a file"],
+    "demo -o model": ["model holds"],
+    "learn rows.npy": ["learn"],
+    "train rows.npy -o new --colour red": ["--colour"],
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_input_ends_in_one_line_and_code_2(folder, capsys, line):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert exit_code(line) == 2
+    streams = capsys.readouterr()
+    assert streams.err.startswith("csrkern: ")
+    assert streams.err.count("\n") == 1, streams.err
+    assert "Traceback" not in streams.err + streams.out
+    for words in BAD[line]:
+        assert words in streams.err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_force_overwrites(folder):
+    line = "train rows.npy -o again --k 2 --hidden-dim 8 --steps 2"
+    assert exit_code(line) == 0
+    assert exit_code(line) == 2
+    assert exit_code(f"{line} --force --k 3") == 0
+    assert '"k": 3' in Path("again/config.json").read_text()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_with_an_example(capsys, command):
+    assert exit_code(f"{command} --help") == 0
+    out = capsys.readouterr().out
+    assert f"Usage: csrkern {command}" in out
+    assert command == "info" or f"csrkern {command} " in out.split("Usage:")[1].split("\n", 1)[1]
+
+
+def test_commands_are_listed_without_arguments(capsys):
+    cli_exit = exit_code("")
+    streams = capsys.readouterr()
+    assert cli_exit in (0, 2)
+    assert all(command in streams.out for command in COMMANDS)
+    assert streams.err == ""
+
+
+def test_info_names_versions_and_instruction_set(capsys):
+    assert exit_code("info") == 0
+    out = capsys.readouterr().out
+    assert torch.__version__ in out
+    for word in ("csrkern", "Triton", "CUDA", "instruction set", "threads"):
+        assert word in out
+
+
+def raising(error: BaseException):
+    def load(*_, **__):
+        raise error
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (RuntimeError("odd"), 1, "RuntimeError: odd (a bug: CSRKERN_DEBUG=1"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 2, "not enough memory"),
+        (PermissionError(13, "Permission denied", "codes"), 2, "codes: Permission denied"),
+        (ValueError("two\nlines"), 2, "two lines"),
+    ],
+)
+def test_other_errors_end_in_one_line_too(folder, monkeypatch, capsys, error, code, words):
+    monkeypatch.setattr(SparseCodes, "load", raising(error))
+    assert exit_code("index codes.safetensors -o new") == code
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(folder, monkeypatch):
+    monkeypatch.setattr(SparseCodes, "load", raising(RuntimeError("odd")))
+    monkeypatch.setenv("CSRKERN_DEBUG", "1")
+    with pytest.raises(RuntimeError, match="odd"):
+        cli.main(["index", "codes.safetensors", "-o", "new"])
+
+
+def test_failed_save_leaves_nothing_behind(folder, monkeypatch):
+    monkeypatch.setattr(os, "replace", raising(OSError(28, "No space left on device")))
+    line = "encode model rows.npy -o full.safetensors"
+    assert exit_code(line) == 2
+    assert not [name for name in os.listdir(folder) if "full" in name]
+
+
+def run_fresh(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def test_help_is_fast_and_needs_neither_torch_nor_numpy():
+    code = (
+        "import sys; from csrtrain import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert not {'torch', 'numpy'} & sys.modules.keys()"
+    )
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        result = run_fresh(code)
+        times.append(time.perf_counter() - started)
+        assert result.returncode == 0, result.stderr
+        assert "Usage: csrkern" in result.stdout
+    # Measured 0.2 s alone; the bound leaves room for a busy machine.
+    assert min(times) < 1.0
+
+
+def test_a_reader_that_leaves_ends_quietly():
+    code = (
+        "import os, sys; from csrtrain import cli\n"
+        "reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1)\n"
+        "cli.main(['--help'])"
+    )
+    assert run_fresh(code).stderr == ""
+
+
+def test_array_names_and_numbers():
+    assert cli_commands.split_name("data.npz:rows") == (Path("data.npz"), "rows")
+    assert cli_commands.split_name("data.npy") == (Path("data.npy"), None)
+    assert cli_commands.numbers("2, 4,8", "--k") == (2, 4, 8)
+    assert cli_commands.numbers("", "--k") == ()

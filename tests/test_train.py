@@ -1,0 +1,326 @@
+"""Training: determinism, resume, defaults, and clear stops."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import csrtrain.trainer as trainer
+from csrtrain import TrainConfig, train
+from csrtrain.checkpoint import FILE_NAME
+
+SMALL = TrainConfig(hidden_dim=64, k=4, batch_size=64, steps=30, dead_threshold=3)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Batches this small gain nothing from a second thread, and wait for it on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def x() -> np.ndarray:
+    """Rows around 10 centres, far from the origin."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((10, 16))
+    noise = 0.3 * rng.standard_normal((500, 16))
+    return (3.0 + centres[np.arange(500) % 10] + noise).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def y() -> np.ndarray:
+    return np.arange(500) % 10
+
+
+def quiet(*args, **kwargs):
+    return train(*args, progress=False, **kwargs)
+
+
+def same(a, b) -> bool:
+    states = a.state_dict(), b.state_dict()
+    return all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("contrast", ["self", "label", None])
+def test_training_lowers_the_loss_and_returns_an_evaluation_model(x, y, contrast):
+    history = []
+    config = dataclasses.replace(SMALL, contrast=contrast, steps=150, lr=3e-3)
+    model = quiet(x, y, config, on_step=history.append)
+    assert [report.step for report in history] == list(range(1, 151))
+    first, last = history[0].losses, history[-1].losses
+    assert last["loss"] < 0.8 * first["loss"]
+    assert last["recon"] < first["recon"]
+    assert set(last) == {"loss", "recon", "recon_4k", "aux", "contrast", "dead"}
+    assert history[-1].rows_per_second > 0
+    assert not model.training
+    assert (model.input_dim, model.hidden_dim, model.k) == (16, 64, 4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_seed_gives_one_model_and_another_seed_another(x, threads):
+    torch.set_num_threads(threads)
+    model = quiet(x, config=SMALL)
+    torch.rand(7)  # the global random state does not matter
+    assert same(model, quiet(x, config=SMALL))
+    assert not same(model, quiet(x, config=dataclasses.replace(SMALL, seed=1)))
+
+
+def test_the_global_random_state_is_left_alone(x):
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    quiet(x, config=SMALL)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_a_mapped_file_trains_to_the_same_model(x, tmp_path):
+    np.save(tmp_path / "x.npy", x)
+    expected = quiet(x, config=SMALL)
+    assert same(expected, quiet(tmp_path / "x.npy", config=SMALL))
+    assert same(expected, quiet(torch.from_numpy(x), config=SMALL))
+
+
+def test_a_mapped_file_is_never_read_whole(x, tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", x)
+    largest = []
+    rows = trainer.rows
+
+    def counted(array, index):
+        picked = rows(array, index)
+        largest.append(len(picked))
+        assert isinstance(array, np.memmap)
+        return picked
+
+    monkeypatch.setattr(trainer, "rows", counted)
+    quiet(tmp_path / "x.npy", config=SMALL)
+    assert max(largest) == 64
+
+
+def test_pre_bias_starts_at_the_mean(x):
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_args):
+        raise Stop
+
+    def watched(config, d, make=trainer._new_model):
+        seen.append(make(config, d))
+        return seen[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "_new_model", watched)
+        patch.setattr(trainer.CSRLoss, "forward", stop)
+        with pytest.raises(Stop):
+            quiet(x, config=SMALL)
+    expected = torch.from_numpy(x).double().mean(0).float()
+    torch.testing.assert_close(seen[0].pre_bias.data, expected)
+
+
+def test_the_scale_of_the_embeddings_does_not_matter_to_relative_reconstruction(x):
+    """Scaled data give the same terms at the first step, as shares of its variance."""
+    reports = {}
+    for scale in (1.0, 64.0):
+        loss_terms = []
+        config = dataclasses.replace(SMALL, steps=1, contrast=None)
+        quiet(scale * (x - x.mean(0)), config=config, on_step=loss_terms.append)
+        reports[scale] = loss_terms[0].losses
+    assert reports[64.0]["recon"] == pytest.approx(64.0**2 * reports[1.0]["recon"], rel=1e-4)
+    assert reports[64.0]["loss"] == pytest.approx(reports[1.0]["loss"], rel=1e-4)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(step):
+    def on_step(report):
+        if report.step == step:
+            raise Killed
+
+    return on_step
+
+
+@pytest.mark.parametrize("options", [{}, {"contrast": "label"}, {"tied": False, "decay": 0.5}])
+def test_an_interrupted_run_resumes_to_the_same_model_bit_for_bit(x, y, tmp_path, options):
+    config = dataclasses.replace(SMALL, **options)
+    expected = quiet(x, y, config)
+    for stop in (13, 22, 29):
+        with pytest.raises(Killed):
+            quiet(
+                x,
+                y,
+                config,
+                checkpoint_dir=tmp_path,
+                checkpoint_every=4,
+                resume=True,
+                on_step=killed_after(stop),
+            )
+    steps = []
+    model = quiet(x, y, config, checkpoint_dir=tmp_path, resume=True, on_step=steps.append)
+    assert steps[0].step == 29
+    assert same(model, expected)
+    finished = quiet(x, y, config, checkpoint_dir=tmp_path, resume=True, on_step=killed_after(0))
+    assert same(finished, expected)
+
+
+def test_a_checkpoint_loads_weights_only(x, tmp_path):
+    quiet(x, config=SMALL, checkpoint_dir=tmp_path)
+    content = torch.load(tmp_path / FILE_NAME, weights_only=True)
+    assert content["step"] == 30
+    assert {"model", "optimizer", "rng", "config"} <= content.keys()
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_a_checkpoint_of_another_run_is_refused(x, y, tmp_path):
+    quiet(x, config=SMALL, checkpoint_dir=tmp_path)
+    with pytest.raises(FileExistsError, match="resume=True"):
+        quiet(x, config=SMALL, checkpoint_dir=tmp_path)
+    other = dataclasses.replace(SMALL, lr=0.5)
+    with pytest.raises(ValueError, match=r"other settings: lr = 0\.001, now 0\.5"):
+        quiet(x, config=other, checkpoint_dir=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="other embeddings or labels"):
+        quiet(x + 1, config=SMALL, checkpoint_dir=tmp_path, resume=True)
+    (tmp_path / FILE_NAME).write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+        quiet(x, config=SMALL, checkpoint_dir=tmp_path, resume=True)
+
+
+def test_other_labels_are_other_data(x, y, tmp_path):
+    config = dataclasses.replace(SMALL, contrast="label")
+    quiet(x, y, config, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="other embeddings or labels"):
+        quiet(x, y[::-1].copy(), config, checkpoint_dir=tmp_path, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(x, tmp_path):
+    class Diverging(trainer.CSRLoss):
+        def forward(self, model, x, labels=None):
+            terms = super().forward(model, x, labels)
+            steps_seen.append(None)
+            if len(steps_seen) == 8:
+                terms["loss"] = terms["loss"] * float("nan")
+            return terms
+
+    steps_seen: list[None] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "CSRLoss", Diverging)
+        with pytest.raises(FloatingPointError, match=r"step 8: .* batch of rows \d+, .*lower"):
+            quiet(x, config=SMALL, checkpoint_dir=tmp_path, checkpoint_every=3)
+    assert torch.load(tmp_path / FILE_NAME, weights_only=True)["step"] == 6
+    model = quiet(x, config=SMALL, checkpoint_dir=tmp_path, resume=True)
+    assert same(model, quiet(x, config=SMALL))
+
+
+def test_weights_that_are_not_finite_are_never_saved(x, tmp_path):
+    config = dataclasses.replace(SMALL, lr=1e38, steps=6)
+    with pytest.raises(FloatingPointError, match="lower"):
+        quiet(x, config=config, checkpoint_dir=tmp_path, checkpoint_every=1)
+    path = tmp_path / FILE_NAME
+    if path.exists():
+        state = torch.load(path, weights_only=True)["model"]
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
+
+
+def test_every_epoch_takes_every_row_once():
+    order = trainer.BatchOrder(96, 32, seed=0)
+    epochs = [[order(3 * epoch + batch) for batch in range(3)] for epoch in range(2)]
+    for batches in epochs:
+        assert torch.equal(torch.cat(batches).sort().values, torch.arange(96))
+    assert not torch.equal(epochs[0][0], epochs[1][0])
+    assert torch.equal(trainer.BatchOrder(96, 32, seed=0)(4), epochs[1][1])
+    assert not torch.equal(trainer.BatchOrder(96, 32, seed=1)(0), epochs[0][0])
+
+
+def test_a_progress_bar_shows_loss_dead_latents_and_speed(x, capsys):
+    train(x, config=dataclasses.replace(SMALL, steps=3))
+    out = capsys.readouterr().out
+    assert "3/3" in out
+    assert "loss" in out
+    assert "dead" in out
+    assert "rows/s" in out
+
+
+@pytest.mark.parametrize("n", [2, 3, 65])
+def test_sets_smaller_than_a_batch(x, n):
+    config = dataclasses.replace(SMALL, steps=3)
+    model = quiet(x[:n], config=config)
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def test_data_that_cannot_be_trained_on(x, y):
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        quiet(x[:1])
+    with pytest.raises(ValueError, match="all of them are equal"):
+        quiet(np.ones((20, 16), np.float32), config=SMALL)
+    broken = x.copy()
+    broken[123, 4] = np.nan
+    with pytest.raises(ValueError, match="row 123"):
+        quiet(broken, config=SMALL)
+    config = dataclasses.replace(SMALL, contrast="label")
+    with pytest.raises(ValueError, match="labels: expected one per embedding"):
+        quiet(x, config=config)
+    with pytest.raises(ValueError, match="expected 500 labels"):
+        quiet(x, y[:10], config)
+    with pytest.raises(ValueError, match="checkpoint_dir"):
+        quiet(x, config=SMALL, resume=True)
+
+
+def test_defaults_follow_from_the_data():
+    config = TrainConfig().resolve(16_000, 384)
+    assert (config.hidden_dim, config.k, config.k_aux) == (1536, 32, 512)
+    assert (config.beta, config.gamma, config.temperature) == (1 / 32, 0.1, 0.2)
+    assert TrainConfig(contrast="label").resolve(16_000, 384).gamma == 1.0
+    assert config.steps >= 400
+    tiny = TrainConfig().resolve(50, 8)
+    assert tiny.batch_size == 50
+    assert tiny.hidden_dim == 32
+    large = TrainConfig().resolve(1_000_000, 768)
+    assert large.steps * large.batch_size == pytest.approx(10_000_000, rel=0.01)
+    huge = TrainConfig().resolve(500_000_000, 768)
+    assert huge.steps * huge.batch_size == pytest.approx(500_000_000, rel=0.01)
+    assert TrainConfig(epochs=3, batch_size=100).resolve(1050, 8).steps == 30
+    assert TrainConfig(**config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("hidden_dim", 0, ValueError),
+        ("k", 0, ValueError),
+        ("k", 2.0, TypeError),
+        ("k_aux", -1, ValueError),
+        ("beta", -1, ValueError),
+        ("gamma", float("nan"), ValueError),
+        ("temperature", 0, ValueError),
+        ("contrast", "labels", ValueError),
+        ("lr", 0.0, ValueError),
+        ("lr", "fast", TypeError),
+        ("decay", 1.5, ValueError),
+        ("batch_size", True, TypeError),
+        ("epochs", 0, ValueError),
+        ("steps", -5, ValueError),
+        ("seed", -1, ValueError),
+        ("prefixes", (32,), ValueError),
+        ("prefixes", (0,), ValueError),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(field, value, error):
+    with pytest.raises(error, match=field):
+        TrainConfig(**{field: value})
+
+
+def test_settings_that_do_not_fit_together():
+    with pytest.raises(ValueError, match="k: expected at most hidden_dim = 16, got 32"):
+        TrainConfig(hidden_dim=16)
+    with pytest.raises(ValueError, match="at most one of the two"):
+        TrainConfig(epochs=1, steps=1)
+    with pytest.raises(ValueError, match=r"k: expected at most 4 \* 4 = 16 latents, got 32"):
+        TrainConfig().resolve(100, 4)
