@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def bound_by(cost: Cost, machine: Machine, threads: int) -> str:
 
 
 def measure_machine(threads: tuple[int, ...] | None = None, *, quick: bool = False) -> Machine:
-    """Measures this CPU's ceilings with PyTorch: about 5 s a thread count, 0.3 s if `quick`.
+    """Measures this CPU's ceilings with PyTorch: about 6 s a thread count, 0.3 s if `quick`.
 
     `threads` defaults to (1, torch.get_num_threads()). Each figure is the best of several
     repetitions, since a ceiling is what the machine can do, not what it does on average.
@@ -214,7 +215,7 @@ def measure_machine(threads: tuple[int, ...] | None = None, *, quick: bool = Fal
     before = torch.get_num_threads()
     counts = tuple(sorted(set(threads or (1, before))))
     sizes = (1 << 20,) if quick else tuple(1 << p for p in (22, 24, 25, 26, 28))
-    seconds = 0.02 if quick else 0.15
+    seconds = 0.02 if quick else 0.3
     read: dict[int, dict[int, float]] = {}
     fill: dict[int, dict[int, float]] = {}
     copy: dict[int, dict[int, float]] = {}
@@ -229,11 +230,12 @@ def measure_machine(threads: tuple[int, ...] | None = None, *, quick: bool = Fal
             }
     finally:
         torch.set_num_threads(before)
+    tables: tuple[dict[int, dict[Any, float]], ...] = (read, fill, copy, flops)
     for fewer, more in itertools.pairwise(counts):
         # More threads cannot lower a ceiling: where they seem to, the machine was disturbed.
-        for table in (read, fill, copy, flops):
-            for key, value in table[fewer].items():  # type: ignore[attr-defined]
-                table[more][key] = max(value, table[more][key])  # type: ignore[index]
+        for table in tables:
+            for key, value in table[fewer].items():
+                table[more][key] = max(value, table[more][key])
     return Machine(read, fill, copy, flops, {"quick": quick})
 
 
@@ -249,10 +251,8 @@ def _bandwidths(
         half = size // 8
         source, target = block[:half], block[half : 2 * half]
         read[size] = size / _best_seconds(block.sum, seconds)
-        fill[size] = size / _best_seconds(lambda block=block: block.fill_(1.0), seconds)
-        copy[size] = size / _best_seconds(
-            lambda source=source, target=target: target.copy_(source), seconds
-        )
+        fill[size] = size / _best_seconds(partial(block.fill_, 1.0), seconds)
+        copy[size] = size / _best_seconds(partial(target.copy_, source), seconds)
     return read, fill, copy
 
 
@@ -264,7 +264,7 @@ def _gemm_flops(dtype: torch.dtype, quick: bool, seconds: float) -> float:
     for n, d, h in ((256, 256, 256),) if quick else ((1024, 1024, 1024), (512, 768, 4096)):
         a, b = torch.ones(n, d, dtype=dtype), torch.ones(h, d, dtype=dtype)
         out = torch.empty(n, h, dtype=dtype)
-        taken = _best_seconds(lambda a=a, b=b, out=out: torch.mm(a, b.T, out=out), seconds)
+        taken = _best_seconds(partial(torch.mm, a, b.T, out=out), seconds)
         best = max(best, 2.0 * n * d * h / taken)
     return best
 

@@ -1,0 +1,96 @@
+"""Codes of known statistics for index benchmarks, as NumPy pairs (values, indices).
+
+Rows have L2 norm 1 and stand in SparseCodes order: by value descending, then by latent.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+Codes = tuple[np.ndarray, np.ndarray]
+_CHUNK = 100_000
+_PROTOTYPES = 1_000
+
+
+def uniform(n: int, dim: int = 8192, k: int = 32, *, seed: int = 0) -> Codes:
+    """k distinct latents drawn evenly; values 0.05 + Exp(1)."""
+    rng = np.random.default_rng(seed)
+    return _in_chunks(n, k, lambda rows: (_values(rng, (rows, k), 1), _even(rng, rows, dim, k)))
+
+
+def skewed(n: int, dim: int = 8192, k: int = 32, *, seed: int = 0, law_seed: int = 0) -> Codes:
+    """Clustered codes over latents of Zipf-like popularity.
+
+    A latent of popularity rank r is drawn in proportion to (r + 30)^-0.9. 1,000 prototypes
+    of 2k such latents, used in proportion to (rank + 10)^-0.5, hold values 0.2 + Exp(1). A
+    code takes 0.8k latents of its prototype, strong ones rather (Gumbel top-k on the log
+    value, scale 0.7), their values times exp(0.5 N(0, 1)), and 0.2k latents by popularity
+    with values 0.05 + Exp(0.4). `law_seed` fixes ranks and prototypes: documents and
+    queries of one law take one law_seed and different seeds.
+    """
+    law = np.random.default_rng([law_seed, 1])
+    rng = np.random.default_rng([seed, 2])
+    popularity = (law.permutation(dim) + 30.0) ** -0.9
+    keys = np.log(popularity) + law.gumbel(size=(_PROTOTYPES, dim))
+    latents = np.argpartition(-keys, 2 * k, axis=1)[:, : 2 * k].astype(np.int32)
+    strengths = _values(law, latents.shape, 1, least=0.2)
+    uses = (np.arange(_PROTOTYPES) + 10.0) ** -0.5
+    uses /= uses.sum()
+    cumulative = np.cumsum(popularity / popularity.sum())
+    n_own = round(0.8 * k)
+
+    def chunk(rows: int) -> Codes:
+        of = rng.choice(_PROTOTYPES, rows, p=uses)
+        uniforms = rng.random((rows, 2 * k), dtype=np.float32)
+        gumbel = -np.log(-np.log(np.clip(uniforms, 1e-7, 1 - 1e-7)))
+        own = np.argpartition(-(np.log(strengths[of]) + 0.7 * gumbel), n_own - 1, axis=1)[:, :n_own]
+        spread = np.exp(0.5 * rng.standard_normal((rows, n_own), dtype=np.float32))
+        values = np.take_along_axis(strengths[of], own, 1) * spread
+        free = _values(rng, (rows, k - n_own), 0.4)
+        indices = np.empty((rows, k), np.int32)
+        indices[:, :n_own] = np.take_along_axis(latents[of], own, 1)
+        redraw = np.zeros((rows, k), bool)
+        redraw[:, n_own:] = True
+        while redraw.any():
+            drawn = np.searchsorted(cumulative, rng.random(int(redraw.sum())))
+            indices[redraw] = np.minimum(drawn, dim - 1)
+            redraw = _repeats(indices)
+        return np.hstack([values, free]), indices
+
+    return _in_chunks(n, k, chunk)
+
+
+def _values(
+    rng: np.random.Generator, shape: tuple[int, ...], mean: float, least: float = 0.05
+) -> np.ndarray:
+    return least + mean * rng.standard_exponential(shape, dtype=np.float32)
+
+
+def _even(rng: np.random.Generator, rows: int, dim: int, k: int) -> np.ndarray:
+    if k > dim // 8:
+        return np.argsort(rng.random((rows, dim), dtype=np.float32))[:, :k].astype(np.int32)
+    indices = rng.integers(0, dim, (rows, k), dtype=np.int32)
+    while (repeats := _repeats(indices)).any():
+        indices[repeats] = rng.integers(0, dim, int(repeats.sum()), dtype=np.int32)
+    return indices
+
+
+def _repeats(indices: np.ndarray) -> np.ndarray:
+    """True where a latent stands at an earlier slot of its row too."""
+    order = np.argsort(indices, axis=1, kind="stable")
+    ordered = np.take_along_axis(indices, order, 1)
+    repeats = np.zeros(indices.shape, bool)
+    np.put_along_axis(repeats, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
+    return repeats
+
+
+def _in_chunks(n: int, k: int, chunk) -> Codes:
+    values, indices = np.empty((n, k), np.float32), np.empty((n, k), np.int32)
+    for begin in range(0, n, _CHUNK):
+        rows = slice(begin, min(begin + _CHUNK, n))
+        drawn_values, drawn_indices = chunk(rows.stop - begin)
+        drawn_values /= np.linalg.norm(drawn_values, axis=1, keepdims=True)
+        order = np.lexsort((drawn_indices, -drawn_values))
+        values[rows] = np.take_along_axis(drawn_values, order, 1)
+        indices[rows] = np.take_along_axis(drawn_indices, order, 1)
+    return values, indices

@@ -1,0 +1,191 @@
+"""`pytest --benchmark` as typed, and the harness behind it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks import harness
+from benchmarks.harness import Contestant, Missing, Race, Report, Row
+from csrkern.roofline import Cost, Machine
+
+ROOT = Path(__file__).resolve().parent.parent
+RATE = {1: {1: 1e9}}
+MACHINE = Machine(read=RATE, fill=RATE, copy=RATE, gemm={1: {"float32": 1e9}})
+
+
+def run_pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """pytest from the root of the repository, free of what this pytest left in the environment."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_benchmark_as_typed_runs_the_selection_and_saves_it(tmp_path: Path) -> None:
+    done = run_pytest(
+        "--benchmark",
+        *("-k", "topk and 2048-float32-32"),
+        "--benchmark-size=tiny",
+        f"--benchmark-results={tmp_path}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    assert "torch.topk + relu" in done.stdout
+    assert "tests/" not in done.stdout
+
+    (folder,) = tmp_path.iterdir()
+    (saved,) = folder.glob("*.json")
+    run = json.loads(saved.read_text())
+    assert run["machine"]["name"] == folder.name
+    assert {"cpu", "cores", "caches", "memory_bytes", "instruction_set"} <= run["machine"].keys()
+    assert {"python", "torch", "numpy", "csrkern"} <= run["versions"].keys()
+    assert run["ceilings"]["read"]
+    (row,) = run["rows"]
+    assert row["case"] == "[16, 2048] k=32"
+    assert row["ratio"] == pytest.approx(row["peer_ms"] / row["ours_ms"])
+    assert row["floor_share"] == pytest.approx(row["floor_ms"] / row["ours_ms"])
+
+    with open(folder / "results.csv", newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert (line["op"], line["device"], line["peer"]) == ("topk_relu", "cpu", "torch.topk + relu")
+    assert float(line["ours_ms"]) == pytest.approx(row["ours_ms"], rel=1e-3)
+    assert line["commit"] == (run["commit"]["id"] or "")
+    assert {p.name for p in folder.iterdir()} == {saved.name, "results.csv"}
+
+
+def test_pytest_alone_never_collects_a_benchmark() -> None:
+    alone = run_pytest("--collect-only", "--continue-on-collection-errors")
+    assert "tests/test_benchmark_option.py" in alone.stdout
+    assert "bench_topk_relu" not in alone.stdout
+    everything = run_pytest("--collect-only", "benchmarks")
+    assert everything.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, everything.stdout
+
+
+def test_every_benchmark_is_collected() -> None:
+    done = run_pytest("--benchmark", "--collect-only")
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = sorted((ROOT / "benchmarks").glob("bench_*.py"))
+    assert files
+    for file in files:
+        assert f"benchmarks/{file.name}::" in done.stdout
+
+
+def test_parallel_workers_are_refused() -> None:
+    done = run_pytest("--benchmark", "-n", "2")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "leave out -n" in done.stderr
+
+
+class Stopwatch:
+    """Stands in for pytest-benchmark's fixture: its pedantic mode, with a clock of our own."""
+
+    def __init__(self, seconds: float) -> None:
+        self.stats = SimpleNamespace(stats=SimpleNamespace(data=[]))
+        self.extra_info: dict[str, Any] = {}
+        self.seconds = seconds
+
+    def pedantic(self, target: Any, setup: Any, rounds: int) -> None:
+        for _ in range(rounds):
+            setup()
+            target()
+            self.stats.stats.data.append(self.seconds)
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Report:
+    return Report(tmp_path, "tiny", 1)
+
+
+def test_contestants_take_turns_and_medians_are_compared(report: Report) -> None:
+    calls: list[str] = []
+    race = Race(Stopwatch(0.002), MACHINE, report)
+    rows = race(
+        "op",
+        "case",
+        ours=lambda: calls.append("ours"),
+        peers={
+            "one": lambda: calls.append("one"),
+            "two": Contestant(lambda: calls.append("two"), {"recall": 0.5}),
+            "none": Missing("not installed"),
+        },
+        cost=Cost(read=1e6),
+    )
+    assert calls[-6:] == ["one", "two", "ours"] * 2
+    one, two, none = rows
+    assert one.ours_ms == pytest.approx(2.0)
+    assert one.peer_ms is not None
+    assert one.ratio == one.peer_ms / one.ours_ms
+    assert (one.floor_ms, one.floor_share) == (pytest.approx(1.0), pytest.approx(0.5))
+    assert two.peer_figures == {"recall": 0.5}
+    assert (none.peer_ms, none.ratio, none.note) == (None, None, "not installed")
+    assert report.rows == rows
+
+
+def test_ours_cannot_be_missing(report: Report) -> None:
+    with pytest.raises(TypeError, match="ours must run"):
+        Race(Stopwatch(1.0), MACHINE, report)("op", "c", ours=Missing("?"), peers={}, cost=None)
+
+
+def a_row(case: str, peer: str, ours_ms: float) -> Row:
+    filled = dict.fromkeys(Row.__dataclass_fields__)
+    filled |= {"op": "op", "case": case, "dtype": "float32", "device": "cpu", "threads": 2}
+    filled |= {"peer": peer, "ours_ms": ours_ms, "ours_figures": {}, "peer_figures": {}}
+    return Row(**filled)  # type: ignore[arg-type]
+
+
+def test_a_later_run_replaces_its_rows_in_the_csv_and_keeps_the_others(tmp_path: Path) -> None:
+    first = Report(tmp_path, "quick", 2)
+    first.add([a_row("k=8", "a", 1.0), a_row("k=32", "a", 2.0)])
+    second = Report(tmp_path, "quick", 2)
+    second.add([a_row("k=32", "a", 3.0)])
+    second.add([a_row("k=128", "a", 4.0)])
+    with open(second.csv_path, newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["case"], line["ours_ms"]) for line in lines] == [
+        ("k=8", "1"),
+        ("k=32", "3"),
+        ("k=128", "4"),
+    ]
+    assert all(line["date"] and line["versions"] for line in lines)
+
+
+def test_an_interrupted_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "results.csv"
+    harness.write(target, "old")
+
+    def crash(_: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", crash)
+    with pytest.raises(OSError, match="disk full"):
+        harness.write(target, "new")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_size_without_cases_takes_those_of_the_next_smaller() -> None:
+    @harness.cases(tiny=[1], quick=[2])
+    def bench(case: int) -> None: ...
+
+    assert [harness.cases_of(bench, size) for size in harness.SIZES] == [[1], [2], [2]]
+    assert harness.cases_of(test_ours_cannot_be_missing, "tiny") is None
+
+
+def test_spread_is_the_interquartile_range_over_the_median() -> None:
+    assert harness.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2 / 3)
+    assert harness.spread([7.0]) == 0.0
