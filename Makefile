@@ -1,0 +1,55 @@
+# make demo, make test: everything else is listed by plain `make`.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_ARGS ?=
+TEST_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
+NATIVE := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+PACKAGE := $(shell find csrkern python -type f ! -name '*.so' ! -name '*.py[cod]')
+NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a few minutes.'
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test bench check clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## Train, index and search the packaged dictionary
+	$(BIN)/csrkern demo $(DEMO_ARGS)
+
+test: $(VENV)/.installed-test ## Run the whole test suite
+	$(BIN)/pytest $(TEST_ARGS)
+
+bench: $(VENV)/.installed-bench ## Time every operator against its peers
+	$(BIN)/pytest --benchmark $(BENCH_ARGS)
+
+check: $(VENV)/.installed-check ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files '*.cpp' '*.hpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+
+clean: ## Remove what building and testing leave behind (not the virtual environment)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find csrkern python tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "csrkern needs Python 3.10 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(NATIVE) $(PACKAGE) | $(BIN)/python
+	$(NOTE)
+	$(PIP_INSTALL) .
+	@rm -f $@-*
+	@touch $@
+
+# Editable: tests and benchmarks start Python in this folder, which must hold the built module.
+$(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-check: $(VENV)/.installed-%: $(NATIVE) | $(BIN)/python
+	$(NOTE)
+	$(PIP_INSTALL) -e '.[$*]'
+	@touch $@ $(VENV)/.installed
