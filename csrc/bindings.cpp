@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "csrkern/codes.hpp"
+#include "csrkern/encode.hpp"
 #include "csrkern/gather.hpp"
 #include "csrkern/index.hpp"
 #include "csrkern/info_nce.hpp"
@@ -208,6 +209,40 @@ void bind_topk_relu(py::module_& m) {
                            num_threads);
       },
       "See csrkern/topk_relu.hpp; addresses are integers.");
+}
+
+void bind_encode(py::module_& m) {
+  using LayerArgs = std::tuple<uintptr_t, uintptr_t, int64_t, uintptr_t, int64_t, int64_t,
+                               int64_t>;  // x, weight, row_stride, bias, n, h, d
+  const auto layer = [](const LayerArgs& args) {
+    const auto& [x, weight, row_stride, bias, n, h, d] = args;
+    return csrkern::Linear{pointer<const float>(x),
+                           pointer<const float>(weight),
+                           row_stride,
+                           pointer<const float>(bias),
+                           n,
+                           h,
+                           d};
+  };
+  m.def(
+      "linear_exact",
+      [layer](const LayerArgs& args, uintptr_t out, int num_threads) {
+        py::gil_scoped_release release;
+        csrkern::linear_exact(layer(args), pointer<float>(out), num_threads);
+      },
+      "See csrkern/encode.hpp; addresses are integers.");
+  m.def(
+      "refine",
+      [layer](const LayerArgs& args, uintptr_t approx, csrkern::DType dtype, uintptr_t slack,
+              double relative, int64_t k, int64_t limit, uintptr_t values, uintptr_t indices,
+              uintptr_t candidates, int num_threads) {
+        py::gil_scoped_release release;
+        csrkern::refine({layer(args), pointer<const void>(approx), dtype,
+                         pointer<const double>(slack), relative, k, limit, pointer<float>(values),
+                         pointer<int32_t>(indices), pointer<int32_t>(candidates)},
+                        num_threads);
+      },
+      "See csrkern/encode.hpp; addresses are integers.");
 }
 
 // A NumPy array over memory that `owner` keeps and the array then owns.
@@ -467,6 +502,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("available_threads", &csrkern::available_threads,
         "The number of processors this process may run on.");
   bind_topk_relu(m);
+  bind_encode(m);
   bind_gather(m);
   bind_transpose(m);
   bind_similarity(m);

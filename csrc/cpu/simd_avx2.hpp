@@ -184,6 +184,17 @@ struct Avx2 {
     const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
   }
+  // lanes[j mod 32] of the sum of x[j] * w[j]; d is a multiple of 32.
+  static void dot_lanes(double* lanes, const double* x, const float* w, int64_t d) {
+    __m256d sum[8] = {};
+    for (int64_t j = 0; j < d; j += 32) {
+      for (int a = 0; a < 8; ++a) {
+        const __m256d wide = _mm256_cvtps_pd(_mm_loadu_ps(w + j + 4 * a));
+        sum[a] = _mm256_fmadd_pd(_mm256_loadu_pd(x + j + 4 * a), wide, sum[a]);
+      }
+    }
+    for (int a = 0; a < 8; ++a) _mm256_storeu_pd(lanes + 4 * a, sum[a]);
+  }
 };
 
 }  // namespace

@@ -150,6 +150,17 @@ struct Avx512 {
     const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
     return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
   }
+  // lanes[j mod 32] of the sum of x[j] * w[j]; d is a multiple of 32.
+  static void dot_lanes(double* lanes, const double* x, const float* w, int64_t d) {
+    __m512d sum[4] = {};
+    for (int64_t j = 0; j < d; j += 32) {
+      for (int a = 0; a < 4; ++a) {
+        const __m512d wide = _mm512_cvtps_pd(_mm256_loadu_ps(w + j + 8 * a));
+        sum[a] = _mm512_fmadd_pd(_mm512_loadu_pd(x + j + 8 * a), wide, sum[a]);
+      }
+    }
+    for (int a = 0; a < 4; ++a) _mm512_storeu_pd(lanes + 8 * a, sum[a]);
+  }
 };
 
 }  // namespace

@@ -233,6 +233,15 @@ struct Portable {
     for (float lane : x.lane) sum += lane;
     return sum;
   }
+  // lanes[j mod 32] of the sum of x[j] * w[j]; d is a multiple of 32.
+  static void dot_lanes(double* lanes, const double* x, const float* w, int64_t d) {
+    for (int lane = 0; lane < 32; ++lane) lanes[lane] = 0;
+    for (int64_t j = 0; j < d; j += 32) {
+      for (int lane = 0; lane < 32; ++lane) {
+        lanes[lane] += x[j + lane] * static_cast<double>(w[j + lane]);
+      }
+    }
+  }
 };
 
 }  // namespace

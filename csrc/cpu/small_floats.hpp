@@ -13,5 +13,6 @@ struct BFloat {
 };
 
 constexpr int32_t kInfinityBits = 0x7f800000;
+constexpr int32_t kQuietNaN = 0x7fc00000;
 
 }  // namespace csrkern

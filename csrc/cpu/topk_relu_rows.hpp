@@ -7,7 +7,7 @@
 
 namespace csrkern {
 
-// Room for one row; every array has `h` entries rounded up, plus a vector of slack.
+// Room for one row.
 struct TopkScratch {
   void* staged;          // a copy of the row where it is strided or masked
   int32_t* bits;         // candidates: the float's bits
@@ -17,6 +17,24 @@ struct TopkScratch {
   int32_t* spare_bits;   // radix sort
   int32_t* spare_index;  // radix sort
 };
+
+constexpr int kTopkArrays = 7;
+
+// Entries of each array: a row or, in a narrow one, the smallest set of group maxima, plus a
+// vector that compression may write past the end.
+inline int64_t topk_entries(int64_t h) { return (h > 128 ? h : 128) + 16; }
+
+// Cuts up memory for kTopkArrays * topk_entries(h) entries.
+inline TopkScratch topk_scratch(int32_t* memory, int64_t h) {
+  const int64_t step = topk_entries(h);
+  return {memory,
+          memory + step,
+          memory + 2 * step,
+          memory + 3 * step,
+          memory + 4 * step,
+          memory + 5 * step,
+          memory + 6 * step};
+}
 
 // Rows begin..end-1 of args.
 using TopkReluRows = void (*)(const TopkRelu& args, int64_t begin, int64_t end,

@@ -1,0 +1,43 @@
+// Exact codes of a linear layer from approximate pre-activations.
+//
+// The exact pre-activation of row i and latent l is the float nearest to
+// Σ_j x[i, j] · weight[l, j] + bias[l], summed in double in a fixed order: it depends on
+// nothing but the operands. A matrix product that is off by at most a known amount says which
+// latents may be among the k best, and only they are computed exactly.
+#pragma once
+
+#include <cstdint>
+
+#include "csrkern/topk_relu.hpp"
+
+namespace csrkern {
+
+struct Linear {
+  const float* x;       // [n, d] contiguous
+  const float* weight;  // [h, d] with unit column stride
+  int64_t row_stride;   // of weight, in elements
+  const float* bias;    // [h] or null
+  int64_t n;
+  int64_t h;
+  int64_t d;
+};
+
+// out[i, l], [n, h] contiguous: every pre-activation exactly. For few rows, where reading the
+// weight is what costs.
+void linear_exact(const Linear& layer, float* out, int num_threads);
+
+struct Refine {
+  Linear layer;
+  const void* approx;   // [n, h] contiguous, within slack[i] + relative * |approx[i, l]| of exact
+  DType dtype;          // of approx
+  const double* slack;  // [n]; rows where it is not finite are computed in full
+  double relative;
+  int64_t k;
+  int64_t limit;        // rows with more candidates are left alone
+  float* values;        // [n, k] contiguous, as in TopkRelu
+  int32_t* indices;     // [n, k] contiguous
+  int32_t* candidates;  // [n]: latents computed exactly, or -1 for a row that is left alone
+};
+void refine(const Refine& args, int num_threads);
+
+}  // namespace csrkern
