@@ -101,19 +101,21 @@ void bind_gather(py::module_& m) {
       "See csrkern/gather.hpp; sources are (rows, row_stride, begin, end, 0).");
   m.def(
       "scatter_sum",
-      [](uintptr_t starts, uintptr_t rows, uintptr_t slots, int64_t k, int64_t dim,
+      [](uintptr_t starts, uintptr_t rows, uintptr_t slots, int64_t n, int64_t k, int64_t dim,
          csrkern::DType dtype, int64_t d, const std::vector<SourceArgs>& sources, uintptr_t out,
          int num_threads) {
         csrkern::ScatterSum args{pointer<const int64_t>(starts),
                                  pointer<const int32_t>(rows),
                                  pointer<const int32_t>(slots),
+                                 n,
                                  k,
                                  dim,
                                  dtype,
                                  d,
                                  0,
                                  {},
-                                 pointer<void>(out)};
+                                 pointer<void>(out),
+                                 n};
         args.num_sources = fill_sources(sources, args.sources);
         py::gil_scoped_release release;
         csrkern::scatter_sum(args, num_threads);

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from csrkern import nn, reference
     from csrkern.codes import SparseCodes
     from csrkern.index import InvertedIndex
+    from csrkern.ops.autoencode import autoencode
     from csrkern.ops.decode import decode
     from csrkern.ops.encode import encode
     from csrkern.ops.info_nce import info_nce
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "InvertedIndex": "index",
     "SparseCodes": "codes",
+    "autoencode": "ops.autoencode",
     "decode": "ops.decode",
     "encode": "ops.encode",
     "info_nce": "ops.info_nce",
@@ -36,6 +38,7 @@ __all__ = [
     "InvertedIndex",
     "SparseCodes",
     "__version__",
+    "autoencode",
     "decode",
     "encode",
     "info_nce",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from csrkern.codes import SparseCodes, write_atomically
+from csrkern.ops.autoencode import autoencode
 from csrkern.ops.decode import decode
 from csrkern.ops.encode import encode
 from csrkern.ops.topk_relu import topk_relu
@@ -141,17 +143,36 @@ class SparseAutoencoder(nn.Module):
             pre_bias=self.pre_bias,
         )
 
-    def encode_aux(self, x: Tensor, k_aux: int | None = None) -> SparseCodes | None:
-        """Codes of standardised rows [n, d] over the dead latents only; None if none is dead."""
+    def autoencode(
+        self, x: Tensor, ks: Sequence[int], precision: str = "exact"
+    ) -> tuple[SparseCodes, Tensor]:
+        """Standardised rows [n, d] to codes at ks[-1], and reconstructions [len(ks), n, d]."""
+        return self._autoencode(x, slice(None), ks, precision)
+
+    def _autoencode(
+        self, x: Tensor, latents: slice | Tensor, ks: Sequence[int], precision: str
+    ) -> tuple[SparseCodes, Tensor]:
+        """`autoencode` by some of the latents."""
+        weight = self.encoder.weight[latents]
+        encoder = (x, weight, self.latent_bias[latents])
+        if self.tied:
+            return autoencode(*encoder, ks=ks, pre_bias=self.pre_bias, precision=precision)
+        codes = encode(*encoder, k=ks[-1], pre_bias=self.pre_bias, precision=precision)
+        return codes, decode(codes, self.decoder.linear.weight[latents], self.pre_bias, ks=ks)
+
+    def reconstruct_dead(self, x: Tensor, k_aux: int | None = None) -> Tensor | None:
+        """What each row's k_aux strongest dead latents add up to, [n, d]; None if none is dead.
+
+        Args:
+            x: standardised rows [n, d].
+            k_aux: default self.k_aux; at most as many as are dead.
+        """
         dead = self.dead.nonzero().squeeze(1)
         if len(dead) == 0:
             return None
         k = min(self.k_aux if k_aux is None else k_aux, len(dead))
-        codes = encode(
-            x, self.encoder.weight[dead], self.latent_bias[dead], k=k, pre_bias=self.pre_bias
-        )
-        latents = torch.where(codes.active, dead[codes.indices.long()], 0)
-        return SparseCodes(codes.values, latents.int(), self.hidden_dim)
+        _, out = self._autoencode(x, dead, [k], "fast")
+        return out[0] - self.pre_bias
 
     def decode(self, codes: SparseCodes) -> Tensor:
         """Standardised reconstructions [n, d] of codes."""

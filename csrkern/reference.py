@@ -6,6 +6,8 @@ against these in float64. Written to be read: dense intermediates, no blocking, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -38,10 +40,31 @@ def encode(
     return topk_relu(F.linear(centred, weight, bias), k)
 
 
-def decode(codes: SparseCodes, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Σ_j values_j · weight[indices_j] + bias, [n, d]; weight [h, d]."""
+def decode(
+    codes: SparseCodes,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    ks: Sequence[int] | None = None,
+) -> Tensor:
+    """Σ_j values_j · weight[indices_j] + bias, [n, d] (or [len(ks), n, d]); weight [h, d]."""
+    if ks is not None:
+        return torch.stack([decode(codes.truncate(k), weight, bias) for k in ks])
     out = codes.to_dense() @ weight
     return out if bias is None else out + bias
+
+
+def autoencode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    ks: Sequence[int],
+    pre_bias: Tensor | None = None,
+) -> tuple[SparseCodes, Tensor]:
+    """Codes of x at the last of `ks`, and what each of `ks` decodes to with the same weight."""
+    codes = encode(x, weight, bias, k=ks[-1], pre_bias=pre_bias)
+    return codes, decode(codes, weight, pre_bias, ks=ks)
 
 
 def similarity(a: SparseCodes, b: SparseCodes) -> Tensor:

@@ -5,11 +5,13 @@ Every message names the argument, what was expected and what came. Kernels trust
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+MAX_PREFIXES = 8
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -46,6 +48,16 @@ def check_k(k: Any, limit: int, limit_name: str) -> int:
     if k < 1 or k > limit:
         raise ValueError(f"k: expected 1 <= k <= {limit_name} = {limit}, got {k}")
     return k  # type: ignore[return-value]
+
+
+def check_ks(ks: Any, limit: int) -> list[int]:
+    """`ks` are ascending integers in 1..limit, at least one and at most eight."""
+    ks = list(ks)
+    for k in ks:
+        check_k(k, limit, "k")
+    if not 1 <= len(ks) <= MAX_PREFIXES or any(a >= b for a, b in pairwise(ks)):
+        raise ValueError(f"ks: expected 1 to {MAX_PREFIXES} ascending numbers, got {ks}")
+    return ks
 
 
 def check_codes(name: str, value: Any, dim: int | None = None) -> Any:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import csrkern.nn
 from csrkern.nn import SparseAutoencoder
 from csrtrain import CSRLoss
 
@@ -225,15 +226,15 @@ def test_published_bug_7_rows_without_active_latents_do_not_give_nan(contrast):
 
 def test_one_encoder_pass_serves_k_4k_and_the_contrast(monkeypatch):
     calls = []
-    encode = SparseAutoencoder.encode_standardized
+    autoencode = csrkern.nn.autoencode
 
-    def counted(self, x, k=None):
-        calls.append(k)
-        return encode(self, x, k)
+    def counted(*args, **options):
+        calls.append(options["ks"])
+        return autoencode(*args, **options)
 
-    monkeypatch.setattr(SparseAutoencoder, "encode_standardized", counted)
+    monkeypatch.setattr(csrkern.nn, "autoencode", counted)
     CSRLoss(prefixes=(1, 2))(make(k=3), batch())
-    assert calls == [12]
+    assert calls == [(1, 2, 3, 12)]
 
 
 def test_errors_teach():

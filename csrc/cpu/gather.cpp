@@ -1,6 +1,8 @@
 #include "csrkern/gather.hpp"
 
 #include <algorithm>
+#include <memory>
+#include <vector>
 
 #include "csrkern/isa.hpp"
 #include "csrkern/parallel.hpp"
@@ -34,12 +36,37 @@ void gather_dot(const GatherDot& args, int num_threads) {
                [&](int64_t begin, int64_t end, int) { kernels().gather_dot(args, begin, end); });
 }
 
-void scatter_sum(const ScatterSum& args, int num_threads) {
+void scatter_sum(ScatterSum args, int num_threads) {
   const int64_t entries = args.starts[args.dim];
-  const int64_t per_latent =
-      args.d * (1 + args.num_sources * entries / std::max<int64_t>(1, args.dim));
-  parallel_for(args.dim, grain(per_latent), num_threads,
-               [&](int64_t begin, int64_t end, int) { kernels().scatter_sum(args, begin, end); });
+  const int64_t per_latent = entries / std::max<int64_t>(1, args.dim);
+  // Factors in the order in which they are used, which each tile of columns does anew.
+  std::vector<std::unique_ptr<float[]>> in_order(args.num_sources);
+  for (int q = 0; q < args.num_sources; ++q) in_order[q].reset(new float[entries]);
+  parallel_for(entries, 1 << 14, num_threads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t e = begin; e < end; ++e) {
+      const int64_t place = args.rows[e] * args.k + args.slots[e];
+      for (int q = 0; q < args.num_sources; ++q) in_order[q][e] = args.sources[q].scale[place];
+    }
+  });
+  for (int q = 0; q < args.num_sources; ++q) args.sources[q].scale = in_order[q].get();
+
+  // Rows of 256 columns that fill half of a 1 MB cache. Sums can wait only in float32, and
+  // waiting costs as much as a few entries.
+  const int64_t rows = (1 << 19) / (1024 * args.num_sources);
+  const bool pays = args.dtype == DType::float32 && per_latent * rows >= 16 * args.n;
+  args.block_rows = pays ? rows : args.n;
+  const int64_t most = std::min<int64_t>(
+      kScatterLatents, std::max<int64_t>(1, args.dim / (4 * std::max(num_threads, 1))));
+  const int64_t piece =
+      pays ? most : std::min(most, grain(args.d * (1 + args.num_sources * per_latent)));
+  // Columns outermost, so that a narrow stripe of the sources stays in the shared cache.
+  const int64_t pieces = (args.dim + piece - 1) / piece;
+  const int64_t stripes = (args.d + kScatterColumns - 1) / kScatterColumns;
+  parallel_for(pieces * stripes, 1, num_threads, [&](int64_t index, int64_t, int) {
+    const int64_t latent = index % pieces * piece, column = index / pieces * kScatterColumns;
+    kernels().scatter_sum(args, latent, std::min(latent + piece, args.dim), column,
+                          std::min(column + kScatterColumns, args.d));
+  });
 }
 
 }  // namespace csrkern

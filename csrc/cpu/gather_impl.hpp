@@ -31,11 +31,10 @@ inline void prefetch(const T* row, int64_t columns) {
 // Slots between a prefetch and its use; 2 to 4 were 1.8 times slower.
 constexpr int64_t kAhead = 12;
 
-// Calls body(kTile, column) over whole tiles, then over single vectors, then, with kTile 0, over
-// the ragged rest.
+// Calls body(kTile, column) over whole tiles of the columns up to d, then over single vectors,
+// then, with kTile 0, over the ragged rest.
 template <class V, class Body>
-inline void tiles(int64_t d, Body&& body) {
-  int64_t column = 0;
+inline void tiles(int64_t column, int64_t d, Body&& body) {
   for (; column + V::tile * V::width <= d; column += V::tile * V::width) {
     body(std::integral_constant<int, V::tile>{}, column);
   }
@@ -69,7 +68,7 @@ void gather_sum_rows(const GatherSum& args, int64_t begin, int64_t end) {
       }
       prefetch(table + from[slot] * stride + column, columns);
     };
-    tiles<V>(d, [&](auto tile, int64_t column) {
+    tiles<V>(0, d, [&](auto tile, int64_t column) {
       constexpr int kTile = tile();
       const int64_t columns = kTile ? kTile * V::width : d - column;
       typename V::F acc[kTile ? kTile : 1];
@@ -144,42 +143,74 @@ void gather_dot_rows(const GatherDot& args, int64_t begin, int64_t end) {
   }
 }
 
+// Entries first..last-1 of one latent, as far as their row is below row_end, added to acc.
+// Returns the first that is left.
+template <class V, class T, int kTile>
+inline int64_t add_entries(const ScatterSum& args, int64_t first, int64_t last, int64_t row_end,
+                           int64_t column, int64_t columns, typename V::F* acc) {
+  const bool whole = row_end == args.n;
+  int64_t e = first;
+  for (; e < last && args.rows[e] < row_end; ++e) {
+    const int64_t i = args.rows[e], slot = args.slots[e];
+    for (int q = 0; q < args.num_sources; ++q) {
+      const Source& source = args.sources[q];
+      const T* data = static_cast<const T*>(source.rows.data) + column;
+      if (whole && e + kAhead < last) {
+        prefetch(data + args.rows[e + kAhead] * source.rows.row_stride, columns);
+      }
+      if (slot < source.begin || slot >= source.end) continue;
+      const float scale = source.scale[e];
+      const T* row = data + i * source.rows.row_stride;
+      if constexpr (kTile > 0) {
+        add_scaled<V, T, kTile>(acc, scale, row);
+      } else {
+        acc[0] = V::fma(V::splat(scale), V::load_part_f(row, columns), acc[0]);
+      }
+    }
+  }
+  return e;
+}
+
+// Rows are taken in blocks that stay in the L2 cache while all latents of the piece draw from
+// them; the sums wait in `out` meanwhile. The order of every sum stays that of the rows.
 template <class V, class T>
-void scatter_sum_latents(const ScatterSum& args, int64_t begin, int64_t end) {
-  const int64_t d = args.d;
-  for (int64_t latent = begin; latent < end; ++latent) {
-    const int64_t first = args.starts[latent], last = args.starts[latent + 1];
-    T* out = static_cast<T*>(args.out) + latent * d;
-    tiles<V>(d, [&](auto tile, int64_t column) {
-      constexpr int kTile = tile();
-      const int64_t columns = kTile ? kTile * V::width : d - column;
-      typename V::F acc[kTile ? kTile : 1];
-      for (auto& a : acc) a = V::zero();
-      for (int64_t e = first; e < last; ++e) {
-        const int64_t i = args.rows[e], slot = args.slots[e];
-        for (int q = 0; q < args.num_sources; ++q) {
-          const Source& source = args.sources[q];
-          const T* data = static_cast<const T*>(source.rows.data) + column;
-          if (e + kAhead < last) {
-            prefetch(data + args.rows[e + kAhead] * source.rows.row_stride, columns);
-          }
-          if (slot < source.begin || slot >= source.end) continue;
-          const float scale = source.scale[i * args.k + slot];
-          if constexpr (kTile > 0) {
-            add_scaled<V, T, kTile>(acc, scale, data + i * source.rows.row_stride);
+void scatter_sum_latents(const ScatterSum& args, int64_t begin, int64_t end, int64_t first_column,
+                         int64_t last_column) {
+  int64_t next[kScatterLatents];
+  tiles<V>(first_column, last_column, [&](auto tile, int64_t column) {
+    constexpr int kTile = tile();
+    const int64_t columns = kTile ? kTile * V::width : last_column - column;
+    for (int64_t latent = begin; latent < end; ++latent) {
+      next[latent - begin] = args.starts[latent];
+    }
+    int64_t row_end = 0;
+    do {
+      const int64_t row = row_end;
+      row_end = row + args.block_rows < args.n ? row + args.block_rows : args.n;
+      for (int64_t latent = begin; latent < end; ++latent) {
+        const int64_t first = next[latent - begin], last = args.starts[latent + 1];
+        if (row > 0 && (first == last || args.rows[first] >= row_end)) continue;
+        T* out = static_cast<T*>(args.out) + latent * args.d + column;
+        typename V::F acc[kTile ? kTile : 1];
+        for (int v = 0; v < (kTile ? kTile : 1); ++v) {
+          if (row == 0) {
+            acc[v] = V::zero();
+          } else if constexpr (kTile > 0) {
+            acc[v] = V::load_f(out + v * V::width);
           } else {
-            acc[0] = V::fma(V::splat(scale),
-                            V::load_part_f(data + i * source.rows.row_stride, columns), acc[0]);
+            acc[v] = V::load_part_f(out, columns);
           }
         }
+        next[latent - begin] =
+            add_entries<V, T, kTile>(args, first, last, row_end, column, columns, acc);
+        if constexpr (kTile > 0) {
+          for (int v = 0; v < kTile; ++v) V::store_f(out + v * V::width, acc[v]);
+        } else {
+          V::store_part_f(out, acc[0], columns);
+        }
       }
-      if constexpr (kTile > 0) {
-        for (int v = 0; v < kTile; ++v) V::store_f(out + column + v * V::width, acc[v]);
-      } else {
-        V::store_part_f(out + column, acc[0], columns);
-      }
-    });
-  }
+    } while (row_end < args.n);
+  });
 }
 
 template <class V>
@@ -204,14 +235,15 @@ struct GatherOf {
         return gather_dot_rows<V, BFloat>(args, begin, end);
     }
   }
-  static void scatter_sum(const ScatterSum& args, int64_t begin, int64_t end) {
+  static void scatter_sum(const ScatterSum& args, int64_t begin, int64_t end, int64_t first_column,
+                          int64_t last_column) {
     switch (args.dtype) {
       case DType::float32:
-        return scatter_sum_latents<V, float>(args, begin, end);
+        return scatter_sum_latents<V, float>(args, begin, end, first_column, last_column);
       case DType::float16:
-        return scatter_sum_latents<V, Half>(args, begin, end);
+        return scatter_sum_latents<V, Half>(args, begin, end, first_column, last_column);
       case DType::bfloat16:
-        return scatter_sum_latents<V, BFloat>(args, begin, end);
+        return scatter_sum_latents<V, BFloat>(args, begin, end, first_column, last_column);
     }
   }
 };

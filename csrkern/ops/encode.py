@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,7 +24,7 @@ from csrkern import _C, reference
 from csrkern.codes import SparseCodes
 from csrkern.ops import gather, topk_relu, transpose  # noqa: F401  (registers what is called)
 from csrkern.ops._registry import LIBRARY, NATIVE_DTYPES, address, autocast
-from csrkern.ops.gather import unit_columns
+from csrkern.ops.gather import interval_begins, unit_columns
 from csrkern.validation import check_choice, check_k, check_same, check_tensor
 
 ops = torch.ops.csrkern
@@ -59,17 +60,19 @@ def encode(
         bias: latent bias [h].
         k: slots per row, 1 <= k <= h.
         pre_bias: [d], subtracted from x first.
-        precision: "exact" computes in the dtype of the arguments. "verified", for float32,
-            finds candidates with a bfloat16 product, proves for every row that none is missing,
-            and returns the same codes, to the bit; it is faster where the processor multiplies
-            bfloat16 faster than float32. `verified_rows` counts the rows it could not clear.
+        precision: "exact" gives, for float32, the codes of exact arithmetic rounded once,
+            whatever rows are encoded together. "verified", for float32, finds candidates with a
+            bfloat16 product, proves for every row that none is missing, and returns the same
+            codes, to the bit; it is faster where the processor multiplies bfloat16 faster than
+            float32. `verified_rows` counts the rows that it could not clear. "fast" takes the
+            pre-activations as a matrix product in the dtype of the arguments gives them, which
+            is what "exact" does for other dtypes than float32: enough for training.
 
     Returns:
-        SparseCodes [n, k] over h latents; see `topk_relu`. Of float32 arguments, the values are
-        the exact pre-activations rounded to float32, whatever rows are encoded together.
+        SparseCodes [n, k] over h latents; see `topk_relu`.
 
     Differentiable in x, weight, bias and pre_bias; the backward pass touches only the selected
-    latents. Under autocast, "exact" runs in the autocast dtype, as a linear layer does.
+    latents. Under autocast, all but "verified" run in the autocast dtype, as a linear layer does.
 
     Raises:
         TypeError, ValueError: if a tensor has the wrong dtype, device or shape, k is out of
@@ -77,6 +80,16 @@ def encode(
 
     Source: the encoder of CSR (Wen et al., ICML 2025, arXiv 2503.01776).
     """
+    weight, bias = check_encoder(x, weight, bias, pre_bias, precision)
+    check_k(k, len(weight), "h")
+    values, indices = ops.encode(x, weight, bias, pre_bias, k, precision)
+    return SparseCodes(values, indices, len(weight))
+
+
+def check_encoder(
+    x: Tensor, weight: Tensor, bias: Tensor | None, pre_bias: Tensor | None, precision: str
+) -> tuple[Tensor, Tensor | None]:
+    """Checks what `encode` takes; returns weight and bias in the dtype to compute in."""
     check_tensor("x", x, (None, None))
     check_tensor("weight", weight, (None, x.shape[1]))
     check_same("weight", weight, "x", x)
@@ -84,17 +97,14 @@ def encode(
         if value is not None:
             check_tensor(name, value, (size,))
             check_same(name, value, "x", x)
-    check_k(k, len(weight), "h")
-    check_choice("precision", precision, ("exact", "verified"))
-    verified = precision == "verified"
-    if verified and x.dtype != torch.float32:
+    check_choice("precision", precision, ("exact", "verified", "fast"))
+    if precision != "verified":
+        return autocast(weight, bias)
+    if x.dtype != torch.float32:
         raise ValueError(
             f"precision: expected 'exact' for {x.dtype}, got 'verified', which is for float32"
         )
-    if not verified:
-        weight, bias = autocast(weight, bias)
-    values, indices = ops.encode(x, weight, bias, pre_bias, k, verified)
-    return SparseCodes(values, indices, len(weight))
+    return weight, bias
 
 
 @dataclass
@@ -125,7 +135,7 @@ verified_rows = VerifiedRows()
 
 
 LIBRARY.define(
-    "encode(Tensor x, Tensor weight, Tensor? bias, Tensor? pre_bias, SymInt k, bool verified) "
+    "encode(Tensor x, Tensor weight, Tensor? bias, Tensor? pre_bias, SymInt k, str precision) "
     "-> (Tensor, Tensor)"
 )
 
@@ -137,7 +147,7 @@ def _encode_cpu(
     bias: Tensor | None,
     pre_bias: Tensor | None,
     k: int,
-    verified: bool,
+    precision: str,
 ) -> tuple[Tensor, Tensor]:
     if weight.dtype not in NATIVE_DTYPES:
         codes = reference.encode(x, weight, bias, k=k, pre_bias=pre_bias)
@@ -145,11 +155,12 @@ def _encode_cpu(
     n, h = len(x), len(weight)
     values = weight.new_empty(n, k)
     indices = weight.new_empty(n, k, dtype=torch.int32)
-    layer = (_Float32Layer if weight.dtype == torch.float32 else _Layer)(weight, bias, n)
+    certain = weight.dtype == torch.float32 and precision != "fast"
+    layer = (_Float32Layer if certain else _Layer)(weight, bias, n)
     for begin, end in _blocks(n, h * weight.itemsize):
         rows = x[begin:end] if pre_bias is None else x[begin:end] - pre_bias
         rows = rows.to(weight.dtype).contiguous()
-        layer.encode(rows, k, verified, values[begin:end], indices[begin:end])
+        layer.encode(rows, k, precision, values[begin:end], indices[begin:end])
     return values, indices
 
 
@@ -167,14 +178,17 @@ class _Layer:
         self.bias = None if bias is None else bias.contiguous()
         self.scratch: Tensor | None = None
 
-    def encode(self, rows: Tensor, k: int, _: bool, values: Tensor, indices: Tensor) -> None:
+    def encode(self, rows: Tensor, k: int, precision: str, values: Tensor, indices: Tensor) -> None:
         """Codes of contiguous rows [m, d] into values and indices [m, k]."""
         pre = self.product(rows, self.weight, self.bias)
+        m, h = pre.shape
         _C.topk_relu(
             address(pre),
             NATIVE_DTYPES[pre.dtype],
-            *pre.shape,
-            *pre.stride(),
+            m,
+            h,
+            h,
+            1,
             0,
             k,
             address(values),
@@ -202,7 +216,7 @@ class _Float32Layer(_Layer):
             self.bias_norm = 0.0 if bias is None else bias.abs().amax().item()
         self.rounded: Tensor | None = None
 
-    def encode(self, rows: Tensor, k: int, verified: bool, values: Tensor, indices: Tensor) -> None:
+    def encode(self, rows: Tensor, k: int, precision: str, values: Tensor, indices: Tensor) -> None:
         """Codes of contiguous float32 rows into values and indices [m, k]."""
         if len(rows) <= DIRECT_ROWS:
             pre = rows.new_empty(len(rows), len(self.weight))
@@ -210,7 +224,7 @@ class _Float32Layer(_Layer):
             codes = ops.topk_relu(pre, k, None)
             values.copy_(codes[0])
             indices.copy_(codes[1])
-        elif not verified:
+        elif precision == "exact":
             pre = self.product(rows, self.weight, self.bias)
             self._refine(rows, pre, self._slack(rows), 0.0, k, len(self.weight), values, indices)
         else:
@@ -237,7 +251,7 @@ class _Float32Layer(_Layer):
         if len(left):
             again = values.new_empty(len(left), k), indices.new_empty(len(left), k)
             exact = _Float32Layer(self.weight, self.bias, len(left))
-            exact.encode(rows[left], k, False, *again)
+            exact.encode(rows[left], k, "exact", *again)
             values[left], indices[left] = again
 
     def _slack(self, rows: Tensor) -> Tensor:
@@ -298,7 +312,7 @@ def _upper_norms(rows: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("csrkern::encode", lib=LIBRARY)
-def _encode_fake(x, weight, bias, pre_bias, k, verified):
+def _encode_fake(x, weight, bias, pre_bias, k, precision):
     shape = (x.shape[0], k)
     return weight.new_empty(shape), weight.new_empty(shape, dtype=torch.int32)
 
@@ -311,7 +325,29 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad_values: Tensor, _grad_indices):
     x, weight, pre_bias, values, indices = ctx.saved_tensors
-    needs_x, needs_weight, needs_bias, needs_pre_bias, _, _ = ctx.needs_input_grad
+    grads = encoder_gradients(
+        x, weight, pre_bias, values, indices, grad_values, ctx.needs_input_grad[:4]
+    )
+    return (*grads, None, None)
+
+
+def encoder_gradients(
+    x: Tensor,
+    weight: Tensor,
+    pre_bias: Tensor | None,
+    values: Tensor,
+    indices: Tensor,
+    grad_values: Tensor,
+    needs: Sequence[bool],
+    *,
+    tied: tuple[Sequence[Tensor], Sequence[int]] = ((), ()),
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, bias and pre_bias, each if needed, from that of the values.
+
+    `tied` adds what a decoder of the same weight gives it, in the same pass over the weight:
+    the gradients [n, d] that intervals of slots meet (`later_sums`), and the intervals' ends.
+    """
+    needs_x, needs_weight, needs_bias, needs_pre_bias = needs
     h, k = weight.shape[0], values.shape[1]
     passed = torch.where(values > 0, grad_values, torch.zeros_like(grad_values))
     grad_x = grad_weight = grad_bias = grad_pre_bias = None
@@ -321,13 +357,23 @@ def _backward(ctx, grad_values: Tensor, _grad_indices):
         starts, rows, slots, _ = ops.transpose(values, indices, h)
     if needs_weight:
         centred = (x if pre_bias is None else x - pre_bias).to(weight.dtype)
-        grad_weight = ops.scatter_sum(starts, rows, slots, h, [centred], [passed], [0], [k])
+        from_decoder, ends = tied
+        grad_weight = ops.scatter_sum(
+            starts,
+            rows,
+            slots,
+            h,
+            [centred, *from_decoder],
+            [passed, *[values] * len(ends)],
+            [0, *interval_begins(ends)],
+            [k, *ends],
+        )
     if needs_bias or needs_pre_bias:
         ones = weight.new_ones(len(x), 1)
         grad_bias = ops.scatter_sum(starts, rows, slots, h, [ones], [passed], [0], [k])[:, 0]
-    if needs_pre_bias:
-        grad_pre_bias = -(grad_bias @ weight).to(pre_bias.dtype)
-    return grad_x, grad_weight, grad_bias if needs_bias else None, grad_pre_bias, None, None
+        if pre_bias is not None:
+            grad_pre_bias = -(grad_bias @ weight).to(pre_bias.dtype)
+    return grad_x, grad_weight, grad_bias if needs_bias else None, grad_pre_bias
 
 
 torch.library.register_autograd(

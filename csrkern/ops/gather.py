@@ -38,6 +38,11 @@ def unit_columns(table: Tensor) -> Tensor:
     return table if table.stride(-1) == 1 or table.shape[-1] == 1 else table.contiguous()
 
 
+def interval_begins(ends: Sequence[int]) -> list[int]:
+    """Where the intervals of slots begin that end, one after the other, at `ends`."""
+    return [0, *ends[:-1]] if ends else []
+
+
 def _dense(values: Tensor, indices: Tensor, dim: int) -> Tensor:
     return SparseCodes(values, indices, dim).to_dense()
 
@@ -83,7 +88,7 @@ def gather_dot(
     """
     n, k = values.shape
     dim, d = table.shape
-    begins = (0, *ends[:-1])
+    begins = interval_begins(ends)
     if table.dtype not in NATIVE_DTYPES:
         out = torch.zeros_like(values)
         for part, begin, end in zip(rows, begins, ends, strict=True):
@@ -129,7 +134,7 @@ def scatter_sum(
     Source q takes part where begins[q] <= s < ends[q]. Sources [n, d] in one dtype, which is
     the result's; scales [n, k]; returns [dim, d]. The sum over each latent runs in row order.
     """
-    d = sources[0].shape[1]
+    n, d = sources[0].shape
     dtype = sources[0].dtype
     if dtype not in NATIVE_DTYPES:
         out = sources[0].new_zeros(dim, d)
@@ -146,6 +151,7 @@ def scatter_sum(
         address(starts),
         address(rows),
         address(slots),
+        n,
         scales[0].shape[1],
         dim,
         NATIVE_DTYPES[dtype],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import csrkern
@@ -113,16 +114,18 @@ class CSRLoss(nn.Module):
                 f"prefixes: expected k's below the model's k = {model.k}, got {self.prefixes}"
             )
         x, _, _ = model.standardize(x)
-        wide = model.encode_standardized(x, min(4 * model.k, model.hidden_dim))
-        codes = wide.truncate(model.k)
-        if self.training and model.training:
-            model.update_stats(codes, self.threshold)
-
         widths = (*self.prefixes, model.k)
-        reconstructions = [model.decode(wide.truncate(k)) for k in widths]
-        recon = torch.stack([(x - r).square().mean() for r in reconstructions]).mean()
-        recon_4k = (x - model.decode(wide)).square().mean()
-        aux = self._aux(model, x, (x - reconstructions[-1]).detach())
+        widest = min(4 * model.k, model.hidden_dim)
+        ks = widths if widest == model.k else (*widths, widest)
+        wide, reconstructions = model.autoencode(x, ks, "fast")
+        if self.training and model.training:
+            model.update_stats(wide.truncate(model.k), self.threshold)
+
+        errors = [F.mse_loss(reconstruction, x) for reconstruction in reconstructions]
+        recon = torch.stack(errors[: len(widths)]).mean()
+        recon_4k = errors[-1]
+        rest = (x - reconstructions[len(widths) - 1]).detach()
+        aux = self._aux(model, x, rest)
         contrast = x.new_zeros(())
         if self.contrast is not None:
             contrast = torch.stack(
@@ -140,10 +143,10 @@ class CSRLoss(nn.Module):
 
     def _aux(self, model: SparseAutoencoder, x: Tensor, error: Tensor) -> Tensor:
         """What the dead latents leave of `error` [n, d], as a share of its variance."""
-        codes = model.encode_aux(x)
-        if codes is None:
+        explained = model.reconstruct_dead(x)
+        if explained is None:
             return x.new_zeros(())
-        rest = csrkern.decode(codes, model.decoder.linear.weight) - error
+        rest = explained - error
         variance = (error.mean(0) - error).square().mean()
         usable = torch.isfinite(rest.detach().square().mean() / variance)
         # Both sides are chosen before dividing: 0 · inf in the backward would be NaN.

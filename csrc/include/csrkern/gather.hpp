@@ -59,14 +59,16 @@ struct ScatterSum {
   const int64_t* starts;  // [dim + 1]; see Postings
   const int32_t* rows;
   const int32_t* slots;
+  int64_t n;
   int64_t k;
   int64_t dim;
   DType dtype;
   int64_t d;
   int num_sources;
   Source sources[kMaxSources];
-  void* out;  // [dim, d] contiguous
+  void* out;           // [dim, d] contiguous
+  int64_t block_rows;  // set by scatter_sum
 };
-void scatter_sum(const ScatterSum& args, int num_threads);
+void scatter_sum(ScatterSum args, int num_threads);
 
 }  // namespace csrkern
