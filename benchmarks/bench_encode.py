@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -58,18 +57,15 @@ def torch_once(case: Case, dtype: str) -> Callable[[], Any]:
 
 @cases(**CASES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("precision", ["exact", "verified"])
+@pytest.mark.parametrize("precision", ["exact", "verified", "fast"])
 def bench_encode(race: Race, case: Case, precision: str, dtype: str) -> None:
     n, d, h, k = case
-    if precision == "verified" and dtype != "float32":
-        pytest.skip("precision='verified' is for float32 input")
-    if precision not in supported_precisions():
-        pytest.skip(f"csrkern.encode has no precision={precision!r}")
-    options: dict[str, Any] = {} if precision == "exact" else {"precision": precision}
+    if precision != "exact" and dtype != "float32":
+        pytest.skip(f"precision={precision!r} differs from 'exact' for float32 input only")
     x, weight, bias = tensors(case, dtype)
     out = x.new_empty(n, h)
 
-    codes = csrkern.encode(x, weight, bias, k=k, **options)
+    codes = csrkern.encode(x, weight, bias, k=k, precision=precision)
     torch.testing.assert_close(codes.values, torch_encode(x, weight, bias, k)[0])
 
     def peak(side: str) -> dict[str, float]:
@@ -82,7 +78,9 @@ def bench_encode(race: Race, case: Case, precision: str, dtype: str) -> None:
         "encode",
         f"B={n} d={d} h={h} k={k}" + ("" if precision == "exact" else f" {precision}"),
         dtype=dtype,
-        ours=Contestant(lambda: csrkern.encode(x, weight, bias, k=k, **options), peak("ours_once")),
+        ours=Contestant(
+            lambda: csrkern.encode(x, weight, bias, k=k, precision=precision), peak("ours_once")
+        ),
         peers={
             "linear + topk + relu": Contestant(
                 lambda: torch_encode(x, weight, bias, k), peak("torch_once")
@@ -133,9 +131,3 @@ def bench_encode_backward(race: Race, case: Case, dtype: str) -> None:
         peers=peers,
         cost=cost,
     )
-
-
-def supported_precisions() -> tuple[str, ...]:
-    """What csrkern.encode offers."""
-    has_option = "precision" in inspect.signature(csrkern.encode).parameters
-    return ("exact", "verified") if has_option else ("exact",)

@@ -112,7 +112,7 @@ def train(
         int | None, typer.Option(min=1, help="Latents (default: 4 times the width).")
     ] = None,
     gamma: Annotated[
-        float | None, typer.Option(help="Weight of the contrast (default: 0.1).")
+        float | None, typer.Option(help="Weight of the contrast (default: 0.1, with labels 1).")
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Temperature of the contrast (default: 0.2).")
