@@ -59,7 +59,7 @@ int64_t candidates(const T* row, const Refine& args, double slack, const TopkScr
   };
   const double first = least(lower_bound_of_kth<V>(s.group_max, chunks * kGroups, k, k / 8));
   if (!(first > 0)) return -1;
-  const int64_t collected = collect<V>(row, h, bits_below(first), s.bits, s.index);
+  const int64_t collected = collect<V, T>(row, nullptr, h, bits_below(first), s.bits, s.index);
   for (int64_t i = collected; i % V::width != 0; ++i) s.bits[i] = 0;
   const int64_t padded = (collected + V::width - 1) / V::width * V::width;
   const int32_t bound = bits_below(least(lower_bound_of_kth<V>(s.bits, padded, k, 0)));

@@ -83,9 +83,11 @@ int32_t lower_bound_of_kth(const int32_t* bits, int64_t n, int64_t k, int64_t sl
   return low;
 }
 
-// Collects entries >= tau, in order of their latent.
+// Collects entries >= tau, in order of their latent. Memory would be idle meanwhile: the next
+// row, if there is one, is fetched into the L2 cache.
 template <class V, class T>
-int64_t collect(const T* row, int64_t h, int32_t tau, int32_t* bits, int32_t* index) {
+int64_t collect(const T* row, const T* next, int64_t h, int32_t tau, int32_t* bits,
+                int32_t* index) {
   constexpr int kUnroll = 4;
   const auto bound = V::splat(tau);
   int64_t found = 0, i = 0;
@@ -95,6 +97,11 @@ int64_t collect(const T* row, int64_t h, int32_t tau, int32_t* bits, int32_t* in
     for (int u = 0; u < kUnroll; ++u) {
       x[u] = V::load(row + i + u * V::width);
       hit[u] = V::ge(x[u], bound);
+    }
+    if (next) {
+      const char* line = reinterpret_cast<const char*>(next + i);
+      constexpr int kBytes = kUnroll * V::width * static_cast<int>(sizeof(T));
+      for (int b = 0; b < kBytes; b += 64) __builtin_prefetch(line + b, 0, 2);
     }
     if (!V::any_of(hit[0], hit[1], hit[2], hit[3])) continue;
     for (int u = 0; u < kUnroll; ++u) {
@@ -186,13 +193,13 @@ inline void radix_sort(int32_t* bits, int32_t* index, int64_t n, int32_t* spare_
 
 // The latents of the (at most k) winners of a contiguous row, best first; how many in return.
 template <class V, class T>
-int64_t select(const T* row, int64_t h, int64_t k, const TopkScratch& s) {
+int64_t select(const T* row, const T* next, int64_t h, int64_t k, const TopkScratch& s) {
   constexpr int64_t kGroups = kAccumulators * V::width;
   int64_t chunks = 1;
   while (chunks * kGroups < 4 * k && chunks * kGroups * 4 <= h) chunks *= 2;
   if (!group_maxima<V>(row, h, chunks, s.group_max)) return -1;
   const int32_t tau = lower_bound_of_kth<V>(s.group_max, chunks * kGroups, k, k / 8);
-  int64_t found = collect<V>(row, h, tau, s.bits, s.index);
+  int64_t found = collect<V>(row, next, h, tau, s.bits, s.index);
   if (found > k + k / 2 + 16) {
     narrow<V>(s.bits, s.index, found, k);
     found = k;
@@ -220,8 +227,9 @@ void rows_of(const TopkRelu& args, int64_t begin, int64_t end, T lowest, const T
   const bool direct = args.col_stride == 1 && !args.latent_mask;
   for (int64_t i = begin; i < end; ++i) {
     const T* row = static_cast<const T*>(args.pre) + i * args.row_stride;
+    const T* next = direct && i + 1 < end ? row + args.row_stride : nullptr;
     if (!direct) row = stage(args, row, lowest, static_cast<T*>(s.staged));
-    int64_t won = select<V>(row, args.h, args.k, s);
+    int64_t won = select<V>(row, next, args.h, args.k, s);
     if (won < 0) {
       float* plain = reinterpret_cast<float*>(s.spare_bits);
       for (int64_t j = 0; j < args.h; ++j) plain[j] = V::to_float(row[j]);
