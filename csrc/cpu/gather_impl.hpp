@@ -11,14 +11,58 @@
 namespace csrkern {
 namespace {
 
-// Columns [first, first + kTile vectors) of acc += scale * row, in registers. The last tile of
-// a row may be narrower and ragged.
+// A tile is kTile vectors of float sums in registers; with kTile 0 it is the ragged end of a row,
+// narrower than a vector. Two vectors of bfloat16 are held as their even and their odd columns
+// where that is faster.
 template <class V, class T, int kTile>
-inline __attribute__((always_inline)) void add_scaled(typename V::F* acc, float scale,
-                                                      const T* row) {
-  const auto s = V::splat(scale);
-  for (int v = 0; v < kTile; ++v) acc[v] = V::fma(s, V::load_f(row + v * V::width), acc[v]);
+constexpr bool kPaired = V::pairs && std::is_same_v<T, BFloat> && kTile % 2 == 0 && kTile > 0;
+
+template <class V, class T, int kTile, class Each>
+inline __attribute__((always_inline)) void each_vector(const T* from, int64_t columns,
+                                                       Each&& each) {
+  if constexpr (kPaired<V, T, kTile>) {
+    for (int v = 0; v < kTile; v += 2) {
+      typename V::F even, odd;
+      V::load_pair(from + v * V::width, even, odd);
+      each(v, even);
+      each(v + 1, odd);
+    }
+  } else if constexpr (kTile > 0) {
+    for (int v = 0; v < kTile; ++v) each(v, V::load_f(from + v * V::width));
+  } else {
+    each(0, V::load_part_f(from, columns));
+  }
 }
+
+template <class V, class T, int kTile>
+struct Sums {
+  typename V::F vector[kTile ? kTile : 1];
+
+  void clear() {
+    for (auto& v : vector) v = V::zero();
+  }
+  inline __attribute__((always_inline)) void add_scaled(float scale, const T* row,
+                                                        int64_t columns) {
+    const auto s = V::splat(scale);
+    each_vector<V, T, kTile>(row, columns,
+                             [&](int v, typename V::F x) { vector[v] = V::fma(s, x, vector[v]); });
+  }
+  inline __attribute__((always_inline)) void add(const T* row, int64_t columns) {
+    each_vector<V, T, kTile>(row, columns,
+                             [&](int v, typename V::F x) { vector[v] = V::add(vector[v], x); });
+  }
+  void store(T* to, int64_t columns) const {
+    if constexpr (kPaired<V, T, kTile>) {
+      for (int v = 0; v < kTile; v += 2) {
+        V::store_pair(to + v * V::width, vector[v], vector[v + 1]);
+      }
+    } else if constexpr (kTile > 0) {
+      for (int v = 0; v < kTile; ++v) V::store_f(to + v * V::width, vector[v]);
+    } else {
+      V::store_part_f(to, vector[0], columns);
+    }
+  }
+};
 
 template <class T>
 inline void prefetch(const T* row, int64_t columns) {
@@ -28,8 +72,8 @@ inline void prefetch(const T* row, int64_t columns) {
   }
 }
 
-// Slots between a prefetch and its use; 2 to 4 were 1.8 times slower.
-constexpr int64_t kAhead = 12;
+// Slots between a prefetch and its use: 2 to 4 were 1.8 times slower, 12 and 24 a few percent.
+constexpr int64_t kAhead = 16;
 
 // Calls body(kTile, column) over whole tiles of the columns up to d, then over single vectors,
 // then, with kTile 0, over the ragged rest.
@@ -44,60 +88,35 @@ inline void tiles(int64_t column, int64_t d, Body&& body) {
   if (column < d) body(std::integral_constant<int, 0>{}, column);
 }
 
+// Columns outermost, so that what is read kAhead slots later is found by one step through the
+// indices, across the ends of rows.
 template <class V, class T>
 void gather_sum_rows(const GatherSum& args, int64_t begin, int64_t end) {
   const T* table = static_cast<const T*>(args.table.data);
   const T* bias = static_cast<const T*>(args.bias);
   const int64_t k = args.codes.k, d = args.d, stride = args.table.row_stride;
-  for (int64_t i = begin; i < end; ++i) {
-    const float* values = args.codes.values + i * k;
-    const int32_t* indices = args.codes.indices + i * k;
-    // What is read kAhead slots later: this tile, the next one, or the first of the next code.
-    const auto prefetch_ahead = [&](int64_t slot, int64_t column, int64_t columns) {
-      slot += kAhead;
-      const int32_t* from = indices;
-      if (slot >= k) {
-        slot -= k;
-        column += columns;
-        if (column >= d) {
-          column = 0;
-          from += k;
-          if (i + 1 == end) return;
-        }
-        if (slot >= k) return;
-      }
-      prefetch(table + from[slot] * stride + column, columns);
-    };
-    tiles<V>(0, d, [&](auto tile, int64_t column) {
-      constexpr int kTile = tile();
-      const int64_t columns = kTile ? kTile * V::width : d - column;
-      typename V::F acc[kTile ? kTile : 1];
-      for (auto& a : acc) a = V::zero();
-      int64_t s = 0;
+  const int64_t last = end * k - 1;
+  tiles<V>(0, d, [&](auto tile, int64_t column) {
+    constexpr int kTile = tile();
+    const int64_t columns = kTile ? kTile * V::width : d - column;
+    for (int64_t i = begin; i < end; ++i) {
+      Sums<V, T, kTile> sums;
+      sums.clear();
+      int64_t slot = i * k;
       for (int q = 0; q < args.num_prefixes; ++q) {
-        for (; s < args.ends[q]; ++s) {
-          prefetch_ahead(s, column, columns);
-          if (values[s] == 0) continue;
-          const T* row = table + indices[s] * stride + column;
-          if constexpr (kTile > 0) {
-            add_scaled<V, T, kTile>(acc, values[s], row);
-          } else {
-            acc[0] = V::fma(V::splat(values[s]), V::load_part_f(row, columns), acc[0]);
-          }
+        for (; slot < i * k + args.ends[q]; ++slot) {
+          const int64_t ahead = slot + kAhead < last ? slot + kAhead : last;
+          prefetch(table + args.codes.indices[ahead] * stride + column, columns);
+          const float value = args.codes.values[slot];
+          if (value == 0) continue;
+          sums.add_scaled(value, table + args.codes.indices[slot] * stride + column, columns);
         }
-        T* out = static_cast<T*>(args.outs[q]) + i * d + column;
-        if constexpr (kTile > 0) {
-          for (int v = 0; v < kTile; ++v) {
-            const auto shift = bias ? V::load_f(bias + column + v * V::width) : V::zero();
-            V::store_f(out + v * V::width, V::add(acc[v], shift));
-          }
-        } else {
-          const auto shift = bias ? V::load_part_f(bias + column, columns) : V::zero();
-          V::store_part_f(out, V::add(acc[0], shift), columns);
-        }
+        Sums<V, T, kTile> shifted = sums;
+        if (bias) shifted.add(bias + column, columns);
+        shifted.store(static_cast<T*>(args.outs[q]) + i * d + column, columns);
       }
-    });
-  }
+    }
+  });
 }
 
 // ⟨a, b⟩ by four partial sums, then across lanes in a fixed order.
@@ -143,11 +162,11 @@ void gather_dot_rows(const GatherDot& args, int64_t begin, int64_t end) {
   }
 }
 
-// Entries first..last-1 of one latent, as far as their row is below row_end, added to acc.
+// Entries first..last-1 of one latent, as far as their row is below row_end, added up.
 // Returns the first that is left.
 template <class V, class T, int kTile>
 inline int64_t add_entries(const ScatterSum& args, int64_t first, int64_t last, int64_t row_end,
-                           int64_t column, int64_t columns, typename V::F* acc) {
+                           int64_t column, int64_t columns, Sums<V, T, kTile>& sums) {
   const bool whole = row_end == args.n;
   int64_t e = first;
   for (; e < last && args.rows[e] < row_end; ++e) {
@@ -159,13 +178,7 @@ inline int64_t add_entries(const ScatterSum& args, int64_t first, int64_t last, 
         prefetch(data + args.rows[e + kAhead] * source.rows.row_stride, columns);
       }
       if (slot < source.begin || slot >= source.end) continue;
-      const float scale = source.scale[e];
-      const T* row = data + i * source.rows.row_stride;
-      if constexpr (kTile > 0) {
-        add_scaled<V, T, kTile>(acc, scale, row);
-      } else {
-        acc[0] = V::fma(V::splat(scale), V::load_part_f(row, columns), acc[0]);
-      }
+      sums.add_scaled(source.scale[e], data + i * source.rows.row_stride, columns);
     }
   }
   return e;
@@ -191,23 +204,12 @@ void scatter_sum_latents(const ScatterSum& args, int64_t begin, int64_t end, int
         const int64_t first = next[latent - begin], last = args.starts[latent + 1];
         if (row > 0 && (first == last || args.rows[first] >= row_end)) continue;
         T* out = static_cast<T*>(args.out) + latent * args.d + column;
-        typename V::F acc[kTile ? kTile : 1];
-        for (int v = 0; v < (kTile ? kTile : 1); ++v) {
-          if (row == 0) {
-            acc[v] = V::zero();
-          } else if constexpr (kTile > 0) {
-            acc[v] = V::load_f(out + v * V::width);
-          } else {
-            acc[v] = V::load_part_f(out, columns);
-          }
-        }
+        Sums<V, T, kTile> sums;
+        sums.clear();
+        if (row > 0) sums.add(out, columns);
         next[latent - begin] =
-            add_entries<V, T, kTile>(args, first, last, row_end, column, columns, acc);
-        if constexpr (kTile > 0) {
-          for (int v = 0; v < kTile; ++v) V::store_f(out + v * V::width, acc[v]);
-        } else {
-          V::store_part_f(out, acc[0], columns);
-        }
+            add_entries<V, T, kTile>(args, first, last, row_end, column, columns, sums);
+        sums.store(out, columns);
       }
     } while (row_end < args.n);
   });

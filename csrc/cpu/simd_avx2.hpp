@@ -115,16 +115,31 @@ struct Avx2 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
-  static void store_f(BFloat* p, F x) {
-    // Round to nearest even by adding just under half; a NaN must stay one.
+  // The bits of x rounded to bfloat16, in the upper half of each lane: to nearest even by adding
+  // just under half; a NaN stays one.
+  static I rounded(F x) {
     const I bits = _mm256_castps_si256(x);
     const I odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), splat(1));
-    const I rounded = add(bits, add(odd, splat(0x7fff)));
+    const I near = add(bits, add(odd, splat(0x7fff)));
     const I quiet = _mm256_or_si256(bits, splat(0x400000));
     const I nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    const I high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    return _mm256_blendv_epi8(near, quiet, nan);
+  }
+  static void store_f(BFloat* p, F x) {
+    const I high = _mm256_srli_epi32(rounded(x), 16);
     const I packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+  }
+  // The even and the odd ones of two vectors' worth, which need no widening.
+  static constexpr bool pairs = true;
+  static void load_pair(const BFloat* p, F& even, F& odd) {
+    const I both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    odd = _mm256_castsi256_ps(_mm256_and_si256(both, splat(static_cast<int32_t>(0xffff0000))));
+  }
+  static void store_pair(BFloat* p, F even, F odd) {
+    const I low = _mm256_srli_epi32(rounded(even), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_blend_epi16(low, rounded(odd), 0xaa));
   }
   template <class T>
   static void store_part_f(T* p, F x, int64_t n) {

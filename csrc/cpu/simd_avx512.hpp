@@ -93,15 +93,29 @@ struct Avx512 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
-  static void store_f(BFloat* p, F x) {
-    // Round to nearest even by adding just under half; a NaN must stay one.
+  // The bits of x rounded to bfloat16, in the upper half of each lane: to nearest even by adding
+  // just under half; a NaN stays one.
+  static I rounded(F x) {
     const I bits = _mm512_castps_si512(x);
     const I odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), splat(1));
-    const I rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, splat(0x7fff)));
+    const I near = _mm512_add_epi32(bits, _mm512_add_epi32(odd, splat(0x7fff)));
     const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    const I kept = _mm512_mask_or_epi32(rounded, nan, bits, splat(0x400000));
+    return _mm512_mask_or_epi32(near, nan, bits, splat(0x400000));
+  }
+  static void store_f(BFloat* p, F x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded(x), 16)));
+  }
+  // The even and the odd ones of two vectors' worth, which need no widening.
+  static constexpr bool pairs = true;
+  static void load_pair(const BFloat* p, F& even, F& odd) {
+    const I both = _mm512_loadu_si512(p);
+    even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    odd = _mm512_castsi512_ps(_mm512_and_si512(both, splat(static_cast<int32_t>(0xffff0000))));
+  }
+  static void store_pair(BFloat* p, F even, F odd) {
+    const I low = _mm512_srli_epi32(rounded(even), 16);
+    _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xaaaaaaaa, low, rounded(odd)));
   }
   template <class T>
   static void store_part_f(T* p, F x, int64_t n) {

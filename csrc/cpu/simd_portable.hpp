@@ -131,6 +131,7 @@ struct Portable {
   static F load_part_f(const T* p, int64_t n) {
     return each([=](int i) { return i < n ? to_float(p[i]) : 0.0f; });
   }
+  static constexpr bool pairs = false;
   static constexpr int tile = 4;  // vectors held at once by the gather kernels
   static uint32_t bits_of(float x) {
     uint32_t bits;
