@@ -57,11 +57,11 @@ def torch_once(case: Case, dtype: str) -> Callable[[], Any]:
 
 @cases(**CASES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("precision", ["exact", "verified", "fast"])
+@pytest.mark.parametrize("precision", ["auto", "exact", "verified", "fast"])
 def bench_encode(race: Race, case: Case, precision: str, dtype: str) -> None:
     n, d, h, k = case
-    if precision != "exact" and dtype != "float32":
-        pytest.skip(f"precision={precision!r} differs from 'exact' for float32 input only")
+    if precision != "auto" and dtype != "float32":
+        pytest.skip(f"precision={precision!r} differs from 'auto' for float32 input only")
     x, weight, bias = tensors(case, dtype)
     out = x.new_empty(n, h)
 
@@ -69,14 +69,14 @@ def bench_encode(race: Race, case: Case, precision: str, dtype: str) -> None:
     torch.testing.assert_close(codes.values, torch_encode(x, weight, bias, k)[0])
 
     def peak(side: str) -> dict[str, float]:
-        if race.size == "tiny" or precision != "exact":
+        if race.size == "tiny" or precision != "auto":
             return {}
         found = peak_memory.measure(f"{__name__}:{side}", case, dtype, threads=race.threads)
         return {"peak_mb": found["peak_mb"]}
 
     race(
         "encode",
-        f"B={n} d={d} h={h} k={k}" + ("" if precision == "exact" else f" {precision}"),
+        f"B={n} d={d} h={h} k={k}" + ("" if precision == "auto" else f" {precision}"),
         dtype=dtype,
         ours=Contestant(
             lambda: csrkern.encode(x, weight, bias, k=k, precision=precision), peak("ours_once")

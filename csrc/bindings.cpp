@@ -234,6 +234,17 @@ void bind_encode(py::module_& m) {
       },
       "See csrkern/encode.hpp; addresses are integers.");
   m.def(
+      "round_rows",
+      [](uintptr_t rows, int64_t row_stride, int64_t n, int64_t d, uintptr_t rounded,
+         uintptr_t norms, uintptr_t residuals, int num_threads) {
+        py::gil_scoped_release release;
+        csrkern::round_rows(
+            {pointer<const float>(rows), row_stride, n, d, pointer<uint16_t>(rounded),
+             pointer<float>(norms), pointer<float>(residuals)},
+            num_threads);
+      },
+      "See csrkern/encode.hpp; addresses are integers.");
+  m.def(
       "refine",
       [layer](const LayerArgs& args, uintptr_t approx, csrkern::DType dtype, uintptr_t slack,
               double relative, int64_t k, int64_t limit, uintptr_t values, uintptr_t indices,
@@ -501,6 +512,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "isa", [] { return csrkern::isa_name(csrkern::isa()); },
       "The instruction set in use: 'portable', 'avx2' or 'avx512'.");
+  m.def("multiplies_bfloat16", &csrkern::multiplies_bfloat16,
+        "Whether this processor has instructions that multiply bfloat16.");
   m.def("available_threads", &csrkern::available_threads,
         "The number of processors this process may run on.");
   bind_topk_relu(m);

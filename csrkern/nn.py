@@ -144,7 +144,7 @@ class SparseAutoencoder(nn.Module):
         )
 
     def autoencode(
-        self, x: Tensor, ks: Sequence[int], precision: str = "exact"
+        self, x: Tensor, ks: Sequence[int], precision: str = "auto"
     ) -> tuple[SparseCodes, Tensor]:
         """Standardised rows [n, d] to codes at ks[-1], and reconstructions [len(ks), n, d]."""
         return self._autoencode(x, slice(None), ks, precision)

@@ -28,6 +28,11 @@ void linear_exact(const Linear& layer, float* out, int num_threads) {
   });
 }
 
+void round_rows(const Rounding& args, int num_threads) {
+  parallel_for(args.n, 64, num_threads,
+               [&](int64_t begin, int64_t end, int) { kernels().round_rows(args, begin, end); });
+}
+
 void refine(const Refine& args, int num_threads) {
   struct Scratch {
     explicit Scratch(const Linear& layer)

@@ -3,6 +3,7 @@
 
 namespace csrkern {
 
-const EncodeKernels kEncodeAvx2 = {EncodeOf<Avx2>::linear_exact, EncodeOf<Avx2>::refine};
+const EncodeKernels kEncodeAvx2 = {EncodeOf<Avx2>::linear_exact, EncodeOf<Avx2>::round_rows,
+                                   EncodeOf<Avx2>::refine};
 
 }  // namespace csrkern

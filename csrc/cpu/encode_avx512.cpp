@@ -3,6 +3,7 @@
 
 namespace csrkern {
 
-const EncodeKernels kEncodeAvx512 = {EncodeOf<Avx512>::linear_exact, EncodeOf<Avx512>::refine};
+const EncodeKernels kEncodeAvx512 = {EncodeOf<Avx512>::linear_exact, EncodeOf<Avx512>::round_rows,
+                                     EncodeOf<Avx512>::refine};
 
 }  // namespace csrkern

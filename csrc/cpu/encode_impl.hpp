@@ -126,7 +126,36 @@ void refine_row(const Refine& args, int64_t i, const TopkScratch& s, double* x64
 }
 
 template <class V>
+void round_row(const Rounding& args, int64_t i) {
+  const float* row = args.rows + i * args.row_stride;
+  BFloat* rounded = reinterpret_cast<BFloat*>(args.rounded) + i * args.d;
+  auto square = V::zero(), lost = V::zero();
+  const auto add = [&](typename V::F x, typename V::F near) {
+    const auto rest = V::sub(x, near);
+    square = V::fma(x, x, square);
+    lost = V::fma(rest, rest, lost);
+  };
+  int64_t j = 0;
+  for (; j + V::width <= args.d; j += V::width) {
+    const auto x = V::load_f(row + j);
+    V::store_f(rounded + j, x);
+    add(x, V::load_f(rounded + j));
+  }
+  if (j < args.d) {
+    const auto x = V::load_part_f(row + j, args.d - j);
+    V::store_part_f(rounded + j, x, args.d - j);
+    add(x, V::load_part_f(rounded + j, args.d - j));
+  }
+  args.norms[i] = static_cast<float>(__builtin_sqrt(V::sum_lanes(square)));
+  args.residuals[i] = static_cast<float>(__builtin_sqrt(V::sum_lanes(lost)));
+}
+
+template <class V>
 struct EncodeOf {
+  static void round_rows(const Rounding& args, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) round_row<V>(args, i);
+  }
+
   static void linear_exact(const Linear& layer, const double* x64, int64_t begin, int64_t end,
                            float* out) {
     for (int64_t latent = begin; latent < end; ++latent) {

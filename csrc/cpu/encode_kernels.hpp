@@ -10,6 +10,8 @@ struct EncodeKernels {
   // Latents begin..end-1 of all rows; x64 [n, d] is x in double.
   void (*linear_exact)(const Linear& layer, const double* x64, int64_t begin, int64_t end,
                        float* out);
+  // Rows begin..end-1.
+  void (*round_rows)(const Rounding& args, int64_t begin, int64_t end);
   // Rows begin..end-1; x64 [d] is scratch.
   void (*refine)(const Refine& args, int64_t begin, int64_t end, const TopkScratch& scratch,
                  double* x64);

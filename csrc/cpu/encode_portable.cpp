@@ -9,7 +9,7 @@
 namespace csrkern {
 
 const EncodeKernels kEncodePortable = {EncodeOf<Portable>::linear_exact,
-                                       EncodeOf<Portable>::refine};
+                                       EncodeOf<Portable>::round_rows, EncodeOf<Portable>::refine};
 
 int64_t candidates_of_odd_row(const float* row, int64_t h, int64_t k, double slack, double relative,
                               int32_t* index) {

@@ -1,5 +1,9 @@
 #include "csrkern/isa.hpp"
 
+#ifdef CSRKERN_X86
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -7,12 +11,20 @@
 namespace csrkern {
 namespace {
 
+#ifdef CSRKERN_X86
+// Two that __builtin_cpu_supports of clang 14 does not know.
+bool has_f16c_and_lzcnt() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) &&
+         __get_cpuid(0x80000001, &a, &b, &c, &d) && (c & bit_LZCNT);
+}
+#endif
+
 Isa best_isa() {
 #ifdef CSRKERN_X86
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
-                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("lzcnt") &&
-                    __builtin_cpu_supports("popcnt");
+                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+                    __builtin_cpu_supports("popcnt") && has_f16c_and_lzcnt();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
@@ -54,6 +66,18 @@ const char* isa_name(Isa isa) {
     default:
       return "portable";
   }
+}
+
+bool multiplies_bfloat16() {
+#ifdef CSRKERN_X86
+  unsigned a, b, c, d;
+  if (best_isa() != Isa::avx512) return false;
+  const bool amx = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+  const bool avx512 = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+  return amx || avx512;
+#else
+  return false;
+#endif
 }
 
 }  // namespace csrkern

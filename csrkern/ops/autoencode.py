@@ -30,7 +30,7 @@ def autoencode(
     *,
     ks: Sequence[int],
     pre_bias: Tensor | None = None,
-    precision: str = "exact",
+    precision: str = "auto",
 ) -> tuple[SparseCodes, Tensor]:
     """Codes of x, and their reconstructions by the same weight at several k.
 
@@ -56,7 +56,7 @@ def autoencode(
 
     Source: the tied autoencoder of CSR (Wen et al., ICML 2025, arXiv 2503.01776).
     """
-    weight, bias = check_encoder(x, weight, bias, pre_bias, precision)
+    weight, bias, precision = check_encoder(x, weight, bias, pre_bias, precision)
     ks = check_ks(ks, len(weight))
     values, indices, out = ops.autoencode(x, weight, bias, pre_bias, ks, precision)
     return SparseCodes(values, indices, len(weight)), out

@@ -50,7 +50,7 @@ def encode(
     *,
     k: int,
     pre_bias: Tensor | None = None,
-    precision: str = "exact",
+    precision: str = "auto",
 ) -> SparseCodes:
     """topk_relu((x - pre_bias) @ weight.T + bias, k), never holding the pre-activations.
 
@@ -60,19 +60,19 @@ def encode(
         bias: latent bias [h].
         k: slots per row, 1 <= k <= h.
         pre_bias: [d], subtracted from x first.
-        precision: "exact" gives, for float32, the codes of exact arithmetic rounded once,
-            whatever rows are encoded together. "verified", for float32, finds candidates with a
-            bfloat16 product, proves for every row that none is missing, and returns the same
-            codes, to the bit; it is faster where the processor multiplies bfloat16 faster than
-            float32. `verified_rows` counts the rows that it could not clear. "fast" takes the
+        precision: for float32 arguments, all but "fast" give the codes of exact arithmetic
+            rounded once, whatever rows are encoded together. "exact" finds candidates with a
+            float32 product, "verified" with a bfloat16 product, proving for every row that none
+            is missing (`verified_rows` counts the rows that it could not clear); "auto" is
+            "verified" on processors with bfloat16 instructions. "fast" takes the
             pre-activations as a matrix product in the dtype of the arguments gives them, which
-            is what "exact" does for other dtypes than float32: enough for training.
+            is what "auto" and "exact" do for other dtypes.
 
     Returns:
         SparseCodes [n, k] over h latents; see `topk_relu`.
 
     Differentiable in x, weight, bias and pre_bias; the backward pass touches only the selected
-    latents. Under autocast, all but "verified" run in the autocast dtype, as a linear layer does.
+    latents. Under autocast, "auto" and "fast" run in the autocast dtype, as a linear layer does.
 
     Raises:
         TypeError, ValueError: if a tensor has the wrong dtype, device or shape, k is out of
@@ -80,7 +80,7 @@ def encode(
 
     Source: the encoder of CSR (Wen et al., ICML 2025, arXiv 2503.01776).
     """
-    weight, bias = check_encoder(x, weight, bias, pre_bias, precision)
+    weight, bias, precision = check_encoder(x, weight, bias, pre_bias, precision)
     check_k(k, len(weight), "h")
     values, indices = ops.encode(x, weight, bias, pre_bias, k, precision)
     return SparseCodes(values, indices, len(weight))
@@ -88,8 +88,8 @@ def encode(
 
 def check_encoder(
     x: Tensor, weight: Tensor, bias: Tensor | None, pre_bias: Tensor | None, precision: str
-) -> tuple[Tensor, Tensor | None]:
-    """Checks what `encode` takes; returns weight and bias in the dtype to compute in."""
+) -> tuple[Tensor, Tensor | None, str]:
+    """Checks what `encode` takes; returns weight and bias in the dtype to compute in, and how."""
     check_tensor("x", x, (None, None))
     check_tensor("weight", weight, (None, x.shape[1]))
     check_same("weight", weight, "x", x)
@@ -97,14 +97,18 @@ def check_encoder(
         if value is not None:
             check_tensor(name, value, (size,))
             check_same(name, value, "x", x)
-    check_choice("precision", precision, ("exact", "verified", "fast"))
-    if precision != "verified":
-        return autocast(weight, bias)
-    if x.dtype != torch.float32:
+    check_choice("precision", precision, ("auto", "exact", "verified", "fast"))
+    if precision in ("auto", "fast"):
+        weight, bias = autocast(weight, bias)
+    if precision == "auto":
+        proposes = weight.dtype == torch.float32 and _C.multiplies_bfloat16()
+        precision = "verified" if proposes else "exact"
+    elif precision == "verified" and weight.dtype != torch.float32:
         raise ValueError(
-            f"precision: expected 'exact' for {x.dtype}, got 'verified', which is for float32"
+            f"precision: expected 'auto', 'exact' or 'fast' for {weight.dtype}, got 'verified', "
+            "which is for float32"
         )
-    return weight, bias
+    return weight, bias, precision
 
 
 @dataclass
@@ -226,22 +230,23 @@ class _Float32Layer(_Layer):
             indices.copy_(codes[1])
         elif precision == "exact":
             pre = self.product(rows, self.weight, self.bias)
-            self._refine(rows, pre, self._slack(rows), 0.0, k, len(self.weight), values, indices)
+            slack = self._slack(rows.shape[1], _upper_norms(rows))
+            self._refine(rows, pre, slack, 0.0, k, len(self.weight), values, indices)
         else:
             self._encode_verified(rows, k, values, indices)
 
     def _encode_verified(self, rows: Tensor, k: int, values: Tensor, indices: Tensor) -> None:
         if self.rounded is None:
-            # Rounded anew for every call, 2% of a call with 4,096 rows: a copy that is kept
-            # could outlive a change of the weight.
-            self.rounded = self.weight.bfloat16()
-            self.residual = _upper_norms(self.weight - self.rounded).amax().item()
+            # Rounded anew for every call, 2% of one with 4,096 rows: a copy that is kept could
+            # outlive a change of the weight.
+            self.rounded, _, residuals = _round_rows(self.weight)
+            self.residual = residuals.amax().item()
             self.rounded_bias = None if self.bias is None else self.bias.bfloat16()
-        rounded = rows.bfloat16()
+        rounded, norms, residuals = _round_rows(rows)
         pre = self.product(rounded, self.rounded, self.rounded_bias)
-        slack = self._slack(rows)
-        slack += _upper_norms(rows - rounded) * self.norm + _upper_norms(rounded) * self.residual
-        slack += BFLOAT16_ROUNDOFF * self.bias_norm
+        # ‖x̃‖ ≤ ‖x‖ + ‖x − x̃‖
+        slack = residuals * self.norm + (norms + residuals) * self.residual
+        slack += self._slack(rows.shape[1], norms) + BFLOAT16_ROUNDOFF * self.bias_norm
         # The product is summed in float32 and rounded once, by at most 2^-8 of what it becomes.
         relative = 1.01 * BFLOAT16_ROUNDOFF
         limit = max(2 * k, len(self.weight) // FALLBACK_SHARE)
@@ -254,17 +259,15 @@ class _Float32Layer(_Layer):
             exact.encode(rows[left], k, "exact", *again)
             values[left], indices[left] = again
 
-    def _slack(self, rows: Tensor) -> Tensor:
-        """How far a float32 product of each row may be from exact, float64 [m].
+    def _slack(self, d: int, norms: Tensor) -> Tensor:
+        """How far a float32 product of rows of these norms may be from exact, float64 [m].
 
         At most γ · (‖x‖ ‖w‖ + |b|) in any order of summation (Higham, Accuracy and Stability of
         Numerical Algorithms, 3.1), plus what underflow may lose.
         """
-        d = rows.shape[1]
         unit = 1.01 * (d + 4) * UNIT_ROUNDOFF
         if torch.get_float32_matmul_precision() != "highest":
             unit += 2.1 * BFLOAT16_ROUNDOFF
-        norms = _upper_norms(rows)
         size = norms * self.norm + self.bias_norm
         lost = d * 2.0**-124 * (1 + self.norm + norms)
         # Sums that may overflow on the way are bounded by nothing.
@@ -303,12 +306,34 @@ class _Float32Layer(_Layer):
         return (*pointers, len(rows), *weight.shape)
 
 
+def _round_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows [m, d] in bfloat16, and upper bounds on the L2 norms of rows and of residuals."""
+    m, d = rows.shape
+    rounded = rows.new_empty(m, d, dtype=torch.bfloat16)
+    norms, residuals = rows.new_empty(2, m)
+    _C.round_rows(
+        address(rows),
+        rows.stride(0),
+        m,
+        d,
+        address(rounded),
+        address(norms),
+        address(residuals),
+        torch.get_num_threads(),
+    )
+    return rounded, _upper(norms, d), _upper(residuals, d)
+
+
 def _upper_norms(rows: Tensor) -> Tensor:
     """Upper bounds on the L2 norms of rows [m, d], float64 [m]."""
-    d = rows.shape[1]
-    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).double()
-    # Rounding may take (d / 2 + 2) units from it, squares that underflow 2^-63 an entry.
-    return norms * (1 + (d + 4) * UNIT_ROUNDOFF) + math.sqrt(d) * 2.0**-62
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+    return _upper(norms, rows.shape[1])
+
+
+def _upper(norms: Tensor, d: int) -> Tensor:
+    """What norms of d entries, computed in float32, are at most."""
+    # Rounding may take (d / 2 + 2) units from them, squares that underflow 2^-63 an entry.
+    return norms.double() * (1 + (d + 4) * UNIT_ROUNDOFF) + math.sqrt(d) * 2.0**-62
 
 
 @torch.library.register_fake("csrkern::encode", lib=LIBRARY)

@@ -117,7 +117,7 @@ class CSRLoss(nn.Module):
         widths = (*self.prefixes, model.k)
         widest = min(4 * model.k, model.hidden_dim)
         ks = widths if widest == model.k else (*widths, widest)
-        wide, reconstructions = model.autoencode(x, ks, "fast")
+        wide, reconstructions = model.autoencode(x, ks)
         if self.training and model.training:
             model.update_stats(wide.truncate(model.k), self.threshold)
 

@@ -26,6 +26,19 @@ struct Linear {
 // weight is what costs.
 void linear_exact(const Linear& layer, float* out, int num_threads);
 
+// Rows rounded to bfloat16, and the L2 norms, summed in float, of each row and of what rounding
+// took from it: in one pass, since for large weights reading is what costs.
+struct Rounding {
+  const float* rows;  // [n, d] with unit column stride
+  int64_t row_stride;
+  int64_t n;
+  int64_t d;
+  uint16_t* rounded;  // [n, d] contiguous, the bits of bfloat16
+  float* norms;       // [n]
+  float* residuals;   // [n]
+};
+void round_rows(const Rounding& args, int num_threads);
+
 struct Refine {
   Linear layer;
   const void* approx;   // [n, h] contiguous, within slack[i] + relative * |approx[i, l]| of exact
