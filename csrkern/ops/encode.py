@@ -41,6 +41,7 @@ UNIT_ROUNDOFF = 2.0**-24
 BFLOAT16_ROUNDOFF = 2.0**-8
 # A candidate costs about as much as 6 latents of a float32 product.
 FALLBACK_SHARE = 8
+FAST_BFLOAT16 = _C.multiplies_bfloat16()
 
 
 def encode(
@@ -101,7 +102,7 @@ def check_encoder(
     if precision in ("auto", "fast"):
         weight, bias = autocast(weight, bias)
     if precision == "auto":
-        proposes = weight.dtype == torch.float32 and _C.multiplies_bfloat16()
+        proposes = weight.dtype == torch.float32 and FAST_BFLOAT16
         precision = "verified" if proposes else "exact"
     elif precision == "verified" and weight.dtype != torch.float32:
         raise ValueError(
