@@ -8,13 +8,14 @@ BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
-NATIVE := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+NATIVE := pyproject.toml setup.py constraints.txt $(shell find csrc -type f ! -path 'csrc/tests/*')
 PACKAGE := $(shell find csrkern python -type f ! -name '*.so' ! -name '*.py[cod]')
+NATIVE_TESTS := $(MAKE) --no-print-directory -C csrc/tests -j$(shell nproc)
 NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a few minutes.'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench check clean
+.PHONY: help demo test bench check sanitize fuzz clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +34,12 @@ check: $(VENV)/.installed-check ## Lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	git ls-files '*.cpp' '*.hpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+
+sanitize: ## Run the native tests under sanitizers, on every instruction set
+	$(NATIVE_TESTS)
+
+fuzz: ## Attack the index with forged files for FUZZ_SECONDS=60; needs clang
+	$(NATIVE_TESTS) fuzz
 
 clean: ## Remove what building and testing leave behind (not the virtual environment)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

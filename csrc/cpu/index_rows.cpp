@@ -90,6 +90,7 @@ void read_query(const SparseRows& rows, int64_t i, bool normalize, std::vector<E
   const double scale = square > 0 ? 1 / std::sqrt(square) : 0;
   for (Entry& e : entries) e.value = static_cast<float>(e.value * scale);
   put_in_order(entries);  // values that differed may have become equal
+  while (!entries.empty() && entries.back().value == 0) entries.pop_back();  // or 0
 }
 
 TermFinder::TermFinder(const int32_t* terms, int64_t n_terms, int32_t dim)

@@ -1,0 +1,21 @@
+// Prints the best instruction set of this machine: the runs of the other tests go by it.
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "check.hpp"
+#include "csrkern/isa.hpp"
+
+int main() {
+  using csrkern::isa;
+  const char* asked = std::getenv("CSRKERN_ISA");
+  const std::string wanted = asked != nullptr ? asked : "";
+  setenv("CSRKERN_ISA", "sse9", 1);
+  CHECK_THROWS(isa(), std::runtime_error);
+  setenv("CSRKERN_ISA", wanted.c_str(), 1);
+  const std::string name = csrkern::isa_name(isa());
+  CHECK(wanted.empty() || name == wanted);
+  setenv("CSRKERN_ISA", "portable", 1);
+  CHECK(csrkern::isa_name(isa()) == name);  // chosen once
+  std::puts(name.c_str());
+}

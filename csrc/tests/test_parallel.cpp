@@ -1,0 +1,106 @@
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "check.hpp"
+#include "csrkern/parallel.hpp"
+
+namespace csrkern {
+namespace {
+
+// Every number exactly once, in pieces of at most `grain`, no thread number held twice at once.
+void check_cover(int64_t n, int64_t grain, int num_threads) {
+  const int threads = std::max(num_threads, 1);
+  std::vector<int> visits(std::max<int64_t>(n, 0));  // plain: pieces must not overlap
+  std::vector<int> scratch(threads);
+  std::vector<std::atomic<int>> held(threads);
+  parallel_for(n, grain, num_threads, [&](int64_t begin, int64_t end, int thread) {
+    CHECK(0 <= begin && begin < end && end <= n && end - begin <= std::max<int64_t>(grain, 1));
+    CHECK(0 <= thread && thread < threads);
+    CHECK(held[thread].exchange(1) == 0);
+    ++scratch[thread];
+    for (int64_t i = begin; i < end; ++i) ++visits[i];
+    held[thread].store(0);
+  });
+  for (int count : visits) CHECK(count == 1);
+}
+
+void check_nested(int num_threads) {
+  std::atomic<int64_t> total{0};
+  parallel_for(8, 1, num_threads, [&](int64_t outer, int64_t, int) {
+    parallel_for(50, 7, num_threads, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) total += outer * 50 + i;
+    });
+  });
+  CHECK(total == 400 * 399 / 2);
+}
+
+void check_exceptions(int num_threads) {
+  for (int64_t bad : {0, 13, 99, -1}) {  // -1: all of them
+    std::atomic<int> inside{0};
+    bool caught = false;
+    try {
+      parallel_for(100, 3, num_threads, [&](int64_t begin, int64_t end, int) {
+        ++inside;
+        const bool here = bad < 0 || (begin <= bad && bad < end);
+        // Time for others to fail as well.
+        if (bad < 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        --inside;
+        if (here) throw std::out_of_range("piece");
+      });
+    } catch (const std::out_of_range&) {
+      caught = true;
+      CHECK(inside == 0);  // no piece is left behind
+    }
+    CHECK(caught);
+    check_cover(100, 3, num_threads);  // the pool lives on
+  }
+}
+
+#ifndef __SANITIZE_THREAD__  // which cannot follow a fork of a process with threads
+void check_fork() {
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    check_cover(1000, 10, 4);
+    _exit(0);
+  }
+  int status = 0;
+  CHECK(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+#endif
+
+}  // namespace
+}  // namespace csrkern
+
+int main() {
+  using namespace csrkern;
+  for (int threads : {-1, 0, 1, 2, 3, 7}) {
+    for (int64_t n : {-5, 0, 1, 2, 63, 1000}) {
+      for (int64_t grain : {0, 1, 10, 5000}) check_cover(n, grain, threads);
+    }
+    check_nested(threads);
+    check_exceptions(threads);
+  }
+  std::vector<std::thread> callers;
+  for (int c = 0; c < 4; ++c) {
+    callers.emplace_back([c] {
+      for (int round = 0; round < 20; ++round) {
+        check_cover(500, 3, 2 + c);
+        check_nested(3);
+        check_exceptions(2 + c);
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  CHECK(available_threads() >= 1);
+#ifndef __SANITIZE_THREAD__
+  check_fork();
+#endif
+}

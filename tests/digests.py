@@ -1,0 +1,139 @@
+"""A digest of every operator's results, to be compared between instruction sets.
+
+Run as a script, it prints them as JSON for the instruction set that CSRKERN_ISA forces.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from sums import small_integers
+from torch import Tensor
+
+import csrkern
+from csrkern import SparseCodes
+from csrkern.ops.transpose import transpose
+
+ISAS = ["portable", "avx2", "avx512"]
+SUMS_DEPEND_ON_THE_INSTRUCTION_SET = pytest.mark.xfail(
+    strict=True,
+    reason="the portable sums round each product, and dot products have as many partial sums "
+    "as the vectors have lanes",
+)
+NARROW = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def _numbers(*shape: int, dtype: torch.dtype, exact: bool) -> Tensor:
+    """Random numbers, or integers whose sums are exact in whatever order."""
+    seed = int(torch.randint(1 << 30, ()))
+    return small_integers(*shape, dtype=dtype, seed=seed) if exact else torch.randn(shape).to(dtype)
+
+
+def _decode(d: int, **kind: Any) -> list[Tensor]:
+    codes = csrkern.topk_relu(_numbers(50, 600, **kind), 20)
+    leaves = [codes.values, _numbers(600, d, **kind), _numbers(d, **kind)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    out = csrkern.decode(SparseCodes(leaves[0], codes.indices, 600), *leaves[1:])
+    return [out, *torch.autograd.grad(out, leaves, _numbers(50, d, **kind))]
+
+
+def _gather(d: int, **kind: Any) -> list[Tensor]:
+    ops = torch.ops.csrkern
+    codes = csrkern.topk_relu(_numbers(50, 300, **kind), 20)
+    table, sources = _numbers(300, d, **kind), _numbers(3, 50, d, **kind)
+    ends = [5, 6, 19]
+    starts, rows, slots, _ = ops.transpose(codes.values, codes.indices, 300)
+    scales = [codes.values] * 3
+    return [
+        ops.gather_sum(codes.values, codes.indices, table, table[0], ends),
+        ops.gather_dot(codes.values, codes.indices, table, sources, ends),
+        ops.scatter_sum(starts, rows, slots, 300, list(sources), scales, [0, 0, 4], ends),
+    ]
+
+
+def _encode(d: int, **kind: Any) -> list[Tensor]:
+    leaves = [_numbers(40, d, **kind).requires_grad_(), _numbers(300, d, **kind).requires_grad_()]
+    codes = csrkern.encode(*leaves, k=9)
+    grads = torch.autograd.grad(codes.values, leaves, _numbers(40, 9, **kind))
+    return [codes.values, codes.indices, *grads]
+
+
+def _exact_codes(precision: str) -> list[Tensor]:
+    x, weight, bias = torch.randn(60, 70), torch.randn(900, 70), torch.randn(900)
+    codes = csrkern.encode(x, weight, bias, k=20, precision=precision)
+    few = csrkern.encode(x[:2], weight, bias, k=20, precision=precision)
+    return [codes.values, codes.indices, few.values, few.indices]
+
+
+def _autoencode(d: int, **kind: Any) -> list[Tensor]:
+    leaves = [_numbers(40, d, **kind).requires_grad_(), _numbers(300, d, **kind).requires_grad_()]
+    codes, out = csrkern.autoencode(*leaves, ks=[2, 9])
+    grads = torch.autograd.grad(out, leaves, _numbers(2, 40, d, **kind))
+    return [codes.values, codes.indices, out, *grads]
+
+
+def _transpose(n: int) -> list[Tensor]:
+    return list(transpose(csrkern.topk_relu(torch.randn(n, 100), 12)))
+
+
+def compute() -> dict[str, str]:
+    """Name to digest; a name begins with the operator and the kind of data."""
+    torch.manual_seed(0)
+    results = {f"transpose {n}": _transpose(n) for n in (0, 3, 9000)}
+    for exact, dtype in itertools.product([True, False], NARROW):
+        kind = "exact" if exact else "rounded"
+        for d in (1, 7, 16, 23, 100, 300):
+            results[f"decode {kind} d={d} {dtype}"] = _decode(d, dtype=dtype, exact=exact)
+            results[f"gather {kind} d={d} {dtype}"] = _gather(d, dtype=dtype, exact=exact)
+        if exact:  # how PyTorch's matrix products round is theirs to say
+            results[f"encode {kind} {dtype}"] = _encode(20, dtype=dtype, exact=exact)
+    for precision in ("exact", "verified"):
+        results[f"encode {precision}"] = _exact_codes(precision)
+    results["autoencode"] = _autoencode(20, dtype=torch.float32, exact=True)
+    return {
+        name: hashlib.sha256(
+            b"".join(t.detach().contiguous().view(torch.uint8).numpy().tobytes() for t in tensors)
+        ).hexdigest()
+        for name, tensors in results.items()
+    }
+
+
+@functools.cache
+def _computed_with(isa: str) -> dict[str, str] | None:
+    run = subprocess.run(
+        [sys.executable, __file__],
+        env={**os.environ, "CSRKERN_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    if "this processor supports at most" in run.stderr:
+        return None
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found.pop("isa") == isa
+    return found
+
+
+def assert_same_digests(prefix: str, isa: str) -> None:
+    """The results whose names begin so are the portable ones, bit for bit."""
+    here, portable = _computed_with(isa), _computed_with("portable")
+    if here is None or portable is None:
+        pytest.skip(f"this processor lacks {isa}")
+    names = [name for name in portable if name.startswith(prefix)]
+    assert names
+    assert {name: here[name] for name in names} == {name: portable[name] for name in names}
+
+
+if __name__ == "__main__":
+    from csrkern import _C
+
+    print(json.dumps({"isa": _C.isa(), **compute()}))

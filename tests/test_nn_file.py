@@ -1,0 +1,153 @@
+"""Copies of a SparseAutoencoder, save_pretrained and from_pretrained."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_nn import NAMES, OPTIONS, D, H, K, batch, make
+
+from csrkern.nn import SparseAutoencoder
+
+
+def assert_same_model(copied: SparseAutoencoder, model: SparseAutoencoder) -> None:
+    assert copied is not model
+    assert copied.config() == model.config()
+    state = copied.state_dict()
+    assert set(state) == NAMES
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+        assert state[name].data_ptr() != tensor.data_ptr(), name
+    assert (copied.encoder.weight is copied.decoder.linear.weight) == model.tied
+    x = batch(dtype=torch.float32)
+    assert torch.equal(copied(x)[0], model(x)[0])
+
+
+def used_model(**options) -> SparseAutoencoder:
+    """A model none of whose settings and tensors has its default."""
+    model = make(torch.float32, k_aux=7, dead_threshold=9, **options)
+    model.stats_last_nonzero.copy_(torch.arange(H))
+    return model
+
+
+def restored_state(model: SparseAutoencoder) -> SparseAutoencoder:
+    other = SparseAutoencoder(**model.config())
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), restored_state]
+)
+def test_copies(duplicate, options):
+    model = used_model(**options)
+    assert_same_model(duplicate(model), model)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_saves_and_loads(options, tmp_path):
+    model = used_model(**options)
+    sizes = {"input_dim": D, "hidden_dim": H, "k": K, "k_aux": 7, "dead_threshold": 9}
+    assert model.config() == {**sizes, "normalize": False, "tied": True, **options}
+    model.save_pretrained(tmp_path / "new" / "folder")
+    assert_same_model(SparseAutoencoder.from_pretrained(str(tmp_path / "new" / "folder")), model)
+    stored = set(load_file(tmp_path / "new" / "folder" / "model.safetensors"))
+    assert stored == NAMES - ({"decoder.linear.weight"} if model.tied else set())
+
+
+@pytest.mark.parametrize("lacking", [None, "encoder.weight", "decoder.linear.weight"])
+def test_loads_tied_files_with_either_weight_and_foreign_settings(lacking, tmp_path):
+    model = used_model()
+    tensors = {name: t.clone() for name, t in model.state_dict().items() if name != lacking}
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = {**model.config(), "max_seq_length": 8, "architecture": "x"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_same_model(SparseAutoencoder.from_pretrained(tmp_path), model)
+
+
+def test_settings_that_a_file_lacks_have_their_defaults(tmp_path):
+    model = make(torch.float32)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"input_dim": D, "hidden_dim": H, "k": K}))
+    assert_same_model(SparseAutoencoder.from_pretrained(tmp_path), model)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json in .*nowhere"):
+        SparseAutoencoder.from_pretrained(tmp_path / "nowhere")
+    make(torch.float32).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors in "):
+        SparseAutoencoder.from_pretrained(tmp_path)
+
+
+HEADER_IS_TRUSTED = pytest.mark.xfail(strict=True, reason="only JSON that does not parse is caught")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("", "is damaged"),
+        ('{"input_dim": 12', "is damaged"),
+        ("\xff\xfe", "is damaged"),
+        ('{"k": 4}', "lacks hidden_dim, input_dim"),
+        ({"hidden_dim": 41}, "model.safetensors does not fit its config: .*size mismatch"),
+        ({"input_dim": 13}, "model.safetensors does not fit its config: .*size mismatch"),
+        ({"tied": False}, "does not fit its config: .*Missing key.*decoder.linear.weight"),
+        ({"k": 41}, "k: expected at most hidden_dim = 40, got 41"),
+        pytest.param("[]", "config.json", marks=HEADER_IS_TRUSTED),
+        pytest.param({"input_dim": "12"}, "input_dim", marks=HEADER_IS_TRUSTED),
+        pytest.param({"k_aux": None}, "k_aux", marks=HEADER_IS_TRUSTED),
+    ],
+    ids=str,
+)
+def test_wrong_configs_are_named(config, message, tmp_path):
+    model = make(torch.float32)
+    model.save_pretrained(tmp_path)
+    if isinstance(config, dict):
+        config = json.dumps({**model.config(), **config})
+    (tmp_path / "config.json").write_bytes(config.encode("latin-1"))
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        SparseAutoencoder.from_pretrained(tmp_path)
+
+
+def test_wrong_weights_are_named(tmp_path):
+    model = make(torch.float32)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole, tensors = path.read_bytes(), load_file(path)
+    for size in range(0, len(whole), 97):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=f"{tmp_path} is damaged: "):
+            SparseAutoencoder.from_pretrained(tmp_path)
+    save_file({k: v for k, v in tensors.items() if k != "encoder.weight"}, path)
+    with pytest.raises(ValueError, match=r"has neither encoder\.weight nor decoder\.lin"):
+        SparseAutoencoder.from_pretrained(tmp_path)
+    for other in (
+        {k: v for k, v in tensors.items() if k != "pre_bias"},
+        {**tensors, "extra": torch.ones(1)},
+        {**tensors, "encoder.weight": torch.ones(D, H)},
+    ):
+        save_file(other, path)
+        with pytest.raises(ValueError, match="does not fit its config"):
+            SparseAutoencoder.from_pretrained(tmp_path)
+
+
+def test_an_interrupted_save_leaves_the_old_model(tmp_path, monkeypatch):
+    old = used_model()
+    old.save_pretrained(tmp_path)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        make(torch.float32, seed=5).save_pretrained(tmp_path)
+    assert_same_model(SparseAutoencoder.from_pretrained(tmp_path), old)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
