@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,10 +47,20 @@ class SparseCodes:
     dim: int
 
     def __init__(self, values: Tensor, indices: Tensor, dim: int) -> None:
+        for name, tensor in (("values", values), ("indices", indices)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(
+                    f"{name}: expected a torch.Tensor, got {type(tensor).__name__}; "
+                    "SparseCodes.from_numpy takes arrays"
+                )
         if values.dim() != 2 or values.shape != indices.shape:
             raise ValueError(
                 "values and indices: expected two tensors of one shape [n, k], "
                 f"got {list(values.shape)} and {list(indices.shape)}"
+            )
+        if values.device != indices.device:
+            raise ValueError(
+                f"values are on {values.device} but indices on {indices.device}; use one device"
             )
         if indices.dtype != torch.int32:
             raise TypeError(f"indices: expected int32, got {indices.dtype}; use indices.int()")
@@ -93,13 +104,14 @@ class SparseCodes:
 
     def __getitem__(self, rows: int | slice | Tensor | np.ndarray | Sequence[int]) -> SparseCodes:
         """Rows by number, slice, index list or boolean mask; always SparseCodes [m, k]."""
-        if isinstance(rows, (int, np.integer)):
-            position = int(rows)
+        if isinstance(rows, (int, np.integer)) or getattr(rows, "shape", None) == ():
+            position = int(rows)  # type: ignore[arg-type]
             if not -len(self) <= position < len(self):
                 raise IndexError(f"row {position} is out of range for {len(self)} codes")
             rows = slice(position, position + 1 or None)
         elif not isinstance(rows, (slice, Tensor)):
-            rows = torch.as_tensor(rows)
+            chosen = np.asarray(rows)
+            rows = torch.from_numpy(chosen if chosen.dtype == bool else chosen.astype(np.int64))
         return SparseCodes(self.values[rows], self.indices[rows], self.dim)
 
     def __repr__(self) -> str:
@@ -118,9 +130,17 @@ class SparseCodes:
         return SparseCodes(self.values[:, :k], self.indices[:, :k], self.dim)
 
     def to(self, *args: Any, **kwargs: Any) -> SparseCodes:
-        """Like `Tensor.to`: a device moves both tensors, a dtype converts the values."""
+        """Like `Tensor.to`: a device moves both tensors, a dtype converts the values.
+
+        Slots that rounding to a narrower dtype makes equal, or empty, are put back in order.
+        """
         values = self.values.to(*args, **kwargs)
-        return SparseCodes(values, self.indices.to(values.device), self.dim)
+        if not values.dtype.is_floating_point:
+            raise TypeError(f"values: expected a floating-point dtype, got {values.dtype}")
+        indices = self.indices.to(values.device)
+        if torch.finfo(values.dtype).eps > torch.finfo(self.dtype).eps:
+            return _canonical(values, indices.long(), self.dim)
+        return SparseCodes(values, indices, self.dim)
 
     def detach(self) -> SparseCodes:
         """The same codes outside the autograd graph."""
@@ -128,9 +148,13 @@ class SparseCodes:
 
     def normalize(self) -> SparseCodes:
         """Rows at L2 norm 1; a row without an active latent stays zero. Differentiable."""
-        square = self.values.square().sum(1, keepdim=True)
+        values = self.values
+        if values.dtype in (torch.float16, torch.bfloat16):
+            values = values.float()
+        values = values / _powers_of_two(values.detach()[:, :1].contiguous())
+        square = values.square().sum(1, keepdim=True)
         inverse = torch.where(square > 0, square, torch.ones_like(square)).rsqrt()
-        return SparseCodes(self.values * inverse, self.indices, self.dim)
+        return SparseCodes((values * inverse).to(self.dtype), self.indices, self.dim)
 
     @staticmethod
     def cat(parts: Iterable[SparseCodes]) -> SparseCodes:
@@ -310,10 +334,9 @@ class SparseCodes:
         codes = self.detach().to(device="cpu", dtype=getattr(torch, values))
         if bool((codes.values.isinf() & self.values.detach().cpu().isfinite()).any()):
             raise ValueError(
-                f"values: {float(self.values.max()):.4g} does not fit in float16; save as float32"
+                f"values: {float(self.values.max()):.4g} does not fit in {values}"
+                + ("; save as float32" if values == "float16" else "")
             )
-        if values != "float32":
-            codes = _canonical(codes.values, codes.indices, self.dim)
         stored = codes.indices.numpy().astype(np.uint16 if self.dim <= 65_536 else np.int32)
         header = {"format": FILE_FORMAT, "version": FILE_VERSION, "dim": self.dim}
         tensors = {
@@ -332,31 +355,45 @@ class SparseCodes:
         """
         from safetensors import SafetensorError, safe_open
 
+        name = os.fspath(path)
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no code file at {os.fspath(path)}")
+            raise FileNotFoundError(f"no code file at {name}")
         try:
-            with safe_open(os.fspath(path), framework="np") as file:
+            with safe_open(name, framework="np") as file:
                 header = json.loads((file.metadata() or {}).get("csrkern", "{}"))
-                if header.get("format") != FILE_FORMAT:
-                    raise ValueError(f"{os.fspath(path)} is not a csrkern code file")
+                if not isinstance(header, dict) or header.get("format") != FILE_FORMAT:
+                    raise ValueError(f"{name} is not a csrkern code file")
                 if header.get("version") != FILE_VERSION:
                     raise ValueError(
-                        f"{os.fspath(path)} has format version {header.get('version')}; "
+                        f"{name} has format version {header.get('version')}; "
                         f"this release reads version {FILE_VERSION}"
                     )
                 values, indices = file.get_tensor("values"), file.get_tensor("indices")
-        except SafetensorError as error:
-            raise ValueError(f"{os.fspath(path)} is damaged: {error}") from error
-        codes = SparseCodes(
-            torch.from_numpy(values), torch.from_numpy(indices.astype(np.int32)), header["dim"]
-        )
-        return codes.validate()
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"{name} is damaged: {error}") from error
+        dim = header.get("dim")
+        stored = (values.dtype, indices.dtype)
+        if (
+            not isinstance(dim, int)
+            or stored[0] not in (np.float16, np.float32)
+            or stored[1] not in (np.uint16, np.int32)
+        ):
+            raise ValueError(
+                f"{name} is damaged: expected float values, uint16 or int32 indices and an "
+                f"integer dim, got {stored[0]}, {stored[1]} and {dim!r}"
+            )
+        try:
+            return SparseCodes(
+                torch.from_numpy(values), torch.from_numpy(indices.astype(np.int32)), dim
+            ).validate()
+        except ValueError as error:
+            raise ValueError(f"{name} is damaged: {error}") from error
 
 
 def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:
     """Writes `payload` beside `path`, flushes it to disk and renames it into place."""
     target = Path(path)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    beside = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with open(beside, "wb") as file:
             file.write(payload)
@@ -365,6 +402,17 @@ def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:
         os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _powers_of_two(largest: Tensor) -> Tensor:
+    """The largest powers of two not above positive numbers: exact divisors, which keep squares
+    within range and, as a norm does not depend on the scale, are constants to a gradient.
+    """
+    if largest.dtype == torch.float64:
+        bits = largest.view(torch.int64) & 0x7FF0000000000000
+        return bits.clamp(min=1 << 52).view(torch.float64)
+    bits = largest.view(torch.int32) & 0x7F800000
+    return bits.clamp(min=1 << 23).view(torch.float32)
 
 
 def _canonical(values: Tensor, indices: Tensor, dim: int) -> SparseCodes:

@@ -248,10 +248,18 @@ class SparseAutoencoder(nn.Module):
             tensors = load_file(folder / WEIGHTS_NAME)
         except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
             raise ValueError(f"{folder} is damaged: {error}") from error
+        if not isinstance(config, dict):
+            raise ValueError(f"{folder / CONFIG_NAME} holds no settings")
         known = {name: value for name, value in config.items() if name in _CONFIG_NAMES}
         missing = {"input_dim", "hidden_dim", "k"} - known.keys()
         if missing:
             raise ValueError(f"{folder / CONFIG_NAME} lacks {', '.join(sorted(missing))}")
+        for name, value in known.items():
+            expected = bool if name in ("normalize", "tied") else int
+            if type(value) is not expected:
+                raise ValueError(
+                    f"{folder / CONFIG_NAME}: {name}: expected {expected.__name__}, got {value!r}"
+                )
         model = cls(**known)
         if model.tied:
             weight = tensors.get(_ENCODER, tensors.get(_DECODER))

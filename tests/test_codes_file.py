@@ -91,7 +91,6 @@ def test_slots_that_rounding_makes_equal_are_put_back_in_order(tmp_path):
     assert back.indices.tolist() == [[2, 5, 0], [0, 0, 0]]
 
 
-@pytest.mark.xfail(strict=True, reason="only float16 files are put back in order after rounding")
 @pytest.mark.parametrize(
     "codes",
     [
@@ -120,7 +119,6 @@ def test_overflow_is_an_error_and_writes_nothing(tmp_path):
         codes.save(path, values="int8")
 
 
-@pytest.mark.xfail(strict=True, reason="the message speaks of float16")
 def test_overflow_of_float32_says_so(tmp_path):
     codes = make([[1e300]], [[0]], dtype=torch.float64)
     with pytest.raises(ValueError, match="does not fit in float32"):
@@ -202,7 +200,6 @@ def test_files_that_hold_something_else(tensors, message, tmp_path):
         SparseCodes.load(tmp_path / "codes")
 
 
-@pytest.mark.xfail(strict=True, reason="the header is trusted; other errors come out")
 @pytest.mark.parametrize(
     ("header", "tensors"),
     [
@@ -269,7 +266,6 @@ def test_a_missing_folder_is_named(tmp_path):
         random_codes().save(tmp_path / "nowhere" / "codes")
 
 
-@pytest.mark.xfail(strict=True, reason="threads of one process share the name of the file beside")
 def test_threads_may_save_to_one_path(tmp_path, monkeypatch):
     meet, real, errors = threading.Barrier(2, timeout=30), os.replace, []
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from adversarial import adversarial_rows
-from digests import ISAS, SUMS_DEPEND_ON_THE_INSTRUCTION_SET, assert_same_digests
+from digests import ISAS, assert_same_digests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opchecks import opcheck_calls_of
@@ -215,10 +215,9 @@ def test_every_instruction_set_gives_the_same_exact_sums(isa):
     assert_same_digests("decode exact", isa)
 
 
-@SUMS_DEPEND_ON_THE_INSTRUCTION_SET
-@pytest.mark.parametrize("isa", ISAS[1:])
-def test_every_instruction_set_rounds_the_same_way(isa):
-    assert_same_digests("decode rounded", isa)
+def test_vector_instruction_sets_round_the_same_way():
+    # The portable code cannot fuse multiply and add where the processor does not.
+    assert_same_digests("decode rounded", "avx2", like="avx512")
 
 
 def test_thread_count_does_not_matter_and_runs_repeat():

@@ -112,7 +112,7 @@ def test_codes_keep_what_the_demo_claims(data):
     csr = {}
     for family, config in demo.RECIPES.items():
         adapter = train(data.train, data.train_labels, config, progress=False)
-        codes = encode_all(adapter, data.train)
+        codes = encode_all(adapter, data.train, 32)
         for search in demo_search.csr_searches(family, adapter, codes, [2, 8, 32]):
             csr[family, search.active] = accuracy(search)
     assert csr["self", 8] >= pca + 14

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from digests import ISAS, SUMS_DEPEND_ON_THE_INSTRUCTION_SET, assert_same_digests
+from digests import ISAS, assert_same_digests
 from sums import DTYPES, assert_sums_close, small_integers
 from torch import Tensor
 
@@ -191,10 +191,9 @@ def test_every_instruction_set_gives_the_same_exact_sums(isa):
     assert_same_digests("gather exact", isa)
 
 
-@SUMS_DEPEND_ON_THE_INSTRUCTION_SET
-@pytest.mark.parametrize("isa", ISAS[1:])
-def test_every_instruction_set_rounds_the_same_way(isa):
-    assert_same_digests("gather rounded", isa)
+def test_vector_instruction_sets_round_the_same_way():
+    # The portable code cannot fuse multiply and add where the processor does not.
+    assert_same_digests("gather rounded", "avx2", like="avx512")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -87,9 +87,6 @@ def test_missing_files_are_named(tmp_path):
         SparseAutoencoder.from_pretrained(tmp_path)
 
 
-HEADER_IS_TRUSTED = pytest.mark.xfail(strict=True, reason="only JSON that does not parse is caught")
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -101,9 +98,9 @@ HEADER_IS_TRUSTED = pytest.mark.xfail(strict=True, reason="only JSON that does n
         ({"input_dim": 13}, "model.safetensors does not fit its config: .*size mismatch"),
         ({"tied": False}, "does not fit its config: .*Missing key.*decoder.linear.weight"),
         ({"k": 41}, "k: expected at most hidden_dim = 40, got 41"),
-        pytest.param("[]", "config.json", marks=HEADER_IS_TRUSTED),
-        pytest.param({"input_dim": "12"}, "input_dim", marks=HEADER_IS_TRUSTED),
-        pytest.param({"k_aux": None}, "k_aux", marks=HEADER_IS_TRUSTED),
+        ("[]", "config.json"),
+        ({"input_dim": "12"}, "input_dim"),
+        ({"k_aux": None}, "k_aux"),
     ],
     ids=str,
 )

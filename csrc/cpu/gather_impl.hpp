@@ -119,25 +119,31 @@ void gather_sum_rows(const GatherSum& args, int64_t begin, int64_t end) {
   });
 }
 
-// ⟨a, b⟩ by four partial sums, then across lanes in a fixed order.
+// ⟨a, b⟩ by 64 partial sums, element j in number j mod 64, then by a tree: the same on every
+// instruction set that fuses multiply and add.
 template <class V, class T>
 inline float dot(const T* a, const T* b, int64_t d) {
-  typename V::F acc[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
-  int64_t i = 0;
-  for (; i + 4 * V::width <= d; i += 4 * V::width) {
-    for (int v = 0; v < 4; ++v) {
-      acc[v] = V::fma(V::load_f(a + i + v * V::width), V::load_f(b + i + v * V::width), acc[v]);
+  constexpr int64_t kParts = 64, kVectors = kParts / V::width;
+  typename V::F acc[kVectors];
+  for (auto& sum : acc) sum = V::zero();
+  int64_t j = 0;
+  for (; j + kParts <= d; j += kParts) {
+    for (int v = 0; v < kVectors; ++v) {
+      acc[v] = V::fma(V::load_f(a + j + v * V::width), V::load_f(b + j + v * V::width), acc[v]);
     }
   }
-  for (; i + V::width <= d; i += V::width) {
-    acc[0] = V::fma(V::load_f(a + i), V::load_f(b + i), acc[0]);
+  for (int v = 0; j < d; j += V::width, ++v) {
+    const int64_t left = d - j;
+    acc[v] = left >= V::width
+                 ? V::fma(V::load_f(a + j), V::load_f(b + j), acc[v])
+                 : V::fma(V::load_part_f(a + j, left), V::load_part_f(b + j, left), acc[v]);
   }
-  if (i < d) acc[0] = V::fma(V::load_part_f(a + i, d - i), V::load_part_f(b + i, d - i), acc[0]);
-  float lanes[V::width];
-  V::store_f(lanes, V::add(V::add(acc[0], acc[1]), V::add(acc[2], acc[3])));
-  float sum = 0;
-  for (float lane : lanes) sum += lane;
-  return sum;
+  float parts[kParts];
+  for (int v = 0; v < kVectors; ++v) V::store_f(parts + v * V::width, acc[v]);
+  for (int64_t half = kParts / 2; half > 0; half /= 2) {
+    for (int64_t part = 0; part < half; ++part) parts[part] += parts[part + half];
+  }
+  return parts[0];
 }
 
 template <class V, class T>
