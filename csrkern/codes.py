@@ -309,6 +309,16 @@ class SparseCodes:
         Raises:
             ValueError: if a latent is out of range or comes twice in a row.
         """
+        if values.ndim != 2 or values.shape != indices.shape:
+            raise ValueError(
+                "values and indices: expected two arrays of one shape [n, k], "
+                f"got {list(values.shape)} and {list(indices.shape)}"
+            )
+        used = indices[~(values <= 0)]
+        if used.size and not 0 <= used.min() <= used.max() < dim:
+            raise ValueError(
+                f"indices: expected latents in 0..{dim - 1}, got {used.min()}..{used.max()}"
+            )
         return _canonical(
             torch.from_numpy(np.ascontiguousarray(values)),
             torch.from_numpy(np.ascontiguousarray(indices).astype(np.int64)),
@@ -431,6 +441,8 @@ def _from_entries(
     """SparseCodes of (row, latent, value) triples in row order, without duplicates."""
     if bool((values < 0).any()):
         raise ValueError("expected no negative entries; codes are non-negative")
+    stored = values != 0
+    rows, latents, values = rows[stored], latents[stored], values[stored]
     counts = torch.bincount(rows, minlength=shape[0])
     width = max(1, int(counts.max()) if shape[0] else 1)
     slots = torch.arange(len(rows)).to(rows) - (counts.cumsum(0) - counts)[rows]
