@@ -1,0 +1,266 @@
+// The inverted index in Python: csrkern._C.Index and what builds one.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "csrkern/index.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+// A NumPy array over memory that `owner` keeps and the array then owns.
+template <class T, class Owner>
+py::array_t<T> adopt(Owner owner, const void* data, size_t size) {
+  auto* kept = new Owner(std::move(owner));
+  const py::capsule free(kept, [](void* p) { delete static_cast<Owner*>(p); });
+  return py::array_t<T>(static_cast<py::ssize_t>(size), static_cast<const T*>(data), free);
+}
+
+template <class T>
+py::array_t<T> adopt(std::vector<T> owner) {
+  const T* data = owner.data();  // survives the move
+  const size_t size = owner.size();
+  return adopt<T>(std::move(owner), data, size);
+}
+
+py::array_t<uint8_t> adopt(csrkern::Buffer owner) {
+  uint8_t* data = owner.data();
+  const size_t size = owner.bytes();
+  return adopt<uint8_t>(std::move(owner), data, size);
+}
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+// values and indices [n, k], or flat with starts [n + 1].
+csrkern::SparseRows sparse_rows(const Array<float>& values, const Array<int32_t>& indices,
+                                const std::optional<Array<int64_t>>& starts, int32_t dim) {
+  if (values.size() != indices.size())
+    throw std::invalid_argument("expected as many values as indices");
+  if (!starts) {
+    if (values.ndim() != 2) throw std::invalid_argument("expected values of shape [n, k]");
+    return {values.shape(0), dim, values.shape(1), nullptr, values.data(), indices.data()};
+  }
+  if (starts->size() < 1 || starts->at(starts->size() - 1) > values.size()) {
+    throw std::invalid_argument("expected row starts that end within the values");
+  }
+  return {starts->size() - 1, dim, 0, starts->data(), values.data(), indices.data()};
+}
+
+// An index and the NumPy arrays it reads.
+struct PyIndex {
+  Array<int32_t> terms;
+  Array<uint64_t> offsets;
+  Array<uint32_t> checksums;
+  Array<uint8_t> postings;
+  std::optional<Array<int64_t>> ids;
+  std::optional<Array<uint8_t>> maxima;
+  std::optional<Array<float>> scales;
+  std::unique_ptr<csrkern::Index> index;
+
+  PyIndex(int64_t n_docs, int32_t dim, int32_t window, int32_t block, bool half, bool trusted,
+          Array<int32_t> terms, Array<uint64_t> offsets, Array<uint32_t> checksums,
+          Array<uint8_t> postings, std::optional<Array<int64_t>> ids,
+          std::optional<Array<uint8_t>> maxima, std::optional<Array<float>> scales)
+      : terms(terms),
+        offsets(offsets),
+        checksums(checksums),
+        postings(postings),
+        ids(ids),
+        maxima(maxima),
+        scales(scales) {
+    const auto type = half ? csrkern::ValueType::float16 : csrkern::ValueType::float32;
+    const auto damaged = [](const std::string& what) {
+      throw std::invalid_argument("the index is damaged: " + what);
+    };
+    if (n_docs < 0 || dim < 1 || window < 64 || window > 65536 || window % 64 != 0 || block < 0 ||
+        block % 64 != 0 || (block > 0 && window % block != 0)) {
+      damaged("impossible sizes in its header");
+    }
+    const int64_t n_windows = n_docs / window + (n_docs % window != 0);
+    // In this order a product of two sizes from a hostile file cannot wrap around.
+    if (offsets.size() < 1 || (n_windows > 0 && terms.size() > (offsets.size() - 1) / n_windows) ||
+        offsets.size() != terms.size() * n_windows + 1 || checksums.size() != terms.size()) {
+      damaged("its arrays disagree in size");
+    }
+    const uint64_t n_postings = offsets.at(offsets.size() - 1);
+    if (n_postings > static_cast<uint64_t>(postings.size()) ||
+        n_postings * csrkern::posting_bytes(type) != static_cast<uint64_t>(postings.size())) {
+      damaged("its postings do not fill their array");
+    }
+    if (ids && ids->size() != n_docs) damaged("its ids disagree with its number of documents");
+    csrkern::IndexView view{n_docs,
+                            dim,
+                            window,
+                            n_windows,
+                            terms.size(),
+                            type,
+                            terms.data(),
+                            offsets.data(),
+                            postings.data(),
+                            checksums.data(),
+                            ids ? ids->data() : nullptr};
+    if (block > 0) {
+      view.block = block;
+      const int64_t pitch = view.block_pitch();
+      if (!maxima || !scales || scales->size() != terms.size() || !pitch ||
+          maxima->size() % pitch != 0 || maxima->size() / pitch != terms.size()) {
+        damaged("its block maxima disagree in size");
+      }
+      view.maxima = maxima->data();
+      view.scales = scales->data();
+    }
+    py::gil_scoped_release release;
+    index = std::make_unique<csrkern::Index>(view, trusted);
+  }
+};
+
+}  // namespace
+
+void bind_index(py::module_& m) {
+  m.def("crc32c", [](const py::buffer& data) {
+    const py::buffer_info info = data.request();
+    return csrkern::crc32c(info.ptr, static_cast<size_t>(info.size * info.itemsize));
+  });
+  m.def(
+      "empty_pages",
+      [](size_t bytes) {
+        csrkern::Buffer buffer(bytes);
+        return adopt(std::move(buffer));
+      },
+      "Uninitialised bytes in huge pages where the system grants them.");
+  m.def(
+      "cluster_order",
+      [](const Array<float>& values, const Array<int32_t>& indices,
+         const std::optional<Array<int64_t>>& starts, int32_t dim, double least_similarity,
+         int num_threads) {
+        const csrkern::SparseRows rows = sparse_rows(values, indices, starts, dim);
+        std::vector<int64_t> order;
+        {
+          py::gil_scoped_release release;
+          order = csrkern::cluster_order(rows, least_similarity, num_threads);
+        }
+        return adopt(std::move(order));
+      },
+      "An order of the rows in which similar ones stand together, int64 [n], or empty.");
+  m.def(
+      "build_index",
+      [](const Array<float>& values, const Array<int32_t>& indices,
+         const std::optional<Array<int64_t>>& starts, int32_t dim,
+         const std::optional<Array<int64_t>>& order, int32_t window, int32_t block, bool half,
+         bool normalize, int num_threads) {
+        csrkern::SparseRows rows = sparse_rows(values, indices, starts, dim);
+        if (order) {
+          if (order->size() != rows.n) throw std::invalid_argument("expected an order of all rows");
+          rows.order = order->data();
+        }
+        csrkern::BuiltIndex built;
+        {
+          py::gil_scoped_release release;
+          built = csrkern::build_index(
+              rows, window, block, half ? csrkern::ValueType::float16 : csrkern::ValueType::float32,
+              normalize, num_threads);
+        }
+        py::dict arrays;
+        arrays["terms"] = adopt(std::move(built.terms));
+        arrays["offsets"] = adopt(std::move(built.offsets));
+        arrays["checksums"] = adopt(std::move(built.checksums));
+        arrays["postings"] = adopt(std::move(built.postings));
+        if (block > 0) {
+          arrays["maxima"] = adopt(std::move(built.maxima));
+          arrays["scales"] = adopt(std::move(built.scales));
+        }
+        return arrays;
+      },
+      "The arrays of an index by name: see csrkern/index.hpp.");
+
+  using py::arg;
+  py::class_<PyIndex>(m, "Index")
+      .def(py::init<int64_t, int32_t, int32_t, int32_t, bool, bool, Array<int32_t>, Array<uint64_t>,
+                    Array<uint32_t>, Array<uint8_t>, std::optional<Array<int64_t>>,
+                    std::optional<Array<uint8_t>>, std::optional<Array<float>>>(),
+           py::kw_only(), arg("n_docs"), arg("dim"), arg("window"), arg("block"), arg("half"),
+           arg("trusted"), arg("terms").noconvert(), arg("offsets").noconvert(),
+           arg("checksums").noconvert(), arg("postings").noconvert(),
+           arg("ids").noconvert() = py::none(), arg("maxima").noconvert() = py::none(),
+           arg("scales").noconvert() = py::none())
+      .def_readonly("terms", &PyIndex::terms)
+      .def_readonly("offsets", &PyIndex::offsets)
+      .def_readonly("checksums", &PyIndex::checksums)
+      .def_readonly("postings", &PyIndex::postings)
+      .def_readonly("ids", &PyIndex::ids)
+      .def_readonly("maxima", &PyIndex::maxima)
+      .def_readonly("scales", &PyIndex::scales)
+      .def(
+          "search",
+          [](const PyIndex& self, const Array<float>& values, const Array<int32_t>& indices,
+             const std::optional<Array<int64_t>>& starts, int64_t topk, bool normalize,
+             const std::optional<Array<uint64_t>>& allowed, int num_threads) {
+            const csrkern::SparseRows rows =
+                sparse_rows(values, indices, starts, self.index->view().dim);
+            if (allowed && allowed->size() < (self.index->view().n_docs + 63) / 64) {
+              throw std::invalid_argument("expected a bit for each document");
+            }
+            py::array_t<float> scores({rows.n, topk});
+            py::array_t<int64_t> ids({rows.n, topk});
+            float* scores_out = scores.mutable_data();
+            int64_t* ids_out = ids.mutable_data();
+            {
+              py::gil_scoped_release release;
+              self.index->search(rows, topk, normalize, allowed ? allowed->data() : nullptr,
+                                 num_threads, scores_out, ids_out);
+            }
+            return py::make_tuple(scores, ids);
+          },
+          "(scores, ids), both [n, topk].")
+      .def("explain",
+           [](const PyIndex& self, const Array<float>& values, const Array<int32_t>& indices,
+              const std::optional<Array<int64_t>>& starts, int64_t topk, bool normalize) {
+             const csrkern::SearchCost cost = self.index->explain(
+                 sparse_rows(values, indices, starts, self.index->view().dim), 0, topk, normalize);
+             py::dict counts;
+             counts["terms"] = cost.terms;
+             counts["postings"] = cost.postings;
+             counts["blocks_scored"] = cost.blocks_scored;
+             counts["windows_scanned"] = cost.windows_scanned;
+             return counts;
+           })
+      .def("gain_of_blocks",
+           [](const PyIndex& self, const Array<float>& values, const Array<int32_t>& indices,
+              const std::optional<Array<int64_t>>& starts, const Array<int64_t>& chosen,
+              bool normalize) {
+             csrkern::SparseRows rows =
+                 sparse_rows(values, indices, starts, self.index->view().dim);
+             rows.n = chosen.size();
+             rows.order = chosen.data();
+             return self.index->gain_of_blocks(rows, normalize);
+           })
+      .def("verify",
+           [](const PyIndex& self, int num_threads) {
+             py::gil_scoped_release release;
+             self.index->verify(num_threads);
+           })
+      .def("rows", [](const PyIndex& self) {
+        const csrkern::IndexView& view = self.index->view();
+        const auto n = static_cast<py::ssize_t>(self.offsets.at(self.offsets.size() - 1));
+        py::array_t<int64_t> starts(view.n_docs + 1);
+        py::array_t<int32_t> latents(n);
+        py::array_t<float> values(n);
+        int64_t* starts_out = starts.mutable_data();
+        int32_t* latents_out = latents.mutable_data();
+        float* values_out = values.mutable_data();
+        {
+          py::gil_scoped_release release;
+          self.index->rows(starts_out, latents_out, values_out);
+        }
+        return py::make_tuple(starts, latents, values);
+      });
+}
