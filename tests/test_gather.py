@@ -9,6 +9,8 @@ from sums import DTYPES, assert_sums_close, small_integers
 from torch import Tensor
 
 import csrkern
+import csrkern.ops.gather
+import csrkern.ops.transpose
 from csrkern import SparseCodes
 
 ops = torch.ops.csrkern
