@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "csrkern/index.hpp"
+#include "csrkern/index_rows.hpp"
 
 namespace py = pybind11;
 
@@ -64,19 +65,22 @@ struct PyIndex {
   std::optional<Array<int64_t>> ids;
   std::optional<Array<uint8_t>> maxima;
   std::optional<Array<float>> scales;
+  std::optional<Array<float>> norms;
   std::unique_ptr<csrkern::Index> index;
 
   PyIndex(int64_t n_docs, int32_t dim, int32_t window, int32_t block, bool half, bool trusted,
           Array<int32_t> terms, Array<uint64_t> offsets, Array<uint32_t> checksums,
           Array<uint8_t> postings, std::optional<Array<int64_t>> ids,
-          std::optional<Array<uint8_t>> maxima, std::optional<Array<float>> scales)
+          std::optional<Array<uint8_t>> maxima, std::optional<Array<float>> scales,
+          std::optional<Array<float>> norms)
       : terms(terms),
         offsets(offsets),
         checksums(checksums),
         postings(postings),
         ids(ids),
         maxima(maxima),
-        scales(scales) {
+        scales(scales),
+        norms(norms) {
     const auto type = half ? csrkern::ValueType::float16 : csrkern::ValueType::float32;
     const auto damaged = [](const std::string& what) {
       throw std::invalid_argument("the index is damaged: " + what);
@@ -97,6 +101,8 @@ struct PyIndex {
       damaged("its postings do not fill their array");
     }
     if (ids && ids->size() != n_docs) damaged("its ids disagree with its number of documents");
+    if (norms && norms->size() != n_docs)
+      damaged("its norms disagree with its number of documents");
     csrkern::IndexView view{n_docs,
                             dim,
                             window,
@@ -118,10 +124,121 @@ struct PyIndex {
       view.maxima = maxima->data();
       view.scales = scales->data();
     }
+    if (norms) view.norms = norms->data();
     py::gil_scoped_release release;
     index = std::make_unique<csrkern::Index>(view, trusted);
   }
 };
+
+// Everything about a search but where its results go.
+struct PySearch {
+  std::vector<csrkern::Segment> segments;
+  csrkern::SparseRows rows;
+  csrkern::SearchOptions options;
+};
+
+using Bits = std::optional<Array<uint64_t>>;
+
+PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segments,
+                     const Array<float>& values, const Array<int32_t>& indices,
+                     const std::optional<Array<int64_t>>& starts, int32_t dim, int64_t topk,
+                     bool normalize, int64_t query_k, float min_score, int num_threads,
+                     int64_t shortlist, double kept, const std::optional<Array<float>>& dense,
+                     const std::optional<Array<float>>& offsets) {
+  PySearch search;
+  search.rows = sparse_rows(values, indices, starts, dim);
+  const int64_t n = search.rows.n;
+  for (const auto& [index, bits] : segments) {
+    const csrkern::IndexView& view = index->index->view();
+    if (view.dim != dim) throw std::invalid_argument("expected segments over the same latents");
+    csrkern::Segment segment{index->index.get()};
+    if (bits) {
+      const int64_t words = (view.n_docs + 63) / 64;
+      const bool one = bits->ndim() == 1;
+      if (bits->ndim() > 2 || bits->shape(bits->ndim() - 1) != words ||
+          (!one && bits->shape(0) != n)) {
+        throw std::invalid_argument("expected a bit for each document");
+      }
+      segment.allowed = bits->data();
+      segment.allowed_stride = one ? 0 : words;
+    }
+    search.segments.push_back(segment);
+  }
+  if ((dense && dense->size() != n * dim) || (offsets && offsets->size() != n)) {
+    throw std::invalid_argument("expected dense queries [n, dim] and offsets [n]");
+  }
+  search.options.topk = topk;
+  search.options.normalize = normalize;
+  search.options.query_k = query_k;
+  search.options.min_score = min_score;
+  search.options.num_threads = num_threads;
+  search.options.shortlist = shortlist;
+  search.options.kept = kept;
+  search.options.dense = dense ? dense->data() : nullptr;
+  search.options.offsets = offsets ? offsets->data() : nullptr;
+  return search;
+}
+
+template <class Body>
+void def_search(py::module_& m, const char* name, const char* doc, const Body& body) {
+  using py::arg;
+  m.def(
+      name,
+      [body](const std::vector<std::pair<const PyIndex*, Bits>>& segments,
+             const Array<float>& values, const Array<int32_t>& indices,
+             const std::optional<Array<int64_t>>& starts, int32_t dim, int64_t topk, bool normalize,
+             int64_t query_k, float min_score, int num_threads, int64_t shortlist, double kept,
+             const std::optional<Array<float>>& dense, const std::optional<Array<float>>& offsets) {
+        return body(read_search(segments, values, indices, starts, dim, topk, normalize, query_k,
+                                min_score, num_threads, shortlist, kept, dense, offsets));
+      },
+      doc, arg("segments"), arg("values"), arg("indices"), arg("starts"), arg("dim"), py::kw_only(),
+      arg("topk"), arg("normalize"), arg("query_k"), arg("min_score"), arg("num_threads"),
+      arg("shortlist") = 0, arg("kept") = 1.0, arg("dense") = py::none(),
+      arg("offsets") = py::none());
+}
+
+void bind_searches(py::module_& m) {
+  m.def(
+      "read_query",
+      [](const Array<float>& values, const Array<int32_t>& indices,
+         const std::optional<Array<int64_t>>& starts, int32_t dim, bool normalize) {
+        const csrkern::SparseRows rows = sparse_rows(values, indices, starts, dim);
+        if (rows.n < 1) throw std::invalid_argument("expected a query");
+        csrkern::check_starts(rows, "query");
+        std::vector<csrkern::Entry> entries;
+        std::vector<int32_t> latents;
+        csrkern::read_query(rows, 0, normalize, dim, entries, latents);
+        latents.clear();
+        std::vector<float> weights;
+        for (const csrkern::Entry& e : entries) {
+          latents.push_back(e.latent);
+          weights.push_back(e.value);
+        }
+        return py::make_tuple(adopt(std::move(latents)), adopt(std::move(weights)));
+      },
+      "The first row's latents and values in the order in which a search adds them up.");
+  def_search(m, "search", "(scores, ids), both [n, topk].", [](const PySearch& search) {
+    py::array_t<float> scores({search.rows.n, search.options.topk});
+    py::array_t<int64_t> ids({search.rows.n, search.options.topk});
+    float* scores_out = scores.mutable_data();
+    int64_t* ids_out = ids.mutable_data();
+    {
+      py::gil_scoped_release release;
+      csrkern::search(search.segments, search.rows, search.options, scores_out, ids_out);
+    }
+    return py::make_tuple(scores, ids);
+  });
+  def_search(m, "search_all", "(starts [n + 1], scores, ids).", [](const PySearch& search) {
+    csrkern::Ragged found;
+    {
+      py::gil_scoped_release release;
+      found = csrkern::search_all(search.segments, search.rows, search.options);
+    }
+    return py::make_tuple(adopt(std::move(found.starts)), adopt(std::move(found.scores)),
+                          adopt(std::move(found.ids)));
+  });
+}
 
 }  // namespace
 
@@ -186,12 +303,13 @@ void bind_index(py::module_& m) {
   py::class_<PyIndex>(m, "Index")
       .def(py::init<int64_t, int32_t, int32_t, int32_t, bool, bool, Array<int32_t>, Array<uint64_t>,
                     Array<uint32_t>, Array<uint8_t>, std::optional<Array<int64_t>>,
-                    std::optional<Array<uint8_t>>, std::optional<Array<float>>>(),
+                    std::optional<Array<uint8_t>>, std::optional<Array<float>>,
+                    std::optional<Array<float>>>(),
            py::kw_only(), arg("n_docs"), arg("dim"), arg("window"), arg("block"), arg("half"),
            arg("trusted"), arg("terms").noconvert(), arg("offsets").noconvert(),
            arg("checksums").noconvert(), arg("postings").noconvert(),
            arg("ids").noconvert() = py::none(), arg("maxima").noconvert() = py::none(),
-           arg("scales").noconvert() = py::none())
+           arg("scales").noconvert() = py::none(), arg("norms").noconvert() = py::none())
       .def_readonly("terms", &PyIndex::terms)
       .def_readonly("offsets", &PyIndex::offsets)
       .def_readonly("checksums", &PyIndex::checksums)
@@ -199,28 +317,38 @@ void bind_index(py::module_& m) {
       .def_readonly("ids", &PyIndex::ids)
       .def_readonly("maxima", &PyIndex::maxima)
       .def_readonly("scales", &PyIndex::scales)
-      .def(
-          "search",
-          [](const PyIndex& self, const Array<float>& values, const Array<int32_t>& indices,
-             const std::optional<Array<int64_t>>& starts, int64_t topk, bool normalize,
-             const std::optional<Array<uint64_t>>& allowed, int num_threads) {
-            const csrkern::SparseRows rows =
-                sparse_rows(values, indices, starts, self.index->view().dim);
-            if (allowed && allowed->size() < (self.index->view().n_docs + 63) / 64) {
-              throw std::invalid_argument("expected a bit for each document");
-            }
-            py::array_t<float> scores({rows.n, topk});
-            py::array_t<int64_t> ids({rows.n, topk});
-            float* scores_out = scores.mutable_data();
-            int64_t* ids_out = ids.mutable_data();
-            {
-              py::gil_scoped_release release;
-              self.index->search(rows, topk, normalize, allowed ? allowed->data() : nullptr,
-                                 num_threads, scores_out, ids_out);
-            }
-            return py::make_tuple(scores, ids);
-          },
-          "(scores, ids), both [n, topk].")
+      .def_readonly("norms", &PyIndex::norms)
+      .def("value",
+           [](const PyIndex& self, int64_t doc, int32_t latent) {
+             const csrkern::IndexView& view = self.index->view();
+             if (doc < 0 || doc >= view.n_docs || latent < 0 || latent >= view.dim) {
+               throw std::invalid_argument("expected a document and a latent of the index");
+             }
+             return self.index->value(doc, latent);
+           })
+      .def("make_forward",
+           [](const PyIndex& self, int num_threads) {
+             py::gil_scoped_release release;
+             self.index->forward(num_threads);
+           })
+      .def("rows_of",
+           [](const PyIndex& self, const Array<int64_t>& docs) {
+             const int64_t n_docs = self.index->view().n_docs;
+             for (int64_t i = 0; i < docs.size(); ++i) {
+               if (docs.at(i) < 0 || docs.at(i) >= n_docs) {
+                 throw std::invalid_argument("expected documents of the index");
+               }
+             }
+             csrkern::OwnedRows rows;
+             {
+               py::gil_scoped_release release;
+               rows = self.index->rows_of(docs.data(), docs.size());
+             }
+             return py::make_tuple(adopt(std::move(rows.starts)), adopt(std::move(rows.latents)),
+                                   adopt(std::move(rows.values)));
+           })
+      .def_property_readonly("forward_bytes",
+                             [](const PyIndex& self) { return self.index->forward_bytes(); })
       .def("explain",
            [](const PyIndex& self, const Array<float>& values, const Array<int32_t>& indices,
               const std::optional<Array<int64_t>>& starts, int64_t topk, bool normalize) {
@@ -263,4 +391,5 @@ void bind_index(py::module_& m) {
         }
         return py::make_tuple(starts, latents, values);
       });
+  bind_searches(m);
 }

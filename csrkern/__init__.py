@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from csrkern import nn, reference
     from csrkern.codes import SparseCodes
     from csrkern.index import InvertedIndex
+    from csrkern.index_rerank import Rerank
     from csrkern.ops.autoencode import autoencode
     from csrkern.ops.decode import decode
     from csrkern.ops.encode import encode
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "InvertedIndex": "index",
+    "Rerank": "index_rerank",
     "SparseCodes": "codes",
     "autoencode": "ops.autoencode",
     "decode": "ops.decode",
@@ -36,6 +38,7 @@ _SUBMODULES = ("nn", "reference", "roofline")
 
 __all__ = [
     "InvertedIndex",
+    "Rerank",
     "SparseCodes",
     "__version__",
     "autoencode",

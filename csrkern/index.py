@@ -2,83 +2,58 @@
 
 Inverted lists are cut into windows of documents whose scores fit in the L1 cache; a search
 adds up one window after the other, list by list, and keeps what clears the bar of the best
-hits so far. See csrc/cpu/index_search.cpp.
+hits so far. See csrc/cpu/index_scan.cpp.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any
 
 import numpy as np
 
-from csrkern import _C, index_file
+from csrkern import _C, index_fast, index_file
+from csrkern.index_collection import Collection, stats
+from csrkern.index_filter import allowed_bits
 from csrkern.index_input import (
     Rows,
     check_choice,
     check_ids,
     check_int,
-    filter_bits,
+    least_float,
     read_rows,
     thread_count,
 )
+from csrkern.index_rerank import Rerank, dense_rows, largest_latents
+from csrkern.index_segment import Segment, check_form, norms_of
+from csrkern.index_stream import code_chunks
 
-METRICS = ("ip", "cosine")
-VALUES = ("float16", "float32")
-# Scores of 32,768 documents, 128 KB: with more, the scan of a window costs more than the
-# longer lists save; with fewer, the reverse (10% at 16,384, 5 to 25% at 65,536).
-DEFAULT_WINDOW = 32_768
-# Documents whose maxima are kept together where codes are clustered: 32 bytes a code at
-# 8,192 latents, 1 in 200 blocks read; 128 reads fewer but costs twice the memory.
-DEFAULT_BLOCK = 256
-# Fewer codes are scanned faster than their blocks are chosen.
-LEAST_WORTH_CLUSTERING = 65_536
-# Mean cosine of a code's 8 strongest entries with the nearest of 1 in 128 codes. Evenly drawn
-# codes have 0.3 and gain nothing; it is known after a hundredth of the work of clustering.
-LEAST_SIMILARITY = 0.4
-# A gain that the estimate must promise to be believed.
-LEAST_GAIN = 1.25
+_ALL = 2**62
 
 
-class InvertedIndex:
+class InvertedIndex(Collection):
     """Exact maximum-inner-product or cosine search over codes with few active latents.
 
-    Make one with `build` or `load`. An index never changes, and every method may be called
-    from any number of threads at once; searching releases the GIL.
+    Make one with `build`, `build_streaming` or `load`. Every method may be called from any
+    number of threads at once; searching releases the GIL. A search sees the codes that the
+    index held when the search began, whatever `add`, `remove` and `compact` do meanwhile.
 
     Exact means exact in the stored values: a score is the float32 sum over the query's
     entries, by value descending and then by latent, of query value times stored value, each
-    product rounded before it is added. The results do not depend on the number of threads,
-    the window, the instruction set, or a detour through a file.
+    product rounded before it is added. The results depend on the codes and ids that the index
+    holds and on nothing else: not on the number of threads, the window, the instruction set, a
+    detour through a file, or the order of `add`, `remove` and `compact` that led there.
 
     Attributes:
         dim: number of latents.
-        k: the most slots that a document had when the index was built.
+        k: the most slots that a document had when it came.
         metric: "ip" or "cosine".
         values: "float16" or "float32", the form in which values are stored.
     """
 
-    def __init__(
-        self,
-        native: _C.Index,
-        *,
-        documents: int,
-        dim: int,
-        k: int,
-        metric: str,
-        values: str,
-        window: int,
-        block: int,
-    ) -> None:
-        self._native = native
-        self._documents = documents
-        self._window = window
-        self._block = block
-        self.dim = dim
-        self.k = k
-        self.metric = metric
-        self.values = values
+    def __init__(self, *args: Any, **facts: Any) -> None:
+        super().__init__(*args, **facts)
+        self._plans: dict[float, tuple[int, index_fast.Plan]] = {}  # and how many codes there were
 
     @classmethod
     def build(
@@ -88,6 +63,7 @@ class InvertedIndex:
         *,
         metric: str = "ip",
         values: str = "float16",
+        norms: Any = None,
         dim: int | None = None,
         cluster: bool | None = None,
         window: int | None = None,
@@ -103,6 +79,8 @@ class InvertedIndex:
             metric: "ip" scores by inner product; "cosine" brings codes, before they are
                 stored, and queries to L2 norm 1.
             values: "float16" rounds values to 2 bytes each, "float32" keeps them.
+            norms: n positive numbers that scores of `Rerank` are divided by: the norms of what
+                the codes, as stored, reconstruct.
             dim: number of latents; needed for a pair of arrays.
             cluster: True lets similar codes stand together (ids stay theirs) and keeps the
                 maxima of each latent over blocks of codes, so that a search passes over
@@ -117,74 +95,102 @@ class InvertedIndex:
             TypeError: if an argument has the wrong type.
             ValueError: if an argument is out of range, or a code is not valid.
         """
-        check_choice("metric", metric, METRICS)
-        check_choice("values", values, VALUES)
+        form = check_form(metric, values, cluster, window)
         if dim is not None:
             dim = check_int("dim", dim, 1, 2**31 - 1)
         rows = read_rows("codes", codes, dim)
         check_int("dim", rows.dim, 1, 2**31 - 1)
-        window = DEFAULT_WINDOW if window is None else check_int("window", window, 64, 65_536)
-        if window % 64:
-            raise ValueError(f"window: expected a multiple of 64, got {window}")
-        if cluster not in (None, True, False):
-            raise TypeError(f"cluster: expected None, True or False, got {cluster!r}")
-        checked_ids = None if ids is None else check_ids(ids, rows.n)
+        index = cls([], dim=rows.dim, k=0, next_id=0, form=form)
+        segment = index._build(rows, ids, norms, 0, thread_count(num_threads), plain=True)
+        index._append(segment, rows.k)
+        return index
+
+    @classmethod
+    def build_streaming(
+        cls,
+        codes: Any,
+        path: str | os.PathLike[str],
+        *,
+        ids: Any = None,
+        chunk: int = 1_000_000,
+        metric: str = "ip",
+        values: str = "float16",
+        dim: int | None = None,
+        cluster: bool | None = None,
+        num_threads: int | None = None,
+    ) -> InvertedIndex:
+        """Builds an index of more codes than fit in memory, in the directory `path`.
+
+        One segment for each chunk is built in memory, written and then mapped; the directory
+        becomes the new index at the end, at one instant. Memory: a chunk and its lists, 400
+        bytes a code of k = 32, and what the system keeps of the mapped files.
+
+        Args:
+            codes: a file of `SparseCodes.save`, a pair of (mapped) arrays (values, indices)
+                [n, k] with `dim`, or an iterable of codes in any form that `build` takes.
+            path: the directory; an index that is there is replaced.
+            ids: n distinct integers ≥ 0 (a mapped array will do); None: 0..n-1.
+            chunk: codes a chunk; an iterable makes its own.
+            metric, values, dim, cluster, num_threads: as for `build`.
+
+        Returns: the index, mapped from `path`.
+
+        Raises:
+            TypeError, ValueError: as `build`.
+            OSError: if a file cannot be read or written.
+        """
+        form = check_form(metric, values, cluster, None)
         threads = thread_count(num_threads)
-        normalize = metric == "cosine"
-        half = values == "float16"
-
-        def assemble(order: np.ndarray | None, block: int) -> _C.Index:
-            arrays = _C.build_index(*rows, order, window, block, half, normalize, threads)
-            in_order = checked_ids
-            if order is not None:
-                in_order = order if checked_ids is None else checked_ids[order]
-            sizes = {"n_docs": rows.n, "dim": rows.dim, "window": window, "block": block}
-            return _C.Index(**sizes, half=half, trusted=True, ids=in_order, **arrays)
-
-        block, native = 0, None
-        least = 1 if cluster else LEAST_WORTH_CLUSTERING
-        if cluster is not False and rows.n >= least:
-            order = _C.cluster_order(*rows, 0 if cluster else LEAST_SIMILARITY, threads)
-            if len(order) == rows.n:
-                block = _block(rows, window)
-                native = assemble(order, block)
-            if native is not None and cluster is None:
-                sample = np.linspace(0, rows.n - 1, 32).astype(np.int64)
-                if native.gain_of_blocks(*rows[:3], sample, normalize) < LEAST_GAIN:
-                    block, native = 0, None
-        if native is None:
-            native = assemble(None, 0)
-        return cls(
-            native,
-            documents=rows.n,
-            dim=rows.dim,
-            k=rows.k,
-            metric=metric,
-            values=values,
-            window=window,
-            block=block,
-        )
+        check_int("chunk", chunk, 1, 2**31 - 1)
+        index: InvertedIndex | None = None
+        n = 0
+        for piece, piece_dim in code_chunks(codes, dim, chunk):
+            rows = read_rows("codes", piece, piece_dim if index is None else index.dim)
+            if index is None:
+                index = cls(
+                    [], dim=check_int("dim", rows.dim, 1, 2**31 - 1), k=0, next_id=0, form=form
+                )
+            own = None if ids is None else np.asarray(ids[n : n + rows.n])
+            segment = index._build(rows, own, None, n, threads, plain=n == 0)
+            n += rows.n
+            index._append(index_file.move_to(path, index._state()[1], segment), rows.k)
+        if index is None:
+            raise ValueError("codes: expected at least one piece, got none")
+        if ids is not None:
+            check_ids(ids, n)
+        index.save(path)
+        return index
 
     def search(
         self,
         queries: Any,
         topk: int = 10,
         *,
-        num_threads: int | None = None,
         filter: Any = None,
+        query_k: int | None = None,
+        min_score: float | None = None,
+        rerank: Rerank | None = None,
         mode: str = "exact",
-        rerank: Any = None,
+        recall: float | None = None,
+        num_threads: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The `topk` best documents of each query, exactly.
+        """The `topk` best documents of each query.
 
         Args:
             queries: m codes in any form that `build` takes; a pair of arrays needs no dim.
             topk: results for each query; may exceed the number of documents.
-            num_threads: None: as many as the process may run on. A batch is divided by
-                queries; a single query, unless the index is clustered, by windows.
             filter: which codes may be found: a boolean mask in the order of `ids`, or the ids
-                themselves (those that the index does not hold are passed over); None: all.
-            mode, rerank: reserved; see the error that they raise.
+                themselves (those that the index does not hold are passed over); None: all. A
+                mask [m, n], or a list of m filters, has one for each query.
+            query_k: only this many of a query's strongest latents count (with cosine, they
+                are then brought to norm 1); None: all.
+            min_score: documents with a lower score are left out.
+            rerank: scores the best `rerank.shortlist` documents again, by dense queries.
+            mode: "exact", or "fast" to find most of what exact search finds.
+            recall: for "fast": the share of the best 10 that searches for a sample of the
+                index's own codes must find, 0.99 if None; what was found is in `stats`.
+            num_threads: None: as many as the process may run on. A batch is divided by
+                queries; a single query, unless clustered or filtered, by windows.
 
         Returns:
             scores float32 [m, topk] and ids int64 [m, topk]: best first, equal scores by
@@ -196,26 +202,107 @@ class InvertedIndex:
             ValueError: if an argument is out of range, a query is not valid, or the index
                 was loaded from a file that is damaged.
         """
-        if mode != "exact":
-            raise NotImplementedError(
-                f"mode={mode!r} is not built yet: leave it out, the search is exact"
-            )
-        if rerank is not None:
-            raise NotImplementedError(
-                "rerank is not built yet: search with a larger topk and re-score its ids"
-            )
-        topk = check_int("topk", topk, 1, 2**40)
+        segments = self._segments
+        check_choice("mode", mode, ("exact", "fast"))
+        if recall is not None and mode != "fast":
+            raise ValueError("recall: an exact search finds all; give mode='fast' with it")
         rows = read_rows("queries", queries, self.dim)
-        scores, ids = self._native.search(
-            rows.values,
-            rows.indices,
-            rows.starts,
-            topk,
-            self.metric == "cosine",
-            None if filter is None else filter_bits(filter, self._documents, self._native.ids),
-            thread_count(num_threads),
-        )
+        options: dict[str, Any] = {"topk": check_int("topk", topk, 1, 2**40)}
+        if mode == "fast":
+            if rerank is not None:
+                raise ValueError("rerank: expected mode='exact' with it; its shortlist is exact")
+            plan = self._plan(segments, index_fast.check_recall(recall))
+            options |= plan.options(options["topk"])
+        if rerank is not None:
+            if not isinstance(rerank, Rerank):
+                raise TypeError(f"rerank: expected a csrkern.Rerank, got {type(rerank).__name__}")
+            dense, offsets = rerank.arrays(rows.n, self.dim)
+            options |= {"dense": dense, "offsets": offsets, "shortlist": rerank.shortlist}
+        args, limits = self._limits(segments, rows, filter, query_k, min_score, num_threads)
+        scores, ids = _C.search(*args, **limits, **options)
         return scores, ids
+
+    def search_above(
+        self,
+        queries: Any,
+        min_score: float,
+        *,
+        filter: Any = None,
+        query_k: int | None = None,
+        num_threads: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All documents of at least `min_score`, exactly; arguments as for `search`.
+
+        Returns:
+            starts int64 [m + 1], scores float32 and ids int64 [starts[-1]]: the hits of query
+            i, best first, are scores[starts[i] : starts[i + 1]].
+        """
+        segments = self._segments
+        rows = read_rows("queries", queries, self.dim)
+        args, limits = self._limits(segments, rows, filter, query_k, min_score, num_threads)
+        starts, scores, ids = _C.search_all(*args, topk=1, **limits)
+        return starts, scores, ids
+
+    def _limits(
+        self,
+        segments: tuple[Segment, ...],
+        rows: Rows,
+        filter: Any,
+        query_k: int | None,
+        min_score: float | None,
+        num_threads: int | None,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the native searches have in common."""
+        bits = allowed_bits(filter, segments, rows.n)
+        natives = [(segment.native, b) for segment, b in zip(segments, bits, strict=True)]
+        return (natives, rows.values, rows.indices, rows.starts, self.dim), {
+            "normalize": self.metric == "cosine",
+            "query_k": _ALL if query_k is None else check_int("query_k", query_k, 1, _ALL),
+            "min_score": -np.inf if min_score is None else least_float("min_score", min_score),
+            "num_threads": thread_count(num_threads),
+        }
+
+    def search_dense(
+        self,
+        dense_queries: Any,
+        topk: int = 10,
+        *,
+        latents: int = 128,
+        shortlist: int = 100,
+        offsets: Any = None,
+        **options: Any,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Asymmetric search: dense queries W q [m, dim] against sparse documents.
+
+        The `latents` largest positive entries of a query make the shortlist, all of them the
+        score; see `Rerank`. `options` are those of `search`.
+        """
+        dense = dense_rows("dense_queries", dense_queries, self.dim)
+        strongest = largest_latents(dense, check_int("latents", latents, 1, self.dim))
+        return self.search(strongest, topk, rerank=Rerank(dense, shortlist, offsets), **options)
+
+    def explain_score(self, query: Any, id: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a document's score for the first of the given queries is made of.
+
+        Returns:
+            latents int32 [j] that both have, and contributions float32 [j], in the order in
+            which a search adds them up: their float32 sum is the score.
+
+        Raises:
+            ValueError: if the index has no such id.
+        """
+        rows = _first(read_rows("query", query, self.dim))
+        entries = _C.read_query(
+            rows.values, rows.indices, rows.starts, self.dim, self.metric == "cosine"
+        )
+        for segment in self._segments:
+            doc = int(segment.find(np.array([check_int("id", id, 0, 2**63 - 1)]))[0])
+            if doc >= 0:
+                stored = [segment.native.value(doc, int(latent)) for latent in entries[0]]
+                both = np.array(stored, np.float32) > 0
+                products = entries[1] * np.array(stored, np.float32)
+                return entries[0][both], products[both]
+        raise ValueError(f"id: {id} is not in the index")
 
     def explain(self, query: Any, topk: int = 10) -> dict[str, int]:
         """What a search for the first of the given queries reads.
@@ -223,164 +310,78 @@ class InvertedIndex:
         Returns:
             terms: entries of the query whose latent some document uses; postings: in their
             lists altogether; blocks: of documents, where the index is clustered, with
-            blocks_scored one by one and windows_scanned from end to end (of windows).
+            blocks_scored one by one and windows_scanned from end to end (of windows). Of
+            several segments, the sums, as if each were searched alone.
         """
         topk = check_int("topk", topk, 1, 2**40)
-        rows = read_rows("query", query, self.dim)
-        if rows.n == 0:
-            raise ValueError("query: expected a query, got none")
-        counts = self._native.explain(
-            rows.values, rows.indices, rows.starts, topk, self.metric == "cosine"
-        )
-        n_blocks = -(-self._documents // self._block) if self._block else 0
-        n_windows = -(-self._documents // self._window)
-        return {**counts, "blocks": n_blocks, "windows": n_windows}
-
-    def add(self, codes: Any, ids: Any = None) -> None:
-        """Not built yet."""
-        raise NotImplementedError("add is not built yet: build an index of all codes")
-
-    def remove(self, ids: Any) -> None:
-        """Not built yet."""
-        raise NotImplementedError("remove is not built yet: build an index of the codes you keep")
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the index to a directory, replacing an index that is there.
-
-        A crash at any instant leaves the old index or the new one. Processes that have
-        loaded the old one keep it. One process at a time may save to a directory.
-
-        Raises:
-            OSError: if a file cannot be written.
-            ValueError: if `path` is a file.
-        """
-        facts = {
-            "documents": self._documents,
-            "dim": self.dim,
-            "k": self.k,
-            "metric": self.metric,
-            "values": self.values,
-            "window": self._window,
-            "block": self._block,
-        }
-        arrays = {name: getattr(self._native, name) for name in index_file.DTYPES}
-        index_file.write(path, facts, {n: a for n, a in arrays.items() if a is not None})
-
-    @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], *, mmap: bool = True, verify: bool = False
-    ) -> InvertedIndex:
-        """Reads an index that `save` wrote.
-
-        Every size, offset and checksum of the index is checked at once, its inverted lists
-        each before its first use: a damaged file gives a ValueError here or in `search`, not
-        a wrong answer.
-
-        Args:
-            path: the directory.
-            mmap: map the lists into memory, to be read when first needed, instead of
-                reading them now.
-            verify: check all lists now.
-
-        Raises:
-            FileNotFoundError: if there is no index at `path`.
-            ValueError: if the files are damaged or of another version.
-        """
-        facts, arrays = index_file.read(path, mmap)
-        try:
-            native = _C.Index(
-                n_docs=facts["documents"],
-                dim=facts["dim"],
-                window=facts["window"],
-                block=facts["block"],
-                half=facts["values"] == "float16",
-                trusted=False,
-                **arrays,
+        rows = _first(read_rows("query", query, self.dim))
+        total: dict[str, int] = {}
+        for segment in self._segments:
+            counts = segment.native.explain(
+                rows.values, rows.indices, rows.starts, topk, self.metric == "cosine"
             )
-            if verify:
-                native.verify(thread_count(None))
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
-        return cls(native, **{name: fact for name, fact in facts.items() if name != "arrays"})
+            counts["blocks"] = -(-segment.documents // segment.block) if segment.block else 0
+            counts["windows"] = -(-segment.documents // segment.window)
+            total = {name: total.get(name, 0) + count for name, count in counts.items()}
+        return total
 
-    def to_numpy(self) -> tuple[np.ndarray, np.ndarray]:
-        """The stored codes: values float32 [n, k] and indices int32 [n, k].
-
-        Rows stand in the order in which they were given, entries in that of SparseCodes (by
-        value descending, then by latent), padded with value 0 and index 0.
-        """
-        starts, latents, values = self._native.rows()
-        rows = np.repeat(np.arange(self._documents), np.diff(starts))
-        order = np.lexsort((latents, -values, rows))
-        slots = np.arange(len(rows)) - starts[rows]
-        out_values = np.zeros((self._documents, self.k), np.float32)
-        out_indices = np.zeros((self._documents, self.k), np.int32)
-        out_values[rows, slots] = values[order]
-        out_indices[rows, slots] = latents[order]
-        return out_values, out_indices
-
-    @property
-    def ids(self) -> np.ndarray:
-        """The id of each code in the order in which they were given, int64 [n]."""
-        if self._native.ids is None:
-            return np.arange(self._documents, dtype=np.int64)
-        return self._native.ids.copy()
+    def _plan(self, segments: tuple[Segment, ...], recall: float) -> index_fast.Plan:
+        """Measured at first use, and again once there are twice or half as many codes."""
+        n = sum(len(segment) for segment in segments)
+        known = self._plans.get(recall)
+        if known is None or not known[0] <= 2 * n <= 4 * known[0]:
+            known = n, index_fast.calibrate(segments, self.dim, self.metric, recall)
+            self._plans = {**self._plans, recall: known}
+        return known[1]
 
     def stats(self) -> dict[str, Any]:
         """What the index holds and what a search must touch.
 
         Returns:
-            documents, dim, k, metric, values, window, block (documents in it; 0 if the index
-            is not clustered); latents (those in use), postings,
-            bytes (memory or disk), bytes_per_code; longest_list (the most documents that
-            share a latent); hottest_share (of all postings, in the hottest 1% of the latents
-            in use); postings_per_query (expected for queries drawn like the documents).
+            documents, removed (codes whose memory is not free yet), segments, dim, k, metric,
+            values; window, block (documents in it; 0 if not clustered) of the first segment;
+            latents (those in use), postings, bytes (memory or disk, without the next),
+            bytes_per_code, forward_bytes (the copy by document, made when needed);
+            longest_list (the most documents that share a latent); hottest_share (of all
+            postings, in the hottest 1% of the latents in use); postings_per_query (expected
+            for queries drawn like the documents); recall (for each that a fast search asked
+            for: what searches for a sample of the codes found).
         """
-        native = self._native
-        n_windows = -(-self._documents // self._window)
-        lengths = np.diff(native.offsets[:: max(n_windows, 1)].astype(np.int64))
-        total = int(lengths.sum())
-        hottest = np.sort(lengths)[::-1][: -(-len(lengths) // 100)]
-        arrays = [getattr(native, name) for name in index_file.DTYPES]
-        n_bytes = sum(a.nbytes for a in arrays if a is not None)
         return {
-            "documents": self._documents,
-            "dim": self.dim,
-            "k": self.k,
-            "metric": self.metric,
-            "values": self.values,
-            "window": self._window,
-            "block": self._block,
-            "latents": len(lengths),
-            "postings": total,
-            "bytes": n_bytes,
-            "bytes_per_code": n_bytes / max(self._documents, 1),
-            "longest_list": int(lengths.max(initial=0)),
-            "hottest_share": float(hottest.sum() / max(total, 1)),
-            "postings_per_query": float(
-                (lengths.astype(np.float64) ** 2).sum() / max(self._documents, 1)
-            ),
+            **stats(self._segments),
+            **{name: getattr(self, name) for name in ("dim", "k", "metric", "values")},
+            "recall": {asked: plan.recall for asked, (_, plan) in self._plans.items()},
         }
 
-    def __len__(self) -> int:
-        return self._documents
+    def truncated(self, k: int, *, num_threads: int | None = None) -> InvertedIndex:
+        """An index of the same codes with only the k strongest latents of each.
 
-    def __repr__(self) -> str:
-        return (
-            f"InvertedIndex(n={self._documents}, dim={self.dim}, k={self.k}, "
-            f"metric={self.metric!r}, values={self.values!r})"
+        With metric cosine they are brought to norm 1 again. That a search of this index
+        cannot leave out weak latents of documents instead is because its lists do not say
+        how strong a posting is among its document's others.
+        """
+        k = check_int("k", k, 1, 2**31 - 1)
+        segments, facts = self._state()
+        still = InvertedIndex(
+            list(segments), dim=self.dim, k=facts["k"], next_id=0, form=self._form
+        )
+        values, indices = still.to_numpy()
+        return InvertedIndex.build(
+            (values[:, :k], indices[:, :k]),
+            still.ids,
+            dim=self.dim,
+            metric=self.metric,
+            values=self.values,
+            norms=norms_of(segments),
+            cluster=self._form.cluster,
+            num_threads=num_threads,
         )
 
 
-def _block(rows: Rows, window: int) -> int:
-    """Documents a block: more than usual where the maxima would outgrow half the postings."""
-    block = math.gcd(window, DEFAULT_BLOCK)
-    latents = min(rows.dim, rows.values.size)
-    while block < window and window % (2 * block) == 0:
-        if latents * (rows.n // block) <= 2 * rows.values.size:
-            break
-        block *= 2
-    return block
+def _first(rows: Rows) -> Rows:
+    if rows.n == 0:
+        raise ValueError("query: expected a query, got none")
+    return rows
 
 
-__all__ = ["InvertedIndex"]
+__all__ = ["InvertedIndex", "Rerank"]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from csrkern import _C
+from csrkern.index_segment import Segment, arrays_of, restore_segment
 
 FORMAT = "csrkern-index"
-VERSION = 1
+VERSION = 2
 HEADER = "index.json"
 # "checksums" covers those checked later, list by list; the others have one in the header.
 DTYPES = {
@@ -25,52 +26,96 @@ DTYPES = {
     "ids": "<i8",
     "maxima": "|u1",
     "scales": "<f4",
+    "norms": "<f4",
+    "alive": "<u8",
 }
-OPTIONAL = {"ids", "maxima", "scales"}
+OPTIONAL = {"ids", "maxima", "scales", "norms", "alive"}
 CHECKED_LATER = {"postings", "maxima", "scales"}
 _FILE_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{16}}\.bin")
-_LARGEST_HEADER = 1 << 20
+_LARGEST_HEADER = 1 << 24
 
 
-def write(path: str | os.PathLike[str], facts: dict[str, Any], arrays: dict[str, Any]) -> None:
-    """Writes arrays under new names, then renames a header that names them into place.
+def write(path: str | os.PathLike[str], facts: dict[str, Any], segments: Sequence[Segment]) -> None:
+    """Writes segments under new names, then renames a header that names them into place.
 
     So at any instant the directory holds one whole index: the old one until the header is
     renamed, the new one from then on. Files that the header does not name are then removed.
+    Lists that are in the directory already are not written again.
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: expected a directory to save the index in, found a file")
     folder.mkdir(parents=True, exist_ok=True)
-    generation = secrets.token_hex(8)
-    written = {}
-    for name, array in arrays.items():
-        file_name = f"{name}-{generation}.bin"
-        _write_file(folder / file_name, memoryview(array).cast("B") if array.size else b"")
-        written[name] = {"file": file_name, "size": array.size}
-        if name not in CHECKED_LATER:
-            written[name]["crc32c"] = _C.crc32c(array)
-    body = {**facts, "arrays": written}
+    parts = [_write_segment(folder, segment) for segment in segments]
+    body = {**facts, "segments": parts}
     header = {
         "format": FORMAT,
         "version": VERSION,
         "crc32c": _C.crc32c(_canonical(body)),
         "index": body,
     }
-    beside = folder / f".{HEADER}-{generation}"
+    beside = folder / f".{HEADER}-{os.urandom(8).hex()}"
     _write_file(beside, json.dumps(header, indent=1).encode())
     _flush_folder(folder)
     os.replace(beside, folder / HEADER)
     _flush_folder(folder)
-    kept = {entry["file"] for entry in written.values()}
+    kept = {entry["file"] for part in parts for entry in part["arrays"].values()}
     for file in folder.iterdir():
         ours = _FILE_NAME.fullmatch(file.name) or file.name.startswith(f".{HEADER}-")
         if ours and file.name not in kept:
             file.unlink(missing_ok=True)
 
 
-def read(path: str | os.PathLike[str], mmap: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The header's facts and the arrays, all but the postings checked against checksums.
+def move_to(path: str | os.PathLike[str], facts: dict[str, Any], segment: Segment) -> Segment:
+    """Writes a segment's arrays to a directory, not yet its index, and maps them from there."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = _write_segment(folder, segment)
+    moved = restore_segment(facts, part, _read_arrays(folder, part, mmap=True))
+    moved.files = segment.files
+    return moved
+
+
+def _write_segment(folder: Path, segment: Segment) -> dict[str, Any]:
+    """Writes a segment's arrays, as far as `folder` lacks them; its entry in the header."""
+    here = os.path.realpath(folder)
+    entries = segment.files.get(here)
+    if entries is None or not all(_is_there(folder, name, e) for name, e in entries.items()):
+        arrays = arrays_of(segment)
+        arrays.pop("alive", None)
+        entries = _write_arrays(folder, arrays)
+        segment.files[here] = entries
+    entries = dict(entries)
+    if segment.alive is not None:
+        entries |= _write_arrays(folder, {"alive": segment.alive})
+    sizes = {name: getattr(segment, name) for name in ("documents", "window", "block")}
+    return {**sizes, "arrays": entries}
+
+
+def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    generation = os.urandom(8).hex()
+    written = {}
+    for name, array in arrays.items():
+        file_name = f"{name}-{generation}.bin"
+        _write_file(folder / file_name, array.data.cast("B") if array.size else b"")
+        written[name] = {"file": file_name, "size": array.size}
+        if name not in CHECKED_LATER:
+            written[name]["crc32c"] = _C.crc32c(array)
+    return written
+
+
+def _is_there(folder: Path, name: str, entry: dict[str, Any]) -> bool:
+    try:
+        found = os.stat(folder / entry["file"]).st_size
+    except OSError:
+        return False
+    return bool(found == entry["size"] * np.dtype(DTYPES[name]).itemsize)
+
+
+def read(
+    path: str | os.PathLike[str], mmap: bool
+) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
+    """The header's facts and each segment's arrays, all but the postings checked.
 
     Raises:
         FileNotFoundError: if there is no index at `path`.
@@ -80,7 +125,7 @@ def read(path: str | os.PathLike[str], mmap: bool) -> tuple[dict[str, Any], dict
     facts = _read_header(folder)
     while True:
         try:
-            return facts, _read_arrays(folder, facts, mmap)
+            return facts, [_read_arrays(folder, part, mmap) for part in facts["segments"]]
         except FileNotFoundError as error:
             # A save that ended between our two reads has replaced the files: read what it wrote.
             newer = _read_header(folder)
@@ -115,35 +160,46 @@ def _read_header(folder: Path) -> dict[str, Any]:
     return body
 
 
+def _count(value: Any, limit: int) -> bool:
+    return type(value) is int and 0 <= value <= limit
+
+
 def _sane(body: dict[str, Any]) -> bool:
     """Types and ranges of the header, so that what follows need not ask."""
+    segments = body.get("segments")
+    return (
+        isinstance(segments, list)
+        and len(segments) > 0
+        and all(isinstance(part, dict) and _sane_segment(part) for part in segments)
+        and _count(body.get("dim"), 2**31 - 1)
+        and _count(body.get("k"), 2**31 - 1)
+        and _count(body.get("next_id"), 2**63)
+        and body.get("metric") in ("ip", "cosine")
+        and body.get("values") in ("float16", "float32")
+        and any(body.get("cluster") is choice for choice in (None, True, False))
+    )
 
-    def count(value: Any, limit: int) -> bool:
-        return type(value) is int and 0 <= value <= limit
 
-    arrays = body.get("arrays")
+def _sane_segment(part: dict[str, Any]) -> bool:
+    arrays = part.get("arrays")
     if not isinstance(arrays, dict) or not set(DTYPES) - OPTIONAL <= set(arrays) <= set(DTYPES):
         return False
     for name, entry in arrays.items():
-        if not isinstance(entry, dict) or not count(entry.get("size"), 1 << 48):
+        if not isinstance(entry, dict) or not _count(entry.get("size"), 1 << 48):
             return False
         match = _FILE_NAME.fullmatch(str(entry.get("file")))
         if match is None or match[1] != name:
             return False
     return (
-        count(body.get("documents"), 1 << 40)
-        and count(body.get("dim"), 2**31 - 1)
-        and count(body.get("k"), 2**31 - 1)
-        and count(body.get("window"), 65_536)
-        and count(body.get("block"), 65_536)
-        and body.get("metric") in ("ip", "cosine")
-        and body.get("values") in ("float16", "float32")
+        _count(part.get("documents"), 1 << 40)
+        and _count(part.get("window"), 65_536)
+        and _count(part.get("block"), 65_536)
     )
 
 
-def _read_arrays(folder: Path, facts: dict[str, Any], mmap: bool) -> dict[str, np.ndarray]:
+def _read_arrays(folder: Path, part: dict[str, Any], mmap: bool) -> dict[str, np.ndarray]:
     arrays = {}
-    for name, entry in facts["arrays"].items():
+    for name, entry in part["arrays"].items():
         file, dtype, size = folder / entry["file"], np.dtype(DTYPES[name]), entry["size"]
         with open(file, "rb") as stream:
             found = os.fstat(stream.fileno()).st_size

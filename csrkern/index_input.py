@@ -186,28 +186,24 @@ def check_ids(ids: Any, n: int) -> np.ndarray:
     return array
 
 
-def filter_bits(chosen: Any, n: int, ids: np.ndarray | None) -> np.ndarray:
-    """A bit for each of n documents, in words of 64, from a mask or a list of ids."""
-    chosen = np.asarray(chosen)
-    if chosen.dtype == bool:
-        if chosen.shape != (n,):
-            raise ValueError(
-                f"filter: expected a mask of {n} codes, got shape {list(chosen.shape)}"
-            )
-        mask = chosen
-    elif chosen.size == 0 or (chosen.dtype.kind in "iu" and chosen.ndim == 1):
-        if ids is not None:
-            mask = np.isin(ids, chosen)
-        else:
-            mask = np.zeros(n, bool)
-            held = (chosen >= 0) & (chosen < n)
-            mask[chosen[held].astype(np.int64)] = True
-    else:
-        raise TypeError(
-            "filter: expected a boolean mask or a list of ids, "
-            f"got {chosen.dtype} of shape {list(chosen.shape)}"
+def check_norms(norms: Any, n: int) -> np.ndarray:
+    """n positive finite norms as float32."""
+    array = np.array(norms, dtype=np.float32)
+    if array.shape != (n,) or not (np.isfinite(array) & (array > 0)).all():
+        raise ValueError(
+            f"norms: expected a positive number for each of {n} codes, got {list(array.shape)}"
         )
-    packed = np.zeros(-(-n // 64) * 8, np.uint8)
-    bits = np.packbits(mask, bitorder="little")
-    packed[: len(bits)] = bits
-    return packed.view("<u8")
+    return array
+
+
+def least_float(name: str, value: Any) -> float:
+    """The smallest float32 that is at least `value`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    with np.errstate(over="ignore"):
+        least = np.float32(value)
+    if np.isnan(least):
+        raise ValueError(f"{name}: expected a number, got nan")
+    if float(least) < float(value):
+        least = np.nextafter(least, np.float32(np.inf))
+    return float(least)

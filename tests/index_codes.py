@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from csrkern import InvertedIndex
+from csrkern import InvertedIndex, Rerank
 
 
 def in_order(values: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +67,18 @@ def digest() -> str:
             for chosen in (None, np.arange(9001) % 3 > 0):
                 for part in index.search((codes[0][:50], codes[1][:50]), topk, filter=chosen):
                     result.update(part.tobytes())
+        index._segments[0].native.make_forward(1)
+        queries = codes[0][:50], codes[1][:50]
+        dense = np.sin(np.arange(50 * 96)).reshape(50, 96)
+        for found in (
+            index.search(queries, filter=np.arange(0, 9001, 100)),
+            index.search(queries, rerank=Rerank(dense, 40)),
+            index.search(queries, mode="fast", recall=0.6),
+            index.search_above(queries, 0.5),
+        ):
+            for part in found:
+                result.update(part.tobytes())
         for array in index.to_numpy():
             result.update(array.tobytes())
-        result.update(index._native.checksums.tobytes())
+        result.update(index._segments[0].native.checksums.tobytes())
     return result.hexdigest()

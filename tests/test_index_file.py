@@ -25,7 +25,9 @@ QUERIES = index_codes.uniform(20, 64, 6, seed=1)
 def clustered():
     """An index with arrays of every name: 3 windows of 1,024, 12 blocks of 256."""
     ids = np.arange(3000) * 3
-    return InvertedIndex.build(CODES, ids, dim=64, window=1024, cluster=True)
+    index = InvertedIndex.build(CODES, ids, norms=ids + 1, dim=64, window=1024, cluster=True)
+    index.remove([300, 6000])
+    return index
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,9 @@ def test_loaded_equals_built(tmp_path, mmap, values, metric, ids):
     np.testing.assert_array_equal(loaded.ids, index.ids)
     loaded.save(tmp_path / "b")
     again = InvertedIndex.load(tmp_path / "b")
-    np.testing.assert_array_equal(again._native.postings, index._native.postings)
+    np.testing.assert_array_equal(
+        again._segments[0].native.postings, index._segments[0].native.postings
+    )
 
 
 def test_empty_index(tmp_path):
@@ -244,33 +248,40 @@ def forge(folder, change, arrays=()):
     change(body)
     for name, array in dict(arrays).items():
         the_file(folder, name).write_bytes(array.tobytes())
-        body["arrays"][name]["size"] = array.size
-        body["arrays"][name]["crc32c"] = _C.crc32c(np.ascontiguousarray(array))
+        entry = body["segments"][0]["arrays"][name]
+        entry["size"] = array.size
+        entry["crc32c"] = _C.crc32c(np.ascontiguousarray(array))
     header["crc32c"] = _C.crc32c(index_file._canonical(body))
     (folder / "index.json").write_text(json.dumps(header))
 
 
+OF_SEGMENTS = ("documents", "window", "block", "arrays")
+
+
 @pytest.mark.parametrize(
-    "key", ["documents", "dim", "k", "window", "block", "metric", "values", "arrays"]
+    "key", [*OF_SEGMENTS, "dim", "k", "metric", "values", "cluster", "next_id", "segments"]
 )
 @pytest.mark.parametrize("wrong", [-1, 0, 2**62, 2**70, 1.5, None, "x", True, [], {}])
 def test_forged_header(copy, key, wrong):
-    if key in ("k", "block") and type(wrong) is int and wrong == 0:
-        pytest.skip("an index of empty rows, or one that leaves its maxima unused")
-    forge(copy, lambda body: body.update({key: wrong}))
+    if key in ("k", "block", "next_id") and type(wrong) is int and wrong == 0:
+        pytest.skip("an index of empty rows, or one that leaves its maxima or its ids unused")
+    if (key, wrong) in [("next_id", 2**62), ("cluster", True), ("cluster", None)]:
+        pytest.skip("fits")
+    part = (lambda body: body["segments"][0]) if key in OF_SEGMENTS else (lambda body: body)
+    forge(copy, lambda body: part(body).update({key: wrong}))
     with pytest.raises(ValueError, match="damaged"):
         use(copy)
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "ids-0123456789abcdef.bin", 3])
 def test_forged_file_names(copy, name):
-    forge(copy, lambda body: body["arrays"]["terms"].update(file=name))
+    forge(copy, lambda body: body["segments"][0]["arrays"]["terms"].update(file=name))
     with pytest.raises(ValueError, match="damaged"):
         use(copy)
 
 
 def forged_arrays():
-    index = clustered()._native
+    index = clustered()._segments[0].native
     terms, offsets, postings = index.terms, index.offsets, index.postings
     maxima, scales = index.maxima, index.scales
     half = postings.view(np.uint16)
@@ -327,6 +338,11 @@ def forged_arrays():
     yield "too few offsets", {"offsets": offsets[:-1]}
     yield "too few checksums", {"checksums": index.checksums[:-1]}
     yield "too few ids", {"ids": index.ids[:-1]}
+    yield "too few norms", {"norms": index.norms[:-1]}
+    for norm in (np.nan, np.inf, 0, -1):
+        yield f"norm {norm}", {"norms": changed(index.norms, 7, norm)}
+    yield "living documents beyond the last", {"alive": np.full(47, 2**64 - 1, np.uint64)}
+    yield "too few removed", {"alive": np.full(46, 2**64 - 1, np.uint64)}
 
 
 @pytest.mark.parametrize(("what", "arrays"), list(forged_arrays()), ids=lambda a: str(a)[:40])

@@ -42,7 +42,9 @@ def test_every_form_gives_the_same_index(codes, metric):
     want = index.search(codes, 5)
     for name, form in forms(codes):
         again = InvertedIndex.build(form, metric=metric, dim=DIM)
-        assert np.array_equal(again._native.postings, index._native.postings), name
+        assert np.array_equal(
+            again._segments[0].native.postings, index._segments[0].native.postings
+        ), name
         for got, one in zip(again.search(form, 5), want, strict=True):
             np.testing.assert_array_equal(got, one, err_msg=name)
 
@@ -54,7 +56,9 @@ def test_scipy_duplicates_are_summed(codes):
         shape=matrix.shape,
     )
     want, got = InvertedIndex.build(matrix), InvertedIndex.build(doubled)
-    np.testing.assert_array_equal(want._native.postings, got._native.postings)
+    np.testing.assert_array_equal(
+        want._segments[0].native.postings, got._segments[0].native.postings
+    )
 
 
 def test_low_precision_codes(codes):
@@ -158,14 +162,24 @@ def test_bad_search_options(codes):
     with pytest.raises(ValueError, match="filter: expected a mask of 700 codes"):
         index.search(codes, filter=np.ones(3, bool))
     for wrong in ([1.5], ["a"], np.ones((2, 2), int)):
-        with pytest.raises(TypeError, match="filter: expected a boolean mask or a list of ids"):
+        with pytest.raises(TypeError, match="filter: expected a boolean mask, a list of ids"):
             index.search(codes, filter=wrong)
-    for options in ({"mode": "fast"}, {"rerank": 10}):
-        with pytest.raises(NotImplementedError, match="is not built yet: "):
-            index.search(codes, **options)
-    for change in (lambda: index.add(codes), lambda: index.remove([1])):
-        with pytest.raises(NotImplementedError, match="build an index of"):
-            change()
+    with pytest.raises(ValueError, match="filter: expected one for each of 700 queries, got 2"):
+        index.search(codes, filter=[[1], [2]])
+    with pytest.raises(TypeError, match=r"rerank: expected a csrkern\.Rerank, got int"):
+        index.search(codes, rerank=10)
+    with pytest.raises(ValueError, match="mode: expected one of 'exact', 'fast'"):
+        index.search(codes, mode="quick")
+    with pytest.raises(ValueError, match=r"recall: expected 0\.5 <= recall < 1"):
+        index.search(codes, mode="fast", recall=1)
+    with pytest.raises(ValueError, match="give mode='fast'"):
+        index.search(codes, recall=0.9)
+    with pytest.raises(ValueError, match="query_k: expected 1 <="):
+        index.search(codes, query_k=0)
+    with pytest.raises(ValueError, match="min_score: expected a number, got nan"):
+        index.search(codes, min_score=float("nan"))
+    with pytest.raises(TypeError, match="min_score: expected a number, got str"):
+        index.search_above(codes, "1")
 
 
 def test_runs_where_torch_is_not_installed(tmp_path):

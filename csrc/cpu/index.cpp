@@ -8,10 +8,14 @@
 
 #include "csrkern/index_kernels.hpp"
 #include "csrkern/parallel.hpp"
+#include "index_forward.hpp"
 #include "index_query.hpp"
 
 namespace csrkern {
 namespace {
+
+// What a posting costs when the forward copy is made by one thread.
+constexpr double kNsPerForwardPosting = 13;
 
 [[noreturn]] void damaged(const std::string& what) {
   throw std::invalid_argument("the index is damaged: " + what);
@@ -76,6 +80,8 @@ Index::Index(const IndexView& view, bool trusted) : view_(view), finder_(view.te
   if (!trusted) verified_.reset(new std::atomic<uint8_t>[view.n_terms]());
 }
 
+Index::~Index() { delete forward_.load(); }
+
 void Index::verify_term(int64_t term) const {
   if (verified_ == nullptr || verified_[term].load(std::memory_order_acquire)) return;
   const uint64_t* offsets = view_.offsets + term * view_.n_windows;
@@ -110,6 +116,48 @@ void Index::rows(int64_t* starts, int32_t* latents, float* values) const {
       values[at] = value;
     });
   }
+}
+
+OwnedRows Index::rows_of(const int64_t* docs, int64_t n) const {
+  OwnedRows rows;
+  rows.starts.push_back(0);
+  for (int64_t i = 0; i < n; ++i) append_row(forward(1), view_.terms, docs[i], rows);
+  return rows;
+}
+
+float Index::value(int64_t doc, int32_t latent) const {
+  const int64_t term = finder_.find(latent);
+  if (term < 0) return 0;
+  verify_term(term);
+  float found = 0;
+  const int64_t window = doc / view_.window;
+  each_posting(view_, term, window, [&](int64_t at, float value) {
+    if (at == doc) found = value;
+  });
+  return found;
+}
+
+const Forward& Index::forward(int num_threads) const {
+  if (const Forward* made = forward_.load(std::memory_order_acquire)) return *made;
+  const std::lock_guard<std::mutex> lock(making_forward_);
+  if (forward_.load() == nullptr) {
+    verify(num_threads);
+    forward_.store(new Forward(view_, num_threads), std::memory_order_release);
+  }
+  return *forward_.load();
+}
+
+int64_t Index::forward_bytes() const {
+  const Forward* made = forward_.load(std::memory_order_acquire);
+  return made == nullptr ? 0 : made->bytes();
+}
+
+const Forward* Index::forward_if_worth(int64_t ns_lost) const {
+  if (const Forward* made = forward_.load(std::memory_order_acquire)) return made;
+  const uint64_t postings = view_.offsets[view_.n_terms * view_.n_windows];
+  const double cost = kNsPerForwardPosting * static_cast<double>(postings);
+  if (ns_lost_.fetch_add(ns_lost, std::memory_order_relaxed) < cost) return nullptr;
+  return &forward(1);
 }
 
 }  // namespace csrkern

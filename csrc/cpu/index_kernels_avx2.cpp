@@ -171,6 +171,19 @@ void to_half(const float* values, int64_t n, uint16_t* halves) {
   }
 }
 
+void from_half(const uint8_t* halves, int64_t n, float* values) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const auto* at = reinterpret_cast<const __m128i*>(halves + 2 * i);
+    _mm256_storeu_ps(values + i, _mm256_cvtph_ps(_mm_loadu_si128(at)));
+  }
+  for (; i < n; ++i) {
+    uint16_t half;
+    __builtin_memcpy(&half, halves + 2 * i, 2);
+    values[i] = _cvtsh_ss(half);
+  }
+}
+
 uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
   uint64_t c = ~crc;
   for (; bytes >= 8; bytes -= 8, data += 8) {
@@ -185,8 +198,7 @@ uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
 }  // namespace
 
 const IndexKernels kIndexKernelsAvx2 = {
-    score<Half>, score<Float>, score_parts<Half>, score_parts<Float>, keep,
-    lane_maxima, take,         add_bounds,        find_bounds,        to_half,
-    crc32c};
+    score<Half>, score<Float>, score_parts<Half>, score_parts<Float>, keep,  lane_maxima, take,
+    add_bounds,  find_bounds,  to_half,           from_half,          crc32c};
 
 }  // namespace csrkern

@@ -185,6 +185,13 @@ void to_half(const float* values, int64_t n, uint16_t* halves) {
   }
 }
 
+void from_half(const uint8_t* halves, int64_t n, float* values) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 mask = n - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
+    _mm512_mask_storeu_ps(values + i, mask, Half::load(halves + 2 * i, mask));
+  }
+}
+
 uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
   uint64_t c = ~crc;
   for (; bytes >= 8; bytes -= 8, data += 8) {
@@ -199,8 +206,7 @@ uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
 }  // namespace
 
 const IndexKernels kIndexKernelsAvx512 = {
-    score<Half>, score<Float>, score_parts<Half>, score_parts<Float>, keep,
-    lane_maxima, take,         add_bounds,        find_bounds,        to_half,
-    crc32c};
+    score<Half>, score<Float>, score_parts<Half>, score_parts<Float>, keep,  lane_maxima, take,
+    add_bounds,  find_bounds,  to_half,           from_half,          crc32c};
 
 }  // namespace csrkern

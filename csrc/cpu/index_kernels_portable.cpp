@@ -118,6 +118,10 @@ void to_half(const float* values, int64_t n, uint16_t* halves) {
   for (int64_t i = 0; i < n; ++i) halves[i] = float_to_half(values[i]);
 }
 
+void from_half(const uint8_t* halves, int64_t n, float* values) {
+  for (int64_t i = 0; i < n; ++i) values[i] = half_to_float(load<uint16_t>(halves + 2 * i));
+}
+
 uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
   static const std::array<uint32_t, 256> table = [] {
     std::array<uint32_t, 256> made{};
@@ -152,6 +156,7 @@ const IndexKernels kIndexKernelsPortable = {score<uint16_t>,
                                             add_bounds,
                                             find_bounds,
                                             to_half,
+                                            from_half,
                                             crc32c};
 
 }  // namespace csrkern

@@ -26,6 +26,7 @@ inline float float_of(uint32_t bits) {
 struct Hit {
   float score;
   int64_t id;
+  int64_t doc;  // its number among the documents of all segments
 };
 
 inline bool better(const Hit& a, const Hit& b) {
@@ -38,15 +39,21 @@ class TopHits {
   // `in_order`: documents come by ascending id.
   TopHits(int64_t topk, bool in_order) : topk_(topk), in_order_(in_order) {}
 
-  void add(float score, int64_t id) { hits_.push_back({score, id}); }
+  void add(float score, int64_t id, int64_t doc) { hits_.push_back({score, id, doc}); }
 
   // Drops what is not among the best topk and raises the bar.
   void settle() {
     if (!full()) return;
     std::nth_element(hits_.begin(), hits_.begin() + (topk_ - 1), hits_.end(), better);
     hits_.resize(topk_);
+    settled_ = hits_.size();
     // A later document with a higher id loses every tie, so only a greater score matters.
     raise(bits_of(hits_.back().score) + (in_order_ ? 1 : 0));
+  }
+
+  // `settle`, once enough hits have come that it costs little for each.
+  void settle_rarely() {
+    if (hits_.size() >= settled_ + kRarely) settle();
   }
 
   void raise(uint32_t bar) { bar_ = std::max(bar_, bar); }
@@ -58,8 +65,11 @@ class TopHits {
   std::vector<Hit>& hits() { return hits_; }
 
  private:
+  static constexpr size_t kRarely = 256;
+
   int64_t topk_;
   bool in_order_;
+  size_t settled_ = 0;
   uint32_t bar_ = 1;  // any score above 0
   std::vector<Hit> hits_;
 };
@@ -91,30 +101,35 @@ class BlockBounds {
   std::vector<uint16_t> weights_;
 };
 
-// Calls body(document, value) for each posting of a term, whose segments are known to be good.
+// Calls body(document, value) for each posting of a term in a window; its segments are known to
+// be good.
+template <class Body>
+void each_posting(const IndexView& view, int64_t term, int64_t w, const Body& body) {
+  const uint64_t* offset = view.offsets + term * view.n_windows + w;
+  const uint64_t n = offset[1] - offset[0];
+  const uint8_t* segment = view.segment(offset[0]);
+  const auto value = [&, values = segment + 2 * n](uint64_t i) {
+    uint16_t half;
+    float full;
+    if (view.type == ValueType::float32) {
+      std::memcpy(&full, values + 4 * i, 4);
+      return full;
+    }
+    std::memcpy(&half, values + 2 * i, 2);
+    return half_to_float(half);
+  };
+  const int64_t base = w * view.window;
+  for (uint64_t i = 0; i < n; ++i) {
+    uint16_t id;
+    std::memcpy(&id, segment + 2 * i, 2);
+    body(base + id, value(i));
+  }
+}
+
+// The same in all windows.
 template <class Body>
 void each_posting(const IndexView& view, int64_t term, const Body& body) {
-  for (int64_t w = 0; w < view.n_windows; ++w) {
-    const uint64_t* offset = view.offsets + term * view.n_windows + w;
-    const uint64_t n = offset[1] - offset[0];
-    const uint8_t* segment = view.segment(offset[0]);
-    const auto value = [&, values = segment + 2 * n](uint64_t i) {
-      uint16_t half;
-      float full;
-      if (view.type == ValueType::float32) {
-        std::memcpy(&full, values + 4 * i, 4);
-        return full;
-      }
-      std::memcpy(&half, values + 2 * i, 2);
-      return half_to_float(half);
-    };
-    const int64_t base = w * view.window;
-    for (uint64_t i = 0; i < n; ++i) {
-      uint16_t id;
-      std::memcpy(&id, segment + 2 * i, 2);
-      body(base + id, value(i));
-    }
-  }
+  for (int64_t w = 0; w < view.n_windows; ++w) each_posting(view, term, w, body);
 }
 
 // For each term of `view` the maxima of its blocks, as multiples of a scale, rounded up.

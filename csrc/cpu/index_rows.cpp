@@ -11,6 +11,8 @@ namespace {
 
 // 16 MB of table at most; beyond, 20 steps of a binary search cost less than the misses.
 constexpr int32_t kLargestTable = 1 << 22;
+// A small index over many latents makes do with the search: its table would be its largest part.
+constexpr int64_t kLatentsPerTerm = 16;
 
 std::string in_row(int64_t i) { return " in row " + std::to_string(i); }
 
@@ -66,8 +68,8 @@ double unit_scale(const float* values, int64_t n) {
   return square > 0 ? 1 / std::sqrt(square) : 0;
 }
 
-void read_query(const SparseRows& rows, int64_t i, bool normalize, std::vector<Entry>& entries,
-                std::vector<int32_t>& latents) {
+void read_query(const SparseRows& rows, int64_t i, bool normalize, int64_t most,
+                std::vector<Entry>& entries, std::vector<int32_t>& latents) {
   check_row(rows, i, "queries");
   const auto [begin, end] = row_range(rows, i);
   entries.clear();
@@ -84,6 +86,7 @@ void read_query(const SparseRows& rows, int64_t i, bool normalize, std::vector<E
                                 in_row(i) + "; sum or drop duplicates first");
   }
   put_in_order(entries);
+  if (static_cast<int64_t>(entries.size()) > most) entries.resize(most);
   if (!normalize) return;
   double square = 0;
   for (const Entry& e : entries) square += static_cast<double>(e.value) * e.value;
@@ -95,7 +98,7 @@ void read_query(const SparseRows& rows, int64_t i, bool normalize, std::vector<E
 
 TermFinder::TermFinder(const int32_t* terms, int64_t n_terms, int32_t dim)
     : terms_(terms), n_terms_(n_terms) {
-  if (dim > kLargestTable) return;
+  if (dim > kLargestTable || dim / kLatentsPerTerm > n_terms) return;
   table_.assign(dim, -1);
   for (int64_t t = 0; t < n_terms; ++t) table_[terms[t]] = static_cast<int32_t>(t);
 }

@@ -1,59 +1,17 @@
+#include <algorithm>
 #include <atomic>
 #include <functional>
-#include <limits>
 
-#include "csrkern/index_rows.hpp"
 #include "csrkern/parallel.hpp"
-#include "index_query.hpp"
+#include "index_scan.hpp"
 
 namespace csrkern {
 namespace {
 
-constexpr int64_t kEnoughForABar = 8192;
-constexpr int64_t kStep = 64;  // documents that the scan kernels take at once
+// Work below which a second thread costs more to wake (10 to 50 us) than it saves.
+constexpr int64_t kPostingsWorthSplitting = 400'000;
 
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-// Documents [begin, end) of a window, and their postings in the query's lists.
-struct Stretch {
-  int64_t window = 0;
-  int32_t begin = 0, end = 0;
-  std::vector<Part> parts;
-};
-
-// What a thread needs to score a window; scores are all zero between windows.
-struct Scratch {
-  void reserve(int64_t window) {
-    const int64_t slots = round_up(window, kStep) + kSpareSlots;
-    if (slots <= capacity) return;
-    capacity = 0;
-    scores = Buffer(slots * sizeof(float));
-    taken.resize(slots);
-    ids.resize(slots);
-    maxima.resize(slots);
-    capacity = slots;
-  }
-
-  int64_t capacity = 0;
-  Buffer scores;
-  std::vector<float> taken;
-  std::vector<uint16_t> ids;
-  std::vector<uint32_t> maxima;
-  std::vector<Entry> entries;
-  std::vector<int32_t> latents;
-  std::vector<QueryTerm> terms;
-  std::vector<int32_t> blocks;
-  Stretch now, next;  // being scored, being fetched
-  BlockBounds bounds;
-};
-
-Scratch& scratch() {
-  static thread_local Scratch mine;
-  return mine;
-}
-
-void write_out(std::vector<Hit>& hits, int64_t topk, float* scores, int64_t* ids) {
-  std::sort(hits.begin(), hits.end(), better);
+void write_out(const std::vector<Hit>& hits, int64_t topk, float* scores, int64_t* ids) {
   const int64_t found = std::min<int64_t>(topk, hits.size());
   for (int64_t i = 0; i < found; ++i) {
     scores[i] = hits[i].score;
@@ -63,270 +21,78 @@ void write_out(std::vector<Hit>& hits, int64_t topk, float* scores, int64_t* ids
   std::fill(ids + found, ids + topk, -1);
 }
 
-// Work below which a second thread costs more to wake (10 to 50 us) than it saves.
-constexpr int64_t kPostingsWorthSplitting = 400'000;
-
-// What decides between single blocks and whole windows: a posting of a scan, a document of a
-// scan, a term of a block (mostly waiting for memory), a term of a block's bound.
-constexpr double kNsPosting = 0.6, kNsDocument = 0.05, kNsBlockTerm = 100, kNsBound = 0.05;
-
-int64_t postings_of(const std::vector<QueryTerm>& terms, int64_t n_windows) {
-  int64_t total = 0;
-  for (const QueryTerm& t : terms) total += t.offsets[n_windows] - t.offsets[0];
-  return total;
+// The strongest of the entries that make up a share of the squared norm.
+std::vector<Entry> strongest(const std::vector<Entry>& entries, double share) {
+  double total = 0, sum = 0;
+  for (const Entry& e : entries) total += static_cast<double>(e.value) * e.value;
+  size_t n = 0;
+  while (n < entries.size() && sum < share * total) {
+    sum += static_cast<double>(entries[n].value) * entries[n].value;
+    ++n;
+  }
+  return {entries.begin(), entries.begin() + n};
 }
 
-}  // namespace
-
-// The search for one query, by one thread or, window by window, by several.
-class QuerySearch {
+// A search of several indexes as one; each query by one thread or by several.
+class Search {
  public:
-  QuerySearch(const Index& index, const uint64_t* allowed)
-      : index_(index), view_(index.view_), allowed_(allowed) {}
-
-  // Reads a query; each list is checked before its first use.
-  void read(const SparseRows& queries, int64_t i, bool normalize, Scratch& s) const {
-    read_query(queries, i, normalize, s.entries, s.latents);
-    s.terms.clear();
-    for (const Entry& e : s.entries) {
-      const int64_t t = index_.finder_.find(e.latent);
-      if (t < 0) continue;
-      index_.verify_term(t);
-      s.terms.push_back({view_.offsets + t * view_.n_windows, e.value, t});
+  Search(const std::vector<Segment>& segments, const SparseRows& queries,
+         const SearchOptions& options)
+      : segments_(segments), queries_(queries), options_(options) {
+    check_starts(queries, "queries");
+    for (const Segment& segment : segments) {
+      first_docs_.push_back(n_docs_);
+      n_docs_ += segment.index->view().n_docs;
+      n_windows_ += segment.index->view().n_windows;
+      largest_window_ = std::max<int64_t>(largest_window_, segment.index->view().window);
+      clustered_ |= segment.index->view().block > 0;
+      if (rescored()) segment.index->forward(options.num_threads);
     }
+    wanted_ =
+        std::min(rescored() ? options.shortlist : options.topk, std::max<int64_t>(n_docs_, 1));
+    // Ids of several segments, and blocks, do not come in order.
+    in_order_ = segments.size() == 1 && segments[0].index->ids_ascend() && !clustered_;
   }
 
-  // All windows in order, or only the blocks that can matter.
-  void run(TopHits& best, Scratch& s, SearchCost& cost) const {
-    if (s.terms.empty()) return;
-    if (view_.block > 0 && s.terms.size() <= BlockBounds::kMostTerms) {
-      run_blocks(best, s, cost);
-    } else {
-      for (int64_t w = 0; w < view_.n_windows; ++w) scan(w, s.terms, best, s);
-      cost.windows_scanned = view_.n_windows;
-    }
-  }
-
-  // Scores a window from end to end; blocks that `bounds` calls done are left out of `best`.
-  void scan(int64_t window, const std::vector<QueryTerm>& terms, TopHits& best, Scratch& s,
-            const BlockBounds* bounds = nullptr) const {
-    const int64_t n = std::min<int64_t>(view_.window, view_.n_docs - window * view_.window);
-    if (!any_allowed(window * view_.window, n)) return;
-    const auto score = is_half() ? kernels_.score_half : kernels_.score_float;
-    score(view_.postings, terms.data(), static_cast<int>(terms.size()), window, spare(), scores(s));
-    take(window, 0, n, best, s, bounds);
-  }
-
- private:
-  bool is_half() const { return view_.type == ValueType::float16; }
-  int32_t spare() const { return static_cast<int32_t>(round_up(view_.window, kStep)); }
-  static float* scores(Scratch& s) { return reinterpret_cast<float*>(s.scores.data()); }
-
-  // The blocks of the highest bounds first, so that the bar they set rules out most others.
-  void run_blocks(TopHits& best, Scratch& s, SearchCost& cost) const {
-    s.bounds.compute(view_, s.terms);
-    s.bounds.take_best(4 + 4 * best.topk() / view_.block, s.blocks);
-    cost.blocks_scored += s.blocks.size();
-    score_blocks(s.blocks.data(), s.blocks.data() + s.blocks.size(), best, s);
-    s.bounds.find(best.bar(), s.blocks);
-    const int64_t per_window = view_.window / view_.block;
-    const double worth_scanning = s.blocks.empty() ? 0 : blocks_worth_a_scan(s.terms);
-    const int32_t* const end = s.blocks.data() + s.blocks.size();
-    for (const int32_t* block = s.blocks.data(); block < end;) {
-      const int64_t window = *block / per_window;
-      const int32_t* const next = std::lower_bound(block, std::min(end, block + per_window),
-                                                   static_cast<int32_t>((window + 1) * per_window));
-      if (next - block > worth_scanning) {
-        scan(window, s.terms, best, s, &s.bounds);
-        ++cost.windows_scanned;
-      } else {
-        cost.blocks_scored += score_blocks(block, next, best, s);
-      }
-      block = next;
-    }
-  }
-
-  // How many of a window's blocks take, one by one, as long as a scan of the window.
-  double blocks_worth_a_scan(const std::vector<QueryTerm>& terms) const {
-    const double scan = kNsPosting * postings_of(terms, view_.n_windows) / view_.n_windows +
-                        kNsDocument * view_.window;
-    return scan / (kNsBlockTerm * terms.size());
-  }
-
-  // Scores those of the blocks that still reach the bar, neighbours in one go. The postings
-  // of the next blocks are on their way from memory while these are scored.
-  int64_t score_blocks(const int32_t* block, const int32_t* end, TopHits& best, Scratch& s) const {
-    int64_t scored = 0;
-    bool ahead = false;
-    while (ahead || block < end) {
-      std::swap(s.now, s.next);
-      const bool any = ahead;
-      ahead = false;
-      while (!ahead && block < end) {
-        const int32_t first = *block;
-        const int32_t last = last_neighbour(block, end);
-        block += last - first + 1;
-        if (!reaches(first, last, best, s)) continue;
-        if (!any_allowed(first * int64_t{view_.block}, (last - first + 1) * int64_t{view_.block})) {
-          continue;
-        }
-        ahead = true;
-        scored += last - first + 1;
-        find_parts(first, last, s.terms, s.next);
-      }
-      if (any) score_stretch(best, s);
-    }
-    return scored;
-  }
-
-  // The last of the blocks that follow *block without a gap within its window.
-  int32_t last_neighbour(const int32_t* block, const int32_t* end) const {
-    const int32_t per_window = view_.window / view_.block;
-    int32_t last = *block;
-    while (++block < end && *block == last + 1 && *block % per_window != 0) ++last;
-    return last;
-  }
-
-  bool reaches(int32_t first, int32_t last, const TopHits& best, const Scratch& s) const {
-    const uint16_t least = s.bounds.least(best.bar());
-    for (int32_t b = first; b <= last; ++b) {
-      if (s.bounds.done(b) || s.bounds.reaches(b, least)) return true;
-    }
-    return false;
-  }
-
-  // The postings of some neighbouring blocks. Terms that none of their documents has are left
-  // out; their segments need not be searched.
-  void find_parts(int32_t first, int32_t last, const std::vector<QueryTerm>& terms,
-                  Stretch& stretch) const {
-    const int32_t per_window = view_.window / view_.block;
-    stretch.window = first / per_window;
-    stretch.begin = first % per_window * view_.block;
-    stretch.end = static_cast<int32_t>(std::min<int64_t>(
-        (last % per_window + 1) * view_.block, view_.n_docs - stretch.window * view_.window));
-    stretch.parts.clear();
-    uint32_t longest = 0;
-    for (const QueryTerm& t : terms) {
-      const uint8_t* maxima = view_.maxima_of(t.term);
-      uint8_t any = 0;
-      for (int32_t b = first; b <= last; ++b) any |= maxima[b];
-      const uint64_t offset = t.offsets[stretch.window];
-      const uint32_t n = static_cast<uint32_t>(t.offsets[stretch.window + 1] - offset);
-      if (any == 0 || n == 0) continue;
-      stretch.parts.push_back({view_.segment(offset), n, 0, n, t.weight});
-      longest = std::max(longest, n);
-    }
-    // All searches advance in step and without jumps, so that their cache misses overlap.
-    const int64_t value_bytes = posting_bytes(view_.type) - 2;
-    narrow(stretch.begin, longest, &Part::from, stretch.parts);
-    for (const Part& p : stretch.parts) {
-      __builtin_prefetch(p.segment + 2 * p.n + p.from * value_bytes);
-    }
-    const uint32_t most = static_cast<uint32_t>(stretch.end - stretch.begin);
-    for (Part& p : stretch.parts) p.to = p.from;
-    narrow(stretch.end, std::min(longest, most), &Part::to, stretch.parts);
-    for (const Part& p : stretch.parts) {
-      const uint8_t* values = p.segment + 2 * p.n;
-      for (uint32_t i = p.from; i < p.to; i += 32) __builtin_prefetch(values + i * value_bytes);
-    }
-  }
-
-  // Moves `bound` of each part, the number of postings known to be below document x, up to
-  // what it is; at most `most` postings are yet to be told.
-  static void narrow(int32_t x, uint32_t most, uint32_t Part::* bound, std::vector<Part>& parts) {
-    uint32_t step = 1;
-    while (step <= most / 2) step *= 2;
-    for (; step > 0; step /= 2) {
-      for (Part& p : parts) {
-        const uint32_t probe = std::min(p.*bound + step, p.n) - 1;
-        uint16_t id;
-        std::memcpy(&id, p.segment + 2 * probe, 2);
-        const uint32_t below = -static_cast<uint32_t>(id < x);
-        p.*bound = (p.*bound & ~below) | ((probe + 1) & below);
-      }
-    }
-  }
-
-  void score_stretch(TopHits& best, Scratch& s) const {
-    const auto score = is_half() ? kernels_.score_half_parts : kernels_.score_float_parts;
-    score(s.now.parts.data(), static_cast<int>(s.now.parts.size()), spare(), scores(s));
-    take(s.now.window, s.now.begin, s.now.end, best, s, nullptr);
-  }
-
-  // Moves the best scores of documents [begin, end) to `best` and zeroes them all.
-  void take(int64_t window, int64_t begin, int64_t end, TopHits& best, Scratch& s,
-            const BlockBounds* bounds) const {
-    float* const from = scores(s) + begin;
-    const int64_t n = round_up(end - begin, kStep);
-    const int64_t base = window * view_.window + begin;
-    if (allowed_ != nullptr) kernels_.keep(from, n, allowed_ + base / 64);
-    if (!best.full()) raise_by_lanes(from, n, best, s);
-    const int64_t count = kernels_.take(from, n, best.bar(), s.ids.data(), s.taken.data());
-    if (count == 0) return;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t doc = base + s.ids[i];
-      if (bounds != nullptr && bounds->done(doc / view_.block)) continue;
-      best.add(s.taken[i], view_.ids == nullptr ? doc : view_.ids[doc]);
-    }
-    best.settle();
-  }
-
-  // The k-th largest of the maxima of disjoint sets of documents is a score that k documents
-  // reach: a bar for the first window, where all else would have to be sorted. A quarter of a
-  // window will do.
-  void raise_by_lanes(const float* scores, int64_t n, TopHits& best, Scratch& s) const {
-    const int64_t topk = best.topk();
-    const int64_t lanes = round_up(4 * topk, kStep);
-    if (lanes > n / 2) return;
-    n = std::min(n, std::max(2 * lanes, kEnoughForABar));
-    kernels_.lane_maxima(scores, n, lanes, s.maxima.data());
-    uint32_t* maxima = s.maxima.data();
-    std::nth_element(maxima, maxima + (topk - 1), maxima + lanes, std::greater<uint32_t>());
-    best.raise(maxima[topk - 1]);
-  }
-
-  // False if a filter lets none of n documents from `first` on pass.
-  bool any_allowed(int64_t first, int64_t n) const {
-    if (allowed_ == nullptr) return true;
-    const uint64_t* words = allowed_ + first / 64;
-    return std::any_of(words, words + (n + 63) / 64, [](uint64_t word) { return word != 0; });
-  }
-
-  const Index& index_;
-  const IndexView& view_;
-  const uint64_t* allowed_;
-  const IndexKernels& kernels_ = index_kernels();
-};
-
-void Index::search(const SparseRows& queries, int64_t topk, bool normalize, const uint64_t* allowed,
-                   int num_threads, float* scores, int64_t* ids) const {
-  check_starts(queries, "queries");
-  const QuerySearch query(*this, allowed);
-  // Blocks are not visited in order.
-  const bool in_order = ids_ascend_ && view_.block == 0;
-
-  const auto search_alone = [&](int64_t i) {
+  // The hits of query i, best first.
+  std::vector<Hit> find(int64_t i) const {
     Scratch& s = scratch();
-    s.reserve(view_.window);
-    query.read(queries, i, normalize, s);
-    TopHits best(topk, in_order);
-    SearchCost cost;
-    query.run(best, s, cost);
-    write_out(best.hits(), topk, scores + i * topk, ids + i * topk);
-  };
+    std::vector<Entry> entries;
+    TopHits best = begin(i, entries, s);
+    for (size_t g = 0; g < segments_.size(); ++g) {
+      const SegmentSearch part = segment_search(g, i);
+      part.find_terms(entries, s.terms);
+      SearchCost cost;
+      part.run(best, s, cost);
+    }
+    return finish(i, best.hits());
+  }
 
-  const auto search_split = [&](int64_t i) {
-    query.read(queries, i, normalize, scratch());
-    const std::vector<QueryTerm> terms = scratch().terms;
-    if (postings_of(terms, view_.n_windows) < kPostingsWorthSplitting) return search_alone(i);
-    std::vector<TopHits> best(num_threads, TopHits(topk, in_order));
-    std::atomic<uint32_t> bar{1};
-    parallel_for(view_.n_windows, 1, num_threads, [&](int64_t w, int64_t, int thread) {
+  // The same by all threads, window by window.
+  std::vector<Hit> find_split(int64_t i) const {
+    std::vector<Entry> entries;
+    const TopHits none = begin(i, entries, scratch());
+    std::vector<std::vector<QueryTerm>> terms(segments_.size());
+    std::vector<std::pair<size_t, int64_t>> windows;
+    int64_t postings = 0;
+    for (size_t g = 0; g < segments_.size(); ++g) {
+      segment_search(g, i).find_terms(entries, terms[g]);
+      const int64_t n_windows = segments_[g].index->view().n_windows;
+      postings += postings_of(terms[g], n_windows);
+      if (terms[g].empty()) continue;  // then nothing bounds how many windows a file may claim
+      for (int64_t w = 0; w < n_windows; ++w) windows.push_back({g, w});
+    }
+    if (postings < kPostingsWorthSplitting) return find(i);
+    std::vector<TopHits> best(options_.num_threads, none);
+    std::atomic<uint32_t> bar{none.bar()};
+    const auto n = static_cast<int64_t>(windows.size());
+    parallel_for(n, 1, options_.num_threads, [&](int64_t at, int64_t, int thread) {
       Scratch& s = scratch();
-      s.reserve(view_.window);
+      s.reserve(largest_window_);
       TopHits& mine = best[thread];
       mine.raise(bar.load(std::memory_order_relaxed));
-      query.scan(w, terms, mine, s);
+      const auto [g, window] = windows[at];
+      segment_search(g, i).scan(window, terms[g], mine, s);
       uint32_t seen = bar.load(std::memory_order_relaxed);
       while (seen < mine.shared_bar() &&
              !bar.compare_exchange_weak(seen, mine.shared_bar(), std::memory_order_relaxed)) {
@@ -334,28 +100,155 @@ void Index::search(const SparseRows& queries, int64_t topk, bool normalize, cons
     });
     std::vector<Hit> all;
     for (TopHits& part : best) all.insert(all.end(), part.hits().begin(), part.hits().end());
-    write_out(all, topk, scores + i * topk, ids + i * topk);
-  };
-
-  if (num_threads > 1 && queries.n < num_threads && view_.n_windows >= 2 * num_threads &&
-      view_.block == 0) {
-    for (int64_t i = 0; i < queries.n; ++i) search_split(i);
-    return;
+    return finish(i, all);
   }
-  const int64_t grain = std::max<int64_t>(1, std::min<int64_t>(16, queries.n / (8 * num_threads)));
-  parallel_for(queries.n, grain, num_threads, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) search_alone(i);
+
+  // Calls keep(i, hits) for every query, from any thread.
+  void run(const std::function<void(int64_t, const std::vector<Hit>&)>& keep) const {
+    const int threads = options_.num_threads;
+    const bool filtered = std::any_of(segments_.begin(), segments_.end(),
+                                      [](const Segment& s) { return s.allowed != nullptr; });
+    if (threads > 1 && queries_.n < threads && n_windows_ >= 2 * threads && !clustered_ &&
+        !filtered) {
+      for (int64_t i = 0; i < queries_.n; ++i) keep(i, find_split(i));
+      return;
+    }
+    const int64_t grain = std::max<int64_t>(1, std::min<int64_t>(16, queries_.n / (8 * threads)));
+    parallel_for(queries_.n, grain, threads, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) keep(i, find(i));
+    });
+  }
+
+  SegmentSearch segment_search(size_t g, int64_t i) const {
+    const Segment& segment = segments_[g];
+    const uint64_t* allowed =
+        segment.allowed == nullptr ? nullptr : segment.allowed + i * segment.allowed_stride;
+    return SegmentSearch(*segment.index, allowed, first_docs_[g]);
+  }
+
+ private:
+  bool rescored() const { return options_.shortlist > 0; }
+
+  // Reads the entries that query i searches with; no hits yet, and the bar to begin with.
+  TopHits begin(int64_t i, std::vector<Entry>& entries, Scratch& s) const {
+    s.reserve(largest_window_);
+    read_query(queries_, i, options_.normalize, options_.query_k, s.entries, s.latents);
+    entries = options_.kept < 1 ? strongest(s.entries, options_.kept) : s.entries;
+    TopHits best(wanted_, in_order_);
+    if (!rescored() && options_.min_score > 0) best.raise(bits_of(options_.min_score));
+    return best;
+  }
+
+  std::vector<Hit> finish(int64_t i, std::vector<Hit>& hits) const {
+    std::sort(hits.begin(), hits.end(), better);
+    if (static_cast<int64_t>(hits.size()) > wanted_) hits.resize(wanted_);
+    if (!rescored()) return std::move(hits);
+    if (options_.dense != nullptr) {
+      score_dense(i, hits);
+    } else {
+      score_again(i, hits);
+    }
+    std::sort(hits.begin(), hits.end(), better);
+    const auto too_low = [&](const Hit& hit) { return hit.score < options_.min_score; };
+    hits.erase(std::find_if(hits.begin(), hits.end(), too_low), hits.end());
+    return std::move(hits);
+  }
+
+  size_t segment_of(const Hit& hit) const {
+    return std::upper_bound(first_docs_.begin(), first_docs_.end(), hit.doc) - first_docs_.begin() -
+           1;
+  }
+
+  void score_dense(int64_t i, std::vector<Hit>& hits) const {
+    const float* dense = options_.dense + i * queries_.dim;
+    const float offset = options_.offsets == nullptr ? 0 : options_.offsets[i];
+    std::vector<float>& memory = scratch().rows.values;
+    for (Hit& hit : hits) {
+      const size_t g = segment_of(hit);
+      const Index& index = *segments_[g].index;
+      const IndexView& view = index.view();
+      const int64_t doc = hit.doc - first_docs_[g];
+      float score = dense_score(index.forward(1), view.terms, doc, dense, memory) + offset;
+      if (view.norms != nullptr) score = view.norms[doc] > 0 ? score / view.norms[doc] : 0;
+      // An overflow of either sign that met the other.
+      hit.score = score == score ? score : -std::numeric_limits<float>::max();
+    }
+  }
+
+  void score_again(int64_t i, std::vector<Hit>& hits) const {
+    Scratch& s = scratch();
+    read_query(queries_, i, options_.normalize, options_.query_k, s.entries, s.latents);
+    std::sort(hits.begin(), hits.end(), [](const Hit& a, const Hit& b) { return a.doc < b.doc; });
+    for (auto hit = hits.begin(); hit != hits.end();) {
+      const size_t g = segment_of(*hit);
+      segment_search(g, i).find_terms(s.entries, s.terms);
+      const Forward& forward = segments_[g].index->forward(1);
+      const int64_t end = first_docs_[g] + segments_[g].index->view().n_docs;
+      const auto last = std::find_if(hit, hits.end(), [&](const Hit& h) { return h.doc >= end; });
+      for (auto h = hit; h != last; ++h) forward.prefetch(h->doc - first_docs_[g]);
+      const RowScorer scorer(forward, s.terms, s.rows);
+      for (; hit != last; ++hit) hit->score = scorer.score(hit->doc - first_docs_[g]);
+    }
+  }
+
+  const std::vector<Segment>& segments_;
+  const SparseRows& queries_;
+  const SearchOptions& options_;
+  std::vector<int64_t> first_docs_;
+  int64_t n_docs_ = 0, n_windows_ = 0, largest_window_ = 64, wanted_ = 0;
+  bool clustered_ = false, in_order_ = false;
+};
+
+}  // namespace
+
+void search(const std::vector<Segment>& segments, const SparseRows& queries,
+            const SearchOptions& options, float* scores, int64_t* ids) {
+  Search(segments, queries, options).run([&](int64_t i, const std::vector<Hit>& hits) {
+    write_out(hits, options.topk, scores + i * options.topk, ids + i * options.topk);
   });
+}
+
+Ragged search_all(const std::vector<Segment>& segments, const SparseRows& queries,
+                  const SearchOptions& options) {
+  SearchOptions all = options;
+  all.topk = std::numeric_limits<int64_t>::max();
+  all.shortlist = 0;
+  std::vector<std::vector<Hit>> found(queries.n);
+  Search(segments, queries, all).run([&](int64_t i, const std::vector<Hit>& hits) {
+    found[i] = hits;
+  });
+  Ragged result;
+  result.starts.assign(queries.n + 1, 0);
+  for (int64_t i = 0; i < queries.n; ++i) {
+    result.starts[i + 1] = result.starts[i] + static_cast<int64_t>(found[i].size());
+  }
+  result.scores.resize(result.starts.back());
+  result.ids.resize(result.starts.back());
+  for (int64_t i = 0; i < queries.n; ++i) {
+    const int64_t at = result.starts[i], n = result.starts[i + 1] - at;
+    write_out(found[i], n, result.scores.data() + at, result.ids.data() + at);
+  }
+  return result;
+}
+
+void Index::search(const SparseRows& queries, int64_t topk, bool normalize, const uint64_t* allowed,
+                   int num_threads, float* scores, int64_t* ids) const {
+  SearchOptions options;
+  options.topk = topk;
+  options.normalize = normalize;
+  options.num_threads = num_threads;
+  csrkern::search({{this, allowed}}, queries, options, scores, ids);
 }
 
 SearchCost Index::explain(const SparseRows& queries, int64_t i, int64_t topk,
                           bool normalize) const {
   check_starts(queries, "queries");
   SearchCost cost;
-  const QuerySearch query(*this, nullptr);
+  const SegmentSearch query(*this, nullptr, 0);
   Scratch& s = scratch();
   s.reserve(view_.window);
-  query.read(queries, i, normalize, s);
+  read_query(queries, i, normalize, queries.dim, s.entries, s.latents);
+  query.find_terms(s.entries, s.terms);
   TopHits best(topk, ids_ascend_ && view_.block == 0);
   query.run(best, s, cost);
   cost.terms = s.terms.size();

@@ -144,6 +144,20 @@ void check_vanishing_values() {
   }
 }
 
+// A file may claim any number of documents if none of them has a term.
+void check_claimed_documents() {
+  OwnedIndex empty(rows_of(random_codes(0, 1, 40, 12)), 64, 0, ValueType::float16, false, {}, 1);
+  empty.sizes.n_docs = int64_t{1} << 40;
+  empty.sizes.n_windows = empty.sizes.n_docs / 64;
+  const Index index(empty.view(), false);
+  index.verify(2);
+  const OwnedCodes query = random_codes(1, 4, 40, 13);
+  const Exact<float> scores(3);
+  const Exact<int64_t> ids(3);
+  index.search(rows_of(query), 3, false, nullptr, 2, scores.data(), ids.data());
+  for (int64_t id : ids) CHECK(id == -1);
+}
+
 // Threads search an index whose lists are still to be checked.
 void check_concurrent_searches() {
   const OwnedCodes codes = random_codes(500, 6, 40, 5), queries = random_codes(8, 6, 40, 6);
@@ -273,6 +287,7 @@ int main() {
   csrkern::check_split_query();
   csrkern::check_clusters();
   csrkern::check_vanishing_values();
+  csrkern::check_claimed_documents();
   csrkern::check_concurrent_searches();
   csrkern::check_refused_codes();
   csrkern::check_forged_arrays();

@@ -4,7 +4,9 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 namespace csrkern {
@@ -46,6 +48,8 @@ struct IndexView {
   int32_t block = 0;                // documents a block, a divisor of window; 0: no maxima
   const uint8_t* maxima = nullptr;  // [n_terms, block_pitch()], times scales: at least the value
   const float* scales = nullptr;    // [n_terms]
+
+  const float* norms = nullptr;  // [n_docs], or null: what dense scores are divided by
 
   int64_t n_blocks() const { return block == 0 ? 0 : (n_docs + block - 1) / block; }
   int64_t block_pitch() const { return (n_blocks() + 63) / 64 * 64; }
@@ -126,6 +130,14 @@ struct SearchCost {
   int64_t windows_scanned = 0;  // from end to end
 };
 
+class Forward;
+
+struct OwnedRows {
+  std::vector<int64_t> starts;
+  std::vector<int32_t> latents;
+  std::vector<float> values;
+};
+
 // A searchable index over arrays that outlive it. All methods are safe from any thread.
 class Index {
  public:
@@ -133,11 +145,9 @@ class Index {
   // are not `trusted` (they come from a file) are checked list by list before first use.
   // Throws std::invalid_argument naming what is wrong.
   Index(const IndexView& view, bool trusted);
+  ~Index();
 
-  // The best `topk` documents of each query: scores [n, topk] and ids [n, topk], best first,
-  // equal scores by lower id, documents of score 0 left out, missing places (-inf, -1). A
-  // score is summed in float32 over the query's entries by value descending, then by latent.
-  // Only documents whose bits in `allowed` [n_docs, in words of 64] are set are found; null: all.
+  // csrkern::search for an index that is alone, with `allowed` [n_docs, in words of 64].
   void search(const SparseRows& queries, int64_t topk, bool normalize, const uint64_t* allowed,
               int num_threads, float* scores, int64_t* ids) const;
 
@@ -155,18 +165,73 @@ class Index {
   // ascending, and their values [offsets.back()].
   void rows(int64_t* starts, int32_t* latents, float* values) const;
 
+  // The same for chosen documents, by the forward copy.
+  OwnedRows rows_of(const int64_t* docs, int64_t n) const;
+
+  // The stored value of a latent in a document, 0 if it has none.
+  float value(int64_t doc, int32_t latent) const;
+
+  // The codes by document, for scoring chosen documents; made when first asked for.
+  const Forward& forward(int num_threads) const;
+  int64_t forward_bytes() const;  // 0 until then
+
   const IndexView& view() const { return view_; }
+  bool ids_ascend() const { return ids_ascend_; }
 
  private:
-  friend class QuerySearch;
+  friend class SegmentSearch;
 
   void verify_term(int64_t term) const;
+  // The forward copy, if it is there or past searches have lost as much time for want of it as
+  // making it takes; else null, and the loss is noted.
+  const Forward* forward_if_worth(int64_t ns_lost) const;
 
   IndexView view_;
   bool ids_ascend_ = true;
   TermFinder finder_;
   std::unique_ptr<std::atomic<uint8_t>[]> verified_;  // [n_terms], null: all trusted
+  mutable std::mutex making_forward_;
+  mutable std::atomic<const Forward*> forward_{nullptr};
+  // Time that searches would have saved, had there been a forward copy.
+  mutable std::atomic<int64_t> ns_lost_{0};
 };
+
+// One of the indexes that are searched as one. Only documents whose bits are set are found.
+struct Segment {
+  const Index* index;
+  const uint64_t* allowed = nullptr;  // [n_docs, in words of 64] or [queries, the same]; null: all
+  int64_t allowed_stride = 0;         // words from one query's bits to the next; 0: one for all
+};
+
+struct SearchOptions {
+  int64_t topk = 10;
+  bool normalize = false;                                     // queries at L2 norm 1
+  int64_t query_k = std::numeric_limits<int64_t>::max();      // strongest entries that count
+  float min_score = -std::numeric_limits<float>::infinity();  // of what is found
+  int num_threads = 1;
+  // With a shortlist, the best that many documents are scored again and sorted by that score.
+  int64_t shortlist = 0;
+  double kept = 1;                 // share of a query's squared norm that makes its shortlist
+  const float* dense = nullptr;    // [queries, dim] score by these, or null: by the whole query
+  const float* offsets = nullptr;  // [queries] added to dense scores, or null
+};
+
+// The best `topk` documents of each query: scores [n, topk] and ids [n, topk], best first,
+// equal scores by lower id, documents of score 0 left out, missing places (-inf, -1). A
+// score is summed in float32 over the query's entries by value descending, then by latent; a
+// dense score over the document's latents, ascending, plus offset, divided by its norm.
+void search(const std::vector<Segment>& segments, const SparseRows& queries,
+            const SearchOptions& options, float* scores, int64_t* ids);
+
+struct Ragged {
+  std::vector<int64_t> starts;  // [queries + 1]
+  std::vector<float> scores;    // [starts.back()]
+  std::vector<int64_t> ids;
+};
+
+// The same without a limit on how many are found; `topk` and `shortlist` do not count.
+Ragged search_all(const std::vector<Segment>& segments, const SparseRows& queries,
+                  const SearchOptions& options);
 
 // CRC-32C (Castagnoli) of `bytes` bytes.
 uint32_t crc32c(const void* data, size_t bytes);

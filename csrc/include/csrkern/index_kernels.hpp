@@ -50,6 +50,8 @@ struct IndexKernels {
   int64_t (*find_bounds)(const uint16_t* bounds, int64_t n, uint16_t least, int32_t* found);
   // Rounds to float16 (to nearest, ties to even), as bits.
   void (*to_half)(const float* values, int64_t n, uint16_t* halves);
+  // From float16 bits, exactly.
+  void (*from_half)(const uint8_t* halves, int64_t n, float* values);
   uint32_t (*crc32c)(uint32_t crc, const uint8_t* data, size_t bytes);
 };
 

@@ -1,0 +1,76 @@
+// Codes by document, beside the inverted lists: scores of chosen documents.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "csrkern/index.hpp"
+#include "csrkern/index_kernels.hpp"
+
+namespace csrkern {
+
+// A row holds the terms of a document, ascending, and then their values, in one piece.
+class Forward {
+ public:
+  // The index's lists are known to be good.
+  Forward(const IndexView& view, int num_threads);
+
+  struct Row {
+    const uint8_t* terms;   // uint16 where these suffice, else uint32
+    const uint8_t* values;  // as in the lists
+    int64_t n;
+  };
+
+  Row row(int64_t doc) const {
+    const uint64_t begin = starts_[doc];
+    const int64_t n = static_cast<int64_t>(starts_[doc + 1] - begin);
+    const uint8_t* terms = entries_.data() + begin * (term_bytes_ + value_bytes_);
+    return {terms, terms + n * term_bytes_, n};
+  }
+
+  void prefetch(int64_t doc) const;
+  bool short_terms() const { return term_bytes_ == 2; }
+  bool half() const { return value_bytes_ == 2; }
+  int64_t longest() const { return longest_; }
+  int64_t n_terms() const { return n_terms_; }
+  int64_t bytes() const { return static_cast<int64_t>(entries_.bytes() + starts_.size() * 8); }
+
+ private:
+  int64_t n_terms_, longest_ = 0, term_bytes_, value_bytes_;
+  std::vector<uint64_t> starts_;  // [n_docs + 1] entries before each row
+  Buffer entries_;
+};
+
+// Memory for the scorers below; `ranks` are all zero between uses.
+struct RowScratch {
+  std::vector<uint16_t> ranks;
+  std::vector<float> weights, products, values;
+  std::vector<uint64_t> met;
+};
+
+// Scores documents as a scan would: products added in the order of the query's terms.
+class RowScorer {
+ public:
+  static constexpr size_t kMostTerms = 65'535;
+
+  RowScorer(const Forward& forward, const std::vector<QueryTerm>& terms, RowScratch& s);
+  ~RowScorer();
+  float score(int64_t doc) const;
+
+ private:
+  template <class Term>
+  float add_up(const Forward::Row& row, const float* values) const;
+
+  const Forward& forward_;
+  const std::vector<QueryTerm>& terms_;
+  RowScratch& s_;
+};
+
+// The sum over a document's entries, by latent ascending, of dense[latent] times value.
+float dense_score(const Forward& forward, const int32_t* latents, int64_t doc, const float* dense,
+                  std::vector<float>& values);
+
+// The entries of a document.
+void append_row(const Forward& forward, const int32_t* latents, int64_t doc, OwnedRows& rows);
+
+}  // namespace csrkern

@@ -1,0 +1,113 @@
+// The search of one index for one query.
+#pragma once
+
+#include <vector>
+
+#include "csrkern/index_rows.hpp"
+#include "index_forward.hpp"
+#include "index_query.hpp"
+
+namespace csrkern {
+
+constexpr int64_t kStep = 64;  // documents that the scan kernels take at once
+
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// Documents [begin, end) of a window, and their postings in the query's lists.
+struct Stretch {
+  int64_t window = 0;
+  int32_t begin = 0, end = 0;
+  std::vector<Part> parts;
+};
+
+// What a thread needs to score a window; scores are all zero between windows.
+struct Scratch {
+  void reserve(int64_t window);
+
+  int64_t capacity = 0;
+  Buffer scores;
+  std::vector<float> taken;
+  std::vector<uint16_t> ids;
+  std::vector<uint32_t> maxima;
+  std::vector<Entry> entries;
+  std::vector<int32_t> latents;
+  std::vector<QueryTerm> terms;
+  std::vector<int32_t> blocks;
+  Stretch now, next;  // being scored, being fetched
+  BlockBounds bounds;
+  RowScratch rows;
+};
+
+// This thread's.
+Scratch& scratch();
+
+// What decides between single blocks and whole windows: a posting of a scan, a document of a
+// scan, a term of a block (mostly waiting for memory), a term of a block's bound.
+constexpr double kNsPosting = 0.6, kNsDocument = 0.05, kNsBlockTerm = 100, kNsBound = 0.05;
+// And between those and documents one by one: a document, an entry of it, the blocks that a
+// search of clustered codes scores.
+constexpr double kNsRow = 20, kNsEntry = 1, kBlocksExpected = 20;
+
+int64_t postings_of(const std::vector<QueryTerm>& terms, int64_t n_windows);
+
+// A search of one index; what it finds is numbered from `first_doc`.
+class SegmentSearch {
+ public:
+  SegmentSearch(const Index& index, const uint64_t* allowed, int64_t first_doc)
+      : index_(index), view_(index.view_), allowed_(allowed), first_doc_(first_doc) {}
+
+  // The entries whose latents the index knows; each list is checked before its first use.
+  void find_terms(const std::vector<Entry>& entries, std::vector<QueryTerm>& terms) const;
+
+  // For s.terms: all windows in order, or only the blocks or documents that can matter.
+  void run(TopHits& best, Scratch& s, SearchCost& cost) const;
+
+  // Scores a window from end to end; blocks that `bounds` calls done are left out of `best`.
+  void scan(int64_t window, const std::vector<QueryTerm>& terms, TopHits& best, Scratch& s,
+            const BlockBounds* bounds = nullptr) const;
+
+ private:
+  bool is_half() const { return view_.type == ValueType::float16; }
+  int32_t spare() const { return static_cast<int32_t>(round_up(view_.window, kStep)); }
+  static float* scores(Scratch& s) { return reinterpret_cast<float*>(s.scores.data()); }
+
+  // Scores the documents of a filter that lets few pass one by one. False if a scan is faster.
+  bool run_listed(TopHits& best, Scratch& s) const;
+  void score_listed(const Forward& forward, TopHits& best, Scratch& s) const;
+  // The blocks of the highest bounds first, so that the bar they set rules out most others.
+  void run_blocks(TopHits& best, Scratch& s, SearchCost& cost) const;
+  // How many of a window's blocks take, one by one, as long as a scan of the window.
+  double blocks_worth_a_scan(const std::vector<QueryTerm>& terms) const;
+  // Scores those of the blocks that still reach the bar, neighbours in one go. The postings
+  // of the next blocks are on their way from memory while these are scored.
+  int64_t score_blocks(const int32_t* block, const int32_t* end, TopHits& best, Scratch& s) const;
+  // The last of the blocks that follow *block without a gap within its window.
+  int32_t last_neighbour(const int32_t* block, const int32_t* end) const;
+  bool reaches(int32_t first, int32_t last, const TopHits& best, const Scratch& s) const;
+  // The postings of some neighbouring blocks. Terms that none of their documents has are left
+  // out; their segments need not be searched.
+  void find_parts(int32_t first, int32_t last, const std::vector<QueryTerm>& terms,
+                  Stretch& stretch) const;
+  void score_stretch(TopHits& best, Scratch& s) const;
+  // Zeroes the scores of documents that may not be found. After removals nearly all words of
+  // bits are full: passing over them makes the mask all but free.
+  void keep_allowed(float* scores, int64_t n, const uint64_t* bits) const;
+  // Moves the best scores of documents [begin, end) to `best` and zeroes them all.
+  void take(int64_t window, int64_t begin, int64_t end, TopHits& best, Scratch& s,
+            const BlockBounds* bounds) const;
+  // The k-th largest of the maxima of disjoint sets of documents is a score that k documents
+  // reach: a bar for the first window, where all else would have to be sorted. A quarter of a
+  // window will do.
+  void raise_by_lanes(const float* scores, int64_t n, TopHits& best, Scratch& s) const;
+  // False if a filter lets none of n documents from `first` on pass.
+  bool any_allowed(int64_t first, int64_t n) const;
+  int64_t id_of(int64_t doc) const { return view_.ids == nullptr ? doc : view_.ids[doc]; }
+
+  const Index& index_;
+  const IndexView& view_;
+  const uint64_t* allowed_;
+  int64_t first_doc_;
+  const IndexKernels& kernels_ = index_kernels();
+};
+
+}  // namespace csrkern

@@ -1,0 +1,304 @@
+"""The codes of an index: how they come, go, and are stored."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, TypeVar
+
+import numpy as np
+
+from csrkern import index_file
+from csrkern.index_input import Rows, check_ids, check_norms, read_rows, thread_count
+from csrkern.index_segment import (
+    Form,
+    Segment,
+    arrays_of,
+    build_segment,
+    merge,
+    restore_segment,
+)
+
+# Added codes are merged into segments of at least twice the size of the next, as long as that
+# makes no segment larger than this (0.1 s without clusters); `compact` merges the rest.
+LARGEST_MERGED = 131_072
+
+Self = TypeVar("Self", bound="Collection")
+
+
+class Collection:
+    """Codes in segments that never change; a change replaces the tuple of them as a whole."""
+
+    def __init__(
+        self, segments: list[Segment], *, dim: int, k: int, next_id: int, form: Form
+    ) -> None:
+        self._segments = tuple(segments)  # replaced as a whole, so that a reader sees one state
+        self._form = form
+        self._next_id = next_id
+        self._changing = threading.Lock()
+        self._saving = threading.Lock()
+        self.dim = dim
+        self.k = k
+        self.metric = form.metric
+        self.values = form.values
+
+    def _build(
+        self, rows: Rows, ids: Any, norms: Any, next_id: int, threads: int, *, plain: bool = False
+    ) -> Segment:
+        checked: np.ndarray | None = None
+        if ids is not None:
+            checked = check_ids(ids, rows.n)
+        elif not plain:
+            checked = np.arange(next_id, next_id + rows.n)
+        if norms is not None:
+            norms = check_norms(norms, rows.n)
+        normalize = self.metric == "cosine"
+        return build_segment(rows, checked, norms, self._form, threads, normalize=normalize)
+
+    def _append(self, segment: Segment, k: int, replaced: int = 0) -> None:
+        """Lets a segment take the place of the last `replaced` ones."""
+        ids = segment.native.ids
+        last = segment.documents - 1 if ids is None else int(ids.max(initial=-1))
+        self._next_id = max(self._next_id, last + 1)
+        self.k = max(self.k, k)
+        self._segments = (*self._segments[: len(self._segments) - replaced], segment)
+
+    def add(
+        self, codes: Any, ids: Any = None, *, norms: Any = None, num_threads: int | None = None
+    ) -> None:
+        """Adds n codes; searches that begin from now on find them.
+
+        They are in memory until `save`. Small segments are merged as they come, so that there
+        are never many; after adding much to a large index, `compact` makes one again.
+
+        Args:
+            codes: as for `build`; a pair of arrays needs no dim.
+            ids: n distinct integers ≥ 0 that no code of the index has; None: the next ones
+                after the highest that it ever had.
+            norms: needed if the index was built with them.
+            num_threads: None: as many as the process may run on.
+
+        Raises:
+            TypeError, ValueError: as `build`, or if an id is taken; nothing is added then.
+        """
+        rows = read_rows("codes", codes, self.dim)
+        threads = thread_count(num_threads)
+        if rows.n == 0:
+            return
+        with self._changing:
+            segments = self._segments
+            self._check_norms_match(norms)
+            if self._next_id + rows.n > 2**63 and ids is None:
+                raise ValueError("ids: no numbers are left above the highest one; give ids")
+            segment = self._build(rows, ids, norms, self._next_id, threads)
+            if ids is not None:
+                self._check_new(segment.ids)
+            replaced = _to_merge(segments, segment)
+            if replaced:
+                together = [*segments[len(segments) - replaced :], segment]
+                segment = merge(together, self.dim, self._form, threads)
+            self._append(segment, rows.k, replaced)
+
+    def _check_norms_match(self, norms: Any) -> None:
+        have = any(s.native.norms is not None for s in self._segments if len(s))
+        if len(self) and have != (norms is not None):
+            expected = "with its norm, as" if have else "without norms, like"
+            raise ValueError(f"norms: expected each code {expected} those of the index")
+
+    def _check_new(self, ids: np.ndarray) -> None:
+        for segment in self._segments:
+            taken = np.flatnonzero(segment.find(ids) >= 0)
+            if len(taken):
+                raise ValueError(
+                    f"ids: {ids[taken[0]]} is in the index already; remove it first to replace it"
+                )
+
+    def remove(self, ids: Any) -> None:
+        """Removes codes; searches that begin from now on do not find them.
+
+        Their memory is freed when their segment is merged or by `compact`.
+
+        Raises:
+            TypeError: if ids are not integers.
+            ValueError: if an id comes twice or is not in the index; nothing is removed then.
+        """
+        array = np.asarray(ids)
+        if array.size == 0:
+            return
+        array = check_ids(array.ravel(), array.size)
+        with self._changing:
+            found = [segment.find(array) for segment in self._segments]
+            missing = np.flatnonzero(np.all([docs < 0 for docs in found], axis=0))
+            if len(missing):
+                raise ValueError(f"ids: {array[missing[0]]} is not in the index")
+            self._segments = tuple(
+                segment.without(docs[docs >= 0]) if (docs >= 0).any() else segment
+                for segment, docs in zip(self._segments, found, strict=True)
+            )
+
+    def compact(self, *, num_threads: int | None = None) -> None:
+        """Merges all segments into one, without the codes that were removed.
+
+        Takes as long as a build, and 260 bytes a code of k = 32 beside both indexes.
+        """
+        threads = thread_count(num_threads)
+        with self._changing:
+            segments = self._segments
+            if len(segments) == 1 and segments[0].removed == 0:
+                return
+            self._segments = (merge(list(segments), self.dim, self._form, threads),)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the index to a directory, replacing an index that is there.
+
+        A crash at any instant leaves the old index or the new one. Processes that have
+        loaded the old one keep it. Lists that the directory holds already are not written
+        again. One process at a time may save to a directory.
+
+        Raises:
+            OSError: if a file cannot be written.
+            ValueError: if `path` is a file.
+        """
+        with self._saving:
+            segments, facts = self._state()
+            index_file.write(path, facts, segments)
+
+    def _state(self) -> tuple[tuple[Segment, ...], dict[str, Any]]:
+        with self._changing:
+            return self._segments, {
+                "dim": self.dim,
+                "k": self.k,
+                "next_id": self._next_id,
+                "metric": self.metric,
+                "values": self.values,
+                "cluster": self._form.cluster,
+            }
+
+    @classmethod
+    def load(
+        cls: type[Self], path: str | os.PathLike[str], *, mmap: bool = True, verify: bool = False
+    ) -> Self:
+        """Reads an index that `save` wrote.
+
+        Every size, offset and checksum of the index is checked at once, its inverted lists
+        each before its first use: a damaged file gives a ValueError here or in `search`, not
+        a wrong answer.
+
+        Args:
+            path: the directory.
+            mmap: map the lists into memory, to be read when first needed, instead of
+                reading them now.
+            verify: check all lists now.
+
+        Raises:
+            FileNotFoundError: if there is no index at `path`.
+            ValueError: if the files are damaged or of another version.
+        """
+        facts, arrays = index_file.read(path, mmap)
+        here = os.path.realpath(path)
+        try:
+            index = cls._restore(facts, arrays)
+            for segment, part in zip(index._segments, facts["segments"], strict=True):
+                entries = {n: e for n, e in part["arrays"].items() if n != "alive"}
+                segment.files[here] = entries
+                if verify:
+                    segment.native.verify(thread_count(None))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+        return index
+
+    @classmethod
+    def _restore(
+        cls: type[Self], facts: dict[str, Any], arrays: list[dict[str, np.ndarray]]
+    ) -> Self:
+        segments = [
+            restore_segment(facts, part, of_segment)
+            for part, of_segment in zip(facts["segments"], arrays, strict=True)
+        ]
+        window = facts["segments"][0]["window"]
+        form = Form(facts["values"], facts["metric"], facts["cluster"], window)
+        return cls(segments, dim=facts["dim"], k=facts["k"], next_id=facts["next_id"], form=form)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        segments, facts = self._state()
+        facts["segments"] = [
+            {name: getattr(s, name) for name in ("documents", "window", "block")} for s in segments
+        ]
+        return type(self)._restore, (facts, [arrays_of(s) for s in segments])
+
+    def to_numpy(self) -> tuple[np.ndarray, np.ndarray]:
+        """The stored codes: values float32 [n, k] and indices int32 [n, k].
+
+        Rows stand in the order of `ids`, entries in that of SparseCodes (by value descending,
+        then by latent), padded with value 0 and index 0.
+        """
+        segments = self._segments
+        n = sum(len(segment) for segment in segments)
+        out_values = np.zeros((n, self.k), np.float32)
+        out_indices = np.zeros((n, self.k), np.int32)
+        first = 0
+        for segment in segments:
+            starts, latents, values = segment.rows()
+            rows = np.repeat(np.arange(len(segment)), np.diff(starts))
+            order = np.lexsort((latents, -values, rows))
+            slots = np.arange(len(rows)) - starts[rows]
+            out_values[first + rows, slots] = values[order]
+            out_indices[first + rows, slots] = latents[order]
+            first += len(segment)
+        return out_values, out_indices
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The id of each code, in the order that masks and `to_numpy` follow, int64 [n]."""
+        return np.concatenate([segment.ids for segment in self._segments])
+
+    def __len__(self) -> int:
+        return sum(len(segment) for segment in self._segments)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(n={len(self)}, dim={self.dim}, k={self.k}, "
+            f"metric={self.metric!r}, values={self.values!r})"
+        )
+
+
+def _to_merge(segments: tuple[Segment, ...], new: Segment) -> int:
+    """How many of the last segments a new one is to be merged with."""
+    count, size = 0, len(new)
+    for segment in reversed(segments):
+        if len(segment) >= 2 * size or len(segment) + size > LARGEST_MERGED:
+            break
+        size += len(segment)
+        count += 1
+    return count
+
+
+def stats(segments: tuple[Segment, ...]) -> dict[str, Any]:
+    """Counts over all segments, those of removed codes included."""
+    lengths: dict[int, int] = {}
+    for segment in segments:
+        n_windows = -(-segment.documents // segment.window)
+        of_terms = np.diff(segment.native.offsets[:: max(n_windows, 1)].astype(np.int64))
+        for latent, length in zip(segment.native.terms.tolist(), of_terms.tolist(), strict=True):
+            lengths[latent] = lengths.get(latent, 0) + length
+    by_length = np.sort(np.fromiter(lengths.values(), np.int64, len(lengths)))[::-1]
+    documents = sum(segment.documents for segment in segments)
+    removed = sum(segment.removed for segment in segments)
+    total = int(by_length.sum())
+    arrays = [array for s in segments for array in arrays_of(s).values()]
+    n_bytes = sum(array.nbytes for array in arrays)
+    return {
+        "documents": documents - removed,
+        "removed": removed,
+        "segments": len(segments),
+        "window": segments[0].window,
+        "block": segments[0].block,
+        "latents": len(by_length),
+        "postings": total,
+        "bytes": n_bytes,
+        "bytes_per_code": n_bytes / max(documents - removed, 1),
+        "forward_bytes": sum(segment.native.forward_bytes for segment in segments),
+        "longest_list": int(by_length.max(initial=0)),
+        "hottest_share": float(by_length[: -(-len(by_length) // 100)].sum() / max(total, 1)),
+        "postings_per_query": float((by_length.astype(np.float64) ** 2).sum() / max(documents, 1)),
+    }

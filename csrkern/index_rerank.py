@@ -1,0 +1,75 @@
+"""Rerank: the best documents of a sparse search, scored again by a dense query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from csrkern.index_input import check_int
+
+
+@dataclass(frozen=True)
+class Rerank:
+    """How `InvertedIndex.search` scores its best documents again.
+
+    The new score of a document is the float32 sum over its latents, ascending, of
+    dense_queries[latent] times stored value, plus the query's offset, divided by the norm that
+    the index holds for the document, if it holds norms.
+
+    With a decoder W [dim, d] (one row a latent) two choices of dense_queries are of use:
+
+    - W q, for an embedding q [d]: the inner product of q itself with the document's
+      reconstruction, at the storage of sparse codes ("asymmetric");
+    - W x̂, for the reconstruction x̂ of the query's code: the inner product of both
+      reconstructions.
+
+    A decoder bias b adds ⟨q, b⟩ (or ⟨x̂, b⟩), which is what `offsets` are for.
+
+    Attributes:
+        dense_queries: [n, dim], finite; one row a query.
+        shortlist: documents a query that are scored again.
+        offsets: [n], added to all scores of a query; matters to scores and, with norms, to
+            the order.
+    """
+
+    dense_queries: Any
+    shortlist: int = 100
+    offsets: Any = None
+
+    def arrays(self, n: int, dim: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Dense queries float32 [n, dim] and offsets float32 [n], checked."""
+        check_int("shortlist", self.shortlist, 1, 2**40)
+        dense = dense_rows("dense_queries", self.dense_queries, dim)
+        if len(dense) != n:
+            raise ValueError(f"dense_queries: expected {n} rows, one a query, got {len(dense)}")
+        if self.offsets is None:
+            return dense, None
+        offsets = np.ascontiguousarray(self.offsets, dtype=np.float32)
+        if offsets.shape != (n,) or not np.isfinite(offsets).all():
+            raise ValueError(f"offsets: expected {n} finite numbers, got {list(offsets.shape)}")
+        return dense, offsets
+
+
+def dense_rows(name: str, rows: Any, dim: int) -> np.ndarray:
+    """`rows` as finite float32 [n, dim]."""
+    if hasattr(rows, "detach"):
+        rows = rows.detach().cpu().float().numpy()
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise ValueError(f"{name}: expected shape [n, {dim}], got {list(rows.shape)}")
+    if not np.isfinite(rows).all():
+        raise ValueError(f"{name}: expected finite numbers")
+    return rows
+
+
+def largest_latents(dense: np.ndarray, latents: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest positive entries of each row: values and indices [n, latents]."""
+    latents = min(latents, dense.shape[1])
+    indices = np.argpartition(-dense, latents - 1, axis=1)[:, :latents]
+    values = np.maximum(np.take_along_axis(dense, indices, 1), 0)
+    return values, indices.astype(np.int32)
+
+
+__all__ = ["Rerank"]

@@ -1,0 +1,290 @@
+"""The parts of an index: built once, never changed, searched as one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from csrkern import _C
+from csrkern.index_input import Rows, check_choice, check_int
+
+# Scores of 32,768 documents, 128 KB: with more, the scan of a window costs more than the
+# longer lists save; with fewer, the reverse (10% at 16,384, 5 to 25% at 65,536).
+DEFAULT_WINDOW = 32_768
+# Documents whose maxima are kept together where codes are clustered: 32 bytes a code at
+# 8,192 latents, 1 in 200 blocks read; 128 reads fewer but costs twice the memory.
+DEFAULT_BLOCK = 256
+# Fewer codes are scanned faster than their blocks are chosen.
+LEAST_WORTH_CLUSTERING = 65_536
+# Mean cosine of a code's 8 strongest entries with the nearest of 1 in 128 codes. Evenly drawn
+# codes have 0.3 and gain nothing; it is known after a hundredth of the work of clustering.
+LEAST_SIMILARITY = 0.4
+# A gain that the estimate must promise to be believed.
+LEAST_GAIN = 1.25
+
+
+NATIVE_ARRAYS = (
+    *("terms", "offsets", "checksums", "postings"),
+    *("ids", "maxima", "scales", "norms"),
+)
+
+
+METRICS = ("ip", "cosine")
+VALUES = ("float16", "float32")
+
+
+class Form(NamedTuple):
+    """How codes are stored, the same for all segments of an index."""
+
+    values: str
+    metric: str
+    cluster: bool | None
+    window: int
+
+
+def check_form(metric: str, values: str, cluster: bool | None, window: int | None) -> Form:
+    """The form that these arguments of `InvertedIndex.build` ask for, checked."""
+    check_choice("metric", metric, METRICS)
+    check_choice("values", values, VALUES)
+    window = DEFAULT_WINDOW if window is None else check_int("window", window, 64, 65_536)
+    if window % 64:
+        raise ValueError(f"window: expected a multiple of 64, got {window}")
+    if cluster not in (None, True, False):
+        raise TypeError(f"cluster: expected None, True or False, got {cluster!r}")
+    return Form(values, metric, cluster, window)
+
+
+class Lookup:
+    """From ids to documents."""
+
+    def __init__(self, ids: np.ndarray | None, documents: int) -> None:
+        self._ids = ids
+        self._documents = documents
+
+    @cached_property
+    def _sorted(self) -> tuple[np.ndarray, np.ndarray | None]:
+        assert self._ids is not None
+        if (np.diff(self._ids) > 0).all():
+            return self._ids, None
+        order = np.argsort(self._ids, kind="stable")
+        return self._ids[order], order
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """The document of each id, -1 where there is none."""
+        if self._ids is None or self._documents == 0:
+            return np.where((ids >= 0) & (ids < self._documents), ids, -1)
+        ascending, order = self._sorted
+        at = np.minimum(np.searchsorted(ascending, ids), self._documents - 1)
+        found = ascending[at] == ids
+        return np.where(found, at if order is None else order[at], -1)
+
+
+class Segment:
+    """Codes that were built together, and which of them have been removed since.
+
+    Attributes:
+        native: the lists.
+        documents: codes in the lists, removed ones among them.
+        alive: a bit for each, in words of 64; None: all are.
+        removed: how many are not.
+        lookup: from ids to documents.
+        files: names of the files that hold `native`, by folder; see index_file.
+    """
+
+    def __init__(
+        self,
+        native: _C.Index,
+        *,
+        documents: int,
+        window: int,
+        block: int,
+        alive: np.ndarray | None = None,
+        lookup: Lookup | None = None,
+        files: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        self.native = native
+        self.documents = documents
+        self.window = window
+        self.block = block
+        self.alive = alive
+        self.removed = 0 if alive is None else documents - int(self.mask().sum())
+        self.lookup = lookup or Lookup(native.ids, documents)
+        self.files = {} if files is None else files
+
+    def __len__(self) -> int:
+        return self.documents - self.removed
+
+    def mask(self) -> np.ndarray:
+        """True for codes that have not been removed, bool [documents]."""
+        if self.alive is None:
+            return np.ones(self.documents, bool)
+        bits = np.unpackbits(self.alive.view(np.uint8), count=self.documents, bitorder="little")
+        return bits.view(bool)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Of the living codes, int64 [len(self)], a copy."""
+        native = self.native.ids
+        ids = np.arange(self.documents, dtype=np.int64) if native is None else native
+        return np.array(ids) if self.alive is None else ids[self.mask()]
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """The living document of each id, -1 where there is none."""
+        docs = self.lookup.find(ids)
+        if self.alive is not None:
+            at = np.maximum(docs, 0)
+            live = self.alive[at >> 6] >> (at & 63).astype(np.uint64) & np.uint64(1)
+            docs = np.where(live == 1, docs, -1)
+        return docs
+
+    def without(self, docs: np.ndarray) -> Segment:
+        """The same with some of its documents removed."""
+        mask = self.mask()
+        mask[docs] = False
+        return Segment(
+            self.native,
+            documents=self.documents,
+            window=self.window,
+            block=self.block,
+            alive=pack(mask),
+            lookup=self.lookup,
+            files=self.files,
+        )
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The living codes: starts [len(self) + 1], latents and values, as `Rows` holds them."""
+        starts, latents, values = self.native.rows()
+        if self.alive is None:
+            return starts, latents, values
+        mask = self.mask()
+        lengths = np.diff(starts)
+        entries = np.repeat(mask, lengths)
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[mask])])
+        return starts, latents[entries], values[entries]
+
+    @property
+    def norms(self) -> np.ndarray | None:
+        """Of the living codes' reconstructions, where they were given."""
+        norms = self.native.norms
+        return norms if norms is None or self.alive is None else norms[self.mask()]
+
+
+def build_segment(
+    rows: Rows,
+    ids: np.ndarray | None,
+    norms: np.ndarray | None,
+    form: Form,
+    threads: int,
+    *,
+    normalize: bool,
+) -> Segment:
+    """A segment of `rows`, clustered if `form` says so or leaves it open and it pays."""
+    half, window = form.values == "float16", form.window
+
+    def assemble(order: np.ndarray | None, block: int) -> _C.Index:
+        arrays = _C.build_index(*rows, order, window, block, half, normalize, threads)
+        in_order, norms_in_order = ids, norms
+        if order is not None:
+            in_order = order if ids is None else ids[order]
+            norms_in_order = None if norms is None else norms[order]
+        sizes = {"n_docs": rows.n, "dim": rows.dim, "window": window, "block": block}
+        side = {"ids": in_order, "norms": norms_in_order}
+        return _C.Index(**sizes, half=half, trusted=True, **side, **arrays)
+
+    block, native = 0, None
+    least = 1 if form.cluster else LEAST_WORTH_CLUSTERING
+    if form.cluster is not False and rows.n >= least:
+        order = _C.cluster_order(*rows, 0 if form.cluster else LEAST_SIMILARITY, threads)
+        if len(order) == rows.n:
+            block = _block(rows, window)
+            native = assemble(order, block)
+        if native is not None and form.cluster is None:
+            sample = np.linspace(0, rows.n - 1, 32).astype(np.int64)
+            if native.gain_of_blocks(*rows[:3], sample, normalize) < LEAST_GAIN:
+                block, native = 0, None
+    if native is None:
+        native = assemble(None, 0)
+    return Segment(native, documents=rows.n, window=window, block=block)
+
+
+def merge(segments: list[Segment], dim: int, form: Form, threads: int) -> Segment:
+    """One segment of the living codes of several."""
+    parts = [segment.rows() for segment in segments]
+    lengths = np.concatenate([np.diff(starts) for starts, _, _ in parts])
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    latents = np.concatenate([latents for _, latents, _ in parts])
+    values = np.concatenate([values for _, _, values in parts])
+    ids = np.concatenate([segment.ids for segment in segments])
+    norms = norms_of(segments)
+    plain = (ids == np.arange(len(ids))).all()
+    rows = Rows(values, latents, starts, dim)
+    # What is stored has been brought to norm 1 and rounded: it is kept as it is.
+    return build_segment(rows, None if plain else ids, norms, form, threads, normalize=False)
+
+
+def norms_of(segments: Sequence[Segment]) -> np.ndarray | None:
+    """Of all living codes of an index, where they were given."""
+    norms = [segment.norms for segment in segments if len(segment)]
+    known = [one for one in norms if one is not None]
+    return np.concatenate(known) if known and len(known) == len(norms) else None
+
+
+def arrays_of(segment: Segment) -> dict[str, np.ndarray]:
+    """All that a segment holds, by name, as plain arrays."""
+    named = {name: getattr(segment.native, name) for name in NATIVE_ARRAYS}
+    named["alive"] = segment.alive
+    return {name: np.asarray(array) for name, array in named.items() if array is not None}
+
+
+def restore_segment(
+    facts: dict[str, Any], part: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> Segment:
+    """The segment that these arrays, which nobody vouches for, came from.
+
+    Raises:
+        ValueError: if they cannot be one.
+    """
+    arrays = dict(arrays)
+    alive = arrays.pop("alive", None)
+    sizes = {name: part[name] for name in ("documents", "window", "block")}
+    native = _C.Index(
+        n_docs=sizes["documents"],
+        dim=facts["dim"],
+        window=sizes["window"],
+        block=sizes["block"],
+        half=facts["values"] == "float16",
+        trusted=False,
+        **arrays,
+    )
+    if alive is not None:
+        words, spare = -(-sizes["documents"] // 64), -sizes["documents"] % 64
+        if alive.shape != (words,) or (spare and int(alive[-1]) >> (64 - spare)):
+            raise ValueError("the index is damaged: its removed codes disagree in size")
+    norms = native.norms
+    if norms is not None and not (np.isfinite(norms) & (norms > 0)).all():
+        raise ValueError("the index is damaged: its norms are not all positive")
+    return Segment(native, **sizes, alive=alive)
+
+
+def pack(mask: np.ndarray) -> np.ndarray:
+    """The last axis of a boolean array as bits, in words of 64."""
+    n = mask.shape[-1]
+    packed = np.zeros((*mask.shape[:-1], -(-n // 64) * 8), np.uint8)
+    bits = np.packbits(mask, axis=-1, bitorder="little")
+    packed[..., : bits.shape[-1]] = bits
+    return packed.view("<u8")
+
+
+def _block(rows: Rows, window: int) -> int:
+    """Documents a block: more than usual where the maxima would outgrow half the postings."""
+    block = math.gcd(window, DEFAULT_BLOCK)
+    latents = min(rows.dim, rows.values.size)
+    while block < window and window % (2 * block) == 0:
+        if latents * (rows.n // block) <= 2 * rows.values.size:
+            break
+        block *= 2
+    return block

@@ -1,0 +1,255 @@
+"""InvertedIndex.add, remove and compact: like a fresh build, at every moment, for everybody."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import threading
+import time
+
+import index_codes
+import numpy as np
+import pytest
+
+from csrkern import InvertedIndex, index_collection
+
+DIM = 80
+CODES = index_codes.skewed(6000, DIM, 7)
+QUERIES = index_codes.skewed(12, DIM, 9, seed=1)
+
+
+def some(rows):
+    return CODES[0][rows], CODES[1][rows]
+
+
+def assert_like_a_fresh_build(index, **options):
+    """To the id and to the bit, for all that a search can be asked."""
+    ids = np.sort(index.ids)
+    fresh = InvertedIndex.build(some(ids % 6000), ids, dim=DIM, **options)
+    assert len(index) == len(fresh) == len(ids)
+    for topk in (1, 20, 500):
+        assert_same(index.search(QUERIES, topk), fresh.search(QUERIES, topk))
+    single = QUERIES[0][:1], QUERIES[1][:1]
+    assert_same(index.search(single, 9, num_threads=3), fresh.search(single, 9))
+    chosen = ids[:: max(1, len(ids) // 50)]
+    for few in (chosen, chosen[:3], ids[::2]):
+        assert_same(index.search(QUERIES, 9, filter=few), fresh.search(QUERIES, 9, filter=few))
+    assert_same(index.search_above(QUERIES, 1.5), fresh.search_above(QUERIES, 1.5))
+
+
+def assert_same(got, want):
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+@pytest.mark.parametrize("cluster", [False, True])
+@pytest.mark.parametrize("limit", [200, 131_072])
+def test_any_way_leads_to_the_same_index(metric, cluster, limit, tmp_path, monkeypatch):
+    monkeypatch.setattr(index_collection, "LARGEST_MERGED", limit)
+    options = {"metric": metric, "cluster": cluster, "window": 512}
+    rng = np.random.default_rng(0)
+    index = InvertedIndex.build(some(np.arange(0)), dim=DIM, **options)
+    free = set(range(6000))
+    for step in range(30):
+        ids = rng.choice(sorted(free), int(rng.integers(1, 120)), replace=False)
+        index.add(some(ids), ids)
+        free -= set(ids.tolist())
+        if step % 3 == 1:
+            gone = rng.choice(index.ids, len(index) // 4, replace=False)
+            index.remove(gone)
+            free |= set(gone.tolist())
+        if step % 10 == 5:
+            index.compact()
+            assert index.stats()["segments"] == 1
+            assert index.stats()["removed"] == 0
+        if step % 10 == 8:
+            index.save(tmp_path / "index")
+            index = InvertedIndex.load(tmp_path / "index")
+        if step % 7 == 0:
+            assert_like_a_fresh_build(index, **options)
+    assert_like_a_fresh_build(index, **options)
+    assert_like_a_fresh_build(pickle.loads(pickle.dumps(index)), **options)
+    index.compact()
+    assert_like_a_fresh_build(index, **options)
+    index.remove(index.ids)
+    assert len(index) == 0
+    assert (index.search(QUERIES, 3)[1] == -1).all()
+    index.compact()
+    assert index.stats()["postings"] == 0
+
+
+def test_many_small_additions_stay_few_segments():
+    index = InvertedIndex.build(some(np.arange(3000)), dim=DIM)
+    for i in range(3000, 3500):
+        index.add(some(np.array([i])))
+    assert index.stats()["segments"] < 12
+    np.testing.assert_array_equal(index.ids, np.arange(3500))
+    assert_like_a_fresh_build(index)
+
+
+def test_new_ids_follow_the_highest_there_ever_was(tmp_path):
+    index = InvertedIndex.build(some(np.arange(5)), [3, 90, 7, 1, 8], dim=DIM)
+    index.remove([90])
+    index.save(tmp_path)
+    index = InvertedIndex.load(tmp_path)
+    index.add(some(np.arange(2)))
+    assert index.ids.tolist() == [3, 7, 1, 8, 91, 92]
+    index.add(some(np.arange(1)), [90])
+    assert 90 in index.ids
+
+
+def test_what_is_refused_changes_nothing():
+    index = InvertedIndex.build(some(np.arange(10)), dim=DIM)
+    index.remove([4])
+    want = index.search(QUERIES, 10)
+    for message, change in {
+        "ids: 7 is in the index already; remove it first": lambda: index.add(
+            some(np.arange(2)), [11, 7]
+        ),
+        "ids: expected distinct": lambda: index.add(some(np.arange(2)), [11, 11]),
+        "one id for each of 2": lambda: index.add(some(np.arange(2)), [11]),
+        "ids: 4 is not in the index": lambda: index.remove([3, 4]),
+        "ids: 99 is not in the index": lambda: index.remove([99]),
+        "distinct ids; one comes twice": lambda: index.remove([3, 3]),
+        "over 80 latents, got 81": lambda: index.add(
+            index_codes_matrix(81),
+        ),
+        "norms: expected each code without norms": lambda: index.add(
+            some(np.arange(1)), norms=[1.0]
+        ),
+        "not negative": lambda: index.add((-CODES[0][:1], CODES[1][:1])),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            change()
+    with pytest.raises(TypeError, match="expected integers"):
+        index.remove([1.5])
+    assert_same(index.search(QUERIES, 10), want)
+    assert len(index) == 9
+    index.remove([])
+    index.add(some(np.arange(0)))
+    assert len(index) == 9
+
+
+def index_codes_matrix(dim):
+    import scipy.sparse
+
+    return scipy.sparse.csr_array(([1.0], [0], [0, 1]), shape=(1, dim))
+
+
+def test_masks_follow_the_order_of_ids():
+    index = InvertedIndex.build(some(np.arange(400)), dim=DIM, cluster=True, window=128)
+    index.add(some(np.arange(400, 500)))
+    index.remove(np.arange(0, 500, 7))
+    mask = np.random.default_rng(0).random(len(index)) < 0.3
+    by_mask = index.search(QUERIES, 20, filter=mask)
+    assert_same(by_mask, index.search(QUERIES, 20, filter=index.ids[mask]))
+    assert np.isin(by_mask[1], [*index.ids[mask], -1]).all()
+    values, indices = index.to_numpy()
+    np.testing.assert_array_equal(values, CODES[0][index.ids].astype(np.float16))
+    np.testing.assert_array_equal(indices, CODES[1][index.ids])
+
+
+def test_saving_again_writes_only_what_is_new(tmp_path):
+    index = InvertedIndex.build(some(np.arange(5000)), dim=DIM)
+    index.save(tmp_path)
+    large = max(tmp_path.glob("postings-*"), key=lambda f: f.stat().st_size)
+    before = large.stat().st_mtime_ns
+    index.add(some(np.arange(5000, 5010)))
+    index.remove([17])
+    index.save(tmp_path)
+    assert large.stat().st_mtime_ns == before
+    assert_like_a_fresh_build(InvertedIndex.load(tmp_path, verify=True))
+    again = InvertedIndex.load(tmp_path)
+    again.compact()
+    again.save(tmp_path)
+    assert not large.exists()
+    assert_like_a_fresh_build(InvertedIndex.load(tmp_path, verify=True))
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_kill_while_changing_and_saving(tmp_path):
+    """Each save holds the ids 0..n-1 without multiples of 10 below some m: never half a change."""
+    folder = tmp_path / "index"
+    InvertedIndex.build(some(np.arange(100)), dim=DIM).save(folder)
+    script = f"""
+import sys
+sys.path.insert(0, {str(sys.path[0])!r})
+import numpy as np, csrkern, test_index_change as t
+index = csrkern.InvertedIndex.load({str(folder)!r})
+print("ready", flush=True)
+while True:
+    n = int(index.ids.max()) + 1
+    index.add(t.some(np.arange(n, n + 50) % 6000), np.arange(n, n + 50))
+    index.remove(np.arange(n, n + 50, 10))
+    if n % 200 == 0:
+        index.compact()
+    index.save({str(folder)!r})
+"""
+    for delay in np.random.default_rng(0).uniform(0, 0.1, 10):
+        saver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert saver.stdout.readline() == b"ready\n"
+        time.sleep(delay)
+        saver.kill()
+        saver.communicate()
+        index = InvertedIndex.load(folder, verify=True)
+        n = int(index.ids.max()) + 1
+        assert n % 50 == 0
+        want = [i for i in range(n) if i < 100 or i % 10]
+        np.testing.assert_array_equal(np.sort(index.ids), want)
+        assert_like_a_fresh_build(index)
+
+
+def test_searches_beside_changes_see_one_state(tmp_path):
+    """Every change adds a pair of equal codes, or removes one: a search finds both or none."""
+    pair = np.array([5, 5])
+    index = InvertedIndex.build(some(np.arange(300)), dim=DIM, window=64)
+    query = CODES[0][5:6], CODES[1][5:6]
+    done, wrong = threading.Event(), []
+
+    def search(threads):
+        while not done.is_set():
+            found = index.search(query, 40, num_threads=threads)[1][0]
+            high = found[found >= 1000] // 2
+            numbers, counts = np.unique(high, return_counts=True)
+            if (counts != 2).any() or len(numbers) > 6:
+                wrong.append(found)
+
+    def save():
+        while not done.is_set():
+            index.save(tmp_path)
+            high = InvertedIndex.load(tmp_path).ids
+            if (np.unique(high[high >= 1000] // 2, return_counts=True)[1] != 2).any():
+                wrong.append(high)
+
+    workers = [threading.Thread(target=search, args=(1 + i % 2,)) for i in range(6)]
+    workers.append(threading.Thread(target=save))
+    for worker in workers:
+        worker.start()
+    try:
+        for i in range(500, 700):
+            index.add(some(pair), [2 * i, 2 * i + 1])
+            if i >= 505:
+                index.remove([2 * (i - 5), 2 * (i - 5) + 1])
+            if i % 40 == 0:
+                index.compact()
+    finally:
+        done.set()
+        for worker in workers:
+            worker.join()
+    assert wrong == []
+    assert len(index) == 310
+
+
+def test_pickle_keeps_everything():
+    index = InvertedIndex.build(
+        some(np.arange(900)), norms=np.arange(900) + 1.0, dim=DIM, cluster=True, metric="cosine"
+    )
+    index.remove([3])
+    again = pickle.loads(pickle.dumps(index))
+    assert repr(again) == repr(index)
+    assert again.stats() == index.stats()
+    assert_same(again.search(QUERIES, 20), index.search(QUERIES, 20))
+    again.add(some(np.arange(1)), norms=[2.0])
+    assert again.ids[-1] == 900

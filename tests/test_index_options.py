@@ -1,0 +1,304 @@
+"""What a search can be asked for beside the best of all: against its definition, to the bit."""
+
+from __future__ import annotations
+
+import index_codes
+import numpy as np
+import pytest
+
+from csrkern import InvertedIndex, Rerank, reference
+
+DIM = 120
+CODES = index_codes.skewed(4000, DIM, 9)
+QUERIES = index_codes.skewed(25, DIM, 11, seed=1)
+ONE = QUERIES[0][:1], QUERIES[1][:1]
+
+
+def built(**options):
+    """Three segments, one of them with removed codes."""
+    index = InvertedIndex.build((CODES[0][:3000], CODES[1][:3000]), dim=DIM, window=512, **options)
+    norms = options.get("norms")
+    more = None if norms is None else np.ones(500)
+    index.add((CODES[0][3000:3500], CODES[1][3000:3500]), norms=more)
+    index.add(
+        (CODES[0][3500:3600], CODES[1][3500:3600]), norms=None if norms is None else more[:100]
+    )
+    index.remove(np.arange(100, 3500, 9))
+    return index
+
+
+def expected(index, topk, *, queries=QUERIES, chosen=None):
+    values, indices = index.to_numpy()
+    keep = np.ones(len(index), bool) if chosen is None else chosen
+    return reference.search(values[keep], indices[keep], DIM, *queries, topk, index.ids[keep])
+
+
+def assert_same(got, want):
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+@pytest.mark.parametrize("form", ["masks", "lists", "mixed"])
+def test_filter_for_each_query(cluster, form):
+    index = built(cluster=cluster)
+    rng = np.random.default_rng(0)
+    shares = np.geomspace(1e-3, 1, 25)
+    masks = rng.random((25, len(index))) < shares[:, None]
+    masks[7] = False
+    masks[9] = True
+    chosen = {
+        "masks": masks,
+        "lists": [index.ids[mask].tolist() for mask in masks],
+        "mixed": [
+            None if i == 9 else mask if i % 2 else index.ids[mask] for i, mask in enumerate(masks)
+        ],
+    }[form]
+    for threads in (1, 3):
+        scores, ids = index.search(QUERIES, 12, filter=chosen, num_threads=threads)
+        for i, mask in enumerate(masks):
+            want = expected(
+                index, 12, queries=(QUERIES[0][i : i + 1], QUERIES[1][i : i + 1]), chosen=mask
+            )
+            assert_same((scores[i : i + 1], ids[i : i + 1]), want)
+
+
+@pytest.mark.parametrize("values", ["float16", "float32"])
+@pytest.mark.parametrize("cluster", [False, True])
+def test_selective_filters_score_documents_one_by_one(values, cluster):
+    index = built(values=values, cluster=cluster)
+    rng = np.random.default_rng(1)
+    lists = [rng.choice(index.ids, n, replace=False) for n in (1, 5, 40, 200)]
+    want = [expected(index, 30, chosen=np.isin(index.ids, ids)) for ids in lists]
+    assert_same(index.search(QUERIES, 30, filter=lists[2]), want[2])
+    for segment in index._segments:
+        segment.native.make_forward(2)
+    assert index.stats()["forward_bytes"] > 9 * 3600 * 4
+    for ids, one in zip(lists, want, strict=True):
+        assert_same(index.search(QUERIES, 30, filter=ids), one)
+
+
+def test_the_copy_by_document_is_made_once_it_has_been_missed():
+    codes = index_codes.skewed(30_000, 64, 8)
+    index = InvertedIndex.build(codes, dim=64)
+    queries = codes[0][:1], codes[1][:1]
+    want = index.search(queries, 3, filter=[5, 9])
+    assert index.stats()["forward_bytes"] == 0
+    for _ in range(200):
+        if index.stats()["forward_bytes"]:
+            break
+        assert_same(index.search(queries, 3, filter=[5, 9]), want)
+    assert index.stats()["forward_bytes"] > 0
+    assert_same(index.search(queries, 3, filter=[5, 9]), want)
+
+
+def test_queries_of_very_many_latents():
+    rng = np.random.default_rng(0)
+    codes = index_codes.uniform(500, 3000, 40)
+    index = InvertedIndex.build(codes, dim=3000)
+    queries = index_codes.in_order(rng.random((3, 2500)), np.tile(np.arange(2500), (3, 1)))
+    index._segments[0].native.make_forward(1)
+    few = [3, 77, 400]
+    values, indices = index.to_numpy()
+    want = reference.search(values[few], indices[few], 3000, *queries, 5, np.array(few))
+    assert_same(index.search(queries, 5, filter=few), want)
+
+
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+@pytest.mark.parametrize("query_k", [1, 4, 11, 50])
+def test_query_k(metric, query_k):
+    index = built(metric=metric)
+    short = QUERIES[0][:, :query_k], QUERIES[1][:, :query_k]
+    assert_same(index.search(QUERIES, 15, query_k=query_k), index.search(short, 15))
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+@pytest.mark.parametrize("min_score", [-1, 0, 0.7, 3.3, 1e9])
+def test_min_score_and_search_above(cluster, min_score):
+    index = built(cluster=cluster)
+    all_scores, all_ids = expected(index, len(index))
+    exactly = float(all_scores[0, 6])
+    for least in (min_score, exactly, np.nextafter(exactly, 9)):
+        starts, scores, ids = index.search_above(QUERIES, least)
+        top_scores, top_ids = index.search(QUERIES, 20, min_score=least)
+        for i in range(25):
+            hits = all_scores[i] >= max(least, 1e-30)
+            mine = slice(starts[i], starts[i + 1])
+            assert_same((scores[mine], ids[mine]), (all_scores[i][hits], all_ids[i][hits]))
+            n = min(20, hits.sum())
+            assert_same(
+                (top_scores[i, :n], top_ids[i, :n]), (all_scores[i][hits][:n], all_ids[i][hits][:n])
+            )
+            assert (top_ids[i, n:] == -1).all()
+    assert_same(index.search_above(QUERIES, 2, num_threads=3), index.search_above(QUERIES, 2))
+    some = index.ids[::3]
+    starts, _, ids = index.search_above(ONE, 0.5, filter=some)
+    assert np.isin(ids, some).all()
+    assert starts[-1] == len(ids) > 0
+
+
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+def test_explain_score(metric):
+    index = built(metric=metric)
+    scores, ids = index.search(ONE, 30)
+    for score, id in zip(scores[0], ids[0], strict=True):
+        latents, parts = index.explain_score(ONE, int(id))
+        total = np.float32(0)
+        for part in parts:
+            total += part
+        assert total == score
+        assert np.isin(latents, ONE[1][0]).all()
+        assert len(set(latents.tolist())) == len(latents)
+    with pytest.raises(ValueError, match="id: 109 is not in the index"):
+        index.explain_score(ONE, 109)
+
+
+def dense_scores(index, dense, offsets, norms):
+    """Rerank's definition: float32, by latent ascending, plus offset, over norm."""
+    values, indices = index.to_numpy()
+    order = np.argsort(np.where(values > 0, indices, DIM), axis=1, kind="stable")
+    values = np.take_along_axis(values, order, 1)
+    indices = np.take_along_axis(indices, order, 1)
+    scores = np.zeros((len(dense), len(values)), np.float32)
+    for j in range(values.shape[1]):
+        active = values[:, j] > 0
+        scores[:, active] += dense[:, indices[active, j]] * values[active, j]
+    return (scores + offsets[:, None]) / norms
+
+
+@pytest.mark.parametrize("with_norms", [False, True])
+@pytest.mark.parametrize("shortlist", [5, 60, 10_000])
+def test_rerank(with_norms, shortlist):
+    rng = np.random.default_rng(0)
+    norms = (0.5 + rng.random(3000)).astype(np.float32) if with_norms else None
+    index = built(norms=norms)
+    dense = rng.standard_normal((25, DIM)).astype(np.float32)
+    offsets = rng.standard_normal(25).astype(np.float32)
+    ids = index.ids
+    of_ids = np.ones(3600, np.float32)
+    if with_norms:
+        of_ids[:3000] = norms
+    want = dense_scores(index, dense, offsets, of_ids[ids])
+    rerank = Rerank(dense, shortlist, offsets)
+    _, first = index.search(QUERIES, shortlist)
+    place = {int(id): i for i, id in enumerate(ids)}
+    for threads in (1, 3):
+        scores, found = index.search(QUERIES, 8, rerank=rerank, num_threads=threads)
+        for i in range(25):
+            rows = np.array([place[int(id)] for id in first[i] if id >= 0])
+            best = rows[np.lexsort((ids[rows], -want[i, rows]))][:8]
+            n = len(best)
+            np.testing.assert_array_equal(found[i, :n], ids[best])
+            np.testing.assert_array_equal(scores[i, :n], want[i, best])
+            assert (found[i, n:] == -1).all()
+
+
+def test_search_dense_is_a_search_by_the_largest_latents():
+    index = built()
+    dense = np.random.default_rng(2).standard_normal((6, DIM)).astype(np.float32)
+    got = index.search_dense(dense, 7, latents=15, shortlist=50)
+    largest = np.argsort(-dense, axis=1)[:, :15]
+    queries = np.maximum(np.take_along_axis(dense, largest, 1), 0), largest
+    assert_same(got, index.search(queries, 7, rerank=Rerank(dense, 50)))
+
+
+def test_bad_rerank():
+    index = built()
+    for message, rerank in {
+        r"dense_queries: expected shape \[n, 120\]": Rerank(np.ones((25, 3))),
+        "dense_queries: expected 25 rows": Rerank(np.ones((3, DIM))),
+        "dense_queries: expected finite": Rerank(np.full((25, DIM), np.inf)),
+        "shortlist: expected 1 <=": Rerank(np.ones((25, DIM)), 0),
+        "offsets: expected 25 finite": Rerank(np.ones((25, DIM)), 5, np.ones(2)),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            index.search(QUERIES, rerank=rerank)
+    with pytest.raises(ValueError, match="norms: expected a positive number for each of 4000"):
+        InvertedIndex.build(CODES, dim=DIM, norms=np.zeros(4000))
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_fast_finds_what_it_was_calibrated_to(cluster):
+    codes = index_codes.skewed(20_000, 256, 24)
+    index = InvertedIndex.build(codes, dim=256, cluster=cluster)
+    queries = index_codes.skewed(200, 256, 24, seed=7)
+    truth = index.search(queries)
+    for recall in (0.8, 0.95):
+        scores, ids = index.search(queries, mode="fast", recall=recall)
+        found = np.mean([np.isin(a, b).mean() for a, b in zip(truth[1], ids, strict=True)])
+        assert index.stats()["recall"][recall] >= recall
+        assert found > recall - 0.05
+        # What is found has its exact score.
+        for i in range(200):
+            at = {int(id): s for id, s in zip(truth[1][i], truth[0][i], strict=True)}
+            for score, id in zip(scores[i], ids[i], strict=True):
+                assert at.get(int(id), score) == score
+    threads = index.search(queries, mode="fast", recall=0.8, num_threads=3)
+    assert_same(threads, index.search(queries, mode="fast", recall=0.8, num_threads=1))
+    empty = InvertedIndex.build((codes[0][:0], codes[1][:0]), dim=256)
+    assert (empty.search(queries, 2, mode="fast")[1] == -1).all()
+
+
+def test_truncated():
+    index = built(metric="cosine")
+    short = index.truncated(4)
+    assert short.k == 4
+    np.testing.assert_array_equal(short.ids, index.ids)
+    values, _ = index.to_numpy()
+    want = index_codes.normalised(values[:, :4]).astype(np.float16)
+    np.testing.assert_array_equal(
+        np.sort(short.to_numpy()[0], 1), np.sort(want.astype(np.float32), 1)
+    )
+
+
+@pytest.mark.parametrize("form", ["file", "half file", "mapped", "pieces"])
+def test_build_streaming(form, tmp_path):
+    from csrkern import SparseCodes
+
+    codes = SparseCodes.from_numpy(*CODES, DIM)
+    values = {"half file": "float16"}.get(form, "float32")
+    codes.save(tmp_path / "codes", values=values)
+    source = {
+        "file": tmp_path / "codes",
+        "half file": str(tmp_path / "codes"),
+        "mapped": CODES,
+        "pieces": ((CODES[0][i : i + 900], CODES[1][i : i + 900]) for i in range(0, 4000, 900)),
+    }[form]
+    ids = np.arange(4000)[::-1] * 2 if form == "mapped" else None
+    whole = InvertedIndex.build(CODES, ids, dim=DIM)
+    whole.truncated(2).save(tmp_path / "index")
+    index = InvertedIndex.build_streaming(source, tmp_path / "index", ids=ids, chunk=900, dim=DIM)
+    assert index.stats()["segments"] == 5
+    assert not index._segments[0].native.postings.flags.writeable  # mapped
+    again = InvertedIndex.load(tmp_path / "index", verify=True)
+    for one in (index, again):
+        assert_same(one.search(QUERIES, 12), whole.search(QUERIES, 12))
+        np.testing.assert_array_equal(one.ids, whole.ids)
+    assert len(list((tmp_path / "index").glob("postings-*"))) == 5
+    again.add((CODES[0][:1], CODES[1][:1]), [8000])
+    again.compact()
+    assert len(again) == 4001
+
+
+def test_a_stream_that_fails_leaves_the_old_index(tmp_path):
+    InvertedIndex.build(CODES, dim=DIM).save(tmp_path)
+
+    def pieces():
+        yield CODES
+        yield -CODES[0], CODES[1]
+
+    with pytest.raises(ValueError, match="not negative"):
+        InvertedIndex.build_streaming(pieces(), tmp_path, dim=DIM)
+    assert len(InvertedIndex.load(tmp_path, verify=True)) == 4000
+    with pytest.raises(ValueError, match="distinct"):
+        InvertedIndex.build_streaming(
+            CODES, tmp_path, dim=DIM, chunk=2000, ids=np.arange(4000) % 3999
+        )
+    with pytest.raises(ValueError, match="at least one piece"):
+        InvertedIndex.build_streaming([], tmp_path)
+    with pytest.raises(TypeError, match="expected a path, a pair of arrays or an iterable"):
+        InvertedIndex.build_streaming(3, tmp_path)
+    (tmp_path / "codes").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match="not a csrkern code file"):
+        InvertedIndex.build_streaming(tmp_path / "codes", tmp_path / "new")
+    assert len(InvertedIndex.load(tmp_path, verify=True)) == 4000
