@@ -88,7 +88,7 @@ class NinjaBuildExt(build_ext):
             "  deps = gcc",
             "  description = CXX $in",
             "rule link",
-            "  command = $cxx -shared -pthread -s $in -o $out",
+            "  command = $cxx -shared -pthread -s $in -ldl -o $out",
             "  description = LINK $out",
             f"cxx = {compiler}",
             f"flags = {shlex.join(flags)} {os.environ.get('CXXFLAGS', '')}",

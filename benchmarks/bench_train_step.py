@@ -20,6 +20,7 @@ import csrtrain
 from benchmarks.codes import postings_met
 from benchmarks.harness import Missing, Race, Side, cases
 from csrkern import roofline
+from csrkern.ops.encode import FAST_BFLOAT16
 
 BETA, GAMMA, TEMPERATURE = 1 / 32, 0.1, 0.2
 Case = tuple[int, int, int, int, int]  # n, d, h, k, k_aux
@@ -47,12 +48,13 @@ def bench_train_step(race: Race, case: Case) -> None:
 
     with torch.no_grad():
         codes = model.encode(x)
+    product = "bfloat16" if FAST_BFLOAT16 else "float32"
     race(
         "train step",
         f"B={n} d={d} h={h} k={k} k_aux={k_aux}",
         ours=step,
         peers={**sentence_transformers_steps(case, x), "one bare encoder GEMM": gemm},
-        cost=roofline.train_step(n, d, h, k, k_aux, postings_met(codes, codes)),
+        cost=roofline.train_step(n, d, h, k, k_aux, postings_met(codes, codes), dtype=product),
         note=f"{int(dead.sum())} latents dead",
     )
     assert torch.equal(model.dead, dead), "the set of dead latents changed during the race"

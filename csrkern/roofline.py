@@ -112,7 +112,16 @@ def info_nce(n: int, m: int, k: int, met: int, itemsize: int = 4, backward: bool
     return Cost(read, written, 2.0 * met * (3 if backward else 1))
 
 
-def train_step(n: int, d: int, h: int, k: int, k_aux: int, met: int = 0, itemsize: int = 4) -> Cost:
+def train_step(
+    n: int,
+    d: int,
+    h: int,
+    k: int,
+    k_aux: int,
+    met: int = 0,
+    itemsize: int = 4,
+    dtype: str = "float32",
+) -> Cost:
     """One CSR step: a single encoder GEMM for k, 4k and aux; decodes and gradients sparse; Adam.
 
     `k_aux` is 0 when no latent is dead; `met` is that of the contrastive term at k. The tied
@@ -124,7 +133,7 @@ def train_step(n: int, d: int, h: int, k: int, k_aux: int, met: int = 0, itemsiz
     flops = 2.0 * n * d * (h + active + 2 * active + selected)
     parameters = itemsize * (h * d + h + d)
     contrast = info_nce(n, n, k, met, itemsize, backward=True).flops if met else 0.0
-    return Cost(itemsize * n * d + 4 * parameters, 4 * parameters, flops + contrast)
+    return Cost(itemsize * n * d + 4 * parameters, 4 * parameters, flops + contrast, dtype)
 
 
 def search(postings: float, n_queries: int, topk: int, bytes_per_posting: int = 4) -> Cost:

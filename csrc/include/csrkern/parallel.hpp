@@ -1,4 +1,4 @@
-// A fork-safe pool of worker threads shared by every kernel.
+// The threads that every kernel shares: those of PyTorch where it is loaded, else a pool of ours.
 #pragma once
 
 #include <cstdint>
