@@ -20,6 +20,7 @@ from csrkern import SparseCodes
 from csrkern.ops.transpose import transpose
 
 H, D, K = 300, 24, 7
+TASKS = "/proc/self/task"
 
 
 def _with_gradients(compute: Callable[..., Tensor], *leaves: Tensor) -> tuple[Tensor, ...]:
@@ -157,7 +158,10 @@ def test_set_num_threads_changes_no_result(name):
     assert all(same(result, results[0]) for result in results[1:])
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+counts_threads = pytest.mark.skipif(not os.path.isdir(TASKS), reason="counts threads in /proc")
+
+
+@counts_threads
 def test_set_num_threads_is_followed():
     script = (
         "import os, torch, csrkern\n"
@@ -219,33 +223,55 @@ def test_in_the_workers_of_a_data_loader():
 def _children_work(pre: Tensor, queue) -> None:
     codes = csrkern.topk_relu(pre, K)
     starts, *_ = transpose(codes)
-    queue.put((codes.indices.tolist(), starts.tolist()))
+    threads = len(os.listdir(TASKS)) if os.path.isdir(TASKS) else None
+    queue.put((codes.indices[::100].tolist(), starts.tolist(), threads))
 
 
+def work_of_children(pre: Tensor, times: int) -> list[tuple]:
+    """What forked children answer, one after the other."""
+    context, answers = multiprocessing.get_context("fork"), []
+    for _ in range(times):
+        queue = context.Queue()
+        child = context.Process(target=_children_work, args=(pre, queue), daemon=True)
+        child.start()
+        answers.append(queue.get(timeout=60))
+        child.join(timeout=60)
+        assert child.exitcode == 0
+    return answers
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@counts_threads
+@pytest.mark.usefixtures("four_threads")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_child_gets_helpers_of_its_own():
+    pre = torch.randn(2000, H)
+    csrkern.topk_relu(pre, K)  # now the parent has them, and the child none of these
+    assert [threads for *_, threads in work_of_children(pre, 1)] == [4]
+
+
+@pytest.mark.usefixtures("four_threads")
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_forks_while_another_thread_computes():
-    pre, stop = torch.randn(200, H), threading.Event()
+    pre, stop = torch.randn(2000, H), threading.Event()
     expected = csrkern.topk_relu(pre, K)
-    want = (expected.indices.tolist(), transpose(expected).starts.tolist())
-    context = multiprocessing.get_context("fork")
+    want = (expected.indices[::100].tolist(), transpose(expected).starts.tolist())
 
-    def keep_the_pool_busy() -> None:
+    def keep_the_helpers_busy() -> None:
         while not stop.is_set():
             csrkern.topk_relu(pre, K)
 
-    before = torch.get_num_threads()
-    busy = threading.Thread(target=keep_the_pool_busy, daemon=True)
+    busy = threading.Thread(target=keep_the_helpers_busy, daemon=True)
+    busy.start()
     try:
-        torch.set_num_threads(4)
-        busy.start()
-        for _ in range(5):
-            queue = context.Queue()
-            child = context.Process(target=_children_work, args=(pre, queue), daemon=True)
-            child.start()
-            assert queue.get(timeout=60) == want
-            child.join(timeout=60)
-            assert child.exitcode == 0
+        assert all(answer[:2] == want for answer in work_of_children(pre, 5))
     finally:
         stop.set()
         busy.join(timeout=60)
-        torch.set_num_threads(before)

@@ -175,6 +175,15 @@ class Search {
     }
   }
 
+  // For queries that are too long for a RowScorer.
+  float slow_score(size_t g, int64_t doc, const std::vector<Entry>& entries) const {
+    float score = 0;
+    for (const Entry& e : entries) {
+      score += segments_[g].index->value(doc - first_docs_[g], e.latent) * e.value;
+    }
+    return score;
+  }
+
   void score_again(int64_t i, std::vector<Hit>& hits) const {
     Scratch& s = scratch();
     read_query(queries_, i, options_.normalize, options_.query_k, s.entries, s.latents);
@@ -186,6 +195,10 @@ class Search {
       const int64_t end = first_docs_[g] + segments_[g].index->view().n_docs;
       const auto last = std::find_if(hit, hits.end(), [&](const Hit& h) { return h.doc >= end; });
       for (auto h = hit; h != last; ++h) forward.prefetch(h->doc - first_docs_[g]);
+      if (s.terms.size() > RowScorer::kMostTerms) {
+        for (; hit != last; ++hit) hit->score = slow_score(g, hit->doc, s.entries);
+        continue;
+      }
       const RowScorer scorer(forward, s.terms, s.rows);
       for (; hit != last; ++hit) hit->score = scorer.score(hit->doc - first_docs_[g]);
     }

@@ -155,6 +155,23 @@ struct Queries {
   SparseRows rows;
 };
 
+// Searches of other kinds, which need not be right but must not fail.
+void search_otherwise(FuzzedDataProvider& input, const Index& index, const Queries& queries) {
+  SearchOptions options;
+  options.topk = input.ConsumeIntegralInRange<int64_t>(1, 20);
+  options.normalize = input.ConsumeBool();
+  options.query_k = input.ConsumeIntegralInRange<int64_t>(1, 12);
+  options.min_score = input.ConsumeFloatingPoint<float>();
+  options.shortlist = input.ConsumeIntegralInRange<int64_t>(0, 40);
+  options.kept = input.ConsumeFloatingPointInRange<double>(0, 1);
+  const Exact<float> dense(index.view().dim < 100 ? queries.rows.n * index.view().dim : 0, 0.5f);
+  if (dense.size() > 0 && input.ConsumeBool()) options.dense = dense.data();
+  const Exact<float> scores(queries.rows.n * options.topk);
+  const Exact<int64_t> ids(scores.size());
+  csrkern::search({{&index}, {&index}}, queries.rows, options, scores.data(), ids.data());
+  search_all({{&index}, {&index}}, queries.rows, options);
+}
+
 void search(FuzzedDataProvider& input, const IndexView& view) {
   const Index index(view, false);
   const Queries queries(input, view.dim);
@@ -174,6 +191,7 @@ void search(FuzzedDataProvider& input, const IndexView& view) {
     refused = true;
   }
   CHECK(refused || queries.valid());
+  if (small && input.ConsumeBool()) return search_otherwise(input, index, queries);
   try {
     index.verify(1);
   } catch (const std::invalid_argument&) {

@@ -7,8 +7,31 @@
 
 #include "csrkern/index.hpp"
 #include "exact_memory.hpp"
+#include "owned_codes.hpp"
 
 namespace csrkern {
+
+inline SparseRows rows_of(const OwnedCodes& codes) {
+  return {codes.n,
+          static_cast<int32_t>(codes.dim),
+          codes.k,
+          nullptr,
+          codes.values.data(),
+          codes.indices.data()};
+}
+
+struct QueryEntry {
+  float value;
+  int32_t latent;
+};
+
+inline std::vector<QueryEntry> query_of(const OwnedCodes& codes, int64_t i) {
+  std::vector<QueryEntry> entries;
+  for (int64_t s = i * codes.k; s < (i + 1) * codes.k; ++s) {
+    if (codes.values[s] != 0) entries.push_back({codes.values[s], codes.indices[s]});
+  }
+  return entries;
+}
 
 struct OwnedIndex {
   OwnedIndex(const SparseRows& docs, int32_t window, int32_t block, ValueType type, bool normalize,
@@ -82,11 +105,6 @@ struct Answer {
   int64_t id;
 
   bool operator==(const Answer& other) const { return score == other.score && id == other.id; }
-};
-
-struct QueryEntry {
-  float value;
-  int32_t latent;
 };
 
 // The best `topk` documents, by scoring every document.

@@ -1,3 +1,4 @@
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -72,6 +73,36 @@ void check_refine(const Linear& layer, const Exact<float>& exact, DType dtype, d
   }
 }
 
+// Each float goes to the nearer of two neighbours, or to the even one.
+void check_rounding(int64_t d, int num_threads) {
+  const int64_t n = 5, stride = d + 3;
+  Random random(d);
+  const Exact<float> rows((n - 1) * stride + d);
+  for (float& v : rows) v = random.symmetric();
+  rows[0] = 1 + 0x1p-8f;  // between 1 and 1 + 2^-7
+  rows[d - 1] = 1 + 3 * 0x1p-8f;
+  const Exact<uint16_t> rounded(n * d);
+  const Exact<float> norms(n, std::nanf("")), residuals(n, std::nanf(""));
+  round_rows({rows.data(), stride, n, d, rounded.data(), norms.data(), residuals.data()},
+             num_threads);
+  for (int64_t i = 0; i < n; ++i) {
+    double square = 0, lost = 0;
+    for (int64_t j = 0; j < d; ++j) {
+      const float value = rows[i * stride + j];
+      const double ulp = std::ldexp(1, std::ilogb(value) - 7);
+      const double nearest = std::nearbyint(value / ulp) * ulp;
+      const uint32_t bits = static_cast<uint32_t>(rounded[i * d + j]) << 16;
+      float got;
+      std::memcpy(&got, &bits, 4);
+      CHECK(got == nearest);
+      square += static_cast<double>(value) * value;
+      lost += (value - nearest) * (value - nearest);
+    }
+    CHECK(close(norms[i], std::sqrt(square), 1e-6));
+    CHECK(close(residuals[i], std::sqrt(lost), 1e-6));
+  }
+}
+
 void check(int64_t h, int64_t d, bool odd_rows) {
   const int64_t n = 11;
   const OwnedLinear owned(n, h, d, h % 3, h % 2 == 0);
@@ -99,6 +130,9 @@ void check(int64_t h, int64_t d, bool odd_rows) {
 }  // namespace csrkern
 
 int main() {
+  for (int64_t d : {1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 200}) {
+    csrkern::check_rounding(d, 1 + static_cast<int>(d % 3));
+  }
   for (int64_t h : {1, 7, 16, 33, 64, 129, 700}) {
     for (int64_t d : {1, 8, 31, 32, 33, 100}) {
       csrkern::check(h, d, false);

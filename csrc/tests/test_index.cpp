@@ -15,23 +15,6 @@ namespace {
 using Refused = std::invalid_argument;
 constexpr float kTooLargeForHalf = 65520;
 
-SparseRows rows_of(const OwnedCodes& codes) {
-  return {codes.n,
-          static_cast<int32_t>(codes.dim),
-          codes.k,
-          nullptr,
-          codes.values.data(),
-          codes.indices.data()};
-}
-
-std::vector<QueryEntry> query_of(const OwnedCodes& codes, int64_t i) {
-  std::vector<QueryEntry> entries;
-  for (int64_t s = i * codes.k; s < (i + 1) * codes.k; ++s) {
-    if (codes.values[s] != 0) entries.push_back({codes.values[s], codes.indices[s]});
-  }
-  return entries;
-}
-
 // An index holds what it was given, rounded.
 void check_documents(const OwnedCodes& codes, ValueType type, bool normalize,
                      const Documents& docs) {

@@ -34,6 +34,9 @@ void check_halves() {
     const Exact<uint16_t> out(n);
     index_kernels().to_half(in.data(), n, out.data());
     for (uint16_t half : out) CHECK(half == 0x3e00);
+    const Exact<float> back(n);
+    index_kernels().from_half(reinterpret_cast<const uint8_t*>(out.data()), n, back.data());
+    for (float value : back) CHECK(value == 1.5f);
   }
 }
 
