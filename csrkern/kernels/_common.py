@@ -48,3 +48,16 @@ def widen(x):
     if x.dtype == tl.int16:
         return (x.to(tl.int32) << 16).to(tl.float32, bitcast=True)
     return x.to(tl.float32)
+
+
+@triton.jit
+def narrow(x, element: tl.constexpr):
+    """float32 in the element type of a tensor; the bits of a bfloat16 where that is int16.
+
+    Rounds to nearest, ties to even, in integers: the interpreter's own conversion is unreliable.
+    """
+    if element == tl.int16:
+        bits = x.to(tl.int32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return tl.where(x == x, rounded, 0x7FC0).to(tl.int16)
+    return x.to(element)

@@ -18,19 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from csrkern.kernels._common import as_bits, on_device_of, power_of_2, widen
+from csrkern.kernels._common import as_bits, narrow, on_device_of, power_of_2, widen
 
 ROWS_AT_ONCE = 8
 SLICE_BYTES = 24 * 2**20  # of the table: half of an L2 cache of 50 MB
 WIDEST = 512  # columns: 4 warps of 16-byte float32 loads
-
-
-@triton.jit
-def narrow(x, element: tl.constexpr):
-    """float32 in the element type of a table; bfloat16 as int16, to nearest, ties to even."""
-    if element == tl.int16:
-        return x.to(tl.bfloat16).to(tl.int16, bitcast=True)
-    return x.to(element)
 
 
 @triton.jit
