@@ -14,7 +14,7 @@ NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench check clean
+.PHONY: help demo test bench check aot clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ check: $(VENV)/.installed-check ## Lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	git ls-files '*.cpp' '*.hpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+
+aot: $(VENV)/.installed-test ## Compile every GPU kernel, no GPU needed; rewrite the table
+	$(BIN)/python scripts/aot.py
 
 clean: ## Remove what building and testing leave behind (not the virtual environment)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
