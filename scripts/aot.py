@@ -28,11 +28,11 @@ os.environ.pop("TRITON_INTERPRET", None)
 os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-import triton  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-from csrkern.kernels import gather, info_nce, similarity, topk_relu, transpose  # noqa: E402
+from csrkern.kernels import gather, info_nce, similarity, topk_relu, transpose
 
 TABLE = Path(__file__).parents[1] / "benchmarks" / "results" / "aot.csv"
 CODES, FLOATS, INTS, LONGS = "*i32", "*fp32", "*i32", "*i64"

@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+import csrkern.ops.gather
+import csrkern.ops.transpose  # noqa: F401  (registers the operators)
 from csrkern import SparseCodes
 
 ops = torch.ops.csrkern
@@ -12,7 +14,6 @@ TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 @pytest.fixture
 def kernels():
-    import csrkern.ops.gather
     from csrkern.kernels import gather
 
     return gather
@@ -20,7 +21,6 @@ def kernels():
 
 @pytest.fixture
 def transpose():
-    import csrkern.ops.transpose
     from csrkern.kernels import transpose
 
     return transpose

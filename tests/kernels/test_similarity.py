@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import csrkern.ops.similarity  # noqa: F401  (registers the operators)
 from csrkern import SparseCodes
 
 ops = torch.ops.csrkern
@@ -11,7 +12,6 @@ DIM = 30
 
 @pytest.fixture
 def kernels():
-    import csrkern.ops.similarity
     from csrkern.kernels import similarity
 
     return similarity
