@@ -5,7 +5,7 @@
     python scripts/aot.py --check    # fails where a kernel uses more than the table allows
 
 A row says what one kernel, at one shape, becomes on one target: registers a thread, bytes
-spilled, bytes of shared memory, bytes of machine code, seconds of compilation, and the
+spilled, bytes of shared memory, bytes of machine code, seconds of processor time, and the
 occupancy that registers and shared memory allow (warps a processor can hold, over the most it
 can). None of this was run. Spills are 0 and budgets hold on every target, or this fails.
 """
@@ -19,7 +19,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +34,7 @@ from triton.compiler import ASTSource
 from csrkern.kernels import gather, info_nce, similarity, topk_relu, transpose
 
 TABLE = Path(__file__).parents[1] / "benchmarks" / "results" / "aot.csv"
+MAX_PROGRAMS = 32  # that a processor holds, whatever they use
 CODES, FLOATS, INTS, LONGS = "*i32", "*fp32", "*i32", "*i64"
 
 
@@ -84,7 +84,7 @@ def cases() -> list[Case]:
         arguments |= {"values": element, "indices": CODES, "scratch": LONGS}
         arguments |= {"n": "i32", "h": "i32", "k": "i32", **plan}
         name = f"topk_relu h={h} k={k} {element[1:]}"
-        found.append(Case(name, topk_relu.topk_relu_kernel, arguments, warps, 128, 110_000))
+        found.append(Case(name, topk_relu.topk_relu_kernel, arguments, warps, 128, 50_000))
     backward = {"grad": FLOATS, "values": FLOATS, "indices": CODES, "out": FLOATS}
     backward |= {"n": "i32", "dim": "i32", "k": "i32", "K_PAD": 32, "BLOCK": 4096}
     found.append(
@@ -188,10 +188,15 @@ def occupancy(processor: Processor, warps: int, registers: int, shared: int) -> 
     """Warps that fit a processor together, over the most it holds."""
     lanes = processor.target.warp_size
     per_thread = -(-registers // 8) * 8
-    programs = processor.registers // (per_thread * lanes * warps)
+    programs = min(processor.registers // (per_thread * lanes * warps), MAX_PROGRAMS)
     if shared:
         programs = min(programs, processor.shared // (shared + 1024))
     return min(programs * warps, processor.warps) / processor.warps
+
+
+def cpu_seconds() -> float:
+    """Of this process and the assemblers it ran."""
+    return sum(os.times()[:4])
 
 
 def main() -> int:
@@ -206,9 +211,9 @@ def main() -> int:
         for case in cases():
             for name in options.targets:
                 processor = PROCESSORS[name]
-                began = time.perf_counter()
+                began = cpu_seconds()
                 compiled = build(case, processor.target)
-                seconds = time.perf_counter() - began
+                seconds = cpu_seconds() - began
                 registers, spilled, code = resources(compiled, processor.target)
                 shared = compiled.metadata.shared
                 held = occupancy(processor, case.num_warps, registers, shared)

@@ -218,8 +218,8 @@ def main() -> None:
         results = before if before["commit"] == here else results
     clock = Clock(device)
     if "ceilings" not in results:
-        results["device"] = torch.cuda.get_device_name() if clock.gpu else "interpreter"
         results["ceilings"] = ceilings(clock, device)
+        results["device"] = torch.cuda.get_device_name() if clock.gpu else "no GPU"
     limit = results["ceilings"]
     for shape_name, shape in shapes.items():
         for dtype in (torch.float32, torch.bfloat16):
@@ -230,6 +230,12 @@ def main() -> None:
                 for peer, run in timing.peers.items():
                     if not timing.same(timing.ours(), run()):
                         raise SystemExit(f"{key}: our result differs from that of {peer}")
+                if options.tiny:
+                    timing.ours()
+                    print(
+                        f"{key}: ran in the interpreter, compared with {', '.join(timing.peers) or 'nothing'}"
+                    )
+                    continue
                 cost = timing.cost
                 floor = max(
                     (cost.read + cost.written) / limit["copy_bytes_per_s"],
@@ -244,6 +250,8 @@ def main() -> None:
                     beside = options.out.with_suffix(".new")
                     beside.write_text(json.dumps(results, indent=1))
                     beside.replace(options.out)
+    if options.tiny:
+        return
     print(f"{results['device']}: {limit}")
     for key, row in results["rows"].items():
         peers = "  ".join(f"{peer} {us / row['us']:.2f}x" for peer, us in row["peers_us"].items())

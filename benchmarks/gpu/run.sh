@@ -6,7 +6,8 @@
 # Needs what a CUDA machine with PyTorch has: python3 with torch, triton and pytest, a C++
 # compiler, and nothing from the network. A part that is done is not done again for the same
 # commit unless FRESH=1. OUT (default build/gpu) takes logs and results.json; the table of
-# results comes last.
+# results comes last. Where there is no GPU the same steps go through the Triton interpreter, at
+# tiny sizes and without times.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3}
@@ -16,6 +17,14 @@ mkdir -p "$OUT"
 [ "${FRESH:-0}" = 1 ] && rm -f "$OUT"/*.done
 stamp=$(git rev-parse --short HEAD 2>/dev/null || echo none)
 failed=0
+marker=gpu
+size=(--out "$OUT/results.json")
+if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo 'no GPU: interpreting kernels, timing nothing'
+    export TRITON_INTERPRET=1
+    marker=interpret
+    size=(--tiny)
+fi
 
 # part NAME SECONDS COMMAND...: runs it once a commit, with a limit, its output in a log.
 part() {
@@ -36,8 +45,8 @@ part() {
 }
 
 sanitize() {
-    if ! command -v compute-sanitizer >/dev/null; then
-        echo 'compute-sanitizer is not installed: nothing was checked'
+    if [ "$TRITON_INTERPRET" = 1 ] || ! command -v compute-sanitizer >/dev/null; then
+        echo 'no GPU or no compute-sanitizer: nothing was checked'
         return
     fi
     local tool
@@ -47,15 +56,15 @@ sanitize() {
             || return
     done
 }
-export PYTHON
+export PYTHON TRITON_INTERPRET="${TRITON_INTERPRET:-0}"
 export -f sanitize
 
 for name in "${@:-all}"; do
     case $name in
         build) part build 120 "$PYTHON" setup.py -q build_ext --inplace ;;
-        test) part test 180 "$PYTHON" -m pytest tests/kernels -m gpu -rs ;;
+        test) part test 180 "$PYTHON" -m pytest tests/kernels -m "$marker" -rs ;;
         sanitize) part sanitize 90 bash -c sanitize ;;
-        bench) part bench 150 "$PYTHON" benchmarks/gpu/bench.py --out "$OUT/results.json" ;;
+        bench) part bench 150 "$PYTHON" benchmarks/gpu/bench.py "${size[@]}" ;;
         all) exec "$0" build test sanitize bench ;;
         *) echo "unknown part $name: build, test, sanitize, bench"; exit 2 ;;
     esac

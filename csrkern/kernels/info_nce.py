@@ -101,12 +101,12 @@ def info_nce_kernel(
         rest = tl.sum(total).to(tl.float64) + none
         if ONE_SET and classes is None:
             # The row's twin is the positive, all else comes twice.
-            twin = tl.exp((mate.to(tl.float64) - height) * factor)
+            twin = tl.exp((tl.cast(mate, tl.float64) - height) * factor)
             log_sum = tl.log(twin + 2.0 * rest)
         else:
             log_sum = tl.log(rest)
         if classes is None:
-            row_loss = log_sum + (height - mate.to(tl.float64)) * factor
+            row_loss = log_sum + (height - tl.cast(mate, tl.float64)) * factor
         else:
             count = tl.load(n_positives + i)
             mean = tl.sum(positive).to(tl.float64) / tl.maximum(count, 1).to(tl.float64)

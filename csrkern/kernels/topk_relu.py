@@ -27,8 +27,8 @@ from torch import Tensor
 from csrkern.kernels._common import MAX_PROGRAMS, as_bits, needs_int64, on_device_of, power_of_2
 
 MAX_K = 1024
-GROUPS = (1024, 4096)  # at least, at most; about 16 k between
-READ_AT_ONCE = 4096  # entries a program has in flight: 16 bytes, 8 times, for each of 128 threads
+GROUPS = (1024, 2048)  # at least, at most; 16 k between
+READ_AT_ONCE = 4096  # entries a program has in flight: 16 bytes, 8 times, for 128 threads
 COLLECT_AT_ONCE = 512
 
 INVERT = tl.constexpr(0x7FFFFFFF)
@@ -252,8 +252,8 @@ class Plan(NamedTuple):
         reads = max(1, min(h_pad, READ_AT_ONCE) // groups)
         capacity = max(2 * k_pad, 16)
         block = min(groups, COLLECT_AT_ONCE)
-        # More than 16 group maxima a thread, beside what is in flight, take over 128 registers.
-        num_warps = max(1, min(max(reads * groups // 1024, groups // 512), 8))
+        # With more than 8 group maxima a thread, beside what is in flight, ptxas spills some.
+        num_warps = max(1, min(groups // 256, 8))
         return Plan(reads, groups, capacity, k_pad, block, wide, num_warps)
 
 

@@ -264,11 +264,15 @@ def _info_nce_backward_cuda(
 
     a, b, one_set = _sides(values_a, indices_a, values_b, indices_b)
     rows = grad.contiguous(), peak, log_total
-    sides = [(a, b, False, classes_a, classes_b)]
-    if not one_set:
-        sides.append((b, a, True, classes_b, classes_a))
-    grads = [
-        kernels.info_nce_backward(
+
+    def gradient(
+        of: Codes,
+        other: Codes,
+        classes: Tensor | None,
+        other_classes: Tensor | None,
+        of_columns: bool,
+    ) -> Tensor:
+        return kernels.info_nce_backward(
             *rows,
             *of,
             postings(*other, dim),
@@ -276,12 +280,15 @@ def _info_nce_backward_cuda(
             one_set,
             of_columns,
             temperature,
-            *classes,
+            classes,
+            other_classes,
             n_positives,
         )
-        for of, other, of_columns, *classes in sides
-    ]
-    return grads[0], grads[0].new_empty(0) if one_set else grads[1]
+
+    grad_a = gradient(a, b, classes_a, classes_b, False)
+    if one_set:
+        return grad_a, grad_a.new_empty(0)
+    return grad_a, gradient(b, a, classes_b, classes_a, True)
 
 
 @torch.library.register_fake("csrkern::info_nce", lib=LIBRARY)
