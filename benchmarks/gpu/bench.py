@@ -233,7 +233,8 @@ def main() -> None:
                 if options.tiny:
                     timing.ours()
                     print(
-                        f"{key}: ran in the interpreter, compared with {', '.join(timing.peers) or 'nothing'}"
+                        others = ", ".join(timing.peers) or "nothing"
+                        print(f"{key}: ran in the interpreter, compared with {others}")
                     )
                     continue
                 cost = timing.cost

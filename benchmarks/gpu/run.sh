@@ -45,10 +45,6 @@ part() {
 }
 
 sanitize() {
-    if [ "$TRITON_INTERPRET" = 1 ] || ! command -v compute-sanitizer >/dev/null; then
-        echo 'no GPU or no compute-sanitizer: nothing was checked'
-        return
-    fi
     local tool
     for tool in memcheck racecheck; do
         compute-sanitizer --tool "$tool" --error-exitcode 9 \
@@ -56,14 +52,20 @@ sanitize() {
             || return
     done
 }
-export PYTHON TRITON_INTERPRET="${TRITON_INTERPRET:-0}"
+export PYTHON
 export -f sanitize
 
 for name in "${@:-all}"; do
     case $name in
         build) part build 120 "$PYTHON" setup.py -q build_ext --inplace ;;
         test) part test 180 "$PYTHON" -m pytest tests/kernels -m "$marker" -rs ;;
-        sanitize) part sanitize 90 bash -c sanitize ;;
+        sanitize)
+            if [ "$marker" = gpu ] && command -v compute-sanitizer >/dev/null; then
+                part sanitize 90 bash -c sanitize
+            else
+                echo 'sanitize: skipped, no GPU or no compute-sanitizer'
+            fi
+            ;;
         bench) part bench 150 "$PYTHON" benchmarks/gpu/bench.py "${size[@]}" ;;
         all) exec "$0" build test sanitize bench ;;
         *) echo "unknown part $name: build, test, sanitize, bench"; exit 2 ;;
