@@ -232,10 +232,8 @@ def main() -> None:
                         raise SystemExit(f"{key}: our result differs from that of {peer}")
                 if options.tiny:
                     timing.ours()
-                    print(
-                        others = ", ".join(timing.peers) or "nothing"
-                        print(f"{key}: ran in the interpreter, compared with {others}")
-                    )
+                    others = ", ".join(timing.peers) or "nothing"
+                    print(f"{key}: ran in the interpreter, compared with {others}")
                     continue
                 cost = timing.cost
                 floor = max(
