@@ -15,7 +15,7 @@ NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench check sanitize fuzz clean
+.PHONY: help demo test bench check sanitize fuzz aot clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ sanitize: ## Run the native tests under sanitizers, on every instruction set
 
 fuzz: ## Attack the index with forged files for FUZZ_SECONDS=60; needs clang
 	$(NATIVE_TESTS) fuzz
+
+aot: $(VENV)/.installed-test ## Compile every GPU kernel, no GPU needed; rewrite the table
+	$(BIN)/python scripts/aot.py
 
 clean: ## Remove what building and testing leave behind (not the virtual environment)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# The native module is loaded at once: it watches for forks, after which PyTorch's threads are gone.
+from csrkern import _C  # noqa: F401
 from csrkern._version import __version__
 
 if TYPE_CHECKING:

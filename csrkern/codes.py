@@ -380,7 +380,7 @@ class SparseCodes:
                     )
                 values, indices = file.get_tensor("values"), file.get_tensor("indices")
         except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{name} is damaged: {error}") from error
+            raise ValueError(f"{name} is damaged: {error} (or not a csrkern code file)") from error
         dim = header.get("dim")
         stored = (values.dtype, indices.dtype)
         if (

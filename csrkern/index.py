@@ -278,7 +278,9 @@ class InvertedIndex(Collection):
         score; see `Rerank`. `options` are those of `search`.
         """
         dense = dense_rows("dense_queries", dense_queries, self.dim)
-        strongest = largest_latents(dense, check_int("latents", latents, 1, self.dim))
+        strongest = largest_latents(
+            dense, min(self.dim, check_int("latents", latents, 1, 2**31 - 1))
+        )
         return self.search(strongest, topk, rerank=Rerank(dense, shortlist, offsets), **options)
 
     def explain_score(self, query: Any, id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -49,7 +49,7 @@ class Collection:
         if ids is not None:
             checked = check_ids(ids, rows.n)
         elif not plain:
-            checked = np.arange(next_id, next_id + rows.n)
+            checked = next_id + np.arange(rows.n, dtype=np.int64)
         if norms is not None:
             norms = check_norms(norms, rows.n)
         normalize = self.metric == "cosine"

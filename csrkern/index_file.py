@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,22 @@ _FILE_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{16}}\.bin")
 _LARGEST_HEADER = 1 << 24
 
 
+_SAVING = threading.Lock()
+
+
 def write(path: str | os.PathLike[str], facts: dict[str, Any], segments: Sequence[Segment]) -> None:
     """Writes segments under new names, then renames a header that names them into place.
 
     So at any instant the directory holds one whole index: the old one until the header is
     renamed, the new one from then on. Files that the header does not name are then removed.
-    Lists that are in the directory already are not written again.
+    Lists that are in the directory already are not written again. Threads take turns, since
+    one could remove what another is about to name.
     """
-    folder = Path(path)
+    with _SAVING:
+        _write(Path(path), facts, segments)
+
+
+def _write(folder: Path, facts: dict[str, Any], segments: Sequence[Segment]) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: expected a directory to save the index in, found a file")
     folder.mkdir(parents=True, exist_ok=True)

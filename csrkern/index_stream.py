@@ -25,7 +25,7 @@ def code_chunks(codes: Any, dim: int | None, rows: int) -> Iterator[tuple[Any, i
         if dim is not None and dim != found:
             raise ValueError(f"codes: expected codes over {dim} latents, got {found}")
         codes, dim = (values, indices), found
-    if isinstance(codes, (tuple, list)) and len(codes) == 2 and np.ndim(codes[0]) == 2:
+    if isinstance(codes, (tuple, list)) and len(codes) == 2 and isinstance(codes[0], np.ndarray):
         values, indices = codes
         for first in range(0, max(len(values), 1), rows):
             yield (values[first : first + rows], indices[first : first + rows]), dim

@@ -18,7 +18,8 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 def check_tensor(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
     """`value` is a floating-point tensor whose shape matches `shape` (None: any size)."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        hint = f"; use torch.from_numpy({name})" if type(value).__name__ == "ndarray" else ""
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}{hint}")
     if value.dtype not in FLOATS:
         raise TypeError(
             f"{name}: expected float32, float16, bfloat16 or float64, got {value.dtype}; "

@@ -447,3 +447,27 @@ def test_real_embeddings_keep_their_codes_and_fall_back_rarely():
         codes = csrkern.encode(x, weight, k=32, precision=precision)
         assert codes.equal(reference.topk_relu(exact, 32))
     assert verified_rows.fallback <= 20  # 1%
+
+
+@pytest.mark.parametrize("precision", ["exact", "verified"])
+def test_flush_denormal_does_not_change_the_codes(precision):
+    x, weight = torch.full((512, 1), 1e-41), torch.full((3000, 1), 1e20)
+    before = csrkern.encode(x, weight, k=10, precision=precision)  # also starts the threads
+    torch.set_flush_denormal(True)
+    try:
+        after = csrkern.encode(x, weight, k=10, precision=precision)
+    finally:
+        torch.set_flush_denormal(False)
+    assert after.equal(before)
+    assert bool((before.values > 0).all())
+
+
+def test_a_product_in_lower_precision_does_not_change_the_codes():
+    x, weight = torch.randn(64, 256), torch.randn(2048, 256)
+    expected = csrkern.encode(x, weight, k=32, precision="exact")
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        assert csrkern.encode(x, weight, k=32, precision="exact").equal(expected)
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before

@@ -253,3 +253,32 @@ def test_pickle_keeps_everything():
     assert_same(again.search(QUERIES, 20), index.search(QUERIES, 20))
     again.add(some(np.arange(1)), norms=[2.0])
     assert again.ids[-1] == 900
+
+
+def test_ids_reach_the_largest_integer():
+    last = 2**63 - 1
+    index = InvertedIndex.build(some(np.arange(1)), [last - 2], dim=DIM)
+    index.add(some(np.arange(2)))
+    assert index.ids.tolist() == [last - 2, last - 1, last]
+
+
+def test_indexes_of_several_threads_may_share_a_directory(tmp_path):
+    indexes = [InvertedIndex.build(some(np.arange(50)), dim=DIM) for _ in range(3)]
+
+    def change_and_save(index):
+        for i in range(10):
+            index.add(some(np.arange(i, i + 5)))
+            index.save(tmp_path / "index")
+
+    threads = [threading.Thread(target=change_and_save, args=(index,)) for index in indexes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(InvertedIndex.load(tmp_path / "index", verify=True)) == 100
+
+
+def test_a_narrow_index_is_searched_by_dense_queries():
+    index = InvertedIndex.build(some(np.arange(100)), dim=DIM)  # fewer latents than the default
+    _, ids = index.search_dense(np.eye(DIM, dtype=np.float32)[:3], 5)
+    assert ids.shape == (3, 5)

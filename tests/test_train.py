@@ -324,3 +324,8 @@ def test_settings_that_do_not_fit_together():
         TrainConfig(epochs=1, steps=1)
     with pytest.raises(ValueError, match=r"k: expected at most 4 \* 4 = 16 latents, got 32"):
         TrainConfig().resolve(100, 4)
+
+
+def test_a_config_is_not_labels():
+    with pytest.raises(TypeError, match="labels: expected labels, got a TrainConfig"):
+        train(torch.randn(20, 4), TrainConfig(steps=1))

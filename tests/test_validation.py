@@ -64,7 +64,7 @@ WRONG = [
         check_tensor,
         ("x", ONES.numpy(), (2, 3)),
         TypeError,
-        "x: expected a torch.Tensor, got ndarray",
+        "x: expected a torch.Tensor, got ndarray; use torch.from_numpy(x)",
     ),
     (check_tensor, ("x", None, ()), TypeError, "x: expected a torch.Tensor, got NoneType"),
     (check_tensor, ("x", ONES, (2, 4)), ValueError, "x: expected shape [2, 4], got [2, 3]"),

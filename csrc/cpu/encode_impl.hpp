@@ -27,7 +27,9 @@ inline double exact_dot(const double* x, const float* w, int64_t d) {
 template <class V>
 inline float exact_pre_activation(const Linear& layer, const double* x, int64_t latent) {
   const double dot = exact_dot<V>(x, layer.weight + latent * layer.row_stride, layer.d);
-  return static_cast<float>(layer.bias ? dot + static_cast<double>(layer.bias[latent]) : dot);
+  const float value =
+      static_cast<float>(layer.bias ? dot + static_cast<double>(layer.bias[latent]) : dot);
+  return value == value ? value : __builtin_nanf("");  // one NaN, whatever came in
 }
 
 inline int32_t bits_of(float x) {

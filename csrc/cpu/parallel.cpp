@@ -34,8 +34,27 @@ struct Job {
   std::exception_ptr error;  // the first one
 };
 
+// Denormal numbers count while kernels run, whatever the calling thread has set: the threads that
+// share the work differ in that.
+class Denormals {
+ public:
+#ifdef CSRKERN_X86
+  Denormals() : saved_(__builtin_ia32_stmxcsr()) {
+    __builtin_ia32_ldmxcsr(saved_ & ~(kFlushToZero | kDenormalsAreZero));
+  }
+  ~Denormals() { __builtin_ia32_ldmxcsr(saved_); }
+
+ private:
+  static constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x40;
+  unsigned saved_;
+#else
+  Denormals() {}
+#endif
+};
+
 // Does pieces until none is left. The mutex guards the error.
 void drain(Job& job, int thread, std::mutex& mutex) {
+  const Denormals count;
   try {
     for (;;) {
       const int64_t begin = job.next.fetch_add(job.grain, std::memory_order_relaxed);
@@ -140,6 +159,7 @@ void parallel_for(int64_t n, int64_t grain, int num_threads, const Body& body) {
   const int64_t pieces = (n + grain - 1) / grain;
   const int threads = static_cast<int>(std::min<int64_t>(std::max(num_threads, 1), pieces));
   if (threads == 1) {
+    const Denormals count;
     for (int64_t begin = 0; begin < n; begin += grain) {
       body(begin, std::min(begin + grain, n), 0);
     }

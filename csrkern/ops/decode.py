@@ -16,8 +16,9 @@ from csrkern.validation import check_codes, check_ks, check_same, check_tensor
 ops = torch.ops.csrkern
 
 # A code that uses more than 1 / DENSE_BELOW of the latents is decoded by a dense product:
-# measured with AVX-512, a gathered multiply-add costs as much as two in a float32 GEMM.
-DENSE_BELOW = 2
+# measured with AVX-512, a gathered multiply-add costs as much as two in a float32 GEMM. On a GPU
+# it is gathered at the bandwidth of the L2 cache, which is about 1/100 of tensor cores' rate.
+DENSE_BELOW = {"cpu": 2, "cuda": 100}
 
 
 def decode(
@@ -54,7 +55,7 @@ def decode(
         check_tensor("bias", bias, (weight.shape[1],))
         check_same("bias", bias, "weight", weight)
     ends = [codes.k] if ks is None else check_ks(ks, codes.k)
-    if sum(ends) * DENSE_BELOW > codes.dim * len(ends):
+    if sum(ends) * DENSE_BELOW.get(values.device.type, 100) > codes.dim * len(ends):
         parts = [SparseCodes(values, codes.indices, codes.dim).truncate(end) for end in ends]
         out = torch.stack([part.to_dense() @ weight for part in parts])
         out = out if bias is None else out + bias

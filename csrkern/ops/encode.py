@@ -5,9 +5,12 @@ does not grow with n · h; reusing the buffer also makes the matrix product itse
 one that writes [n, h] to fresh memory.
 
 In float32 the matrix product only proposes: a bound on its rounding error says which latents may
-be among the k best, those few are summed in double (csrc/cpu/encode_impl.hpp), and the result is
-that of exact arithmetic rounded once. It does not depend on the batch a row came in, on the
-number of threads, or on the BLAS. precision="verified" lets a bfloat16 product propose instead.
+be among the k best, and those few are summed in double (csrc/cpu/encode_impl.hpp) and rounded
+once. The result does not depend on the batch a row came in, on the number of threads, or on the
+BLAS. precision="verified" lets a bfloat16 product propose instead.
+
+On a GPU float32 is multiplied in double instead, which data centre GPUs do as fast; the blocks
+stay in the L2 cache (csrkern/kernels/encode.py).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,13 +65,15 @@ def encode(
         bias: latent bias [h].
         k: slots per row, 1 <= k <= h.
         pre_bias: [d], subtracted from x first.
-        precision: for float32 arguments, all but "fast" give the codes of exact arithmetic
-            rounded once, whatever rows are encoded together. "exact" finds candidates with a
+        precision: for float32 arguments, all but "fast" give the codes of sums in double, in a
+            fixed order, of the float32 x - pre_bias, rounded once, whatever rows are encoded
+            together. "exact" finds candidates with a
             float32 product, "verified" with a bfloat16 product, proving for every row that none
             is missing (`verified_rows` counts the rows that it could not clear); "auto" is
             "verified" on processors with bfloat16 instructions. "fast" takes the
             pre-activations as a matrix product in the dtype of the arguments gives them, which
-            is what "auto" and "exact" do for other dtypes.
+            is what "auto" and "exact" do for other dtypes. On a GPU "exact" and "verified" both
+            multiply in float64: equal but for sums within 2^-50 of a rounding boundary.
 
     Returns:
         SparseCodes [n, k] over h latents; see `topk_relu`.
@@ -267,7 +273,7 @@ class _Float32Layer(_Layer):
         Numerical Algorithms, 3.1), plus what underflow may lose.
         """
         unit = 1.01 * (d + 4) * UNIT_ROUNDOFF
-        if torch.get_float32_matmul_precision() != "highest":
+        if not _products_are_float32():
             unit += 2.1 * BFLOAT16_ROUNDOFF
         size = norms * self.norm + self.bias_norm
         lost = d * 2.0**-124 * (1 + self.norm + norms)
@@ -307,6 +313,18 @@ class _Float32Layer(_Layer):
         return (*pointers, len(rows), *weight.shape)
 
 
+def _products_are_float32() -> bool:
+    """Whether PyTorch multiplies float32 in float32, and has not been told to use less."""
+    backends: Any = torch.backends
+    try:
+        settings = (backends.mkldnn.matmul.fp32_precision, backends.fp32_precision)
+        return set(settings) <= {"none", "ieee"} and (
+            torch.get_float32_matmul_precision() == "highest"
+        )
+    except (AttributeError, RuntimeError):  # an older PyTorch, or both kinds of settings in use
+        return False
+
+
 def _round_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows [m, d] in bfloat16, and upper bounds on the L2 norms of rows and of residuals."""
     m, d = rows.shape
@@ -335,6 +353,24 @@ def _upper(norms: Tensor, d: int) -> Tensor:
     """What norms of d entries, computed in float32, are at most."""
     # Rounding may take (d / 2 + 2) units from them, squares that underflow 2^-63 an entry.
     return norms.double() * (1 + (d + 4) * UNIT_ROUNDOFF) + math.sqrt(d) * 2.0**-62
+
+
+@torch.library.impl(LIBRARY, "encode", "CUDA")
+def _encode_cuda(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pre_bias: Tensor | None,
+    k: int,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    if weight.dtype not in NATIVE_DTYPES:
+        codes = reference.encode(x, weight, bias, k=k, pre_bias=pre_bias)
+        return codes.values.contiguous(), codes.indices.contiguous()
+    from csrkern.kernels import encode as kernels
+
+    exact = weight.dtype == torch.float32 and precision != "fast"
+    return kernels.encode(x, unit_columns(weight), bias, pre_bias, k, exact)
 
 
 @torch.library.register_fake("csrkern::encode", lib=LIBRARY)

@@ -138,7 +138,8 @@ def scatter_sum(
     dtype = sources[0].dtype
     if dtype not in NATIVE_DTYPES:
         out = sources[0].new_zeros(dim, d)
-        latents = torch.repeat_interleave(torch.arange(dim), starts.diff())
+        every = torch.arange(dim, device=starts.device)
+        latents = torch.repeat_interleave(every, starts.diff())
         i, s = rows[: len(latents)].long(), slots[: len(latents)].long()
         for source, scale, begin, end in zip(sources, scales, begins, ends, strict=True):
             factor = scale[i, s] * ((s >= begin) & (s < end))
@@ -164,6 +165,47 @@ def scatter_sum(
         torch.get_num_threads(),
     )
     return out
+
+
+@torch.library.impl(LIBRARY, "gather_sum", "CUDA")
+def _gather_sum_cuda(
+    values: Tensor, indices: Tensor, table: Tensor, bias: Tensor | None, ends: Sequence[int]
+) -> Tensor:
+    if table.dtype not in NATIVE_DTYPES:
+        return gather_sum(values, indices, table, bias, ends)
+    from csrkern.kernels import gather as kernels
+
+    return kernels.gather_sum(values, indices, unit_columns(table), bias, ends)
+
+
+@torch.library.impl(LIBRARY, "gather_dot", "CUDA")
+def _gather_dot_cuda(
+    values: Tensor, indices: Tensor, table: Tensor, rows: Tensor, ends: Sequence[int]
+) -> Tensor:
+    if table.dtype not in NATIVE_DTYPES:
+        return gather_dot(values, indices, table, rows, ends)
+    from csrkern.kernels import gather as kernels
+
+    return kernels.gather_dot(values, indices, unit_columns(table), rows, ends)
+
+
+@torch.library.impl(LIBRARY, "scatter_sum", "CUDA")
+def _scatter_sum_cuda(
+    starts: Tensor,
+    rows: Tensor,
+    slots: Tensor,
+    dim: int,
+    sources: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    begins: Sequence[int],
+    ends: Sequence[int],
+) -> Tensor:
+    if sources[0].dtype not in NATIVE_DTYPES:
+        return scatter_sum(starts, rows, slots, dim, sources, scales, begins, ends)
+    from csrkern.kernels import gather as kernels
+
+    sources = [unit_columns(source) for source in sources]
+    return kernels.scatter_sum(starts, rows, slots, dim, sources, scales, begins, ends)
 
 
 @torch.library.register_fake("csrkern::gather_sum", lib=LIBRARY)

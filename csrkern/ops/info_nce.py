@@ -74,11 +74,11 @@ def info_nce(
     check_temperature(temperature)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     labels = check_labels(labels, len(a), len(a) if b is None else len(b), b is not None)
-    if a.dtype == torch.float64 or a.device.type != "cpu":
+    if a.dtype == torch.float64 or a.device.type not in ("cpu", "cuda"):
         return reference.info_nce(
             a, b, temperature=temperature, labels=labels, normalize=normalize, reduction=reduction
         )
-    out_dtype = torch.float32 if torch.is_autocast_enabled("cpu") else a.dtype
+    out_dtype = torch.float32 if torch.is_autocast_enabled(a.device.type) else a.dtype
     sides = [side.to(torch.float32) for side in (a, b) if side is not None]
     if normalize:
         sides = [side.normalize() for side in sides]
@@ -108,6 +108,7 @@ LIBRARY.define(
 )
 
 
+@torch.library.impl(LIBRARY, "match_labels", "CUDA")
 @torch.library.impl(LIBRARY, "match_labels", "CPU")
 def _match_labels(
     labels_a: Tensor, labels_b: Tensor, one_set: bool
@@ -221,6 +222,68 @@ def _info_nce_backward_cpu(
         rows = address(grad), address(peak), address(log_total)
         _C.info_nce_backward(args, *rows, of_columns, address(grad_values), torch.get_num_threads())
         return grad_values
+
+    grad_a = gradient(a, b, classes_a, classes_b, False)
+    if one_set:
+        return grad_a, grad_a.new_empty(0)
+    return grad_a, gradient(b, a, classes_b, classes_a, True)
+
+
+@torch.library.impl(LIBRARY, "info_nce", "CUDA")
+def _info_nce_cuda(
+    values_a: Tensor,
+    indices_a: Tensor,
+    values_b: Tensor | None,
+    indices_b: Tensor | None,
+    dim: int,
+    temperature: float,
+    *labels: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from csrkern.kernels import info_nce as kernels
+
+    a, b, one_set = _sides(values_a, indices_a, values_b, indices_b)
+    return kernels.info_nce(*a, postings(*b, dim), len(b[0]), one_set, temperature, *labels)
+
+
+@torch.library.impl(LIBRARY, "info_nce_backward", "CUDA")
+def _info_nce_backward_cuda(
+    grad: Tensor,
+    peak: Tensor,
+    log_total: Tensor,
+    values_a: Tensor,
+    indices_a: Tensor,
+    values_b: Tensor | None,
+    indices_b: Tensor | None,
+    dim: int,
+    temperature: float,
+    classes_a: Tensor | None,
+    classes_b: Tensor | None,
+    n_positives: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    from csrkern.kernels import info_nce as kernels
+
+    a, b, one_set = _sides(values_a, indices_a, values_b, indices_b)
+    rows = grad.contiguous(), peak, log_total
+
+    def gradient(
+        of: Codes,
+        other: Codes,
+        classes: Tensor | None,
+        other_classes: Tensor | None,
+        of_columns: bool,
+    ) -> Tensor:
+        return kernels.info_nce_backward(
+            *rows,
+            *of,
+            postings(*other, dim),
+            len(other[0]),
+            one_set,
+            of_columns,
+            temperature,
+            classes,
+            other_classes,
+            n_positives,
+        )
 
     grad_a = gradient(a, b, classes_a, classes_b, False)
     if one_set:

@@ -33,7 +33,7 @@ def similarity(a: SparseCodes, b: SparseCodes) -> Tensor:
     check_codes("b", b, a.dim)
     values_a, values_b = autocast(a.values, b.values)
     check_same("b.values", values_b, "a.values", values_a)
-    if values_a.dtype == torch.float64 or values_a.device.type != "cpu":
+    if values_a.dtype == torch.float64 or values_a.device.type not in ("cpu", "cuda"):
         return reference.similarity(a, b)
     out = torch.ops.csrkern.similarity(
         values_a.float(), a.indices, values_b.float(), b.indices, a.dim
@@ -103,6 +103,32 @@ def _similarity_backward_cpu(
         torch.get_num_threads(),
     )
     return grad_values
+
+
+@torch.library.impl(LIBRARY, "similarity", "CUDA")
+def _similarity_cuda(
+    values_a: Tensor, indices_a: Tensor, values_b: Tensor, indices_b: Tensor, dim: int
+) -> Tensor:
+    from csrkern.kernels import similarity as kernels
+
+    of_b = postings(values_b, indices_b, dim)
+    return kernels.similarity(values_a.contiguous(), indices_a.contiguous(), of_b, len(values_b))
+
+
+@torch.library.impl(LIBRARY, "similarity_backward", "CUDA")
+def _similarity_backward_cuda(
+    grad: Tensor,
+    values_a: Tensor,
+    indices_a: Tensor,
+    values_b: Tensor,
+    indices_b: Tensor,
+    dim: int,
+) -> Tensor:
+    from csrkern.kernels import similarity as kernels
+
+    of_b = postings(values_b, indices_b, dim)
+    codes = values_a.contiguous(), indices_a.contiguous()
+    return kernels.similarity_backward(grad, *codes, of_b)
 
 
 @torch.library.register_fake("csrkern::similarity", lib=LIBRARY)

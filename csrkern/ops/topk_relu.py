@@ -2,8 +2,9 @@
 
 On a CPU a native kernel reads each row twice, once from memory and once from cache: maxima
 of disjoint groups give a proven lower bound on the k-th largest entry, entries above it are
-collected, and only they are sorted (csrc/cpu/topk_relu_impl.hpp). float64 goes through the
-reference, so that gradients can be checked.
+collected, and only they are sorted (csrc/cpu/topk_relu_impl.hpp). On a GPU a Triton kernel does
+the same (csrkern/kernels/topk_relu.py). float64 goes through the reference, so that gradients
+can be checked.
 """
 
 from __future__ import annotations
@@ -82,6 +83,24 @@ def _topk_relu_cpu(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Ten
 def _topk_relu_backward_cpu(grad: Tensor, values: Tensor, indices: Tensor, dim: int) -> Tensor:
     passed = torch.where(values > 0, grad, torch.zeros_like(grad))
     return passed.new_zeros(len(grad), dim).scatter_add_(1, indices.long(), passed)
+
+
+@torch.library.impl(LIBRARY, "topk_relu", "CUDA")
+def _topk_relu_cuda(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    from csrkern.kernels import topk_relu as kernels
+
+    if pre.dtype not in NATIVE_DTYPES or k > kernels.MAX_K:
+        # A stable sort of whole rows; ranking so many candidates would cost more.
+        codes = reference.topk_relu(pre, k, latent_mask)
+        return codes.values.contiguous(), codes.indices.contiguous()
+    return kernels.topk_relu(pre, k, latent_mask)
+
+
+@torch.library.impl(LIBRARY, "topk_relu_backward", "CUDA")
+def _topk_relu_backward_cuda(grad: Tensor, values: Tensor, indices: Tensor, dim: int) -> Tensor:
+    from csrkern.kernels import topk_relu as kernels
+
+    return kernels.topk_relu_backward(grad, values, indices, dim)
 
 
 @torch.library.register_fake("csrkern::topk_relu", lib=LIBRARY)

@@ -71,6 +71,13 @@ def _transpose_cpu(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, .
     return starts, rows, slots, sorted_values
 
 
+@torch.library.impl(LIBRARY, "transpose", "CUDA")
+def _transpose_cuda(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, ...]:
+    from csrkern.kernels import transpose as kernels
+
+    return kernels.transpose(values, indices, dim)
+
+
 @torch.library.register_fake("csrkern::transpose", lib=LIBRARY)
 def _transpose_fake(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, ...]:
     entries = values.numel()

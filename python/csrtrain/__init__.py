@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from csrtrain.config import TrainConfig
     from csrtrain.data import load_embeddings, load_labels
+    from csrtrain.evaluate import encode_all
     from csrtrain.loss import CSRLoss
     from csrtrain.trainer import StepReport, train
 
@@ -18,12 +19,21 @@ _HOME_OF = {
     "CSRLoss": "loss",
     "StepReport": "trainer",
     "TrainConfig": "config",
+    "encode_all": "evaluate",
     "load_embeddings": "data",
     "load_labels": "data",
     "train": "trainer",
 }
 
-__all__ = ["CSRLoss", "StepReport", "TrainConfig", "load_embeddings", "load_labels", "train"]
+__all__ = [
+    "CSRLoss",
+    "StepReport",
+    "TrainConfig",
+    "encode_all",
+    "load_embeddings",
+    "load_labels",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

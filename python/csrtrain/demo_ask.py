@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def embed(definition: str, text_model: str) -> np.ndarray:
     if importlib.util.find_spec("sentence_transformers") is None:
         raise ImportError(
             "--ask reads text with sentence-transformers, which is not installed; "
-            "run: pip install 'csrkern[text]'"
+            f"run: {sys.executable} -m pip install sentence-transformers"
         )
     from sentence_transformers import SentenceTransformer
 

@@ -12,7 +12,7 @@ import csrkern
 from csrkern.codes import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.baselines import PCA, dense_bytes, largest_entries, sparse_bytes, truncate
-from csrtrain.data import Array, chunks, rows
+from csrtrain.data import Array, Source, chunks, load_embeddings, rows
 
 # A block of float32 scores this large stays small beside the data.
 _BLOCK_SCORES = 1 << 25
@@ -35,11 +35,14 @@ class Outcome:
     accuracy: float
 
 
-def encode_all(model: SparseAutoencoder, embeddings: Array, k: int | None = None) -> SparseCodes:
-    """Codes of all embeddings [n, d], encoded piece by piece, on the CPU."""
+def encode_all(model: SparseAutoencoder, embeddings: Source, k: int | None = None) -> SparseCodes:
+    """Codes of all embeddings [n, d], a path or an array, encoded piece by piece, on the CPU.
+
+    Not differentiable; `model.encode` is. Raises what `load_embeddings` raises.
+    """
     parts = []
     with torch.inference_mode():
-        for _, chunk in chunks(embeddings):
+        for _, chunk in chunks(load_embeddings(embeddings, check_finite=False)):
             parts.append(model.encode(chunk.to(model.pre_bias.device), k).to("cpu"))
     return SparseCodes.cat(parts)
 

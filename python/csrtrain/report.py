@@ -136,6 +136,8 @@ def _tiles(result: DemoResult) -> list[str]:
     """The three findings at the head of the page, in figures."""
     plain, labelled, pca = (result.method(f, 8) for f in ("self", "label", "pca"))
     dense = result.dense
+    speed = result.speed(plain)
+    faster = f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"
     rows = [
         (
             "self",
@@ -151,7 +153,7 @@ def _tiles(result: DemoResult) -> list[str]:
         ),
         (
             "dense",
-            f"{dense.bytes / plain.bytes:.0f}× smaller, {result.speed(plain):.1f}× faster",
+            f"{dense.bytes / plain.bytes:.0f}× smaller, {faster}× faster",
             f"{plain.bytes} bytes a vector in place of {dense.bytes}, {plain.micros:.0f} µs "
             f"a query in place of {dense.micros:.0f}",
         ),

@@ -93,6 +93,8 @@ def train(
 
     Source: Wen et al., ICML 2025 (arXiv 2503.01776); see `CSRLoss`.
     """
+    if isinstance(labels, TrainConfig):
+        raise TypeError("labels: expected labels, got a TrainConfig; pass it as config=")
     array = load_embeddings(embeddings, check_finite=False)
     n, d = array.shape
     if n < 2:

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in one command and under nine minutes: build, test, measure.
+#
+#     benchmarks/gpu/run.sh [build] [test] [sanitize] [bench]     (all of them by default)
+#
+# Needs what a CUDA machine with PyTorch has: python3 with torch, triton and pytest, a C++
+# compiler, and nothing from the network. A part that is done is not done again for the same
+# commit unless FRESH=1. OUT (default build/gpu) takes logs and results.json; the table of
+# results comes last. Where there is no GPU the same steps go through the Triton interpreter, at
+# tiny sizes and without times.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+PYTHON=${PYTHON:-python3}
+OUT=${OUT:-build/gpu}
+export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
+mkdir -p "$OUT"
+[ "${FRESH:-0}" = 1 ] && rm -f "$OUT"/*.done
+stamp=$(git rev-parse --short HEAD 2>/dev/null || echo none)
+failed=0
+marker=gpu
+size=(--out "$OUT/results.json")
+if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo 'no GPU: interpreting kernels, timing nothing'
+    export TRITON_INTERPRET=1
+    marker=interpret
+    size=(--tiny)
+fi
+
+# part NAME SECONDS COMMAND...: runs it once a commit, with a limit, its output in a log.
+part() {
+    local name=$1 seconds=$2 began=$SECONDS
+    shift 2
+    if [ "$(cat "$OUT/$name.done" 2>/dev/null)" = "$stamp" ]; then
+        echo "$name: done before"
+        return
+    fi
+    if timeout "$seconds" "$@" >"$OUT/$name.log" 2>&1; then
+        echo "$stamp" >"$OUT/$name.done"
+        echo "$name: passed in $((SECONDS - began)) s"
+    else
+        echo "$name: FAILED after $((SECONDS - began)) s, the end of $OUT/$name.log:"
+        tail -n 20 "$OUT/$name.log"
+        failed=1
+    fi
+}
+
+sanitize() {
+    local tool
+    for tool in memcheck racecheck; do
+        compute-sanitizer --tool "$tool" --error-exitcode 9 \
+            "$PYTHON" -m pytest tests/kernels -m gpu -k 'writes_every_slot or transpose_equals' \
+            || return
+    done
+}
+export PYTHON
+export -f sanitize
+
+for name in "${@:-all}"; do
+    case $name in
+        build) part build 120 "$PYTHON" setup.py -q build_ext --inplace ;;
+        test) part test 180 "$PYTHON" -m pytest tests/kernels -m "$marker" -rs ;;
+        sanitize)
+            if [ "$marker" = gpu ] && command -v compute-sanitizer >/dev/null; then
+                part sanitize 90 bash -c sanitize
+            else
+                echo 'sanitize: skipped, no GPU or no compute-sanitizer'
+            fi
+            ;;
+        bench) part bench 150 "$PYTHON" benchmarks/gpu/bench.py "${size[@]}" ;;
+        all) exec "$0" build test sanitize bench ;;
+        *) echo "unknown part $name: build, test, sanitize, bench"; exit 2 ;;
+    esac
+done
+[ -s "$OUT/bench.log" ] && tail -n 60 "$OUT/bench.log"
+exit "$failed"

@@ -1,0 +1,63 @@
+"""What the launchers share: sizes, offsets, and tensors as Triton takes them."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INT32_LIMIT = 2**31
+# Programs of a persistent grid, each with a scratch of its own: 31 on each of 132 processors.
+MAX_PROGRAMS = 4096
+
+
+def power_of_2(x: int, least: int = 1) -> int:
+    """The smallest power of two that is at least `x` and `least`."""
+    return max(triton.next_power_of_2(x), least)
+
+
+def needs_int64(*tensors: Tensor) -> bool:
+    """Whether an element of one of the tensors lies 2^31 or more elements from its first.
+
+    Row numbers are always cast before they are multiplied; this decides what columns need.
+    """
+    return any(
+        sum((size - 1) * abs(step) for size, step in zip(t.shape, t.stride(), strict=True))
+        >= INT32_LIMIT
+        for t in tensors
+    )
+
+
+def as_bits(tensor: Tensor) -> Tensor:
+    """bfloat16 as its int16 bits, which widen to float32 exactly on every device."""
+    return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+
+
+def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device: make it the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+@triton.jit
+def widen(x):
+    """float32 from float32, float16, or the int16 bits of bfloat16; exact."""
+    if x.dtype == tl.int16:
+        return (x.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def narrow(x, element: tl.constexpr):
+    """float32 in the element type of a tensor; the bits of a bfloat16 where that is int16.
+
+    Rounds to nearest, ties to even, in integers: the interpreter's own conversion is unreliable.
+    """
+    if element == tl.int16:
+        bits = x.to(tl.int32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return tl.where(x == x, rounded, 0x7FC0).to(tl.int16)
+    return x.to(element)

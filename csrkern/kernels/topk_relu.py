@@ -1,0 +1,312 @@
+"""topk_relu on a GPU: one read of every row, then work on its candidates only.
+
+A program reads a row once and keeps the maxima of G disjoint groups (group g holds the columns
+g, g + G, ...). The k-th largest maximum is a lower bound tau on the k-th largest entry, and
+entries >= tau lie only in groups whose maximum is: about k of G. Those groups are read again,
+from cache, and their entries >= tau become 64-bit keys, value bits above the inverted column,
+so that key order is value order with ties to the lower column. Only they are sorted.
+
+Nothing is ever truncated: where there are more groups or entries >= tau than the buffer holds
+(many ties, winners in few groups), the row is bisected for its exact k-th largest entry, and
+its k winners are collected in order of column.
+
+Cost of a row: h entries from memory (7 integer operations each), k h / G of them again from
+cache, 8 k bytes written; for k = 32 of 8,192 in random order 33 candidates are expected.
+Entries are compared as integers: no flush-to-zero mode and no NaN payload changes the codes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from csrkern.kernels._common import MAX_PROGRAMS, as_bits, needs_int64, on_device_of, power_of_2
+
+MAX_K = 1024
+GROUPS = (1024, 2048)  # at least, at most; 16 k between
+READ_AT_ONCE = 4096  # entries a program has in flight: 16 bytes, 8 times, for 128 threads
+COLLECT_AT_ONCE = 512
+
+INVERT = tl.constexpr(0x7FFFFFFF)
+QUIET_NAN = tl.constexpr(0x7FC00000)
+INFINITY = tl.constexpr(0x7F800000)
+
+
+@triton.jit
+def load_ordered(row, columns, inside, stride_h, latent_mask, WIDE: tl.constexpr):
+    """Entries as int32 that order alike: 0 for what cannot win, NaN above infinity."""
+    if latent_mask is not None:
+        inside = inside & (tl.load(latent_mask + columns, mask=inside, other=0) != 0)
+    offsets = columns.to(tl.int64) * stride_h if WIDE else columns * stride_h
+    x = tl.load(row + offsets, mask=inside, other=0)
+    if x.dtype == tl.int16:  # the bits of a bfloat16
+        bits = x.to(tl.int32) << 16
+    else:
+        bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+    nan = (bits & 0x7FFFFFFF) > INFINITY
+    return tl.where(nan, QUIET_NAN, tl.maximum(bits, 0))
+
+
+@triton.jit
+def kth_largest(bits, k, slack, low):
+    """The largest t >= low found with k to k + slack of bits >= t; `low` if fewer are >= low."""
+    low = tl.cast(low, tl.int32)
+    count = tl.sum((bits >= low).to(tl.int32))
+    high = tl.max(bits)
+    while (low < high) & (count > k + slack):
+        middle = low + ((high - low) >> 1) + 1
+        above = tl.sum((bits >= middle).to(tl.int32))
+        enough = above >= k
+        low = tl.where(enough, middle, low)
+        count = tl.where(enough, above, count)
+        high = tl.where(enough, high, middle - 1)
+    return low
+
+
+@triton.jit
+def write_best(buffer, total, k, values, indices, K_PAD: tl.constexpr, TILE: tl.constexpr):
+    """Values and indices of the k largest of `total` distinct keys, each at its rank.
+
+    Ranks are counted, total² comparisons in tiles: for k = 32 fewer instructions than a sorting
+    network has, whose code would also be a hundred times longer for k = 1024.
+    """
+    element = values.dtype.element_ty
+    for first in range(0, total, TILE):
+        mine = first + tl.arange(0, TILE)
+        keys = tl.load(buffer + mine, mask=mine < total, other=0)
+        larger = tl.zeros([TILE, 32], tl.int32)
+        for other in range(0, total, 32):
+            others = other + tl.arange(0, 32)
+            rivals = tl.load(buffer + others, mask=others < total, other=0)
+            larger += (rivals[None, :] > keys[:, None]).to(tl.int32)
+        rank = tl.sum(larger, axis=1)
+        bits = (keys >> 32).to(tl.int32)
+        if element == tl.int16:
+            value = (bits >> 16).to(tl.int16)
+        else:
+            value = bits.to(tl.float32, bitcast=True).to(element)
+        wins = (mine < total) & (rank < k)
+        tl.store(values + rank, value, mask=wins)
+        tl.store(indices + rank, (keys & INVERT).to(tl.int32) ^ INVERT, mask=wins)
+    slots = tl.arange(0, K_PAD)
+    empty = (slots >= total) & (slots < k)
+    tl.store(values + slots, tl.zeros([K_PAD], element), mask=empty)
+    tl.store(indices + slots, tl.zeros([K_PAD], tl.int32), mask=empty)
+
+
+@triton.jit
+def exact_winners(
+    row, stride_h, latent_mask, h, k, tau, top, buffer, BLOCK: tl.constexpr, WIDE: tl.constexpr
+):
+    """Appends exactly the k best entries, of which at least k are >= tau and none > top."""
+    low = tau
+    high = top
+    middle = tau + 1  # with many ties tau is exact already, which one pass tells
+    above = 0  # entries > the k-th largest
+    while low < high:
+        count = 0
+        for begin in range(0, h, BLOCK):
+            columns = begin + tl.arange(0, BLOCK)
+            bits = load_ordered(row, columns, columns < h, stride_h, latent_mask, WIDE)
+            count += tl.sum((bits >= middle).to(tl.int32))
+        if count >= k:
+            low = middle
+        else:
+            high = middle - 1
+            above = count
+        middle = low + ((high - low) >> 1) + 1
+    ties_left = k - above
+    found = 0
+    for begin in range(0, h, BLOCK):
+        columns = begin + tl.arange(0, BLOCK)
+        bits = load_ordered(row, columns, columns < h, stride_h, latent_mask, WIDE)
+        tie = (bits == low).to(tl.int32)
+        hit = (bits > low) | ((tie != 0) & (tl.cumsum(tie, axis=0) <= ties_left))
+        found = append(buffer, found, bits, columns, hit, k)
+        ties_left -= tl.sum(tie)
+
+
+@triton.jit
+def append(buffer, found, bits, columns, hit, capacity):
+    """Keys of the entries that hit, after the `found` there are; how many there should be."""
+    place = found + tl.cumsum(hit.to(tl.int32), axis=0) - 1
+    keys = (bits.to(tl.int64) << 32) | (columns ^ INVERT).to(tl.int64)
+    tl.store(buffer + place, keys, mask=hit & (place < capacity))
+    return found + tl.sum(hit.to(tl.int32))
+
+
+@triton.jit
+def topk_relu_kernel(
+    pre,  # [n, h], any strides; bfloat16 as int16
+    stride_n,
+    stride_h,
+    latent_mask,  # [h] uint8, or None
+    values,  # [n, k]
+    indices,  # [n, k] int32
+    scratch,  # [programs, 2, CAPACITY] int64: keys, and groups
+    n,
+    h,
+    k,
+    READS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    K_PAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,  # columns in 64 bits
+):
+    """The k largest positive entries of each row, best first."""
+    program = tl.program_id(0)
+    buffer = scratch + program.to(tl.int64) * (2 * CAPACITY)
+    group_list = buffer + CAPACITY
+    local = tl.arange(0, READS)[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
+    groups = tl.arange(0, GROUPS)
+    for i in range(program, n, tl.num_programs(0)):
+        row = pre + tl.cast(i, tl.int64) * stride_n
+        group_max = tl.zeros([GROUPS], tl.int32)
+        for begin in range(0, h, READS * GROUPS):
+            columns = begin + local
+            bits = load_ordered(row, columns, columns < h, stride_h, latent_mask, WIDE)
+            group_max = tl.maximum(group_max, tl.max(bits, axis=0))
+        tau = kth_largest(group_max, k, k // 8, 1)
+
+        hit = group_max >= tau
+        place = tl.cumsum(hit.to(tl.int32), axis=0) - 1
+        n_groups = tl.sum(hit.to(tl.int32))
+        tl.debug_barrier()  # the row before reads these until here
+        tl.store(group_list + place, groups.to(tl.int64), mask=hit & (place < CAPACITY))
+        tl.debug_barrier()
+        total = 0
+        if n_groups <= CAPACITY:
+            # Entry e is number e // CAPACITY of the group listed at e % CAPACITY.
+            for begin in range(0, tl.cdiv(h, GROUPS) * CAPACITY, BLOCK):
+                entries = begin + tl.arange(0, BLOCK)
+                listed = entries % CAPACITY
+                inside = listed < n_groups
+                group = tl.load(group_list + listed, mask=inside, other=0).to(tl.int32)
+                columns = group + entries // CAPACITY * GROUPS
+                inside = inside & (columns < h)
+                bits = load_ordered(row, columns, inside, stride_h, latent_mask, WIDE)
+                total = append(buffer, total, bits, columns, bits >= tau, CAPACITY)
+        if (n_groups > CAPACITY) | (total > CAPACITY):
+            tl.debug_barrier()
+            exact_winners(
+                row, stride_h, latent_mask, h, k, tau, tl.max(group_max), buffer, BLOCK, WIDE
+            )
+            total = k
+        tl.debug_barrier()
+        out = tl.cast(i, tl.int64) * k
+        write_best(buffer, total, k, values + out, indices + out, K_PAD, min(CAPACITY, 64))
+
+
+@triton.jit
+def topk_relu_backward_kernel(
+    grad,  # [n, k]
+    values,  # [n, k]
+    indices,  # [n, k] int32
+    out,  # [n, dim], contiguous
+    n,
+    dim,
+    k,
+    K_PAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Rows of zeros with the gradient at positive selected entries; 1 write an element."""
+    row = tl.program_id(0).to(tl.int64)
+    start = out + row * dim
+    for begin in range(0, dim, BLOCK):
+        columns = begin + tl.arange(0, BLOCK)
+        tl.store(start + columns, tl.zeros([BLOCK], out.dtype.element_ty), mask=columns < dim)
+    tl.debug_barrier()
+    slots = tl.arange(0, K_PAD)
+    inside = slots < k
+    value = tl.load(values + row * k + slots, mask=inside, other=0)
+    index = tl.load(indices + row * k + slots, mask=inside, other=0)
+    passed = tl.load(grad + row * k + slots, mask=inside, other=0)
+    # A positive int16 is a positive bfloat16 or the NaN that CPU comparisons reject.
+    positive = (value > 0) & (value <= 0x7F80) if value.dtype == tl.int16 else value > 0
+    tl.store(start + index, passed, mask=inside & positive)
+
+
+class Plan(NamedTuple):
+    """Compile-time sizes for one (h, k): `topk_relu_kernel`'s constants and its warps."""
+
+    READS: int
+    GROUPS: int
+    CAPACITY: int
+    K_PAD: int
+    BLOCK: int
+    WIDE: bool
+    num_warps: int
+
+    @staticmethod
+    def of(h: int, k: int, wide: bool = False) -> Plan:
+        """Sizes are rounded to powers of two, so few kernels serve all shapes."""
+        k_pad = power_of_2(k)
+        h_pad = power_of_2(h, 64)
+        least, most = GROUPS
+        groups = min(h_pad, max(least, min(16 * k_pad, most)))
+        reads = max(1, min(h_pad, READ_AT_ONCE) // groups)
+        capacity = max(2 * k_pad, 16)
+        block = min(groups, COLLECT_AT_ONCE)
+        # With more than 8 group maxima a thread, beside what is in flight, ptxas spills some.
+        num_warps = max(1, min(groups // 256, 8))
+        return Plan(reads, groups, capacity, k_pad, block, wide, num_warps)
+
+
+def topk_relu(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Values and indices [n, k] of pre [n, h] in float32, float16 or bfloat16; k <= MAX_K."""
+    values = pre.new_empty(len(pre), k)
+    indices = pre.new_empty(len(pre), k, dtype=torch.int32)
+    topk_relu_into(pre, k, latent_mask, values, indices)
+    return values, indices
+
+
+def topk_relu_into(
+    pre: Tensor, k: int, latent_mask: Tensor | None, values: Tensor, indices: Tensor
+) -> None:
+    """The same into contiguous `values` and `indices`."""
+    n, h = pre.shape
+    if n == 0:
+        return
+    plan = Plan.of(h, k, needs_int64(pre[:1]))
+    programs = min(n, MAX_PROGRAMS)
+    scratch = pre.new_empty(programs, 2, plan.CAPACITY, dtype=torch.int64)
+    mask = None if latent_mask is None else latent_mask.contiguous().view(torch.uint8)
+    with on_device_of(pre):
+        topk_relu_kernel[(programs,)](
+            as_bits(pre),
+            *pre.stride(),
+            mask,
+            as_bits(values),
+            indices,
+            scratch,
+            n,
+            h,
+            k,
+            **plan._asdict(),
+        )
+
+
+def topk_relu_backward(grad: Tensor, values: Tensor, indices: Tensor, dim: int) -> Tensor:
+    """[n, dim]: the gradient [n, k] of the values at their places, zero elsewhere."""
+    n, k = values.shape
+    out = grad.new_empty(n, dim)
+    if n:
+        with on_device_of(grad):
+            topk_relu_backward_kernel[(n,)](
+                as_bits(grad.contiguous()),
+                as_bits(values.contiguous()),
+                indices.contiguous(),
+                as_bits(out),
+                n,
+                dim,
+                k,
+                K_PAD=power_of_2(k),
+                BLOCK=min(power_of_2(dim, 64), 4096),
+                num_warps=4,
+            )
+    return out

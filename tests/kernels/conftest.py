@@ -1,0 +1,32 @@
+"""Kernels run on a GPU where there is one, else in the Triton interpreter on CPU tensors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # adversarial.py
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    # Read when Triton is imported, which nothing before these tests does.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("cpu", marks=pytest.mark.interpret),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the kernels of a test run."""
+    if request.param == "cuda" and not HAS_GPU:
+        pytest.skip("needs a CUDA device")
+    if request.param == "cpu" and HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("kernels are compiled for the GPU here; TRITON_INTERPRET=1 interprets them")
+    return request.param

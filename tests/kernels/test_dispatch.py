@@ -1,0 +1,78 @@
+"""What is registered for CUDA, called as the dispatcher calls it, equals what CPU tensors get."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from csrkern import SparseCodes
+from csrkern.ops import encode, gather, info_nce, similarity, topk_relu, transpose
+
+ops = torch.ops.csrkern
+REGISTERED = {
+    "topk_relu": topk_relu._topk_relu_cuda,
+    "topk_relu_backward": topk_relu._topk_relu_backward_cuda,
+    "encode": encode._encode_cuda,
+    "transpose": transpose._transpose_cuda,
+    "gather_sum": gather._gather_sum_cuda,
+    "gather_dot": gather._gather_dot_cuda,
+    "scatter_sum": gather._scatter_sum_cuda,
+    "similarity": similarity._similarity_cuda,
+    "similarity_backward": similarity._similarity_backward_cuda,
+    "info_nce": info_nce._info_nce_cuda,
+    "info_nce_backward": info_nce._info_nce_backward_cuda,
+}
+
+
+def arguments(name, dtype):
+    """Small arguments of the operator."""
+    codes = SparseCodes.from_dense(torch.rand(5, 12) * (torch.rand(5, 12) < 0.6), 4)
+    values, indices = codes.values.to(dtype), codes.indices
+    table, rows = torch.randn(12, 6, dtype=dtype), torch.randn(2, 5, 6, dtype=dtype)
+    starts, posting_rows, slots, _ = ops.transpose(codes.values, indices, 12)
+    two = (values, indices, values.flip(0), indices.flip(0), 12)
+    loss = (*two, 0.2, None, None, None)
+    forward = ops.info_nce(*loss) if name == "info_nce_backward" else ()
+    return {
+        "topk_relu": (torch.randn(3, 40, dtype=dtype), 4, torch.rand(40) < 0.5),
+        "topk_relu_backward": (torch.randn(5, 4, dtype=dtype), values, indices, 12),
+        "encode": (rows[0], table, None, rows[1, 0], 4, "exact"),
+        "transpose": (values, indices, 12),
+        "gather_sum": (values, indices, table, table[0], [2, 4]),
+        "gather_dot": (values, indices, table, rows, [2, 4]),
+        "scatter_sum": (starts, posting_rows, slots, 12, [rows[0]], [values], [0], [4]),
+        "similarity": two,
+        "similarity_backward": (torch.randn(5, 5), *two),
+        "info_nce": loss,
+        "info_nce_backward": (torch.rand(5), *forward[1:], *loss),
+    }[name]
+
+
+@pytest.mark.interpret
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CPU tensors need the interpreter")
+@pytest.mark.parametrize("name", REGISTERED)
+def test_equals_the_cpu(name):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"csrkern::{name}", "CUDA")
+    inputs = arguments(name, torch.float32)
+    got, want = REGISTERED[name](*inputs), getattr(ops, name)(*inputs)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["topk_relu", "encode", "gather_sum", "gather_dot", "scatter_sum"])
+def test_float64_goes_another_way(name):
+    inputs = arguments(name, torch.float64)
+    torch.testing.assert_close(REGISTERED[name](*inputs), getattr(ops, name)(*inputs))
+
+
+def test_cpu_tensors_need_no_triton():
+    script = (
+        "import sys, torch, csrkern\n"
+        "codes = csrkern.topk_relu(torch.randn(3, 50), 4)\n"
+        "csrkern.info_nce(codes, temperature=0.2), csrkern.similarity(codes, codes)\n"
+        "csrkern.decode(codes, torch.randn(50, 6))\n"
+        "assert 'triton' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import csrkern
+from csrkern import SparseCodes, reference
+
+
+@pytest.fixture
+def kernels():
+    from csrkern.kernels import encode
+
+    return encode
+
+
+def put(device, *tensors):
+    return [None if t is None else t.to(device) for t in tensors]
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_exact_codes_are_those_of_the_cpu(kernels, device, biased, monkeypatch):
+    monkeypatch.setattr(kernels, "LEAST_ROWS", 3)  # several blocks, the last one shorter
+    monkeypatch.setattr(kernels, "SCRATCH_BYTES", 1)
+    x, weight = torch.randn(7, 24), torch.randn(300, 24)
+    weight[200:] = weight[:100]  # ties, bit for bit
+    bias, pre_bias = (torch.randn(300) / 9, torch.randn(24)) if biased else (None, None)
+    values, indices = kernels.encode(*put(device, x, weight, bias, pre_bias), 9, True)
+    codes = SparseCodes(values.cpu(), indices.cpu(), 300)
+    assert codes.equal(csrkern.encode(x, weight, bias, k=9, pre_bias=pre_bias, precision="exact"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_fast_codes_are_those_of_the_product(kernels, device, dtype):
+    # Small integers: every product is exact in both dtypes, whoever sums it.
+    x = torch.randint(-2, 3, (4, 16)).to(dtype)
+    weight = torch.randint(-2, 3, (200, 16)).to(dtype)
+    values, indices = kernels.encode(*put(device, x, weight), None, None, 5, False)
+    codes = SparseCodes(values.cpu(), indices.cpu(), 200)
+    assert codes.equal(reference.encode(x, weight, k=5))
+
+
+def test_blocks_stay_in_cache(kernels):
+    assert kernels.block_rows(100_000, 16_384, 2) == 640 + 128
+    assert kernels.block_rows(100_000, 131_072, 4) == kernels.LEAST_ROWS
+    assert kernels.block_rows(5, 131_072, 4) == 5
+
+
+def test_no_rows(kernels, device):
+    weight = torch.randn(10, 4).to(device)
+    values, indices = kernels.encode(weight[:0], weight, None, None, 3, True)
+    assert values.shape == indices.shape == (0, 3)
