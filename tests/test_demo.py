@@ -251,5 +251,5 @@ def test_ask_explains_what_does_not_fit(shown, text_model, capsys, arguments, wo
 def test_ask_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo_ask.importlib.util, "find_spec", lambda name: None)
     assert run_cli("demo", "-o", str(tmp_path / "new"), "--ask", "what spies do") == 2
-    assert "pip install 'csrkern[text]'" in capsys.readouterr().err
+    assert "-m pip install sentence-transformers" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
