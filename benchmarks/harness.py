@@ -12,7 +12,6 @@ import gc
 import io
 import json
 import math
-import os
 import re
 import statistics
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 from benchmarks import provenance
 from csrkern import roofline
+from csrkern.storage import write_atomically
 
 SIZES = ("tiny", "quick", "full")
 ROUND_SECONDS = 0.02  # a turn repeats a short call until it lasts about this long
@@ -283,8 +283,8 @@ class Report:
         """Keeps `rows` and writes both files."""
         self.rows += rows
         self.folder.mkdir(parents=True, exist_ok=True)
-        write(self.json_path, json.dumps(self.as_json(), indent=1) + "\n")
-        write(self.csv_path, self.as_csv())
+        write_atomically(self.json_path, (json.dumps(self.as_json(), indent=1) + "\n").encode())
+        write_atomically(self.csv_path, self.as_csv().encode())
 
     def as_json(self) -> dict[str, Any]:
         """Everything about the run."""
@@ -345,16 +345,3 @@ def _in_order(line: Mapping[str, Any]) -> list[Any]:
         for part in re.split(r"(\d+)", str(line[name])):
             parts.append((1, int(part), "") if part.isdigit() else (0, 0, part))
     return parts
-
-
-def write(path: Path, text: str) -> None:
-    """Writes beside `path`, flushes to disk, and renames into place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

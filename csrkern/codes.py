@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree
+
+from csrkern.storage import write_atomically
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -398,20 +399,6 @@ class SparseCodes:
             ).validate()
         except ValueError as error:
             raise ValueError(f"{name} is damaged: {error}") from error
-
-
-def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:
-    """Writes `payload` beside `path`, flushes it to disk and renames it into place."""
-    target = Path(path)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _powers_of_two(largest: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 
 from csrkern import _C
 from csrkern.index_segment import Segment, arrays_of, restore_segment
+from csrkern.storage import flush_folder, write_atomically, write_durably
 
 FORMAT = "csrkern-index"
 VERSION = 2
@@ -63,14 +64,12 @@ def _write(folder: Path, facts: dict[str, Any], segments: Sequence[Segment]) -> 
         "crc32c": _C.crc32c(_canonical(body)),
         "index": body,
     }
-    beside = folder / f".{HEADER}-{os.urandom(8).hex()}"
-    _write_file(beside, json.dumps(header, indent=1).encode())
-    _flush_folder(folder)
-    os.replace(beside, folder / HEADER)
-    _flush_folder(folder)
+    flush_folder(folder)
+    write_atomically(folder / HEADER, json.dumps(header, indent=1).encode())
+    flush_folder(folder)
     kept = {entry["file"] for part in parts for entry in part["arrays"].values()}
     for file in folder.iterdir():
-        ours = _FILE_NAME.fullmatch(file.name) or file.name.startswith(f".{HEADER}-")
+        ours = _FILE_NAME.fullmatch(file.name) or file.name.startswith(f".{HEADER}")
         if ours and file.name not in kept:
             file.unlink(missing_ok=True)
 
@@ -106,7 +105,7 @@ def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]
     written = {}
     for name, array in arrays.items():
         file_name = f"{name}-{generation}.bin"
-        _write_file(folder / file_name, array.data.cast("B") if array.size else b"")
+        write_durably(folder / file_name, array.data.cast("B") if array.size else b"")
         written[name] = {"file": file_name, "size": array.size}
         if name not in CHECKED_LATER:
             written[name]["crc32c"] = _C.crc32c(array)
@@ -230,22 +229,3 @@ def _read_arrays(folder: Path, part: dict[str, Any], mmap: bool) -> dict[str, np
 
 def _canonical(body: dict[str, Any]) -> bytes:
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _write_file(file: Path, data: Any) -> None:
-    with open(file, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Makes new names durable; a system that cannot open directories needs no such thing."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csrkern.codes import SparseCodes, write_atomically
+from csrkern.codes import SparseCodes
 from csrkern.ops.autoencode import autoencode
 from csrkern.ops.decode import decode
 from csrkern.ops.encode import encode
 from csrkern.ops.topk_relu import topk_relu
+from csrkern.storage import write_atomically
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"

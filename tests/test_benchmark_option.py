@@ -163,19 +163,19 @@ def test_a_later_run_replaces_its_rows_in_the_csv_and_keeps_the_others(tmp_path:
 
 
 def test_an_interrupted_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = tmp_path / "results.csv"
-    harness.write(target, "old")
+    report.add([a_row("k=8", "a", 1.0)])
+    files = {file: file.read_bytes() for file in report.folder.iterdir()}
+    assert set(files) == {report.json_path, report.csv_path}
 
     def crash(_: int) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", crash)
     with pytest.raises(OSError, match="disk full"):
-        harness.write(target, "new")
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
+        report.add([a_row("k=8", "a", 2.0)])
+    assert {file: file.read_bytes() for file in report.folder.iterdir()} == files
 
 
 def test_a_size_without_cases_takes_those_of_the_next_smaller() -> None:

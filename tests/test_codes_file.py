@@ -17,7 +17,6 @@ from safetensors.numpy import load_file, save_file
 from test_codes import make, random_codes
 
 from csrkern import SparseCodes, reference
-from csrkern.codes import write_atomically
 
 HEADER = {"format": "csrkern-codes", "version": 1, "dim": 3}
 TENSORS = {"values": np.ones((1, 1), np.float32), "indices": np.zeros((1, 1), np.uint16)}
@@ -235,30 +234,6 @@ def test_an_interrupted_write_leaves_the_old_file(step, tmp_path, monkeypatch):
         random_codes(3).save(path)
     assert SparseCodes.load(path).equal(codes)
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.filterwarnings("ignore:.*fork")
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_killed_process_leaves_the_old_file(step, tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    monkeypatch.setattr(os, step, lambda *_: os._exit(9))
-    child = os.fork()
-    if child == 0:
-        write_atomically(path, b"new" * 1000)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    assert path.read_bytes() == b"old"
-
-
-def test_the_content_reaches_the_disk_before_the_name(tmp_path, monkeypatch):
-    order = []
-    for step in ("fsync", "replace"):
-        real = getattr(os, step)
-        monkeypatch.setattr(os, step, lambda *a, s=step, r=real: (order.append(s), r(*a))[1])
-    write_atomically(str(tmp_path / "file"), b"new")
-    assert order == ["fsync", "replace"]
-    assert (tmp_path / "file").read_bytes() == b"new"
 
 
 def test_a_missing_folder_is_named(tmp_path):

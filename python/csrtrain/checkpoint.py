@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csrkern.codes import write_atomically
+from csrkern.storage import write_atomically
 from csrtrain.config import TrainConfig
 
 FILE_NAME = "checkpoint.pt"

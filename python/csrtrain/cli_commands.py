@@ -316,7 +316,7 @@ def _write_hits(path: Path, scores: Any, ids: Any) -> None:
 
     import numpy as np
 
-    from csrkern.codes import write_atomically
+    from csrkern.storage import write_atomically
 
     payload = io.BytesIO()
     np.savez(payload, scores=scores, ids=ids)

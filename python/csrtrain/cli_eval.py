@@ -129,7 +129,7 @@ def _print(outcomes: list[Outcome], n_rows: int, n_queries: int) -> None:
 
 
 def _write(path: Path, outcomes: list[Outcome]) -> None:
-    from csrkern.codes import write_atomically
+    from csrkern.storage import write_atomically
 
     lines = ["method,active,bytes_per_vector,accuracy"]
     lines += [f"{o.method},{o.active},{o.bytes_per_vector},{o.accuracy:.6f}" for o in outcomes]

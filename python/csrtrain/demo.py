@@ -16,8 +16,8 @@ from rich.markup import escape
 
 import csrkern
 from csrkern import InvertedIndex, SparseCodes
-from csrkern.codes import write_atomically
 from csrkern.nn import SparseAutoencoder
+from csrkern.storage import write_atomically
 from csrtrain import StepReport, TrainConfig, demo_search, train
 from csrtrain.cli_io import console
 from csrtrain.demo_data import DemoData, load_demo

@@ -1,0 +1,33 @@
+"""Files written beside their place and renamed into it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from csrkern.storage import write_atomically
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_killed_process_leaves_the_old_file(step, tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, step, lambda *_: os._exit(9))
+    child = os.fork()
+    if child == 0:
+        write_atomically(path, b"new" * 1000)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert path.read_bytes() == b"old"
+
+
+def test_the_content_reaches_the_disk_before_the_name(tmp_path, monkeypatch):
+    order = []
+    for step in ("fsync", "replace"):
+        real = getattr(os, step)
+        monkeypatch.setattr(os, step, lambda *a, s=step, r=real: (order.append(s), r(*a))[1])
+    write_atomically(str(tmp_path / "file"), b"new")
+    assert order == ["fsync", "replace"]
+    assert (tmp_path / "file").read_bytes() == b"new"
