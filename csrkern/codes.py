@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from csrkern.storage import write_atomically
+from csrkern import codes_file
 
 if TYPE_CHECKING:
     import scipy.sparse
-
-FILE_FORMAT = "csrkern-codes"
-FILE_VERSION = 1
 
 
 class SparseCodes:
@@ -338,8 +333,6 @@ class SparseCodes:
         Raises:
             ValueError: if `values` is not "float32" or "float16", or a value overflows it.
         """
-        from safetensors.numpy import save
-
         if values not in ("float32", "float16"):
             raise ValueError(f"values: expected 'float32' or 'float16', got {values!r}")
         codes = self.detach().to(device="cpu", dtype=getattr(torch, values))
@@ -348,13 +341,7 @@ class SparseCodes:
                 f"values: {float(self.values.max()):.4g} does not fit in {values}"
                 + ("; save as float32" if values == "float16" else "")
             )
-        stored = codes.indices.numpy().astype(np.uint16 if self.dim <= 65_536 else np.int32)
-        header = {"format": FILE_FORMAT, "version": FILE_VERSION, "dim": self.dim}
-        tensors = {
-            "values": np.ascontiguousarray(codes.values.numpy()),
-            "indices": np.ascontiguousarray(stored),
-        }
-        write_atomically(path, save(tensors, metadata={"csrkern": json.dumps(header)}))
+        codes_file.write(path, codes.values.numpy(), codes.indices.numpy(), self.dim)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> SparseCodes:
@@ -364,41 +351,15 @@ class SparseCodes:
             FileNotFoundError: if there is no such file.
             ValueError: if the file is not a whole, valid code file.
         """
-        from safetensors import SafetensorError, safe_open
-
-        name = os.fspath(path)
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no code file at {name}")
-        try:
-            with safe_open(name, framework="np") as file:
-                header = json.loads((file.metadata() or {}).get("csrkern", "{}"))
-                if not isinstance(header, dict) or header.get("format") != FILE_FORMAT:
-                    raise ValueError(f"{name} is not a csrkern code file")
-                if header.get("version") != FILE_VERSION:
-                    raise ValueError(
-                        f"{name} has format version {header.get('version')}; "
-                        f"this release reads version {FILE_VERSION}"
-                    )
-                values, indices = file.get_tensor("values"), file.get_tensor("indices")
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{name} is damaged: {error} (or not a csrkern code file)") from error
-        dim = header.get("dim")
-        stored = (values.dtype, indices.dtype)
-        if (
-            not isinstance(dim, int)
-            or stored[0] not in (np.float16, np.float32)
-            or stored[1] not in (np.uint16, np.int32)
-        ):
-            raise ValueError(
-                f"{name} is damaged: expected float values, uint16 or int32 indices and an "
-                f"integer dim, got {stored[0]}, {stored[1]} and {dim!r}"
-            )
+        values, indices, dim = codes_file.read(path)
         try:
             return SparseCodes(
-                torch.from_numpy(values), torch.from_numpy(indices.astype(np.int32)), dim
+                torch.from_numpy(np.array(values)),
+                torch.from_numpy(indices.astype(np.int32)),
+                dim,
             ).validate()
         except ValueError as error:
-            raise ValueError(f"{name} is damaged: {error}") from error
+            raise ValueError(f"{os.fspath(path)} is damaged: {error}") from error
 
 
 def _powers_of_two(largest: Tensor) -> Tensor:

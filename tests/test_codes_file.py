@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from test_codes import make, random_codes
 
 from csrkern import SparseCodes, reference
+from csrkern.index_stream import code_chunks
 
 HEADER = {"format": "csrkern-codes", "version": 1, "dim": 3}
 TENSORS = {"values": np.ones((1, 1), np.float32), "indices": np.zeros((1, 1), np.uint16)}
@@ -132,34 +135,72 @@ def test_loaded_codes_are_writable_and_outlive_the_file(tmp_path):
     assert torch.equal(back.values, codes.values * 2)
 
 
+# ---- in pieces ------------------------------------------------------------------------
+
+
+def pieces(path: Path, rows: int = 2) -> list:
+    return list(code_chunks(path, None, rows))
+
+
+@pytest.mark.parametrize("values", ["float32", "float16"])
+def test_pieces_are_the_whole(values, tmp_path):
+    path = tmp_path / "codes"
+    for codes in (random_codes(8), random_codes(8)[:0]):
+        whole = saved(codes, path, values=values)
+        for rows in (1, 3, 8, 100):
+            parts = pieces(path, rows)
+            assert {dim for _, dim in parts} == {codes.dim}
+            assert all(len(part[0]) <= rows for part, _ in parts)
+            for column, stored in enumerate(whole.numpy()):
+                together = np.concatenate([part[column] for part, _ in parts])
+                assert np.array_equal(together, stored)
+
+
+def test_pieces_need_no_torch(tmp_path):
+    random_codes().save(tmp_path / "codes")
+    script = f"""
+import sys
+from csrkern.index_stream import code_chunks
+assert list(code_chunks({str(tmp_path / "codes")!r}, None, 2))
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 # ---- bad files ------------------------------------------------------------------------
 
 
-def test_missing_file(tmp_path):
+@pytest.fixture(params=[SparseCodes.load, pieces], ids=["whole", "in pieces"])
+def read(request):
+    """Both readers of the file."""
+    return request.param
+
+
+def test_missing_file(read, tmp_path):
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(FileNotFoundError, match=f"no code file at {path}"):
-            SparseCodes.load(path)
+            read(path)
 
 
-def test_every_truncation_is_an_error(tmp_path):
+def test_every_truncation_is_an_error(read, tmp_path):
     path = tmp_path / "codes"
     random_codes().save(path)
     whole = path.read_bytes()
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=f"{path} is damaged: "):
-            SparseCodes.load(path)
+            read(path)
     path.write_bytes(whole + b"\0")
     with pytest.raises(ValueError, match=f"{path} is damaged: "):
-        SparseCodes.load(path)
+        read(path)
 
 
 @pytest.mark.parametrize("content", [b"hello, world, this is text", b"\0" * 64, b"PK\3\4" * 20])
-def test_foreign_files(content, tmp_path):
+def test_foreign_files(content, read, tmp_path):
     path = tmp_path / "codes"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path} is damaged: "):
-        SparseCodes.load(path)
+        read(path)
 
 
 def forge(path: Path, header: object, tensors: dict | None = None) -> None:
@@ -167,17 +208,17 @@ def forge(path: Path, header: object, tensors: dict | None = None) -> None:
     save_file(TENSORS if tensors is None else tensors, path, metadata={"csrkern": text})
 
 
-def test_other_safetensors_files(tmp_path):
+def test_other_safetensors_files(read, tmp_path):
     path = tmp_path / "codes"
     forge(path, HEADER)
     assert SparseCodes.load(path).dim == 3
     for metadata in (None, {"format": "pt"}, {"csrkern": '{"format": "csrkern-index"}'}):
         save_file(TENSORS, path, metadata=metadata)
         with pytest.raises(ValueError, match=f"{path} is not a csrkern code file"):
-            SparseCodes.load(path)
+            read(path)
     forge(path, {**HEADER, "version": 2})
     with pytest.raises(ValueError, match="has format version 2; this release reads version 1"):
-        SparseCodes.load(path)
+        read(path)
 
 
 @pytest.mark.parametrize(
@@ -203,19 +244,20 @@ def test_files_that_hold_something_else(tensors, message, tmp_path):
     ("header", "tensors"),
     [
         ("{", TENSORS),
+        ("[" * 100_000, TENSORS),
         ([], TENSORS),
         ({"format": "csrkern-codes", "version": 1}, TENSORS),
         ({**HEADER, "dim": "3"}, TENSORS),
         (HEADER, {**TENSORS, "values": np.ones((1, 1), np.int32)}),
         (HEADER, {**TENSORS, "indices": np.full((1, 1), 2**32, np.int64)}),
     ],
-    ids=["not JSON", "a list", "no dim", "dim is text", "integer values", "wide indices"],
+    ids=["not JSON", "nested", "a list", "no dim", "dim is text", "integer values", "wide indices"],
 )
-def test_forged_headers_are_named(header, tensors, tmp_path):
+def test_forged_headers_are_named(header, tensors, read, tmp_path):
     path = tmp_path / "codes"
     forge(path, header, tensors)
     with pytest.raises(ValueError, match=str(path)):
-        SparseCodes.load(path)
+        read(path)
 
 
 # ---- crash safety ---------------------------------------------------------------------

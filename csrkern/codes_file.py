@@ -1,0 +1,90 @@
+"""The file of SparseCodes, written whole, read whole or in pieces; imports no PyTorch.
+
+A safetensors file of values and indices, both [n, k], whose metadata say what it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csrkern.storage import write_atomically
+
+FORMAT = "csrkern-codes"
+VERSION = 1
+VALUES = {"F32": "<f4", "F16": "<f2"}
+INDICES = {"U16": "<u2", "I32": "<i4"}
+
+
+def write(path: str | os.PathLike[str], values: np.ndarray, indices: np.ndarray, dim: int) -> None:
+    """Writes float32 or float16 values and their indices: uint16 where dim allows, else int32."""
+    from safetensors.numpy import save
+
+    header = {"format": FORMAT, "version": VERSION, "dim": dim}
+    narrow = np.uint16 if dim <= 65_536 else np.int32
+    tensors = {
+        "values": np.ascontiguousarray(values),
+        "indices": np.ascontiguousarray(indices, dtype=narrow),
+    }
+    write_atomically(path, save(tensors, metadata={"csrkern": json.dumps(header)}))
+
+
+def read(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Values and indices [n, k] as they are stored, mapped from the file, and dim.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, of another version or no code file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no code file at {name}")
+    try:
+        with safe_open(name, framework="np") as file:  # checks sizes and offsets
+            header = json.loads((file.metadata() or {}).get("csrkern", "{}"))
+            missing = {"values", "indices"} - set(file.keys())
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{name} is damaged: {error} (or not a csrkern code file)") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f"{name} is not a csrkern code file")
+    if header.get("version") != VERSION:
+        raise ValueError(
+            f"{name} has format version {header.get('version')}; "
+            f"this release reads version {VERSION}"
+        )
+    if missing:
+        raise ValueError(f"{name} is damaged: it lacks {' and '.join(sorted(missing))}")
+    entries, begin = _entries(name)
+    values, indices, dim = entries["values"], entries["indices"], header.get("dim")
+    if values["dtype"] not in VALUES or indices["dtype"] not in INDICES or type(dim) is not int:
+        raise ValueError(
+            f"{name} is damaged: expected float values, uint16 or int32 indices and an "
+            f"integer dim, got {values['dtype']}, {indices['dtype']} and {dim!r}"
+        )
+    if len(values["shape"]) != 2 or values["shape"] != indices["shape"]:
+        raise ValueError(
+            f"{name} is damaged: expected values and indices of one shape [n, k], "
+            f"got {values['shape']} and {indices['shape']}"
+        )
+    return _map(name, values, begin), _map(name, indices, begin), dim
+
+
+def _entries(name: str) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where its data begin."""
+    with open(name, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), 8 + length
+
+
+def _map(name: str, entry: dict[str, Any], begin: int) -> np.ndarray:
+    dtype, shape = np.dtype((VALUES | INDICES)[entry["dtype"]]), tuple(entry["shape"])
+    if 0 in shape:  # which no system maps
+        return np.zeros(shape, dtype)
+    offset = begin + entry["data_offsets"][0]
+    return np.memmap(name, dtype=dtype, mode="r", offset=offset, shape=shape)
