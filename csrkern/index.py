@@ -153,7 +153,9 @@ class InvertedIndex(Collection):
             own = None if ids is None else np.asarray(ids[n : n + rows.n])
             segment = index._build(rows, own, None, n, threads, plain=n == 0)
             n += rows.n
-            index._append(index_file.move_to(path, index._state()[1], segment), rows.k)
+            with index_file.SAVING:
+                segment = index_file.move_to(path, index._state()[1], segment)
+            index._append(segment, rows.k)
         if index is None:
             raise ValueError("codes: expected at least one piece, got none")
         if ids is not None:

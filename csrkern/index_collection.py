@@ -36,7 +36,6 @@ class Collection:
         self._form = form
         self._next_id = next_id
         self._changing = threading.Lock()
-        self._saving = threading.Lock()
         self.dim = dim
         self.k = k
         self.metric = form.metric
@@ -159,7 +158,7 @@ class Collection:
             OSError: if a file cannot be written.
             ValueError: if `path` is a file.
         """
-        with self._saving:
+        with index_file.SAVING:
             segments, facts = self._state()
             index_file.write(path, facts, segments)
 

@@ -36,8 +36,9 @@ CHECKED_LATER = {"postings", "maxima", "scales"}
 _FILE_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{16}}\.bin")
 _LARGEST_HEADER = 1 << 24
 
-
-_SAVING = threading.Lock()
+# Held by whoever writes to a directory, from taking the state of its index on: an older state
+# must not replace a newer one, nor one thread remove the files that another is about to name.
+SAVING = threading.Lock()
 
 
 def write(path: str | os.PathLike[str], facts: dict[str, Any], segments: Sequence[Segment]) -> None:
@@ -45,14 +46,9 @@ def write(path: str | os.PathLike[str], facts: dict[str, Any], segments: Sequenc
 
     So at any instant the directory holds one whole index: the old one until the header is
     renamed, the new one from then on. Files that the header does not name are then removed.
-    Lists that are in the directory already are not written again. Threads take turns, since
-    one could remove what another is about to name.
+    Lists that are in the directory already are not written again. The caller holds `SAVING`.
     """
-    with _SAVING:
-        _write(Path(path), facts, segments)
-
-
-def _write(folder: Path, facts: dict[str, Any], segments: Sequence[Segment]) -> None:
+    folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: expected a directory to save the index in, found a file")
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +71,10 @@ def _write(folder: Path, facts: dict[str, Any], segments: Sequence[Segment]) -> 
 
 
 def move_to(path: str | os.PathLike[str], facts: dict[str, Any], segment: Segment) -> Segment:
-    """Writes a segment's arrays to a directory, not yet its index, and maps them from there."""
+    """Writes a segment's arrays to a directory, not yet its index, and maps them from there.
+
+    The caller holds `SAVING`.
+    """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     part = _write_segment(folder, segment)

@@ -12,7 +12,7 @@ import index_codes
 import numpy as np
 import pytest
 
-from csrkern import InvertedIndex, index_collection
+from csrkern import InvertedIndex, index_collection, index_file
 
 DIM = 80
 CODES = index_codes.skewed(6000, DIM, 7)
@@ -167,6 +167,24 @@ def test_saving_again_writes_only_what_is_new(tmp_path):
     assert not large.exists()
     assert_like_a_fresh_build(InvertedIndex.load(tmp_path, verify=True))
     assert len(list(tmp_path.iterdir())) == 6
+
+
+@pytest.mark.parametrize("write", ["save", "build_streaming"])
+def test_writers_wait_for_their_turn(write, tmp_path):
+    index = InvertedIndex.build(some(np.arange(10)), dim=DIM)
+    write = {
+        "save": lambda: index.save(tmp_path),
+        "build_streaming": lambda: InvertedIndex.build_streaming(CODES, tmp_path, dim=DIM),
+    }[write]
+    waiting = threading.Thread(target=write)
+    with index_file.SAVING:
+        waiting.start()
+        waiting.join(0.2)
+        index.add(some(np.arange(10, 6000)))  # an older state may not be written after it
+        assert waiting.is_alive()
+        assert list(tmp_path.iterdir()) == []
+    waiting.join()
+    assert len(InvertedIndex.load(tmp_path, verify=True)) == 6000
 
 
 def test_kill_while_changing_and_saving(tmp_path):
