@@ -32,11 +32,13 @@ def allowed_bits(
             np.array([_all(segment) if bits[g] is None else bits[g] for bits in of_query])
             for g, segment in enumerate(segments)
         ]
-    chosen = np.asarray(chosen)
+    given, chosen = chosen, np.asarray(chosen)
     if chosen.dtype == bool:
         return _from_mask(chosen, segments, n_queries)
     if chosen.size == 0 or (chosen.dtype.kind in "iu" and chosen.ndim == 1):
         return [_from_ids(chosen.ravel(), segment) for segment in segments]
+    if chosen.ndim == 1 and all(isinstance(one, int) for one in given):
+        raise ValueError(f"filter: expected ids in 0..2^63-1, got {max(given, key=abs)}")
     raise TypeError(
         "filter: expected a boolean mask, a list of ids, or a list of these for each query, "
         f"got {chosen.dtype} of shape {list(chosen.shape)}"

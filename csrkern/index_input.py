@@ -200,10 +200,17 @@ def least_float(name: str, value: Any) -> float:
     """The smallest float32 that is at least `value`."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    try:
+        exact = float(value)
+    except OverflowError:
+        bits = int(value).bit_length()
+        raise ValueError(
+            f"{name}: expected a number that a float holds, got an integer of {bits} bits"
+        ) from None
     with np.errstate(over="ignore"):
-        least = np.float32(value)
+        least = np.float32(exact)
     if np.isnan(least):
         raise ValueError(f"{name}: expected a number, got nan")
-    if float(least) < float(value):
+    if float(least) < exact:
         least = np.nextafter(least, np.float32(np.inf))
     return float(least)

@@ -5,6 +5,7 @@ Every message names the argument, what was expected and what came. Kernels trust
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -42,20 +43,22 @@ def check_same(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
         raise TypeError(f"{name} is {value.dtype} but {like_name} is {like.dtype}; use one dtype")
 
 
-def check_k(k: Any, limit: int, limit_name: str) -> int:
+def check_k(k: Any, limit: int, limit_name: str, name: str = "k") -> int:
     """`k` is an integer in 1..limit."""
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
-        raise TypeError(f"k: expected an int, got {type(k).__name__}")
+        raise TypeError(f"{name}: expected an int, got {type(k).__name__}")
     if k < 1 or k > limit:
-        raise ValueError(f"k: expected 1 <= k <= {limit_name} = {limit}, got {k}")
+        raise ValueError(f"{name}: expected 1 <= {name} <= {limit_name} = {limit}, got {k}")
     return k  # type: ignore[return-value]
 
 
-def check_ks(ks: Any, limit: int) -> list[int]:
+def check_ks(ks: Any, limit: int, limit_name: str) -> list[int]:
     """`ks` are ascending integers in 1..limit, at least one and at most eight."""
+    if not isinstance(ks, Iterable):
+        raise TypeError(f"ks: expected a list of ints, got {type(ks).__name__}; use ks=[{ks}]")
     ks = list(ks)
-    for k in ks:
-        check_k(k, limit, "k")
+    for i, k in enumerate(ks):
+        check_k(k, limit, limit_name, f"ks[{i}]")
     if not 1 <= len(ks) <= MAX_PREFIXES or any(a >= b for a, b in pairwise(ks)):
         raise ValueError(f"ks: expected 1 to {MAX_PREFIXES} ascending numbers, got {ks}")
     return ks

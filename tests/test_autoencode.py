@@ -152,7 +152,8 @@ X, W = torch.ones(3, 4), torch.ones(9, 4)
         ((X, W, X), {}, ValueError, "bias: expected shape [9], got [3, 4]"),
         ((X, W), {"ks": []}, ValueError, "ks: expected 1 to 8 ascending numbers, got []"),
         ((X, W), {"ks": [3, 3]}, ValueError, "ks: expected 1 to 8 ascending numbers, got [3, 3]"),
-        ((X, W), {"ks": [2, 10]}, ValueError, "= 9, got 10"),
+        ((X, W), {"ks": [2, 10]}, ValueError, "ks[1]: expected 1 <= ks[1] <= h = 9, got 10"),
+        ((X, W), {"ks": 2}, TypeError, "ks: expected a list of ints, got int; use ks=[2]"),
         ((X, W), {"precision": "best"}, ValueError, "precision: expected one of 'auto'"),
     ],
 )

@@ -277,9 +277,10 @@ def test_several_k_at_once(h, dtype):
         ([2, 2], ValueError, "ks: expected 1 to 8 ascending numbers, got [2, 2]"),
         ([3, 1], ValueError, "ks: expected 1 to 8 ascending numbers, got [3, 1]"),
         (list(range(1, 10)), ValueError, "ks: expected 1 to 8 ascending numbers, got [1, 2,"),
-        ([0, 2], ValueError, "= 9, got 0"),
-        ([2, 10], ValueError, "= 9, got 10"),
-        ([2.0], TypeError, "k: expected an int, got float"),
+        ([0, 2], ValueError, "ks[0]: expected 1 <= ks[0] <= k = 9, got 0"),
+        ([2, 10], ValueError, "ks[1]: expected 1 <= ks[1] <= k = 9, got 10"),
+        ([2.0], TypeError, "ks[0]: expected an int, got float"),
+        (5, TypeError, "ks: expected a list of ints, got int; use ks=[5]"),
     ],
 )
 def test_errors_of_several_k_teach(ks, error, message):

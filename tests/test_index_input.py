@@ -164,6 +164,9 @@ def test_bad_search_options(codes):
     for wrong in ([1.5], ["a"], np.ones((2, 2), int)):
         with pytest.raises(TypeError, match="filter: expected a boolean mask, a list of ids"):
             index.search(codes, filter=wrong)
+    for wrong in ([3, 2**70], [-1, 2**63], [-(10**400)], [[5, 2**70]] * 700):
+        with pytest.raises(ValueError, match=r"filter: expected ids in 0\.\.2\^63-1, got -?\d"):
+            index.search(codes, filter=wrong)
     with pytest.raises(ValueError, match="filter: expected one for each of 700 queries, got 2"):
         index.search(codes, filter=[[1], [2]])
     with pytest.raises(TypeError, match=r"rerank: expected a csrkern\.Rerank, got int"):
@@ -178,6 +181,8 @@ def test_bad_search_options(codes):
         index.search(codes, query_k=0)
     with pytest.raises(ValueError, match="min_score: expected a number, got nan"):
         index.search(codes, min_score=float("nan"))
+    with pytest.raises(ValueError, match="min_score: expected a number that a float holds"):
+        index.search(codes, min_score=10**400)
     with pytest.raises(TypeError, match="min_score: expected a number, got str"):
         index.search_above(codes, "1")
 

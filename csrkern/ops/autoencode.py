@@ -15,7 +15,7 @@ from torch import Tensor
 
 from csrkern.codes import SparseCodes
 from csrkern.ops import gather  # noqa: F401  (registers what is called)
-from csrkern.ops._registry import LIBRARY
+from csrkern.ops._registry import LIBRARY, register_autograd
 from csrkern.ops.decode import later_sums
 from csrkern.ops.encode import check_encoder, encoder_gradients
 from csrkern.validation import check_ks
@@ -57,7 +57,7 @@ def autoencode(
     Source: the tied autoencoder of CSR (Wen et al., ICML 2025, arXiv 2503.01776).
     """
     weight, bias, precision = check_encoder(x, weight, bias, pre_bias, precision)
-    ks = check_ks(ks, len(weight))
+    ks = check_ks(ks, len(weight), "h")
     values, indices, out = ops.autoencode(x, weight, bias, pre_bias, ks, precision)
     return SparseCodes(values, indices, len(weight)), out
 
@@ -115,6 +115,4 @@ def _backward(ctx, grad_values: Tensor, _grad_indices, grad_out: Tensor):
     return (*grads, grad_pre_bias, None, None)
 
 
-torch.library.register_autograd(
-    "csrkern::autoencode", _backward, setup_context=_setup_context, lib=LIBRARY
-)
+register_autograd("autoencode", _backward, _setup_context)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from csrkern.codes import SparseCodes
 from csrkern.ops import gather, transpose  # noqa: F401  (registers what the operator calls)
-from csrkern.ops._registry import LIBRARY, autocast
+from csrkern.ops._registry import LIBRARY, autocast, register_autograd
 from csrkern.ops.gather import interval_begins
 from csrkern.validation import check_codes, check_ks, check_same, check_tensor
 
@@ -54,7 +54,7 @@ def decode(
     if bias is not None:
         check_tensor("bias", bias, (weight.shape[1],))
         check_same("bias", bias, "weight", weight)
-    ends = [codes.k] if ks is None else check_ks(ks, codes.k)
+    ends = [codes.k] if ks is None else check_ks(ks, codes.k, "k")
     if sum(ends) * DENSE_BELOW.get(values.device.type, 100) > codes.dim * len(ends):
         parts = [SparseCodes(values, codes.indices, codes.dim).truncate(end) for end in ends]
         out = torch.stack([part.to_dense() @ weight for part in parts])
@@ -120,6 +120,4 @@ def later_sums(grads: Tensor) -> Tensor:
     return grads if len(grads) == 1 else grads.flip(0).cumsum(0).flip(0)
 
 
-torch.library.register_autograd(
-    "csrkern::decode", _backward, setup_context=_setup_context, lib=LIBRARY
-)
+register_autograd("decode", _backward, _setup_context)

@@ -27,7 +27,7 @@ from torch import Tensor
 from csrkern import _C, reference
 from csrkern.codes import SparseCodes
 from csrkern.ops import gather, topk_relu, transpose  # noqa: F401  (registers what is called)
-from csrkern.ops._registry import LIBRARY, NATIVE_DTYPES, address, autocast
+from csrkern.ops._registry import LIBRARY, NATIVE_DTYPES, address, autocast, register_autograd
 from csrkern.ops.gather import interval_begins, unit_columns
 from csrkern.validation import check_choice, check_k, check_same, check_tensor
 
@@ -438,6 +438,4 @@ def encoder_gradients(
     return grad_x, grad_weight, grad_bias if needs_bias else None, grad_pre_bias
 
 
-torch.library.register_autograd(
-    "csrkern::encode", _backward, setup_context=_setup_context, lib=LIBRARY
-)
+register_autograd("encode", _backward, _setup_context)

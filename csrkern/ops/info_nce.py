@@ -13,7 +13,7 @@ from torch import Tensor
 
 from csrkern import _C, reference
 from csrkern.codes import SparseCodes
-from csrkern.ops._registry import LIBRARY, address
+from csrkern.ops._registry import LIBRARY, address, register_autograd
 from csrkern.ops.similarity import codes_arguments, postings
 from csrkern.validation import (
     check_choice,
@@ -325,6 +325,4 @@ def _backward(ctx, grad: Tensor, _grad_peak, _grad_log_total):
     return grad_a, None, None if codes[2] is None else grad_b, *[None] * 6
 
 
-torch.library.register_autograd(
-    "csrkern::info_nce", _backward, setup_context=_setup_context, lib=LIBRARY
-)
+register_autograd("info_nce", _backward, _setup_context)

@@ -14,7 +14,7 @@ from torch import Tensor
 from csrkern import _C, reference
 from csrkern.codes import SparseCodes
 from csrkern.ops import transpose  # noqa: F401  (registers what the kernels call)
-from csrkern.ops._registry import LIBRARY, address, autocast
+from csrkern.ops._registry import LIBRARY, address, autocast, register_autograd
 from csrkern.validation import check_codes, check_same
 
 
@@ -155,6 +155,4 @@ def _backward(ctx, grad: Tensor):
     return grad_a, None, grad_b, None, None
 
 
-torch.library.register_autograd(
-    "csrkern::similarity", _backward, setup_context=_setup_context, lib=LIBRARY
-)
+register_autograd("similarity", _backward, _setup_context)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from csrkern import _C, reference
 from csrkern.codes import SparseCodes
-from csrkern.ops._registry import LIBRARY, NATIVE_DTYPES, address
+from csrkern.ops._registry import LIBRARY, NATIVE_DTYPES, address, register_autograd
 from csrkern.validation import check_k, check_latent_mask, check_tensor
 
 
@@ -125,6 +125,4 @@ def _backward(ctx, grad_values: Tensor, _grad_indices) -> tuple[Tensor, None, No
     return torch.ops.csrkern.topk_relu_backward(grad_values, values, indices, ctx.dim), None, None
 
 
-torch.library.register_autograd(
-    "csrkern::topk_relu", _backward, setup_context=_setup_context, lib=LIBRARY
-)
+register_autograd("topk_relu", _backward, _setup_context)
