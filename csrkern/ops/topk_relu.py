@@ -59,24 +59,30 @@ def _topk_relu_cpu(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Ten
         codes = reference.topk_relu(pre, k, latent_mask)
         # The slices are views of the whole sort; the operator owns what it returns.
         return codes.values.contiguous(), codes.indices.contiguous()
-    n, h = pre.shape
-    values = pre.new_empty(n, k)
-    indices = pre.new_empty(n, k, dtype=torch.int32)
+    values = pre.new_empty(len(pre), k)
+    indices = pre.new_empty(len(pre), k, dtype=torch.int32)
+    topk_into(pre, values, indices, latent_mask)
+    return values, indices
+
+
+def topk_into(
+    pre: Tensor, values: Tensor, indices: Tensor, latent_mask: Tensor | None = None
+) -> None:
+    """The native kernel: codes of pre [n, h], any strides, into contiguous outputs [n, k]."""
     mask = None if latent_mask is None else latent_mask.contiguous()
     _C.topk_relu(
         address(pre),
         NATIVE_DTYPES[pre.dtype],
-        n,
-        h,
+        len(pre),
+        pre.shape[1],
         pre.stride(0),
         pre.stride(1),
         address(mask),
-        k,
+        values.shape[1],
         address(values),
         address(indices),
         torch.get_num_threads(),
     )
-    return values, indices
 
 
 @torch.library.impl(LIBRARY, "topk_relu_backward", "CPU")
