@@ -8,6 +8,8 @@ per row. float64 goes through the reference, so that gradients can be checked.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -181,6 +183,20 @@ def _sides(
     return a, (values_b.contiguous(), indices_b.contiguous()), False
 
 
+def _of_both_sides(
+    gradient: Callable[..., Tensor],
+    codes: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    classes_a: Tensor | None,
+    classes_b: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of values_a and values_b; the second has no elements for one set."""
+    a, b, one_set = _sides(*codes)
+    grad_a = gradient(a, b, classes_a, classes_b, one_set, of_columns=False)
+    if one_set:
+        return grad_a, grad_a.new_empty(0)
+    return grad_a, gradient(b, a, classes_b, classes_a, one_set, of_columns=True)
+
+
 @torch.library.impl(LIBRARY, "info_nce_backward", "CPU")
 def _info_nce_backward_cpu(
     grad: Tensor,
@@ -196,15 +212,14 @@ def _info_nce_backward_cpu(
     classes_b: Tensor | None,
     n_positives: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of values_a and values_b; the second has no elements for one set."""
     grad = grad.contiguous()
-    a, b, one_set = _sides(values_a, indices_a, values_b, indices_b)
 
     def gradient(
         of: Codes,
         other: Codes,
         classes: Tensor | None,
         other_classes: Tensor | None,
+        one_set: bool,
         of_columns: bool,
     ) -> Tensor:
         of_other = postings(*other, dim)
@@ -223,10 +238,9 @@ def _info_nce_backward_cpu(
         _C.info_nce_backward(args, *rows, of_columns, address(grad_values), torch.get_num_threads())
         return grad_values
 
-    grad_a = gradient(a, b, classes_a, classes_b, False)
-    if one_set:
-        return grad_a, grad_a.new_empty(0)
-    return grad_a, gradient(b, a, classes_b, classes_a, True)
+    return _of_both_sides(
+        gradient, (values_a, indices_a, values_b, indices_b), classes_a, classes_b
+    )
 
 
 @torch.library.impl(LIBRARY, "info_nce", "CUDA")
@@ -262,7 +276,6 @@ def _info_nce_backward_cuda(
 ) -> tuple[Tensor, Tensor]:
     from csrkern.kernels import info_nce as kernels
 
-    a, b, one_set = _sides(values_a, indices_a, values_b, indices_b)
     rows = grad.contiguous(), peak, log_total
 
     def gradient(
@@ -270,6 +283,7 @@ def _info_nce_backward_cuda(
         other: Codes,
         classes: Tensor | None,
         other_classes: Tensor | None,
+        one_set: bool,
         of_columns: bool,
     ) -> Tensor:
         return kernels.info_nce_backward(
@@ -285,10 +299,9 @@ def _info_nce_backward_cuda(
             n_positives,
         )
 
-    grad_a = gradient(a, b, classes_a, classes_b, False)
-    if one_set:
-        return grad_a, grad_a.new_empty(0)
-    return grad_a, gradient(b, a, classes_b, classes_a, True)
+    return _of_both_sides(
+        gradient, (values_a, indices_a, values_b, indices_b), classes_a, classes_b
+    )
 
 
 @torch.library.register_fake("csrkern::info_nce", lib=LIBRARY)
