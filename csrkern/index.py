@@ -76,8 +76,9 @@ class InvertedIndex(Collection):
                 tensor [n, dim], or a pair of arrays (values, indices), both [n, k], with
                 `dim`. Values are finite and not negative; a value of 0 is an empty slot.
             ids: n distinct integers ≥ 0 that name the codes in results; None: 0..n-1.
-            metric: "ip" scores by inner product; "cosine" brings codes, before they are
-                stored, and queries to L2 norm 1.
+            metric: "ip" scores by inner product; "cosine", which the command `csrkern index`
+                takes if told nothing, brings codes, before they are stored, and queries to L2
+                norm 1.
             values: "float16" rounds values to 2 bytes each, "float32" keeps them.
             norms: n positive numbers that scores of `Rerank` are divided by: the norms of what
                 the codes, as stored, reconstruct.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from csrkern import InvertedIndex, SparseCodes
 from csrtrain import cli, cli_commands
@@ -36,6 +37,7 @@ def folder(tmp_path_factory) -> Path:
     np.savez(folder / "data.npz", rows=rows, queries=queries, y=labels, y_queries=query_labels)
     (folder / "lines.txt").write_text("".join(f"line [{i}]\n" for i in range(300)))
     (folder / "words.txt").write_text("one\ntwo\n")
+    save_file({"rows": rows}, folder / "rows.safetensors")
     (folder / "broken.npy").write_bytes(b"not an array")
     before = Path.cwd()
     os.chdir(folder)
@@ -139,6 +141,24 @@ def test_label_contrast_and_the_same_seed_give_the_same_model(folder):
     assert a == b
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train rows.npy -o threads --k 2 --hidden-dim 8 --steps 2",
+        "encode model rows.npy -o threads.safetensors",
+        "search index queries.npy --model model",
+        "eval rows.npy --labels data.npz:y --k 4",
+    ],
+)
+def test_threads_are_limited(folder, line):
+    before = torch.get_num_threads()
+    try:
+        assert exit_code(f"{line} --threads {before + 1}") == 0
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 BAD = {
     "train missing.npy -o new": ["no file at missing.npy"],
     "train broken.npy -o new": ["broken.npy is not a readable .npy file"],
@@ -160,10 +180,16 @@ BAD = {
     "encode model rows.npy -o new --k 65": ["k: expected 1 <= k"],
     "encode model rows.npy -o codes.safetensors": ["codes.safetensors exists"],
     "index nothing -o new": ["no code file at nothing"],
-    "index rows.npy -o new": ["rows.npy"],
+    "index rows.npy -o new": ["rows.npy: expected a file of codes", "with csrkern encode"],
+    "index rows.safetensors -o new": ["not a csrkern code file; make codes", "csrkern encode"],
+    "index data.npz:rows -o new": ["data.npz:rows: expected a file of codes"],
+    "index model/nothing.npy -o new": ["no code file at model/nothing.npy"],
     "index codes.safetensors -o index": ["index exists"],
     "search nothing asks.safetensors": ["nothing"],
-    "search index rows.npy": ["rows.npy"],
+    "search index rows.npy": ["rows.npy: expected a file of codes, got a .npy file", "--model"],
+    "search index data.npz:queries": ["expected a file of codes", "--model"],
+    "encode model rows.npy -o new --threads 0": ["--threads"],
+    "train rows.npy -o new --threads none": ["--threads"],
     "search index queries.npy --model model --topk 0": ["--topk"],
     "search index asks.safetensors --texts words.txt": ["expected 300 lines", "got 2"],
     "search index asks.safetensors --texts missing.txt": ["missing.txt: No such file"],

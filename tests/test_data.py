@@ -164,7 +164,7 @@ def test_arrays_that_are_not_embeddings(array, error, message):
 def test_the_first_row_that_is_not_finite_is_named(x, bad, monkeypatch):
     monkeypatch.setattr(data_module, "_CHUNK_BYTES", 4 * 6 * 8)  # 8 rows a chunk
     x[[37, 45], 2] = bad
-    with pytest.raises(ValueError, match=f"row 37 holds 1 values that are not finite.*{bad}"):
+    with pytest.raises(ValueError, match=f"^embeddings: row 37 holds 1 values .* finite.*{bad}"):
         load_embeddings(x)
     assert load_embeddings(x, check_finite=False) is x
 
@@ -197,13 +197,21 @@ def test_missing_files_and_unknown_suffixes(tmp_path, x):
         load_embeddings(tmp_path / "x.npy", "emb")
 
 
+def test_arrays_are_called_what_the_argument_is(x, y):
+    for wrong in (x[0], torch.from_numpy(x[0])):
+        with pytest.raises(ValueError, match=r"^embeddings: expected embeddings of shape"):
+            load_embeddings(wrong)
+    with pytest.raises(TypeError, match=r"^labels: expected a path, a NumPy array or a tensor"):
+        load_labels(y.tolist())
+
+
 def test_labels_of_every_kind(y):
     assert torch.equal(load_labels(y.astype(np.uint8)), torch.from_numpy(y))
     assert torch.equal(load_labels(torch.from_numpy(y).int()), torch.from_numpy(y))
     assert load_labels(np.array(["b", "a", "b"])).tolist() == [1, 0, 1]
-    with pytest.raises(ValueError, match="expected 3 labels, one for each embedding, got 50"):
+    with pytest.raises(ValueError, match=r"^labels: expected 3 labels, one for each .* got 50"):
         load_labels(y, n=3)
-    with pytest.raises(TypeError, match="integer or string labels, got float64"):
+    with pytest.raises(TypeError, match="labels: expected integer or string labels, got float64"):
         load_labels(y.astype(float))
     with pytest.raises(ValueError, match=r"shape \[n\], got \[5, 10\]"):
         load_labels(y.reshape(5, 10))

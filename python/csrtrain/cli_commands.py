@@ -19,9 +19,12 @@ from csrtrain.cli_io import (
     Threads,
     check_free,
     console,
+    load_codes,
     numbers,
     read_lines,
+    say,
     split_name,
+    use_threads,
 )
 
 
@@ -128,6 +131,7 @@ def train(
         int | None, typer.Option(min=1, help="Optimiser steps, in place of --epochs.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
+    threads: Threads = None,
     checkpoints: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Keep a checkpoint here while training.")
     ] = None,
@@ -145,6 +149,7 @@ def train(
       csrkern train data.npz:emb --labels data.npz:label --k 16 --prefixes 2,4,8 -o model
     """
     check_free(output, force)
+    use_threads(threads)
     from csrtrain import train as train_model
     from csrtrain.config import TrainConfig
     from csrtrain.data import load_embeddings, load_labels
@@ -178,11 +183,9 @@ def train(
         resume=resume,
     )
     model.save_pretrained(output)
-    console().print(
+    say(
         f"Wrote {output}: {model.input_dim} dimensions to {model.k} of {model.hidden_dim} latents."
-        f"\nNext: csrkern encode {output} {embeddings} -o codes.safetensors",
-        soft_wrap=True,
-        highlight=False,
+        f"\nNext: csrkern encode {output} {embeddings} -o codes.safetensors"
     )
 
 
@@ -196,6 +199,7 @@ def encode(
     values: Annotated[
         Values, typer.Option(help="Precision of the stored values.")
     ] = Values.FLOAT16,
+    threads: Threads = None,
     force: Force = False,
 ) -> None:
     """Turn embeddings into sparse codes.
@@ -205,6 +209,7 @@ def encode(
       csrkern encode model embeddings.npy -o codes.safetensors
     """
     check_free(output, force)
+    use_threads(threads)
     from csrkern.nn import SparseAutoencoder
     from csrtrain.data import load_embeddings
     from csrtrain.evaluate import encode_all
@@ -213,18 +218,19 @@ def encode(
     codes = encode_all(adapter, load_embeddings(*split_name(embeddings)), k)
     codes.save(output, values=values.value)
     size = output.stat().st_size / len(codes)
-    console().print(
+    say(
         f"Wrote {output}: {len(codes)} codes, {codes.k} of {codes.dim} latents, "
-        f"{size:.0f} bytes a code.\nNext: csrkern index {output} -o index",
-        soft_wrap=True,
-        highlight=False,
+        f"{size:.0f} bytes a code.\nNext: csrkern index {output} -o index"
     )
 
 
 def index(
     codes: Annotated[Path, typer.Argument(metavar="CODES", help="A file written by encode.")],
     output: Output,
-    metric: Annotated[Metric, typer.Option(help="What search ranks by.")] = Metric.COSINE,
+    metric: Annotated[
+        Metric,
+        typer.Option(help="What search ranks by; InvertedIndex.build in Python takes ip if none."),
+    ] = Metric.COSINE,
     values: Annotated[
         Values, typer.Option(help="Precision of the stored values.")
     ] = Values.FLOAT16,
@@ -238,19 +244,20 @@ def index(
       csrkern index codes.safetensors -o index
     """
     check_free(output, force)
-    from csrkern import InvertedIndex, SparseCodes
+    from csrkern import InvertedIndex
 
     started = time.perf_counter()
     built = InvertedIndex.build(
-        SparseCodes.load(codes), metric=metric.value, values=values.value, num_threads=threads
+        load_codes(codes, "make codes of embeddings with csrkern encode"),
+        metric=metric.value,
+        values=values.value,
+        num_threads=threads,
     )
     seconds = time.perf_counter() - started
     built.save(output)
-    console().print(
+    say(
         f"Wrote {output}: {len(built)} codes over {built.dim} latents, built in {seconds:.2f} s."
-        f"\nNext: csrkern search {output} QUERIES",
-        soft_wrap=True,
-        highlight=False,
+        f"\nNext: csrkern search {output} QUERIES"
     )
 
 
@@ -284,13 +291,14 @@ def search(
     """
     if output is not None:
         check_free(output, force)
-    from csrkern import InvertedIndex, SparseCodes
+    from csrkern import InvertedIndex
 
     found_in = InvertedIndex.load(index)
     lines = None if texts is None else read_lines(texts, len(found_in))
     if model is None:
-        codes = SparseCodes.load(queries)
+        codes = load_codes(Path(queries), "give the --model that encodes embeddings")
     else:
+        use_threads(threads)
         from csrkern.nn import SparseAutoencoder
         from csrtrain.data import load_embeddings
         from csrtrain.evaluate import encode_all
@@ -303,11 +311,9 @@ def search(
     if output is not None:
         _write_hits(output, scores, ids)
     _print_hits(scores[:show], ids[:show], lines)
-    console().print(
+    say(
         f"{len(codes)} queries in {seconds * 1e3:.1f} ms, {1e6 * seconds / max(1, len(codes)):.1f} "
-        "µs each" + (f"; wrote {output}" if output else ""),
-        soft_wrap=True,
-        highlight=False,
+        "µs each" + (f"; wrote {output}" if output else "")
     )
 
 

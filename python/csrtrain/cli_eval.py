@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from csrtrain.cli_io import ARRAY, EMBEDDINGS_HELP, Force, check_free, console, numbers, split_name
+from csrtrain.cli_io import (
+    ARRAY,
+    Embeddings,
+    Force,
+    Threads,
+    check_free,
+    console,
+    numbers,
+    say,
+    split_name,
+    use_threads,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +30,7 @@ TITLES = {"csr": "CSR", "pca": "PCA", "top-k": "top-k, untrained", "first dims":
 
 
 def evaluate(
-    embeddings: Annotated[str, typer.Argument(metavar=ARRAY, help=EMBEDDINGS_HELP)],
+    embeddings: Embeddings,
     labels: Annotated[str, typer.Option(metavar=ARRAY, help="A label for each row.")],
     model: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="A folder written by train.")
@@ -37,6 +48,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE.csv", help="Write the table.")
     ] = None,
+    threads: Threads = None,
     force: Force = False,
 ) -> None:
     """Compare codes by 1-NN accuracy with dense vectors, PCA and more.
@@ -53,6 +65,7 @@ def evaluate(
     """
     if output is not None:
         check_free(output, force)
+    use_threads(threads)
     if (test is None) != (test_labels is None):
         raise ValueError("--test and --test-labels belong together; give both or none")
     from csrtrain.data import load_embeddings, number_labels, read_labels
@@ -86,7 +99,7 @@ def evaluate(
     _print(outcomes, len(database), len(queries))
     if output is not None:
         _write(output, outcomes)
-        console().print(f"Wrote {output}", highlight=False, soft_wrap=True)
+        say(f"Wrote {output}")
 
 
 def _split(

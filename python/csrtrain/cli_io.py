@@ -10,13 +10,19 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-ARRAY = "FILE[:ARRAY]"
-EMBEDDINGS_HELP = (
-    "Embeddings: .npy, .npz, .safetensors, .parquet or .pt; "
-    ":ARRAY names one of several arrays in a file."
-)
+    from csrkern import SparseCodes
 
-Embeddings = Annotated[str, typer.Argument(metavar=ARRAY, help=EMBEDDINGS_HELP)]
+ARRAY = "FILE[:ARRAY]"
+EMBEDDING_FILES = (".npy", ".npz", ".parquet", ".pt", ".pth")  # and .safetensors, as codes are
+
+Embeddings = Annotated[
+    str,
+    typer.Argument(
+        metavar=ARRAY,
+        help="Embeddings: .npy, .npz, .safetensors, .parquet or .pt; "
+        ":ARRAY names one of several arrays in a file.",
+    ),
+]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="Where to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 Threads = Annotated[
@@ -49,6 +55,27 @@ def check_free(path: Path, force: bool) -> Path:
     return path
 
 
+def load_codes(path: Path, instead: str) -> SparseCodes:
+    """The codes in a file; an error says what to do `instead` with embeddings."""
+    from csrkern import SparseCodes
+
+    file, _ = split_name(str(path))
+    if file.suffix.lower() in EMBEDDING_FILES and file.exists():
+        raise ValueError(f"{path}: expected a file of codes, got a {file.suffix} file; {instead}")
+    try:
+        return SparseCodes.load(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {instead}") from error
+
+
+def use_threads(threads: int | None) -> None:
+    """Limits the threads of PyTorch's and our operators, if a number is given."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
 def read_lines(path: Path, expected: int) -> list[str]:
     """The lines of a text file, which must be `expected` many."""
     try:
@@ -66,3 +93,8 @@ def console() -> Console:
 
     plain = Console()
     return plain if plain.is_terminal else Console(width=110)
+
+
+def say(message: str) -> None:
+    """Prints a message as it is, however narrow the terminal."""
+    console().print(message, soft_wrap=True, highlight=False)

@@ -40,7 +40,9 @@ def load_embeddings(source: Source, key: str | None = None, *, check_finite: boo
             floating-point array; the message says what it does hold.
         ImportError: if a .parquet file is given without pyarrow.
     """
-    name, array = _read(source, key, lambda shape, kind: len(shape) == 2 and kind == "float")
+    name, array = _read(
+        "embeddings", source, key, lambda shape, kind: len(shape) == 2 and kind == "float"
+    )
     if array.ndim != 2:
         raise ValueError(f"{name}: expected embeddings of shape [n, d], got {list(array.shape)}")
     if _kind(array) != "float":
@@ -72,7 +74,9 @@ def load_labels(source: Source, key: str | None = None, *, n: int | None = None)
 
 def read_labels(source: Source, key: str | None = None, *, n: int | None = None) -> np.ndarray:
     """Labels [n] as they are stored, integers or strings; arguments as for `load_labels`."""
-    name, array = _read(source, key, lambda shape, kind: len(shape) == 1 and kind in ("int", "str"))
+    name, array = _read(
+        "labels", source, key, lambda shape, kind: len(shape) == 1 and kind in ("int", "str")
+    )
     if array.ndim != 1:
         raise ValueError(f"{name}: expected labels of shape [n], got {list(array.shape)}")
     if _kind(array) not in ("int", "str"):
@@ -132,15 +136,17 @@ def check_rows_finite(chunk: Tensor, start: int, name: str) -> None:
 
 
 def _read(
-    source: Source, key: str | None, wanted: Callable[[tuple[int, ...], str], bool]
+    name: str, source: Source, key: str | None, wanted: Callable[[tuple[int, ...], str], bool]
 ) -> tuple[str, Array]:
     """(name for messages, array) of a path or an array; `wanted` picks one of several."""
     if isinstance(source, Tensor):
-        return "the tensor", source.detach().cpu()
+        return name, source.detach().cpu()
     if isinstance(source, np.ndarray):
-        return "the array", source.astype(source.dtype.newbyteorder("="), copy=False)
+        return name, source.astype(source.dtype.newbyteorder("="), copy=False)
     if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"expected a path, a NumPy array or a tensor, got {type(source).__name__}")
+        raise TypeError(
+            f"{name}: expected a path, a NumPy array or a tensor, got {type(source).__name__}"
+        )
     path = Path(source)
     reader = _READERS.get(path.suffix.lower())
     if not path.is_file():
