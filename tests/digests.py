@@ -102,10 +102,10 @@ def compute() -> dict[str, str]:
     }
 
 
-@functools.cache
-def _computed_with(isa: str) -> dict[str, str] | None:
+def _run_with(isa: str, *arguments: str) -> str | None:
+    """What Python prints under an instruction set; None if the processor lacks it."""
     run = subprocess.run(
-        [sys.executable, __file__],
+        [sys.executable, *arguments],
         env={**os.environ, "CSRKERN_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
@@ -113,7 +113,22 @@ def _computed_with(isa: str) -> dict[str, str] | None:
     if "this processor supports at most" in run.stderr:
         return None
     assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout)
+    return run.stdout
+
+
+def assert_runs_with(isa: str, script: str) -> None:
+    """A script, which may import what tests do, ends well under an instruction set."""
+    checked = f"from csrkern import _C\nassert _C.isa() == {isa!r}\n{script}"
+    if _run_with(isa, "-c", checked) is None:
+        pytest.skip(f"this processor lacks {isa}")
+
+
+@functools.cache
+def _computed_with(isa: str) -> dict[str, str] | None:
+    printed = _run_with(isa, __file__)
+    if printed is None:
+        return None
+    found = json.loads(printed)
     assert found.pop("isa") == isa
     return found
 

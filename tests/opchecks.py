@@ -1,8 +1,8 @@
-"""torch.library.opcheck of whichever of our operators a computation calls."""
+"""What every operator is checked for: torch.library.opcheck, compilation, autocast."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,3 +34,37 @@ def opcheck_calls_of(compute: Callable[[], Tensor]) -> set[str]:
     for function, *arguments in backward.calls:
         torch.library.opcheck(function, *tree_map_only(Tensor, Tensor.detach, arguments))
     return {function.name().split("::")[1] for function, *_ in forward.calls + backward.calls}
+
+
+def assert_compiles_whole(
+    loss: Callable[..., Tensor],
+    arguments: Callable[[int], Sequence[Tensor]],
+    leaves: Sequence[Tensor] = (),
+) -> None:
+    """Compiled for any number of rows n, `loss` has the gradients that it has uncompiled."""
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (3, 8, 21):
+        given = arguments(n)
+        inputs = [*(part for part in given if part.requires_grad), *leaves]
+        got = torch.autograd.grad(compiled(*given), inputs)
+        want = torch.autograd.grad(loss(*given), inputs)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def assert_autocasts(
+    encoder: Callable[..., tuple], exactly: Callable[..., tuple], leaves: dict[str, Tensor]
+) -> None:
+    """Under autocast, codes and what follows them are bfloat16, and gradients float32.
+
+    Of leaves small enough to be exact in it, results equal those of `exactly` in float64.
+    """
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        codes, *outs = encoder(**leaves)
+    assert {part.dtype for part in (codes, *outs)} == {torch.bfloat16}
+    doubles = {name: leaf.detach().double() for name, leaf in leaves.items()}
+    expected_codes, *expected = exactly(**doubles)
+    assert codes.to(torch.float64).equal(expected_codes)
+    assert all(torch.equal(a.double(), b) for a, b in zip(outs, expected, strict=True))
+    sum(part.sum() for part in (codes.values, *outs)).backward()
+    assert {leaf.grad.dtype for leaf in leaves.values()} == {torch.float32}

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
 import torch
 from digests import ISAS, assert_same_digests
-from opchecks import opcheck_calls_of
+from opchecks import assert_autocasts, assert_compiles_whole, opcheck_calls_of
 from sums import DTYPES, small_integers
 from torch import Tensor
 
@@ -119,27 +120,18 @@ def test_compiles_whole_with_a_dynamic_batch():
         codes, out = csrkern.autoencode(**{**leaves, "x": x}, ks=[2, 5])
         return codes.values.sum() + out.square().sum()
 
-    torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
-    for n in (3, 8, 21):
-        x = small_integers(n, 6, seed=n).requires_grad_()
-        inputs = [x, *(leaves[name] for name in NAMES[1:])]
-        got = torch.autograd.grad(compiled(x), inputs)
-        want = torch.autograd.grad(loss(x), inputs)
-        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert_compiles_whole(
+        loss,
+        lambda n: [small_integers(n, 6, seed=n).requires_grad_()],
+        [leaves[name] for name in NAMES[1:]],
+    )
 
 
 def test_autocast_gives_the_autocast_dtype():
     leaves = integer_leaves(20, 6, 64, torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        codes, out = csrkern.autoencode(**leaves, ks=[2, 5])
-    assert codes.dtype == out.dtype == torch.bfloat16
-    exact = {name: leaf.detach().double() for name, leaf in leaves.items()}
-    expected_codes, expected = reference.autoencode(**exact, ks=[2, 5])
-    assert codes.to(torch.float64).equal(expected_codes)
-    assert torch.equal(out.double(), expected)
-    (codes.values.sum() + out.sum()).backward()
-    assert {leaf.grad.dtype for leaf in leaves.values()} == {torch.float32}
+    assert_autocasts(
+        partial(csrkern.autoencode, ks=[2, 5]), partial(reference.autoencode, ks=[2, 5]), leaves
+    )
 
 
 X, W = torch.ones(3, 4), torch.ones(9, 4)

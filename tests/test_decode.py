@@ -8,7 +8,7 @@ from adversarial import adversarial_rows
 from digests import ISAS, assert_same_digests
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opchecks import opcheck_calls_of
+from opchecks import assert_compiles_whole, opcheck_calls_of
 from sums import DTYPES, as_float64, assert_sums_close, small_integers
 from torch import Tensor
 
@@ -295,15 +295,11 @@ def test_compiles_whole_with_a_dynamic_batch(h):
     def loss(values, indices):
         return csrkern.decode(SparseCodes(values, indices, h), weight, bias).square().sum()
 
-    torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
-    for n in (3, 8, 21):
-        codes = random_codes(n, h, 5)
-        values = codes.values.requires_grad_()
-        leaves = (values, weight, bias)
-        want = torch.autograd.grad(loss(values, codes.indices), leaves)
-        got = torch.autograd.grad(compiled(values, codes.indices), leaves)
-        assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+    def codes(n):
+        made = random_codes(n, h, 5)
+        return made.values.requires_grad_(), made.indices
+
+    assert_compiles_whole(loss, codes, [weight, bias])
 
 
 @pytest.mark.parametrize("h", [8, 400])

@@ -1,22 +1,17 @@
 from __future__ import annotations
 
-from importlib.resources import files
-
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from adversarial import adversarial_rows, assert_selects
 from digests import ISAS, assert_same_digests
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opchecks import opcheck_calls_of
+from opchecks import assert_autocasts, assert_compiles_whole, opcheck_calls_of
 from sums import DTYPES, assert_sums_close, small_integers
 from torch import Tensor
 
 import csrkern
 from csrkern import reference
-from csrkern.ops.encode import verified_rows
 
 # (n, d, h, k)
 SHAPES = [(1, 1, 1, 1), (5, 3, 7, 7), (33, 24, 100, 1), (130, 17, 300, 32), (64, 20, 64, 64)]
@@ -152,62 +147,6 @@ def test_adversarial_pre_activations(h, k, dtype):
                     assert_selects(codes, bias.repeat(len(x), 1), k)
             except (AssertionError, ValueError) as error:
                 raise AssertionError(f"{name}, h={h}, k={k}, {dtype}: {error}") from error
-
-
-def twelve_bits(*shape: int, seed: int = 0) -> Tensor:
-    """Numbers whose sums of products are exact in float64 and need rounding in float32."""
-    return small_integers(*shape, limit=4096, seed=seed) / 4096
-
-
-@pytest.mark.parametrize("precision", ["exact", "verified"])
-@pytest.mark.parametrize("n", [1, 3, 40, 700])
-def test_is_exact_arithmetic_rounded_once(n, precision):
-    for d, h, k in [(1, 40, 7), (30, 900, 16), (129, 3000, 64), (65, 64, 64)]:
-        x, weight, bias = twelve_bits(n, d), twelve_bits(h, d, seed=1), twelve_bits(h, seed=2)
-        exact = (x.double() @ weight.double().T + bias.double()).float()
-        codes = csrkern.encode(x, weight, bias, k=k, precision=precision)
-        assert_selects(codes, exact, k)
-        assert not torch.equal(exact, torch.nn.functional.linear(x, weight, bias)) or d == 1
-
-
-@pytest.mark.parametrize("precision", ["exact", "verified"])
-@pytest.mark.parametrize("matmul", ["highest", "high", "medium"])
-def test_depends_on_nothing_but_the_row(matmul, precision):
-    x, weight, pre_bias = torch.randn(300, 50), torch.randn(2000, 50), torch.randn(50)
-
-    def encode(rows, **options):
-        return csrkern.encode(rows, weight, k=24, pre_bias=pre_bias, **options)
-
-    expected = encode(x)
-    torch.set_float32_matmul_precision(matmul)
-    try:
-        assert encode(x, precision=precision).equal(expected)
-        for rows in (slice(7, 8), slice(40, 45), slice(None, None, 7)):
-            assert encode(x[rows], precision=precision).equal(expected[rows])
-    finally:
-        torch.set_float32_matmul_precision("highest")
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
-def test_verified_equals_exact_at_any_scale(scale):
-    x, weight = torch.randn(60, 40) * scale, torch.randn(1500, 40)
-    exact = csrkern.encode(x, weight, k=16, precision="exact")
-    assert csrkern.encode(x, weight, k=16, precision="verified").equal(exact)
-
-
-def test_verified_counts_its_rows():
-    verified_rows.reset()
-    x, weight = torch.randn(50, 30), torch.randn(4000, 30)
-    csrkern.encode(x, weight, k=8, precision="verified")
-    assert verified_rows.encoded == 50
-    assert verified_rows.fallback < 50
-    same = torch.ones(4000, 30)  # every latent is a candidate
-    codes = csrkern.encode(x.abs(), same, k=8, precision="verified")
-    assert codes.equal(csrkern.encode(x.abs(), same, k=8, precision="exact"))
-    assert verified_rows.encoded == 100
-    assert verified_rows.fallback >= 50
-    verified_rows.reset()
-    assert (verified_rows.encoded, verified_rows.fallback) == (0, 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -355,27 +294,24 @@ def test_compiles_whole_with_a_dynamic_batch():
     def loss(x):
         return csrkern.encode(**{**leaves, "x": x}, k=4).values.square().sum()
 
-    torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
-    for n in (3, 8, 21):
-        x = small_integers(n, 6, seed=n).requires_grad_()
-        inputs = [x, *(leaves[name] for name in NAMES[1:])]
-        got = torch.autograd.grad(compiled(x), inputs)
-        want = torch.autograd.grad(loss(x), inputs)
-        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert_compiles_whole(
+        loss,
+        lambda n: [small_integers(n, 6, seed=n).requires_grad_()],
+        [leaves[name] for name in NAMES[1:]],
+    )
 
 
 def test_autocast_gives_the_autocast_dtype():
     leaves = integer_leaves(20, 6, 64, torch.float32)
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+    assert_autocasts(
+        lambda **given: (csrkern.encode(**given, k=4),),
+        lambda **given: (reference.encode(**given, k=4),),
+        leaves,
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        codes = csrkern.encode(**leaves, k=4)
         verified = csrkern.encode(**leaves, k=4, precision="verified")
     assert verified.equal(csrkern.encode(**leaves, k=4))  # float32, autocast or not
-    assert codes.dtype == torch.bfloat16
-    assert codes.to(torch.float64).equal(reference.encode(**in_float64(leaves), k=4))
-    codes.values.sum().backward()
-    assert {leaf.grad.dtype for leaf in leaves.values()} == {torch.float32}
 
 
 X, W = torch.ones(3, 4), torch.ones(9, 4)
@@ -412,62 +348,3 @@ X, W = torch.ones(3, 4), torch.ones(9, 4)
 def test_errors_teach(arguments, options, error, message):
     with pytest.raises(error, match=message):
         csrkern.encode(*arguments, **{"k": 2, **options})
-
-
-def test_auto_is_exact():
-    x, weight = torch.randn(300, 64), torch.randn(2000, 64)
-    assert csrkern.encode(x, weight, k=16).equal(csrkern.encode(x, weight, k=16, precision="exact"))
-
-
-@pytest.mark.parametrize("precision", ["exact", "verified"])
-def test_a_row_has_one_code_in_every_batch(precision):
-    x, weight, bias = torch.randn(1500, 96), torch.randn(900, 96), torch.randn(900)
-    whole = csrkern.encode(x, weight, bias, k=16, precision=precision)
-    for rows in (slice(3, 4), slice(1, 6), slice(700, 1100)):
-        part = csrkern.encode(x[rows], weight, bias, k=16, precision=precision)
-        assert part.equal(whole[rows])
-
-
-@pytest.mark.parametrize("precision", ["exact", "verified"])
-def test_near_ties_are_put_in_their_true_order(precision):
-    weight = torch.randn(1, 200) + 3e-8 * torch.randn(600, 200)  # pre-activations within an ulp
-    x = torch.randn(40, 200)
-    exact = (x.double() @ weight.double().T).float()
-    codes = csrkern.encode(x, weight, k=24, precision=precision)
-    assert codes.equal(reference.topk_relu(exact, 24))
-
-
-def test_real_embeddings_keep_their_codes_and_fall_back_rarely():
-    stored = np.load(files("csrkern") / "data" / "wordnet45.npz")
-    x = F.normalize(torch.from_numpy(stored["train"][:2000]).float())
-    weight = x[torch.randperm(2000)[:1536]]  # latents as alike as the embeddings are
-    exact = (x.double() @ weight.double().T).float()
-    verified_rows.reset()
-    for precision in ("exact", "verified"):
-        codes = csrkern.encode(x, weight, k=32, precision=precision)
-        assert codes.equal(reference.topk_relu(exact, 32))
-    assert verified_rows.fallback <= 20  # 1%
-
-
-@pytest.mark.parametrize("precision", ["exact", "verified"])
-def test_flush_denormal_does_not_change_the_codes(precision):
-    x, weight = torch.full((512, 1), 1e-41), torch.full((3000, 1), 1e20)
-    before = csrkern.encode(x, weight, k=10, precision=precision)  # also starts the threads
-    torch.set_flush_denormal(True)
-    try:
-        after = csrkern.encode(x, weight, k=10, precision=precision)
-    finally:
-        torch.set_flush_denormal(False)
-    assert after.equal(before)
-    assert bool((before.values > 0).all())
-
-
-def test_a_product_in_lower_precision_does_not_change_the_codes():
-    x, weight = torch.randn(64, 256), torch.randn(2048, 256)
-    expected = csrkern.encode(x, weight, k=32, precision="exact")
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-    try:
-        assert csrkern.encode(x, weight, k=32, precision="exact").equal(expected)
-    finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 
 import index_codes
 import numpy as np
 import pytest
+from digests import ISAS, assert_runs_with
 
 from csrkern import InvertedIndex, reference
 
@@ -272,19 +270,10 @@ def test_very_many_latents(dim):
     assert index.search(unused, 1)[1].tolist() == [[-1]]
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set_gives_the_same_bits(isa):
-    ran = subprocess.run(
-        [sys.executable, "-c", "import index_codes; print(index_codes.digest())"],
-        env={**os.environ, "CSRKERN_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=os.path.dirname(__file__),
-        capture_output=True,
-        text=True,
-    )
-    if "this processor supports at most" in ran.stderr:
-        pytest.skip(f"this processor lacks {isa}")
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.strip() == index_codes.digest()
+    here = index_codes.digest()
+    assert_runs_with(isa, f"import index_codes; assert index_codes.digest() == {here!r}")
 
 
 def test_searches_from_many_threads_at_once():

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 import torch
+from digests import ISAS, assert_runs_with
 from test_similarity import H, codes_pairs, leaves, random_codes
 from torch import Tensor
 
@@ -323,13 +323,12 @@ def test_thread_count_does_not_matter(variant):
         assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set(isa):
-    script = (
-        "import sys; sys.path.insert(0, 'tests')\n"
-        "import csrkern._C, test_similarity\n"
+    assert_runs_with(
+        isa,
+        "import test_similarity\n"
         "from test_info_nce import *\n"
-        f"assert csrkern._C.isa() == {isa!r}\n"
         "torch.manual_seed(0)\n"
         "for name in ('random', 'one latent in every row', 'k = h', 'ties', 'all empty'):\n"
         "    a, b = codes_pairs()[name]\n"
@@ -341,15 +340,8 @@ def test_every_instruction_set(isa):
         "        assert_equals_specification(sides, temperature=0.05, labels=labels)\n"
         "test_several_windows_of_one_set('self')\n"
         "test_large_values_stay_finite('labels', 0)\n"
-        "test_a_tiny_loss_keeps_its_digits()\n"
+        "test_a_tiny_loss_keeps_its_digits()\n",
     )
-    environment = {**os.environ, "CSRKERN_ISA": isa}
-    run = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
-    )
-    if "this processor supports at most" in run.stderr:
-        pytest.skip(f"this processor lacks {isa}")
-    assert run.returncode == 0, run.stderr
 
 
 def test_memory_does_not_grow_with_pairs():

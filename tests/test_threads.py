@@ -240,14 +240,6 @@ def work_of_children(pre: Tensor, times: int) -> list[tuple]:
     return answers
 
 
-@pytest.fixture
-def four_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
-
-
 @counts_threads
 @pytest.mark.usefixtures("four_threads")
 @pytest.mark.filterwarnings("ignore:.*fork")

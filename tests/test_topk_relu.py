@@ -8,8 +8,10 @@ import threading
 import pytest
 import torch
 from adversarial import adversarial_rows, assert_selects
+from digests import ISAS, assert_runs_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opchecks import assert_compiles_whole
 
 import csrkern
 
@@ -30,26 +32,18 @@ def test_equals_specification_on_adversarial_rows(h, k, dtype):
             raise AssertionError(f"{name}, h={h}, k={k}, {dtype}: {error}") from error
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set_gives_the_same_codes(isa):
-    script = (
-        "import sys; sys.path.insert(0, 'tests')\n"
-        "import torch, csrkern, csrkern._C\n"
+    assert_runs_with(
+        isa,
+        "import torch, csrkern\n"
         "from adversarial import adversarial_rows, assert_selects\n"
-        f"assert csrkern._C.isa() == {isa!r}\n"
         "for dtype in (torch.float32, torch.float16, torch.bfloat16):\n"
         "    for h, k in ((1, 1), (100, 7), (1000, 32), (4099, 300), (4096, 1024), (130, 130)):\n"
         "        for name, pre in adversarial_rows(h, k).items():\n"
         "            pre = pre.to(dtype)\n"
-        "            assert_selects(csrkern.topk_relu(pre, k), pre, k)\n"
+        "            assert_selects(csrkern.topk_relu(pre, k), pre, k)\n",
     )
-    environment = {**os.environ, "CSRKERN_ISA": isa}
-    run = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
-    )
-    if "this processor supports at most" in run.stderr:
-        pytest.skip(f"this processor lacks {isa}")
-    assert run.returncode == 0, run.stderr
 
 
 def test_unknown_instruction_set_is_named():
@@ -138,17 +132,9 @@ def test_opcheck(dtype):
 
 def test_compiles_whole_with_a_dynamic_batch():
     def loss(pre):
-        codes = csrkern.topk_relu(pre, 4)
-        return codes.values.square().sum()
+        return csrkern.topk_relu(pre, 4).values.square().sum()
 
-    torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
-    for n in (3, 8, 21):
-        eager_pre = torch.randn(n, 64, requires_grad=True)
-        pre = eager_pre.detach().clone().requires_grad_()
-        loss(eager_pre).backward()
-        compiled(pre).backward()
-        assert torch.equal(pre.grad, eager_pre.grad)
+    assert_compiles_whole(loss, lambda n: [torch.randn(n, 64, requires_grad=True)])
 
 
 def test_compiled_function_may_return_codes():
@@ -196,17 +182,18 @@ def _in_child(pre, queue):
     queue.put(csrkern.topk_relu(pre, 3).indices.sum().item())
 
 
+@pytest.mark.usefixtures("four_threads")
 def test_in_a_forked_child():
     import multiprocessing
 
-    csrkern.topk_relu(torch.randn(500, 1000), 8)  # the pool has threads before the fork
+    csrkern.topk_relu(torch.randn(2000, 1000), 8)  # the pool has threads before the fork
     # Made here: PyTorch's own operators may hang in a fork of a process that used OpenMP.
-    pre = torch.arange(40_000, dtype=torch.float32).reshape(100, 400)
+    pre = torch.arange(800_000, dtype=torch.float32).reshape(2000, 400)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=_in_child, args=(pre, queue))
     child.start()
-    assert queue.get(timeout=60) == 100 * (399 + 398 + 397)
+    assert queue.get(timeout=60) == 2000 * (399 + 398 + 397)
     child.join(timeout=60)
 
 
