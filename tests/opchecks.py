@@ -1,4 +1,4 @@
-"""What every operator is checked for: torch.library.opcheck, compilation, autocast."""
+"""What every operator is checked for: torch.library.opcheck, compilation, autocast, threads."""
 
 from __future__ import annotations
 
@@ -68,3 +68,17 @@ def assert_autocasts(
     assert all(torch.equal(a.double(), b) for a, b in zip(outs, expected, strict=True))
     sum(part.sum() for part in (codes.values, *outs)).backward()
     assert {leaf.grad.dtype for leaf in leaves.values()} == {torch.float32}
+
+
+def assert_threads_do_not_matter(results: Callable[[], Sequence[Tensor]]) -> None:
+    """The same bits for every number of threads, and again."""
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 5, 5):
+            torch.set_num_threads(threads)
+            found.append(results())
+    finally:
+        torch.set_num_threads(before)
+    for result in found[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(result, found[0], strict=True))

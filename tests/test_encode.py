@@ -6,7 +6,12 @@ from adversarial import adversarial_rows, assert_selects
 from digests import ISAS, assert_same_digests
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opchecks import assert_autocasts, assert_compiles_whole, opcheck_calls_of
+from opchecks import (
+    assert_autocasts,
+    assert_compiles_whole,
+    assert_threads_do_not_matter,
+    opcheck_calls_of,
+)
 from sums import DTYPES, assert_sums_close, small_integers
 from torch import Tensor
 
@@ -263,18 +268,13 @@ def test_thread_count_does_not_matter_and_runs_repeat(dtype):
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
     grad = torch.zeros(250, 9, dtype=dtype)
     grad[:20] = small_integers(20, 9, dtype=dtype, limit=1)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5, 5):
-            torch.set_num_threads(threads)
-            codes = csrkern.encode(**leaves, k=9)
-            grads = torch.autograd.grad(codes.values, list(leaves.values()), grad)
-            results.append((codes.values, codes.indices, *grads))
-    finally:
-        torch.set_num_threads(before)
-    for result in results[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
+
+    def results():
+        codes = csrkern.encode(**leaves, k=9)
+        grads = torch.autograd.grad(codes.values, list(leaves.values()), grad)
+        return (codes.values, codes.indices, *grads)
+
+    assert_threads_do_not_matter(results)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)

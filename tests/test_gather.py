@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from digests import ISAS, assert_same_digests
+from opchecks import assert_threads_do_not_matter
 from sums import DTYPES, assert_sums_close, small_integers
 from torch import Tensor
 
@@ -219,24 +220,17 @@ def test_integers_come_out_exactly(dtype):
 def test_thread_count_does_not_matter_and_runs_repeat(dtype):
     codes, table = random_codes(600, dtype, h=900, k=16), numbers(900, 100, dtype=dtype)
     rows, ends = numbers(2, 600, 100, dtype=dtype), [5, 16]
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5, 5):
-            torch.set_num_threads(threads)
-            starts, places, slots, _ = ops.transpose(codes.values, codes.indices, 900)
-            scales = [codes.values, rows[0, :, :16]]
-            results.append(
-                (
-                    ops.gather_sum(codes.values, codes.indices, table, None, ends),
-                    ops.gather_dot(codes.values, codes.indices, table, rows, ends),
-                    ops.scatter_sum(starts, places, slots, 900, list(rows), scales, [0, 0], ends),
-                )
-            )
-    finally:
-        torch.set_num_threads(before)
-    for result in results[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
+
+    def results():
+        starts, places, slots, _ = ops.transpose(codes.values, codes.indices, 900)
+        scales = [codes.values, rows[0, :, :16]]
+        return (
+            ops.gather_sum(codes.values, codes.indices, table, None, ends),
+            ops.gather_dot(codes.values, codes.indices, table, rows, ends),
+            ops.scatter_sum(starts, places, slots, 900, list(rows), scales, [0, 0], ends),
+        )
+
+    assert_threads_do_not_matter(results)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from digests import ISAS, assert_runs_with
+from opchecks import assert_threads_do_not_matter
 from test_similarity import H, codes_pairs, leaves, random_codes
 from torch import Tensor
 
@@ -307,20 +308,15 @@ def test_thread_count_does_not_matter(variant):
     a, b = leaves(random_codes(700, 8), random_codes(700, 8, seed=1), dtype=torch.float32)
     labels = labels_for(variant, a, b)
     sides = arguments(variant, a, b)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            loss = csrkern.info_nce(
-                *sides, temperature=0.1, labels=labels, normalize=False, reduction="none"
-            )
-            grads = torch.autograd.grad(loss, [side.values for side in sides], torch.ones(700))
-            results.append((loss, *grads))
-    finally:
-        torch.set_num_threads(before)
-    for result in results[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
+
+    def results():
+        loss = csrkern.info_nce(
+            *sides, temperature=0.1, labels=labels, normalize=False, reduction="none"
+        )
+        grads = torch.autograd.grad(loss, [side.values for side in sides], torch.ones(700))
+        return (loss, *grads)
+
+    assert_threads_do_not_matter(results)
 
 
 @pytest.mark.parametrize("isa", ISAS)
