@@ -85,18 +85,17 @@ struct Avx2 {
     const I numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_srli_epi32(gt(numbers, splat(static_cast<int32_t>(lane))), 31);
   }
+  // The lanes of `set` side by side, the others behind them.
+  static I packing_order(int set) {
+    return _mm256_cvtepu8_epi32(
+        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPackingOrders.lanes[set])));
+  }
   static int64_t append(int32_t* bits, int32_t* index, I x, int64_t first, Mask hit) {
-    auto left = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(hit)));
-    if (left == 0) return 0;
-    int32_t lanes[width];
-    store(lanes, x);
-    int64_t found = 0;
-    for (; left != 0; left &= left - 1, ++found) {
-      const int lane = __builtin_ctz(left);
-      bits[found] = lanes[lane];
-      index[found] = static_cast<int32_t>(first) + lane;
-    }
-    return found;
+    const int set = _mm256_movemask_ps(_mm256_castsi256_ps(hit));
+    const I order = packing_order(set);
+    store(bits, _mm256_permutevar8x32_epi32(x, order));
+    store(index, add(order, splat(static_cast<int32_t>(first))));
+    return __builtin_popcount(static_cast<unsigned>(set));
   }
 
   using F = __m256;
@@ -109,6 +108,7 @@ struct Avx2 {
   static F load_part_f(const T* p, int64_t n) {
     return _mm256_castsi256_ps(load_part(p, n));
   }
+  static constexpr bool stretched = true;
   static constexpr int tile = 8;  // vectors held at once by the gather kernels
   static void store_f(float* p, F x) { _mm256_storeu_ps(p, x); }
   static void store_f(Half* p, F x) {
@@ -180,9 +180,7 @@ struct Avx2 {
   static int64_t pack_nonzero(float* out, F x) {
     const I zero = _mm256_cmpeq_epi32(_mm256_castps_si256(x), _mm256_setzero_si256());
     const int hit = ~_mm256_movemask_ps(_mm256_castsi256_ps(zero)) & 255;
-    const I order = _mm256_cvtepu8_epi32(
-        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPackingOrders.lanes[hit])));
-    store_f(out, _mm256_permutevar8x32_ps(x, order));
+    store_f(out, _mm256_permutevar8x32_ps(x, packing_order(hit)));
     return __builtin_popcount(hit);
   }
   static float max_lane(F x) {

@@ -87,6 +87,7 @@ struct Avx512 {
   static F load_part_f(const T* p, int64_t n) {
     return _mm512_castsi512_ps(load_part(p, n));
   }
+  static constexpr bool stretched = false;
   static constexpr int tile = 16;  // vectors held at once by the gather kernels
   static void store_f(float* p, F x) { _mm512_storeu_ps(p, x); }
   static void store_f(Half* p, F x) {

@@ -132,6 +132,7 @@ struct Portable {
     return each([=](int i) { return i < n ? to_float(p[i]) : 0.0f; });
   }
   static constexpr bool pairs = false;
+  static constexpr bool stretched = false;
   static constexpr int tile = 4;  // vectors held at once by the gather kernels
   static uint32_t bits_of(float x) {
     uint32_t bits;

@@ -19,7 +19,10 @@ namespace csrkern {
 namespace {
 
 constexpr int kAccumulators = 8;
-constexpr int64_t kRankSortLimit = 320;  // measured: above it the radix sort is faster
+
+// Above so many candidates the radix sort is faster.
+template <class V>
+constexpr int64_t kRankSortLimit = 8 * V::width;
 
 // Maxima of 8 * V::width groups in each of `chunks` equal parts of the row, at least 0.
 // Returns false if the row holds a NaN.
@@ -204,7 +207,7 @@ int64_t select(const T* row, const T* next, int64_t h, int64_t k, const TopkScra
     narrow<V>(s.bits, s.index, found, k);
     found = k;
   }
-  if (found <= kRankSortLimit) {
+  if (found <= kRankSortLimit<V>) {
     rank_sort<V>(s.bits, s.index, found, k, s.sorted);
   } else {
     radix_sort(s.bits, s.index, found, s.spare_bits, s.spare_index);
