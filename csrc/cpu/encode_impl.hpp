@@ -109,7 +109,7 @@ void refine_row(const Refine& args, int64_t i, const TopkScratch& s, double* x64
     by_place[c] = s.bits[c];
   }
   const int64_t won = positive < args.k ? positive : args.k;
-  if (positive <= kRankSortLimit) {
+  if (positive <= kRankSortLimit<V>) {
     rank_sort<V>(s.bits, place, positive, args.k, s.sorted);
   } else {
     radix_sort(s.bits, place, positive, s.spare_bits, s.spare_index);
