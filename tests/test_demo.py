@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 from importlib.resources import files
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import demo as record_demo
 from csrkern import InvertedIndex, reference
 from csrkern.nn import SparseAutoencoder
 from csrtrain import cli, demo, demo_ask, demo_search, train
@@ -253,3 +255,17 @@ def test_ask_says_what_to_install(tmp_path, monkeypatch, capsys):
     assert run_cli("demo", "-o", str(tmp_path / "new"), "--ask", "what spies do") == 2
     assert "-m pip install sentence-transformers" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_figures_are_kept_with_their_provenance(shown, tmp_path, monkeypatch):
+    folder, result = shown
+
+    def run(to, *, quick):
+        shutil.copytree(folder, to)
+        return result
+
+    monkeypatch.setattr(demo, "run", run)
+    record = json.loads(record_demo.main(tmp_path, quick=True).read_text())
+    assert record["demo"] == json.loads((folder / demo.RESULTS).read_text())
+    assert record["machine"]["cores"] >= 1
+    assert set(record["commit"]) == {"id", "dirty"}
