@@ -41,6 +41,14 @@ py::array_t<uint8_t> adopt(csrkern::Buffer owner) {
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
+csrkern::ValueType value_type(const std::string& name) {
+  if (name == "float16") return csrkern::ValueType::float16;
+  if (name == "float32") return csrkern::ValueType::float32;
+  if (name == "uint8") return csrkern::ValueType::uint8;
+  if (name == "uint16") return csrkern::ValueType::uint16;
+  throw std::invalid_argument("expected the name of a value type, got " + name);
+}
+
 // values and indices [n, k], or flat with starts [n + 1].
 csrkern::SparseRows sparse_rows(const Array<float>& values, const Array<int32_t>& indices,
                                 const std::optional<Array<int64_t>>& starts, int32_t dim) {
@@ -68,9 +76,9 @@ struct PyIndex {
   std::optional<Array<float>> norms;
   std::unique_ptr<csrkern::Index> index;
 
-  PyIndex(int64_t n_docs, int32_t dim, int32_t window, int32_t block, bool half, bool trusted,
-          Array<int32_t> terms, Array<uint64_t> offsets, Array<uint32_t> checksums,
-          Array<uint8_t> postings, std::optional<Array<int64_t>> ids,
+  PyIndex(int64_t n_docs, int32_t dim, int32_t window, int32_t block, const std::string& values,
+          int32_t exponent, bool trusted, Array<int32_t> terms, Array<uint64_t> offsets,
+          Array<uint32_t> checksums, Array<uint8_t> postings, std::optional<Array<int64_t>> ids,
           std::optional<Array<uint8_t>> maxima, std::optional<Array<float>> scales,
           std::optional<Array<float>> norms)
       : terms(terms),
@@ -81,7 +89,7 @@ struct PyIndex {
         maxima(maxima),
         scales(scales),
         norms(norms) {
-    const auto type = half ? csrkern::ValueType::float16 : csrkern::ValueType::float32;
+    const csrkern::ValueType type = value_type(values);
     const auto damaged = [](const std::string& what) {
       throw std::invalid_argument("the index is damaged: " + what);
     };
@@ -99,6 +107,9 @@ struct PyIndex {
     if (n_postings > static_cast<uint64_t>(postings.size()) ||
         n_postings * csrkern::posting_bytes(type) != static_cast<uint64_t>(postings.size())) {
       damaged("its postings do not fill their array");
+    }
+    if (!csrkern::plausible_documents(n_docs, n_postings, ids.has_value())) {
+      damaged("it claims more documents than its postings account for");
     }
     if (ids && ids->size() != n_docs) damaged("its ids disagree with its number of documents");
     if (norms && norms->size() != n_docs)
@@ -125,6 +136,7 @@ struct PyIndex {
       view.scales = scales->data();
     }
     if (norms) view.norms = norms->data();
+    view.exponent = exponent;
     py::gil_scoped_release release;
     index = std::make_unique<csrkern::Index>(view, trusted);
   }
@@ -247,6 +259,7 @@ void bind_index(py::module_& m) {
     const py::buffer_info info = data.request();
     return csrkern::crc32c(info.ptr, static_cast<size_t>(info.size * info.itemsize));
   });
+  m.def("plausible_documents", &csrkern::plausible_documents);
   m.def(
       "empty_pages",
       [](size_t bytes) {
@@ -272,8 +285,8 @@ void bind_index(py::module_& m) {
       "build_index",
       [](const Array<float>& values, const Array<int32_t>& indices,
          const std::optional<Array<int64_t>>& starts, int32_t dim,
-         const std::optional<Array<int64_t>>& order, int32_t window, int32_t block, bool half,
-         bool normalize, int num_threads) {
+         const std::optional<Array<int64_t>>& order, int32_t window, int32_t block,
+         const std::string& type, int32_t exponent, bool normalize, int num_threads) {
         csrkern::SparseRows rows = sparse_rows(values, indices, starts, dim);
         if (order) {
           if (order->size() != rows.n) throw std::invalid_argument("expected an order of all rows");
@@ -282,9 +295,8 @@ void bind_index(py::module_& m) {
         csrkern::BuiltIndex built;
         {
           py::gil_scoped_release release;
-          built = csrkern::build_index(
-              rows, window, block, half ? csrkern::ValueType::float16 : csrkern::ValueType::float32,
-              normalize, num_threads);
+          built = csrkern::build_index(rows, window, block, value_type(type), normalize,
+                                       num_threads, exponent);
         }
         py::dict arrays;
         arrays["terms"] = adopt(std::move(built.terms));
@@ -301,12 +313,12 @@ void bind_index(py::module_& m) {
 
   using py::arg;
   py::class_<PyIndex>(m, "Index")
-      .def(py::init<int64_t, int32_t, int32_t, int32_t, bool, bool, Array<int32_t>, Array<uint64_t>,
-                    Array<uint32_t>, Array<uint8_t>, std::optional<Array<int64_t>>,
-                    std::optional<Array<uint8_t>>, std::optional<Array<float>>,
-                    std::optional<Array<float>>>(),
-           py::kw_only(), arg("n_docs"), arg("dim"), arg("window"), arg("block"), arg("half"),
-           arg("trusted"), arg("terms").noconvert(), arg("offsets").noconvert(),
+      .def(py::init<int64_t, int32_t, int32_t, int32_t, const std::string&, int32_t, bool,
+                    Array<int32_t>, Array<uint64_t>, Array<uint32_t>, Array<uint8_t>,
+                    std::optional<Array<int64_t>>, std::optional<Array<uint8_t>>,
+                    std::optional<Array<float>>, std::optional<Array<float>>>(),
+           py::kw_only(), arg("n_docs"), arg("dim"), arg("window"), arg("block"), arg("values"),
+           arg("exponent"), arg("trusted"), arg("terms").noconvert(), arg("offsets").noconvert(),
            arg("checksums").noconvert(), arg("postings").noconvert(),
            arg("ids").noconvert() = py::none(), arg("maxima").noconvert() = py::none(),
            arg("scales").noconvert() = py::none(), arg("norms").noconvert() = py::none())

@@ -25,8 +25,8 @@ from csrkern.index_input import (
     thread_count,
 )
 from csrkern.index_rerank import Rerank, dense_rows, largest_latents
-from csrkern.index_segment import Segment, check_form, norms_of
-from csrkern.index_stream import code_chunks
+from csrkern.index_segment import SQUARES, Segment, check_form, norms_of
+from csrkern.index_stream import can_be_read_twice, code_chunks
 
 _ALL = 2**62
 
@@ -48,7 +48,7 @@ class InvertedIndex(Collection):
         dim: number of latents.
         k: the most slots that a document had when it came.
         metric: "ip" or "cosine".
-        values: "float16" or "float32", the form in which values are stored.
+        values: "float16", "uint16", "uint8" or "float32", the form in which values are stored.
     """
 
     def __init__(self, *args: Any, **facts: Any) -> None:
@@ -63,6 +63,7 @@ class InvertedIndex(Collection):
         *,
         metric: str = "ip",
         values: str = "float16",
+        largest: float | None = None,
         norms: Any = None,
         dim: int | None = None,
         cluster: bool | None = None,
@@ -79,7 +80,13 @@ class InvertedIndex(Collection):
             metric: "ip" scores by inner product; "cosine", which the command `csrkern index`
                 takes if told nothing, brings codes, before they are stored, and queries to L2
                 norm 1.
-            values: "float16" rounds values to 2 bytes each, "float32" keeps them.
+            values: "float16" rounds values to 2 bytes each, "float32" keeps them. "uint8" and
+                "uint16" round each to the nearest of 256 or 65,536 squares of whole numbers,
+                up to one largest value: relative to a value, uint8 is off by 1/256 of the
+                root of largest / value at most. No positive value becomes 0.
+            largest: for "uint8" and "uint16", the least value that the largest may have, which
+                is then a power of two; codes of a larger value cannot be added. None: that of
+                `codes`, or 1 with cosine.
             norms: n positive numbers that scores of `Rerank` are divided by: the norms of what
                 the codes, as stored, reconstruct.
             dim: number of latents; needed for a pair of arrays.
@@ -96,7 +103,7 @@ class InvertedIndex(Collection):
             TypeError: if an argument has the wrong type.
             ValueError: if an argument is out of range, or a code is not valid.
         """
-        form = check_form(metric, values, cluster, window)
+        form = check_form(metric, values, cluster, window, largest)
         if dim is not None:
             dim = check_int("dim", dim, 1, 2**31 - 1)
         rows = read_rows("codes", codes, dim)
@@ -116,6 +123,7 @@ class InvertedIndex(Collection):
         chunk: int = 1_000_000,
         metric: str = "ip",
         values: str = "float16",
+        largest: float | None = None,
         dim: int | None = None,
         cluster: bool | None = None,
         num_threads: int | None = None,
@@ -133,6 +141,7 @@ class InvertedIndex(Collection):
             ids: n distinct integers ≥ 0 (a mapped array will do); None: 0..n-1.
             chunk: codes a chunk; an iterable makes its own.
             metric, values, dim, cluster, num_threads: as for `build`.
+            largest: as for `build`; None: that of the first piece, if `codes` is an iterable.
 
         Returns: the index, mapped from `path`.
 
@@ -140,9 +149,12 @@ class InvertedIndex(Collection):
             TypeError, ValueError: as `build`.
             OSError: if a file cannot be read or written.
         """
-        form = check_form(metric, values, cluster, None)
+        form = check_form(metric, values, cluster, None, largest)
         threads = thread_count(num_threads)
         check_int("chunk", chunk, 1, 2**31 - 1)
+        if values in SQUARES and can_be_read_twice(codes):
+            tops = [piece[0].max(initial=0) for piece, _ in code_chunks(codes, dim, chunk)]
+            form = form.holding(np.array(tops))
         index: InvertedIndex | None = None
         n = 0
         for piece, piece_dim in code_chunks(codes, dim, chunk):
@@ -344,7 +356,8 @@ class InvertedIndex(Collection):
 
         Returns:
             documents, removed (codes whose memory is not free yet), segments, dim, k, metric,
-            values; window, block (documents in it; 0 if not clustered) of the first segment;
+            values, largest (value that uint8 or uint16 can hold); window, block (documents in
+            it; 0 if not clustered) of the first segment;
             latents (those in use), postings, bytes (memory or disk, without the next),
             bytes_per_code, forward_bytes (the copy by document, made when needed);
             longest_list (the most documents that share a latent); hottest_share (of all
@@ -355,6 +368,7 @@ class InvertedIndex(Collection):
         return {
             **stats(self._segments),
             **{name: getattr(self, name) for name in ("dim", "k", "metric", "values")},
+            "largest": self._form.largest,
             "recall": {asked: plan.recall for asked, (_, plan) in self._plans.items()},
         }
 
@@ -377,6 +391,7 @@ class InvertedIndex(Collection):
             dim=self.dim,
             metric=self.metric,
             values=self.values,
+            largest=self._form.largest if self.metric == "ip" else None,
             norms=norms_of(segments),
             cluster=self._form.cluster,
             num_threads=num_threads,

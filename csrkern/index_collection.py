@@ -11,6 +11,7 @@ import numpy as np
 from csrkern import index_file
 from csrkern.index_input import Rows, check_ids, check_norms, read_rows, thread_count
 from csrkern.index_segment import (
+    SQUARES,
     Form,
     Segment,
     arrays_of,
@@ -52,7 +53,10 @@ class Collection:
         if norms is not None:
             norms = check_norms(norms, rows.n)
         normalize = self.metric == "cosine"
-        return build_segment(rows, checked, norms, self._form, threads, normalize=normalize)
+        form = self._form.holding(rows.values)
+        segment = build_segment(rows, checked, norms, form, threads, normalize=normalize)
+        self._form = form
+        return segment
 
     def _append(self, segment: Segment, k: int, replaced: int = 0) -> None:
         """Lets a segment take the place of the last `replaced` ones."""
@@ -78,7 +82,8 @@ class Collection:
             num_threads: None: as many as the process may run on.
 
         Raises:
-            TypeError, ValueError: as `build`, or if an id is taken; nothing is added then.
+            TypeError, ValueError: as `build`, if an id is taken, or a value is larger than
+                the index holds (uint8, uint16); nothing is added then.
         """
         rows = read_rows("codes", codes, self.dim)
         threads = thread_count(num_threads)
@@ -89,9 +94,9 @@ class Collection:
             self._check_norms_match(norms)
             if self._next_id + rows.n > 2**63 and ids is None:
                 raise ValueError("ids: no numbers are left above the highest one; give ids")
-            segment = self._build(rows, ids, norms, self._next_id, threads)
             if ids is not None:
-                self._check_new(segment.ids)
+                self._check_new(check_ids(ids, rows.n))
+            segment = self._build(rows, ids, norms, self._next_id, threads)
             replaced = _to_merge(segments, segment)
             if replaced:
                 together = [*segments[len(segments) - replaced :], segment]
@@ -164,7 +169,7 @@ class Collection:
 
     def _state(self) -> tuple[tuple[Segment, ...], dict[str, Any]]:
         with self._changing:
-            return self._segments, {
+            facts = {
                 "dim": self.dim,
                 "k": self.k,
                 "next_id": self._next_id,
@@ -172,6 +177,9 @@ class Collection:
                 "values": self.values,
                 "cluster": self._form.cluster,
             }
+            if self.values in SQUARES:
+                facts["exponent"] = self._form.exponent
+            return self._segments, facts
 
     @classmethod
     def load(
@@ -215,7 +223,9 @@ class Collection:
             for part, of_segment in zip(facts["segments"], arrays, strict=True)
         ]
         window = facts["segments"][0]["window"]
-        form = Form(facts["values"], facts["metric"], facts["cluster"], window)
+        form = Form(
+            facts["values"], facts["metric"], facts["cluster"], window, facts.get("exponent")
+        )
         return cls(segments, dim=facts["dim"], k=facts["k"], next_id=facts["next_id"], form=form)
 
     def __reduce__(self) -> tuple[Any, ...]:

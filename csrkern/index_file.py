@@ -13,11 +13,20 @@ from typing import Any
 import numpy as np
 
 from csrkern import _C
-from csrkern.index_segment import Segment, arrays_of, restore_segment
+from csrkern.index_segment import (
+    LEAST_EXPONENT,
+    MOST_EXPONENT,
+    SQUARES,
+    VALUES,
+    Segment,
+    arrays_of,
+    restore_segment,
+)
 from csrkern.storage import flush_folder, write_atomically, write_durably
 
 FORMAT = "csrkern-index"
-VERSION = 2
+VERSION = 3
+FLOATS_VERSION = 2  # of indexes that earlier releases can read
 HEADER = "index.json"
 # "checksums" covers those checked later, list by list; the others have one in the header.
 DTYPES = {
@@ -56,7 +65,7 @@ def write(path: str | os.PathLike[str], facts: dict[str, Any], segments: Sequenc
     body = {**facts, "segments": parts}
     header = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if facts["values"] in SQUARES else FLOATS_VERSION,
         "crc32c": _C.crc32c(_canonical(body)),
         "index": body,
     }
@@ -154,10 +163,10 @@ def _read_header(folder: Path) -> dict[str, Any]:
         raise damaged from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise damaged
-    if header.get("version") != VERSION:
+    if header.get("version") not in (FLOATS_VERSION, VERSION):
         raise ValueError(
             f"{file} has format version {header.get('version')!r}; "
-            f"this release reads version {VERSION}"
+            f"this release reads versions {FLOATS_VERSION} and {VERSION}"
         )
     body = header.get("index")
     if not isinstance(body, dict) or header.get("crc32c") != _C.crc32c(_canonical(body)):
@@ -182,9 +191,17 @@ def _sane(body: dict[str, Any]) -> bool:
         and _count(body.get("k"), 2**31 - 1)
         and _count(body.get("next_id"), 2**63)
         and body.get("metric") in ("ip", "cosine")
-        and body.get("values") in ("float16", "float32")
+        and body.get("values") in VALUES
+        and _sane_exponent(body)
         and any(body.get("cluster") is choice for choice in (None, True, False))
     )
+
+
+def _sane_exponent(body: dict[str, Any]) -> bool:
+    exponent = body.get("exponent")
+    if body["values"] not in SQUARES or exponent is None:
+        return exponent is None
+    return type(exponent) is int and LEAST_EXPONENT <= exponent <= MOST_EXPONENT
 
 
 def _sane_segment(part: dict[str, Any]) -> bool:

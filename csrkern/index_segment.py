@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from csrkern import _C
-from csrkern.index_input import Rows, check_choice, check_int
+from csrkern.index_input import Rows, check_choice, check_int, least_float
 
 # Scores of 32,768 documents, 128 KB: with more, the scan of a window costs more than the
 # longer lists save; with fewer, the reverse (10% at 16,384, 5 to 25% at 65,536).
@@ -34,19 +34,50 @@ NATIVE_ARRAYS = (
 
 
 METRICS = ("ip", "cosine")
-VALUES = ("float16", "float32")
+# uint8 and uint16 are squares of whole numbers; csrc/include/csrkern/index_values.hpp.
+SQUARES = ("uint8", "uint16")
+VALUES = ("float16", *SQUARES, "float32")
+# Between these powers of two the largest square leaves all others normal float32.
+LEAST_EXPONENT, MOST_EXPONENT = -94, 127
 
 
 class Form(NamedTuple):
-    """How codes are stored, the same for all segments of an index."""
+    """How codes are stored, the same for all segments of an index.
+
+    With uint8 and uint16 values the largest one is 2^exponent. It is chosen once: were it to
+    change, what is stored already would have to be rounded again.
+    """
 
     values: str
     metric: str
     cluster: bool | None
     window: int
+    exponent: int | None = None  # not yet known, or of no meaning
+
+    def holding(self, values: np.ndarray) -> Form:
+        """The same, with an exponent that suits the first codes if there is none yet."""
+        if self.values not in SQUARES or self.exponent is not None:
+            return self
+        largest = float(values.max(initial=0))
+        return self if largest <= 0 else self._replace(exponent=exponent_of(largest))
+
+    @property
+    def largest(self) -> float | None:
+        """The largest value that can be stored, where there is such a bound and it is known."""
+        return None if self.exponent is None else 2.0**self.exponent
 
 
-def check_form(metric: str, values: str, cluster: bool | None, window: int | None) -> Form:
+def exponent_of(largest: float) -> int:
+    """Of the least power of two that is at least `largest`, within what float32 allows."""
+    if not np.isfinite(largest):
+        return MOST_EXPONENT  # the codes are refused, with their row, when they are read
+    mantissa, exponent = math.frexp(largest)
+    return max(LEAST_EXPONENT, min(exponent - (mantissa == 0.5), MOST_EXPONENT))
+
+
+def check_form(
+    metric: str, values: str, cluster: bool | None, window: int | None, largest: Any = None
+) -> Form:
     """The form that these arguments of `InvertedIndex.build` ask for, checked."""
     check_choice("metric", metric, METRICS)
     check_choice("values", values, VALUES)
@@ -55,7 +86,21 @@ def check_form(metric: str, values: str, cluster: bool | None, window: int | Non
         raise ValueError(f"window: expected a multiple of 64, got {window}")
     if cluster not in (None, True, False):
         raise TypeError(f"cluster: expected None, True or False, got {cluster!r}")
-    return Form(values, metric, cluster, window)
+    return Form(values, metric, cluster, window, _exponent(metric, values, largest))
+
+
+def _exponent(metric: str, values: str, largest: Any) -> int | None:
+    if largest is None:
+        return 0 if values in SQUARES and metric == "cosine" else None
+    if values not in SQUARES or metric == "cosine":
+        raise ValueError(
+            "largest: only with values='uint8' or 'uint16' and metric='ip'; "
+            "floats need no such bound, and with cosine it is 1"
+        )
+    largest = least_float("largest", largest)
+    if not 0 < largest <= 2.0**MOST_EXPONENT:
+        raise ValueError(f"largest: expected 0 < largest <= 2^{MOST_EXPONENT}, got {largest}")
+    return exponent_of(largest)
 
 
 class Lookup:
@@ -183,17 +228,19 @@ def build_segment(
     normalize: bool,
 ) -> Segment:
     """A segment of `rows`, clustered if `form` says so or leaves it open and it pays."""
-    half, window = form.values == "float16", form.window
+    window, values = form.window, {"values": form.values, "exponent": form.exponent or 0}
 
     def assemble(order: np.ndarray | None, block: int) -> _C.Index:
-        arrays = _C.build_index(*rows, order, window, block, half, normalize, threads)
+        arrays = _C.build_index(*rows, order, window, block, *values.values(), normalize, threads)
         in_order, norms_in_order = ids, norms
+        if ids is None and not _C.plausible_documents(rows.n, arrays["offsets"][-1], False):
+            in_order = np.arange(rows.n)  # says that the empty ones among them are meant
         if order is not None:
             in_order = order if ids is None else ids[order]
             norms_in_order = None if norms is None else norms[order]
         sizes = {"n_docs": rows.n, "dim": rows.dim, "window": window, "block": block}
         side = {"ids": in_order, "norms": norms_in_order}
-        return _C.Index(**sizes, half=half, trusted=True, **side, **arrays)
+        return _C.Index(**sizes, **values, trusted=True, **side, **arrays)
 
     block, native = 0, None
     least = 1 if form.cluster else LEAST_WORTH_CLUSTERING
@@ -256,7 +303,8 @@ def restore_segment(
         dim=facts["dim"],
         window=sizes["window"],
         block=sizes["block"],
-        half=facts["values"] == "float16",
+        values=facts["values"],
+        exponent=facts.get("exponent") or 0,
         trusted=False,
         **arrays,
     )

@@ -11,6 +11,16 @@ import numpy as np
 from csrkern import codes_file
 
 
+def can_be_read_twice(codes: Any) -> bool:
+    """A path or a pair of arrays, not an iterable."""
+    return isinstance(codes, (str, os.PathLike)) or _is_pair(codes)
+
+
+def _is_pair(codes: Any) -> bool:
+    pair = isinstance(codes, (tuple, list)) and len(codes) == 2
+    return pair and isinstance(codes[0], np.ndarray)
+
+
 def code_chunks(codes: Any, dim: int | None, rows: int) -> Iterator[tuple[Any, int | None]]:
     """`codes` in pieces of at most `rows` rows, each with the number of latents if known.
 
@@ -22,7 +32,7 @@ def code_chunks(codes: Any, dim: int | None, rows: int) -> Iterator[tuple[Any, i
         if dim is not None and dim != found:
             raise ValueError(f"codes: expected codes over {dim} latents, got {found}")
         codes, dim = (values, indices), found
-    if isinstance(codes, (tuple, list)) and len(codes) == 2 and isinstance(codes[0], np.ndarray):
+    if _is_pair(codes):
         values, indices = codes
         for first in range(0, max(len(values), 1), rows):
             yield (values[first : first + rows], indices[first : first + rows]), dim

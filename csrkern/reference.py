@@ -151,6 +151,19 @@ def search(
     return scores_out, ids_out
 
 
+def stored_values(values: np.ndarray, form: str, largest: float = 1.0) -> np.ndarray:
+    """Values ≥ 0 (float32) as an `InvertedIndex` of values="uint8" or "uint16" holds them.
+
+    Squares of 1..256 (1..65536), times what makes the last one `largest`, a power of two.
+    Each value becomes the nearest, the lower of two; none becomes 0.
+    """
+    roots = np.arange(1.0, {"uint8": 257, "uint16": 65537}[form])
+    unit = largest / roots[-1] ** 2
+    middles = (roots[:-1] ** 2 + roots[1:] ** 2) / 2
+    nearest = roots[np.searchsorted(middles, values / unit)].astype(np.float32)
+    return np.where(values > 0, nearest * nearest * np.float32(unit), np.float32(0))
+
+
 def _unit_rows(dense: Tensor) -> Tensor:
     """Rows at L2 norm 1; a zero row stays zero (and passes no gradient) instead of NaN."""
     square = dense.square().sum(1, keepdim=True)

@@ -27,6 +27,7 @@ bool good_value(const uint8_t* values, int64_t i, ValueType type) {
     std::memcpy(&half, values + 2 * i, 2);
     return half > 0 && half < 0x7c00;
   }
+  if (is_squares(type)) return true;
   uint32_t bits;
   std::memcpy(&bits, values + 4 * i, 4);
   return bits > 0 && bits < 0x7f800000;
@@ -66,6 +67,9 @@ Index::Index(const IndexView& view, bool trusted) : view_(view), finder_(view.te
     if (view.terms[t] <= above || view.terms[t] >= view.dim) {
       damaged("its latents do not ascend within 0.." + std::to_string(view.dim - 1));
     }
+  }
+  if (is_squares(view.type) && (view.exponent < kLeastExponent || view.exponent > kMostExponent)) {
+    damaged("its values are too large or too small");
   }
   bool good = view.offsets[0] == 0;
   for (int64_t i = 0; i < segments; ++i) {

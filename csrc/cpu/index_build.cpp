@@ -43,8 +43,13 @@ namespace {
 // The stored form of one row at a time: latents and values as the index will hold them.
 class Stored {
  public:
-  Stored(const SparseRows& rows, ValueType type, bool normalize)
-      : rows_(rows), type_(type), normalize_(normalize) {}
+  Stored(const SparseRows& rows, const IndexView& shape, bool normalize)
+      : rows_(rows),
+        type_(shape.type),
+        unit_(shape.unit()),
+        largest_(power_of_two(shape.exponent)),
+        exponent_(shape.exponent),
+        normalize_(normalize) {}
 
   // Reads row i; `check` for the first of several passes.
   void read(int64_t i, bool check) {
@@ -60,46 +65,72 @@ class Stored {
       values = scaled_.data();
     }
     size = n;
-    floats = values;
+    floats_ = values;
     if (type_ == ValueType::float16) {
-      halves.resize(n);
-      index_kernels().to_half(values, n, halves.data());
-      if (check) check_halves(i);
+      shorts_.resize(n);
+      index_kernels().to_half(values, n, shorts_.data());
     }
+    if (check) check_size(i);
   }
 
   bool is_zero(int64_t j) const {
-    return type_ == ValueType::float16 ? (halves[j] & 0x7fff) == 0 : floats[j] == 0;
+    return type_ == ValueType::float16 ? (shorts_[j] & 0x7fff) == 0 : floats_[j] == 0;
+  }
+
+  // The values as the lists hold them.
+  const uint8_t* bytes() {
+    if (type_ == ValueType::uint8) {
+      bytes_.resize(size);
+      for (int64_t j = 0; j < size; ++j) {
+        bytes_[j] = static_cast<uint8_t>(number_of(floats_[j], unit_));
+      }
+      return bytes_.data();
+    }
+    if (type_ == ValueType::uint16) {
+      shorts_.resize(size);
+      for (int64_t j = 0; j < size; ++j) {
+        shorts_[j] = static_cast<uint16_t>(number_of(floats_[j], unit_));
+      }
+    }
+    return type_ == ValueType::float32 ? reinterpret_cast<const uint8_t*>(floats_)
+                                       : reinterpret_cast<const uint8_t*>(shorts_.data());
   }
 
   int64_t size = 0;
   const int32_t* latents = nullptr;
-  const float* floats = nullptr;
-  std::vector<uint16_t> halves;
 
  private:
-  void check_halves(int64_t i) const {
+  void check_size(int64_t i) const {
+    if (type_ == ValueType::float32) return;
     for (int64_t j = 0; j < size; ++j) {
-      if (halves[j] >= 0x7c00) {
-        throw std::invalid_argument("codes: the value " + std::to_string(floats[j]) + " in row " +
-                                    std::to_string(i) +
-                                    " does not fit in float16; build with values='float32'");
-      }
+      const bool half = type_ == ValueType::float16;
+      if (half ? (shorts_[j] & 0x7fff) < 0x7c00 : floats_[j] <= largest_) continue;
+      throw std::invalid_argument(
+          "codes: the value " + std::to_string(floats_[j]) + " in row " + std::to_string(i) +
+          (half ? " does not fit in float16; build with values='float32'"
+                : " exceeds 2^" + std::to_string(exponent_) +
+                      ", the largest that the index can hold; build it with largest= what is to "
+                      "come, or values='float16'"));
     }
   }
 
   const SparseRows& rows_;
   ValueType type_;
+  float unit_, largest_;
+  int32_t exponent_;
   bool normalize_;
   std::vector<float> scaled_;
+  const float* floats_ = nullptr;
+  std::vector<uint16_t> shorts_;  // float16 or uint16
+  std::vector<uint8_t> bytes_;
 };
 
 class Builder {
  public:
   Builder(const SparseRows& docs, const IndexView& shape, bool normalize, int threads)
       : docs_(docs),
+        shape_(shape),
         window_(shape.window),
-        type_(shape.type),
         normalize_(normalize),
         threads_(threads),
         n_windows_(shape.n_windows) {}
@@ -118,7 +149,7 @@ class Builder {
     Buffer memory(words * sizeof(std::atomic<uint64_t>));  // zero pages: only those in use cost
     auto* bitmap = reinterpret_cast<std::atomic<uint64_t>*>(memory.data());
     parallel_for(docs_.n, 4096, threads_, [&](int64_t begin, int64_t end, int) {
-      Stored row(docs_, type_, normalize_);
+      Stored row(docs_, shape_, normalize_);
       for (int64_t i = begin; i < end; ++i) {
         row.read(i, true);
         for (int64_t j = 0; j < row.size; ++j) {
@@ -141,7 +172,7 @@ class Builder {
   template <class Body>
   void each_window(const Body& body) {
     parallel_for(n_windows_, 1, threads_, [&](int64_t w, int64_t, int) {
-      Stored row(docs_, type_, normalize_);
+      Stored row(docs_, shape_, normalize_);
       body(w, row);
     });
   }
@@ -177,8 +208,8 @@ class Builder {
 
   void fill() {
     const int64_t n_terms = static_cast<int64_t>(built_.terms.size());
-    const int64_t value_bytes = posting_bytes(type_) - 2;
-    built_.postings = Buffer(built_.offsets.back() * posting_bytes(type_));
+    const int64_t value_size = value_bytes(shape_.type), posting = 2 + value_size;
+    built_.postings = Buffer(built_.offsets.back() * posting);
     each_window([&](int64_t w, Stored& row) {
       struct Segment {
         uint8_t* ids;
@@ -187,31 +218,29 @@ class Builder {
       std::vector<Segment> segments(n_terms);
       for (int64_t t = 0; t < n_terms; ++t) {
         const uint64_t* offset = &built_.offsets[t * n_windows_ + w];
-        segments[t].ids = built_.postings.data() + offset[0] * posting_bytes(type_);
+        segments[t].ids = built_.postings.data() + offset[0] * posting;
         segments[t].values = segments[t].ids + (offset[1] - offset[0]) * 2;
       }
       const int64_t n = window_docs(w);
       for (int64_t local = 0; local < n; ++local) {
         row.read(w * window_ + local, false);
-        const auto* values = type_ == ValueType::float16
-                                 ? reinterpret_cast<const uint8_t*>(row.halves.data())
-                                 : reinterpret_cast<const uint8_t*>(row.floats);
+        const uint8_t* values = row.bytes();
         const uint16_t id = static_cast<uint16_t>(local);
         for (int64_t j = 0; j < row.size; ++j) {
           if (row.is_zero(j)) continue;
           Segment& segment = segments[finder_.find(row.latents[j])];
           std::memcpy(segment.ids, &id, 2);
           segment.ids += 2;
-          std::memcpy(segment.values, values + j * value_bytes, value_bytes);
-          segment.values += value_bytes;
+          std::memcpy(segment.values, values + j * value_size, value_size);
+          segment.values += value_size;
         }
       }
     });
   }
 
   const SparseRows& docs_;
+  const IndexView& shape_;
   int32_t window_;
-  ValueType type_;
   bool normalize_;
   int threads_;
   int64_t n_windows_;
@@ -222,7 +251,7 @@ class Builder {
 }  // namespace
 
 BuiltIndex build_index(const SparseRows& docs, int32_t window, int32_t block, ValueType type,
-                       bool normalize, int num_threads) {
+                       bool normalize, int num_threads, int32_t exponent) {
   check_starts(docs, "codes");
   IndexView view{};
   view.n_docs = docs.n;
@@ -231,6 +260,7 @@ BuiltIndex build_index(const SparseRows& docs, int32_t window, int32_t block, Va
   view.n_windows = (docs.n + window - 1) / window;
   view.type = type;
   view.block = block;
+  view.exponent = exponent;
   BuiltIndex built = Builder(docs, view, normalize, num_threads).build();
   const int64_t n_terms = static_cast<int64_t>(built.terms.size());
   view.n_terms = n_terms;

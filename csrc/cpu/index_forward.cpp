@@ -24,16 +24,6 @@ void each_in_window(const IndexView& view, int64_t w, const Body& body) {
   }
 }
 
-const float* values_of(const Forward& forward, const Forward::Row& row,
-                       std::vector<float>& memory) {
-  if (!forward.half()) {
-    std::memcpy(memory.data(), row.values, row.n * sizeof(float));
-  } else {
-    index_kernels().from_half(row.values, row.n, memory.data());
-  }
-  return memory.data();
-}
-
 template <class Term>
 Term term_at(const Forward::Row& row, int64_t j) {
   Term term;
@@ -44,9 +34,11 @@ Term term_at(const Forward::Row& row, int64_t j) {
 }  // namespace
 
 Forward::Forward(const IndexView& view, int num_threads)
-    : n_terms_(view.n_terms),
+    : type_(view.type),
+      unit_(view.unit()),
+      n_terms_(view.n_terms),
       term_bytes_(view.n_terms <= 65'536 ? 2 : 4),
-      value_bytes_(posting_bytes(view.type) - 2),
+      value_bytes_(value_bytes(view.type)),
       starts_(view.n_docs + 1) {
   const auto each_window = [&](const auto& body) {
     parallel_for(view.n_windows, 1, num_threads,
@@ -119,15 +111,16 @@ float RowScorer::add_up(const Forward::Row& row, const float* values) const {
 
 float RowScorer::score(int64_t doc) const {
   const Forward::Row row = forward_.row(doc);
-  const float* values = values_of(forward_, row, s_.values);
-  return forward_.short_terms() ? add_up<uint16_t>(row, values) : add_up<uint32_t>(row, values);
+  forward_.read(row, s_.values.data());
+  return forward_.short_terms() ? add_up<uint16_t>(row, s_.values.data())
+                                : add_up<uint32_t>(row, s_.values.data());
 }
 
 float dense_score(const Forward& forward, const int32_t* latents, int64_t doc, const float* dense,
-                  std::vector<float>& memory) {
-  if (static_cast<int64_t>(memory.size()) < forward.longest()) memory.resize(forward.longest());
+                  std::vector<float>& values) {
+  if (static_cast<int64_t>(values.size()) < forward.longest()) values.resize(forward.longest());
   const Forward::Row row = forward.row(doc);
-  const float* values = values_of(forward, row, memory);
+  forward.read(row, values.data());
   float sum = 0;
   for (int64_t j = 0; j < row.n; ++j) {
     const uint32_t term =
@@ -139,8 +132,8 @@ float dense_score(const Forward& forward, const int32_t* latents, int64_t doc, c
 
 void append_row(const Forward& forward, const int32_t* latents, int64_t doc, OwnedRows& rows) {
   const Forward::Row row = forward.row(doc);
-  std::vector<float> memory(row.n);
-  const float* values = values_of(forward, row, memory);
+  std::vector<float> values(row.n);
+  forward.read(row, values.data());
   for (int64_t j = 0; j < row.n; ++j) {
     const uint32_t term =
         forward.short_terms() ? term_at<uint16_t>(row, j) : term_at<uint32_t>(row, j);

@@ -30,12 +30,17 @@ class Forward {
 
   void prefetch(int64_t doc) const;
   bool short_terms() const { return term_bytes_ == 2; }
-  bool half() const { return value_bytes_ == 2; }
+  // Values of a row, as they count.
+  void read(const Row& row, float* values) const {
+    index_kernels().of[static_cast<int>(type_)].read(row.values, row.n, unit_, values);
+  }
   int64_t longest() const { return longest_; }
   int64_t n_terms() const { return n_terms_; }
   int64_t bytes() const { return static_cast<int64_t>(entries_.bytes() + starts_.size() * 8); }
 
  private:
+  ValueType type_;
+  float unit_;
   int64_t n_terms_, longest_ = 0, term_bytes_, value_bytes_;
   std::vector<uint64_t> starts_;  // [n_docs + 1] entries before each row
   Buffer entries_;

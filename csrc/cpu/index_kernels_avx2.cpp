@@ -14,50 +14,83 @@ void prefetch(const uint8_t* data, uint64_t bytes) {
   for (uint64_t i = 0; i < bytes; i += kLine) _mm_prefetch(data + i, _MM_HINT_T0);
 }
 
+// Segments of uint8 values begin at odd addresses, too.
+uint16_t load_short(const uint8_t* at) {
+  uint16_t two;
+  __builtin_memcpy(&two, at, 2);
+  return two;
+}
+
 struct Half {
   static constexpr uint64_t kBytes = 2;
-  static __m256 load8(const uint8_t* at) {
+  static __m256 load8(const uint8_t* at, float) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
   }
-  static float load(const uint8_t* at) {
-    uint16_t half;
-    __builtin_memcpy(&half, at, 2);
-    return _cvtsh_ss(half);
-  }
+  static float load(const uint8_t* at, float) { return _cvtsh_ss(load_short(at)); }
 };
 
 struct Float {
   static constexpr uint64_t kBytes = 4;
-  static __m256 load8(const uint8_t* at) {
+  static __m256 load8(const uint8_t* at, float) {
     return _mm256_loadu_ps(reinterpret_cast<const float*>(at));
   }
-  static float load(const uint8_t* at) {
+  static float load(const uint8_t* at, float) {
     float value;
     __builtin_memcpy(&value, at, 4);
     return value;
   }
 };
 
+// See index_values.hpp.
+__m256 squares(__m256i numbers, float unit) {
+  const __m256 roots = _mm256_cvtepi32_ps(_mm256_add_epi32(numbers, _mm256_set1_epi32(1)));
+  return _mm256_mul_ps(_mm256_mul_ps(roots, roots), _mm256_set1_ps(unit));
+}
+
+float square(uint32_t number, float unit) {
+  const float root = static_cast<float>(number + 1);
+  return root * root * unit;
+}
+
+struct Byte {
+  static constexpr uint64_t kBytes = 1;
+  static __m256 load8(const uint8_t* at, float unit) {
+    const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
+    return squares(_mm256_cvtepu8_epi32(eight), unit);
+  }
+  static float load(const uint8_t* at, float unit) { return square(*at, unit); }
+};
+
+struct Short {
+  static constexpr uint64_t kBytes = 2;
+  static __m256 load8(const uint8_t* at, float unit) {
+    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+    return squares(_mm256_cvtepu16_epi32(eight), unit);
+  }
+  static float load(const uint8_t* at, float unit) { return square(load_short(at), unit); }
+};
+
 // Scores the postings [from, to) of a segment of n.
 template <class Value>
 void score_postings(const uint8_t* segment, uint64_t n, uint64_t from, uint64_t to, float weight,
-                    float* scores) {
-  const uint16_t* ids = reinterpret_cast<const uint16_t*>(segment);
+                    float unit, float* scores) {
   const uint8_t* values = segment + 2 * n;
   alignas(32) float products[8];
   uint64_t i = from;
   for (; i + 8 <= to; i += 8) {
-    const __m256 loaded = Value::load8(values + i * Value::kBytes);
+    const __m256 loaded = Value::load8(values + i * Value::kBytes, unit);
     _mm256_store_ps(products, _mm256_mul_ps(loaded, _mm256_set1_ps(weight)));
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) scores[ids[i + j]] += products[j];
+    for (int j = 0; j < 8; ++j) scores[load_short(segment + 2 * (i + j))] += products[j];
   }
-  for (; i < to; ++i) scores[ids[i]] += Value::load(values + i * Value::kBytes) * weight;
+  for (; i < to; ++i) {
+    scores[load_short(segment + 2 * i)] += Value::load(values + i * Value::kBytes, unit) * weight;
+  }
 }
 
 template <class Value>
 void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window, int32_t,
-           float* scores) {
+           float unit, float* scores) {
   constexpr uint64_t kPosting = 2 + Value::kBytes;
   for (int t = 0; t < n_terms; ++t) {
     const uint64_t begin = terms[t].offsets[window], n = terms[t].offsets[window + 1] - begin;
@@ -66,16 +99,28 @@ void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t
       prefetch(postings + next[0] * kPosting, (next[1] - next[0]) * kPosting);
     }
     const uint8_t* segment = postings + begin * kPosting;
-    score_postings<Value>(segment, n, 0, n, terms[t].weight, scores);
+    score_postings<Value>(segment, n, 0, n, terms[t].weight, unit, scores);
   }
 }
 
 template <class Value>
-void score_parts(const Part* parts, int n_parts, int32_t, float* scores) {
+void score_parts(const Part* parts, int n_parts, int32_t, float unit, float* scores) {
   for (const Part* p = parts; p < parts + n_parts; ++p) {
-    score_postings<Value>(p->segment, p->n, p->from, p->to, p->weight, scores);
+    score_postings<Value>(p->segment, p->n, p->from, p->to, p->weight, unit, scores);
   }
 }
+
+template <class Value>
+void read(const uint8_t* stored, int64_t n, float unit, float* values) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    _mm256_storeu_ps(values + i, Value::load8(stored + i * Value::kBytes, unit));
+  }
+  for (; i < n; ++i) values[i] = Value::load(stored + i * Value::kBytes, unit);
+}
+
+template <class Value>
+constexpr ValueKernels kOf = {score<Value>, score_parts<Value>, read<Value>};
 
 void keep(float* scores, int64_t n, const uint64_t* bits) {
   const __m256i lane_bit = _mm256_set_epi32(128, 64, 32, 16, 8, 4, 2, 1);
@@ -171,19 +216,6 @@ void to_half(const float* values, int64_t n, uint16_t* halves) {
   }
 }
 
-void from_half(const uint8_t* halves, int64_t n, float* values) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const auto* at = reinterpret_cast<const __m128i*>(halves + 2 * i);
-    _mm256_storeu_ps(values + i, _mm256_cvtph_ps(_mm_loadu_si128(at)));
-  }
-  for (; i < n; ++i) {
-    uint16_t half;
-    __builtin_memcpy(&half, halves + 2 * i, 2);
-    values[i] = _cvtsh_ss(half);
-  }
-}
-
 uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
   uint64_t c = ~crc;
   for (; bytes >= 8; bytes -= 8, data += 8) {
@@ -197,8 +229,13 @@ uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
 
 }  // namespace
 
-const IndexKernels kIndexKernelsAvx2 = {
-    score<Half>, score<Float>, score_parts<Half>, score_parts<Float>, keep,  lane_maxima, take,
-    add_bounds,  find_bounds,  to_half,           from_half,          crc32c};
+const IndexKernels kIndexKernelsAvx2 = {{kOf<Half>, kOf<Float>, kOf<Byte>, kOf<Short>},
+                                        keep,
+                                        lane_maxima,
+                                        take,
+                                        add_bounds,
+                                        find_bounds,
+                                        to_half,
+                                        crc32c};
 
 }  // namespace csrkern

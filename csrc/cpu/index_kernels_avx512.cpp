@@ -31,18 +31,48 @@ inline __attribute__((always_inline)) void add16(const uint16_t* ids, const floa
 
 struct Half {
   static constexpr uint64_t kBytes = 2;
-  static __m512 load(const uint8_t* at) {
+  static __m512 load(const uint8_t* at, float) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
   }
-  static __m512 load(const uint8_t* at, __mmask16 mask) {
+  static __m512 load(const uint8_t* at, float, __mmask16 mask) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at));
   }
 };
 
 struct Float {
   static constexpr uint64_t kBytes = 4;
-  static __m512 load(const uint8_t* at) { return _mm512_loadu_ps(at); }
-  static __m512 load(const uint8_t* at, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, at); }
+  static __m512 load(const uint8_t* at, float) { return _mm512_loadu_ps(at); }
+  static __m512 load(const uint8_t* at, float, __mmask16 mask) {
+    return _mm512_maskz_loadu_ps(mask, at);
+  }
+};
+
+// See index_values.hpp. Lanes outside `mask` are 0.
+__m512 squares(__m512i numbers, float unit, __mmask16 mask = 0xffff) {
+  const __m512 roots = _mm512_cvtepi32_ps(_mm512_add_epi32(numbers, _mm512_set1_epi32(1)));
+  return _mm512_maskz_mul_ps(mask, _mm512_mul_ps(roots, roots), _mm512_set1_ps(unit));
+}
+
+struct Byte {
+  static constexpr uint64_t kBytes = 1;
+  static __m512 load(const uint8_t* at, float unit) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+    return squares(_mm512_cvtepu8_epi32(bytes), unit);
+  }
+  static __m512 load(const uint8_t* at, float unit, __mmask16 mask) {
+    return squares(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, at)), unit, mask);
+  }
+};
+
+struct Short {
+  static constexpr uint64_t kBytes = 2;
+  static __m512 load(const uint8_t* at, float unit) {
+    const __m256i shorts = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    return squares(_mm512_cvtepu16_epi32(shorts), unit);
+  }
+  static __m512 load(const uint8_t* at, float unit, __mmask16 mask) {
+    return squares(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at)), unit, mask);
+  }
 };
 
 // Scores the postings [from, to) of a segment of n. The missing lanes of the last vector add
@@ -50,7 +80,8 @@ struct Float {
 template <class Value>
 inline __attribute__((always_inline)) void score_postings(const uint8_t* segment, uint64_t n,
                                                           uint64_t from, uint64_t to, float q,
-                                                          int32_t spare, float* scores) {
+                                                          int32_t spare, float unit,
+                                                          float* scores) {
   alignas(64) float products[16];
   alignas(32) uint16_t tail_ids[16];
   const uint16_t* ids = reinterpret_cast<const uint16_t*>(segment);
@@ -58,14 +89,15 @@ inline __attribute__((always_inline)) void score_postings(const uint8_t* segment
   const __m512 weight = _mm512_set1_ps(q);
   uint64_t i = from;
   for (; i + 16 <= to; i += 16) {
-    _mm512_store_ps(products, _mm512_mul_ps(Value::load(values + i * Value::kBytes), weight));
+    _mm512_store_ps(products, _mm512_mul_ps(Value::load(values + i * Value::kBytes, unit), weight));
     add16(ids + i, products, scores);
   }
   if (i < to) {
     const __m256i lane = _mm256_set_epi16(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m256i spares = _mm256_add_epi16(_mm256_set1_epi16(static_cast<short>(spare)), lane);
     const __mmask16 mask = static_cast<__mmask16>((1u << (to - i)) - 1);
-    _mm512_store_ps(products, _mm512_mul_ps(Value::load(values + i * Value::kBytes, mask), weight));
+    const __m512 loaded = Value::load(values + i * Value::kBytes, unit, mask);
+    _mm512_store_ps(products, _mm512_mul_ps(loaded, weight));
     _mm256_store_si256(reinterpret_cast<__m256i*>(tail_ids),
                        _mm256_mask_loadu_epi16(spares, mask, ids + i));
     add16(tail_ids, products, scores);
@@ -74,7 +106,7 @@ inline __attribute__((always_inline)) void score_postings(const uint8_t* segment
 
 template <class Value>
 void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window,
-           int32_t spare, float* scores) {
+           int32_t spare, float unit, float* scores) {
   constexpr uint64_t kPosting = 2 + Value::kBytes;
   for (int t = 0; t < n_terms; ++t) {
     const uint64_t begin = terms[t].offsets[window], n = terms[t].offsets[window + 1] - begin;
@@ -83,16 +115,27 @@ void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t
       prefetch(postings + next[0] * kPosting, (next[1] - next[0]) * kPosting);
     }
     const uint8_t* segment = postings + begin * kPosting;
-    score_postings<Value>(segment, n, 0, n, terms[t].weight, spare, scores);
+    score_postings<Value>(segment, n, 0, n, terms[t].weight, spare, unit, scores);
   }
 }
 
 template <class Value>
-void score_parts(const Part* parts, int n_parts, int32_t spare, float* scores) {
+void score_parts(const Part* parts, int n_parts, int32_t spare, float unit, float* scores) {
   for (const Part* p = parts; p < parts + n_parts; ++p) {
-    score_postings<Value>(p->segment, p->n, p->from, p->to, p->weight, spare, scores);
+    score_postings<Value>(p->segment, p->n, p->from, p->to, p->weight, spare, unit, scores);
   }
 }
+
+template <class Value>
+void read(const uint8_t* stored, int64_t n, float unit, float* values) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 mask = n - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
+    _mm512_mask_storeu_ps(values + i, mask, Value::load(stored + i * Value::kBytes, unit, mask));
+  }
+}
+
+template <class Value>
+constexpr ValueKernels kOf = {score<Value>, score_parts<Value>, read<Value>};
 
 void keep(float* scores, int64_t n, const uint64_t* bits) {
   for (int64_t i = 0; i < n; i += 16) {
@@ -185,13 +228,6 @@ void to_half(const float* values, int64_t n, uint16_t* halves) {
   }
 }
 
-void from_half(const uint8_t* halves, int64_t n, float* values) {
-  for (int64_t i = 0; i < n; i += 16) {
-    const __mmask16 mask = n - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
-    _mm512_mask_storeu_ps(values + i, mask, Half::load(halves + 2 * i, mask));
-  }
-}
-
 uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
   uint64_t c = ~crc;
   for (; bytes >= 8; bytes -= 8, data += 8) {
@@ -205,8 +241,13 @@ uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
 
 }  // namespace
 
-const IndexKernels kIndexKernelsAvx512 = {
-    score<Half>, score<Float>, score_parts<Half>, score_parts<Float>, keep,  lane_maxima, take,
-    add_bounds,  find_bounds,  to_half,           from_half,          crc32c};
+const IndexKernels kIndexKernelsAvx512 = {{kOf<Half>, kOf<Float>, kOf<Byte>, kOf<Short>},
+                                          keep,
+                                          lane_maxima,
+                                          take,
+                                          add_bounds,
+                                          find_bounds,
+                                          to_half,
+                                          crc32c};
 
 }  // namespace csrkern

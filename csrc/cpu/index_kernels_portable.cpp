@@ -2,7 +2,7 @@
 #include <array>
 #include <cstring>
 
-#include "csrkern/index_kernels.hpp"
+#include "csrkern/index_values.hpp"
 
 namespace csrkern {
 namespace {
@@ -26,38 +26,41 @@ T load(const uint8_t* at) {
   return value;
 }
 
-float value_at(const uint8_t* values, uint64_t i, uint16_t) {
-  return half_to_float(load<uint16_t>(values + 2 * i));
-}
-float value_at(const uint8_t* values, uint64_t i, float) { return load<float>(values + 4 * i); }
-
 // Scores the postings [from, to) of a segment of n.
-template <class Value>
+template <ValueType type>
 void score_postings(const uint8_t* ids, uint64_t n, uint64_t from, uint64_t to, float weight,
-                    float* scores) {
+                    float unit, float* scores) {
   const uint8_t* values = ids + 2 * n;
   for (uint64_t i = from; i < to; ++i) {
-    scores[load<uint16_t>(ids + 2 * i)] += value_at(values, i, Value{}) * weight;
+    scores[load<uint16_t>(ids + 2 * i)] += value_at(values, i, type, unit) * weight;
   }
 }
 
-template <class Value>
+template <ValueType type>
 void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window, int32_t,
-           float* scores) {
-  constexpr uint64_t kPosting = 2 + sizeof(Value);
+           float unit, float* scores) {
+  const uint64_t posting = posting_bytes(type);
   for (int t = 0; t < n_terms; ++t) {
     const uint64_t begin = terms[t].offsets[window], n = terms[t].offsets[window + 1] - begin;
-    const uint8_t* segment = postings + begin * kPosting;
-    score_postings<Value>(segment, n, 0, n, terms[t].weight, scores);
+    const uint8_t* segment = postings + begin * posting;
+    score_postings<type>(segment, n, 0, n, terms[t].weight, unit, scores);
   }
 }
 
-template <class Value>
-void score_parts(const Part* parts, int n_parts, int32_t, float* scores) {
+template <ValueType type>
+void score_parts(const Part* parts, int n_parts, int32_t, float unit, float* scores) {
   for (const Part* p = parts; p < parts + n_parts; ++p) {
-    score_postings<Value>(p->segment, p->n, p->from, p->to, p->weight, scores);
+    score_postings<type>(p->segment, p->n, p->from, p->to, p->weight, unit, scores);
   }
 }
+
+template <ValueType type>
+void read(const uint8_t* stored, int64_t n, float unit, float* values) {
+  for (int64_t i = 0; i < n; ++i) values[i] = value_at(stored, i, type, unit);
+}
+
+template <ValueType type>
+constexpr ValueKernels kOf = {score<type>, score_parts<type>, read<type>};
 
 void keep(float* scores, int64_t n, const uint64_t* bits) {
   for (int64_t i = 0; i < n; ++i) {
@@ -118,10 +121,6 @@ void to_half(const float* values, int64_t n, uint16_t* halves) {
   for (int64_t i = 0; i < n; ++i) halves[i] = float_to_half(values[i]);
 }
 
-void from_half(const uint8_t* halves, int64_t n, float* values) {
-  for (int64_t i = 0; i < n; ++i) values[i] = half_to_float(load<uint16_t>(halves + 2 * i));
-}
-
 uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
   static const std::array<uint32_t, 256> table = [] {
     std::array<uint32_t, 256> made{};
@@ -146,17 +145,14 @@ float half_to_float(uint16_t half) {
   return float_of(sign | bits_of(static_cast<float>(magnitude) * 0x1p-24f));
 }
 
-const IndexKernels kIndexKernelsPortable = {score<uint16_t>,
-                                            score<float>,
-                                            score_parts<uint16_t>,
-                                            score_parts<float>,
+const IndexKernels kIndexKernelsPortable = {{kOf<ValueType::float16>, kOf<ValueType::float32>,
+                                             kOf<ValueType::uint8>, kOf<ValueType::uint16>},
                                             keep,
                                             lane_maxima,
                                             take,
                                             add_bounds,
                                             find_bounds,
                                             to_half,
-                                            from_half,
                                             crc32c};
 
 }  // namespace csrkern

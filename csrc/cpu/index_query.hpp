@@ -108,21 +108,12 @@ void each_posting(const IndexView& view, int64_t term, int64_t w, const Body& bo
   const uint64_t* offset = view.offsets + term * view.n_windows + w;
   const uint64_t n = offset[1] - offset[0];
   const uint8_t* segment = view.segment(offset[0]);
-  const auto value = [&, values = segment + 2 * n](uint64_t i) {
-    uint16_t half;
-    float full;
-    if (view.type == ValueType::float32) {
-      std::memcpy(&full, values + 4 * i, 4);
-      return full;
-    }
-    std::memcpy(&half, values + 2 * i, 2);
-    return half_to_float(half);
-  };
+  const float unit = view.unit();
   const int64_t base = w * view.window;
   for (uint64_t i = 0; i < n; ++i) {
     uint16_t id;
     std::memcpy(&id, segment + 2 * i, 2);
-    body(base + id, value(i));
+    body(base + id, value_at(segment + 2 * n, i, view.type, unit));
   }
 }
 

@@ -73,8 +73,8 @@ void SegmentSearch::scan(int64_t window, const std::vector<QueryTerm>& terms, To
                          Scratch& s, const BlockBounds* bounds) const {
   const int64_t n = std::min<int64_t>(view_.window, view_.n_docs - window * view_.window);
   if (!any_allowed(window * view_.window, n)) return;
-  const auto score = is_half() ? kernels_.score_half : kernels_.score_float;
-  score(view_.postings, terms.data(), static_cast<int>(terms.size()), window, spare(), scores(s));
+  of_values().score(view_.postings, terms.data(), static_cast<int>(terms.size()), window, spare(),
+                    view_.unit(), scores(s));
   take(window, 0, n, best, s, bounds);
 }
 
@@ -217,23 +217,23 @@ void SegmentSearch::find_parts(int32_t first, int32_t last, const std::vector<Qu
     longest = std::max(longest, n);
   }
   // All searches advance in step and without jumps, so that their cache misses overlap.
-  const int64_t value_bytes = posting_bytes(view_.type) - 2;
+  const int64_t bytes = value_bytes(view_.type);
   narrow(stretch.begin, longest, &Part::from, stretch.parts);
   for (const Part& p : stretch.parts) {
-    __builtin_prefetch(p.segment + 2 * p.n + p.from * value_bytes);
+    __builtin_prefetch(p.segment + 2 * p.n + p.from * bytes);
   }
   const uint32_t most = static_cast<uint32_t>(stretch.end - stretch.begin);
   for (Part& p : stretch.parts) p.to = p.from;
   narrow(stretch.end, std::min(longest, most), &Part::to, stretch.parts);
   for (const Part& p : stretch.parts) {
     const uint8_t* values = p.segment + 2 * p.n;
-    for (uint32_t i = p.from; i < p.to; i += 32) __builtin_prefetch(values + i * value_bytes);
+    for (uint32_t i = p.from; i < p.to; i += 32) __builtin_prefetch(values + i * bytes);
   }
 }
 
 void SegmentSearch::score_stretch(TopHits& best, Scratch& s) const {
-  const auto score = is_half() ? kernels_.score_half_parts : kernels_.score_float_parts;
-  score(s.now.parts.data(), static_cast<int>(s.now.parts.size()), spare(), scores(s));
+  of_values().score_parts(s.now.parts.data(), static_cast<int>(s.now.parts.size()), spare(),
+                          view_.unit(), scores(s));
   take(s.now.window, s.now.begin, s.now.end, best, s, nullptr);
 }
 

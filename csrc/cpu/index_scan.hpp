@@ -67,7 +67,7 @@ class SegmentSearch {
             const BlockBounds* bounds = nullptr) const;
 
  private:
-  bool is_half() const { return view_.type == ValueType::float16; }
+  const ValueKernels& of_values() const { return kernels_.of[static_cast<int>(view_.type)]; }
   int32_t spare() const { return static_cast<int32_t>(round_up(view_.window, kStep)); }
   static float* scores(Scratch& s) { return reinterpret_cast<float*>(s.scores.data()); }
 

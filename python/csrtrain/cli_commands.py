@@ -50,6 +50,15 @@ class Values(str, Enum):
     FLOAT32 = "float32"
 
 
+class StoredValues(str, Enum):
+    """How an index stores values."""
+
+    FLOAT16 = "float16"
+    UINT16 = "uint16"
+    UINT8 = "uint8"
+    FLOAT32 = "float32"
+
+
 def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where everything goes.")
@@ -232,8 +241,8 @@ def index(
         typer.Option(help="What search ranks by; InvertedIndex.build in Python takes ip if none."),
     ] = Metric.COSINE,
     values: Annotated[
-        Values, typer.Option(help="Precision of the stored values.")
-    ] = Values.FLOAT16,
+        StoredValues, typer.Option(help="Precision of the stored values; uint8 is the smallest.")
+    ] = StoredValues.FLOAT16,
     threads: Threads = None,
     force: Force = False,
 ) -> None:

@@ -9,12 +9,9 @@
 #include <mutex>
 #include <vector>
 
+#include "csrkern/index_values.hpp"
+
 namespace csrkern {
-
-enum class ValueType : int32_t { float16, float32 };
-
-// A local document number (uint16) and a value.
-inline int64_t posting_bytes(ValueType type) { return type == ValueType::float16 ? 4 : 6; }
 
 // n sparse rows over `dim` latents. Row i owns the entries [i * width, (i + 1) * width) or, if
 // `starts` [n + 1] is given, [starts[i], starts[i + 1]). An entry of value 0 is an empty slot.
@@ -51,12 +48,23 @@ struct IndexView {
 
   const float* norms = nullptr;  // [n_docs], or null: what dense scores are divided by
 
+  int32_t exponent = 0;  // uint8 and uint16 values are at most 2^exponent
+
   int64_t n_blocks() const { return block == 0 ? 0 : (n_docs + block - 1) / block; }
   int64_t block_pitch() const { return (n_blocks() + 63) / 64 * 64; }
   const uint8_t* maxima_of(int64_t term) const { return maxima + term * block_pitch(); }
 
   const uint8_t* segment(uint64_t offset) const { return postings + offset * posting_bytes(type); }
+  float unit() const { return unit_of(type, exponent); }
 };
+
+// Whether a file may claim that many documents: each has a posting or an id, but for a million, so
+// that what it makes us allocate is in proportion to its size.
+inline bool plausible_documents(int64_t n_docs, uint64_t n_postings, bool with_ids) {
+  constexpr int64_t kMostUnseen = 1 << 20;
+  return with_ids || n_docs <= kMostUnseen ||
+         static_cast<uint64_t>(n_docs - kMostUnseen) <= n_postings;
+}
 
 // Page-aligned memory that asks for huge pages, uninitialised.
 class Buffer {
@@ -89,10 +97,10 @@ struct BuiltIndex {
 
 // Inverts `docs`, with rows at L2 norm 1 if `normalize`. Values are rounded to `type`; those
 // that become 0 are left out. Throws std::invalid_argument if an entry is out of range,
-// negative, not finite, too large for `type` or given twice in its row.
+// negative, not finite, too large for `type` (and `exponent`) or given twice in its row.
 // With `block` > 0, maxima of blocks of that many documents are found too.
 BuiltIndex build_index(const SparseRows& docs, int32_t window, int32_t block, ValueType type,
-                       bool normalize, int num_threads);
+                       bool normalize, int num_threads, int32_t exponent = 0);
 
 // An order of the rows [n] in which similar rows stand together: each goes to the most similar
 // of a sample of the rows. Empty if the mean cosine of some rows with that one is less than

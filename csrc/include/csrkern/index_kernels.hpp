@@ -23,17 +23,21 @@ struct Part {
 // Slots of score memory after a window's documents, for the lanes of an incomplete vector.
 constexpr int kSpareSlots = 16;
 
-// Scores are non-negative floats, so they are compared by their bits.
-struct IndexKernels {
+// What depends on how values are stored; `unit` matters where they are squares (index_values.hpp).
+struct ValueKernels {
   // For each term in order, over its segment in `window`: scores[id] += value * weight, the
   // product rounded before it is added. scores [window size + kSpareSlots]
-  void (*score_half)(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window,
-                     int32_t spare, float* scores);
-  void (*score_float)(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window,
-                      int32_t spare, float* scores);
+  void (*score)(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window,
+                int32_t spare, float unit, float* scores);
   // The same for parts of segments.
-  void (*score_half_parts)(const Part* parts, int n_parts, int32_t spare, float* scores);
-  void (*score_float_parts)(const Part* parts, int n_parts, int32_t spare, float* scores);
+  void (*score_parts)(const Part* parts, int n_parts, int32_t spare, float unit, float* scores);
+  // Stored values as they count, exactly.
+  void (*read)(const uint8_t* stored, int64_t n, float unit, float* values);
+};
+
+// Scores are non-negative floats, so they are compared by their bits.
+struct IndexKernels {
+  ValueKernels of[4];  // by ValueType
   // Zeroes the scores whose bits are 0; n is a multiple of 64.
   void (*keep)(float* scores, int64_t n, const uint64_t* bits);
   // maxima[j] = max of scores[i] over i = j mod lanes, as bits; `lanes` and n are multiples of 64.
@@ -50,8 +54,6 @@ struct IndexKernels {
   int64_t (*find_bounds)(const uint16_t* bounds, int64_t n, uint16_t least, int32_t* found);
   // Rounds to float16 (to nearest, ties to even), as bits.
   void (*to_half)(const float* values, int64_t n, uint16_t* halves);
-  // From float16 bits, exactly.
-  void (*from_half)(const uint8_t* halves, int64_t n, float* values);
   uint32_t (*crc32c)(uint32_t crc, const uint8_t* data, size_t bytes);
 };
 
