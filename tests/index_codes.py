@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from csrkern import InvertedIndex, Rerank
+from csrkern import InvertedIndex, Rerank, reference
 
 
 def in_order(values: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -52,16 +52,28 @@ def normalised(values: np.ndarray) -> np.ndarray:
     return (values / np.where(norm > 0, norm, 1)).astype(np.float32)
 
 
+def stored(values: np.ndarray, form: str, largest: float | None) -> np.ndarray:
+    """Values as an index holds them."""
+    if largest is None:
+        return values.astype(form).astype(np.float32)
+    return reference.stored_values(values, form, largest)
+
+
 KINDS = {"uniform": uniform, "skewed": skewed, "ties": ties}
 
 
 def digest() -> str:
     """Of results that touch every kernel; run in a process of its own per instruction set."""
     result = hashlib.sha256()
-    for kind, values, k in [("uniform", "float16", 11), ("ties", "float32", 6)]:
+    for kind, values, k in [
+        ("uniform", "float16", 11),
+        ("ties", "float32", 6),
+        ("skewed", "uint8", 9),
+        ("uniform", "uint16", 7),
+    ]:
         codes = KINDS[kind](9001, 96, k)
         index = InvertedIndex.build(
-            codes, dim=96, values=values, window=2048, metric="cosine", cluster=kind == "ties"
+            codes, dim=96, values=values, window=2048, metric="cosine", cluster=k < 8
         )
         for topk in (1, 10, 400):
             for chosen in (None, np.arange(9001) % 3 > 0):

@@ -29,7 +29,7 @@ def assert_exact(index, queries, topk, **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("values", ["float16", "float32"])
+@pytest.mark.parametrize("values", ["float16", "uint16", "uint8", "float32"])
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
 @pytest.mark.parametrize("cluster", [False, True])
 @pytest.mark.parametrize("topk", [1, 10, 300])
@@ -41,7 +41,7 @@ def test_equals_reference(kind, values, metric, cluster, topk):
     )
     stored, indices = index.to_numpy()
     want = index_codes.normalised(codes[0]) if metric == "cosine" else codes[0]
-    want = want.astype(values).astype(np.float32)[index.ids]
+    want = index_codes.stored(want, values, index.stats()["largest"])[index.ids]
     np.testing.assert_array_equal(
         *(index_codes.in_order(*c)[0] for c in [(stored, indices), (want, codes[1][index.ids])])
     )
@@ -74,7 +74,7 @@ def of_few_kinds(n, seed):
 def test_clustered_codes():
     codes, queries = of_few_kinds(30_000, 0), of_few_kinds(40, 1)
     ids = np.random.default_rng(2).permutation(10**6)[:30_000]
-    for values in ("float16", "float32"):
+    for values in ("float16", "float32", "uint8"):
         index = InvertedIndex.build(codes, ids, dim=300, values=values, cluster=True, window=4096)
         assert index.explain((queries[0][:1], queries[1][:1]))["blocks_scored"] < 60
         assert_exact(index, queries, 10)
@@ -140,7 +140,7 @@ def test_random_cases(seed):
         (values, indices),
         rng.permutation(10 * n)[:n] if rng.random() < 0.6 else None,
         dim=dim,
-        values=str(rng.choice(["float16", "float32"])),
+        values=str(rng.choice(["float16", "uint16", "uint8", "float32"])),
         cluster=bool(rng.random() < 0.6),
         window=int(rng.choice([64, 128, 256, 512, 1024, 4096, 65_536])),
     )

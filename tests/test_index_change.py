@@ -45,10 +45,14 @@ def assert_same(got, want):
 
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
 @pytest.mark.parametrize("cluster", [False, True])
-@pytest.mark.parametrize("limit", [200, 131_072])
-def test_any_way_leads_to_the_same_index(metric, cluster, limit, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("values", "limit"), [("float16", 200), ("float16", 131_072), ("uint8", 200)]
+)
+def test_any_way_leads_to_the_same_index(metric, cluster, values, limit, tmp_path, monkeypatch):
     monkeypatch.setattr(index_collection, "LARGEST_MERGED", limit)
-    options = {"metric": metric, "cluster": cluster, "window": 512}
+    options = {"metric": metric, "cluster": cluster, "window": 512, "values": values}
+    if values == "uint8" and metric == "ip":
+        options["largest"] = CODES[0].max()
     rng = np.random.default_rng(0)
     index = InvertedIndex.build(some(np.arange(0)), dim=DIM, **options)
     free = set(range(6000))

@@ -137,9 +137,10 @@ def test_min_score_and_search_above(cluster, min_score):
     assert starts[-1] == len(ids) > 0
 
 
+@pytest.mark.parametrize("values", ["float16", "uint8"])
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
-def test_explain_score(metric):
-    index = built(metric=metric)
+def test_explain_score(metric, values):
+    index = built(metric=metric, values=values)
     scores, ids = index.search(ONE, 30)
     for score, id in zip(scores[0], ids[0], strict=True):
         latents, parts = index.explain_score(ONE, int(id))
@@ -168,10 +169,11 @@ def dense_scores(index, dense, offsets, norms):
 
 @pytest.mark.parametrize("with_norms", [False, True])
 @pytest.mark.parametrize("shortlist", [5, 60, 10_000])
-def test_rerank(with_norms, shortlist):
+@pytest.mark.parametrize("values", ["float16", "uint16", "uint8"])
+def test_rerank(with_norms, shortlist, values):
     rng = np.random.default_rng(0)
     norms = (0.5 + rng.random(3000)).astype(np.float32) if with_norms else None
-    index = built(norms=norms)
+    index = built(norms=norms, values=values)
     dense = rng.standard_normal((25, DIM)).astype(np.float32)
     offsets = rng.standard_normal(25).astype(np.float32)
     ids = index.ids

@@ -26,8 +26,7 @@ OwnedIndex some_index(FuzzedDataProvider& input) {
   std::vector<int64_t> ids(input.ConsumeBool() ? n : 0);
   for (int64_t& id : ids) id = 1000 - 3 * (&id - ids.data());
   return OwnedIndex(rows, input.ConsumeBool() ? 64 : 128, n > 0 && input.ConsumeBool() ? 64 : 0,
-                    input.ConsumeBool() ? ValueType::float16 : ValueType::float32,
-                    input.ConsumeBool(), ids, 1);
+                    input.PickValueInArray(kValueTypes), input.ConsumeBool(), ids, 1);
 }
 
 template <class T>
@@ -49,7 +48,7 @@ void forge_array(FuzzedDataProvider& input, Exact<T>& array) {
 }
 
 void forge(FuzzedDataProvider& input, OwnedIndex& index) {
-  switch (input.ConsumeIntegralInRange(0, 11)) {
+  switch (input.ConsumeIntegralInRange(0, 12)) {
     case 0:
       return forge_array(input, index.terms);
     case 1:
@@ -76,6 +75,10 @@ void forge(FuzzedDataProvider& input, OwnedIndex& index) {
     case 9:
       index.sizes.block = 64 * input.ConsumeIntegralInRange(0, 4);
       return;
+    case 10:
+      index.sizes.exponent = input.ConsumeBool() ? input.ConsumeIntegral<int32_t>()
+                                                 : input.ConsumeIntegralInRange(-100, 130);
+      return;
     default:
       return forge_array(input, index.postings);
   }
@@ -97,7 +100,8 @@ bool sizes_agree(OwnedIndex& index) {
   }
   const uint64_t postings = index.offsets[index.offsets.size() - 1];
   if (postings > index.postings.size() ||
-      postings * posting_bytes(sizes.type) != index.postings.size()) {
+      postings * posting_bytes(sizes.type) != index.postings.size() ||
+      !plausible_documents(sizes.n_docs, postings, index.ids.size() != 0)) {
     return false;
   }
   return sizes.block == 0 ||

@@ -33,16 +33,21 @@ inline std::vector<QueryEntry> query_of(const OwnedCodes& codes, int64_t i) {
   return entries;
 }
 
+constexpr ValueType kValueTypes[] = {ValueType::float16, ValueType::float32, ValueType::uint8,
+                                     ValueType::uint16};
+
 struct OwnedIndex {
   OwnedIndex(const SparseRows& docs, int32_t window, int32_t block, ValueType type, bool normalize,
-             std::vector<int64_t> given_ids, int num_threads) {
-    const BuiltIndex built = build_index(docs, window, block, type, normalize, num_threads);
+             std::vector<int64_t> given_ids, int num_threads, int32_t exponent = 4) {
+    const BuiltIndex built =
+        build_index(docs, window, block, type, normalize, num_threads, exponent);
     sizes.n_docs = docs.n;
     sizes.dim = docs.dim;
     sizes.window = window;
     sizes.n_windows = (docs.n + window - 1) / window;
     sizes.type = type;
     sizes.block = block;
+    sizes.exponent = exponent;
     terms = Exact<int32_t>(built.terms);
     offsets = Exact<uint64_t>(built.offsets);
     checksums = Exact<uint32_t>(built.checksums);

@@ -16,7 +16,7 @@ using Refused = std::invalid_argument;
 constexpr float kTooLargeForHalf = 65520;
 
 // An index holds what it was given, rounded.
-void check_documents(const OwnedCodes& codes, ValueType type, bool normalize,
+void check_documents(const OwnedCodes& codes, ValueType type, int32_t exponent, bool normalize,
                      const Documents& docs) {
   for (int64_t i = 0; i < codes.n; ++i) {
     std::vector<QueryEntry> row = query_of(codes, i);
@@ -33,6 +33,9 @@ void check_documents(const OwnedCodes& codes, ValueType type, bool normalize,
         uint16_t half;
         index_kernels().to_half(&value, 1, &half);
         value = half_to_float(half);
+      } else if (is_squares(type)) {
+        const float unit = unit_of(type, exponent);
+        value = csrkern::square(number_of(value, unit), unit);
       }
       CHECK(docs.latents[at] == row[j].latent && docs.values[at] == value);
     }
@@ -79,7 +82,7 @@ void check_all_forms() {
     const OwnedCodes codes = random_codes(n, 6, 40, n), queries = random_codes(9, 8, 40, n + 1);
     for (int32_t window : {64, 128}) {
       for (int32_t block : {0, 64}) {
-        for (ValueType type : {ValueType::float16, ValueType::float32}) {
+        for (ValueType type : kValueTypes) {
           if (n == 0 && block > 0) continue;
           const bool normalize = ++turn % 2 == 0;
           const int threads = 1 + turn % 3;
@@ -87,7 +90,7 @@ void check_all_forms() {
                                  some_ids(turn % 3, n), threads);
           const Index index(owned.view(), false);
           index.verify(threads);
-          check_documents(codes, type, normalize, Documents(index));
+          check_documents(codes, type, owned.sizes.exponent, normalize, Documents(index));
           check_searches(owned, queries, normalize, threads);
         }
       }
@@ -177,6 +180,13 @@ void check_refused_codes() {
                    Refused);
     }
   };
+  for (ValueType type : {ValueType::uint8, ValueType::uint16}) {
+    OwnedCodes large = good;
+    large.values[3] = 2;
+    build_index(rows_of(large), 64, 0, type, false, 1, 1);
+    large.values[3] = std::nextafter(2.0f, 3.0f);
+    CHECK_THROWS(build_index(rows_of(large), 64, 0, type, false, 1, 1), Refused);
+  }
   for (size_t at : {size_t{0}, size_t{149}, good.values.size() - 1}) {
     for (int32_t latent : {-1, 40, INT32_MAX, INT32_MIN}) refused(at, 1, latent);
     for (float value : {-1.0f, std::nanf(""), INFINITY, -INFINITY, kTooLargeForHalf})
@@ -203,7 +213,7 @@ enum class Lie { of_sizes, with_old_checksum, with_new_checksum };
 
 void check_forged_arrays() {
   const OwnedCodes codes = random_codes(150, 6, 40, 9);
-  for (ValueType type : {ValueType::float16, ValueType::float32}) {
+  for (ValueType type : kValueTypes) {
     const OwnedIndex good(rows_of(codes), 128, 64, type, false, {}, 1);
     const auto refused = [&](Lie lie, const std::function<void(OwnedIndex&)>& forge) {
       OwnedIndex forged = good;
@@ -243,7 +253,13 @@ void check_forged_arrays() {
     const uint64_t second = first * posting_bytes(type), last = good.offsets[2] - first - 1;
     refused(Lie::with_new_checksum,
             [&](OwnedIndex& x) { put(x.postings, second + 2 * last, uint16_t{150 - 128}); });
+    if (is_squares(type)) {  // of which every number is a good one
+      for (int32_t exponent : {kLeastExponent - 1, kMostExponent + 1, INT32_MIN, INT32_MAX}) {
+        refused(Lie::of_sizes, [&](OwnedIndex& x) { x.sizes.exponent = exponent; });
+      }
+    }
     for (float value : {0.0f, -0.0f, -1.0f, INFINITY, std::nanf(""), 60'000.0f}) {
+      if (is_squares(type)) break;
       refused(Lie::with_new_checksum, [&](OwnedIndex& x) {
         uint16_t half;
         index_kernels().to_half(&value, 1, &half);

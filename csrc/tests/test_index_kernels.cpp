@@ -1,4 +1,6 @@
 #include <cmath>
+#include <cstring>
+#include <limits>
 
 #include "check.hpp"
 #include "csrkern/index.hpp"
@@ -41,6 +43,42 @@ void check_halves() {
   }
 }
 
+// Every square comes back, by all ways of reading it; what lies between two goes to the nearer, or
+// to the lower one.
+void check_squares(ValueType type, int32_t exponent) {
+  const float unit = unit_of(type, exponent);
+  const uint32_t last = type == ValueType::uint8 ? 0xff : 0xffff;
+  CHECK(std::isnormal(unit) && square(last, unit) == std::ldexp(1.0f, exponent));
+  const Exact<uint8_t> stored((last + 1) * value_bytes(type));
+  for (uint32_t number = 0; number <= last; ++number) {
+    std::memcpy(stored.data() + number * value_bytes(type), &number, value_bytes(type));
+    const float value = square(number, unit);
+    CHECK(number_of(value, unit) == number);
+    CHECK(value_at(stored.data(), number, type, unit) == value);
+    if (number == last) break;
+    const double root = number + 1;
+    const double middle = (root * root + root + 0.5) * unit;
+    const float below = static_cast<float>(middle * (1 - 1e-7));
+    CHECK(number_of(below, unit) == number);
+    CHECK(number_of(static_cast<float>(middle * (1 + 1e-7)), unit) == number + 1);
+    if (type == ValueType::uint8) CHECK(number_of(static_cast<float>(middle), unit) == number);
+  }
+  CHECK(number_of(unit * 1e-3f, unit) == 0);
+  CHECK(number_of(std::numeric_limits<float>::denorm_min(), unit) == 0);
+  const ValueKernels& kernels = index_kernels().of[static_cast<int>(type)];
+  for (int64_t n = 0; n < 70; ++n) {
+    for (int64_t first : {int64_t{0}, int64_t{last} + 1 - n}) {
+      const Exact<float> values(n);
+      const Exact<uint8_t> part(n * value_bytes(type));
+      std::copy_n(stored.data() + first * value_bytes(type), part.size(), part.data());
+      kernels.read(part.data(), n, unit, values.data());
+      for (int64_t i = 0; i < n; ++i) {
+        CHECK(values[i] == square(static_cast<uint32_t>(first + i), unit));
+      }
+    }
+  }
+}
+
 void check_crc() {
   CHECK(crc32c("123456789", 9) == 0xe3069283);  // the standard's check value
   Random random(1);
@@ -60,6 +98,11 @@ void check_crc() {
 }  // namespace csrkern
 
 int main() {
+  using csrkern::ValueType;
   csrkern::check_halves();
+  for (int32_t exponent : {csrkern::kLeastExponent, -3, 0, 5, csrkern::kMostExponent}) {
+    csrkern::check_squares(ValueType::uint8, exponent);
+    csrkern::check_squares(ValueType::uint16, exponent);
+  }
   csrkern::check_crc();
 }

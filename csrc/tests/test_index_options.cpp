@@ -17,11 +17,11 @@ bool better(const Answer& a, const Answer& b) {
 
 // Two indexes of different form, and queries.
 struct Library {
-  Library()
+  Library(ValueType first_type, ValueType second_type)
       : codes{random_codes(300, 6, kDim, 1), random_codes(150, 4, kDim, 2)},
         queries(random_codes(7, 8, kDim, 3)),
-        owned{OwnedIndex(rows_of(codes[0]), 64, 0, ValueType::float16, false, {}, 1),
-              OwnedIndex(rows_of(codes[1]), 128, 64, ValueType::float32, false, high_ids(), 1)},
+        owned{OwnedIndex(rows_of(codes[0]), 64, 0, first_type, false, {}, 1),
+              OwnedIndex(rows_of(codes[1]), 128, 64, second_type, false, high_ids(), 1)},
         first(owned[0].view(), false),
         second(owned[1].view(), false),
         allowed(5, 0x7777777777777777) {}
@@ -178,12 +178,14 @@ void check_very_long_query() {
 int main() {
   using namespace csrkern;
   for (int threads : {1, 3}) {
-    const Library library;
-    SearchOptions options;
-    options.num_threads = threads;
-    check_plain_and_limited(library, options);
-    check_scored_again(library, options);
-    check_scored_densely(library, options);
+    for (const Library& library : {Library(ValueType::float16, ValueType::float32),
+                                   Library(ValueType::uint8, ValueType::uint16)}) {
+      SearchOptions options;
+      options.num_threads = threads;
+      check_plain_and_limited(library, options);
+      check_scored_again(library, options);
+      check_scored_densely(library, options);
+    }
   }
   check_very_long_query();
 }

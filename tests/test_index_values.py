@@ -1,0 +1,253 @@
+"""Values of 1 and 2 bytes: rounded once, to the nearest square, whatever happens to the index."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import index_codes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csrkern import _C, InvertedIndex, index_file, reference
+
+DIM = 60
+SQUARES = ["uint8", "uint16"]
+CODES = index_codes.skewed(3000, DIM, 7)
+QUERIES = index_codes.skewed(20, DIM, 9, seed=1)
+
+
+def some(rows):
+    return CODES[0][rows], CODES[1][rows]
+
+
+def assert_same(got, want):
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def assert_rounded_once(index, codes):
+    """Each code is what it was when it came, rounded, and is searched as such."""
+    assert index.metric == "ip"
+    stored, indices = index.to_numpy()
+    want = reference.stored_values(codes[0][index.ids], index.values, index.stats()["largest"])
+    for got, one in zip(
+        index_codes.in_order(stored, indices),
+        index_codes.in_order(want, codes[1][index.ids]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got, one)
+    want = reference.search(stored, indices, index.dim, *QUERIES, 15, index.ids)
+    assert_same(index.search(QUERIES, 15), want)
+
+
+positive = st.floats(0, 2.0**127, width=32, exclude_min=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(SQUARES), st.lists(positive, min_size=1, max_size=40), st.integers(0, 30))
+def test_rounding(form, values, above):
+    values = np.array([values], np.float32)
+    largest = min(float(values.max()) * 2.0**above, 2.0**127)
+    latents = np.arange(values.size)[None]
+    index = InvertedIndex.build((values, latents), dim=DIM, values=form, largest=largest)
+    top = index.stats()["largest"]
+    assert largest <= top
+    assert top < 2 * largest or top < 2.0**-90
+    rows = index._segments[0].native.rows()
+    assert rows[0].tolist() == [0, values.size]
+    np.testing.assert_array_equal(rows[2], reference.stored_values(values[0], form, top))
+    assert (rows[2] > 0).all()
+    # The distance between neighbouring squares, at most.
+    roots = {"uint8": 256, "uint16": 65_536}[form]
+    exact = values[0].astype(np.float64)
+    bound = (np.sqrt(exact * top) + top / roots) / roots
+    assert (abs(rows[2] - exact) <= np.maximum(bound, 2.0**-125)).all()
+    again = InvertedIndex.build((rows[2][None], latents), dim=DIM, values=form, largest=top)
+    np.testing.assert_array_equal(again._segments[0].native.rows()[2], rows[2])
+
+
+@pytest.mark.parametrize("form", SQUARES)
+@pytest.mark.parametrize("cluster", [False, True])
+def test_merging_does_not_round_again(form, cluster):
+    first = np.argsort(CODES[0].max(1))[::-1][:200]
+    index = InvertedIndex.build(
+        some(first), first, dim=DIM, values=form, cluster=cluster, window=256
+    )
+    rest = np.setdiff1d(np.arange(3000), first)
+    for ids in np.array_split(rest, 40):
+        index.add(some(ids), ids)
+    assert_rounded_once(index, CODES)
+    index.remove(rest[::3])
+    index.compact()
+    assert_rounded_once(index, CODES)
+    # What was rounded for 5 latents a code is rounded no more for 2.
+    short = index.truncated(2)
+    by_id = np.argsort(index.ids), np.argsort(short.ids)
+    for got, whole in zip(short.to_numpy(), index.to_numpy(), strict=True):
+        np.testing.assert_array_equal(got[by_id[1]], whole[by_id[0], :2])
+    assert short.stats()["largest"] == index.stats()["largest"]
+
+
+@pytest.mark.parametrize("form", SQUARES)
+def test_extreme_values(form):
+    tiny, large = np.float32(1e-45), np.float32(2.0**127)
+    latents = np.arange(3)[None]
+    for values in ([tiny, tiny, 0], [large, tiny, 1], [large, large, large]):
+        codes = np.array([values], np.float32), latents
+        index = InvertedIndex.build(codes, dim=3, values=form)
+        stored = index.to_numpy()
+        for weight in (1e-45, 1e-30, 1, 1e38):
+            query = np.full((1, 3), weight, np.float32), latents
+            with np.errstate(over="ignore"):
+                assert_same(index.search(query, 1), reference.search(*stored, 3, *query, 1))
+    assert index.to_numpy()[0].tolist() == [[large] * 3]
+    with pytest.raises(ValueError, match=r"in row 0 exceeds 2\^127, the largest"):
+        InvertedIndex.build((codes[0] * np.float32(1.5), latents), dim=3, values=form)
+
+
+def test_negative_zero_is_an_empty_slot():
+    codes = np.array([[1, -0.0]], np.float32), np.array([[3, 4]])
+    for form in ("float16", "uint16", "uint8", "float32"):
+        assert InvertedIndex.build(codes, dim=5, values=form).stats()["postings"] == 1
+
+
+def test_the_largest_value():
+    index = InvertedIndex.build(some(np.arange(0)), dim=DIM, values="uint8")
+    assert index.stats()["largest"] is None
+    index.add((np.zeros((2, 1)), np.zeros((2, 1), int)))
+    assert index.stats()["largest"] is None
+    index.add((np.array([[5.0]]), np.array([[1]])))
+    assert index.stats()["largest"] == 8
+    index.add((np.array([[8.0]]), np.array([[1]])))
+    before = index.ids
+    with pytest.raises(ValueError, match=r"9.0* in row 0 exceeds 2\^3, .*build it with largest="):
+        index.add((np.array([[9.0]]), np.array([[1]])))
+    np.testing.assert_array_equal(index.ids, before)
+    wide = InvertedIndex.build(some(np.arange(9)), dim=DIM, values="uint8", largest=100)
+    assert wide.stats()["largest"] == 128
+    assert InvertedIndex.build(some([0]), dim=DIM).stats()["largest"] is None
+    cosine = InvertedIndex.build(some(np.arange(0)), dim=DIM, values="uint8", metric="cosine")
+    assert cosine.stats()["largest"] == 1
+    cosine.add((np.array([[9.0]]), np.array([[1]])))
+    assert cosine.to_numpy()[0].max() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"values": "uint8", "largest": 0}, "expected 0 < largest"),
+        ({"values": "uint8", "largest": -1.5}, "expected 0 < largest"),
+        ({"values": "uint8", "largest": 1e39}, "expected 0 < largest"),
+        ({"values": "uint8", "largest": np.nan}, "expected a number"),
+        ({"values": "uint8", "largest": 2, "metric": "cosine"}, "only with values='uint8'"),
+        ({"values": "float16", "largest": 2}, "only with values='uint8'"),
+        ({"values": "uint8", "largest": 1}, r"exceeds 2\^0"),
+        ({"values": "uint4"}, "expected one of 'float16', 'uint8', 'uint16', 'float32'"),
+    ],
+)
+def test_refused_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        InvertedIndex.build(CODES, dim=DIM, **options)
+
+
+@pytest.mark.parametrize("form", SQUARES)
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+@pytest.mark.parametrize("cluster", [False, True])
+def test_saved_loaded_and_pickled(form, metric, cluster, tmp_path):
+    index = InvertedIndex.build(CODES, dim=DIM, values=form, metric=metric, cluster=cluster)
+    index.save(tmp_path)
+    assert json.loads((tmp_path / "index.json").read_text())["version"] == 3
+    for again in (
+        InvertedIndex.load(tmp_path, verify=True),
+        InvertedIndex.load(tmp_path, mmap=False),
+        pickle.loads(pickle.dumps(index)),
+    ):
+        assert repr(again) == repr(index)
+        assert again.stats() == index.stats()
+        assert_same(again.search(QUERIES), index.search(QUERIES))
+        again.add(some([5]))
+        again.compact()
+    InvertedIndex.build(CODES, dim=DIM).save(tmp_path)
+    assert json.loads((tmp_path / "index.json").read_text())["version"] == 2
+
+
+def forge(folder, **changes):
+    header = json.loads((folder / "index.json").read_text())
+    header["index"].update(changes)
+    header["crc32c"] = _C.crc32c(index_file._canonical(header["index"]))
+    (folder / "index.json").write_text(json.dumps(header))
+
+
+@pytest.mark.parametrize("exponent", [None, -95, 128, 2**70, 1.0, "1", True, [], "absent"])
+def test_forged_exponents(tmp_path, exponent):
+    InvertedIndex.build(CODES, dim=DIM, values="uint8").save(tmp_path)
+    if exponent is None:
+        forge(tmp_path, values="float16")
+    else:
+        forge(tmp_path, exponent=exponent)
+    with pytest.raises(ValueError, match="damaged"):
+        InvertedIndex.load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"values": "uint16"}, {"values": "float32", "exponent": None}])
+def test_forged_types(tmp_path, change):
+    InvertedIndex.build(CODES, dim=DIM, values="uint8").save(tmp_path)
+    forge(tmp_path, **change)
+    with pytest.raises(ValueError, match="damaged"):
+        InvertedIndex.load(tmp_path)
+
+
+@pytest.mark.parametrize("documents", [2**21, 2**31, 2**40])
+def test_claims_of_very_many_documents(tmp_path, documents):
+    nothing = np.zeros((10, 1)), np.zeros((10, 1), int)
+    InvertedIndex.build(nothing, dim=DIM).save(tmp_path)
+    header = json.loads((tmp_path / "index.json").read_text())
+    header["index"]["segments"][0]["documents"] = documents
+    forge(tmp_path, segments=header["index"]["segments"])
+    with pytest.raises(ValueError, match="damaged: it claims more documents than"):
+        InvertedIndex.load(tmp_path)
+
+
+def test_very_many_empty_codes(tmp_path):
+    n = 2**20 + 1
+    InvertedIndex.build((np.zeros((n, 1)), np.zeros((n, 1), int)), dim=3).save(tmp_path)
+    assert len(InvertedIndex.load(tmp_path, verify=True)) == n
+
+
+def test_build_streaming(tmp_path):
+    codes = CODES[0] * np.float32(3), CODES[1]
+    pieces = [(codes[0][i : i + 700], codes[1][i : i + 700]) for i in range(0, 3000, 700)]
+    top = float(codes[0].max())
+    for source, largest in ((codes, None), (pieces, top)):
+        index = InvertedIndex.build_streaming(
+            source, tmp_path, chunk=700, dim=DIM, values="uint8", largest=largest
+        )
+        assert index.stats()["segments"] == 5
+        assert_rounded_once(index, codes)
+        assert_same(index.search(QUERIES), InvertedIndex.load(tmp_path).search(QUERIES))
+    weak = pieces[0][0] / np.float32(64), pieces[0][1]
+    with pytest.raises(ValueError, match="build it with largest="):
+        InvertedIndex.build_streaming([weak, *pieces], tmp_path, dim=DIM, values="uint8")
+    assert len(InvertedIndex.load(tmp_path, verify=True)) == 3000
+
+
+def test_bytes_and_recall():
+    codes = index_codes.skewed(20_000, 2048, 32)
+    queries = index_codes.skewed(200, 2048, 32, seed=1)
+    built = {
+        form: InvertedIndex.build(codes, dim=2048, values=form, cluster=False)
+        for form in ("float32", "float16", "uint16", "uint8")
+    }
+    truth = built["float32"].search(queries)[1]
+
+    def recall(form):
+        found = built[form].search(queries)[1]
+        return np.mean([np.isin(a, b).mean() for a, b in zip(truth, found, strict=True)])
+
+    assert built["uint8"].stats()["bytes_per_code"] < 105
+    assert built["uint16"].stats()["bytes_per_code"] < 135
+    assert recall("uint8") > 0.97
+    assert recall("uint16") > 0.999
