@@ -23,51 +23,51 @@ uint16_t load_short(const uint8_t* at) {
 
 struct Half {
   static constexpr uint64_t kBytes = 2;
-  static __m256 load8(const uint8_t* at, float) {
+  static __m256 load8(const uint8_t* at) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
   }
-  static float load(const uint8_t* at, float) { return _cvtsh_ss(load_short(at)); }
+  static float load(const uint8_t* at) { return _cvtsh_ss(load_short(at)); }
 };
 
 struct Float {
   static constexpr uint64_t kBytes = 4;
-  static __m256 load8(const uint8_t* at, float) {
+  static __m256 load8(const uint8_t* at) {
     return _mm256_loadu_ps(reinterpret_cast<const float*>(at));
   }
-  static float load(const uint8_t* at, float) {
+  static float load(const uint8_t* at) {
     float value;
     __builtin_memcpy(&value, at, 4);
     return value;
   }
 };
 
-// See index_values.hpp.
-__m256 squares(__m256i numbers, float unit) {
+// In units; see index_values.hpp.
+__m256 squares(__m256i numbers) {
   const __m256 roots = _mm256_cvtepi32_ps(_mm256_add_epi32(numbers, _mm256_set1_epi32(1)));
-  return _mm256_mul_ps(_mm256_mul_ps(roots, roots), _mm256_set1_ps(unit));
+  return _mm256_mul_ps(roots, roots);
 }
 
-float square(uint32_t number, float unit) {
+float square(uint32_t number) {
   const float root = static_cast<float>(number + 1);
-  return root * root * unit;
+  return root * root;
 }
 
 struct Byte {
   static constexpr uint64_t kBytes = 1;
-  static __m256 load8(const uint8_t* at, float unit) {
+  static __m256 load8(const uint8_t* at) {
     const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
-    return squares(_mm256_cvtepu8_epi32(eight), unit);
+    return squares(_mm256_cvtepu8_epi32(eight));
   }
-  static float load(const uint8_t* at, float unit) { return square(*at, unit); }
+  static float load(const uint8_t* at) { return square(*at); }
 };
 
 struct Short {
   static constexpr uint64_t kBytes = 2;
-  static __m256 load8(const uint8_t* at, float unit) {
+  static __m256 load8(const uint8_t* at) {
     const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
-    return squares(_mm256_cvtepu16_epi32(eight), unit);
+    return squares(_mm256_cvtepu16_epi32(eight));
   }
-  static float load(const uint8_t* at, float unit) { return square(load_short(at), unit); }
+  static float load(const uint8_t* at) { return square(load_short(at)); }
 };
 
 // Scores the postings [from, to) of a segment of n.
@@ -76,15 +76,16 @@ void score_postings(const uint8_t* segment, uint64_t n, uint64_t from, uint64_t 
                     float unit, float* scores) {
   const uint8_t* values = segment + 2 * n;
   alignas(32) float products[8];
+  weight *= unit;
   uint64_t i = from;
   for (; i + 8 <= to; i += 8) {
-    const __m256 loaded = Value::load8(values + i * Value::kBytes, unit);
+    const __m256 loaded = Value::load8(values + i * Value::kBytes);
     _mm256_store_ps(products, _mm256_mul_ps(loaded, _mm256_set1_ps(weight)));
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) scores[load_short(segment + 2 * (i + j))] += products[j];
   }
   for (; i < to; ++i) {
-    scores[load_short(segment + 2 * i)] += Value::load(values + i * Value::kBytes, unit) * weight;
+    scores[load_short(segment + 2 * i)] += Value::load(values + i * Value::kBytes) * weight;
   }
 }
 
@@ -114,9 +115,10 @@ template <class Value>
 void read(const uint8_t* stored, int64_t n, float unit, float* values) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
-    _mm256_storeu_ps(values + i, Value::load8(stored + i * Value::kBytes, unit));
+    const __m256 loaded = Value::load8(stored + i * Value::kBytes);
+    _mm256_storeu_ps(values + i, _mm256_mul_ps(loaded, _mm256_set1_ps(unit)));
   }
-  for (; i < n; ++i) values[i] = Value::load(stored + i * Value::kBytes, unit);
+  for (; i < n; ++i) values[i] = Value::load(stored + i * Value::kBytes) * unit;
 }
 
 template <class Value>

@@ -31,47 +31,45 @@ inline __attribute__((always_inline)) void add16(const uint16_t* ids, const floa
 
 struct Half {
   static constexpr uint64_t kBytes = 2;
-  static __m512 load(const uint8_t* at, float) {
+  static __m512 load(const uint8_t* at) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
   }
-  static __m512 load(const uint8_t* at, float, __mmask16 mask) {
+  static __m512 load(const uint8_t* at, __mmask16 mask) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at));
   }
 };
 
 struct Float {
   static constexpr uint64_t kBytes = 4;
-  static __m512 load(const uint8_t* at, float) { return _mm512_loadu_ps(at); }
-  static __m512 load(const uint8_t* at, float, __mmask16 mask) {
-    return _mm512_maskz_loadu_ps(mask, at);
-  }
+  static __m512 load(const uint8_t* at) { return _mm512_loadu_ps(at); }
+  static __m512 load(const uint8_t* at, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, at); }
 };
 
-// See index_values.hpp. Lanes outside `mask` are 0.
-__m512 squares(__m512i numbers, float unit, __mmask16 mask = 0xffff) {
+// In units; see index_values.hpp. Lanes outside `mask` are 0.
+__m512 squares(__m512i numbers, __mmask16 mask = 0xffff) {
   const __m512 roots = _mm512_cvtepi32_ps(_mm512_add_epi32(numbers, _mm512_set1_epi32(1)));
-  return _mm512_maskz_mul_ps(mask, _mm512_mul_ps(roots, roots), _mm512_set1_ps(unit));
+  return _mm512_maskz_mul_ps(mask, roots, roots);
 }
 
 struct Byte {
   static constexpr uint64_t kBytes = 1;
-  static __m512 load(const uint8_t* at, float unit) {
+  static __m512 load(const uint8_t* at) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
-    return squares(_mm512_cvtepu8_epi32(bytes), unit);
+    return squares(_mm512_cvtepu8_epi32(bytes));
   }
-  static __m512 load(const uint8_t* at, float unit, __mmask16 mask) {
-    return squares(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, at)), unit, mask);
+  static __m512 load(const uint8_t* at, __mmask16 mask) {
+    return squares(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, at)), mask);
   }
 };
 
 struct Short {
   static constexpr uint64_t kBytes = 2;
-  static __m512 load(const uint8_t* at, float unit) {
+  static __m512 load(const uint8_t* at) {
     const __m256i shorts = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
-    return squares(_mm512_cvtepu16_epi32(shorts), unit);
+    return squares(_mm512_cvtepu16_epi32(shorts));
   }
-  static __m512 load(const uint8_t* at, float unit, __mmask16 mask) {
-    return squares(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at)), unit, mask);
+  static __m512 load(const uint8_t* at, __mmask16 mask) {
+    return squares(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at)), mask);
   }
 };
 
@@ -86,17 +84,17 @@ inline __attribute__((always_inline)) void score_postings(const uint8_t* segment
   alignas(32) uint16_t tail_ids[16];
   const uint16_t* ids = reinterpret_cast<const uint16_t*>(segment);
   const uint8_t* values = segment + 2 * n;
-  const __m512 weight = _mm512_set1_ps(q);
+  const __m512 weight = _mm512_set1_ps(q * unit);
   uint64_t i = from;
   for (; i + 16 <= to; i += 16) {
-    _mm512_store_ps(products, _mm512_mul_ps(Value::load(values + i * Value::kBytes, unit), weight));
+    _mm512_store_ps(products, _mm512_mul_ps(Value::load(values + i * Value::kBytes), weight));
     add16(ids + i, products, scores);
   }
   if (i < to) {
     const __m256i lane = _mm256_set_epi16(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m256i spares = _mm256_add_epi16(_mm256_set1_epi16(static_cast<short>(spare)), lane);
     const __mmask16 mask = static_cast<__mmask16>((1u << (to - i)) - 1);
-    const __m512 loaded = Value::load(values + i * Value::kBytes, unit, mask);
+    const __m512 loaded = Value::load(values + i * Value::kBytes, mask);
     _mm512_store_ps(products, _mm512_mul_ps(loaded, weight));
     _mm256_store_si256(reinterpret_cast<__m256i*>(tail_ids),
                        _mm256_mask_loadu_epi16(spares, mask, ids + i));
@@ -130,7 +128,8 @@ template <class Value>
 void read(const uint8_t* stored, int64_t n, float unit, float* values) {
   for (int64_t i = 0; i < n; i += 16) {
     const __mmask16 mask = n - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
-    _mm512_mask_storeu_ps(values + i, mask, Value::load(stored + i * Value::kBytes, unit, mask));
+    const __m512 loaded = Value::load(stored + i * Value::kBytes, mask);
+    _mm512_mask_storeu_ps(values + i, mask, _mm512_mul_ps(loaded, _mm512_set1_ps(unit)));
   }
 }
 

@@ -1,6 +1,7 @@
 #include "index_scan.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 namespace csrkern {
@@ -69,12 +70,19 @@ void SegmentSearch::run(TopHits& best, Scratch& s, SearchCost& cost) const {
   }
 }
 
+const ValueKernels& SegmentSearch::of_values(const std::vector<QueryTerm>& terms) const {
+  const bool simple = !is_squares(view_.type) || terms.empty() ||
+                      (std::isnormal(terms.front().weight * view_.unit()) &&
+                       std::isnormal(terms.back().weight * view_.unit()));
+  return (simple ? kernels_ : kIndexKernelsPortable).of[static_cast<int>(view_.type)];
+}
+
 void SegmentSearch::scan(int64_t window, const std::vector<QueryTerm>& terms, TopHits& best,
                          Scratch& s, const BlockBounds* bounds) const {
   const int64_t n = std::min<int64_t>(view_.window, view_.n_docs - window * view_.window);
   if (!any_allowed(window * view_.window, n)) return;
-  of_values().score(view_.postings, terms.data(), static_cast<int>(terms.size()), window, spare(),
-                    view_.unit(), scores(s));
+  of_values(terms).score(view_.postings, terms.data(), static_cast<int>(terms.size()), window,
+                         spare(), view_.unit(), scores(s));
   take(window, 0, n, best, s, bounds);
 }
 
@@ -232,8 +240,8 @@ void SegmentSearch::find_parts(int32_t first, int32_t last, const std::vector<Qu
 }
 
 void SegmentSearch::score_stretch(TopHits& best, Scratch& s) const {
-  of_values().score_parts(s.now.parts.data(), static_cast<int>(s.now.parts.size()), spare(),
-                          view_.unit(), scores(s));
+  of_values(s.terms).score_parts(s.now.parts.data(), static_cast<int>(s.now.parts.size()), spare(),
+                                 view_.unit(), scores(s));
   take(s.now.window, s.now.begin, s.now.end, best, s, nullptr);
 }
 

@@ -67,7 +67,8 @@ class SegmentSearch {
             const BlockBounds* bounds = nullptr) const;
 
  private:
-  const ValueKernels& of_values() const { return kernels_.of[static_cast<int>(view_.type)]; }
+  // The kernels for the index's values and these terms, whose weights descend.
+  const ValueKernels& of_values(const std::vector<QueryTerm>& terms) const;
   int32_t spare() const { return static_cast<int32_t>(round_up(view_.window, kStep)); }
   static float* scores(Scratch& s) { return reinterpret_cast<float*>(s.scores.data()); }
 

@@ -23,7 +23,9 @@ struct Part {
 // Slots of score memory after a window's documents, for the lanes of an incomplete vector.
 constexpr int kSpareSlots = 16;
 
-// What depends on how values are stored; `unit` matters where they are squares (index_values.hpp).
+// What depends on how values are stored; `unit` is 1 unless they are squares (index_values.hpp).
+// The vector kernels multiply it into the weights, which is exact if the products are normal; the
+// portable ones need no such condition.
 struct ValueKernels {
   // For each term in order, over its segment in `window`: scores[id] += value * weight, the
   // product rounded before it is added. scores [window size + kSpareSlots]
