@@ -65,7 +65,7 @@ def write(path: str | os.PathLike[str], facts: dict[str, Any], segments: Sequenc
     body = {**facts, "segments": parts}
     header = {
         "format": FORMAT,
-        "version": VERSION if facts["values"] in SQUARES else FLOATS_VERSION,
+        "version": _version(body),
         "crc32c": _C.crc32c(_canonical(body)),
         "index": body,
     }
@@ -171,9 +171,13 @@ def _read_header(folder: Path) -> dict[str, Any]:
     body = header.get("index")
     if not isinstance(body, dict) or header.get("crc32c") != _C.crc32c(_canonical(body)):
         raise damaged
-    if not _sane(body):
+    if not _sane(body) or header["version"] != _version(body):
         raise damaged
     return body
+
+
+def _version(body: dict[str, Any]) -> int:
+    return VERSION if body["values"] in SQUARES else FLOATS_VERSION
 
 
 def _count(value: Any, limit: int) -> bool:
