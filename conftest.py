@@ -31,6 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Threads for both sides of every comparison. Default: torch.get_num_threads().",
     )
     group.addoption(
+        "--benchmark-embeddings",
+        type=Path,
+        metavar="FILE.npz",
+        help="Embeddings of your own, arrays docs [n, d] and queries [m, d], to train an adapter "
+        "on and to search its codes, too. Default: the packaged definitions only.",
+    )
+    group.addoption(
         "--benchmark-results",
         type=Path,
         metavar="DIR",

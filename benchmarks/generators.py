@@ -5,6 +5,9 @@ Rows have L2 norm 1 and stand in SparseCodes order: by value descending, then by
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 Codes = tuple[np.ndarray, np.ndarray]
@@ -51,10 +54,11 @@ def skewed(n: int, dim: int = 8192, k: int = 32, *, seed: int = 0, law_seed: int
         indices[:, :n_own] = np.take_along_axis(latents[of], own, 1)
         redraw = np.zeros((rows, k), bool)
         redraw[:, n_own:] = True
-        while redraw.any():
-            drawn = np.searchsorted(cumulative, rng.random(int(redraw.sum())))
-            indices[redraw] = np.minimum(drawn, dim - 1)
-            redraw = _repeats(indices)
+        _draw_distinct(
+            indices,
+            redraw,
+            lambda n: np.minimum(np.searchsorted(cumulative, rng.random(n)), dim - 1),
+        )
         return np.hstack([values, free]), indices
 
     return _in_chunks(n, k, chunk)
@@ -69,28 +73,49 @@ def _values(
 def _even(rng: np.random.Generator, rows: int, dim: int, k: int) -> np.ndarray:
     if k > dim // 8:
         return np.argsort(rng.random((rows, dim), dtype=np.float32))[:, :k].astype(np.int32)
-    indices = rng.integers(0, dim, (rows, k), dtype=np.int32)
-    while (repeats := _repeats(indices)).any():
-        indices[repeats] = rng.integers(0, dim, int(repeats.sum()), dtype=np.int32)
+    indices = np.empty((rows, k), np.int32)
+    draw = partial(rng.integers, 0, dim, dtype=np.int32)
+    _draw_distinct(indices, np.ones((rows, k), bool), draw)
     return indices
+
+
+def _draw_distinct(
+    indices: np.ndarray, redraw: np.ndarray, draw: Callable[[int], np.ndarray]
+) -> None:
+    """Draws the marked entries, again and again where a row has a latent twice."""
+    rows = np.arange(len(indices))
+    while len(rows):
+        some = indices[rows]
+        some[redraw] = draw(int(redraw.sum()))
+        indices[rows] = some
+        redraw = _repeats(some)
+        wrong = redraw.any(1)
+        rows, redraw = rows[wrong], redraw[wrong]
 
 
 def _repeats(indices: np.ndarray) -> np.ndarray:
     """True where a latent stands at an earlier slot of its row too."""
-    order = np.argsort(indices, axis=1, kind="stable")
-    ordered = np.take_along_axis(indices, order, 1)
     repeats = np.zeros(indices.shape, bool)
-    np.put_along_axis(repeats, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
+    ordered = np.sort(indices, axis=1)
+    rows = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(1))
+    order = np.argsort(indices[rows], axis=1, kind="stable")
+    ordered = np.take_along_axis(indices[rows], order, 1)
+    again = np.zeros(ordered.shape, bool)
+    np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
+    repeats[rows] = again
     return repeats
 
 
-def _in_chunks(n: int, k: int, chunk) -> Codes:
+def _in_chunks(n: int, k: int, chunk: Callable[[int], Codes]) -> Codes:
     values, indices = np.empty((n, k), np.float32), np.empty((n, k), np.int32)
     for begin in range(0, n, _CHUNK):
         rows = slice(begin, min(begin + _CHUNK, n))
         drawn_values, drawn_indices = chunk(rows.stop - begin)
         drawn_values /= np.linalg.norm(drawn_values, axis=1, keepdims=True)
-        order = np.lexsort((drawn_indices, -drawn_values))
-        values[rows] = np.take_along_axis(drawn_values, order, 1)
-        indices[rows] = np.take_along_axis(drawn_indices, order, 1)
+        # One 64-bit key a slot, as positive floats sort like their bits: a fifth of a lexsort.
+        keys = (~drawn_values.view(np.uint32)).astype(np.uint64) << 32
+        keys |= drawn_indices.view(np.uint32)
+        keys.sort(axis=1)
+        values[rows] = (~(keys >> 32).astype(np.uint32)).view(np.float32)
+        indices[rows] = keys.astype(np.uint32).view(np.int32)
     return values, indices

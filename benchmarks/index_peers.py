@@ -1,254 +1,297 @@
-"""Search engines to compare InvertedIndex with, each by its own package at its best settings."""
+"""InvertedIndex, and other engines for sparse vectors, each by its own package."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import json
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from benchmarks.codes import two_sets
-from benchmarks.harness import Contestant, Missing, Side
-from csrkern import SparseCodes
+import csrkern
+from benchmarks.index_data import TOPK, Data
+from benchmarks.index_engine import (
+    Engine,
+    Unable,
+    at_most,
+    figures,
+    folder_bytes,
+    pad,
+    quiet_stdout,
+    saved_bytes,
+)
 
-TOPK = 10
-INSTALL = "pip install 'csrkern[bench]'"
-# SINDI's fastest window here of 10k to 60k documents; it accepts no more than 60k.
-SINDI_WINDOW = 50_000
-# Seismic is approximate: the fastest of these with at least this recall, on these very queries.
-SEISMIC_RECALL = 0.99
+FAST_RECALLS = (0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+# SINDI accepts windows of 10k to 60k; beyond 200k documents the widest always won.
+SINDI_WINDOWS, SINDI_WIDE, SINDI_MANY = (10_000, 20_000, 50_000), 50_000, 200_000
 SEISMIC_BUILD = {
     **{"n_postings": 4000, "centroid_fraction": 0.1},
     **{"summary_energy": 0.5, "max_fraction": 6.0},
 }
 SEISMIC_CUTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 SEISMIC_HEAP_FACTORS = (0.8, 0.9, 1.0)
+ROWS = 64  # queries whose scores for all documents are held at once: 256 MB at a million
+QDRANT_POINTS = 2000  # a call
 
 
-@dataclass(frozen=True)
-class Data:
-    """Documents, queries from the same law, and the exact answer in float32."""
-
-    documents: SparseCodes
-    queries: SparseCodes
-    doc_csr: sp.csr_matrix
-    query_csr: sp.csr_matrix
-    truth: np.ndarray  # [queries, TOPK] ids
-    postings: float  # that an exhaustive scan of all queries touches
-
-    @staticmethod
-    def draw(n: int, h: int, k: int, kind: str, n_queries: int) -> Data:
-        """`n` documents and `n_queries` queries of `kind`, see `generators`."""
-        documents, queries = two_sets(kind, n, n_queries, h, k)
-        doc_csr, query_csr = (sp.csr_matrix(side.to_scipy()) for side in (documents, queries))
-        use = np.bincount(doc_csr.indices, minlength=h)
-        truth = scipy_topk(query_csr, doc_csr.T.tocsr())
-        postings = float(use[query_csr.indices].sum())
-        return Data(documents, queries, doc_csr, query_csr, truth, postings)
-
-    def recall(self, ids: Any) -> float:
-        """Share of the true TOPK that `ids` [queries, TOPK] holds."""
-        hits = [
-            len(set(found) & set(best))
-            for found, best in zip(np.asarray(ids).tolist(), self.truth.tolist(), strict=True)
-        ]
-        return sum(hits) / self.truth.size
-
-    def figures(self, ids: Any, built: float, bytes_per_code: float) -> dict[str, float | str]:
-        """What every engine reports beside its time."""
-        return {
-            "recall": self.recall(ids),
-            "build_s": built,
-            "bytes_per_code": float(bytes_per_code),
-        }
-
-    def rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(latents, values) of each query, latents ascending."""
-        starts = self.query_csr.indptr
-        for left, right in itertools.pairwise(starts):
-            yield self.query_csr.indices[left:right], self.query_csr.data[left:right]
+def grid(**options: Sequence[Any]) -> list[dict[str, Any]]:
+    """All combinations."""
+    chosen = itertools.product(*options.values())
+    return [dict(zip(options, values, strict=True)) for values in chosen]
 
 
-def peers(data: Data, threads: int) -> dict[str, Side]:
-    """Every engine that can use `threads` threads, or why it is missing."""
-    engines: dict[str, Callable[[Data, int], Contestant]] = {
-        "Seismic": seismic,
-        "sparse_dot_topn": sparse_dot_topn,
-        "FAISS flat, dense d=k": faiss_flat,
-    }
-    if threads == 1:
-        engines = {
-            "SINDI float32": sindi,
-            "SINDI 8-bit": lambda data, threads: sindi(data, threads, quantized=True),
-            **engines,
-            "SciPy CSR + argpartition": scipy_csr,
-        }
-    sides: dict[str, Side] = {}
-    for name, make in engines.items():
-        try:
-            sides[name] = make(data, threads)
-        except ImportError as error:
-            sides[name] = Missing(f"{INSTALL} ({error})")
-    return sides
+def ours(data: Data, threads: int, values: str = "float16", fast: bool = False) -> list[Engine]:
+    """InvertedIndex.build with its defaults; exact, or approximate at several recalls asked for."""
+    start = time.perf_counter()
+    try:
+        index = csrkern.InvertedIndex.build(
+            data.documents, dim=data.dim, values=values, num_threads=threads
+        )
+    except ValueError as error:  # a form of values that this build does not know
+        raise Unable(str(error)) from error
+    seconds = time.perf_counter() - start
+    stats = index.stats()
+
+    def run(threads: int, **options: Any) -> Any:
+        return index.search(data.queries, TOPK, num_threads=threads, **options)[1]
+
+    if fast:  # its first search makes a copy of the codes by document
+        start = time.perf_counter()
+        run(threads, mode="fast")
+        seconds += time.perf_counter() - start
+        stats = index.stats()
+    total = stats["bytes"] + stats["forward_bytes"]
+    settings = grid(mode=["fast"], recall=FAST_RECALLS) if fast else [{}]
+    built = figures(seconds, total, len(data))
+    return [Engine(run, np.asarray, data.truth, built, settings, index)]
 
 
-def sindi(data: Data, threads: int, quantized: bool = False) -> Contestant:
-    """VSAG's SINDI without pruning: exact in float32, approximate with 8-bit values."""
+def sindi(data: Data, threads: int, form: str = "float32") -> list[Engine]:
+    """VSAG's SINDI, which Python can search with one thread only.
+
+    "float32" and "8-bit" leave nothing out; "re-scored" has 8-bit lists, whose best are scored
+    again in float32; "pruned" also leaves out the smallest values of documents and queries.
+    """
     import pyvsag
 
     pyvsag.set_logger_off()
-    settings = {
-        "dtype": "sparse",
-        "dim": data.documents.dim,
-        "metric_type": "ip",
-        "index_param": {
-            "window_size": SINDI_WINDOW,
-            "doc_prune_ratio": 0.0,
-            "use_quantization": quantized,
-        },
-    }
     csr = data.doc_csr
-    start = time.perf_counter()
-    index = pyvsag.Index("sindi", json.dumps(settings))
-    index.build(
-        csr.indptr.astype(np.uint32),
-        csr.indices.astype(np.uint32),
-        csr.data,
-        np.arange(csr.shape[0], dtype=np.int64),
-    )
-    built = time.perf_counter() - start
-    search = json.dumps(
-        {"sindi": {"query_prune_ratio": 0, "term_prune_ratio": 0, "n_candidate": TOPK}}
-    )
+    arrays = csr.indptr.astype(np.uint32), csr.indices.astype(np.uint32), csr.data
     queries = [
         (np.array([0, len(latents)], np.uint32), latents.astype(np.uint32), values)
-        for latents, values in data.rows()
+        for latents, values in data.query_rows()
     ]
+    windows = SINDI_WINDOWS if len(data) <= SINDI_MANY else (SINDI_WIDE,)
+    wide_enough = next((w for w in windows if w >= len(data)), windows[-1])
+    prunings = (0.0, 0.2, 0.4) if form == "pruned" else (0.0,)
+    engines = []
+    for window, pruning in itertools.product((w for w in windows if w <= wide_enough), prunings):
+        rescored = form == "re-scored" or pruning > 0
+        start = time.perf_counter()
+        settings = {
+            "window_size": window,
+            "doc_prune_ratio": pruning,
+            "use_quantization": rescored or form == "8-bit",
+            "use_reorder": rescored,
+            "term_id_limit": data.dim,
+            "avg_doc_term_length": data.documents[0].shape[1],
+        }
+        common = {"dtype": "sparse", "dim": data.dim, "metric_type": "ip"}
+        index = pyvsag.Index("sindi", json.dumps({**common, "index_param": settings}))
+        index.build(*arrays, np.arange(csr.shape[0], dtype=np.int64))
+        seconds = time.perf_counter() - start
 
-    def run() -> list[np.ndarray]:
-        return [index.knn_search(*query, TOPK, search)[0][0] for query in queries]
+        def run(
+            threads: int, heap: bool, shortlist: int, query_prune: float, index: Any = index
+        ) -> Any:
+            options = {
+                "query_prune_ratio": query_prune,
+                "term_prune_ratio": 0,
+                "n_candidate": shortlist,
+                "use_term_lists_heap_insert": heap,
+            }
+            search = json.dumps({"sindi": options})
+            return [index.knn_search(*query, TOPK, search)[0][0] for query in queries]
 
-    return Contestant(run, data.figures(run(), built, saved_bytes(index.save) / csr.shape[0]))
+        engines.append(
+            Engine(
+                run,
+                pad,
+                data.truth,
+                figures(
+                    seconds,
+                    saved_bytes(index.save),
+                    len(data),
+                    f"window={window}" + (f" doc_prune={pruning}" if pruning else ""),
+                ),
+                grid(
+                    heap=(False, True),
+                    shortlist=(TOPK, 2 * TOPK, 5 * TOPK) if rescored else (TOPK,),
+                    query_prune=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5) if form == "pruned" else (0.0,),
+                ),
+            )
+        )
+    return engines
 
 
-def seismic(data: Data, threads: int) -> Contestant:
-    """Seismic's integer interface; its query settings tuned on the queries themselves."""
+def seismic(data: Data, threads: int) -> list[Engine]:
+    """Seismic's integer interface: approximate; its query settings decide how much."""
     from seismic import SeismicIndexRaw
 
-    with tempfile.TemporaryDirectory() as folder, quiet_stdout():
-        documents, query_file = f"{folder}/documents.bin", f"{folder}/queries.bin"
-        write_seismic(documents, data.doc_csr)
+    folder = tempfile.TemporaryDirectory()
+    documents, query_file = f"{folder.name}/documents.bin", f"{folder.name}/queries.bin"
+    write_seismic(documents, data.doc_csr)
+    write_seismic(query_file, data.query_csr)
+    with quiet_stdout():
         start = time.perf_counter()
         index = SeismicIndexRaw.build(documents, **SEISMIC_BUILD)
-        built = time.perf_counter() - start
-        write_seismic(query_file, data.query_csr)
-        n_bytes = saved_bytes(index.save) / data.doc_csr.shape[0]
-    queries = [(latents.astype(np.int32), values) for latents, values in data.rows()]
+        seconds = time.perf_counter() - start
+    Path(documents).unlink()
+    queries = [(latents.astype(np.int32), values) for latents, values in data.query_rows()]
 
-    def run(cut: int, heap_factor: float) -> list[list[int]]:
-        found = [index.search(*query, TOPK, cut, heap_factor, 0, True) for query in queries]
-        return [[document for _, document in hits] for hits in found]
-
-    trials = []
-    for cut in SEISMIC_CUTS:
-        for heap_factor in SEISMIC_HEAP_FACTORS:
-            start = time.perf_counter()
-            ids = pad(run(cut, heap_factor))
-            seconds = time.perf_counter() - start
-            trials.append((data.recall(ids), seconds, cut, heap_factor, ids))
-    good = [trial for trial in trials if trial[0] >= SEISMIC_RECALL]
-    best = min(good, key=lambda t: t[1]) if good else max(trials, key=lambda t: t[0])
-    _, _, cut, heap_factor, ids = best
-    figures = data.figures(ids, built, n_bytes)
-    figures["settings"] = f"query_cut {cut} heap_factor {heap_factor}"
-    if threads == 1:
-        return Contestant(lambda: run(cut, heap_factor), figures)
-
-    query_path = Path(tempfile.mkdtemp()) / "queries.bin"
-    write_seismic(str(query_path), data.query_csr)
-
-    def run_batch() -> Any:
+    def run(threads: int, query_cut: int, heap_factor: float, _folder: Any = folder) -> Any:
+        if threads == 1:
+            return [
+                index.search(*query, TOPK, query_cut, heap_factor, 0, True) for query in queries
+            ]
         return index.batch_search(
-            str(query_path), TOPK, cut, heap_factor, 0, True, num_threads=threads
+            query_file, TOPK, query_cut, heap_factor, 0, True, num_threads=threads
         )
 
-    return Contestant(run_batch, figures)
+    def ids(hits: Any) -> np.ndarray:
+        return pad([[hit[-1] for hit in row] for row in hits])
+
+    return [
+        Engine(
+            run,
+            ids,
+            data.truth,
+            figures(seconds, saved_bytes(index.save), len(data)),
+            grid(query_cut=SEISMIC_CUTS, heap_factor=SEISMIC_HEAP_FACTORS),
+        )
+    ]
 
 
-def sparse_dot_topn(data: Data, threads: int) -> Contestant:
+def sparse_dot_topn(data: Data, threads: int) -> list[Engine]:
     """The sparse product that keeps only the best of each row."""
     from sparse_dot_topn import sp_matmul_topn
 
     start = time.perf_counter()
     right = data.doc_csr.T.tocsr()
-    built = time.perf_counter() - start
+    seconds = time.perf_counter() - start
 
-    def run() -> Any:
+    def run(threads: int) -> Any:
         return sp_matmul_topn(data.query_csr, right, top_n=TOPK, sort=True, n_threads=threads)
 
-    found = run()
-    ids = pad([found.indices[a:b].tolist() for a, b in itertools.pairwise(found.indptr)])
-    return Contestant(run, data.figures(ids, built, csr_bytes(right) / data.doc_csr.shape[0]))
+    def ids(found: Any) -> np.ndarray:
+        return pad([found.indices[a:b].tolist() for a, b in itertools.pairwise(found.indptr)])
+
+    return [Engine(run, ids, data.truth, figures(seconds, csr_bytes(right), len(data)))]
 
 
-def scipy_csr(data: Data, threads: int) -> Contestant:
+def scipy_csr(data: Data, threads: int) -> list[Engine]:
     """SciPy's product, the best ten of each row by argpartition."""
     start = time.perf_counter()
     right = data.doc_csr.T.tocsr()
-    built = time.perf_counter() - start
-    n_bytes = csr_bytes(right) / data.doc_csr.shape[0]
-    figures = data.figures(scipy_topk(data.query_csr, right), built, n_bytes)
-    return Contestant(lambda: scipy_topk(data.query_csr, right), figures)
+    seconds = time.perf_counter() - start
+
+    def run(threads: int) -> np.ndarray:
+        found = []
+        for begin in range(0, data.query_csr.shape[0], ROWS):
+            scores = (data.query_csr[begin : begin + ROWS] @ right).toarray()
+            best = np.argpartition(-scores, TOPK - 1, axis=1)[:, :TOPK]
+            order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
+            found.append(np.take_along_axis(best, order, 1))
+        return np.concatenate(found)
+
+    return [Engine(run, np.asarray, data.truth, figures(seconds, csr_bytes(right), len(data)))]
 
 
-def faiss_flat(data: Data, threads: int) -> Contestant:
-    """Exhaustive dense search over k float32 dimensions: a truncated embedding at equal k.
+def torch_sparse(data: Data, threads: int) -> list[Engine]:
+    """torch.sparse, then topk: queries times documents, both sparse; or documents times queries,
+    the queries dense."""
+    import torch
 
-    Other vectors than the codes, so its recall is that of exact search, 1, by construction.
-    """
-    import faiss
-
-    rng, k = np.random.default_rng(0), data.documents.k
-    vectors = rng.standard_normal((data.doc_csr.shape[0], k), np.float32)
-    queries = rng.standard_normal((data.query_csr.shape[0], k), np.float32)
-    for block in (vectors, queries):
-        faiss.normalize_L2(block)
-    index = faiss.IndexFlatIP(k)
     start = time.perf_counter()
-    index.add(vectors)
-    built = time.perf_counter() - start
+    documents, transposed = torch_csr(data.doc_csr), torch_csr(data.doc_csr.T.tocsr())
+    seconds = time.perf_counter() - start
+    begins = range(0, data.query_csr.shape[0], ROWS)
+    blocks = [data.query_csr[begin : begin + ROWS] for begin in begins]
+    sparse = [torch_csr(block) for block in blocks]
+    dense = [torch.from_numpy(block.toarray()).T.contiguous() for block in blocks]
 
-    def run() -> Any:
-        faiss.omp_set_num_threads(threads)
-        return index.search(queries, TOPK)
+    def run(threads: int, queries: str) -> Any:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            if queries == "sparse":
+                return [(left @ transposed).to_dense().topk(TOPK).indices for left in sparse]
+            return [(documents @ right).topk(TOPK, dim=0).indices.T for right in dense]
+        finally:
+            torch.set_num_threads(before)
 
-    return Contestant(run, {"build_s": built, "bytes_per_code": 4.0 * k, "note": "other vectors"})
+    def ids(found: Any) -> np.ndarray:
+        return torch.cat(found).numpy()
+
+    n_bytes = csr_bytes(data.doc_csr)
+    settings = grid(queries=("sparse", "dense"))
+    return [Engine(run, ids, data.truth, figures(seconds, n_bytes, len(data)), settings)]
 
 
-def scipy_topk(queries: sp.csr_matrix, documents: sp.csr_matrix) -> np.ndarray:
-    """Ids of the exact best in float32, [n, TOPK]; documents [h, N]."""
-    found = []
-    for start in range(0, queries.shape[0], 64):  # 64 rows of a million scores: 256 MB
-        scores = (queries[start : start + 64] @ documents).toarray()
-        best = np.argpartition(-scores, TOPK - 1, axis=1)[:, :TOPK]
-        order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
-        found.append(np.take_along_axis(best, order, 1))
-    return np.concatenate(found)
+def qdrant_edge(data: Data, threads: int) -> list[Engine]:
+    """Qdrant in process: one optimised segment in memory, one batch of queries a call."""
+    import qdrant_edge as qdrant
 
+    folder = tempfile.TemporaryDirectory()
+    config = qdrant.EdgeConfig(
+        sparse_vectors={
+            "codes": qdrant.EdgeSparseVectorParams(
+                full_scan_threshold=1, memory=qdrant.Memory.Pinned
+            )
+        },
+        max_search_threads=threads,
+        wal_enabled=False,
+        optimizers=qdrant.EdgeOptimizersConfig(default_segment_number=1, indexing_threshold=1),
+    )
 
-def pad(rows: list[list[int]]) -> np.ndarray:
-    """[n, TOPK] ids, -1 where an engine found fewer."""
-    return np.array([(row + [-1] * TOPK)[:TOPK] for row in rows])
+    def rows(csr: sp.csr_matrix) -> list[Any]:
+        bounds = itertools.pairwise(csr.indptr)
+        return [
+            qdrant.SparseVector(csr.indices[a:b].tolist(), csr.data[a:b].tolist())
+            for a, b in bounds
+        ]
+
+    start = time.perf_counter()
+    shard = qdrant.EdgeShard.create(folder.name, config)
+    for begin in range(0, len(data), QDRANT_POINTS):
+        vectors = rows(data.doc_csr[begin : begin + QDRANT_POINTS])
+        points = [qdrant.Point(begin + i, {"codes": vector}) for i, vector in enumerate(vectors)]
+        shard.update(qdrant.UpdateOperation.upsert_points(points))
+    shard.optimize()
+    seconds = time.perf_counter() - start
+    shard.flush()
+    batch = qdrant.QueryBatchRequest(
+        [
+            qdrant.QueryRequest(TOPK, query=qdrant.Query.Nearest(vector, using="codes"))
+            for vector in rows(data.query_csr)
+        ]
+    )
+
+    def run(threads: int, _folder: Any = folder) -> Any:
+        return shard.query_batch(batch)
+
+    def ids(hits: Any) -> np.ndarray:
+        return pad([[point.id for point in row] for row in hits])
+
+    n_bytes = folder_bytes(f"{folder.name}/segments")
+    return [Engine(run, ids, data.truth, figures(seconds, n_bytes, len(data)))]
 
 
 def csr_bytes(matrix: sp.csr_matrix) -> int:
@@ -256,11 +299,12 @@ def csr_bytes(matrix: sp.csr_matrix) -> int:
     return matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
 
 
-def saved_bytes(save: Callable[[str], Any]) -> int:
-    """The size of an index as its own package stores it."""
-    with tempfile.TemporaryDirectory() as folder, quiet_stdout():
-        save(f"{folder}/index")
-        return sum(file.stat().st_size for file in Path(folder).iterdir())
+def torch_csr(matrix: sp.csr_matrix) -> Any:
+    """The same as a torch tensor."""
+    import torch
+
+    parts = (torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data))
+    return torch.sparse_csr_tensor(*parts, matrix.shape, check_invariants=False)
 
 
 def write_seismic(path: str, matrix: sp.csr_matrix) -> None:
@@ -272,17 +316,22 @@ def write_seismic(path: str, matrix: sp.csr_matrix) -> None:
         out.write(np.uint32(right - left).tobytes())
         out.write(latents[left:right].tobytes())
         out.write(values[left:right].tobytes())
-    Path(path).write_bytes(out.getvalue())
+    Path(path).write_bytes(out.getbuffer())
 
 
-@contextlib.contextmanager
-def quiet_stdout() -> Iterator[None]:
-    """Some engines print from native code: their standard output goes nowhere meanwhile."""
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
+OURS = "csrkern"
+ONE_THREAD = ("SINDI", "SciPy")  # engines whose names begin so cannot use a second one
+SPARSE = {
+    OURS: ours,
+    "csrkern uint8": partial(ours, values="uint8"),
+    "csrkern fast": partial(ours, fast=True),
+    "SINDI float32": sindi,
+    "SINDI 8-bit": partial(sindi, form="8-bit"),
+    "SINDI 8-bit, re-scored": partial(sindi, form="re-scored"),
+    "SINDI pruned": partial(sindi, form="pruned"),
+    "Seismic": at_most(1_000_000, seismic),
+    "sparse_dot_topn": at_most(1_000_000, sparse_dot_topn),
+    "SciPy": at_most(1_000_000, scipy_csr),
+    "torch.sparse": at_most(100_000, torch_sparse),
+    "Qdrant Edge": at_most(100_000, qdrant_edge),
+}

@@ -41,7 +41,7 @@ def measure(prepare: str, *arguments: Any, threads: int) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     """VmRSS (now) or VmHWM (highest) of this process in bytes."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
@@ -58,11 +58,11 @@ def _child(threads: int, prepare: str, arguments: list[Any]) -> None:
     module, function = prepare.split(":")
     call = getattr(importlib.import_module(module), function)(*arguments)
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     start = time.perf_counter()
     call()
     seconds = time.perf_counter() - start
-    print(json.dumps({"peak_mb": (_resident("VmHWM") - before) / 1e6, "seconds": seconds}))
+    print(json.dumps({"peak_mb": (resident("VmHWM") - before) / 1e6, "seconds": seconds}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,214 @@
+"""What searches are measured on: codes of documents and queries, and their exact answers.
+
+Four kinds of codes: "uniform" and "skewed" are drawn (see `generators`); "adapter" are those of
+an adapter trained here and now on the packaged definitions, "given" on embeddings of your own,
+an .npz file with the arrays docs [n, d] and queries [m, d].
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from benchmarks import generators
+from benchmarks.generators import Codes
+
+TOPK = 10
+ALL = 0  # as the number of documents: as many as there are
+ADAPTER_STEPS, ADAPTER_ROWS = 300, 1024
+_SLICE_SCORES = 1 << 24  # scores held at a time while the truth is found: 64 MB
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The embeddings that codes were made of, unit rows, and the exact answer for them."""
+
+    documents: np.ndarray
+    queries: np.ndarray
+    truth: np.ndarray
+
+
+@dataclass(frozen=True)
+class Data:
+    """Codes as pairs (values float32, latents int32), [n, k] each; a value of 0 is no latent."""
+
+    documents: Codes
+    queries: Codes
+    dim: int
+    truth: np.ndarray  # [queries, TOPK] ids, exact in float32
+    dense: Dense | None = None
+
+    @staticmethod
+    def of(documents: Codes, queries: Codes, dim: int, dense: Dense | None = None) -> Data:
+        """With the exact answer, which is found here."""
+        return Data(documents, queries, dim, exact_topk(queries, documents, dim), dense)
+
+    @staticmethod
+    def make(n: int, h: int, k: int, kind: str, n_queries: int, given: Path | None) -> Data:
+        """`n` documents (or `ALL`) and `n_queries` queries of `kind`."""
+        if kind in ("uniform", "skewed"):
+            draw = getattr(generators, kind)
+            return Data.of(draw(n, h, k, seed=1), draw(n_queries, h, k, seed=2), h)
+        source = given if kind == "given" else None
+        docs, queries = embeddings(source)
+        docs, queries = docs[: n or None], queries[:n_queries]
+        model = adapter(source, n, h)
+        codes = [_encoded(model, rows, k) for rows in (docs, queries)]
+        return Data.of(codes[0], codes[1], h, Dense(docs, queries, exact_dense_topk(queries, docs)))
+
+    def save(self, folder: Path) -> None:
+        """Writes documents, queries and truth for `open`."""
+        for name, array in self._arrays().items():
+            np.save(folder / f"{name}.npy", array)
+
+    @staticmethod
+    def open(folder: Path) -> Data:
+        """Maps what `save` wrote."""
+        maps = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+        documents, queries = (
+            (maps[f"{side}_values"], maps[f"{side}_latents"]) for side in ("documents", "queries")
+        )
+        return Data(documents, queries, int(maps["dim"]), np.array(maps["truth"]))
+
+    def _arrays(self) -> dict[str, Any]:
+        named = {"truth": self.truth, "dim": np.int64(self.dim)}
+        for side, (values, latents) in (("documents", self.documents), ("queries", self.queries)):
+            named |= {f"{side}_values": values, f"{side}_latents": latents}
+        return named
+
+    def __len__(self) -> int:
+        """The number of documents."""
+        return len(self.documents[0])
+
+    @functools.cached_property
+    def doc_csr(self) -> sp.csr_matrix:
+        """Documents [n, dim]."""
+        return to_csr(self.documents, self.dim)
+
+    @functools.cached_property
+    def query_csr(self) -> sp.csr_matrix:
+        """Queries [m, dim]."""
+        return to_csr(self.queries, self.dim)
+
+    @functools.cached_property
+    def postings(self) -> float:
+        """That an exhaustive scan for all queries touches."""
+        values, latents = self.documents
+        use = np.zeros(self.dim)
+        for start in range(0, len(values), 1 << 20):
+            part = slice(start, start + (1 << 20))
+            use += np.bincount(latents[part][values[part] > 0], minlength=self.dim)
+        return float(use[self.query_csr.indices].sum())
+
+    def query_rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(latents, values) of each query, latents ascending."""
+        for left, right in itertools.pairwise(self.query_csr.indptr):
+            yield self.query_csr.indices[left:right], self.query_csr.data[left:right]
+
+
+def recall(ids: np.ndarray, truth: np.ndarray) -> float:
+    """Share of `truth` [m, TOPK] that `ids` [m, TOPK] holds."""
+    return float((truth[:, :, None] == ids[:, None, :]).any(2).mean())
+
+
+def to_csr(codes: Codes, dim: int) -> sp.csr_matrix:
+    """[n, dim] with ascending latents and without those whose value is 0."""
+    values, latents = codes
+    order = np.argsort(latents, axis=1)
+    values, latents = (np.take_along_axis(side, order, 1) for side in (values, latents))
+    active = values > 0
+    starts = np.concatenate([[0], np.cumsum(active.sum(1))])
+    starts = starts.astype(np.int32 if starts[-1] < 2**31 else np.int64)
+    return sp.csr_matrix((values[active], latents[active], starts), shape=(len(values), dim))
+
+
+def exact_topk(queries: Codes, documents: Codes, dim: int) -> np.ndarray:
+    """Ids [m, TOPK] of the best by float32 inner product, never holding all scores."""
+    left = to_csr(queries, dim)
+    rows = max(TOPK, _SLICE_SCORES // left.shape[0])
+    slices = (slice(start, start + rows) for start in range(0, len(documents[0]), rows))
+    return _merged(
+        (left @ to_csr((documents[0][part], documents[1][part]), dim).T.tocsr()).toarray()
+        for part in slices
+    )
+
+
+def exact_dense_topk(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Ids [m, TOPK] of the best by inner product of dense rows."""
+    rows = max(TOPK, _SLICE_SCORES // len(queries))
+    return _merged(
+        queries @ documents[start : start + rows].T for start in range(0, len(documents), rows)
+    )
+
+
+def _merged(slices: Iterator[np.ndarray]) -> np.ndarray:
+    """The best ids of scores [m, …] that come slice by slice."""
+    scores, ids, first = None, None, 0
+    for part in slices:
+        best = np.argpartition(-part, min(TOPK, part.shape[1]) - 1, axis=1)[:, :TOPK]
+        here = np.take_along_axis(part, best, 1)
+        scores = here if scores is None else np.hstack([scores, here])
+        ids = best + first if ids is None else np.hstack([ids, best + first])
+        order = np.lexsort((ids, -scores))[:, :TOPK]
+        scores, ids = (np.take_along_axis(side, order, 1) for side in (scores, ids))
+        first += part.shape[1]
+    assert ids is not None
+    return ids
+
+
+@functools.lru_cache(maxsize=2)
+def embeddings(given: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """Documents [n, d] and queries [m, d], float32 with rows of norm 1.
+
+    Raises:
+        ValueError: if the file given does not hold them.
+    """
+    if given is None:
+        from csrtrain.demo_data import load_demo
+
+        demo = load_demo()
+        return demo.train, demo.test
+    with np.load(given, allow_pickle=False) as file:
+        if not {"docs", "queries"} <= set(file):
+            raise ValueError(f"{given}: expected the arrays docs and queries, got {list(file)}")
+        sides = [file[name].astype(np.float32) for name in ("docs", "queries")]
+    docs, queries = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in sides)
+    return docs, queries
+
+
+@functools.lru_cache(maxsize=4)
+def adapter(given: Path | None, n: int, hidden_dim: int) -> Any:
+    """Trained on the first `n` documents (or `ALL`): k = 32, without labels, seed 0.
+
+    300 steps of 1,024 rows; fewer on less than 6,000 documents, which only test the benchmark.
+    """
+    from csrtrain import TrainConfig, train
+
+    docs = embeddings(given)[0][: n or None]
+    steps = min(ADAPTER_STEPS, len(docs) // 20)
+    rows = min(ADAPTER_ROWS, len(docs))
+    config = TrainConfig(hidden_dim=hidden_dim, k=32, steps=steps, batch_size=rows)
+    return train(docs, config=config, progress=False, device="cpu").eval()
+
+
+def _encoded(model: Any, rows: np.ndarray, k: int) -> Codes:
+    import torch
+
+    with torch.no_grad():
+        parts = [model.encode(torch.from_numpy(part), k) for part in _batches(rows, 4096)]
+    return (
+        np.concatenate([codes.values.numpy() for codes in parts]),
+        np.concatenate([codes.indices.numpy() for codes in parts]),
+    )
+
+
+def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield np.ascontiguousarray(rows[start : start + size])
