@@ -325,7 +325,7 @@ SPARSE = {
     OURS: ours,
     "csrkern uint8": partial(ours, values="uint8"),
     "csrkern fast": partial(ours, fast=True),
-    "SINDI float32": sindi,
+    "SINDI float32": at_most(3_000_000, sindi),
     "SINDI 8-bit": partial(sindi, form="8-bit"),
     "SINDI 8-bit, re-scored": partial(sindi, form="re-scored"),
     "SINDI pruned": partial(sindi, form="pruned"),

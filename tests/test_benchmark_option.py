@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import harness
+from benchmarks import bench_index, generators, harness, index_charts, index_data
 from benchmarks.harness import Contestant, Missing, Race, Report, Row
+from benchmarks.index_data import Data
+from benchmarks.index_engine import Engine, Field
 from csrkern.roofline import Cost, Machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +69,79 @@ def test_benchmark_as_typed_runs_the_selection_and_saves_it(tmp_path: Path) -> N
     assert float(line["ours_ms"]) == pytest.approx(row["ours_ms"], rel=1e-3)
     assert line["commit"] == (run["commit"]["id"] or "")
     assert {p.name for p in folder.iterdir()} == {saved.name, "results.csv"}
+
+
+def test_index_benchmarks_run_and_their_tables_hold_every_engine(tmp_path: Path) -> None:
+    done = run_pytest(
+        "--benchmark",
+        *("-k", "bench_index"),
+        "--benchmark-size=tiny",
+        "--benchmark-threads=1",
+        f"--benchmark-results={tmp_path}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (results,) = tmp_path.glob("*/results.csv")
+    with open(results, newline="") as file:
+        rows = list(csv.DictReader(file))
+    by_peer = {row["peer"]: row for row in rows if row["op"] == "index search"}
+    assert set(by_peer) == set(bench_index.EXACT)
+    for name in ("SciPy", "torch.sparse"):  # the peers that need nothing but what tests need
+        assert "recall=1" in by_peer[name]["peer_figures"]
+        assert float(by_peer[name]["ratio"]) > 0
+
+    with contextlib.suppress(ImportError):
+        index_charts.write_charts(results)
+    with open(results.with_name("index-recall.csv"), newline="") as file:
+        curve = list(csv.DictReader(file))
+    exact, fast = (
+        [line for line in curve if line["engine"] == name] for name in ("csrkern", "csrkern fast")
+    )
+    assert len(exact) == 1
+    assert fast
+    assert all(0.5 < float(line["recall"]) <= 1 for line in exact + fast)
+    with open(results.with_name("index-size.csv"), newline="") as file:
+        mine = next(line for line in csv.DictReader(file) if line["engine"] == "csrkern")
+    assert (mine["codes"], mine["n"]) == ("skewed", "2000")
+    measured = ("save_s", "load_ms", "first_ms", "peak_mb", "build_s", "postings_per_s")
+    assert all(float(mine[name]) > 0 for name in measured)
+
+
+def test_an_engine_is_raced_at_its_fastest_setting_that_finds_enough() -> None:
+    data = Data.make(300, 64, 4, "uniform", 8, None)
+    wrong = np.full_like(data.truth, -1)
+    engine = Engine(
+        run=lambda threads, found, wait: (time.sleep(wait), found)[1],
+        ids=lambda found: np.where(np.arange(10) < found, data.truth, wrong),
+        truth=data.truth,
+        figures={"build_s": 1.0, "bytes_per_code": 2.0},
+        settings=[
+            {"found": 5, "wait": 0.001},
+            {"found": 10, "wait": 0.02},
+            {"found": 9, "wait": 0.01},
+            {"found": 8, "wait": 0.04},
+        ],
+    )
+    field = Field(data, 1, {"engine": lambda data, threads: [engine]})
+
+    def recall_of(side: Contestant | Missing) -> float | str:
+        assert isinstance(side, Contestant)
+        return side.figures["recall"]
+
+    assert [recall_of(field.best("engine", 1, least)) for least in (0.2, 0.85, 0.95)] == [
+        *(0.5, 0.9, 1.0)
+    ]
+    assert [recall_of(side) for side in field.frontier("engine", 1).values()] == [0.5, 0.9, 1.0]
+
+
+def test_the_truth_does_not_depend_on_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    documents, queries = (generators.skewed(n, 128, 8, seed=n) for n in (500, 7))
+    dense = [index_data.to_csr(side, 128).toarray() for side in (queries, documents)]
+    scores = dense[0] @ dense[1].T
+    whole = index_data.exact_topk(queries, documents, 128)
+    monkeypatch.setattr(index_data, "_SLICE_SCORES", 7 * 33)
+    np.testing.assert_array_equal(index_data.exact_topk(queries, documents, 128), whole)
+    best = -np.sort(-scores, axis=1)[:, :10]
+    np.testing.assert_allclose(np.take_along_axis(scores, whole, 1), best, rtol=1e-6)
 
 
 def test_pytest_alone_never_collects_a_benchmark() -> None:
