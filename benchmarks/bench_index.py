@@ -47,11 +47,15 @@ def adapters(h: int, *ks: int) -> list[Codes]:
     return [(n, h, k, kind) for n, kind in ((ADAPTER, "adapter"), (ALL, "given")) for k in ks]
 
 
+def number_of_queries(n: int, size: str) -> int:
+    """Fewer where each takes long."""
+    return 50 if size == "tiny" else 500 if n <= 200_000 else 100
+
+
 @functools.lru_cache(maxsize=1)
 def field_of(codes: Codes, size: str, threads: int, given: Path | None) -> Field:
     """Kept for the next benchmark on the same codes."""
-    n_queries = 50 if size == "tiny" else 500 if codes[0] <= 200_000 else 100
-    data = Data.make(*codes, n_queries, given)
+    data = Data.make(*codes, number_of_queries(codes[0], size), given)
     return Field(data, threads, {**SPARSE, **DENSE})
 
 
@@ -157,7 +161,7 @@ class Site:
             return
         self.leave()
         self.folder = tempfile.TemporaryDirectory()
-        data = Data.make(n, h, k, kind, 50 if size == "tiny" else 200, None)
+        data = Data.make(n, h, k, kind, number_of_queries(n, size), None)
         data.save(Path(self.folder.name))
         self.facts = len(data.queries[0]), data.postings
         del data

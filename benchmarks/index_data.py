@@ -133,11 +133,14 @@ def exact_topk(queries: Codes, documents: Codes, dim: int) -> np.ndarray:
     """Ids [m, TOPK] of the best by float32 inner product, never holding all scores."""
     left = to_csr(queries, dim)
     rows = max(TOPK, _SLICE_SCORES // left.shape[0])
-    slices = (slice(start, start + rows) for start in range(0, len(documents[0]), rows))
-    return _merged(
-        (left @ to_csr((documents[0][part], documents[1][part]), dim).T.tocsr()).toarray()
-        for part in slices
-    )
+
+    def scores(start: int) -> np.ndarray:
+        values, latents = (side[start : start + rows] for side in documents)
+        starts = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
+        part = sp.csr_matrix((values.ravel(), latents.ravel(), starts), (len(values), dim))
+        return (left @ part.T.tocsr()).toarray()
+
+    return _merged(scores(start) for start in range(0, len(documents[0]), rows))
 
 
 def exact_dense_topk(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:

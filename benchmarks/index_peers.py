@@ -329,7 +329,7 @@ SPARSE = {
     "SINDI 8-bit": partial(sindi, form="8-bit"),
     "SINDI 8-bit, re-scored": partial(sindi, form="re-scored"),
     "SINDI pruned": partial(sindi, form="pruned"),
-    "Seismic": at_most(1_000_000, seismic),
+    "Seismic": at_most(300_000, seismic),
     "sparse_dot_topn": at_most(1_000_000, sparse_dot_topn),
     "SciPy": at_most(1_000_000, scipy_csr),
     "torch.sparse": at_most(100_000, torch_sparse),

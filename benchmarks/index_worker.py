@@ -29,9 +29,10 @@ class Worker:
         self._facts = self._answer()
 
     def side(self, threads: int) -> Contestant | Missing:
-        """The engine, for a race in this process."""
+        """The engine, ready for a race in this process."""
         if "missing" in self._facts:
             return Missing(self._facts["missing"])
+        self._ask(threads)  # chooses its settings
         return Contestant(lambda: self._ask(threads), self._facts)
 
     def close(self) -> None:
