@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import write
+from csrkern.storage import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 CURVE, SIZE = "index recall curve", "index cost against N"
@@ -231,7 +231,7 @@ def write_charts(results: Path) -> list[Path]:
     written = []
     for name, table in tables.items():
         written.append(results.with_name(f"index-{name}.csv"))
-        write(written[-1], as_csv(table))
+        write_atomically(written[-1], as_csv(table).encode())
     for name, table in tables.items():
         if name == "recall":
             panels = list(curve_panels(table))
@@ -239,7 +239,7 @@ def write_charts(results: Path) -> list[Path]:
         else:
             picture = draw(list(size_panels(table)), 3, "codes", True)
         written.append(results.with_name(f"index-{name}.png"))
-        write(written[-1], picture)
+        write_atomically(written[-1], picture)
     return written
 
 
