@@ -26,7 +26,7 @@ ADAPTER_STEPS, ADAPTER_ROWS = 300, 1024
 _SLICE_SCORES = 1 << 24  # scores held at a time while the truth is found: 64 MB
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dense:
     """The embeddings that codes were made of, unit rows, and the exact answer for them."""
 
@@ -57,11 +57,9 @@ class Data:
             draw = getattr(generators, kind)
             return Data.of(draw(n, h, k, seed=1), draw(n_queries, h, k, seed=2), h)
         source = given if kind == "given" else None
-        docs, queries = embeddings(source)
-        docs, queries = docs[: n or None], queries[:n_queries]
-        model = adapter(source, n, h)
-        codes = [_encoded(model, rows, k) for rows in (docs, queries)]
-        return Data.of(codes[0], codes[1], h, Dense(docs, queries, exact_dense_topk(queries, docs)))
+        dense, model = embedded(source, n, n_queries), adapter(source, n, h)
+        documents, queries = (_encoded(model, rows, k) for rows in (dense.documents, dense.queries))
+        return Data.of(documents, queries, h, dense)
 
     def save(self, folder: Path) -> None:
         """Writes documents, queries and truth for `open`."""
@@ -184,6 +182,14 @@ def embeddings(given: Path | None) -> tuple[np.ndarray, np.ndarray]:
         sides = [file[name].astype(np.float32) for name in ("docs", "queries")]
     docs, queries = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in sides)
     return docs, queries
+
+
+@functools.lru_cache(maxsize=2)
+def embedded(given: Path | None, n: int, n_queries: int) -> Dense:
+    """The first `n` documents (or `ALL`) and queries; kept, as engines built over them are."""
+    docs, queries = embeddings(given)
+    docs, queries = docs[: n or None], queries[:n_queries]
+    return Dense(docs, queries, exact_dense_topk(queries, docs))
 
 
 @functools.lru_cache(maxsize=4)

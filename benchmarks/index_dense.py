@@ -7,14 +7,14 @@ codes have none: FAISS flat then scans random vectors, which takes the same time
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.index_data import TOPK, Data, exact_dense_topk
+from benchmarks.index_data import TOPK, Data, Dense, exact_dense_topk
 from benchmarks.index_engine import Engine, Unable, figures
 from benchmarks.index_peers import grid
 
@@ -61,14 +61,22 @@ def flat(data: Data, threads: int, at_k: bool = False) -> list[Engine]:
 
 def hnsw(data: Data, threads: int) -> list[Engine]:
     """A graph over whole embeddings."""
+    return _graphs(_dense(data), threads)
+
+
+def product_quantizer(data: Data, threads: int) -> list[Engine]:
+    """Product quantisation of whole embeddings, scanned exhaustively."""
+    return _quantized(_dense(data), threads)
+
+
+@functools.lru_cache(maxsize=2)  # codes of every k share them
+def _graphs(dense: Dense, threads: int) -> list[Engine]:
     import faiss
 
-    dense = _dense(data)
     engines = []
+    n, d = dense.documents.shape
     for neighbours in HNSW_NEIGHBOURS:
-        index = faiss.IndexHNSWFlat(
-            dense.documents.shape[1], neighbours, faiss.METRIC_INNER_PRODUCT
-        )
+        index = faiss.IndexHNSWFlat(d, neighbours, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = HNSW_BUILD_EFFORT
         seconds = _add(index, dense.documents, threads)
 
@@ -77,19 +85,17 @@ def hnsw(data: Data, threads: int) -> list[Engine]:
             index.hnsw.efSearch = ef
             return index.search(dense.queries, TOPK)[1]
 
-        n_bytes = len(faiss.serialize_index(index))
-        built = figures(seconds, n_bytes, len(data), f"M={neighbours}")
+        built = figures(seconds, len(faiss.serialize_index(index)), n, f"M={neighbours}")
         engines.append(Engine(run, np.asarray, dense.truth, built, grid(ef=HNSW_EFFORTS)))
     return engines
 
 
-def product_quantizer(data: Data, threads: int) -> list[Engine]:
-    """Product quantisation of whole embeddings, scanned exhaustively."""
+@functools.lru_cache(maxsize=2)
+def _quantized(dense: Dense, threads: int) -> list[Engine]:
     import faiss
 
-    dense = _dense(data)
-    d = dense.documents.shape[1]
     engines = []
+    n, d = dense.documents.shape
     for share, form in PQ_FORMS:
         spec = f"PQ{next(p for p in range(d // share, 0, -1) if d % p == 0)}{form}"
         index = faiss.index_factory(d, spec, faiss.METRIC_INNER_PRODUCT)
@@ -104,11 +110,8 @@ def product_quantizer(data: Data, threads: int) -> list[Engine]:
                 index.k_factor = shortlist
             return index.search(dense.queries, TOPK)[1]
 
-        n_bytes = len(faiss.serialize_index(index))
-        settings: Sequence[dict[str, Any]] = (
-            grid(shortlist=PQ_SHORTLISTS) if spec.endswith("RFlat") else [{}]
-        )
-        built = figures(seconds, n_bytes, len(data), spec)
+        built = figures(seconds, len(faiss.serialize_index(index)), n, spec)
+        settings = grid(shortlist=PQ_SHORTLISTS) if spec.endswith("RFlat") else [{}]
         engines.append(Engine(run, np.asarray, dense.truth, built, settings))
     return engines
 
@@ -122,7 +125,7 @@ def _add(index: Any, vectors: np.ndarray, threads: int) -> float:
     return time.perf_counter() - start
 
 
-def _dense(data: Data) -> Any:
+def _dense(data: Data) -> Dense:
     if data.dense is None:
         raise Unable("drawn codes have no embeddings")
     return data.dense
