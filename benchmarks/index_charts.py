@@ -122,7 +122,8 @@ def curve_panels(table: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Line
     for codes in dict.fromkeys(line["codes"] for line in table):
         here = [line for line in table if line["codes"] == codes]
         here = [line for line in here if float(line["recall"]) >= LEAST_RECALL]
-        yield codes, _lines(here, "engine", "recall", "queries_per_s")
+        lines = _lines(here, "engine", "recall", "queries_per_s")
+        yield codes, {name: _unbeaten(points) for name, points in lines.items()}
 
 
 def size_panels(table: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Lines]]:
@@ -142,6 +143,15 @@ def _lines(table: Sequence[Mapping[str, Any]], name: str, x: str, y: str) -> Lin
         key: sorted((float(line[x]), float(line[y])) for line in table if line[name] == key)
         for key in dict.fromkeys(line[name] for line in table)
     }
+
+
+def _unbeaten(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Without those that another is at least as good as in both; by recall."""
+    kept: list[tuple[float, float]] = []
+    for point in sorted(points, reverse=True):
+        if not kept or point[1] > kept[-1][1]:
+            kept.append(point)
+    return kept[::-1]
 
 
 def draw(panels: Sequence[tuple[str, Lines]], columns: int, x_title: str, log_x: bool) -> bytes:

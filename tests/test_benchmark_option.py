@@ -133,6 +133,14 @@ def test_an_engine_is_raced_at_its_fastest_setting_that_finds_enough() -> None:
     assert [recall_of(side) for side in field.frontier("engine", 1).values()] == [0.5, 0.9, 1.0]
 
 
+def test_the_curve_shows_only_settings_that_no_other_beats() -> None:
+    line = {"codes": "c", "engine": "e"}
+    points = [(1.0, 1.0), (0.9, 0.5), (0.95, 2.0), (0.85, 2.0), (0.82, 3.0), (0.5, 9.0)]
+    table = [{**line, "recall": r, "queries_per_s": q} for r, q in points]
+    shown = [(0.82, 3.0), (0.95, 2.0), (1.0, 1.0)]
+    assert list(index_charts.curve_panels(table)) == [("c", {"e": shown})]
+
+
 def test_the_truth_does_not_depend_on_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     documents, queries = (generators.skewed(n, 128, 8, seed=n) for n in (500, 7))
     dense = [index_data.to_csr(side, 128).toarray() for side in (queries, documents)]
