@@ -187,7 +187,9 @@ def _draw_panel(axis: Any, title: str, lines: Lines, x_title: str, log_x: bool) 
         scale.set_major_formatter(lambda value, _: short(value))
         scale.set_minor_formatter(lambda value, _: "")
     if not log_x:
-        axis.yaxis.set_minor_formatter(lambda value, _: short(value))
+        axis.yaxis.set_minor_formatter(
+            lambda value, _: short(value) if f"{value:e}"[0] in "25" else ""
+        )
     axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
     axis.set_xlabel(x_title, color=SOFT)
     axis.grid(axis="y", color=HAIR, linewidth=0.8)
