@@ -1,10 +1,15 @@
-"""Builds ``csrkern._C`` from ``csrc/`` with ninja; everything declarative is in pyproject.toml."""
+"""Builds ``csrkern._C`` and, where nvcc is, ``csrkern._cuda`` from ``csrc/`` with ninja.
+
+CSRKERN_CUDA=0 builds without CUDA whatever is there, CSRKERN_CUDA=1 fails where nvcc is not.
+Everything declarative is in pyproject.toml.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -39,7 +44,19 @@ ISA_FLAGS = {
         *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
     ],
 }
+# Machine code for these (each serves the later minor versions of its generation), and for what is
+# newer than all of them an intermediate form that the driver compiles.
+CUDA_TARGETS = {"80": "80", "90": "90a", "100": "100"}
+NVCC_FLAGS = [
+    *("-std=c++17", "-O3", "--threads=4", "-cudart=static"),
+    # Products are rounded before they are added, as on the CPU.
+    "-fmad=false",
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra",
+]
 IS_X86 = platform.machine().lower() in {"x86_64", "amd64"}
+
+
+INCLUDES = [ROOT / "csrc/include", pybind11.get_include(), sysconfig.get_path("include")]
 
 
 def isa_of(source: str) -> str | None:
@@ -49,54 +66,100 @@ def isa_of(source: str) -> str | None:
 def native_sources() -> list[str]:
     """Every C++ file under csrc/ that this processor family can run, relative to the root."""
     found = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.cpp"))
-    found = [s for s in found if not s.startswith("csrc/tests/")]
+    found = [s for s in found if not s.startswith(("csrc/tests/", "csrc/cuda/"))]
     return found if IS_X86 else [s for s in found if isa_of(s) is None]
+
+
+def cuda_sources() -> list[str]:
+    found = [p for p in ROOT.glob("csrc/cuda/*") if p.suffix in {".cpp", ".cu"}]
+    return sorted(str(p.relative_to(ROOT)) for p in found)
+
+
+def find_nvcc() -> str | None:
+    """CUDA's compiler, unless CSRKERN_CUDA says that it is not wanted."""
+    wanted = os.environ.get("CSRKERN_CUDA", "")
+    if wanted == "0":
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    nvcc = os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+    if nvcc is None and wanted == "1":
+        raise SystemExit("CSRKERN_CUDA=1, but no nvcc on PATH, in CUDA_HOME or named by NVCC")
+    return nvcc
+
+
+def cuda_targets(nvcc: str) -> list[str]:
+    """-gencode options for those of CUDA_TARGETS that this nvcc knows."""
+    command = [nvcc, "--list-gpu-arch"]
+    known = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    plain = [arch for arch in CUDA_TARGETS if f"compute_{arch}" in known]
+    if not plain:
+        raise SystemExit(f"{nvcc} compiles for none of {list(CUDA_TARGETS)}; try CSRKERN_CUDA=0")
+    codes = [(CUDA_TARGETS[arch], f"sm_{CUDA_TARGETS[arch]}") for arch in plain]
+    codes.append((plain[-1], f"compute_{plain[-1]}"))
+    return [f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes]
 
 
 class NinjaBuildExt(build_ext):
     """One ninja graph per extension: parallel, incremental, with header dependencies."""
 
     def build_extension(self, ext: Extension) -> None:
-        build_dir = Path(self.build_temp).resolve()
+        build_dir = Path(self.build_temp).resolve() / ext.name
         build_dir.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
+        rules = self.cuda_rules() if ext.name == "csrkern._cuda" else self.cpu_rules()
         ninja_file = build_dir / "build.ninja"
-        ninja_file.write_text(self.ninja_graph(ext, build_dir, target))
+        ninja_file.write_text(self.ninja_graph(ext, rules, build_dir, target))
         command = [sys.executable, "-m", "ninja", "-f", str(ninja_file)]
         if jobs := os.environ.get("MAX_JOBS"):
             command += ["-j", jobs]
         subprocess.run(command, check=True)
 
     @staticmethod
-    def ninja_graph(ext: Extension, build_dir: Path, target: Path) -> str:
-        compiler = os.environ.get("CXX", "c++")
-        includes = [
-            ROOT / "csrc/include",
-            ROOT / "csrc/cpu",
-            pybind11.get_include(),
-            sysconfig.get_path("include"),
-        ]
+    def cpu_rules() -> list[str]:
+        includes = [*INCLUDES, ROOT / "csrc/cpu"]
         flags = [*COMMON_FLAGS, *(f"-I{Path(i).resolve()}" for i in includes)]
         if IS_X86:
             flags.append("-DCSRKERN_X86=1")
+        return [
+            f"compiler = {os.environ.get('CXX', 'c++')}",
+            f"flags = {shlex.join(flags)} {os.environ.get('CXXFLAGS', '')}",
+            "link = -shared -pthread -s",
+            "libraries = -ldl",
+        ]
+
+    @staticmethod
+    def cuda_rules() -> list[str]:
+        nvcc = find_nvcc()
+        assert nvcc is not None
+        flags = [*NVCC_FLAGS, *(f"-I{Path(i).resolve()}" for i in INCLUDES)]
+        if cxx := os.environ.get("CXX"):
+            flags.append(f"-ccbin={cxx}")
+        return [
+            f"compiler = {nvcc}",
+            f"flags = {shlex.join(flags)} {shlex.join(cuda_targets(nvcc))}",
+            "link = -shared -cudart=static -Xlinker=-s",
+            "libraries =",
+        ]
+
+    @staticmethod
+    def ninja_graph(ext: Extension, rules: list[str], build_dir: Path, target: Path) -> str:
         lines = [
             f"builddir = {escape(build_dir)}",
-            "rule cxx",
-            "  command = $cxx -MMD -MF $out.d $flags $isa -c $in -o $out",
+            *rules,
+            "rule compile",
+            "  command = $compiler -MMD -MF $out.d $flags $isa -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = CXX $in",
             "rule link",
-            "  command = $cxx -shared -pthread -s $in -ldl -o $out",
+            "  command = $compiler $link $in $libraries -o $out",
             "  description = LINK $out",
-            f"cxx = {compiler}",
-            f"flags = {shlex.join(flags)} {os.environ.get('CXXFLAGS', '')}",
         ]
         objects = []
         for source in ext.sources:
             obj = build_dir / (source.replace("/", "_") + ".o")
-            lines.append(f"build {escape(obj)}: cxx {escape((ROOT / source).resolve())}")
+            lines.append(f"build {escape(obj)}: compile {escape((ROOT / source).resolve())}")
             lines.append(f"  isa = {shlex.join(ISA_FLAGS.get(isa_of(source) or '', []))}")
             objects.append(escape(obj))
         lines.append(f"build {escape(target)}: link {' '.join(objects)}")
@@ -107,7 +170,10 @@ def escape(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
+extensions = [Extension("csrkern._C", native_sources(), language="c++")]
+if find_nvcc() is not None:
+    extensions.append(Extension("csrkern._cuda", cuda_sources(), language="c++"))
 setup(
-    ext_modules=[Extension("csrkern._C", native_sources(), language="c++")],
+    ext_modules=extensions,
     cmdclass={"build_ext": NinjaBuildExt},
 )

@@ -298,6 +298,39 @@ class InvertedIndex(Collection):
         )
         return self.search(strongest, topk, rerank=Rerank(dense, shortlist, offsets), **options)
 
+    def to(
+        self,
+        device: Any,
+        *,
+        slices: int = 1,
+        impact_bits: int = 16,
+        block: int | None = None,
+    ) -> Any:
+        """The same codes, as they are now, on one or several GPUs: a `CudaIndex`.
+
+        Its `search` takes what this one's takes and finds the same, to the bit; queries that
+        are on the GPU are answered there. Its memory is counted in docs/index-cuda.md.
+
+        Args:
+            device: "cuda", "cuda:1", a torch.device, or a list of these, which then share the
+                documents, by ranges of ids.
+            slices: more than 1: the codes stay in host memory (8 bytes an entry) and are
+                brought to the GPU in that many slices for each search. For an index larger
+                than the GPU's memory, searched in large batches.
+            impact_bits: 16 or 8: of a value in the lists, which choose what is scored
+                exactly; 8 takes a byte an entry less and scores more documents.
+            block: documents whose scores a thread block adds up, a multiple of 64; None
+                chooses. It changes the speed only.
+
+        Raises:
+            RuntimeError: if csrkern was built without CUDA, or there is no GPU.
+            ValueError: if an argument is out of range.
+            MemoryError: if the index does not fit; the message has the numbers.
+        """
+        from csrkern.index_cuda import CudaIndex
+
+        return CudaIndex.of(self, device, slices=slices, impact_bits=impact_bits, block=block)
+
     def explain_score(self, query: Any, id: int) -> tuple[np.ndarray, np.ndarray]:
         """What a document's score for the first of the given queries is made of.
 

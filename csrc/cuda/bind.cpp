@@ -1,0 +1,216 @@
+// The Python module csrkern._cuda: all of the CUDA part that knows Python.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <utility>
+
+#include "csrkern/cuda_index.hpp"
+
+#ifndef CSRKERN_CUDA_MODULE
+#define CSRKERN_CUDA_MODULE _cuda
+#define CSRKERN_DEVICE_TYPE "cuda"
+#endif
+
+namespace py = pybind11;
+namespace cuda = csrkern::cuda;
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+// Device memory and streams arrive as addresses: PyTorch's ABI stays out of this module.
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+cuda::IndexOptions read_options(int32_t dim, bool half, bool normalize, int32_t impact_bits,
+                                uint32_t block) {
+  return {dim, half, normalize, impact_bits, block};
+}
+
+std::unique_ptr<cuda::Index> build_from_host(
+    int device, const Array<float>& values, const Array<int32_t>& indices,
+    const std::optional<Array<int64_t>>& starts, const std::optional<Array<int64_t>>& ids,
+    int64_t first_id, int32_t dim, bool half, bool normalize, int32_t impact_bits, uint32_t block) {
+  if (values.size() != indices.size() || (!starts && values.ndim() != 2)) {
+    throw std::invalid_argument("expected as many values as indices, [n, k] without starts");
+  }
+  if (starts && (starts->size() < 1 || starts->at(starts->size() - 1) > values.size())) {
+    throw std::invalid_argument("expected row starts that end within the values");
+  }
+  const int64_t n = starts ? starts->size() - 1 : values.shape(0);
+  if (ids && ids->size() != n) throw std::invalid_argument("expected an id for each row");
+  const cuda::Rows rows{n,
+                        starts ? 0 : values.shape(1),
+                        starts ? starts->data() : nullptr,
+                        cuda::Number::float32,
+                        values.data(),
+                        indices.data()};
+  const int64_t* given = ids ? ids->data() : nullptr;
+  py::gil_scoped_release release;
+  return cuda::Index::from_host(device, rows, given, first_id,
+                                read_options(dim, half, normalize, impact_bits, block));
+}
+
+std::unique_ptr<cuda::Index> build_from_device(int device, int64_t n, int64_t width,
+                                               cuda::Number type, uintptr_t values,
+                                               uintptr_t indices, uintptr_t ids, int64_t first_id,
+                                               int32_t dim, bool half, bool normalize,
+                                               int32_t impact_bits, uint32_t block,
+                                               uintptr_t stream) {
+  py::gil_scoped_release release;
+  const cuda::Rows rows{
+      n, width, nullptr, type, pointer<const void>(values), pointer<const int32_t>(indices)};
+  return std::make_unique<cuda::Index>(device, rows, pointer<const int64_t>(ids), first_id,
+                                       read_options(dim, half, normalize, impact_bits, block),
+                                       pointer<void>(stream));
+}
+
+cuda::SearchRequest read_request(int64_t topk, bool normalize, int64_t query_k, float min_score,
+                                 cuda::Way way, bool count_work) {
+  cuda::SearchRequest request{};
+  request.topk = topk;
+  request.normalize = normalize;
+  request.query_k = query_k;
+  request.min_score = min_score;
+  request.way = way;
+  request.count_work = count_work;
+  return request;
+}
+
+std::pair<Array<float>, Array<int64_t>> search_from_host(
+    const cuda::Index& index, const Array<float>& values, const Array<int32_t>& indices,
+    const std::optional<Array<uint8_t>>& allowed, int64_t topk, bool normalize, int64_t query_k,
+    float min_score, cuda::Way way, bool count_work) {
+  if (values.ndim() != 2 || values.size() != indices.size()) {
+    throw std::invalid_argument("expected values and indices [n, k]");
+  }
+  const int64_t n = values.shape(0), n_docs = index.n_docs();
+  cuda::SearchRequest request =
+      read_request(topk, normalize, query_k, min_score, way, count_work);
+  request.queries = {
+      n, values.shape(1), nullptr, cuda::Number::float32, values.data(), indices.data()};
+  if (allowed) {
+    const bool one = allowed->ndim() == 1;
+    if (allowed->size() != (one ? n_docs : n * n_docs)) {
+      throw std::invalid_argument("expected a byte for each document");
+    }
+    request.allowed = allowed->data();
+    request.allowed_stride = one ? 0 : n_docs;
+  }
+  if (topk < 1 || topk > cuda::kMostHits) throw std::invalid_argument("expected topk in 1..1024");
+  Array<float> scores({n, topk});
+  Array<int64_t> ids({n, topk});
+  request.scores = scores.mutable_data();
+  request.ids = ids.mutable_data();
+  {
+    py::gil_scoped_release release;
+    index.search_from_host(request);
+  }
+  return {std::move(scores), std::move(ids)};
+}
+
+void search_on_device(const cuda::Index& index, int64_t n, int64_t width, cuda::Number type,
+                      uintptr_t values, uintptr_t indices, uintptr_t allowed,
+                      int64_t allowed_stride, uintptr_t scores, uintptr_t ids, uintptr_t workspace,
+                      size_t workspace_bytes, int64_t topk, bool normalize, int64_t query_k,
+                      float min_score, cuda::Way way, bool count_work, uintptr_t stream) {
+  cuda::SearchRequest request =
+      read_request(topk, normalize, query_k, min_score, way, count_work);
+  request.queries = {
+      n, width, nullptr, type, pointer<const void>(values), pointer<const int32_t>(indices)};
+  request.allowed = pointer<const uint8_t>(allowed);
+  request.allowed_stride = allowed_stride;
+  request.scores = pointer<float>(scores);
+  request.ids = pointer<int64_t>(ids);
+  request.workspace = pointer<unsigned char>(workspace);
+  request.workspace_bytes = workspace_bytes;
+  py::gil_scoped_release release;
+  index.search(request, pointer<void>(stream));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(CSRKERN_CUDA_MODULE, m) {
+  using py::arg;
+  m.attr("DEVICE_TYPE") = CSRKERN_DEVICE_TYPE;
+  m.attr("MOST_HITS") = cuda::kMostHits;
+  m.attr("MOST_ENTRIES") = cuda::kMostEntries;
+  m.attr("BLOCK") = cuda::IndexOptions{}.block;
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const cuda::OutOfMemory& memory) {
+      PyErr_SetString(PyExc_MemoryError, memory.what());
+    }
+  });
+  py::enum_<cuda::Number>(m, "Number")
+      .value("float32", cuda::Number::float32)
+      .value("float16", cuda::Number::float16)
+      .value("bfloat16", cuda::Number::bfloat16);
+  py::enum_<cuda::Way>(m, "Way")
+      .value("cheaper", cuda::Way::cheaper)
+      .value("walk", cuda::Way::walk)
+      .value("gather", cuda::Way::gather);
+
+  m.def("count_devices", &cuda::count_devices, "0 where there is no driver.");
+  m.def("device_info", [](int device) {
+    const cuda::DeviceInfo info = cuda::device_info(device);
+    py::dict facts;
+    facts["name"] = info.name;
+    facts["processors"] = info.processors;
+    facts["free_bytes"] = info.free_bytes;
+    facts["total_bytes"] = info.total_bytes;
+    return facts;
+  });
+  m.def(
+      "memory_need",
+      [](int64_t n, int64_t entries, bool own_ids, int32_t dim, bool half, int32_t impact_bits,
+         uint32_t block) {
+        const cuda::MemoryNeed need = cuda::memory_need(
+            n, entries, read_options(dim, half, false, impact_bits, block), own_ids);
+        return std::make_pair(need.resident, need.building);
+      },
+      "(bytes that an index keeps, bytes while it is built).", py::kw_only(), arg("n"),
+      arg("entries"), arg("own_ids"), arg("dim"), arg("half"), arg("impact_bits"), arg("block"));
+
+  py::class_<cuda::Index>(m, "Index")
+      .def_static("from_host", &build_from_host, py::kw_only(), arg("device"), arg("values"),
+                  arg("indices"), arg("starts"), arg("ids"), arg("first_id"), arg("dim"),
+                  arg("half"), arg("normalize"), arg("impact_bits"), arg("block"))
+      .def_static("from_device", &build_from_device, py::kw_only(), arg("device"), arg("n"),
+                  arg("width"), arg("type"), arg("values"), arg("indices"), arg("ids"),
+                  arg("first_id"), arg("dim"), arg("half"), arg("normalize"), arg("impact_bits"),
+                  arg("block"), arg("stream"))
+      .def("search_from_host", &search_from_host, py::kw_only(), arg("values"), arg("indices"),
+           arg("allowed"), arg("topk"), arg("normalize"), arg("query_k"), arg("min_score"),
+           arg("way"), arg("count_work"))
+      .def("search", &search_on_device, py::kw_only(), arg("n"), arg("width"), arg("type"),
+           arg("values"), arg("indices"), arg("allowed"), arg("allowed_stride"), arg("scores"),
+           arg("ids"), arg("workspace"), arg("workspace_bytes"), arg("topk"), arg("normalize"),
+           arg("query_k"), arg("min_score"), arg("way"), arg("count_work"), arg("stream"))
+      .def("workspace_bytes", &cuda::Index::workspace_bytes)
+      .def("calibrate", &cuda::Index::calibrate, py::call_guard<py::gil_scoped_release>())
+      .def("take_work",
+           [](const cuda::Index& index) {
+             const cuda::Work work = index.take_work(nullptr);
+             py::dict counts;
+             counts["walks"] = work.walks;
+             counts["gathers"] = work.gathers;
+             counts["postings"] = work.postings;
+             counts["entries"] = work.entries;
+             return counts;
+           })
+      .def_property_readonly("device", &cuda::Index::device)
+      .def_property_readonly("n_docs", &cuda::Index::n_docs)
+      .def_property_readonly("entries", &cuda::Index::entries)
+      .def_property_readonly("row_width", &cuda::Index::row_width)
+      .def_property_readonly("bytes", &cuda::Index::bytes)
+      .def_property_readonly("gather_cost", &cuda::Index::gather_cost);
+}

@@ -1,0 +1,284 @@
+// From rows in device memory to the arrays of an index, without the host.
+#pragma once
+
+#include "index_query.hpp"
+
+namespace csrkern::cuda {
+
+// Why rows are not valid; a fault is row << 8 | reason, and the least of all is reported.
+enum Reason : uint64_t { kLatent = 1, kValue, kTooLarge, kTwice };
+
+struct RowReader {
+  Rows rows;
+  int32_t dim;
+  bool half;
+  bool normalize;
+
+  CSRKERN_DEVICE uint64_t begin(uint32_t row) const {
+    return rows.starts == nullptr ? static_cast<uint64_t>(row) * rows.width : rows.starts[row];
+  }
+  CSRKERN_DEVICE float raw(uint64_t entry) const {
+    return number_at(rows.type, rows.values, entry);
+  }
+  // As it will be stored.
+  CSRKERN_DEVICE float stored(uint64_t entry, double scale) const {
+    float value = raw(entry);
+    if (normalize) value = static_cast<float>(value * scale);
+    return half ? from_half(to_half(value)) : value;
+  }
+};
+
+// A thread a row: checks it, finds what brings it to norm 1, and counts what will be stored.
+struct MeasureRows {
+  static constexpr const char* kName = "measure_rows";
+  static constexpr int kThreads = 256;
+  static constexpr int kPerProcessor = 4;
+
+  RowReader reader;
+  double* scales;     // [n]
+  uint32_t* lengths;  // [n]
+  uint64_t* fault;
+
+  CSRKERN_DEVICE void operator()(Block& block) const {
+    block.phase([&](uint32_t t) {
+      const uint64_t row = static_cast<uint64_t>(block.index()) * kThreads + t;
+      if (row < static_cast<uint64_t>(reader.rows.n)) measure(static_cast<uint32_t>(row));
+    });
+  }
+
+  CSRKERN_DEVICE void measure(uint32_t row) const {
+    const uint64_t begin = reader.begin(row), end = reader.begin(row + 1);
+    double square = 0;
+    for (uint64_t e = begin; e < end; ++e) {
+      const float value = reader.raw(e);
+      if (static_cast<uint32_t>(reader.rows.indices[e]) >= static_cast<uint32_t>(reader.dim)) {
+        report(row, kLatent);
+      }
+      if (!(value >= 0 && value <= kLargestFloat)) report(row, kValue);
+      square += static_cast<double>(value) * value;
+    }
+    const double scale = square > 0 ? 1 / sqrt(square) : 0;
+    uint32_t length = 0;
+    for (uint64_t e = begin; e < end; ++e) {
+      const float value = reader.stored(e, scale);
+      if (!(value <= kLargestFloat)) report(row, kTooLarge);
+      length += value > 0;
+    }
+    scales[row] = scale;
+    lengths[row] = length;
+  }
+
+  CSRKERN_DEVICE void report(uint32_t row, Reason reason) const {
+    atomic_min(fault, static_cast<uint64_t>(row) << 8 | reason);
+  }
+};
+
+// A warp a row: puts what is stored in order of latents.
+struct PlaceRows {
+  static constexpr const char* kName = "place_rows";
+  static constexpr int kThreads = 256;
+  static constexpr int kPerProcessor = 4;
+
+  RowReader reader;
+  const double* scales;
+  const uint32_t* starts;  // [n + 1]
+  bool wide;
+  void* latents;
+  void* values;
+  uint64_t* fault;
+
+  CSRKERN_DEVICE void operator()(Block& block) const {
+    block.phase([&](uint32_t t) {
+      const uint64_t row = static_cast<uint64_t>(block.index()) * (kThreads / 32) + t / 32;
+      if (row < static_cast<uint64_t>(reader.rows.n)) place(static_cast<uint32_t>(row), t % 32);
+    });
+  }
+
+  CSRKERN_DEVICE void place(uint32_t row, uint32_t lane) const {
+    const uint64_t begin = reader.begin(row), end = reader.begin(row + 1);
+    const double scale = scales[row];
+    for (uint64_t e = begin + lane; e < end; e += 32) {
+      const float value = reader.stored(e, scale);
+      if (!(value > 0)) continue;
+      const int32_t latent = reader.rows.indices[e];
+      uint32_t rank = 0;
+      for (uint64_t other = begin; other < end; ++other) {
+        const int32_t its = reader.rows.indices[other];
+        if (other == e || its > latent || !(reader.stored(other, scale) > 0)) continue;
+        rank += its < latent || other < e;
+        if (its == latent) atomic_min(fault, static_cast<uint64_t>(row) << 8 | kTwice);
+      }
+      const uint32_t at = starts[row] + rank;
+      if (wide) {
+        static_cast<uint32_t*>(latents)[at] = static_cast<uint32_t>(latent);
+      } else {
+        static_cast<uint16_t*>(latents)[at] = static_cast<uint16_t>(latent);
+      }
+      if (reader.half) {
+        static_cast<uint16_t*>(values)[at] = to_half(value);
+      } else {
+        static_cast<float*>(values)[at] = value;
+      }
+    }
+  }
+};
+
+// A warp a document: counts the postings of each list, and finds the largest value of each latent.
+struct CountPostings {
+  static constexpr const char* kName = "count_postings";
+  static constexpr int kThreads = 256;
+  static constexpr int kPerProcessor = 4;
+
+  IndexArrays index;
+  uint32_t* counts;        // [n_blocks * dim], 0
+  uint32_t* largest_bits;  // [dim], 0
+  uint32_t* longest_row;   // 0
+
+  CSRKERN_DEVICE void operator()(Block& block) const {
+    block.phase([&](uint32_t t) {
+      const uint64_t doc = static_cast<uint64_t>(block.index()) * (kThreads / 32) + t / 32;
+      if (doc >= index.n_docs) return;
+      const uint32_t begin = index.starts[doc], end = index.starts[doc + 1];
+      if (t % 32 == 0) atomic_max(longest_row, end - begin);
+      for (uint32_t e = begin + t % 32; e < end; e += 32) {
+        const uint32_t latent = latent_at(index, e);
+        atomic_add(counts + doc / index.block * index.dim + latent, 1u);
+        atomic_max(largest_bits + latent, bits_of(value_at(index, e)));
+      }
+    });
+  }
+};
+
+// A warp a document: writes its postings, each list from its end.
+struct PlacePostings {
+  static constexpr const char* kName = "place_postings";
+  static constexpr int kThreads = 256;
+  static constexpr int kPerProcessor = 4;
+
+  IndexArrays index;
+  uint32_t* counts;  // [n_blocks * dim] postings of each list that are still to come
+  int32_t impact_bits;
+  uint32_t* words;
+  uint16_t* numbers;
+  uint8_t* impacts;
+
+  CSRKERN_DEVICE void operator()(Block& block) const {
+    block.phase([&](uint32_t t) {
+      const uint64_t doc = static_cast<uint64_t>(block.index()) * (kThreads / 32) + t / 32;
+      if (doc >= index.n_docs) return;
+      const uint32_t number = static_cast<uint32_t>(doc % index.block);
+      for (uint32_t e = index.starts[doc] + t % 32; e < index.starts[doc + 1]; e += 32) {
+        const uint32_t latent = latent_at(index, e);
+        const uint64_t list = doc / index.block * index.dim + latent;
+        const uint32_t at = index.offsets[list] + atomic_add(counts + list, ~0u) - 1;
+        const uint32_t impact = impact_of(value_at(index, e), index.scales[latent], impact_bits);
+        if (impact_bits == 16) {
+          words[at] = impact << 16 | number;
+        } else {
+          numbers[at] = static_cast<uint16_t>(number);
+          impacts[at] = static_cast<uint8_t>(impact);
+        }
+      }
+    });
+  }
+};
+
+// ---- exclusive sums of counts: of each tile, then of the tiles, then within each ------------
+
+constexpr uint32_t kScanThreads = 256;
+constexpr uint32_t kScanEach = 16;
+constexpr uint32_t kScanTile = kScanThreads * kScanEach;
+
+struct SumTiles {
+  static constexpr const char* kName = "sum_tiles";
+  static constexpr int kThreads = kScanThreads;
+  static constexpr int kPerProcessor = 4;
+
+  const uint32_t* counts;  // [n]
+  uint64_t n;
+  uint64_t* sums;  // [tiles]
+
+  CSRKERN_DEVICE void operator()(Block& block) const {
+    uint32_t* partial = block.shared<uint32_t>();
+    const uint64_t first = static_cast<uint64_t>(block.index()) * kScanTile;
+    block.phase([&](uint32_t t) {
+      partial[t] = 0;
+      for (uint64_t i = first + t; i < first + kScanTile && i < n; i += kThreads) {
+        partial[t] += counts[i];
+      }
+    });
+    block.phase([&](uint32_t t) {
+      if (t != 0) return;
+      uint64_t sum = 0;
+      for (int i = 0; i < kThreads; ++i) sum += partial[i];
+      sums[block.index()] = sum;
+    });
+  }
+};
+
+// One thread: 30,000 tiles for 100 million documents.
+struct ScanSums {
+  static constexpr const char* kName = "scan_sums";
+  static constexpr int kThreads = 32;
+  static constexpr int kPerProcessor = 1;
+
+  uint64_t* sums;  // [n + 1], in place; the last is the total
+  uint64_t n;
+
+  CSRKERN_DEVICE void operator()(Block& block) const {
+    block.phase([&](uint32_t t) {
+      if (t != 0) return;
+      uint64_t before = 0;
+      for (uint64_t i = 0; i < n; ++i) {
+        const uint64_t sum = sums[i];
+        sums[i] = before;
+        before += sum;
+      }
+      sums[n] = before;
+    });
+  }
+};
+
+struct ScanTiles {
+  static constexpr const char* kName = "scan_tiles";
+  static constexpr int kThreads = kScanThreads;
+  static constexpr int kPerProcessor = 4;
+
+  const uint32_t* counts;  // [n]
+  uint64_t n;
+  const uint64_t* sums;  // [tiles + 1] before each tile
+  uint32_t* offsets;     // [n + 1]
+
+  CSRKERN_DEVICE void operator()(Block& block) const {
+    uint32_t* before = block.shared<uint32_t>();
+    const uint64_t first = static_cast<uint64_t>(block.index()) * kScanTile;
+    block.phase([&](uint32_t t) {
+      uint32_t sum = 0;
+      for (uint32_t i = 0; i < kScanEach; ++i) {
+        const uint64_t at = first + t * kScanEach + i;
+        if (at < n) sum += counts[at];
+      }
+      before[t] = sum;
+    });
+    block.phase([&](uint32_t t) {
+      if (t != 0) return;
+      uint32_t sum = static_cast<uint32_t>(sums[block.index()]);
+      for (int i = 0; i < kThreads; ++i) {
+        const uint32_t mine = before[i];
+        before[i] = sum;
+        sum += mine;
+      }
+    });
+    block.phase([&](uint32_t t) {
+      uint32_t sum = before[t];
+      for (uint32_t i = 0; i < kScanEach; ++i) {
+        const uint64_t at = first + t * kScanEach + i;
+        if (at > n) return;
+        offsets[at] = sum;
+        if (at < n) sum += counts[at];
+      }
+    });
+  }
+};
+
+}  // namespace csrkern::cuda

@@ -1,0 +1,112 @@
+// The best hits of a thread block, in its shared memory.
+#pragma once
+
+#include "index_arrays.hpp"
+
+namespace csrkern::cuda {
+
+// Candidates that are scored at once; keys have room for so many more than `topk`.
+constexpr uint32_t kTile = 512;
+
+CSRKERN_BOTH constexpr uint32_t key_capacity(uint32_t topk) { return topk <= 512 ? 1024 : 2048; }
+
+struct TopKeys {
+  uint32_t n;
+  uint32_t bar;  // bits of the score that a key must have
+};
+
+CSRKERN_DEVICE void push_key(TopKeys& top, uint64_t* keys, uint64_t key) {
+  if (score_bits_of(key) >= top.bar) keys[atomic_add(&top.n, 1u)] = key;
+}
+
+// Sorts n keys, descending, in memory for the next power of two.
+template <int kThreads>
+CSRKERN_DEVICE void sort_keys(Block& block, uint64_t* keys, uint32_t n) {
+  uint32_t size = 1;
+  while (size < n) size *= 2;
+  block.phase([&](uint32_t t) {
+    for (uint32_t i = n + t; i < size; i += kThreads) keys[i] = 0;
+  });
+  for (uint32_t run = 2; run <= size; run *= 2) {
+    for (uint32_t stride = run / 2; stride > 0; stride /= 2) {
+      block.phase([&](uint32_t t) {
+        for (uint32_t pair = t; pair < size / 2; pair += kThreads) {
+          const uint32_t i = pair / stride * 2 * stride + pair % stride;
+          const uint64_t a = keys[i], b = keys[i + stride];
+          if (((i & run) == 0) == (a < b)) {
+            keys[i] = b;
+            keys[i + stride] = a;
+          }
+        }
+      });
+    }
+  }
+}
+
+// Once there are topk keys: leaves the best of them, sorted, and raises the bar to the last.
+template <int kThreads>
+CSRKERN_DEVICE void keep_best(Block& block, TopKeys& top, uint64_t* keys, uint32_t topk) {
+  const uint32_t n = block.uniform(top.n);
+  if (n < topk) return;
+  sort_keys<kThreads>(block, keys, n);
+  block.phase([&](uint32_t t) {
+    if (t != 0) return;
+    top.n = topk;
+    top.bar = score_bits_of(keys[topk - 1]);
+  });
+}
+
+// One thread block a query: the best of its keys take the place of all. The last time also
+// writes the results.
+struct MergeKeys {
+  static constexpr const char* kName = "merge_keys";
+  static constexpr int kThreads = 512;
+  static constexpr int kPerProcessor = 2;
+
+  Batch batch;
+  const int64_t* doc_ids;  // as IndexArrays::ids
+  int64_t first_id;
+  float* scores;  // [n_queries, topk], or null: not yet
+  int64_t* ids;
+
+  static size_t shared_bytes(uint32_t topk) {
+    return sizeof(uint64_t) * (key_capacity(topk) + 1);
+  }
+
+  CSRKERN_DEVICE void operator()(Block& block) const {
+    TopKeys& top = *block.shared<TopKeys>();
+    uint64_t* keys = block.shared<uint64_t>(sizeof(uint64_t));
+    const uint32_t q = block.index();
+    uint64_t* found = batch.keys + static_cast<uint64_t>(q) * batch.keys_pitch;
+    const uint32_t n_found = batch.n_keys[q];
+    block.phase([&](uint32_t t) {
+      if (t == 0) top = {0, batch.bars[q]};
+    });
+    for (uint32_t begin = 0; begin < n_found; begin += kTile) {
+      block.phase([&](uint32_t t) {
+        for (uint32_t i = begin + t; i < n_found && i < begin + kTile; i += kThreads) {
+          push_key(top, keys, found[i]);
+        }
+      });
+      keep_best<kThreads>(block, top, keys, batch.topk);
+    }
+    const uint32_t n = block.uniform(top.n);
+    if (n < batch.topk) sort_keys<kThreads>(block, keys, n);
+    block.phase([&](uint32_t t) {
+      if (t == 0) {
+        batch.n_keys[q] = n;
+        batch.bars[q] = top.bar;
+      }
+      for (uint32_t i = t; i < n; i += kThreads) found[i] = keys[i];
+      if (scores == nullptr) return;
+      for (uint32_t i = t; i < batch.topk; i += kThreads) {
+        const uint64_t out = static_cast<uint64_t>(q) * batch.topk + i;
+        const uint32_t doc = i < n ? doc_of(keys[i]) : 0;
+        scores[out] = i < n ? float_of(score_bits_of(keys[i])) : float_of(0xff800000);
+        ids[out] = i >= n ? -1 : doc_ids == nullptr ? first_id + doc : doc_ids[doc];
+      }
+    });
+  }
+};
+
+}  // namespace csrkern::cuda

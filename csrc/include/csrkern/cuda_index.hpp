@@ -1,0 +1,136 @@
+// The inverted index on a GPU: exact search, equal to csrkern::search to the bit.
+//
+// No CUDA header is needed to use it: a Stream is a cudaStream_t, device memory a plain pointer.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+namespace csrkern::cuda {
+
+using Stream = void*;
+
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+struct OutOfMemory : Error {
+  using Error::Error;
+};
+
+enum class Number : int32_t { float32, float16, bfloat16 };
+
+struct DeviceInfo {
+  std::string name;
+  int32_t processors;
+  size_t shared_bytes;  // that one block may use
+  size_t shared_total;  // of a processor
+  size_t free_bytes;
+  size_t total_bytes;
+};
+
+int count_devices() noexcept;  // 0 where there is no driver
+DeviceInfo device_info(int device);
+
+// n sparse rows in device memory: row i owns the entries [i * width, (i + 1) * width) or, if
+// `starts` [n + 1] is given, [starts[i], starts[i + 1]). An entry of value 0 is an empty slot.
+struct Rows {
+  int64_t n;
+  int64_t width;
+  const int64_t* starts;
+  Number type;
+  const void* values;
+  const int32_t* indices;
+};
+
+struct IndexOptions {
+  int32_t dim;
+  bool half;                 // store values as float16, else as float32
+  bool normalize = false;    // rows at L2 norm 1
+  int32_t impact_bits = 16;  // of a value in the lists, 16 or 8
+  uint32_t block = 14336;    // documents whose scores a thread block adds up, a multiple of 64
+};
+
+// Bytes of device memory for codes with that many entries altogether: those the index keeps,
+// and those needed while it is built (without the rows that it is built from).
+struct MemoryNeed {
+  size_t resident;
+  size_t building;
+};
+MemoryNeed memory_need(int64_t n, int64_t entries, const IndexOptions& options, bool own_ids);
+
+constexpr int64_t kMostHits = 1024;      // that a search may ask for
+constexpr int64_t kMostEntries = 16384;  // slots of a query
+
+// How documents are scored: by their postings or by reading all of them (for queries whose lists
+// are long), in each block of documents what was measured to cost less, or always one of them.
+enum class Way : int32_t { cheaper, walk, gather };
+
+struct SearchRequest {
+  Rows queries;  // without starts
+  int64_t topk;
+  bool normalize = false;
+  int64_t query_k = kMostEntries;     // strongest entries that count
+  float min_score = 0;                // of what is found
+  const uint8_t* allowed = nullptr;   // [n_docs] or [queries, n_docs], not 0: may be found
+  int64_t allowed_stride = 0;         // from one query's bytes to the next; 0: one for all
+  float* scores = nullptr;            // [queries, topk], out
+  int64_t* ids = nullptr;             // [queries, topk], out
+  unsigned char* workspace = nullptr;  // of workspace_bytes()
+  size_t workspace_bytes = 0;
+  Way way = Way::cheaper;
+  bool count_work = false;  // see Work
+};
+
+// What searches with `count_work` did: (query, block) pairs by posting walk and by gather scan,
+// and the postings and entries that these read.
+struct Work {
+  uint64_t walks, gathers, postings, entries;
+};
+
+class Index {
+ public:
+  // Builds from rows in memory of `device`, by ascending id; waits for the stream. `ids` [n] are
+  // copied; null: first_id and on. Throws std::invalid_argument if a row is not valid, and
+  // OutOfMemory, with the numbers, if it does not fit.
+  Index(int device, const Rows& rows, const int64_t* ids, int64_t first_id,
+        const IndexOptions& options, Stream stream);
+  ~Index();
+
+  // From rows and ids in host memory, which are copied to the device while it is built.
+  static std::unique_ptr<Index> from_host(int device, const Rows& rows, const int64_t* ids,
+                                          int64_t first_id, const IndexOptions& options);
+
+  // The best `topk` documents of each query, as csrkern::search finds them. Everything is in
+  // device memory; kernels are launched and nothing is waited for. Entries that are not valid
+  // (latents out of range, negative or NaN) are passed over.
+  void search(const SearchRequest& request, Stream stream) const;
+
+  size_t workspace_bytes(int64_t n_queries, int64_t width, int64_t topk) const;
+
+  // The same with everything in host memory but the workspace, which is the index's own.
+  void search_from_host(SearchRequest request) const;
+
+  // Times searches for some of the documents both ways and sets `gather_above` accordingly.
+  void calibrate();
+
+  Work take_work(Stream stream) const;  // since the last call; waits
+
+  int device() const;
+  int64_t n_docs() const;
+  int64_t entries() const;
+  int64_t row_width() const;  // the most entries of a document
+  size_t bytes() const;       // of device memory that it holds
+  const IndexOptions& options() const;
+
+  // What an entry costs a gather scan, in postings of a walk.
+  float gather_cost() const;
+
+ private:
+  struct Arrays;
+  std::unique_ptr<Arrays> arrays_;
+};
+
+}  // namespace csrkern::cuda

@@ -1,0 +1,81 @@
+// A GPU that is not there: csrc/cuda compiled for the CPU, with host memory in place of its own.
+#include "simulated_cuda.hpp"
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "device.hpp"
+
+namespace csrkern::cuda {
+namespace {
+
+std::mutex mutex;
+std::map<void*, size_t> sizes;  // of what is allocated
+int current = 0;
+
+void expect_device(int device) {
+  if (device >= 0 && device < simulated.devices) return;
+  throw Error("expected a CUDA device in 0.." + std::to_string(simulated.devices - 1) + ", got " +
+              std::to_string(device));
+}
+
+}  // namespace
+
+Simulated simulated;
+
+size_t simulated_bytes_in_use() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  size_t sum = 0;
+  for (const auto& [data, size] : sizes) sum += size;
+  return sum;
+}
+
+int count_devices() noexcept { return simulated.devices; }
+
+DeviceInfo device_info(int device) {
+  expect_device(device);
+  const size_t used = simulated_bytes_in_use();
+  const size_t free = simulated.total_bytes > used ? simulated.total_bytes - used : 0;
+  return {"simulated", simulated.processors, 232448, 233472, free, simulated.total_bytes};
+}
+
+UseDevice::UseDevice(int device) : before_(current) {
+  expect_device(device);
+  current = device;
+}
+UseDevice::~UseDevice() { current = before_; }
+
+DeviceMemory::DeviceMemory(size_t bytes, const char* what) : bytes_(bytes) {
+  if (bytes == 0) return;
+  if (simulated_bytes_in_use() + bytes > simulated.total_bytes) {
+    throw OutOfMemory(std::to_string(bytes) + " bytes of device memory for " + what +
+                      ": out of memory");
+  }
+  data_ = std::malloc(bytes);
+  std::memset(data_, 0xa5, bytes);  // what is not written shows
+  const std::lock_guard<std::mutex> lock(mutex);
+  sizes[data_] = bytes;
+}
+
+DeviceMemory::~DeviceMemory() {
+  if (data_ == nullptr) return;
+  const std::lock_guard<std::mutex> lock(mutex);
+  sizes.erase(data_);
+  std::free(data_);
+}
+
+void copy(void* to, const void* from, size_t bytes, Stream, const char*) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
+void clear(void* to, size_t bytes, Stream, const char*) {
+  if (bytes > 0) std::memset(to, 0, bytes);
+}
+void wait(Stream, const char*) {}
+void check(int, const char*) {}
+Stream make_stream() { return nullptr; }
+void free_stream(Stream) noexcept {}
+
+}  // namespace csrkern::cuda

@@ -1,0 +1,19 @@
+// What the GPU that is not there has.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace csrkern::cuda {
+
+struct Simulated {
+  int devices = 2;
+  int32_t processors = 2;
+  size_t total_bytes = size_t{1} << 30;
+};
+
+extern Simulated simulated;
+
+size_t simulated_bytes_in_use();
+
+}  // namespace csrkern::cuda

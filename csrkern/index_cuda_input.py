@@ -1,0 +1,191 @@
+"""What an index on a GPU accepts: tensors that are there already, arrays, and names of devices."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from csrkern.index_input import Rows, read_rows
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DeviceRows(NamedTuple):
+    """Rows of equal width on a device: values [n, k] and int32 indices [n, k], contiguous."""
+
+    values: torch.Tensor
+    indices: torch.Tensor
+    dim: int
+    device: int
+
+    def arguments(self, native: Any) -> dict[str, Any]:
+        """These rows as the native module takes them, and the stream to use."""
+        stream = 0
+        if self.values.device.type == "cuda":
+            import torch
+
+            stream = torch.cuda.current_stream(self.values.device).cuda_stream
+        return {
+            "device": self.device,
+            "n": len(self.values),
+            "width": self.values.shape[1],
+            "type": getattr(native.Number, str(self.values.dtype).removeprefix("torch.")),
+            "values": self.values.data_ptr(),
+            "indices": self.indices.data_ptr(),
+            "stream": stream,
+        }
+
+    def to(self, device: torch.device) -> DeviceRows:
+        """The same on another device."""
+        return self._replace(
+            values=self.values.to(device),
+            indices=self.indices.to(device),
+            device=device.index or 0,
+        )
+
+    def take(self, rows: np.ndarray) -> DeviceRows:
+        """Chosen rows, in that order."""
+        at = self.tensor(rows)
+        return self._replace(values=self.values[at], indices=self.indices[at])
+
+    def tensor(self, array: np.ndarray) -> torch.Tensor:
+        """An array on the device of these rows."""
+        import torch
+
+        return torch.from_numpy(array).to(self.values.device)
+
+
+def device_rows(native: Any, name: str, codes: Any, dim: int | None) -> DeviceRows | None:
+    """`codes` if they are tensors on a device of `native`, else None.
+
+    Raises:
+        TypeError, ValueError: if they are, and are not codes over `dim` latents.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    codes_module = sys.modules.get("csrkern.codes")
+    if codes_module is not None and isinstance(codes, codes_module.SparseCodes):
+        if dim is not None and codes.dim != dim:
+            raise ValueError(f"{name}: expected codes over {dim} latents, got {codes.dim}")
+        values, indices, dim = codes.values, codes.indices, codes.dim
+    elif isinstance(codes, (tuple, list)) and all(isinstance(c, torch.Tensor) for c in codes):
+        if len(codes) != 2:
+            raise TypeError(f"{name}: expected a pair (values, indices), got {len(codes)} tensors")
+        values, indices = codes
+    else:
+        return None
+    if values.device.type != native.DEVICE_TYPE or indices.device != values.device:
+        return None
+    if dim is None:
+        raise ValueError(f"{name}: a (values, indices) pair needs dim=, the number of latents")
+    if values.dim() != 2 or values.shape != indices.shape:
+        raise ValueError(
+            f"{name}: expected values and indices of one shape [n, k], "
+            f"got {list(values.shape)} and {list(indices.shape)}"
+        )
+    if indices.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name}: expected int32 or int64 indices, got {indices.dtype}")
+    values = values.detach()
+    if values.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        values = values.float()
+    return DeviceRows(
+        values.contiguous(), indices.int().contiguous(), dim, values.device.index or 0
+    )
+
+
+def same_device(native: Any, home: torch.device, number: int) -> torch.device:
+    """PyTorch's name of a device."""
+    import torch
+
+    return home if native.DEVICE_TYPE != "cuda" else torch.device("cuda", number)
+
+
+def parse_devices(native: Any, device: Any) -> list[int]:
+    """Numbers of the devices that "cuda", "cuda:1", a torch.device or a list of these name.
+
+    Raises:
+        ValueError: if one of them is no CUDA device that is there.
+    """
+    many = device if isinstance(device, (list, tuple)) else [device]
+    count = native.count_devices()
+    numbers = []
+    for one in many:
+        kind, _, number = str(one).partition(":")
+        if kind != "cuda" or not (number or "0").isdigit() or int(number or 0) >= count:
+            raise ValueError(
+                f"device: expected 'cuda', 'cuda:0' to 'cuda:{count - 1}' or a list of these, "
+                f"got {one!r}"
+            )
+        numbers.append(int(number or 0))
+    if not numbers:
+        raise ValueError("device: expected at least one device, got an empty list")
+    return numbers
+
+
+def host_queries(queries: Any, dim: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Checked queries as values float32 and indices int32, both [m, k].
+
+    Raises:
+        TypeError, ValueError: as a search of the index on the CPU.
+    """
+    rows = read_rows("queries", queries, dim)
+    values, indices = _padded(rows)
+    if values.shape[1] > most:
+        raise ValueError(f"queries: expected at most {most} slots each, got {values.shape[1]}")
+    _refuse((indices < 0) | (indices >= dim), f"expected latents in 0..{dim - 1}, got", indices)
+    _refuse(
+        ~((values >= 0) & (values < np.inf)),
+        "expected finite values that are not negative, got",
+        values,
+    )
+    used = np.sort(np.where(values > 0, indices, -1 - np.arange(values.shape[1])), axis=1)
+    twice = np.zeros(values.shape, bool)
+    twice[:, 1:] = (used[:, 1:] == used[:, :-1]) & (used[:, 1:] >= 0)
+    if twice.any():
+        row, at = np.argwhere(twice)[0]
+        raise ValueError(
+            f"queries: latent {used[row, at]} comes twice in row {row}; "
+            "sum or drop duplicates first"
+        )
+    return np.ascontiguousarray(values), np.ascontiguousarray(indices)
+
+
+def _padded(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    if rows.starts is None:
+        return rows.values, rows.indices
+    lengths = np.diff(rows.starts)
+    of = np.repeat(np.arange(rows.n), lengths)
+    slots = np.arange(len(of)) - rows.starts[of]
+    values = np.zeros((rows.n, rows.k), np.float32)
+    indices = np.zeros((rows.n, rows.k), np.int32)
+    values[of, slots] = rows.values[: len(of)]
+    indices[of, slots] = rows.indices[: len(of)]
+    return values, indices
+
+
+def _refuse(wrong: np.ndarray, expected: str, array: np.ndarray) -> None:
+    if wrong.any():
+        row, slot = np.argwhere(wrong)[0]
+        raise ValueError(f"queries: {expected} {array[row, slot]} in row {row}")
+
+
+def reordered(
+    lengths: np.ndarray,
+    latents: np.ndarray,
+    values: np.ndarray,
+    order: np.ndarray | None,
+    dim: int,
+) -> Rows:
+    """Flat rows of these lengths, in another order."""
+    if order is not None:
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        lengths = lengths[order]
+        shifts = before[order] - np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)[:-1]])
+        at = np.arange(len(latents)) + np.repeat(shifts, lengths)
+        latents, values = latents[at], values[at]
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return Rows(values, latents, starts, dim)
