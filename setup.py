@@ -138,7 +138,7 @@ class NinjaBuildExt(build_ext):
         return [
             f"compiler = {nvcc}",
             f"flags = {shlex.join(flags)} {shlex.join(cuda_targets(nvcc))}",
-            "link = -shared -cudart=static -Xlinker=-s",
+            "link = -shared -cudart=static --no-device-link -Xlinker=-s",
             "libraries =",
         ]
 

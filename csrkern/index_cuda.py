@@ -348,7 +348,7 @@ class CudaIndex:
             return found[0]
         scores, ids = (torch.cat(tensors, 1) for tensors in zip(*found, strict=True))
         # Parts stand by ascending ids: a stable order puts equal scores by lower id.
-        best = torch.sort(scores, 1, descending=True, stable=True)[1][:, : options["topk"]]
+        best = torch.sort(scores, dim=1, descending=True, stable=True)[1][:, : options["topk"]]
         return scores.gather(1, best), ids.gather(1, best)
 
     def _allowed(self, filter: Any, m: int) -> np.ndarray | None:

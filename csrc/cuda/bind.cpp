@@ -150,11 +150,11 @@ PYBIND11_MODULE(CSRKERN_CUDA_MODULE, m) {
       PyErr_SetString(PyExc_MemoryError, memory.what());
     }
   });
-  py::enum_<cuda::Number>(m, "Number")
+  py::enum_<cuda::Number>(m, "Number", py::module_local())
       .value("float32", cuda::Number::float32)
       .value("float16", cuda::Number::float16)
       .value("bfloat16", cuda::Number::bfloat16);
-  py::enum_<cuda::Way>(m, "Way")
+  py::enum_<cuda::Way>(m, "Way", py::module_local())
       .value("cheaper", cuda::Way::cheaper)
       .value("walk", cuda::Way::walk)
       .value("gather", cuda::Way::gather);
@@ -169,6 +169,7 @@ PYBIND11_MODULE(CSRKERN_CUDA_MODULE, m) {
     facts["total_bytes"] = info.total_bytes;
     return facts;
   });
+  m.def("shared_need", &cuda::shared_need, "Bytes that a thread block of the search needs.");
   m.def(
       "memory_need",
       [](int64_t n, int64_t entries, bool own_ids, int32_t dim, bool half, int32_t impact_bits,
@@ -180,7 +181,7 @@ PYBIND11_MODULE(CSRKERN_CUDA_MODULE, m) {
       "(bytes that an index keeps, bytes while it is built).", py::kw_only(), arg("n"),
       arg("entries"), arg("own_ids"), arg("dim"), arg("half"), arg("impact_bits"), arg("block"));
 
-  py::class_<cuda::Index>(m, "Index")
+  py::class_<cuda::Index>(m, "Index", py::module_local())
       .def_static("from_host", &build_from_host, py::kw_only(), arg("device"), arg("values"),
                   arg("indices"), arg("starts"), arg("ids"), arg("first_id"), arg("dim"),
                   arg("half"), arg("normalize"), arg("impact_bits"), arg("block"))

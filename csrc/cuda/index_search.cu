@@ -47,17 +47,12 @@ class Parts {
   size_t used_ = 0;
 };
 
-template <int kBits>
-size_t shared_for(const IndexArrays& index, uint32_t topk) {
-  return SearchBlocks<kBits>::shared_bytes(index.block, topk);
-}
-
 Plan plan_of(const DeviceInfo& info, const IndexArrays& index, int64_t n_queries, uint32_t topk) {
   Plan plan{};
   const uint64_t keys = sizeof(uint64_t) * topk * (1 + kRoundBlocks);
   plan.queries = static_cast<uint32_t>(
       std::max<int64_t>(1, std::min<int64_t>({n_queries, int64_t(kKeyBytes / keys), kMostQueries})));
-  plan.shared = shared_for<16>(index, topk);
+  plan.shared = shared_need(index.block, topk);
   if (plan.shared > info.shared_bytes) {
     throw std::invalid_argument("blocks of " + std::to_string(index.block) + " documents need " +
                                 std::to_string(plan.shared) + " bytes of shared memory, and " +
@@ -162,6 +157,10 @@ class Borrowed {
 };
 
 }  // namespace
+
+size_t shared_need(uint32_t block, int64_t topk) {
+  return SearchBlocks<16>::shared_bytes(block, check_topk(topk));
+}
 
 size_t Index::workspace_bytes(int64_t n_queries, int64_t width, int64_t topk) const {
   const IndexArrays& view = arrays_->view;

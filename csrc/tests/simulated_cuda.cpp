@@ -10,6 +10,9 @@
 #include "device.hpp"
 
 namespace csrkern::cuda {
+
+Simulated simulated;
+
 namespace {
 
 std::mutex mutex;
@@ -22,9 +25,13 @@ void expect_device(int device) {
               std::to_string(device));
 }
 
-}  // namespace
+// Tests in Python say it by the environment.
+size_t total_bytes() {
+  const char* given = std::getenv("SIMULATED_CUDA_BYTES");
+  return given == nullptr ? simulated.total_bytes : std::strtoull(given, nullptr, 10);
+}
 
-Simulated simulated;
+}  // namespace
 
 size_t simulated_bytes_in_use() {
   const std::lock_guard<std::mutex> lock(mutex);
@@ -37,9 +44,8 @@ int count_devices() noexcept { return simulated.devices; }
 
 DeviceInfo device_info(int device) {
   expect_device(device);
-  const size_t used = simulated_bytes_in_use();
-  const size_t free = simulated.total_bytes > used ? simulated.total_bytes - used : 0;
-  return {"simulated", simulated.processors, 232448, 233472, free, simulated.total_bytes};
+  const size_t used = simulated_bytes_in_use(), total = total_bytes();
+  return {"simulated", simulated.processors, 232448, 233472, total > used ? total - used : 0, total};
 }
 
 UseDevice::UseDevice(int device) : before_(current) {
@@ -50,7 +56,7 @@ UseDevice::~UseDevice() { current = before_; }
 
 DeviceMemory::DeviceMemory(size_t bytes, const char* what) : bytes_(bytes) {
   if (bytes == 0) return;
-  if (simulated_bytes_in_use() + bytes > simulated.total_bytes) {
+  if (simulated_bytes_in_use() + bytes > total_bytes()) {
     throw OutOfMemory(std::to_string(bytes) + " bytes of device memory for " + what +
                       ": out of memory");
   }

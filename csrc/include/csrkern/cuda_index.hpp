@@ -61,6 +61,9 @@ struct MemoryNeed {
 };
 MemoryNeed memory_need(int64_t n, int64_t entries, const IndexOptions& options, bool own_ids);
 
+// Of the kernel that scores: bytes of shared memory that each of its thread blocks needs.
+size_t shared_need(uint32_t block, int64_t topk);
+
 constexpr int64_t kMostHits = 1024;      // that a search may ask for
 constexpr int64_t kMostEntries = 16384;  // slots of a query
 

@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Checks what the CUDA kernels of csrkern._cuda use, on GPUs that need not be there.
+
+    python scripts/cuda_resources.py            # rewrites benchmarks/results/cuda_resources.csv
+    python scripts/cuda_resources.py --check    # fails where a kernel uses more than its budget
+
+Reads the built module, as it is installed. A row says what one kernel is on one target: threads a
+block, registers a thread, bytes spilled (of stack or local memory), bytes of shared memory, and
+the occupancy that these allow (warps a processor can hold, over the most it can). None of this was
+run. Spills are 0 and budgets hold on every target, or this fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+TABLE = Path(__file__).parents[1] / "benchmarks" / "results" / "cuda_resources.csv"
+HEADER = ("kernel", "target", "threads", "registers", "spilled_bytes", "shared_bytes", "occupancy")
+# Bytes of shared memory and warps of a processor; all have 65,536 registers.
+PROCESSORS = {"sm_80": (164 * 1024, 64), "sm_90a": (228 * 1024, 64), "sm_100": (228 * 1024, 64)}
+
+
+class Budget(NamedTuple):
+    """What one kernel may use."""
+
+    threads: int
+    registers: int
+    shared: int
+
+
+def budgets(native: object) -> dict[str, Budget]:
+    """By kernel, at the block of documents that is the default and up to 512 hits."""
+    search = Budget(512, 64, native.shared_need(native.BLOCK, 512))  # type: ignore[attr-defined]
+    return {
+        "SearchBlocks<16>": search,
+        "SearchBlocks<8>": search,
+        "MergeKeys": Budget(512, 40, 8 * 1025),
+        "PrepareQueries": Budget(128, 40, 1040),
+        "MeasureRows": Budget(256, 48, 0),
+        "PlaceRows": Budget(256, 48, 0),
+        "CountPostings": Budget(256, 40, 0),
+        "PlacePostings": Budget(256, 40, 0),
+        "SumTiles": Budget(256, 64, 1024),
+        "ScanSums": Budget(32, 40, 0),
+        "ScanTiles": Budget(256, 64, 1024),
+    }
+
+
+def find_cuobjdump() -> str:
+    """CUDA's, or the one in Triton's package."""
+    found = shutil.which("cuobjdump")
+    if found is None:
+        import triton
+
+        found = triton.knobs.nvidia.cuobjdump.path
+    return found
+
+
+def used(module: str) -> dict[tuple[str, str], tuple[int, int]]:
+    """(kernel, target) to registers and bytes spilled."""
+    command = [find_cuobjdump(), "-res-usage", module]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    found, target, kernel = {}, "", ""
+    for line in run.stdout.splitlines():
+        if match := re.match(r"arch = (\w+)", line):
+            target = match.group(1)
+        elif match := re.search(r"Function \S*3runI\w*?\d+([A-Z][A-Za-z]+)(?:ILi(\d+)E)?", line):
+            kernel = match.group(1) + (f"<{match.group(2)}>" if match.group(2) else "")
+        elif match := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line):
+            registers, stack, local = map(int, match.groups())
+            found[kernel, target] = registers, stack + local
+    return found
+
+
+def occupancy(target: str, budget: Budget, registers: int) -> float:
+    """Warps that fit a processor together, over the most it holds."""
+    shared, warps = PROCESSORS[target]
+    mine = budget.threads // 32
+    blocks = min(
+        65_536 // (-(-registers // 8) * 8 * budget.threads),
+        shared // (budget.shared + 1024),
+        32,
+    )
+    return min(blocks * mine, warps) / warps
+
+
+def main() -> int:
+    """Compares with the budgets, writes or checks the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="do not write the table")
+    options = parser.parse_args()
+    try:
+        from csrkern import _cuda as native
+    except ImportError:
+        if os.environ.get("CSRKERN_CUDA") == "1":
+            raise
+        print("csrkern was built without CUDA (no nvcc): nothing to check")
+        return 0
+    found = used(str(native.__file__))
+    rows, wrong = [], []
+    for kernel, budget in budgets(native).items():
+        for target in PROCESSORS:
+            if (kernel, target) not in found:
+                wrong.append(f"{kernel} was not compiled for {target}")
+                continue
+            registers, spilled = found[kernel, target]
+            held = f"{occupancy(target, budget, registers):.2f}"
+            shared = budget.shared
+            rows.append((kernel, target, budget.threads, registers, spilled, shared, held))
+            print(*rows[-1], sep="\t")
+            if spilled:
+                wrong.append(f"{kernel} on {target}: spills {spilled} bytes, expected none")
+            if registers > budget.registers:
+                wrong.append(
+                    f"{kernel} on {target}: {registers} registers, expected <= {budget.registers}"
+                )
+    unknown = {kernel for kernel, _ in found} - set(budgets(native))
+    wrong += [f"{kernel} has no budget" for kernel in sorted(unknown)]
+    limit = min(shared for shared, _ in PROCESSORS.values()) // 2 - 1024
+    if native.shared_need(native.BLOCK, 512) > limit:
+        wrong.append(f"search needs more shared memory than {limit}: two blocks fit no sm_80")
+    if not options.check and not wrong:
+        beside = TABLE.with_suffix(".csv.new")
+        with beside.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([HEADER, *rows])
+        beside.replace(TABLE)
+    print(*wrong, sep="\n", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
