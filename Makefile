@@ -41,8 +41,9 @@ sanitize: ## Run the native tests under sanitizers, on every instruction set
 fuzz: ## Attack the index with forged files for FUZZ_SECONDS=60; needs clang
 	$(NATIVE_TESTS) fuzz
 
-aot: $(VENV)/.installed-test ## Compile every GPU kernel, no GPU needed; rewrite the table
+aot: $(VENV)/.installed-test ## Compile every GPU kernel, no GPU needed; rewrite the tables
 	$(BIN)/python scripts/aot.py
+	$(BIN)/python scripts/cuda_resources.py
 
 clean: ## Remove what building and testing leave behind (not the virtual environment)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -81,7 +81,9 @@ def find_nvcc() -> str | None:
     if wanted == "0":
         return None
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    nvcc = os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+    nvcc = (
+        os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+    )
     if nvcc is None and wanted == "1":
         raise SystemExit("CSRKERN_CUDA=1, but no nvcc on PATH, in CUDA_HOME or named by NVCC")
     return nvcc

@@ -6,10 +6,9 @@ filters brought to them, and what they find is merged. PyTorch is needed for dev
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,61 +18,26 @@ from csrkern.index_cuda_input import (
     device_rows,
     host_queries,
     parse_devices,
-    reordered,
     same_device,
 )
+from csrkern.index_cuda_parts import (
+    Documents,
+    Part,
+    cut,
+    keep,
+    load_native,
+    make_parts,
+    search_part,
+    span,
+)
 from csrkern.index_filter import allowed_bits
-from csrkern.index_input import Rows, check_choice, check_ids, check_int, least_float
-from csrkern.index_segment import METRICS, VALUES, Lookup
+from csrkern.index_input import check_choice, check_ids, check_int, least_float
+from csrkern.index_segment import METRICS, VALUES
 
 if TYPE_CHECKING:
     import torch
 
 _ALL = 2**30
-
-
-def load_native() -> Any:
-    """The native module of the GPU part.
-
-    Raises:
-        RuntimeError: if csrkern was built without it, or there is no GPU.
-    """
-    try:
-        native = importlib.import_module("csrkern._cuda")
-    except ImportError as error:
-        raise RuntimeError(
-            "this csrkern was built without CUDA: install it where nvcc is on PATH "
-            f"(or CSRKERN_CUDA=1 says why not) ({error})"
-        ) from error
-    if native.count_devices() == 0:
-        raise RuntimeError("no CUDA device: expected an NVIDIA GPU and its driver")
-    return native
-
-
-class Part(NamedTuple):
-    """Some of the documents, by ascending id: `count` from `first` on.
-
-    `open` gives the native index: one that is on its device, or one made for this search.
-    """
-
-    device: int
-    first: int
-    count: int
-    open: Callable[[], Any]
-    resident: bool
-
-
-class _Documents:
-    """The documents of an index as filters see those of a segment."""
-
-    alive = None
-
-    def __init__(self, ids: np.ndarray) -> None:
-        self.documents = len(ids)
-        self.find = Lookup(ids, len(ids)).find
-
-    def __len__(self) -> int:
-        return self.documents
 
 
 class CudaIndex:
@@ -103,7 +67,7 @@ class CudaIndex:
         self._parts = tuple(parts)
         self._ids = ids
         self._order = order  # documents of ascending ids; None: as `ids` stand
-        self._documents = _Documents(ids)
+        self._documents = Documents(ids)
         self.dim = dim
         self.k = k
         self.metric = metric
@@ -124,40 +88,10 @@ class CudaIndex:
         native = load_native()
         numbers = parse_devices(native, device)
         check_int("slices", slices, 1, 2**20)
-        form = _form(native, impact_bits, block) | {
-            "dim": index.dim,
-            "half": index.values == "float16",
-            "normalize": False,  # they are stored as they are to be found
-        }
-        segments = index._segments
-        ids = np.concatenate([segment.ids for segment in segments])
-        parts = [segment.rows() for segment in segments]
-        lengths = np.concatenate([np.diff(starts) for starts, _, _ in parts])
-        latents = np.concatenate([latents for _, latents, _ in parts])
-        values = np.concatenate([values for _, _, values in parts])
-        del parts
+        form = _form(native, impact_bits, block)
+        ids = index.ids
         order = None if (np.diff(ids) > 0).all() else np.argsort(ids, kind="stable")
-        rows = reordered(lengths, latents, values, order, index.dim)
-        ascending = ids if order is None else ids[order]
-        starts = rows.starts
-        assert starts is not None
-        cuts = np.linspace(0, len(ids), len(numbers) * slices + 1).astype(np.int64)
-        made = []
-        for i, (first, end) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
-            piece = slice(starts[first], starts[end])
-            own = Rows(
-                rows.values[piece],
-                rows.indices[piece],
-                starts[first : end + 1] - starts[first],
-                index.dim,
-            )
-            build = _Upload(native, numbers[i // slices], own, ascending[first:end], form)
-            opened: Callable[[], Any] = build
-            if slices == 1:
-                resident = build()
-                resident.calibrate()
-                opened = _keep(resident)
-            made.append(Part(build.device, int(first), int(end - first), opened, slices == 1))
+        made = make_parts(native, index, order, numbers, slices, form)
         return cls(
             native,
             made,
@@ -195,7 +129,7 @@ class CudaIndex:
         """
         native = load_native()
         check_choice("metric", metric, METRICS)
-        check_choice("values", values, [v for v in VALUES if v.startswith("float")])
+        check_choice("values", values, tuple(v for v in VALUES if v.startswith("float")))
         rows = device_rows(native, "codes", codes, dim)
         if rows is None:
             raise ValueError(
@@ -208,7 +142,7 @@ class CudaIndex:
         if order is not None:
             rows = rows.take(order)
         ascending = own if order is None else own[order]
-        first, plain = _span(ascending)
+        first, plain = span(ascending)
         kept = None if plain else rows.tensor(ascending)
         built = native.Index.from_device(
             **rows.arguments(native),
@@ -220,11 +154,9 @@ class CudaIndex:
             normalize=metric == "cosine",
         )
         built.calibrate()
-        part = Part(rows.device, 0, n, _keep(built), True)
+        part = Part(rows.device, 0, n, keep(built), True)
         k = rows.values.shape[1]
-        return cls(
-            native, [part], own, order, dim=rows.dim, k=k, metric=metric, values=values
-        )
+        return cls(native, [part], own, order, dim=rows.dim, k=k, metric=metric, values=values)
 
     def search(
         self,
@@ -282,7 +214,9 @@ class CudaIndex:
         return {
             "topk": check_int("topk", topk, 1, self._native.MOST_HITS),
             "normalize": self.metric == "cosine",
-            "query_k": _ALL if query_k is None else min(check_int("query_k", query_k, 1, 2**62), _ALL),
+            "query_k": _ALL
+            if query_k is None
+            else min(check_int("query_k", query_k, 1, 2**62), _ALL),
             "min_score": max(least, 0.0),
             "way": getattr(self._native.Way, way),
             "count_work": False,
@@ -295,7 +229,7 @@ class CudaIndex:
         allowed = self._allowed(_to_host(filter), len(values))
         found = [
             part.open().search_from_host(
-                values=values, indices=indices, allowed=_cut(allowed, part), **options
+                values=values, indices=indices, allowed=cut(allowed, part), **options
             )
             for part in self._parts
         ]
@@ -320,29 +254,10 @@ class CudaIndex:
         allowed = self._allowed_on_device(filter, m, home)
         found = []
         for part in self._parts:
-            native = part.open()
             there = same_device(self._native, home, part.device)
-            own = rows.to(there)
-            mask = _cut(allowed, part)
-            if mask is not None:
-                mask = mask.to(there).contiguous()
-            n_bytes = native.workspace_bytes(m, own.values.shape[1], options["topk"])
-            workspace = torch.empty(n_bytes, dtype=torch.uint8, device=there)
-            shape = (m, options["topk"])
-            scores = torch.empty(shape, dtype=torch.float32, device=there)
-            ids = torch.empty(shape, dtype=torch.int64, device=there)
-            arguments = own.arguments(self._native)
-            del arguments["device"]
-            native.search(
-                **arguments,
-                allowed=0 if mask is None else mask.data_ptr(),
-                allowed_stride=part.count if mask is not None and mask.dim() == 2 else 0,
-                scores=scores.data_ptr(),
-                ids=ids.data_ptr(),
-                workspace=workspace.data_ptr(),
-                workspace_bytes=n_bytes,
-                **options,
-            )
+            mask = cut(allowed, part)
+            mask = None if mask is None else mask.to(there)
+            scores, ids = search_part(self._native, part, rows.to(there), mask, options)
             found.append((scores.to(home), ids.to(home)))
         if len(found) == 1:
             return found[0]
@@ -363,7 +278,11 @@ class CudaIndex:
     def _allowed_on_device(self, filter: Any, m: int, home: Any) -> torch.Tensor | None:
         import torch
 
-        if isinstance(filter, torch.Tensor) and filter.dtype == torch.bool and filter.device == home:
+        if (
+            isinstance(filter, torch.Tensor)
+            and filter.dtype == torch.bool
+            and filter.device == home
+        ):
             if filter.shape not in ((len(self),), (m, len(self))):
                 raise ValueError(
                     f"filter: expected a mask of {len(self)} codes, or one for each of {m} "
@@ -430,35 +349,6 @@ class CudaIndex:
         )
 
 
-class _Upload:
-    """Rows in host memory that become an index on a GPU when called."""
-
-    def __init__(
-        self, native: Any, device: int, rows: Rows, ids: np.ndarray, form: dict[str, Any]
-    ) -> None:
-        self.device = device
-        self._native = native
-        self._rows = rows
-        self._form = form
-        self._first, plain = _span(ids)
-        self._ids = None if plain else ids
-
-    def __call__(self) -> Any:
-        return self._native.Index.from_host(
-            device=self.device,
-            values=self._rows.values,
-            indices=self._rows.indices,
-            starts=self._rows.starts,
-            ids=self._ids,
-            first_id=self._first,
-            **self._form,
-        )
-
-
-def _keep(native: Any) -> Callable[[], Any]:
-    return lambda: native
-
-
 def _form(native: Any, impact_bits: int, block: int | None) -> dict[str, Any]:
     if impact_bits not in (8, 16):
         raise ValueError(f"impact_bits: expected 8 or 16, got {impact_bits!r}")
@@ -468,21 +358,7 @@ def _form(native: Any, impact_bits: int, block: int | None) -> dict[str, Any]:
     return {"impact_bits": impact_bits, "block": block}
 
 
-def _cut(allowed: Any, part: Part) -> Any:
-    """A part's bytes of a filter, contiguous."""
-    if allowed is None:
-        return None
-    own = allowed[..., part.first : part.first + part.count]
-    return np.ascontiguousarray(own) if isinstance(own, np.ndarray) else own.contiguous()
-
-
 def _to_host(array: Any) -> Any:
     """A tensor as an array; all else as it is."""
     torch = sys.modules.get("torch")
     return array.cpu().numpy() if torch is not None and isinstance(array, torch.Tensor) else array
-
-
-def _span(ids: np.ndarray) -> tuple[int, bool]:
-    """The first of ascending ids, and whether the others follow it without a gap."""
-    first = int(ids[0]) if len(ids) else 0
-    return first, len(ids) == 0 or int(ids[-1]) - first == len(ids) - 1

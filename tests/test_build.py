@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import csv
+import importlib.util
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +21,7 @@ def test_native_tests_are_compiled_like_the_module():
     constants = {
         node.targets[0].id: eval(compile(ast.Expression(node.value), "setup.py", "eval"))
         for node in ast.parse((ROOT / "setup.py").read_text()).body
-        if isinstance(node, ast.Assign) and node.targets[0].id in ("COMMON_FLAGS", "ISA_FLAGS")
+        if isinstance(node, ast.Assign) and node.targets[0].id in ("COMMON_FLAGS", "ISA_FLAGS", "NVCC_FLAGS")
     }
     show = "show: ; @$(foreach f,CXXFLAGS AVX2 AVX512,echo $($f);)"
     made = subprocess.run(
@@ -31,4 +35,29 @@ def test_native_tests_are_compiled_like_the_module():
     assert avx512 == constants["ISA_FLAGS"]["_avx512"]
     arithmetic = {"-std=c++17", "-fno-math-errno", "-ffp-contract=off"}
     assert arithmetic <= set(common) & set(constants["COMMON_FLAGS"])
+    assert {"-fmad=false", "-std=c++17"} <= set(constants["NVCC_FLAGS"])
     assert not {"-ffast-math", "-Ofast"} & {*common, *constants["COMMON_FLAGS"]}
+
+
+def test_table_of_cuda_kernels_has_every_target_and_no_spills():
+    with (ROOT / "benchmarks" / "results" / "cuda_resources.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kernels = {row["kernel"] for row in rows}
+    sources = "".join(p.read_text() for p in (ROOT / "csrc/cuda").glob("*.hpp"))
+    names = re.findall(r"^struct (\w+) \{\n  static constexpr const char\* kName", sources, re.M)
+    assert len(names) > 8
+    assert {kernel.split("<")[0] for kernel in kernels} == set(names)
+    for target in ("sm_80", "sm_90a", "sm_100"):
+        mine = [row for row in rows if row["target"] == target]
+        assert {row["kernel"] for row in mine} == kernels
+        assert all(int(row["spilled_bytes"]) == 0 for row in mine)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("csrkern._cuda") is None, reason="built without nvcc")
+def test_cuda_kernels_stay_within_their_budgets():
+    run = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "cuda_resources.py", "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr

@@ -203,7 +203,9 @@ def test_an_index_too_large_is_refused_and_found_in_slices(device, monkeypatch):
     index = InvertedIndex.build(codes, dim=DIM)
     small = index.to("cuda")
     monkeypatch.setenv("SIMULATED_CUDA_BYTES", "500000")
-    with pytest.raises(MemoryError, match=r"4000 codes needs \d+ bytes .* \d+ bytes free of 500000"):
+    with pytest.raises(
+        MemoryError, match=r"4000 codes needs \d+ bytes .* \d+ bytes free of 500000"
+    ):
         index.to("cuda")
     same(small.search(queries), index.search(queries))  # usable as before
     del small
@@ -219,7 +221,9 @@ def test_says_what_it_did(device):
     there = index.to("cuda", block=64)
     queries = uniform(4, DIM, 6, seed=1)
     walk, gather = (there.explain(queries, way=way) for way in ("walk", "gather"))
-    postings = sum(index.explain((q[None], i[None]))["postings"] for q, i in zip(*queries))
+    postings = sum(
+        index.explain((q[None], i[None]))["postings"] for q, i in zip(*queries, strict=True)
+    )
     assert walk["postings"] == postings
     assert walk["gathers"] == 0
     assert gather["walks"] == 0
@@ -318,4 +322,6 @@ index = csrkern.InvertedIndex.build(codes, dim=4)
 assert (index.to("cuda").search(codes)[1] == index.search(codes)[1]).all()
 assert "torch" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )

@@ -34,10 +34,12 @@ cuda::IndexOptions read_options(int32_t dim, bool half, bool normalize, int32_t 
   return {dim, half, normalize, impact_bits, block};
 }
 
-std::unique_ptr<cuda::Index> build_from_host(
-    int device, const Array<float>& values, const Array<int32_t>& indices,
-    const std::optional<Array<int64_t>>& starts, const std::optional<Array<int64_t>>& ids,
-    int64_t first_id, int32_t dim, bool half, bool normalize, int32_t impact_bits, uint32_t block) {
+std::unique_ptr<cuda::Index> build_from_host(int device, const Array<float>& values,
+                                             const Array<int32_t>& indices,
+                                             const std::optional<Array<int64_t>>& starts,
+                                             const std::optional<Array<int64_t>>& ids,
+                                             int64_t first_id, int32_t dim, bool half,
+                                             bool normalize, int32_t impact_bits, uint32_t block) {
   if (values.size() != indices.size() || (!starts && values.ndim() != 2)) {
     throw std::invalid_argument("expected as many values as indices, [n, k] without starts");
   }
@@ -92,8 +94,7 @@ std::pair<Array<float>, Array<int64_t>> search_from_host(
     throw std::invalid_argument("expected values and indices [n, k]");
   }
   const int64_t n = values.shape(0), n_docs = index.n_docs();
-  cuda::SearchRequest request =
-      read_request(topk, normalize, query_k, min_score, way, count_work);
+  cuda::SearchRequest request = read_request(topk, normalize, query_k, min_score, way, count_work);
   request.queries = {
       n, values.shape(1), nullptr, cuda::Number::float32, values.data(), indices.data()};
   if (allowed) {
@@ -121,8 +122,7 @@ void search_on_device(const cuda::Index& index, int64_t n, int64_t width, cuda::
                       int64_t allowed_stride, uintptr_t scores, uintptr_t ids, uintptr_t workspace,
                       size_t workspace_bytes, int64_t topk, bool normalize, int64_t query_k,
                       float min_score, cuda::Way way, bool count_work, uintptr_t stream) {
-  cuda::SearchRequest request =
-      read_request(topk, normalize, query_k, min_score, way, count_work);
+  cuda::SearchRequest request = read_request(topk, normalize, query_k, min_score, way, count_work);
   request.queries = {
       n, width, nullptr, type, pointer<const void>(values), pointer<const int32_t>(indices)};
   request.allowed = pointer<const uint8_t>(allowed);

@@ -78,8 +78,8 @@ struct QueryFacts {
 
 struct Batch {
   uint32_t n_queries;
-  uint32_t slots;     // of each query
-  uint32_t topk;      // at most kMostHits
+  uint32_t slots;  // of each query
+  uint32_t topk;   // at most kMostHits
   uint32_t keys_pitch;
   Entry* unsorted;    // [n_queries, slots] memory to work in
   Entry* entries;     // [n_queries, slots] by value descending, then by latent

@@ -1,9 +1,8 @@
 // Builds the arrays of an index from rows in device memory.
-#include "index_build.hpp"
-
 #include <cstdio>
 #include <string>
 
+#include "index_build.hpp"
 #include "index_state.hpp"
 
 namespace csrkern::cuda {
@@ -164,9 +163,9 @@ Index::Index(int device, const Rows& rows, const int64_t* ids, int64_t first_id,
   clear(own.scales.as<void>(), own.scales.bytes(), stream, "scales of latents");
   const DeviceMemory longest(sizeof(uint32_t), "the longest row");
   clear(longest.as<void>(), longest.bytes(), stream, "the longest row");
-  launch(CountPostings{view, counts.as<uint32_t>(), own.scales.as<uint32_t>(),
-                       longest.as<uint32_t>()},
-         warps, 0, stream);
+  launch(
+      CountPostings{view, counts.as<uint32_t>(), own.scales.as<uint32_t>(), longest.as<uint32_t>()},
+      warps, 0, stream);
   copy(&own.row_width, longest.as<void>(), sizeof(own.row_width), stream, "the longest row");
   own.offsets = DeviceMemory((lists + 1) * sizeof(uint32_t), "offsets of lists");
   scan(counts.as<uint32_t>(), lists, own.offsets.as<uint32_t>(), stream);
@@ -180,10 +179,10 @@ Index::Index(int device, const Rows& rows, const int64_t* ids, int64_t first_id,
   view.words = own.postings.as<uint32_t>();
   view.numbers = own.postings.as<uint16_t>();
   view.impacts = own.impacts.as<uint8_t>();
-  launch(PlacePostings{view, counts.as<uint32_t>(), options.impact_bits,
-                       own.postings.as<uint32_t>(), own.postings.as<uint16_t>(),
-                       own.impacts.as<uint8_t>()},
-         warps, 0, stream);
+  launch(
+      PlacePostings{view, counts.as<uint32_t>(), options.impact_bits, own.postings.as<uint32_t>(),
+                    own.postings.as<uint16_t>(), own.impacts.as<uint8_t>()},
+      warps, 0, stream);
   wait(stream, "building the index");
 }
 
@@ -206,7 +205,7 @@ std::unique_ptr<Index> Index::from_host(int device, const Rows& rows, const int6
   const DeviceMemory indices = upload(rows.indices, entries * sizeof(int32_t));
   const DeviceMemory starts = upload(rows.starts, starts_bytes);
   const DeviceMemory given_ids = upload(ids, ids_bytes);
-  const Rows there{n,         rows.width,          starts.as<int64_t>(),
+  const Rows there{n,         rows.width,        starts.as<int64_t>(),
                    rows.type, values.as<void>(), indices.as<int32_t>()};
   return std::make_unique<Index>(device, there, ids == nullptr ? nullptr : given_ids.as<int64_t>(),
                                  first_id, options, nullptr);

@@ -31,7 +31,8 @@ CSRKERN_DEVICE void sort_keys(Block& block, uint64_t* keys, uint32_t n) {
     for (uint32_t stride = run / 2; stride > 0; stride /= 2) {
       block.phase([&](uint32_t t) {
         for (uint32_t pair = t; pair < size / 2; pair += kThreads) {
-          const uint32_t i = pair / stride * 2 * stride + pair % stride;
+          const uint32_t below = pair & (stride - 1);
+          const uint32_t i = 2 * (pair - below) + below;
           const uint64_t a = keys[i], b = keys[i + stride];
           if (((i & run) == 0) == (a < b)) {
             keys[i] = b;
@@ -69,9 +70,7 @@ struct MergeKeys {
   float* scores;  // [n_queries, topk], or null: not yet
   int64_t* ids;
 
-  static size_t shared_bytes(uint32_t topk) {
-    return sizeof(uint64_t) * (key_capacity(topk) + 1);
-  }
+  static size_t shared_bytes(uint32_t topk) { return sizeof(uint64_t) * (key_capacity(topk) + 1); }
 
   CSRKERN_DEVICE void operator()(Block& block) const {
     TopKeys& top = *block.shared<TopKeys>();

@@ -1,6 +1,4 @@
 // Searches: the order of launches, and the memory that they share.
-#include "index_search.hpp"
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -8,6 +6,7 @@
 #include <string>
 
 #include "index_query.hpp"
+#include "index_search.hpp"
 #include "index_state.hpp"
 
 namespace csrkern::cuda {
@@ -50,8 +49,8 @@ class Parts {
 Plan plan_of(const DeviceInfo& info, const IndexArrays& index, int64_t n_queries, uint32_t topk) {
   Plan plan{};
   const uint64_t keys = sizeof(uint64_t) * topk * (1 + kRoundBlocks);
-  plan.queries = static_cast<uint32_t>(
-      std::max<int64_t>(1, std::min<int64_t>({n_queries, int64_t(kKeyBytes / keys), kMostQueries})));
+  plan.queries = static_cast<uint32_t>(std::max<int64_t>(
+      1, std::min<int64_t>({n_queries, int64_t(kKeyBytes / keys), kMostQueries})));
   plan.shared = shared_need(index.block, topk);
   if (plan.shared > info.shared_bytes) {
     throw std::invalid_argument("blocks of " + std::to_string(index.block) + " documents need " +
@@ -190,9 +189,8 @@ void Index::search(const SearchRequest& request, Stream stream) const {
   const auto query_k = static_cast<uint32_t>(std::min<int64_t>(request.query_k, slots));
   const uint32_t lanes = lanes_for(own.entries, own.n);
   const float gather_above = request.way == Way::cheaper ? own.gather_cost
-                             : request.way == Way::walk
-                                 ? std::numeric_limits<float>::infinity()
-                                 : -1;
+                             : request.way == Way::walk  ? std::numeric_limits<float>::infinity()
+                                                         : -1;
   auto* work = request.count_work ? own.work.as<uint64_t>() : nullptr;
 
   for (int64_t first = 0; first < queries.n; first += plan.queries) {
@@ -201,8 +199,8 @@ void Index::search(const SearchRequest& request, Stream stream) const {
     const int32_t* indices = queries.indices + first * slots;
     const uint8_t* allowed = request.allowed;
     if (allowed != nullptr) allowed += first * request.allowed_stride;
-    launch(PrepareQueries{own.view, batch, queries.type, values, indices, query_k,
-                          least_bits, own.options.impact_bits, request.normalize},
+    launch(PrepareQueries{own.view, batch, queries.type, values, indices, query_k, least_bits,
+                          own.options.impact_bits, request.normalize},
            batch.n_queries, sizeof(PrepareQueries::Shared), stream);
     const MergeKeys merge{batch, own.view.ids, own.view.first_id, request.scores + first * topk,
                           request.ids + first * topk};
@@ -226,7 +224,7 @@ void Index::search_from_host(SearchRequest request) const {
   const Stream stream = scratch.stream();
   const int64_t n = request.queries.n, slots = n * request.queries.width;
   const int64_t hits = n * request.topk;
-  const int64_t mask = request.allowed == nullptr ? 0
+  const int64_t mask = request.allowed == nullptr    ? 0
                        : request.allowed_stride == 0 ? own.n
                                                      : n * request.allowed_stride;
   request.workspace_bytes = workspace_bytes(n, request.queries.width, request.topk);

@@ -21,8 +21,8 @@ template <int kBits>
 struct SearchBlocks {
   static constexpr const char* kName = "search_blocks";
   static constexpr int kThreads = 512;
-  // 32 warps of postings in flight a processor at least; three blocks fit an H100's shared memory.
-  static constexpr int kPerProcessor = 2;
+  // As many as an H100's shared memory holds; sm_80 holds two.
+  static constexpr int kPerProcessor = 3;
   static constexpr uint32_t kWarps = kThreads / 32;
 
   IndexArrays index;
@@ -30,7 +30,7 @@ struct SearchBlocks {
   uint32_t first_block;
   uint32_t n_blocks;
   uint32_t lanes_per_row;  // of a gather scan, a power of two up to 32
-  float gather_above;       // where postings are more than this times the entries
+  float gather_above;      // where postings are more than this times the entries
   const uint8_t* allowed;  // as SearchRequest::allowed
   int64_t allowed_stride;
   uint64_t* work;  // [4] as Work, or null: not counted
@@ -62,8 +62,7 @@ struct SearchBlocks {
   CSRKERN_DEVICE void operator()(Block& block) const {
     One one{*this, block, *block.shared<Shared>()};
     one.keys = block.shared<uint64_t>(sizeof(Shared));
-    one.sums = block.shared<uint32_t>(sizeof(Shared) +
-                                      sizeof(uint64_t) * key_capacity(batch.topk));
+    one.sums = block.shared<uint32_t>(sizeof(Shared) + sizeof(uint64_t) * key_capacity(batch.topk));
     block.phase([&](uint32_t t) {
       for (uint32_t i = t; i < index.block; i += kThreads) one.sums[i] = 0;
       if (t == 0) one.shared.postings = 0;
@@ -195,8 +194,7 @@ struct SearchBlocks {
     // Reads the documents instead of the lists: their latents are looked up among the query's.
     CSRKERN_DEVICE void gather_scan() {
       for (uint32_t begin = 0; begin < facts.n_entries; begin += kTerms) {
-        const uint32_t end =
-            facts.n_entries - begin < kTerms ? facts.n_entries : begin + kTerms;
+        const uint32_t end = facts.n_entries - begin < kTerms ? facts.n_entries : begin + kTerms;
         block.phase([&](uint32_t t) {
           for (uint32_t i = t; i < kSlots; i += kThreads) shared.table.latents[i] = -1;
         });

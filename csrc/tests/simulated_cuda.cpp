@@ -45,7 +45,8 @@ int count_devices() noexcept { return simulated.devices; }
 DeviceInfo device_info(int device) {
   expect_device(device);
   const size_t used = simulated_bytes_in_use(), total = total_bytes();
-  return {"simulated", simulated.processors, 232448, 233472, total > used ? total - used : 0, total};
+  return {"simulated", simulated.processors, 232448, 233472, total > used ? total - used : 0,
+          total};
 }
 
 UseDevice::UseDevice(int device) : before_(current) {

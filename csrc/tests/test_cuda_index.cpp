@@ -60,8 +60,8 @@ Answers search_cuda(const cuda::Index& index, const OwnedCodes& queries, const A
   Exact<unsigned char> workspace(bytes, 0x5a);
   Answers answers{std::vector<float>(n * asked.topk), std::vector<int64_t>(n * asked.topk)};
   cuda::SearchRequest request{};
-  request.queries = {n, queries.k, nullptr, cuda::Number::float32, queries.values.data(),
-                     queries.indices.data()};
+  request.queries = {
+      n, queries.k, nullptr, cuda::Number::float32, queries.values.data(), queries.indices.data()};
   request.topk = asked.topk;
   request.normalize = asked.normalize;
   request.query_k = asked.query_k;
@@ -96,8 +96,7 @@ struct Form {
 // The same codes on both; `ids` ascend.
 struct Both {
   Both(const OwnedCodes& codes, const Form& form, std::vector<int64_t> ids = {})
-      : owned(rows_of(codes), 4096, 0, form.type, form.normalize, ids, 1),
-        cpu(owned.view(), true) {
+      : owned(rows_of(codes), 4096, 0, form.type, form.normalize, ids, 1), cpu(owned.view(), true) {
     options.dim = static_cast<int32_t>(codes.dim);
     options.half = form.type == ValueType::float16;
     options.impact_bits = form.impact_bits;
@@ -105,13 +104,21 @@ struct Both {
     const int64_t* given = ids.empty() ? nullptr : ids.data();
     // From the stored codes, as an index on the CPU is transferred ...
     const Documents docs(cpu);
-    const cuda::Rows stored{codes.n, 0, docs.starts.data(), cuda::Number::float32,
-                            docs.values.data(), docs.latents.data()};
+    const cuda::Rows stored{codes.n,
+                            0,
+                            docs.starts.data(),
+                            cuda::Number::float32,
+                            docs.values.data(),
+                            docs.latents.data()};
     gpu = std::make_unique<cuda::Index>(0, stored, given, 0, options, nullptr);
     // ... and from the codes themselves.
     cuda::IndexOptions raw = options;
     raw.normalize = form.normalize;
-    const cuda::Rows rows{codes.n, codes.k, nullptr, cuda::Number::float32, codes.values.data(),
+    const cuda::Rows rows{codes.n,
+                          codes.k,
+                          nullptr,
+                          cuda::Number::float32,
+                          codes.values.data(),
                           codes.indices.data()};
     built = std::make_unique<cuda::Index>(0, rows, given, 0, raw, nullptr);
     CHECK(gpu->bytes() ==
@@ -136,7 +143,8 @@ struct Both {
 OwnedCodes make_codes(int64_t n, int64_t k, int64_t dim,
                       const std::function<void(int64_t, int32_t*, float*)>& fill) {
   OwnedCodes codes{Exact<float>(n * k), Exact<int32_t>(n * k), n, k, dim};
-  for (int64_t i = 0; i < n; ++i) fill(i, codes.indices.data() + i * k, codes.values.data() + i * k);
+  for (int64_t i = 0; i < n; ++i)
+    fill(i, codes.indices.data() + i * k, codes.values.data() + i * k);
   return codes;
 }
 
@@ -213,39 +221,47 @@ void test_adversarial() {
     for (int64_t s = 0; s < k; ++s) latents[s] = static_cast<int32_t>(first + 7 * s) % 49;
   };
   std::vector<std::pair<const char*, OwnedCodes>> kinds;
-  kinds.emplace_back("a hot latent in every row", make_codes(n, k, dim, [&](auto i, auto* l, auto* v) {
-    spread(static_cast<int32_t>(i), l);
-    l[0] = 49;
-    for (int64_t s = 0; s < k; ++s) v[s] = s == 0 ? 1 : random.positive();
-  }));
+  kinds.emplace_back("a hot latent in every row",
+                     make_codes(n, k, dim, [&](auto i, auto* l, auto* v) {
+                       spread(static_cast<int32_t>(i), l);
+                       l[0] = 49;
+                       for (int64_t s = 0; s < k; ++s) v[s] = s == 0 ? 1 : random.positive();
+                     }));
   kinds.emplace_back("all rows equal", make_codes(n, k, dim, [&](auto, auto* l, auto* v) {
-    spread(0, l);
-    for (int64_t s = 0; s < k; ++s) v[s] = 0.3f;
-  }));
+                       spread(0, l);
+                       for (int64_t s = 0; s < k; ++s) v[s] = 0.3f;
+                     }));
   kinds.emplace_back("few scores", make_codes(n, k, dim, [&](auto i, auto* l, auto* v) {
-    spread(static_cast<int32_t>(i % 3), l);
-    for (int64_t s = 0; s < k; ++s) v[s] = static_cast<float>(random.below(3)) / 2;
-  }));
-  kinds.emplace_back("scores that differ in the last bits", make_codes(n, k, dim, [&](auto, auto* l, auto* v) {
-    spread(0, l);
-    for (int64_t s = 0; s < k; ++s) v[s] = 1 + static_cast<float>(random.below(8)) * 0x1p-10f;
-  }));
+                       spread(static_cast<int32_t>(i % 3), l);
+                       for (int64_t s = 0; s < k; ++s)
+                         v[s] = static_cast<float>(random.below(3)) / 2;
+                     }));
+  kinds.emplace_back("scores that differ in the last bits",
+                     make_codes(n, k, dim, [&](auto, auto* l, auto* v) {
+                       spread(0, l);
+                       for (int64_t s = 0; s < k; ++s)
+                         v[s] = 1 + static_cast<float>(random.below(8)) * 0x1p-10f;
+                     }));
   kinds.emplace_back("most lists empty", make_codes(n, k, dim, [&](auto i, auto* l, auto* v) {
-    l[0] = i % 2;
-    v[0] = random.positive();
-  }));
+                       l[0] = i % 2;
+                       v[0] = random.positive();
+                     }));
   kinds.emplace_back("one large value", make_codes(n, k, dim, [&](auto i, auto* l, auto* v) {
-    spread(static_cast<int32_t>(i), l);
-    for (int64_t s = 0; s < k; ++s) v[s] = i == 1234 ? 60000 : 1e-3f * random.positive();
-  }));
+                       spread(static_cast<int32_t>(i), l);
+                       for (int64_t s = 0; s < k; ++s)
+                         v[s] = i == 1234 ? 60000 : 1e-3f * random.positive();
+                     }));
   kinds.emplace_back("denormal values", make_codes(n, k, dim, [&](auto i, auto* l, auto* v) {
-    spread(static_cast<int32_t>(i), l);
-    for (int64_t s = 0; s < k; ++s) v[s] = 1e-43f * static_cast<float>(random.below(90));
-  }));
-  kinds.emplace_back("scores near the largest float", make_codes(n, k, dim, [&](auto i, auto* l, auto* v) {
-    spread(static_cast<int32_t>(i), l);
-    for (int64_t s = 0; s < k; ++s) v[s] = random.below(2) ? 3e38f : 1e19f * random.positive();
-  }));
+                       spread(static_cast<int32_t>(i), l);
+                       for (int64_t s = 0; s < k; ++s)
+                         v[s] = 1e-43f * static_cast<float>(random.below(90));
+                     }));
+  kinds.emplace_back("scores near the largest float",
+                     make_codes(n, k, dim, [&](auto i, auto* l, auto* v) {
+                       spread(static_cast<int32_t>(i), l);
+                       for (int64_t s = 0; s < k; ++s)
+                         v[s] = random.below(2) ? 3e38f : 1e19f * random.positive();
+                     }));
   const OwnedCodes queries = make_codes(6, 8, dim, [&](auto i, auto* l, auto* v) {
     for (int64_t s = 0; s < 8; ++s) l[s] = static_cast<int32_t>(s == 0 ? 49 : 7 * s - 7 + i % 3);
     for (int64_t s = 0; s < 8 && i != 3; ++s) v[s] = i == 4 ? 1e-38f : random.positive();
@@ -290,8 +306,8 @@ void test_work() {
   cuda::SearchRequest request{};
   std::vector<float> scores(50);
   std::vector<int64_t> ids(50);
-  request.queries = {5, 6, nullptr, cuda::Number::float32, queries.values.data(),
-                     queries.indices.data()};
+  request.queries = {
+      5, 6, nullptr, cuda::Number::float32, queries.values.data(), queries.indices.data()};
   request.topk = 10;
   request.scores = scores.data();
   request.ids = ids.data();
@@ -322,8 +338,8 @@ void refused(const Change& change, const std::string& word) {
   std::fill(codes.values.begin(), codes.values.end(), 0.5f);
   for (int64_t i = 0; i < 1200; ++i) codes.indices[i] = static_cast<int32_t>(i % 4);
   change(codes);
-  const cuda::Rows rows{300, 4, nullptr, cuda::Number::float32, codes.values.data(),
-                        codes.indices.data()};
+  const cuda::Rows rows{
+      300, 4, nullptr, cuda::Number::float32, codes.values.data(), codes.indices.data()};
   cuda::IndexOptions options{30, true};
   try {
     cuda::Index index(0, rows, nullptr, 0, options, nullptr);
@@ -347,7 +363,11 @@ void test_errors() {
   const Both both(codes, {});
   const size_t used = cuda::simulated_bytes_in_use(), total = cuda::simulated.total_bytes;
   const auto build = [&](int device) {
-    const cuda::Rows rows{codes.n, codes.k, nullptr, cuda::Number::float32, codes.values.data(),
+    const cuda::Rows rows{codes.n,
+                          codes.k,
+                          nullptr,
+                          cuda::Number::float32,
+                          codes.values.data(),
                           codes.indices.data()};
     cuda::Index index(device, rows, nullptr, 0, both.options, nullptr);
   };

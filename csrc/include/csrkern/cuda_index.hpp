@@ -75,12 +75,12 @@ struct SearchRequest {
   Rows queries;  // without starts
   int64_t topk;
   bool normalize = false;
-  int64_t query_k = kMostEntries;     // strongest entries that count
-  float min_score = 0;                // of what is found
-  const uint8_t* allowed = nullptr;   // [n_docs] or [queries, n_docs], not 0: may be found
-  int64_t allowed_stride = 0;         // from one query's bytes to the next; 0: one for all
-  float* scores = nullptr;            // [queries, topk], out
-  int64_t* ids = nullptr;             // [queries, topk], out
+  int64_t query_k = kMostEntries;      // strongest entries that count
+  float min_score = 0;                 // of what is found
+  const uint8_t* allowed = nullptr;    // [n_docs] or [queries, n_docs], not 0: may be found
+  int64_t allowed_stride = 0;          // from one query's bytes to the next; 0: one for all
+  float* scores = nullptr;             // [queries, topk], out
+  int64_t* ids = nullptr;              // [queries, topk], out
   unsigned char* workspace = nullptr;  // of workspace_bytes()
   size_t workspace_bytes = 0;
   Way way = Way::cheaper;

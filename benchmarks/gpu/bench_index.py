@@ -1,0 +1,265 @@
+#!/usr/bin/env python3
+"""The inverted index on a GPU: equal to the one on the CPU, then queries a second beside peers.
+
+    python benchmarks/gpu/bench_index.py --out build/gpu/index.json [--sizes 100k 1M 10M 100M]
+
+Codes are benchmarks/generators.py's, h = 16,384, k = 32 (100M: k = 16, drawn on the GPU). A time is
+the median of replays of a CUDA graph over several sets of queries, beside peers in the same run: a
+bfloat16 GEMM over 1024-wide embeddings and topk (cuBLAS), PyTorch's sparse CSR times CSR and topk
+(512 queries, 100 warm-ups, 1.3M codes, the paper's protocol), and scatter-add into [batch, n] and
+topk. A measurement that the results file has for this commit is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks import generators
+from benchmarks.provenance import commit, versions
+from csrkern import InvertedIndex, SparseCodes
+from csrkern.index_cuda import CudaIndex
+
+DIM, K, TOPK, WIDTH = 16_384, 32, 10, 1024
+SIZES = {"100k": 100_000, "1M": 1_000_000, "10M": 10_000_000, "100M": 100_000_000}
+BATCHES = (1, 32, 256, 1024)
+PAPER_CODES, PAPER_QUERIES, PAPER_WARM_UPS = 1_300_000, 512, 100
+QUERY_SETS = 8  # so that no lists stay in a cache for being asked for again
+SCATTER_BYTES = 16 << 30  # of [batch, n] scores that the scatter-add peer may hold
+
+
+def on_gpu(codes: generators.Codes, dim: int = DIM) -> SparseCodes:
+    """NumPy codes as SparseCodes on the GPU."""
+    values, indices = (torch.from_numpy(array).cuda() for array in codes)
+    return SparseCodes(values, indices, dim)
+
+
+def drawn_on_gpu(n: int, k: int, seed: int) -> SparseCodes:
+    """Uniform codes: a latent in each of k equal ranges, so that none comes twice in a row."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    values = torch.rand(n, k, generator=generator, device="cuda", dtype=torch.float16) + 0.05
+    ranges = torch.arange(k, device="cuda", dtype=torch.int32) * (DIM // k)
+    indices = torch.randint(
+        0, DIM // k, (n, k), generator=generator, device="cuda", dtype=torch.int32
+    )
+    return SparseCodes(values.sort(1, descending=True)[0], indices + ranges, DIM)
+
+
+def median_us(run: Callable[[int], Any], replays: int = 30) -> float:
+    """The median time of one call, in microseconds; `run(i)` uses the i-th set of queries."""
+    for i in range(3):
+        run(i)
+    torch.cuda.synchronize()
+    graphs = []
+    try:
+        for i in range(QUERY_SETS):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                run(i)
+            graphs.append(graph)
+        call: Callable[[int], Any] = lambda i: graphs[i % QUERY_SETS].replay()  # noqa: E731
+    except RuntimeError as error:
+        print(f"not captured, launched: {error}", file=sys.stderr)
+        torch.cuda.synchronize()
+        call = run
+    times = []
+    for i in range(replays):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call(i)
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3)
+    return statistics.median(times)
+
+
+def equal_to_cpu(codes: generators.Codes, queries: generators.Codes, index: CudaIndex) -> None:
+    """Ids and bits of scores are those of the CPU, whichever way documents are scored."""
+    cpu = InvertedIndex.build(codes, dim=DIM, cluster=False)
+    there = on_gpu(queries)
+    for topk in (1, TOPK, 1000):
+        scores, ids = cpu.search(queries, topk)
+        for way in ("walk", "gather", "cheaper"):
+            found = index.search(there, topk, way=way)
+            if not (
+                np.array_equal(found[1].cpu().numpy(), ids)
+                and np.array_equal(found[0].cpu().numpy(), scores)
+            ):
+                raise SystemExit(f"topk {topk}, {way}: differs from the CPU")
+
+
+def ours(index: CudaIndex, sets: list[SparseCodes]) -> Callable[[int], Any]:
+    """A search of the i-th set of queries."""
+    return lambda i: index.search(sets[i % QUERY_SETS], TOPK)
+
+
+def dense_peer(n: int, batch: int) -> Callable[[int], Any]:
+    """bfloat16 embeddings of WIDTH numbers: GEMM, then topk."""
+    documents = torch.randn(n, WIDTH, device="cuda", dtype=torch.bfloat16)
+    sets = torch.randn(QUERY_SETS, batch, WIDTH, device="cuda", dtype=torch.bfloat16)
+    return lambda i: torch.topk(sets[i % QUERY_SETS] @ documents.T, TOPK)
+
+
+def scatter_peer(codes: SparseCodes, sets: list[SparseCodes]) -> Callable[[int], Any]:
+    """Lists by latent, padded to the batch's longest; scores [batch, n] by scatter-add; topk."""
+    n = len(codes.values)
+    by_latent = torch.argsort(codes.indices.flatten(), stable=True)
+    rows, values = by_latent // codes.k, codes.values.flatten()[by_latent].float()
+    counts = torch.bincount(codes.indices.flatten(), minlength=DIM)
+    starts = counts.cumsum(0) - counts
+    slots = torch.arange(int(counts.max()), device="cuda")
+
+    def run(i: int) -> Any:
+        queries = sets[i % QUERY_SETS]
+        scores = torch.zeros(len(queries.values), n, device="cuda")
+        for slot in range(queries.k):
+            latents = queries.indices[:, slot].long()
+            at = (starts[latents][:, None] + slots).clamp(max=len(rows) - 1)
+            mine = slots < counts[latents][:, None]
+            scores.scatter_add_(1, rows[at], queries.values[:, slot, None] * values[at] * mine)
+        return torch.topk(scores, TOPK)
+
+    return run
+
+
+def paper_peer(codes: SparseCodes, queries: SparseCodes) -> float:
+    """PyTorch's sparse CSR product (cuSPARSE) and topk, microseconds a batch."""
+    left = as_csr(queries)
+    right = as_csr(codes).t().to_sparse_csr()
+    for _ in range(PAPER_WARM_UPS):
+        left @ right
+    times = []
+    for _ in range(10):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        product = left @ right
+        torch.topk(product.to_dense(), TOPK)
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3)
+    return statistics.median(times)
+
+
+def as_csr(codes: SparseCodes) -> torch.Tensor:
+    """A torch CSR tensor with sorted latents."""
+    latents, order = codes.indices.long().sort(1)
+    starts = torch.arange(len(latents) + 1, device=latents.device) * codes.k
+    return torch.sparse_csr_tensor(
+        starts,
+        latents.flatten(),
+        codes.values.gather(1, order).flatten().float(),
+        (len(latents), DIM),
+    )
+
+
+def measurements(sizes: list[str]) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Names and what measures them, the smallest first."""
+    for size in sizes:
+        n = SIZES[size]
+        for kind in ("uniform", "skewed"):
+            if n > 1_000_000 and kind == "skewed":
+                continue  # drawing them takes minutes
+            state: dict[str, Any] = {}
+
+            def prepare(n: int = n, kind: str = kind, state: dict[str, Any] = state) -> None:
+                if state:
+                    return
+                gc.collect()
+                torch.cuda.empty_cache()
+                draw = getattr(generators, kind)
+                if n > 1_000_000:
+                    codes = drawn_on_gpu(n, 16 if n == SIZES["100M"] else K, 0)
+                else:
+                    host = draw(n, DIM, K, seed=0)
+                    codes = on_gpu(host)
+                state["index"] = CudaIndex.build(codes)
+                if n <= 1_000_000:
+                    equal_to_cpu(host, draw(64, DIM, K, seed=1), state["index"])
+                    state["codes"] = codes
+                    state["draw"] = lambda m, seed: on_gpu(draw(m, DIM, K, seed=seed))
+                else:
+                    state["draw"] = lambda m, seed: drawn_on_gpu(m, codes.k, seed)
+
+            for batch in BATCHES:
+
+                def measure(
+                    n: int = n,
+                    batch: int = batch,
+                    state: dict[str, Any] = state,
+                    prepare: Callable[[], None] = prepare,
+                ) -> dict[str, Any]:
+                    prepare()
+                    sets = [state["draw"](batch, 100 + i) for i in range(QUERY_SETS)]
+                    us = median_us(ours(state["index"], sets))
+                    peers = {}
+                    if n <= 10_000_000:
+                        peers["bf16 GEMM + topk"] = median_us(dense_peer(n, batch), 10)
+                    if n <= 1_000_000 and 4 * n * batch <= SCATTER_BYTES:
+                        peers["scatter-add + topk"] = median_us(
+                            scatter_peer(state["codes"], sets), 5
+                        )
+                    return {
+                        "us": us,
+                        "queries_per_s": batch / us * 1e6,
+                        "peers_us": peers,
+                        "stats": state["index"].stats(),
+                    }
+
+                yield f"{size} {kind} batch {batch}", measure
+            state.clear()
+
+    def paper() -> dict[str, Any]:
+        codes = on_gpu(generators.uniform(PAPER_CODES, DIM, K, seed=0))
+        sets = [
+            on_gpu(generators.uniform(PAPER_QUERIES, DIM, K, seed=100 + i))
+            for i in range(QUERY_SETS)
+        ]
+        us = median_us(ours(CudaIndex.build(codes), sets))
+        peers = {"sparse CSR x CSR + topk": paper_peer(codes, sets[0])}
+        return {"us": us, "queries_per_s": PAPER_QUERIES / us * 1e6, "peers_us": peers}
+
+    yield "1.3M uniform batch 512 (the paper's protocol)", paper
+
+
+def main() -> None:
+    """Measures what is not yet in the results; prints the table last."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["100k", "1M", "10M"])
+    options = parser.parse_args()
+    here = commit()
+    results: dict[str, Any] = {
+        "commit": here,
+        "versions": versions(),
+        "device": torch.cuda.get_device_name(),
+        "rows": {},
+    }
+    if options.out and options.out.exists():
+        before = json.loads(options.out.read_text())
+        results = before if before["commit"] == here else results
+    for name, measure in measurements(options.sizes):
+        if name in results["rows"]:
+            continue
+        results["rows"][name] = measure()
+        if options.out:
+            beside = options.out.with_suffix(".new")
+            beside.write_text(json.dumps(results, indent=1))
+            beside.replace(options.out)
+    for name, row in results["rows"].items():
+        peers = "  ".join(f"{peer} {us / row['us']:.1f}x" for peer, us in row["peers_us"].items())
+        print(f"{name:46} {row['us']:9.1f} us {row['queries_per_s']:12,.0f} queries/s  {peers}")
+
+
+if __name__ == "__main__":
+    main()
