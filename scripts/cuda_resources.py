@@ -38,18 +38,18 @@ class Budget(NamedTuple):
 
 def budgets(native: object) -> dict[str, Budget]:
     """By kernel, at the block of documents that is the default and up to 512 hits."""
-    search = Budget(512, 64, native.shared_need(native.BLOCK, 512))  # type: ignore[attr-defined]
+    search = Budget(512, 40, native.shared_need(native.BLOCK, 512))  # type: ignore[attr-defined]
     return {
         "SearchBlocks<16>": search,
         "SearchBlocks<8>": search,
-        "MergeKeys": Budget(512, 40, 8 * 1025),
-        "PrepareQueries": Budget(128, 40, 1040),
+        "MergeKeys": Budget(512, 48, 8 * 1025),
+        "PrepareQueries": Budget(128, 64, 1040),
         "MeasureRows": Budget(256, 48, 0),
-        "PlaceRows": Budget(256, 48, 0),
+        "PlaceRows": Budget(256, 56, 0),
         "CountPostings": Budget(256, 40, 0),
-        "PlacePostings": Budget(256, 40, 0),
+        "PlacePostings": Budget(256, 48, 0),
         "SumTiles": Budget(256, 64, 1024),
-        "ScanSums": Budget(32, 40, 0),
+        "ScanSums": Budget(32, 48, 0),
         "ScanTiles": Budget(256, 64, 1024),
     }
 
@@ -72,8 +72,10 @@ def used(module: str) -> dict[tuple[str, str], tuple[int, int]]:
     for line in run.stdout.splitlines():
         if match := re.match(r"arch = (\w+)", line):
             target = match.group(1)
-        elif match := re.search(r"Function \S*3runI\w*?\d+([A-Z][A-Za-z]+)(?:ILi(\d+)E)?", line):
-            kernel = match.group(1) + (f"<{match.group(2)}>" if match.group(2) else "")
+        elif match := re.search(r"Function \w+3runINS0_(\d+)(\w+)", line):
+            name, rest = match.group(2)[: int(match.group(1))], match.group(2)[int(match.group(1)) :]
+            bits = re.match(r"ILi(\d+)E", rest)
+            kernel = f"{name}<{bits.group(1)}>" if bits else name
         elif match := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line):
             registers, stack, local = map(int, match.groups())
             found[kernel, target] = registers, stack + local
