@@ -81,9 +81,8 @@ def find_nvcc() -> str | None:
     if wanted == "0":
         return None
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    nvcc = (
-        os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
-    )
+    named = os.environ.get("NVCC")
+    nvcc = named or shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
     if nvcc is None and wanted == "1":
         raise SystemExit("CSRKERN_CUDA=1, but no nvcc on PATH, in CUDA_HOME or named by NVCC")
     return nvcc
@@ -115,7 +114,9 @@ class NinjaBuildExt(build_ext):
         command = [sys.executable, "-m", "ninja", "-f", str(ninja_file)]
         if jobs := os.environ.get("MAX_JOBS"):
             command += ["-j", jobs]
-        subprocess.run(command, check=True)
+        if subprocess.run(command).returncode != 0:
+            without = "; CSRKERN_CUDA=0 builds without it" if ext.name == "csrkern._cuda" else ""
+            raise SystemExit(f"{ext.name} could not be built{without}")
 
     @staticmethod
     def cpu_rules() -> list[str]:

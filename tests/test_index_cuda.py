@@ -23,6 +23,7 @@ from index_codes import KINDS, skewed, ties, uniform
 import csrkern
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.index_cuda import CudaIndex
+from csrkern.index_segment import VALUES
 
 ROOT = Path(__file__).parent.parent
 DIM = 90
@@ -86,7 +87,7 @@ def sparse(codes, device="cpu", dim=DIM):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
-@pytest.mark.parametrize("values", ["float16", "float32"])
+@pytest.mark.parametrize("values", VALUES)
 def test_finds_what_the_cpu_finds(device, kind, metric, values):
     codes, queries = KINDS[kind](1100, DIM, 7), KINDS[kind](9, DIM, 7, seed=1)
     index = InvertedIndex.build(codes, dim=DIM, metric=metric, values=values, cluster=False)

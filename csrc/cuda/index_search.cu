@@ -15,8 +15,8 @@ namespace {
 // Blocks of documents between two merges, at most; twice as many each time until then. A merge
 // raises the bar to the topk-th best so far, so that few documents beyond those are scored.
 constexpr uint32_t kRoundBlocks = 64;
-// Memory for hits between two merges; larger batches are cut.
-constexpr size_t kKeyBytes = size_t{256} << 20;
+// Memory for queries and for hits between two merges; larger batches are cut.
+constexpr size_t kBatchBytes = size_t{256} << 20;
 constexpr uint32_t kMostQueries = 1 << 16;  // at once
 
 // How a batch is cut.
@@ -46,11 +46,14 @@ class Parts {
   size_t used_ = 0;
 };
 
-Plan plan_of(const DeviceInfo& info, const IndexArrays& index, int64_t n_queries, uint32_t topk) {
+Plan plan_of(const DeviceInfo& info, const IndexArrays& index, int64_t n_queries, uint32_t slots,
+             uint32_t topk) {
   Plan plan{};
-  const uint64_t keys = sizeof(uint64_t) * topk * (1 + kRoundBlocks);
-  plan.queries = static_cast<uint32_t>(std::max<int64_t>(
-      1, std::min<int64_t>({n_queries, int64_t(kKeyBytes / keys), kMostQueries})));
+  const size_t each =
+      sizeof(uint64_t) * topk * (1 + kRoundBlocks) + slots * (2 * sizeof(Entry) + sizeof(uint32_t));
+  const auto fit_memory = static_cast<int64_t>(kBatchBytes / each);
+  plan.queries = static_cast<uint32_t>(
+      std::max<int64_t>(1, std::min<int64_t>({n_queries, fit_memory, kMostQueries})));
   plan.shared = shared_need(index.block, topk);
   if (plan.shared > info.shared_bytes) {
     throw std::invalid_argument("blocks of " + std::to_string(index.block) + " documents need " +
@@ -163,10 +166,10 @@ size_t shared_need(uint32_t block, int64_t topk) {
 
 size_t Index::workspace_bytes(int64_t n_queries, int64_t width, int64_t topk) const {
   const IndexArrays& view = arrays_->view;
-  const uint32_t hits = check_topk(topk);
-  const Plan plan = plan_of(arrays_->info, view, n_queries, hits);
+  const uint32_t hits = check_topk(topk), slots = check_width(width);
+  const Plan plan = plan_of(arrays_->info, view, n_queries, slots, hits);
   Parts parts(nullptr);
-  batch_of(parts, plan, check_width(width), hits, view.n_blocks);
+  batch_of(parts, plan, slots, hits, view.n_blocks);
   return parts.used();
 }
 
@@ -179,7 +182,7 @@ void Index::search(const SearchRequest& request, Stream stream) const {
     throw std::invalid_argument("expected a workspace of workspace_bytes()");
   }
   const UseDevice use(own.device);
-  const Plan plan = plan_of(own.info, own.view, queries.n, topk);
+  const Plan plan = plan_of(own.info, own.view, queries.n, slots, topk);
   Parts parts(request.workspace);
   Batch batch = batch_of(parts, plan, slots, topk, own.view.n_blocks);
   const size_t number = queries.type == Number::float32 ? 4 : 2;
