@@ -73,9 +73,9 @@ def used(module: str) -> dict[tuple[str, str], tuple[int, int]]:
         if match := re.match(r"arch = (\w+)", line):
             target = match.group(1)
         elif match := re.search(r"Function \w+3runINS0_(\d+)(\w+)", line):
-            name, rest = match.group(2)[: int(match.group(1))], match.group(2)[int(match.group(1)) :]
-            bits = re.match(r"ILi(\d+)E", rest)
-            kernel = f"{name}<{bits.group(1)}>" if bits else name
+            length, mangled = int(match.group(1)), match.group(2)
+            bits = re.match(r"ILi(\d+)E", mangled[length:])
+            kernel = mangled[:length] + (f"<{bits.group(1)}>" if bits else "")
         elif match := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line):
             registers, stack, local = map(int, match.groups())
             found[kernel, target] = registers, stack + local

@@ -18,10 +18,11 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_native_tests_are_compiled_like_the_module():
+    wanted = ("COMMON_FLAGS", "ISA_FLAGS", "NVCC_FLAGS")
     constants = {
         node.targets[0].id: eval(compile(ast.Expression(node.value), "setup.py", "eval"))
         for node in ast.parse((ROOT / "setup.py").read_text()).body
-        if isinstance(node, ast.Assign) and node.targets[0].id in ("COMMON_FLAGS", "ISA_FLAGS", "NVCC_FLAGS")
+        if isinstance(node, ast.Assign) and node.targets[0].id in wanted
     }
     show = "show: ; @$(foreach f,CXXFLAGS AVX2 AVX512,echo $($f);)"
     made = subprocess.run(
