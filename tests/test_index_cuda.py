@@ -247,6 +247,25 @@ def test_chooses_what_was_measured_to_cost_less(device):
     assert there.explain(few) == {"walks": 0, "gathers": 0, "postings": 0, "entries": 0}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_search_can_be_captured_in_a_graph_on_a_stream_of_its_own():
+    index = InvertedIndex.build(uniform(5000, DIM, 7), dim=DIM)
+    there = index.to("cuda")
+    mask = torch.rand(5000, device="cuda") < 0.5
+    queries = sparse(uniform(20, DIM, 7, seed=1), "cuda")
+    there.search(queries, filter=mask)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = there.search(queries, filter=mask)
+    other = uniform(20, DIM, 7, seed=2)
+    queries.values.copy_(torch.from_numpy(other[0]))
+    queries.indices.copy_(torch.from_numpy(other[1]))
+    graph.replay()
+    torch.cuda.synchronize()
+    same(found, index.search(other, filter=mask.cpu().numpy()))
+
+
 def message(call):
     with pytest.raises((TypeError, ValueError)) as error:
         call()
