@@ -174,7 +174,8 @@ void test_options() {
   const OwnedCodes codes = random_codes(n, 9, 60, 3), queries = random_codes(8, 9, 60, 4);
   std::vector<int64_t> ids(n);
   for (int64_t i = 0; i < n; ++i) ids[i] = 5 + 3 * i + (i > 700) * (int64_t{1} << 40);
-  const Both both(codes, {ValueType::float16, false, 16, 512}, ids);
+  // In one block, so that more candidates come than there is room for, filtered or not.
+  const Both both(codes, {ValueType::float16, false, 16, 2048}, ids);
   for (const int64_t topk : {1, 25, 512, 513, 1024}) {
     Asked asked;
     asked.topk = topk;
@@ -191,7 +192,7 @@ void test_options() {
     for (int64_t i = 0; i < n; ++i) asked.allowed[i] = random.below(20) == 0;
     both.check(queries, asked);
     asked.allowed.assign(n * queries.n, 0);
-    for (auto& byte : asked.allowed) byte = random.below(3) == 0;
+    for (auto& byte : asked.allowed) byte = random.below(3) != 0;
     std::fill_n(asked.allowed.begin() + n, n, 0);  // one query may find nothing
     both.check(queries, asked);
   }
