@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from csrkern import nn, reference
     from csrkern.codes import SparseCodes
     from csrkern.index import InvertedIndex
+    from csrkern.index_cuda import CudaIndex
     from csrkern.index_rerank import Rerank
     from csrkern.ops.autoencode import autoencode
     from csrkern.ops.decode import decode
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from csrkern.ops.topk_relu import topk_relu
 
 _HOME_OF = {
+    "CudaIndex": "index_cuda",
     "InvertedIndex": "index",
     "Rerank": "index_rerank",
     "SparseCodes": "codes",
@@ -39,6 +41,7 @@ _HOME_OF = {
 _SUBMODULES = ("nn", "reference", "roofline")
 
 __all__ = [
+    "CudaIndex",
     "InvertedIndex",
     "Rerank",
     "SparseCodes",

@@ -8,7 +8,7 @@ hits so far. See csrc/cpu/index_scan.cpp.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from csrkern.index_input import (
 from csrkern.index_rerank import Rerank, dense_rows, largest_latents
 from csrkern.index_segment import SQUARES, Segment, check_form, norms_of
 from csrkern.index_stream import can_be_read_twice, code_chunks
+
+if TYPE_CHECKING:
+    from csrkern.index_cuda import CudaIndex
 
 _ALL = 2**62
 
@@ -305,7 +308,7 @@ class InvertedIndex(Collection):
         slices: int = 1,
         impact_bits: int = 16,
         block: int | None = None,
-    ) -> Any:
+    ) -> CudaIndex:
         """The same codes, as they are now, on one or several GPUs: a `CudaIndex`.
 
         Its `search` takes what this one's takes and finds the same, to the bit; queries that

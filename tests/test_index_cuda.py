@@ -21,8 +21,7 @@ import torch
 from index_codes import KINDS, skewed, ties, uniform
 
 import csrkern
-from csrkern import InvertedIndex, SparseCodes
-from csrkern.index_cuda import CudaIndex
+from csrkern import CudaIndex, InvertedIndex, SparseCodes
 from csrkern.index_segment import VALUES
 
 ROOT = Path(__file__).parent.parent

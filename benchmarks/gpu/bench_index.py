@@ -28,8 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import generators
 from benchmarks.provenance import commit, versions
-from csrkern import InvertedIndex, SparseCodes
-from csrkern.index_cuda import CudaIndex
+from csrkern import CudaIndex, InvertedIndex, SparseCodes
 
 DIM, K, TOPK, WIDTH = 16_384, 32, 10, 1024
 SIZES = {"100k": 100_000, "1M": 1_000_000, "10M": 10_000_000, "100M": 100_000_000}
