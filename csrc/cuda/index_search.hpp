@@ -39,9 +39,9 @@ struct SearchBlocks {
     TopKeys top;
     uint32_t threshold;
     uint32_t postings;
+    uint32_t n_long;  // lists that all warps walk together
     uint32_t n_candidates;
     uint32_t published;  // where in the query's keys
-    uint64_t spare;
     uint16_t candidates[kTile];
     float sums[kDocs];
     union {
@@ -65,7 +65,7 @@ struct SearchBlocks {
     one.sums = block.shared<uint32_t>(sizeof(Shared) + sizeof(uint64_t) * key_capacity(batch.topk));
     block.phase([&](uint32_t t) {
       for (uint32_t i = t; i < index.block; i += kThreads) one.sums[i] = 0;
-      if (t == 0) one.shared.postings = 0;
+      if (t == 0) one.shared.postings = one.shared.n_long = 0;
     });
     const uint32_t n_items = batch.n_queries * n_blocks;
     for (uint32_t item = block.index(); item < n_items; item += block.grid()) {
@@ -86,6 +86,7 @@ struct SearchBlocks {
     uint32_t number = 0;  // of the block of documents
     uint32_t first_doc = 0;
     uint32_t n_docs = 0;
+    uint32_t n_long = 0;
     QueryFacts facts{};
     const Entry* entries = nullptr;
     const uint32_t* weights = nullptr;
@@ -109,8 +110,10 @@ struct SearchBlocks {
         for (uint32_t i = t; i < facts.n_entries; i += kThreads) {
           const uint32_t* list = list_of(job.index, number, entries[i].latent);
           if (list[1] != list[0]) atomic_add(&shared.postings, list[1] - list[0]);
+          if (list[1] - list[0] > kThreads) atomic_add(&shared.n_long, 1u);
         }
       });
+      n_long = shared.n_long;
       const uint32_t postings = block.uniform(shared.postings);
       if (postings == 0) return;
       const uint32_t* starts = job.index.starts;
@@ -138,7 +141,7 @@ struct SearchBlocks {
       const bool clear_all = gather || many || postings > job.index.block / 8;
       block.phase([&](uint32_t t) {
         if (t == 0) {
-          shared.postings = 0;
+          shared.postings = shared.n_long = 0;
           if (job.work != nullptr) count_work(gather, postings, n_entries);
         }
         if (clear_all) {
@@ -158,6 +161,7 @@ struct SearchBlocks {
         if (list[1] - list[0] > kThreads) continue;
         for (uint32_t p = list[0] + t % 32; p < list[1]; p += 32) posting(p, weights[i], body);
       }
+      if (n_long == 0) return;  // or the loop below would cost more than the one above
       for (uint32_t i = 0; i < facts.n_entries; ++i) {
         const uint32_t* list = list_of(job.index, number, entries[i].latent);
         if (list[1] - list[0] <= kThreads) continue;
