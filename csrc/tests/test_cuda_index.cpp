@@ -187,6 +187,7 @@ void test_options() {
     asked.min_score = 1e30f;
     both.check(queries, asked);
     asked.min_score = -kInfinity;
+    asked.query_k = cuda::kMostEntries;
     Random random(topk);
     asked.allowed.assign(n, 0);
     for (int64_t i = 0; i < n; ++i) asked.allowed[i] = random.below(20) == 0;
