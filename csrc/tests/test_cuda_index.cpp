@@ -260,6 +260,12 @@ void test_adversarial() {
                        for (int64_t s = 0; s < k; ++s)
                          v[s] = 1e-43f * static_cast<float>(random.below(90));
                      }));
+  kinds.emplace_back("the smallest values, whose products are rounded by halves",
+                     make_codes(n, k, dim, [&](auto i, auto* l, auto* v) {
+                       spread(static_cast<int32_t>(i), l);
+                       for (int64_t s = 0; s < k; ++s)
+                         v[s] = 0x1p-149f * static_cast<float>(random.below(4));
+                     }));
   kinds.emplace_back("scores near the largest float",
                      make_codes(n, k, dim, [&](auto i, auto* l, auto* v) {
                        spread(static_cast<int32_t>(i), l);
