@@ -6,11 +6,12 @@ namespace csrkern {
 namespace {
 
 constexpr uint64_t kLine = 64;
-// Longer segments are left to the hardware, which follows them by itself.
-constexpr uint64_t kPrefetchLines = 32;
+// See index_kernels_avx512.cpp.
+constexpr uint64_t kBytesAhead = 512;
+constexpr uint64_t kLongSegment = 512;
 
 void prefetch(const uint8_t* data, uint64_t bytes) {
-  if (bytes > kPrefetchLines * kLine) bytes = kPrefetchLines * kLine;
+  if (bytes > kBytesAhead) bytes = kBytesAhead;
   for (uint64_t i = 0; i < bytes; i += kLine) _mm_prefetch(data + i, _MM_HINT_T0);
 }
 
@@ -70,15 +71,17 @@ struct Short {
   static float load(const uint8_t* at) { return square(load_short(at)); }
 };
 
-// Scores the postings [from, to) of a segment of n.
+// Scores the postings [from, to) of a segment of n, and fetches what is `ahead` bytes after them.
 template <class Value>
 void score_postings(const uint8_t* segment, uint64_t n, uint64_t from, uint64_t to, float weight,
-                    float unit, float* scores) {
+                    uint64_t ahead, float unit, float* scores) {
   const uint8_t* values = segment + 2 * n;
   alignas(32) float products[8];
   weight *= unit;
   uint64_t i = from;
   for (; i + 8 <= to; i += 8) {
+    _mm_prefetch(segment + ahead + 2 * i, _MM_HINT_T1);
+    _mm_prefetch(values + ahead + i * Value::kBytes, _MM_HINT_T1);
     const __m256 loaded = Value::load8(values + i * Value::kBytes);
     _mm256_store_ps(products, _mm256_mul_ps(loaded, _mm256_set1_ps(weight)));
 #pragma GCC unroll 8
@@ -90,24 +93,27 @@ void score_postings(const uint8_t* segment, uint64_t n, uint64_t from, uint64_t 
 }
 
 template <class Value>
-void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window, int32_t,
-           float unit, float* scores) {
+void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window, bool last,
+           int32_t, float unit, float* scores) {
   constexpr uint64_t kPosting = 2 + Value::kBytes;
   for (int t = 0; t < n_terms; ++t) {
     const uint64_t begin = terms[t].offsets[window], n = terms[t].offsets[window + 1] - begin;
     if (t + 1 < n_terms) {
       const uint64_t* next = terms[t + 1].offsets + window;
-      prefetch(postings + next[0] * kPosting, (next[1] - next[0]) * kPosting);
+      const uint64_t n_next = next[1] - next[0];
+      prefetch(postings + next[0] * kPosting, 2 * n_next);
+      prefetch(postings + next[0] * kPosting + 2 * n_next, n_next * Value::kBytes);
     }
     const uint8_t* segment = postings + begin * kPosting;
-    score_postings<Value>(segment, n, 0, n, terms[t].weight, unit, scores);
+    const uint64_t ahead = n >= kLongSegment ? kBytesAhead : last ? 0 : n * kPosting;
+    score_postings<Value>(segment, n, 0, n, terms[t].weight, ahead, unit, scores);
   }
 }
 
 template <class Value>
 void score_parts(const Part* parts, int n_parts, int32_t, float unit, float* scores) {
   for (const Part* p = parts; p < parts + n_parts; ++p) {
-    score_postings<Value>(p->segment, p->n, p->from, p->to, p->weight, unit, scores);
+    score_postings<Value>(p->segment, p->n, p->from, p->to, p->weight, 0, unit, scores);
   }
 }
 

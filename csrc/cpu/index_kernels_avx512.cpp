@@ -6,11 +6,13 @@ namespace csrkern {
 namespace {
 
 constexpr uint64_t kLine = 64;
-// Longer segments are left to the hardware, which follows them by itself.
-constexpr uint64_t kPrefetchLines = 32;
+// What is fetched of the two parts of a segment before it is needed, and then always this far
+// ahead: 0.46 against 0.52 ns a posting where segments are long.
+constexpr uint64_t kBytesAhead = 512;
+constexpr uint64_t kLongSegment = 512;
 
 void prefetch(const uint8_t* data, uint64_t bytes) {
-  if (bytes > kPrefetchLines * kLine) bytes = kPrefetchLines * kLine;
+  if (bytes > kBytesAhead) bytes = kBytesAhead;
   for (uint64_t i = 0; i < bytes; i += kLine) _mm_prefetch(data + i, _MM_HINT_T0);
 }
 
@@ -73,12 +75,13 @@ struct Short {
   }
 };
 
-// Scores the postings [from, to) of a segment of n. The missing lanes of the last vector add
-// 0 to 16 slots of their own from `spare` on: one jump less to mispredict.
+// Scores the postings [from, to) of a segment of n, and fetches what is `ahead` bytes after them.
+// The missing lanes of the last vector add 0 to 16 slots of their own from `spare` on: one jump
+// less to mispredict.
 template <class Value>
 inline __attribute__((always_inline)) void score_postings(const uint8_t* segment, uint64_t n,
                                                           uint64_t from, uint64_t to, float q,
-                                                          int32_t spare, float unit,
+                                                          uint64_t ahead, int32_t spare, float unit,
                                                           float* scores) {
   alignas(64) float products[16];
   alignas(32) uint16_t tail_ids[16];
@@ -87,10 +90,14 @@ inline __attribute__((always_inline)) void score_postings(const uint8_t* segment
   const __m512 weight = _mm512_set1_ps(q * unit);
   uint64_t i = from;
   for (; i + 16 <= to; i += 16) {
+    _mm_prefetch(segment + ahead + 2 * i, _MM_HINT_T1);
+    _mm_prefetch(values + ahead + i * Value::kBytes, _MM_HINT_T1);
     _mm512_store_ps(products, _mm512_mul_ps(Value::load(values + i * Value::kBytes), weight));
     add16(ids + i, products, scores);
   }
   if (i < to) {
+    _mm_prefetch(segment + ahead + 2 * i, _MM_HINT_T1);
+    _mm_prefetch(values + ahead + i * Value::kBytes, _MM_HINT_T1);
     const __m256i lane = _mm256_set_epi16(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m256i spares = _mm256_add_epi16(_mm256_set1_epi16(static_cast<short>(spare)), lane);
     const __mmask16 mask = static_cast<__mmask16>((1u << (to - i)) - 1);
@@ -103,24 +110,28 @@ inline __attribute__((always_inline)) void score_postings(const uint8_t* segment
 }
 
 template <class Value>
-void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window,
+void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window, bool last,
            int32_t spare, float unit, float* scores) {
   constexpr uint64_t kPosting = 2 + Value::kBytes;
   for (int t = 0; t < n_terms; ++t) {
     const uint64_t begin = terms[t].offsets[window], n = terms[t].offsets[window + 1] - begin;
     if (t + 1 < n_terms) {
       const uint64_t* next = terms[t + 1].offsets + window;
-      prefetch(postings + next[0] * kPosting, (next[1] - next[0]) * kPosting);
+      const uint64_t n_next = next[1] - next[0];
+      prefetch(postings + next[0] * kPosting, 2 * n_next);
+      prefetch(postings + next[0] * kPosting + 2 * n_next, n_next * Value::kBytes);
     }
     const uint8_t* segment = postings + begin * kPosting;
-    score_postings<Value>(segment, n, 0, n, terms[t].weight, spare, unit, scores);
+    // Of a short segment, the one that follows it in its list, for the next window.
+    const uint64_t ahead = n >= kLongSegment ? kBytesAhead : last ? 0 : n * kPosting;
+    score_postings<Value>(segment, n, 0, n, terms[t].weight, ahead, spare, unit, scores);
   }
 }
 
 template <class Value>
 void score_parts(const Part* parts, int n_parts, int32_t spare, float unit, float* scores) {
   for (const Part* p = parts; p < parts + n_parts; ++p) {
-    score_postings<Value>(p->segment, p->n, p->from, p->to, p->weight, spare, unit, scores);
+    score_postings<Value>(p->segment, p->n, p->from, p->to, p->weight, 0, spare, unit, scores);
   }
 }
 

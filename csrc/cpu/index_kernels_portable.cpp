@@ -37,8 +37,8 @@ void score_postings(const uint8_t* ids, uint64_t n, uint64_t from, uint64_t to, 
 }
 
 template <ValueType type>
-void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window, int32_t,
-           float unit, float* scores) {
+void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window, bool,
+           int32_t, float unit, float* scores) {
   const uint64_t posting = posting_bytes(type);
   for (int t = 0; t < n_terms; ++t) {
     const uint64_t begin = terms[t].offsets[window], n = terms[t].offsets[window + 1] - begin;

@@ -82,7 +82,7 @@ void SegmentSearch::scan(int64_t window, const std::vector<QueryTerm>& terms, To
   const int64_t n = std::min<int64_t>(view_.window, view_.n_docs - window * view_.window);
   if (!any_allowed(window * view_.window, n)) return;
   of_values(terms).score(view_.postings, terms.data(), static_cast<int>(terms.size()), window,
-                         spare(), view_.unit(), scores(s));
+                         window + 1 == view_.n_windows, spare(), view_.unit(), scores(s));
   take(window, 0, n, best, s, bounds);
 }
 

@@ -28,9 +28,11 @@ constexpr int kSpareSlots = 16;
 // portable ones need no such condition.
 struct ValueKernels {
   // For each term in order, over its segment in `window`: scores[id] += value * weight, the
-  // product rounded before it is added. scores [window size + kSpareSlots]
+  // product rounded before it is added. scores [window size + kSpareSlots]. Unless it is the
+  // `last` window, the postings of the next are fetched meanwhile: a list's segments follow each
+  // other, and the time that a window takes is what memory needs.
   void (*score)(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window,
-                int32_t spare, float unit, float* scores);
+                bool last, int32_t spare, float unit, float* scores);
   // The same for parts of segments.
   void (*score_parts)(const Part* parts, int n_parts, int32_t spare, float unit, float* scores);
   // Stored values as they count, exactly.
