@@ -395,7 +395,8 @@ class InvertedIndex(Collection):
             values, largest (value that uint8 or uint16 can hold); window, block (documents in
             it; 0 if not clustered) of the first segment;
             latents (those in use), postings, bytes (memory or disk, without the next),
-            bytes_per_code, forward_bytes (the copy by document, made when needed);
+            bytes_per_code, forward_bytes (what is made in memory when needed: the copy by
+            document, and the places of clustered documents in the lists);
             longest_list (the most documents that share a latent); hottest_share (of all
             postings, in the hottest 1% of the latents in use); postings_per_query (expected
             for queries drawn like the documents); recall (for each that a fast search asked

@@ -8,14 +8,15 @@
 
 #include "csrkern/index_kernels.hpp"
 #include "csrkern/parallel.hpp"
+#include "index_directory.hpp"
 #include "index_forward.hpp"
 #include "index_query.hpp"
 
 namespace csrkern {
 namespace {
 
-// What a posting costs when the forward copy is made by one thread.
-constexpr double kNsPerForwardPosting = 13;
+// What a posting costs when the forward copy, or the directory of blocks, is made by one thread.
+constexpr double kNsPerForwardPosting = 13, kNsPerDirectoryPosting = 4;
 
 [[noreturn]] void damaged(const std::string& what) {
   throw std::invalid_argument("the index is damaged: " + what);
@@ -84,7 +85,10 @@ Index::Index(const IndexView& view, bool trusted) : view_(view), finder_(view.te
   if (!trusted) verified_.reset(new std::atomic<uint8_t>[view.n_terms]());
 }
 
-Index::~Index() { delete forward_.load(); }
+Index::~Index() {
+  delete forward_.load();
+  delete directory_.load();
+}
 
 void Index::verify_term(int64_t term) const {
   if (verified_ == nullptr || verified_[term].load(std::memory_order_acquire)) return;
@@ -153,7 +157,8 @@ const Forward& Index::forward(int num_threads) const {
 
 int64_t Index::forward_bytes() const {
   const Forward* made = forward_.load(std::memory_order_acquire);
-  return made == nullptr ? 0 : made->bytes();
+  const Directory* directory = directory_.load(std::memory_order_acquire);
+  return (made == nullptr ? 0 : made->bytes()) + (directory == nullptr ? 0 : directory->bytes());
 }
 
 const Forward* Index::forward_if_worth(int64_t ns_lost) const {
@@ -162,6 +167,21 @@ const Forward* Index::forward_if_worth(int64_t ns_lost) const {
   const double cost = kNsPerForwardPosting * static_cast<double>(postings);
   if (ns_lost_.fetch_add(ns_lost, std::memory_order_relaxed) < cost) return nullptr;
   return &forward(1);
+}
+
+const Directory* Index::directory_if_worth() const {
+  if (const Directory* made = directory_.load(std::memory_order_acquire)) return made;
+  const uint64_t postings = view_.offsets[view_.n_terms * view_.n_windows];
+  const double cost = kNsPerDirectoryPosting * static_cast<double>(postings);
+  if (verified_ != nullptr && ns_lost_in_blocks_.load(std::memory_order_relaxed) < cost) {
+    return nullptr;
+  }
+  const std::lock_guard<std::mutex> lock(making_directory_);
+  if (directory_.load() == nullptr) {
+    verify(1);
+    directory_.store(new Directory(view_, 1), std::memory_order_release);
+  }
+  return directory_.load();
 }
 
 }  // namespace csrkern

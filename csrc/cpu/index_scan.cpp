@@ -25,6 +25,11 @@ void narrow(int32_t x, uint32_t most, uint32_t Part::* bound, std::vector<Part>&
   }
 }
 
+void prefetch(const uint8_t* begin, const uint8_t* end) {
+  for (const uint8_t* at = begin; at < end; at += 64) __builtin_prefetch(at);
+  __builtin_prefetch(end - 1);
+}
+
 }  // namespace
 
 void Scratch::reserve(int64_t window) {
@@ -60,8 +65,10 @@ void SegmentSearch::find_terms(const std::vector<Entry>& entries,
   }
 }
 
-void SegmentSearch::run(TopHits& best, Scratch& s, SearchCost& cost) const {
-  if (s.terms.empty() || run_listed(best, s)) return;
+void SegmentSearch::run(TopHits& best, Scratch& s, SearchCost& cost) {
+  if (s.terms.empty()) return;
+  if (view_.block > 0) directory_ = index_.directory_if_worth();
+  if (run_listed(best, s)) return;
   if (view_.block > 0 && s.terms.size() <= BlockBounds::kMostTerms) {
     run_blocks(best, s, cost);
   } else {
@@ -91,8 +98,8 @@ bool SegmentSearch::run_listed(TopHits& best, Scratch& s) const {
   const double n_postings = postings_of(s.terms, view_.n_windows);
   double scan_ns = kNsPosting * n_postings + kNsDocument * view_.n_docs;
   if (view_.block > 0) {
-    scan_ns = std::min(
-        scan_ns, s.terms.size() * (kNsBound * view_.n_blocks() + kNsBlockTerm * kBlocksExpected));
+    scan_ns = std::min(scan_ns, s.terms.size() * (kNsBound * view_.n_blocks() +
+                                                  ns_block_term() * kBlocksExpected));
   }
   const double row_ns =
       kNsRow +
@@ -156,16 +163,21 @@ void SegmentSearch::run_blocks(TopHits& best, Scratch& s, SearchCost& cost) cons
     }
     block = next;
   }
+  if (directory_ == nullptr) {
+    const double saved = (kNsBlockTerm - kNsDirectoryTerm) * s.terms.size();
+    index_.note_blocks(static_cast<int64_t>(saved * cost.blocks_scored));
+  }
 }
 
 double SegmentSearch::blocks_worth_a_scan(const std::vector<QueryTerm>& terms) const {
   const double scan = kNsPosting * postings_of(terms, view_.n_windows) / view_.n_windows +
                       kNsDocument * view_.window;
-  return scan / (kNsBlockTerm * terms.size());
+  return scan / (ns_block_term() * terms.size());
 }
 
 int64_t SegmentSearch::score_blocks(const int32_t* block, const int32_t* end, TopHits& best,
                                     Scratch& s) const {
+  if (directory_ != nullptr) return look_up_blocks(block, end, best, s);
   int64_t scored = 0;
   bool ahead = false;
   while (ahead || block < end) {
@@ -184,7 +196,7 @@ int64_t SegmentSearch::score_blocks(const int32_t* block, const int32_t* end, To
       scored += last - first + 1;
       find_parts(first, last, s.terms, s.next);
     }
-    if (any) score_stretch(best, s);
+    if (any) score_stretch(s.now, best, s);
   }
   return scored;
 }
@@ -205,13 +217,71 @@ bool SegmentSearch::reaches(int32_t first, int32_t last, const TopHits& best,
   return false;
 }
 
-void SegmentSearch::find_parts(int32_t first, int32_t last, const std::vector<QueryTerm>& terms,
-                               Stretch& stretch) const {
+int64_t SegmentSearch::look_up_blocks(const int32_t* block, const int32_t* end, TopHits& best,
+                                      Scratch& s) const {
+  int64_t scored = 0;
+  while (block < end) {
+    int n = 0;
+    for (; n < kBlocksAtOnce && block < end; ++block) {
+      if (!reaches(*block, *block, best, s)) continue;
+      if (!any_allowed(*block * int64_t{view_.block}, view_.block)) continue;
+      set_bounds(*block, *block, s.ahead[n++]);
+    }
+    scored += n;
+    look_up_parts(n, s);
+    for (int i = 0; i < n; ++i) score_stretch(s.ahead[i], best, s);
+  }
+  return scored;
+}
+
+// In loops without jumps or waits, so that the cache misses of all blocks and terms overlap.
+void SegmentSearch::look_up_parts(int n, Scratch& s) const {
+  const size_t m = s.terms.size();
+  const int64_t value_bytes = posting_bytes(view_.type) - 2;
+  for (int i = 0; i < n; ++i) {
+    for (const QueryTerm& t : s.terms) directory_->prefetch_word(s.ahead[i].first_block, t.term);
+  }
+  s.runs.resize(n * m);
+  for (int i = 0; i < n; ++i) {
+    const Directory::Run** runs = s.runs.data() + i * m;
+    for (size_t j = 0; j < m; ++j) {
+      runs[j] = directory_->find(s.ahead[i].first_block, s.terms[j].term);
+      __builtin_prefetch(runs[j]);
+    }
+  }
+  for (int i = 0; i < n; ++i) {
+    const Directory::Run* const* runs = s.runs.data() + i * m;
+    Stretch& stretch = s.ahead[i];
+    stretch.parts.resize(m);
+    Part* part = stretch.parts.data();
+    for (size_t j = 0; j < m; ++j) {
+      if (runs[j] == nullptr) continue;
+      const QueryTerm& t = s.terms[j];
+      const uint64_t offset = t.offsets[stretch.window];
+      const uint32_t n_all = static_cast<uint32_t>(t.offsets[stretch.window + 1] - offset);
+      *part = {view_.segment(offset), n_all, runs[j]->begin, runs[j]->begin + runs[j]->more + 1u,
+               t.weight};
+      prefetch(part->segment + 2 * part->from, part->segment + 2 * part->to);
+      const uint8_t* values = part->segment + 2 * n_all;
+      prefetch(values + part->from * value_bytes, values + part->to * value_bytes);
+      ++part;
+    }
+    stretch.parts.resize(part - stretch.parts.data());
+  }
+}
+
+void SegmentSearch::set_bounds(int32_t first, int32_t last, Stretch& stretch) const {
   const int32_t per_window = view_.window / view_.block;
+  stretch.first_block = first;
   stretch.window = first / per_window;
   stretch.begin = first % per_window * view_.block;
   stretch.end = static_cast<int32_t>(std::min<int64_t>(
       (last % per_window + 1) * view_.block, view_.n_docs - stretch.window * view_.window));
+}
+
+void SegmentSearch::find_parts(int32_t first, int32_t last, const std::vector<QueryTerm>& terms,
+                               Stretch& stretch) const {
+  set_bounds(first, last, stretch);
   stretch.parts.clear();
   uint32_t longest = 0;
   for (const QueryTerm& t : terms) {
@@ -239,10 +309,10 @@ void SegmentSearch::find_parts(int32_t first, int32_t last, const std::vector<Qu
   }
 }
 
-void SegmentSearch::score_stretch(TopHits& best, Scratch& s) const {
-  of_values(s.terms).score_parts(s.now.parts.data(), static_cast<int>(s.now.parts.size()), spare(),
+void SegmentSearch::score_stretch(const Stretch& now, TopHits& best, Scratch& s) const {
+  of_values(s.terms).score_parts(now.parts.data(), static_cast<int>(now.parts.size()), spare(),
                                  view_.unit(), scores(s));
-  take(s.now.window, s.now.begin, s.now.end, best, s, nullptr);
+  take(now.window, now.begin, now.end, best, s, nullptr);
 }
 
 void SegmentSearch::keep_allowed(float* scores, int64_t n, const uint64_t* bits) const {
@@ -267,7 +337,14 @@ void SegmentSearch::take(int64_t window, int64_t begin, int64_t end, TopHits& be
   if (!best.full()) raise_by_lanes(from, n, best, s);
   const int64_t count = kernels_.take(from, n, best.bar(), s.ids.data(), s.taken.data());
   if (count == 0) return;
+  // Scores that topk others of this window exceed need not be sorted with the hits.
+  if (count > best.topk()) {
+    static_assert(sizeof(float) == sizeof(uint32_t));
+    std::memcpy(s.maxima.data(), s.taken.data(), count * sizeof(float));
+    best.raise(reached_by(s.maxima.data(), count, best.topk()));
+  }
   for (int64_t i = 0; i < count; ++i) {
+    if (bits_of(s.taken[i]) < best.bar()) continue;
     const int64_t doc = base + s.ids[i];
     if (bounds != nullptr && bounds->done(doc / view_.block)) continue;
     best.add(s.taken[i], id_of(doc), first_doc_ + doc);
@@ -282,9 +359,7 @@ void SegmentSearch::raise_by_lanes(const float* scores, int64_t n, TopHits& best
   if (lanes > n / 2) return;
   n = std::min(n, std::max(2 * lanes, kEnoughForABar));
   kernels_.lane_maxima(scores, n, lanes, s.maxima.data());
-  uint32_t* maxima = s.maxima.data();
-  std::nth_element(maxima, maxima + (topk - 1), maxima + lanes, std::greater<uint32_t>());
-  best.raise(maxima[topk - 1]);
+  best.raise(reached_by(s.maxima.data(), lanes, topk));
 }
 
 bool SegmentSearch::any_allowed(int64_t first, int64_t n) const {

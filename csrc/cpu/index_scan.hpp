@@ -4,18 +4,21 @@
 #include <vector>
 
 #include "csrkern/index_rows.hpp"
+#include "index_directory.hpp"
 #include "index_forward.hpp"
 #include "index_query.hpp"
 
 namespace csrkern {
 
-constexpr int64_t kStep = 64;  // documents that the scan kernels take at once
+constexpr int64_t kStep = 64;     // documents that the scan kernels take at once
+constexpr int kBlocksAtOnce = 8;  // on their way from memory together
 
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // Documents [begin, end) of a window, and their postings in the query's lists.
 struct Stretch {
   int64_t window = 0;
+  int32_t first_block = 0;
   int32_t begin = 0, end = 0;
   std::vector<Part> parts;
 };
@@ -33,7 +36,9 @@ struct Scratch {
   std::vector<int32_t> latents;
   std::vector<QueryTerm> terms;
   std::vector<int32_t> blocks;
+  std::vector<const Directory::Run*> runs;
   Stretch now, next;  // being scored, being fetched
+  Stretch ahead[kBlocksAtOnce];
   BlockBounds bounds;
   RowScratch rows;
 };
@@ -42,8 +47,10 @@ struct Scratch {
 Scratch& scratch();
 
 // What decides between single blocks and whole windows: a posting of a scan, a document of a
-// scan, a term of a block (mostly waiting for memory), a term of a block's bound.
-constexpr double kNsPosting = 0.6, kNsDocument = 0.05, kNsBlockTerm = 100, kNsBound = 0.05;
+// scan, a term of a block (mostly waiting for memory) without and with a directory, a term of a
+// block's bound.
+constexpr double kNsPosting = 0.6, kNsDocument = 0.05, kNsBlockTerm = 100, kNsDirectoryTerm = 30,
+                 kNsBound = 0.05;
 // And between those and documents one by one: a document, an entry of it, the blocks that a
 // search of clustered codes scores.
 constexpr double kNsRow = 20, kNsEntry = 1, kBlocksExpected = 20;
@@ -60,7 +67,7 @@ class SegmentSearch {
   void find_terms(const std::vector<Entry>& entries, std::vector<QueryTerm>& terms) const;
 
   // For s.terms: all windows in order, or only the blocks or documents that can matter.
-  void run(TopHits& best, Scratch& s, SearchCost& cost) const;
+  void run(TopHits& best, Scratch& s, SearchCost& cost);
 
   // Scores a window from end to end; blocks that `bounds` calls done are left out of `best`.
   void scan(int64_t window, const std::vector<QueryTerm>& terms, TopHits& best, Scratch& s,
@@ -69,6 +76,7 @@ class SegmentSearch {
  private:
   // The kernels for the index's values and these terms, whose weights descend.
   const ValueKernels& of_values(const std::vector<QueryTerm>& terms) const;
+  double ns_block_term() const { return directory_ ? kNsDirectoryTerm : kNsBlockTerm; }
   int32_t spare() const { return static_cast<int32_t>(round_up(view_.window, kStep)); }
   static float* scores(Scratch& s) { return reinterpret_cast<float*>(s.scores.data()); }
 
@@ -85,11 +93,15 @@ class SegmentSearch {
   // The last of the blocks that follow *block without a gap within its window.
   int32_t last_neighbour(const int32_t* block, const int32_t* end) const;
   bool reaches(int32_t first, int32_t last, const TopHits& best, const Scratch& s) const;
+  // The same, a few blocks at a time, where the directory says what their postings are.
+  int64_t look_up_blocks(const int32_t* block, const int32_t* end, TopHits& best, Scratch& s) const;
+  void look_up_parts(int n, Scratch& s) const;
+  void set_bounds(int32_t first, int32_t last, Stretch& stretch) const;
   // The postings of some neighbouring blocks. Terms that none of their documents has are left
   // out; their segments need not be searched.
   void find_parts(int32_t first, int32_t last, const std::vector<QueryTerm>& terms,
                   Stretch& stretch) const;
-  void score_stretch(TopHits& best, Scratch& s) const;
+  void score_stretch(const Stretch& now, TopHits& best, Scratch& s) const;
   // Zeroes the scores of documents that may not be found. After removals nearly all words of
   // bits are full: passing over them makes the mask all but free.
   void keep_allowed(float* scores, int64_t n, const uint64_t* bits) const;
@@ -108,6 +120,7 @@ class SegmentSearch {
   const IndexView& view_;
   const uint64_t* allowed_;
   int64_t first_doc_;
+  const Directory* directory_ = nullptr;
   const IndexKernels& kernels_ = index_kernels();
 };
 

@@ -60,7 +60,7 @@ class Search {
     std::vector<Entry> entries;
     TopHits best = begin(i, entries, s);
     for (size_t g = 0; g < segments_.size(); ++g) {
-      const SegmentSearch part = segment_search(g, i);
+      SegmentSearch part = segment_search(g, i);
       part.find_terms(entries, s.terms);
       SearchCost cost;
       part.run(best, s, cost);
@@ -257,7 +257,7 @@ SearchCost Index::explain(const SparseRows& queries, int64_t i, int64_t topk,
                           bool normalize) const {
   check_starts(queries, "queries");
   SearchCost cost;
-  const SegmentSearch query(*this, nullptr, 0);
+  SegmentSearch query(*this, nullptr, 0);
   Scratch& s = scratch();
   s.reserve(view_.window);
   read_query(queries, i, normalize, queries.dim, s.entries, s.latents);
@@ -275,7 +275,7 @@ double Index::gain_of_blocks(const SparseRows& queries, bool normalize) const {
     const SearchCost cost = explain(queries, i, 10, normalize);
     const double scan = kNsPosting * cost.postings + kNsDocument * view_.n_docs;
     scans += scan;
-    blocks += cost.terms * (kNsBlockTerm * cost.blocks_scored + kNsBound * view_.n_blocks()) +
+    blocks += cost.terms * (kNsDirectoryTerm * cost.blocks_scored + kNsBound * view_.n_blocks()) +
               scan * cost.windows_scanned / view_.n_windows;
   }
   return blocks > 0 ? scans / blocks : 1;

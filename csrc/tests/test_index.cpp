@@ -119,6 +119,31 @@ void check_clusters() {
   check_searches(owned, queries, false, 2);
 }
 
+// Searches of a loaded index come to use a directory of its blocks, and find the same.
+void check_directory() {
+  const OwnedCodes codes = random_codes(700, 6, 50, 3), queries = random_codes(5, 6, 50, 4);
+  const OwnedIndex owned(rows_of(codes), 128, 64, ValueType::float16, false, {}, 1);
+  const Index built(owned.view(), true), loaded(owned.view(), false);
+  const int64_t topk = 3, places = queries.n * topk;
+  const auto search = [&](const Index& index) {
+    std::vector<float> scores(places);
+    std::vector<int64_t> ids(places);
+    index.search(rows_of(queries), topk, false, nullptr, 1, scores.data(), ids.data());
+    std::vector<Answer> found;
+    for (int64_t at = 0; at < places; ++at) found.push_back({scores[at], ids[at]});
+    return found;
+  };
+  const std::vector<Answer> first = search(loaded);
+  CHECK(loaded.forward_bytes() == 0);
+  CHECK(first == search(built));
+  CHECK(built.forward_bytes() > 0);
+  for (int turn = 0; turn < 1000 && loaded.forward_bytes() == 0; ++turn) {
+    CHECK(first == search(loaded));
+  }
+  CHECK(loaded.forward_bytes() == built.forward_bytes());
+  CHECK(first == search(loaded));
+}
+
 // Beside a value of 1e38, others vanish when a query is brought to norm 1.
 void check_vanishing_values() {
   const OwnedCodes codes = random_codes(200, 4, 30, 10);

@@ -138,6 +138,7 @@ struct SearchCost {
   int64_t windows_scanned = 0;  // from end to end
 };
 
+class Directory;
 class Forward;
 
 struct OwnedRows {
@@ -181,7 +182,8 @@ class Index {
 
   // The codes by document, for scoring chosen documents; made when first asked for.
   const Forward& forward(int num_threads) const;
-  int64_t forward_bytes() const;  // 0 until then
+  // What searches have made in memory beside the index: the copy, and where blocks' postings are.
+  int64_t forward_bytes() const;
 
   const IndexView& view() const { return view_; }
   bool ids_ascend() const { return ids_ascend_; }
@@ -193,6 +195,9 @@ class Index {
   // The forward copy, if it is there or past searches have lost as much time for want of it as
   // making it takes; else null, and the loss is noted.
   const Forward* forward_if_worth(int64_t ns_lost) const;
+  // The same of where the postings of blocks are; an index just built has it from the start.
+  const Directory* directory_if_worth() const;
+  void note_blocks(int64_t ns_lost) const { ns_lost_in_blocks_ += ns_lost; }
 
   IndexView view_;
   bool ids_ascend_ = true;
@@ -202,6 +207,9 @@ class Index {
   mutable std::atomic<const Forward*> forward_{nullptr};
   // Time that searches would have saved, had there been a forward copy.
   mutable std::atomic<int64_t> ns_lost_{0};
+  mutable std::mutex making_directory_;
+  mutable std::atomic<const Directory*> directory_{nullptr};
+  mutable std::atomic<int64_t> ns_lost_in_blocks_{0};
 };
 
 // One of the indexes that are searched as one. Only documents whose bits are set are found.
