@@ -24,7 +24,7 @@ inline float float_of(uint32_t bits) {
 }
 
 // A number that at least k of n scores, as bits, reach, and hardly more: by halving, without jumps
-// that depend on data (60 ns for 64 scores, where std::nth_element takes 500).
+// that depend on data: less than half the time of std::nth_element for 64 scores.
 inline uint32_t reached_by(const uint32_t* scores, int64_t n, int64_t k) {
   uint32_t low = 0, high = 0x7f800001;  // reached by k, and by fewer
   while (high - low > 1) {
