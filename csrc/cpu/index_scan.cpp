@@ -237,7 +237,7 @@ int64_t SegmentSearch::look_up_blocks(const int32_t* block, const int32_t* end, 
 // In loops without jumps or waits, so that the cache misses of all blocks and terms overlap.
 void SegmentSearch::look_up_parts(int n, Scratch& s) const {
   const size_t m = s.terms.size();
-  const int64_t value_bytes = posting_bytes(view_.type) - 2;
+  const int64_t bytes = value_bytes(view_.type);
   for (int i = 0; i < n; ++i) {
     for (const QueryTerm& t : s.terms) directory_->prefetch_word(s.ahead[i].first_block, t.term);
   }
@@ -263,7 +263,7 @@ void SegmentSearch::look_up_parts(int n, Scratch& s) const {
                t.weight};
       prefetch(part->segment + 2 * part->from, part->segment + 2 * part->to);
       const uint8_t* values = part->segment + 2 * n_all;
-      prefetch(values + part->from * value_bytes, values + part->to * value_bytes);
+      prefetch(values + part->from * bytes, values + part->to * bytes);
       ++part;
     }
     stretch.parts.resize(part - stretch.parts.data());
