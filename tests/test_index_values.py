@@ -166,7 +166,8 @@ def test_saved_loaded_and_pickled(form, metric, cluster, tmp_path):
         pickle.loads(pickle.dumps(index)),
     ):
         assert repr(again) == repr(index)
-        assert again.stats() == index.stats()
+        # What searches have made in memory is not saved.
+        assert again.stats() == {**index.stats(), "forward_bytes": 0}
         assert_same(again.search(QUERIES), index.search(QUERIES))
         again.add(some([5]))
         again.compact()

@@ -80,8 +80,8 @@ void score_postings(const uint8_t* segment, uint64_t n, uint64_t from, uint64_t 
   weight *= unit;
   uint64_t i = from;
   for (; i + 8 <= to; i += 8) {
-    _mm_prefetch(segment + ahead + 2 * i, _MM_HINT_T1);
-    _mm_prefetch(values + ahead + i * Value::kBytes, _MM_HINT_T1);
+    _mm_prefetch(segment + ahead + 2 * i, _MM_HINT_T0);
+    _mm_prefetch(values + ahead + i * Value::kBytes, _MM_HINT_T0);
     const __m256 loaded = Value::load8(values + i * Value::kBytes);
     _mm256_store_ps(products, _mm256_mul_ps(loaded, _mm256_set1_ps(weight)));
 #pragma GCC unroll 8

@@ -90,14 +90,14 @@ inline __attribute__((always_inline)) void score_postings(const uint8_t* segment
   const __m512 weight = _mm512_set1_ps(q * unit);
   uint64_t i = from;
   for (; i + 16 <= to; i += 16) {
-    _mm_prefetch(segment + ahead + 2 * i, _MM_HINT_T1);
-    _mm_prefetch(values + ahead + i * Value::kBytes, _MM_HINT_T1);
+    _mm_prefetch(segment + ahead + 2 * i, _MM_HINT_T0);
+    _mm_prefetch(values + ahead + i * Value::kBytes, _MM_HINT_T0);
     _mm512_store_ps(products, _mm512_mul_ps(Value::load(values + i * Value::kBytes), weight));
     add16(ids + i, products, scores);
   }
   if (i < to) {
-    _mm_prefetch(segment + ahead + 2 * i, _MM_HINT_T1);
-    _mm_prefetch(values + ahead + i * Value::kBytes, _MM_HINT_T1);
+    _mm_prefetch(segment + ahead + 2 * i, _MM_HINT_T0);
+    _mm_prefetch(values + ahead + i * Value::kBytes, _MM_HINT_T0);
     const __m256i lane = _mm256_set_epi16(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m256i spares = _mm256_add_epi16(_mm256_set1_epi16(static_cast<short>(spare)), lane);
     const __mmask16 mask = static_cast<__mmask16>((1u << (to - i)) - 1);

@@ -49,7 +49,7 @@ Scratch& scratch();
 // What decides between single blocks and whole windows: a posting of a scan, a document of a
 // scan, a term of a block (mostly waiting for memory) without and with a directory, a term of a
 // block's bound.
-constexpr double kNsPosting = 0.6, kNsDocument = 0.05, kNsBlockTerm = 100, kNsDirectoryTerm = 30,
+constexpr double kNsPosting = 0.6, kNsDocument = 0.05, kNsBlockTerm = 100, kNsDirectoryTerm = 50,
                  kNsBound = 0.05;
 // And between those and documents one by one: a document, an entry of it, the blocks that a
 // search of clustered codes scores.
