@@ -310,6 +310,7 @@ int main() {
   csrkern::check_all_forms();
   csrkern::check_split_query();
   csrkern::check_clusters();
+  csrkern::check_directory();
   csrkern::check_vanishing_values();
   csrkern::check_claimed_documents();
   csrkern::check_concurrent_searches();
