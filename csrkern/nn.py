@@ -186,7 +186,9 @@ class SparseAutoencoder(nn.Module):
         capacity = self.dead_capacity
         if capacity is not None or torch.compiler.is_compiling():
             # Latents by how long they were unused: the dead come first, and others are barred.
-            latents = self.stats_last_nonzero.topk(min(capacity or self.hidden_dim, self.hidden_dim))
+            latents = self.stats_last_nonzero.topk(
+                min(capacity or self.hidden_dim, self.hidden_dim)
+            )
             bias = self.latent_bias[latents.indices]
             bias = bias.masked_fill(latents.values <= self.dead_threshold, -torch.inf)
             k = min(k, len(bias))

@@ -121,10 +121,11 @@ def cases() -> list[Case]:
     found += encode_cases()
     for element in (FLOATS, "*i16"):
         width = {"ROWS": gather.ROWS_AT_ONCE, "BLOCK": 512}
+        wide = 4 if element == FLOATS else 2
         sizes = {"n": "i32", "k": "i32", "d": "i32", "stride_table": "i32", "ENDS": (32, 128)}
         summed = {**codes, "table": element, "bias": element, "out": element, **sizes, **width}
         found.append(
-            Case(f"gather_sum {element[1:]}", gather.gather_sum_kernel, summed, 4, 128, 40_000)
+            Case(f"gather_sum {element[1:]}", gather.gather_sum_kernel, summed, wide, 128, 40_000)
         )
         dotted = {**codes, "table": element, "rows": element, "out": FLOATS, **sizes}
         for config in gather.DOT_CONFIGS:
@@ -138,9 +139,9 @@ def cases() -> list[Case]:
         scattered |= {"begin_slot": "i32", "end_slot": "i32", "FIRST": False}
         scattered |= {"PIECE": gather.PIECE, **width}
         name = f"scatter_sum {element[1:]}"
-        found.append(Case(name, gather.scatter_sum_kernel, scattered, 4, 128, 30_000))
+        found.append(Case(name, gather.scatter_sum_kernel, scattered, wide, 128, 30_000))
         name = f"scatter_sum pieces {element[1:]}"
-        found.append(Case(name, gather.scatter_pieces_kernel, scattered, 4, 128, 30_000))
+        found.append(Case(name, gather.scatter_pieces_kernel, scattered, wide, 128, 30_000))
 
     block = {"BLOCK": similarity.POSTINGS_AT_ONCE}
     scored = {**codes, **lists, "out": FLOATS, "k": "i32", "m": "i32", **block, "FILL": 1024}
@@ -170,7 +171,14 @@ def encode_cases() -> list[Case]:
     kernels = encode_verified
     capacity = kernels.LEAST_CAPACITY
     codes = {"values": FLOATS, "indices": CODES, "n": "i32", "h": "i32", "k": "i32", "d": "i32"}
-    layer = {"x": FLOATS, "weight": FLOATS, "stride": "i32", "bias": FLOATS, "counts": INTS, **codes}
+    layer = {
+        "x": FLOATS,
+        "weight": FLOATS,
+        "stride": "i32",
+        "bias": FLOATS,
+        "counts": INTS,
+        **codes,
+    }
     layer |= {"LANES": kernels.LANES, "TILE": kernels.RESCORED_AT_ONCE}
     scored = {"bias": FLOATS, "maxima": FLOATS, "h": "i32", "groups": "i32", "GROUP": kernels.GROUP}
     found = []

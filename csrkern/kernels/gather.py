@@ -232,11 +232,14 @@ def slice_width(height: int, d: int, itemsize: int) -> int:
 
 
 def slice_configs(height: int, d: int, itemsize: int) -> list[tuning.Config]:
-    """Slices that stay in cache, half as wide, and twice; 32 elements a thread each."""
+    """Slices that stay in cache, half as wide, and twice; 16 bytes of each row a thread.
+
+    With more threads than that, some would hold other rows, and the tree would cross warps.
+    """
     width = slice_width(height, d, itemsize)
     widths = {width, max(width // 2, 32), min(2 * width, WIDEST, power_of_2(d, 32))}
     return [
-        {"BLOCK": block, "num_warps": max(1, min(ROWS_AT_ONCE * block // 1024, 4))}
+        {"BLOCK": block, "num_warps": max(1, min(block * itemsize // 512, 4))}
         for block in sorted(widths, key=lambda block: (block != width, block))
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -34,7 +35,7 @@ def steps(
     wide = min(4 * k, h)
     for slots in sorted({k, wide}):
         pre = normal(min(n, 256), h)
-        yield f"topk_relu k={slots}", lambda pre=pre, slots=slots: topk_relu_or_none(pre, slots)
+        yield f"topk_relu k={slots}", functools.partial(topk_relu_or_none, pre, slots)
     if dtype == torch.float32 and wide <= encode_verified.MAX_K:
         yield "encode", lambda: encode_verified.encode(x, weight, None, None, wide)
     yield "encode fast", lambda: encode.encode(x, weight, None, None, wide, False)

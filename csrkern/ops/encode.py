@@ -154,7 +154,8 @@ def _encode_cuda(
     if weight.dtype not in NATIVE_DTYPES:
         codes = reference.encode(x, weight, bias, k=k, pre_bias=pre_bias)
         return codes.values.contiguous(), codes.indices.contiguous()
-    from csrkern.kernels import encode as kernels, encode_verified
+    from csrkern.kernels import encode as kernels
+    from csrkern.kernels import encode_verified
 
     exact = weight.dtype == torch.float32 and precision != "fast"
     if exact and k <= encode_verified.MAX_K:

@@ -14,6 +14,8 @@ def kernels(monkeypatch):
     from csrkern.kernels import encode_verified
 
     monkeypatch.setattr(encode_verified, "REPAIR_PROGRAMS", 2)
+    monkeypatch.setattr(encode_verified, "RESCORE_PROGRAMS", 2)
+    monkeypatch.setattr(encode_verified, "LEAST_CAPACITY", 64)
     return encode_verified
 
 
@@ -52,18 +54,18 @@ def repaired(kernels, monkeypatch):
 def test_codes_are_those_of_the_cpu(kernels, device, biased, monkeypatch):
     from csrkern.kernels import encode as blocks
 
-    monkeypatch.setattr(blocks, "LEAST_ROWS", 4)  # several blocks, the last one shorter
+    monkeypatch.setattr(blocks, "LEAST_ROWS", 3)  # several blocks, the last one shorter
     monkeypatch.setattr(blocks, "SCRATCH_BYTES", 1)
     counts = repaired(kernels, monkeypatch)
-    x, weight = torch.randn(7, 45), torch.randn(700, 45)
-    weight[400:600] = weight[:200]  # ties, bit for bit
-    x[3] = 0
-    bias, pre_bias = (torch.randn(700) / 9, torch.randn(45)) if biased else (None, None)
+    x, weight = torch.randn(4, 45), torch.randn(500, 45)
+    weight[300:] = weight[:200]  # ties, bit for bit
+    x[2] = 0
+    bias, pre_bias = (torch.randn(500) / 9, torch.randn(45)) if biased else (None, None)
     args = x, weight, bias, pre_bias
     assert encode(kernels, device, *args).equal(wanted(*args))
-    normal = [0, 1, 2, 4, 5, 6]
-    assert 9 <= counts[0][normal].min()
-    assert counts[0][normal].max() < 120
+    normal = counts[0][[0, 1, 3]]
+    assert normal.min() >= 9
+    assert normal.max() < 120
 
 
 @pytest.mark.usefixtures("config")
@@ -72,37 +74,37 @@ def test_order_that_bfloat16_cannot_tell(kernels, device):
     base = torch.randn(1, 64)
     weight = torch.randn(512, 64) / 8
     weight[64:96] = base + 1e-4 * torch.randn(32, 64)
-    x = base + 0.1 * torch.randn(3, 64)
+    x = base + 0.1 * torch.randn(1, 64)
     assert encode(kernels, device, x, weight, k=20).equal(wanted(x, weight, k=20))
 
 
 def test_few_positive_entries(kernels, device):
-    x, weight = torch.rand(3, 20), -torch.rand(600, 20)
+    x, weight = torch.rand(1, 20), -torch.rand(600, 20)
     weight[5], weight[500] = 1.0, 1e-30
     codes = encode(kernels, device, x, weight)
     assert codes.equal(wanted(x, weight))
-    assert int(codes.active.sum()) == 6
+    assert int(codes.active.sum()) == 2
 
 
 def test_rows_without_a_proof_are_summed_in_full(kernels, device, monkeypatch):
     counts = repaired(kernels, monkeypatch)
     weight = torch.randn(400, 20)
-    x = torch.randn(6, 20)
-    x[1, 3], x[2, 0], x[4] = float("nan"), float("inf"), 1e38
+    x = torch.randn(4, 20)
+    x[1, 3], x[2, 0], x[3] = float("nan"), float("inf"), 1e38
     args = x, weight
     assert encode(kernels, device, *args).equal(wanted(*args))
-    assert (counts[0].cpu() < 0).tolist() == [False, True, True, False, True, False]
+    assert (counts[0].cpu() < 0).tolist() == [False, True, True, True]
 
 
 def test_more_ties_than_there_is_room_for(kernels, device, monkeypatch):
     counts = repaired(kernels, monkeypatch)
-    x, weight = torch.rand(2, 20), torch.ones(400, 20)
+    x, weight = torch.rand(1, 20), torch.ones(400, 20)
     assert encode(kernels, device, x, weight).equal(wanted(x, weight))
-    assert counts[0].tolist() == [-1, -1]
+    assert counts[0].tolist() == [-1]
 
 
 def test_nan_in_the_weight(kernels, device):
-    x, weight = torch.randn(2, 20), torch.randn(300, 20)
+    x, weight = torch.randn(1, 20), torch.randn(300, 20)
     weight[77, 3] = float("nan")
     codes, expected = encode(kernels, device, x, weight), wanted(x, weight)
     assert torch.equal(codes.indices, expected.indices)
@@ -112,13 +114,13 @@ def test_nan_in_the_weight(kernels, device):
 
 @pytest.mark.parametrize(("h", "k"), [(1, 1), (40, 40), (130, 30), (257, 100)])
 def test_small_shapes(kernels, device, h, k):
-    x, weight = torch.randn(3, 33), torch.randn(h, 33)
+    x, weight = torch.randn(2, 33), torch.randn(h, 33)
     assert encode(kernels, device, x, weight, k=k).equal(wanted(x, weight, k=k))
 
 
 def test_more_groups_than_are_held(kernels, device, monkeypatch):
     monkeypatch.setattr(kernels, "MOST_GROUPS", 32)
-    x, weight = torch.randn(3, 16), torch.randn(2100, 16)
+    x, weight = torch.randn(1, 16), torch.randn(1100, 16)
     assert encode(kernels, device, x, weight, k=4).equal(wanted(x, weight, k=4))
 
 

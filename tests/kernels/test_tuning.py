@@ -129,16 +129,21 @@ def some_work(name, device):
     dense[:, 7] = 2.0  # a latent that every row uses: more than one piece
     codes = SparseCodes.from_dense(dense, 9)
     values, indices = codes.values.to(device), codes.indices.to(device)
-    starts, rows, slots, sorted_values = (t.to(device) for t in ops.transpose(codes.values, codes.indices, 30))
+    starts, rows, _, sorted_values = (
+        t.to(device) for t in ops.transpose(codes.values, codes.indices, 30)
+    )
     table, x = torch.randn(30, 600).to(device), torch.randn(150, 600).to(device)
-    lists = starts, rows, slots, 30
+    few = SparseCodes.from_dense(dense[:, :10], 4)
+    scattered = few.values.to(device)
+    starts_few, rows_few, slots_few, _ = ops.transpose(few.values, few.indices, 10)
+    lists = starts_few.to(device), rows_few.to(device), slots_few.to(device), 10
     calls = {
         "topk_relu": lambda: topk_relu.topk_relu(torch.randn(2, 9000).to(device), 33, None),
         "transpose": lambda: transpose.transpose(values, indices, 30),
         "gather_sum": lambda: gather.gather_sum(values[:9], indices[:9], table, None, [4, 9]),
         "gather_dot": lambda: gather.gather_dot(values[:9], indices[:9], table, x[None, :9], [9]),
         "scatter_sum": lambda: gather.scatter_sum(
-            *lists, [x[:, :130]] * 2, [values] * 2, [0, 3], [9, 5]
+            *lists, [x[:, :130]] * 2, [scattered] * 2, [0, 1], [4, 3]
         ),
         "similarity": lambda: similarity.similarity(
             values[:5], indices[:5], (starts, rows, sorted_values), 150
@@ -191,8 +196,8 @@ def test_warmup_command_measures_every_kernel(tmp_path):
     environment |= {"CSRKERN_CACHE": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
     if not torch.cuda.is_available():
         environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-c", MAIN, "warmup", "-d", "70", "--hidden-dim", "200"]
-    command += ["-k", "3", "--batch-size", "5"]
+    command = [sys.executable, "-c", MAIN, "warmup", "-d", "40", "--hidden-dim", "64"]
+    command += ["-k", "3", "--batch-size", "2"]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     (file,) = tmp_path.iterdir()
