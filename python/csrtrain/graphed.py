@@ -21,7 +21,8 @@ class GraphedStep:
         model: on a CUDA device, in training mode. Its `dead_capacity`, or all of its latents, is
             what the auxiliary loss looks at.
         loss: in training mode.
-        optimizer: over the model's parameters, made with capturable=True.
+        optimizer: over the model's parameters, made with capturable=True; with a tensor for lr
+            if that is to change between steps.
         x: a batch [n, d] to capture with; what it holds does not matter.
         labels: [n], where the loss wants them.
 
