@@ -208,9 +208,9 @@ def encode_cases() -> list[Case]:
     ranked = {**codes, "keys": LONGS, "counts": INTS, "K_PAD": 32, "CAPACITY": capacity, "TILE": 64}
     found.append(Case("encode: rank", kernels.rank_kernel, ranked, 4, 128, 30_000))
     plan = topk_relu.Plan.of(16_384, 32)._asdict()
-    warps = plan.pop("num_warps")
+    plan.pop("num_warps")
     full = {**layer, "rows": FLOATS, "scratch": LONGS, **plan}
-    found.append(Case("encode: repair", kernels.repair_kernel, full, warps, 128, 90_000))
+    found.append(Case("encode: repair", kernels.repair_kernel, full, 8, 128, 90_000))
     return found
 
 
