@@ -55,7 +55,9 @@ def kernels(n: int, d: int, h: int, k: int, size: int, candidates: int) -> list[
     met = n * n * k * k // h
     columns = -(-d // 512)
     slots = n * k
-    select = "topk_relu h=131072 k=256 fp32" if k > 128 else f"topk_relu h=16384 k=32 {element}"
+    # Sizes are compiled in by powers of two; from h = 2,048 on, and k <= 64, they are the same.
+    select = f"topk_relu h={8192 if size == 4 else 16_384} k=32 {element}"
+    select = "topk_relu h=131072 k=256 fp32" if k > 128 else select
     cost = roofline.Cost
     codes = roofline.codes_bytes(n, k, 4)
     found = [

@@ -12,7 +12,9 @@ shift
 PYTHON=${PYTHON:-python3}
 folder=build/triton-$version
 if [ ! -f "$folder/.installed" ]; then
-    "$PYTHON" -m pip install --quiet --no-deps --upgrade --target "$folder" "triton==$version"
+    # The interpreter of 3.6 makes numbers of arrays of one element, which later NumPy refuses.
+    "$PYTHON" -m pip install --quiet --no-deps --upgrade --target "$folder" \
+        "triton==$version" 'numpy<2.4'
     touch "$folder/.installed"
 fi
 export PYTHONPATH="$PWD/$folder:$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}"

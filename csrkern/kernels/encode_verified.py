@@ -530,7 +530,7 @@ def _propose(
             HELD=held,
             CAPACITY=capacity,
             BLOCK=512,
-            num_warps=4,
+            num_warps=8,
         )
 
 
