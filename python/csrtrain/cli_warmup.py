@@ -28,6 +28,10 @@ def warmup(
 
     Choices are kept on disk for later runs of batches of about this size; CSRKERN_TUNE=off
     ignores them.
+
+    [bold]Example[/bold]
+
+      csrkern warmup --input-dim 1024 --hidden-dim 16384 --k 32
     """
     import torch
 
