@@ -32,6 +32,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from csrkern.kernels import (
+    encode_propose,
     encode_verified,
     gather,
     info_nce,
@@ -180,29 +181,30 @@ def encode_cases() -> list[Case]:
         **codes,
     }
     layer |= {"LANES": kernels.LANES, "TILE": kernels.RESCORED_AT_ONCE}
-    scored = {"bias": FLOATS, "maxima": FLOATS, "h": "i32", "groups": "i32", "GROUP": kernels.GROUP}
+    scored = {"bias": FLOATS, "maxima": FLOATS, "h": "i32", "groups": "i32"}
+    scored["GROUP"] = encode_propose.GROUP
     found = []
     rows = {"rows": FLOATS, "stride": "i32", "rounded": "*i16", "norms": FLOATS}
     rows |= {"residuals": FLOATS, "d": "i32", "BLOCK": 1024}
-    found.append(Case("encode: round rows", kernels.round_rows_kernel, rows, 4, 64, 20_000))
+    found.append(Case("encode: round rows", encode_propose.round_rows_kernel, rows, 4, 64, 20_000))
     product = {**codes, **scored, "x": "*bf16", "weight": "*bf16", "products": "*i16"}
     # Each where it fits: the registers of Hopper, others, an AMD unit's shared memory.
     fits = (("sm_90",), ("sm_80", "sm_90", "sm_100"), ("gfx942",))
-    for tile, on in zip(kernels.TILES, fits, strict=True):
+    for tile, on in zip(encode_propose.TILES, fits, strict=True):
         arguments = {**product, **tile}
         warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
         name = f"encode: product {tile['BM']}x{tile['BN']}x{tile['BK']}"
-        kernel = kernels.product_kernel
+        kernel = encode_propose.product_kernel
         found.append(Case(name, kernel, arguments, warps, 255, 120_000, stages, on))
     maxima = {**scored, "products": FLOATS, "BLOCK": 128}
-    found.append(Case("encode: maxima", kernels.maxima_kernel, maxima, 4, 128, 20_000))
+    found.append(Case("encode: maxima", encode_propose.maxima_kernel, maxima, 4, 128, 20_000))
     chosen = {**codes, **scored, "norms": FLOATS, "residuals": FLOATS, "limits": FLOATS}
     chosen |= {"scratch": INTS, "candidates": INTS, "counts": INTS, "relative": "fp32"}
     chosen |= {"FOLDS": 1, "HELD": 512, "CAPACITY": capacity, "BLOCK": 512}
     for element in (FLOATS, "*i16"):
         name = f"encode: candidates {element[1:]}"
         arguments = {**chosen, "products": element}
-        found.append(Case(name, kernels.candidates_kernel, arguments, 8, 128, 50_000))
+        found.append(Case(name, encode_propose.candidates_kernel, arguments, 8, 128, 50_000))
     summed = {**layer, "candidates": INTS, "keys": LONGS, "CAPACITY": capacity}
     found.append(Case("encode: rescore", kernels.rescore_kernel, summed, 4, 128, 50_000))
     ranked = {**codes, "keys": LONGS, "counts": INTS, "K_PAD": 32, "CAPACITY": capacity, "TILE": 64}

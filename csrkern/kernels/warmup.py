@@ -36,7 +36,7 @@ def steps(
     for slots in sorted({k, wide}):
         pre = normal(min(n, 256), h)
         yield f"topk_relu k={slots}", functools.partial(topk_relu_or_none, pre, slots)
-    if dtype == torch.float32 and wide <= encode_verified.MAX_K:
+    if dtype == torch.float32 and wide <= topk_relu.MAX_K:
         yield "encode", lambda: encode_verified.encode(x, weight, None, None, wide)
     yield "encode fast", lambda: encode.encode(x, weight, None, None, wide, False)
     values = normal(n, wide).abs()
