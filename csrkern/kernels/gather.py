@@ -246,7 +246,6 @@ def slice_configs(height: int, d: int, itemsize: int) -> list[tuning.Config]:
 
 DOT_CONFIGS = [
     {"ROWS": 8, "num_warps": 2},
-    {"ROWS": 4, "num_warps": 2},
     {"ROWS": 16, "num_warps": 4},
 ]
 
