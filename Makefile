@@ -5,6 +5,8 @@ VENV ?= .venv
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+# The oldest that pyproject.toml allows; the environment has the newest.
+OLDEST_TRITON := 3.6.0
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
@@ -15,7 +17,7 @@ NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench check sanitize fuzz aot clean
+.PHONY: help demo test bench check sanitize fuzz aot kernels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +46,9 @@ fuzz: ## Attack the index with forged files for FUZZ_SECONDS=60; needs clang
 aot: $(VENV)/.installed-test ## Compile every GPU kernel, no GPU needed; rewrite the tables
 	$(BIN)/python scripts/aot.py
 	$(BIN)/python scripts/cuda_resources.py
+
+kernels: $(VENV)/.installed-test ## Test and compile the GPU kernels with the oldest Triton
+	PYTHON=$(BIN)/python scripts/kernel_tests.sh $(OLDEST_TRITON) $(TEST_ARGS)
 
 clean: ## Remove what building and testing leave behind (not the virtual environment)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

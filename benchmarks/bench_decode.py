@@ -12,6 +12,7 @@ import csrkern
 from benchmarks.harness import Race, cases
 from csrkern import roofline
 
+ON_GPU = True
 Case = tuple[int, int, int, int]  # n, d, h, k
 CASES: dict[str, list[Case]] = {
     "tiny": [(64, 32, 256, 8)],

@@ -19,6 +19,7 @@ from csrkern import roofline
 
 TEMPERATURE = 0.2
 CLASSES = 64
+ON_GPU = True
 Case = tuple[int, int, int, str]  # rows, h, k, kind of codes
 
 

@@ -12,6 +12,7 @@ from benchmarks.codes import postings_met, two_sets
 from benchmarks.harness import Missing, Race, Side, cases
 from csrkern import roofline
 
+ON_GPU = True
 Case = tuple[int, int, int, str]  # rows on both sides, h, k, kind of codes
 CASES: dict[str, list[Case]] = {
     "tiny": [(64, 256, 8, "uniform")],

@@ -9,6 +9,8 @@ import csrkern
 from benchmarks.harness import Race, cases
 from csrkern import roofline
 
+ON_GPU = True
+
 
 @cases(tiny=[(16, 2048)], quick=[(1024, 8192)], full=[(1024, 8192), (2048, 8192), (4096, 8192)])
 @pytest.mark.parametrize("k", [8, 32, 64, 128, 256, 512, 1024])

@@ -9,11 +9,15 @@ from csrkern import SparseCodes, roofline
 
 
 def two_sets(kind: str, n: int, m: int, h: int, k: int) -> tuple[SparseCodes, SparseCodes]:
-    """n and m codes drawn independently from one law, "uniform" or "skewed"."""
+    """n and m codes drawn independently from one law, "uniform" or "skewed".
+
+    They are on the default device.
+    """
     draw = {"uniform": generators.uniform, "skewed": generators.skewed}[kind]
+    device = torch.get_default_device()
     drawn = (draw(rows, h, k, seed=seed) for rows, seed in ((n, 1), (m, 2)))
     first, second = (
-        SparseCodes(torch.from_numpy(values), torch.from_numpy(indices), h)
+        SparseCodes(torch.from_numpy(values), torch.from_numpy(indices), h).to(device)
         for values, indices in drawn
     )
     return first, second

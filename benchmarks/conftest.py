@@ -36,14 +36,33 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     items = cases_of(metafunc.function, metafunc.config.option.benchmark_size)
     if items is not None:
         metafunc.parametrize("case", items, ids=lambda item: "-".join(map(str, item)))
+    # A module with ON_GPU makes its tensors on the default device, and runs on a GPU, too.
+    if "race" in metafunc.fixturenames and on_gpu(metafunc.module):
+        metafunc.parametrize("race", ["cpu", "cuda"], indirect=True)
+
+
+def on_gpu(module: Any) -> bool:
+    return getattr(module, "ON_GPU", False) and torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def gpu() -> roofline.Machine:
+    """The GPU's ceilings."""
+    return roofline.measure_gpu()
 
 
 @pytest.fixture
-def race(benchmark: Any, report: Report) -> Race:
+def race(request: pytest.FixtureRequest, benchmark: Any, report: Report) -> Iterator[Race]:
     """Times ours against peers and records the rows."""
     torch.manual_seed(0)
+    device = getattr(request, "param", "cpu")
     assert report.ceilings is not None
-    return Race(benchmark, report.ceilings, report)
+    if device == "cpu":
+        yield Race(benchmark, report.ceilings, report)
+        return
+    with torch.device(device):
+        machine = request.getfixturevalue("gpu")
+        yield Race(benchmark, machine, report, device, torch.cuda.synchronize)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -90,9 +90,18 @@ PROVENANCE_COLUMNS = ("size", "date", "commit", "dirty", "versions", "cpu")
 class Race:
     """Called by a benchmark function with its contestants; see `__call__`."""
 
-    def __init__(self, benchmark: Any, machine: roofline.Machine, report: Report) -> None:
+    def __init__(
+        self,
+        benchmark: Any,
+        machine: roofline.Machine,
+        report: Report,
+        device: str = "cpu",
+        wait: Callable[[], Any] = lambda: None,
+    ) -> None:
         self.benchmark = benchmark
         self.machine = machine
+        self.device = device
+        self.wait = wait  # until the device has done what it was given
         self.report = report
         self.size = report.size
         self.threads = report.threads
@@ -128,7 +137,7 @@ class Race:
             op=op,
             case=case,
             dtype=dtype,
-            device="cpu",
+            device=self.device,
             threads=threads,
             peer="",
             ours_ms=ours_ms,
@@ -187,15 +196,19 @@ class Race:
         def peers_turn() -> None:
             for name, side in peers.items():
                 ready(name)
+                self.wait()
                 start = time.perf_counter()
                 for _ in range(calls[name]):
                     side.run()
+                self.wait()
                 took[name].append((time.perf_counter() - start) / calls[name] * 1e3)
             ready("")
+            self.wait()
 
         def our_turn() -> None:
             for _ in range(calls[""]):
                 mine.run()
+            self.wait()
 
         gc.collect()
         gc.disable()
@@ -214,12 +227,14 @@ class Race:
         """
         start = time.perf_counter()
         run()
+        self.wait()
         if (first := time.perf_counter() - start) > 1.0:
             return first
         best, stop = math.inf, time.perf_counter() + WARM_UP_SECONDS[self.size]
         while best == math.inf or time.perf_counter() < stop:
             start = time.perf_counter()
             run()
+            self.wait()
             best = min(best, time.perf_counter() - start)
         return best
 

@@ -75,6 +75,10 @@ class SparseAutoencoder(nn.Module):
         dead_threshold: a latent is dead after this many optimiser steps without use.
         tied: decode with the encoder's weight.
 
+    Attributes:
+        dead_capacity: how many of the latents longest unused `reconstruct_dead` looks at, in
+            shapes that do not depend on how many are dead; None: at the dead, however many.
+
     Tensors: pre_bias [d], latent_bias [h], encoder.weight [h, d], decoder.linear.weight
     [h, d], stats_last_nonzero [h] int64 (steps since a latent was last used): the names of
     sentence-transformers' SparseAutoEncoder.
@@ -111,6 +115,7 @@ class SparseAutoencoder(nn.Module):
         self.normalize = normalize
         self.dead_threshold = dead_threshold
         self.tied = tied
+        self.dead_capacity: int | None = None
         self.pre_bias = nn.Parameter(torch.zeros(input_dim))
         self.latent_bias = nn.Parameter(torch.zeros(hidden_dim))
         self.encoder = nn.Linear(input_dim, hidden_dim, bias=False)
@@ -151,11 +156,16 @@ class SparseAutoencoder(nn.Module):
         return self._autoencode(x, slice(None), ks, precision)
 
     def _autoencode(
-        self, x: Tensor, latents: slice | Tensor, ks: Sequence[int], precision: str
+        self,
+        x: Tensor,
+        latents: slice | Tensor,
+        ks: Sequence[int],
+        precision: str,
+        bias: Tensor | None = None,
     ) -> tuple[SparseCodes, Tensor]:
-        """`autoencode` by some of the latents."""
+        """`autoencode` by some of the latents, whose biases default to their own."""
         weight = self.encoder.weight[latents]
-        encoder = (x, weight, self.latent_bias[latents])
+        encoder = (x, weight, self.latent_bias[latents] if bias is None else bias)
         if self.tied:
             return autoencode(*encoder, ks=ks, pre_bias=self.pre_bias, precision=precision)
         codes = encode(*encoder, k=ks[-1], pre_bias=self.pre_bias, precision=precision)
@@ -164,15 +174,30 @@ class SparseAutoencoder(nn.Module):
     def reconstruct_dead(self, x: Tensor, k_aux: int | None = None) -> Tensor | None:
         """What each row's k_aux strongest dead latents add up to, [n, d]; None if none is dead.
 
+        The host must wait to learn how many are dead. With `dead_capacity` set, and under
+        torch.compile, it need not: shapes follow from the sizes of the model alone, and zeros
+        are returned while none is dead.
+
         Args:
             x: standardised rows [n, d].
             k_aux: default self.k_aux; at most as many as are dead.
         """
+        k = self.k_aux if k_aux is None else k_aux
+        capacity = self.dead_capacity
+        if capacity is not None or torch.compiler.is_compiling():
+            # Latents by how long they were unused: the dead come first, and others are barred.
+            latents = self.stats_last_nonzero.topk(
+                min(capacity or self.hidden_dim, self.hidden_dim)
+            )
+            bias = self.latent_bias[latents.indices]
+            bias = bias.masked_fill(latents.values <= self.dead_threshold, -torch.inf)
+            k = min(k, len(bias))
+            _, out = self._autoencode(x, latents.indices, [k], "fast", bias)
+            return out[0] - self.pre_bias
         dead = self.dead.nonzero().squeeze(1)
         if len(dead) == 0:
             return None
-        k = min(self.k_aux if k_aux is None else k_aux, len(dead))
-        _, out = self._autoencode(x, dead, [k], "fast")
+        _, out = self._autoencode(x, dead, [min(k, len(dead))], "fast")
         return out[0] - self.pre_bias
 
     def decode(self, codes: SparseCodes) -> Tensor:
@@ -193,9 +218,13 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def update_stats(self, codes: SparseCodes, threshold: float = 1e-5) -> None:
         """Counts one optimiser step in which `codes` were used (values above `threshold`)."""
-        used = codes.indices[codes.values > threshold].long()
+        # One place more, for slots that hold nothing: no shape depends on what the codes hold,
+        # so a GPU need not be waited for.
+        latents = torch.where(codes.values > threshold, codes.indices, self.hidden_dim).long()
+        used = self.stats_last_nonzero.new_zeros(self.hidden_dim + 1)
+        used.scatter_(0, latents.flatten(), 1)
         self.stats_last_nonzero += 1
-        self.stats_last_nonzero[used] = 0
+        self.stats_last_nonzero.masked_fill_(used[:-1] != 0, 0)
 
     def extra_repr(self) -> str:
         """What `print(module)` shows."""

@@ -248,6 +248,37 @@ def measure_machine(threads: tuple[int, ...] | None = None, *, quick: bool = Fal
     return Machine(read, fill, copy, flops, {"quick": quick})
 
 
+def measure_gpu() -> Machine:
+    """Measures the current CUDA device's ceilings, in about a second, filed under one thread.
+
+    Raises:
+        RuntimeError: if PyTorch sees no CUDA device.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("measure_gpu: PyTorch sees no CUDA device")
+
+    def seconds(run: Callable[[], Any]) -> float:
+        def waited() -> None:
+            run()
+            torch.cuda.synchronize()
+
+        return _best_seconds(waited, 0.1)
+
+    size = 2**31  # of both together; many times any L2 cache
+    source, target = (torch.randn(size // 8, device="cuda") for _ in range(2))
+    read = {1: {size: size / 2 / seconds(source.sum)}}
+    fill = {1: {size: size / 2 / seconds(partial(target.fill_, 1.0))}}
+    copy = {1: {size: size / seconds(partial(target.copy_, source))}}
+    flops = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        a, b = (torch.randn(8192, 8192, device="cuda").to(dtype) for _ in range(2))
+        taken = seconds(partial(torch.mm, a, b, out=torch.empty_like(a)))
+        flops[str(dtype).removeprefix("torch.")] = 2.0 * 8192**3 / taken
+    return Machine(read, fill, copy, {1: flops})
+
+
 def _bandwidths(
     sizes: tuple[int, ...], seconds: float
 ) -> tuple[dict[int, float], dict[int, float], dict[int, float]]:

@@ -31,7 +31,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from csrkern.kernels import gather, info_nce, similarity, topk_relu, transpose
+from csrkern.kernels import (
+    encode_propose,
+    encode_verified,
+    gather,
+    info_nce,
+    similarity,
+    topk_relu,
+    transpose,
+)
+from csrkern.kernels._common import BATCH_SIZES
 
 TABLE = Path(__file__).parents[1] / "benchmarks" / "results" / "aot.csv"
 MAX_PROGRAMS = 32  # that a processor holds, whatever they use
@@ -65,6 +74,8 @@ class Case(NamedTuple):
     num_warps: int
     registers: int  # at most, on any target
     code: int  # bytes, likewise
+    num_stages: int = 3
+    on: tuple[str, ...] = ()  # targets, where it is not for all
 
 
 def cases() -> list[Case]:
@@ -85,6 +96,12 @@ def cases() -> list[Case]:
         arguments |= {"n": "i32", "h": "i32", "k": "i32", **plan}
         name = f"topk_relu h={h} k={k} {element[1:]}"
         found.append(Case(name, topk_relu.topk_relu_kernel, arguments, warps, 128, 50_000))
+    for change in topk_relu.Plan.of(16_384, 32).configs()[1:]:
+        plan = {**topk_relu.Plan.of(16_384, 32)._asdict(), **change}
+        warps = plan.pop("num_warps")
+        name = f"topk_relu h=16384 k=32 fp32, {warps} warps, {plan['READS']} reads"
+        arguments = {**arguments, "pre": FLOATS, "values": FLOATS, **plan}
+        found.append(Case(name, topk_relu.topk_relu_kernel, arguments, warps, 128, 50_000))
     backward = {"grad": FLOATS, "values": FLOATS, "indices": CODES, "out": FLOATS}
     backward |= {"n": "i32", "dim": "i32", "k": "i32", "K_PAD": 32, "BLOCK": 4096}
     found.append(
@@ -102,24 +119,30 @@ def cases() -> list[Case]:
     place |= {"dim": "i32", "K_PAD": 32}
     found.append(Case("transpose place", transpose.place_kernel, place, 1, 64, 20_000))
 
+    found += encode_cases()
     for element in (FLOATS, "*i16"):
         width = {"ROWS": gather.ROWS_AT_ONCE, "BLOCK": 512}
+        wide = 4 if element == FLOATS else 2
         sizes = {"n": "i32", "k": "i32", "d": "i32", "stride_table": "i32", "ENDS": (32, 128)}
         summed = {**codes, "table": element, "bias": element, "out": element, **sizes, **width}
         found.append(
-            Case(f"gather_sum {element[1:]}", gather.gather_sum_kernel, summed, 4, 128, 40_000)
+            Case(f"gather_sum {element[1:]}", gather.gather_sum_kernel, summed, wide, 128, 40_000)
         )
         dotted = {**codes, "table": element, "rows": element, "out": FLOATS, **sizes}
-        dotted |= {"ROWS": gather.ROWS_AT_ONCE, "BLOCK": 256}
-        found.append(
-            Case(f"gather_dot {element[1:]}", gather.gather_dot_kernel, dotted, 2, 168, 40_000)
-        )
-        scattered = {"starts": LONGS, "rows": INTS, "slots": INTS, "source": element}
-        scattered |= {"scale": FLOATS, "out": FLOATS, "k": "i32", "d": "i32"}
-        scattered |= {"stride_source": "i32", "begin_slot": "i32", "end_slot": "i32"}
-        scattered |= {"FIRST": False, **width}
+        for config in gather.DOT_CONFIGS:
+            config = {**dotted, **config, "BLOCK": gather.DOT_WIDTH}
+            warps = config.pop("num_warps")
+            name = f"gather_dot {config['ROWS']} rows {element[1:]}"
+            found.append(Case(name, gather.gather_dot_kernel, config, warps, 168, 40_000))
+        scattered = {"starts": LONGS, "first_pieces": LONGS, "rows": INTS, "slots": INTS}
+        scattered |= {"source": element, "scale": FLOATS, "partial": FLOATS, "out": FLOATS}
+        scattered |= {"dim": "i32", "k": "i32", "d": "i32", "stride_source": "i32"}
+        scattered |= {"begin_slot": "i32", "end_slot": "i32", "FIRST": False}
+        scattered |= {"PIECE": gather.PIECE, **width}
         name = f"scatter_sum {element[1:]}"
-        found.append(Case(name, gather.scatter_sum_kernel, scattered, 4, 128, 30_000))
+        found.append(Case(name, gather.scatter_sum_kernel, scattered, wide, 128, 30_000))
+        name = f"scatter_sum pieces {element[1:]}"
+        found.append(Case(name, gather.scatter_pieces_kernel, scattered, wide, 128, 30_000))
 
     block = {"BLOCK": similarity.POSTINGS_AT_ONCE}
     scored = {**codes, **lists, "out": FLOATS, "k": "i32", "m": "i32", **block, "FILL": 1024}
@@ -144,6 +167,55 @@ def cases() -> list[Case]:
     return found
 
 
+def encode_cases() -> list[Case]:
+    """The kernels of a verified encoding at h = 16,384 and k = 32."""
+    kernels = encode_verified
+    capacity = kernels.LEAST_CAPACITY
+    codes = {"values": FLOATS, "indices": CODES, "n": "i32", "h": "i32", "k": "i32", "d": "i32"}
+    layer = {
+        "x": FLOATS,
+        "weight": FLOATS,
+        "stride": "i32",
+        "bias": FLOATS,
+        "counts": INTS,
+        **codes,
+    }
+    layer |= {"LANES": kernels.LANES, "TILE": kernels.RESCORED_AT_ONCE}
+    scored = {"bias": FLOATS, "maxima": FLOATS, "h": "i32", "groups": "i32"}
+    scored["GROUP"] = encode_propose.GROUP
+    found = []
+    rows = {"rows": FLOATS, "stride": "i32", "rounded": "*i16", "norms": FLOATS}
+    rows |= {"residuals": FLOATS, "d": "i32", "BLOCK": 1024}
+    found.append(Case("encode: round rows", encode_propose.round_rows_kernel, rows, 4, 64, 20_000))
+    product = {**codes, **scored, "x": "*bf16", "weight": "*bf16", "products": "*i16"}
+    # Each where it fits: the registers of Hopper, others, an AMD unit's shared memory.
+    fits = (("sm_90",), ("sm_80", "sm_90", "sm_100"), ("gfx942",))
+    for tile, on in zip(encode_propose.TILES, fits, strict=True):
+        arguments = {**product, **tile}
+        warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
+        name = f"encode: product {tile['BM']}x{tile['BN']}x{tile['BK']}"
+        kernel = encode_propose.product_kernel
+        found.append(Case(name, kernel, arguments, warps, 255, 120_000, stages, on))
+    maxima = {**scored, "products": FLOATS, "BLOCK": 128}
+    found.append(Case("encode: maxima", encode_propose.maxima_kernel, maxima, 4, 128, 20_000))
+    chosen = {**codes, **scored, "norms": FLOATS, "residuals": FLOATS, "limits": FLOATS}
+    chosen |= {"scratch": INTS, "candidates": INTS, "counts": INTS, "relative": "fp32"}
+    chosen |= {"FOLDS": 1, "HELD": 512, "CAPACITY": capacity, "BLOCK": 512}
+    for element in (FLOATS, "*i16"):
+        name = f"encode: candidates {element[1:]}"
+        arguments = {**chosen, "products": element}
+        found.append(Case(name, encode_propose.candidates_kernel, arguments, 8, 128, 50_000))
+    summed = {**layer, "candidates": INTS, "keys": LONGS, "CAPACITY": capacity}
+    found.append(Case("encode: rescore", kernels.rescore_kernel, summed, 4, 128, 50_000))
+    ranked = {**codes, "keys": LONGS, "counts": INTS, "K_PAD": 32, "CAPACITY": capacity, "TILE": 64}
+    found.append(Case("encode: rank", kernels.rank_kernel, ranked, 4, 128, 30_000))
+    plan = topk_relu.Plan.of(16_384, 32)._asdict()
+    plan.pop("num_warps")
+    full = {**layer, "rows": FLOATS, "scratch": LONGS, **plan}
+    found.append(Case("encode: repair", kernels.repair_kernel, full, 8, 128, 90_000))
+    return found
+
+
 def build(case: Case, target: GPUTarget) -> Any:
     """The compiled kernel, pointers and sizes divisible by 16 as real ones are."""
     names = case.kernel.arg_names
@@ -154,10 +226,11 @@ def build(case: Case, target: GPUTarget) -> Any:
             signature[name], constants[name] = "constexpr", value
             continue
         signature[name] = value
-        if value.startswith("*") or value == "i32":
+        if value.startswith("*") or (value == "i32" and name not in BATCH_SIZES):
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(case.kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options={"num_warps": case.num_warps})
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    return triton.compile(source, target=target, options=options)
 
 
 def resources(compiled: Any, target: GPUTarget) -> tuple[int, int, int]:
@@ -204,12 +277,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="do not write the table")
     parser.add_argument("--targets", nargs="+", choices=PROCESSORS, default=list(PROCESSORS))
+    parser.add_argument(
+        "--only", default="", help="kernels whose name contains this; other rows stay"
+    )
     options = parser.parse_args()
     rows, wrong = [], []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         for case in cases():
             for name in options.targets:
+                if options.only not in case.name or (case.on and name not in case.on):
+                    continue
                 processor = PROCESSORS[name]
                 began = cpu_seconds()
                 compiled = build(case, processor.target)
@@ -231,6 +309,11 @@ def main() -> int:
         header = ("kernel", "target", "warps", "registers", "spilled_bytes", "shared_bytes")
         header += ("code_bytes", "occupancy", "compile_seconds")
         TABLE.parent.mkdir(parents=True, exist_ok=True)
+        if options.only:
+            with TABLE.open(newline="") as file:
+                before = [tuple(row) for row in csv.reader(file)][1:]
+            new = {row[:2]: row for row in rows}
+            rows = [new.pop(row[:2], row) for row in before] + list(new.values())
         beside = TABLE.with_suffix(".csv.new")
         with beside.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([header, *rows])

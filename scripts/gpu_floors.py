@@ -2,20 +2,35 @@
 """Prints, for each operator and shape, the work no kernel can avoid and its time on an H200.
 
     python scripts/gpu_floors.py > benchmarks/results/h200_floors.csv
+    python scripts/gpu_floors.py --kernels > benchmarks/results/h200_kernels.csv
+
+The second table is by kernel, beside what the compiled kernel (benchmarks/results/aot.csv) lets a
+processor hold: a kernel bound by memory needs warps enough to cover its latency, and a grid of
+less than a wave leaves processors idle.
 
 Arithmetic only (csrkern.roofline): nothing was run. The ceilings are a device copy's 4.3 TB/s and
-a bfloat16 matrix product's 790 TFLOP/s; float32 products outside tensor cores are held to 60.
+a bfloat16 matrix product's 790 TFLOP/s; float32 products outside tensor cores are held to 60,
+sums in double to 30.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from csrkern import roofline
 
 COPY = 4.3e12
-FLOPS = {"bfloat16": 790e12, "float32": 60e12}
+FLOPS = {"bfloat16": 790e12, "float32": 60e12, "float64": 30e12}
+# A row's candidates in a verified encoding, of 8 rows of normal data by the kernels' bound; S5's
+# from d = 4096, h = 32,768, k = 64, in proportion to k.
+CANDIDATES = {"S1": 75, "S2": 190, "S3": 160, "S4": 33, "S5": 1424}
+PROCESSORS = 132
+WARPS = 64  # that a processor holds
+AOT = Path(__file__).parents[1] / "benchmarks" / "results" / "aot.csv"
 # rows, width, latents, active latents
 SHAPES = {
     "S1": (4096, 1024, 16_384, 32),
@@ -26,9 +41,96 @@ SHAPES = {
 }
 
 
-def main() -> None:
+class Kernel(NamedTuple):
+    """A kernel at a shape: its row of aot.csv, its programs, its compulsory work."""
+
+    compiled: str
+    programs: int
+    cost: roofline.Cost
+
+
+def kernels(n: int, d: int, h: int, k: int, size: int, candidates: int) -> list[Kernel]:
+    """What each kernel reads from and writes to device memory, and computes."""
+    element = "fp32" if size == 4 else "i16"
+    met = n * n * k * k // h
+    columns = -(-d // 512)
+    slots = n * k
+    # Sizes are compiled in by powers of two; from h = 2,048 on, and k <= 64, they are the same.
+    select = f"topk_relu h={8192 if size == 4 else 16_384} k=32 {element}"
+    select = "topk_relu h=131072 k=256 fp32" if k > 128 else select
+    cost = roofline.Cost
+    codes = roofline.codes_bytes(n, k, 4)
+    found = [
+        Kernel(select, min(n, 4096), roofline.topk_relu(n, h, k, size)),
+        Kernel("transpose count", min(128, n), cost(8.0 * slots, 4.0 * 128 * h)),
+        Kernel("transpose offsets", -(-h // 256), cost(4.0 * 128 * h, 4.0 * 128 * h + 8 * h)),
+        Kernel("transpose place", min(128, n), cost(8.0 * slots + 8 * h, 12.0 * slots)),
+        Kernel(f"gather_sum {element}", n * columns, roofline.decode(n, d, h, k, size)),
+        Kernel(
+            f"gather_dot 8 rows {element}",
+            n,
+            cost(codes + size * d * (n + min(h, slots)), 4.0 * slots, 2.0 * slots * d),
+        ),
+        Kernel(
+            f"scatter_sum {element}",
+            h * columns,
+            cost(12.0 * slots + 8 * h + size * n * d, 4.0 * h * d, 2.0 * slots * d),
+        ),
+        Kernel("similarity", n, roofline.similarity(n, n, k, met)),
+        Kernel(
+            "similarity backward",
+            n,
+            cost(4.0 * n * n + roofline.codes_bytes(2 * n, k, 4), 4.0 * slots, 2.0 * met),
+        ),
+        Kernel("info_nce pairs", min(n, 2112), roofline.info_nce(n, n, k, met)),
+        Kernel(
+            "info_nce backward pairs", min(n, 2112), roofline.info_nce(n, n, k, met, backward=True)
+        ),
+    ]
+    if size == 4:  # the kernels of a verified encoding
+        rounded = cost(4.0 * (n + h) * d, 2.0 * (n + h) * d, 4.0 * (n + h) * d)
+        product = cost(2.0 * (n + h) * d, 0.0, 2.0 * n * d * h, "bfloat16")
+        summed = cost(4.0 * min(h, n * candidates) * d, 8.0 * n * candidates,
+                      2.0 * n * candidates * d, "float64")  # fmt: skip
+        found += [
+            Kernel("encode: round rows", n + h, rounded),
+            Kernel("encode: product 128x256x64", PROCESSORS, product),
+            # Maxima and products stay in the L2 cache; a comparison of each is what is left.
+            Kernel("encode: maxima", n * -(-h // 4096), cost(flops=float(n * h))),
+            Kernel("encode: candidates i16", n, cost(written=4.0 * n * candidates)),
+            Kernel("encode: rescore", n * -(-candidates // 16), summed),
+            Kernel("encode: rank", n, cost(8.0 * n * candidates, codes, float(n * candidates**2))),
+        ]
+    return found
+
+
+def kernel_table(out: Any) -> None:
+    """One row for each kernel, shape and dtype."""
+    with AOT.open() as file:
+        compiled = {row["kernel"]: row for row in csv.DictReader(file) if row["target"] == "sm_90"}
+    out.writerow(("kernel", "shape", "dtype", "megabytes", "gigaflops", "floor_us", "bound_by",
+                  "registers", "shared_bytes", "occupancy", "warps_held", "waves"))  # fmt: skip
+    for shape, (n, d, h, k) in SHAPES.items():
+        for dtype, size in (("float32", 4), ("bfloat16", 2)):
+            for kernel in kernels(n, d, h, k, size, CANDIDATES[shape]):
+                use = compiled[kernel.compiled]
+                held = round(float(use["occupancy"]) * WARPS)
+                waves = kernel.programs / (PROCESSORS * (held // int(use["warps"])))
+                resources = use["registers"], use["shared_bytes"], use["occupancy"], held
+                amounts = floor(kernel.cost, kernel.cost.dtype)
+                out.writerow((kernel.compiled, shape, dtype, *amounts, *resources, f"{waves:.1f}"))
+
+
+def floor(cost: roofline.Cost, unit: str) -> tuple[str, str, str, str]:
+    """Megabytes, gigaflops, microseconds at least, and what sets them."""
+    memory, compute = (cost.read + cost.written) / COPY, cost.flops / FLOPS[unit]
+    bound = "memory" if memory >= compute else "compute"
+    amount = f"{(cost.read + cost.written) / 1e6:.1f}", f"{cost.flops / 1e9:.2f}"
+    return (*amount, f"{max(memory, compute) * 1e6:.1f}", bound)
+
+
+def operator_table(out: Any) -> None:
     """One row for each operator, shape and dtype."""
-    out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(("operator", "shape", "dtype", "megabytes", "gigaflops", "floor_us", "bound_by"))
     for shape, (n, d, h, k) in SHAPES.items():
         met = n * n * k * k // h  # latents used evenly
@@ -45,14 +147,17 @@ def main() -> None:
                 "info_nce backward": roofline.info_nce(n, n, k, met, backward=True),
             }
             for name, cost in costs.items():
-                memory = (cost.read + cost.written) / COPY
                 # Only encode is a matrix product; sums of gathered rows use no tensor cores.
-                compute = cost.flops / FLOPS[dtype if name == "encode" else "float32"]
-                bound = "memory" if memory >= compute else "compute"
-                amount = f"{(cost.read + cost.written) / 1e6:.1f}", f"{cost.flops / 1e9:.2f}"
-                out.writerow(
-                    (name, shape, dtype, *amount, f"{max(memory, compute) * 1e6:.1f}", bound)
-                )
+                unit = dtype if name == "encode" else "float32"
+                out.writerow((name, shape, dtype, *floor(cost, unit)))
+
+
+def main() -> None:
+    """The table of operators, or of kernels."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kernels", action="store_true", help="by kernel, with its occupancy")
+    table = kernel_table if parser.parse_args().kernels else operator_table
+    table(csv.writer(sys.stdout, lineterminator="\n"))
 
 
 if __name__ == "__main__":

@@ -62,3 +62,30 @@ def test_cuda_kernels_stay_within_their_budgets():
         text=True,
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_a_gpu_machine_may_lack_the_build_packages(monkeypatch, tmp_path):
+    # benchmarks/gpu/build.py borrows pybind11's headers from PyTorch, and ninja as a program.
+    spec = importlib.util.spec_from_file_location("build", ROOT / "benchmarks/gpu/build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+
+    find = importlib.util.find_spec
+    missing = {"pybind11", "ninja"}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in missing else find(name)
+    )
+    monkeypatch.delitem(sys.modules, "pybind11", raising=False)
+    build.lend_pybind11()
+    lent = sys.modules.pop("pybind11")
+    assert (Path(lent.get_include()) / "pybind11" / "pybind11.h").is_file()
+
+    program = tmp_path / "bin" / "ninja"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho given $1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.setenv("PYTHONPATH", "")
+    build.lend_ninja(tmp_path)
+    run = [sys.executable, "-m", "ninja", "--version"]
+    assert subprocess.run(run, capture_output=True, text=True).stdout == "given --version\n"

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from csrkern import InvertedIndex, SparseCodes
 from csrtrain import cli, cli_commands
 
-COMMANDS = ["demo", "train", "encode", "index", "search", "eval", "info"]
+COMMANDS = ["demo", "train", "encode", "index", "search", "eval", "info", "warmup"]
 
 
 def clusters(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -140,3 +140,14 @@ def test_measuring_sees_the_time_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_import_needs_no_torch() -> None:
     code = "import sys, csrkern.roofline; assert 'torch' not in sys.modules, 'torch imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_gpu_ceilings_need_a_gpu() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        machine = roofline.measure_gpu()
+        assert roofline.floor_seconds(Cost(read=1e9), machine, 1) > 0
+    else:
+        with pytest.raises(RuntimeError, match="PyTorch sees no CUDA device"):
+            roofline.measure_gpu()

@@ -6,9 +6,9 @@
 
 A time is the median of replays of a CUDA graph, each after the L2 cache was overwritten. The
 floor is csrkern.roofline's compulsory work over two measured ceilings, a device copy and a
-bfloat16 matrix product; the gather ceiling is embedding_bag's best. A measurement that the
-results file has for this commit is not repeated. The results of the peer are compared with ours
-before either is timed.
+bfloat16 matrix product; a third, rows gathered from the L2 cache, is printed beside them. A
+measurement that the results file has for this commit is not repeated. The results of a peer are
+compared with ours before either is timed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,22 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.provenance import commit, versions
 from csrkern import SparseCodes, reference, roofline
-from csrkern.kernels import encode, gather, info_nce, similarity, topk_relu, transpose
+from csrkern.kernels import (
+    encode,
+    encode_verified,
+    gather,
+    info_nce,
+    similarity,
+    topk_relu,
+    transpose,
+    tuning,
+)
 
 # name: rows, width, latents, active latents
 SHAPES = {
@@ -59,51 +69,46 @@ def close(ours: Any, theirs: Any) -> bool:
     return bool(difference <= 2e-2 * theirs.float().norm())
 
 
+def close_values(ours: Any, theirs: Any) -> bool:
+    """The values of a selection, up to rounding."""
+    return close(ours[0], theirs[0])
+
+
 def same_values(ours: Any, theirs: Any) -> bool:
     """The values of a selection, bit for bit."""
     return torch.equal(ours[0], theirs[0])
+
+
+def compiled(run: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """By torch.compile; without a GPU traced only, which shows that it can be."""
+    return torch.compile(run, backend="inductor" if device == "cuda" else "eager")
 
 
 def timings(shape: tuple[int, int, int, int], device: str, dtype: torch.dtype) -> Iterator[Timing]:
     """What is timed at one shape; tensors are made when the generator gets there."""
     n, d, h, k = shape
     size = dtype.itemsize
-    name = str(dtype).removeprefix("torch.")
     x, weight = torch.randn(n, d, device=device), torch.randn(h, d, device=device) / d**0.5
     x, weight = x.to(dtype), weight.to(dtype)
-    if n * h <= DENSE_SCORES:
-        pre = x @ weight.T
-        yield Timing(
-            "topk_relu",
-            lambda: topk_relu.topk_relu(pre, k, None),
-            {"torch.topk + relu": lambda: (torch.topk(pre, k)[0].relu_(),)},
-            roofline.topk_relu(n, h, k, size),
-            same_values,
-        )
-        dense_encode = {"linear + topk": lambda: (torch.topk(F.linear(x, weight), k)[0].relu_(),)}
-        bare = {"bare GEMM": lambda: x @ weight.T}
-    else:
-        dense_encode, bare = {}, {}
-    yield Timing(
-        "encode",
-        lambda: encode.encode(x, weight, None, None, k, False),
-        dense_encode,
-        roofline.encode(n, d, h, k, size, name),
-        lambda a, b: close(a[0], b[0]),
-    )
-    if bare:
-        yield Timing("bare GEMM", bare["bare GEMM"], {}, roofline.gemm(n, d, h, size, name), close)
+    yield from encoder_timings(x, weight, k, device)
 
     values, indices = encode.encode(x, weight, None, None, k, False)
-    long_indices, table = indices.long(), weight
+    long_indices = indices.long()
+    codes = SparseCodes(values, indices, h)
+    csr = codes.to_torch_csr()
+    dense_codes = codes.to_dense() if n * h <= DENSE_SCORES else None
+    peers = {
+        "embedding_bag": lambda: F.embedding_bag(
+            long_indices, weight, per_sample_weights=values, mode="sum"
+        ),
+        "cuSPARSE": lambda: csr @ weight,
+    }
+    if dense_codes is not None:
+        peers["dense GEMM"] = lambda: dense_codes @ weight
     yield Timing(
         "decode",
-        lambda: gather.gather_sum(values, indices, table, None, [k])[0],
-        {
-            "embedding_bag": lambda: F.embedding_bag(
-                long_indices, table, per_sample_weights=values, mode="sum"
-            )
-        },
+        lambda: gather.gather_sum(values, indices, weight, None, [k])[0],
+        peers,
         roofline.decode(n, d, h, k, size),
         close,
     )
@@ -114,38 +119,98 @@ def timings(shape: tuple[int, int, int, int], device: str, dtype: torch.dtype) -
         roofline.Cost(2 * n * k * 8, n * k * 12 + 8 * h),
         lambda a, b: True,  # their sort carries padded slots along
     )
-    starts, rows, slots, sorted_values = transpose.transpose(values, indices, h)
+    starts, rows, slots, _ = transpose.transpose(values, indices, h)
+    peers = {}
+    if dense_codes is not None:
+        peers["two dense GEMMs"] = lambda: (
+            (x @ weight.T).gather(1, long_indices) * (values != 0),
+            dense_codes.T @ x,
+        )
     yield Timing(
         "decode backward",
         lambda: (
-            gather.gather_dot(values, indices, table, x[None], [k]),
+            gather.gather_dot(values, indices, weight, x[None], [k]),
             gather.scatter_sum(starts, rows, slots, h, [x], [values.float()], [0], [k]),
         ),
-        {},
+        peers,
         roofline.decode_backward(n, d, h, k, size),
-        close,
+        lambda a, b: close(a[0], b[0]) and close(a[1], b[1]),
     )
-    codes = SparseCodes(values.float(), indices, h).normalize()
-    starts, rows, _, sorted_values = transpose.transpose(codes.values, indices, h)
+    if dtype == torch.float32:  # what follows computes in it, whatever the codes came in
+        yield from code_timings(codes.normalize())
+
+
+def encoder_timings(x: Tensor, weight: Tensor, k: int, device: str) -> Iterator[Timing]:
+    """What selects: topk_relu and encode."""
+    (n, d), h = x.shape, len(weight)
+    size, name = x.itemsize, str(x.dtype).removeprefix("torch.")
+    dense = {}
+
+    def linear_topk(x: Tensor) -> tuple[Tensor]:
+        return (torch.topk(F.linear(x, weight), k)[0].relu_(),)
+
+    if n * h <= DENSE_SCORES:
+        pre = x @ weight.T
+        yield Timing(
+            "topk_relu",
+            lambda: topk_relu.topk_relu(pre, k, None),
+            {"torch.topk + relu": lambda: (torch.topk(pre, k)[0].relu_(),)},
+            roofline.topk_relu(n, h, k, size),
+            same_values,
+        )
+        fused = compiled(linear_topk, device)
+        dense = {"linear + topk": lambda: linear_topk(x), "torch.compile": lambda: fused(x)}
+    cost = roofline.encode(n, d, h, k, size, name)
+    if x.dtype == torch.float32:
+        yield Timing(
+            "encode verified",
+            lambda: encode_verified.encode(x, weight, None, None, k),
+            dense,
+            cost,
+            close_values,
+        )
+    yield Timing(
+        "encode fast",
+        lambda: encode.encode(x, weight, None, None, k, False),
+        dense,
+        cost,
+        close_values,
+    )
+    if dense:
+        gemm = roofline.gemm(n, d, h, size, name)
+        yield Timing("bare GEMM", lambda: x @ weight.T, {}, gemm, close)
+
+
+def code_timings(codes: SparseCodes) -> Iterator[Timing]:
+    """What scores codes against codes."""
+    (n, k), h = codes.values.shape, codes.dim
+    starts, rows, _, sorted_values = transpose.transpose(codes.values, codes.indices, h)
     postings = starts, rows, sorted_values
     uses = starts.diff().cpu()
     met = int((uses * uses).sum())
     dense = codes.to_dense() if n * h <= DENSE_SCORES else None
+    peers, loss_peers = {}, {}
+    if dense is not None:
+        csr = codes.to_torch_csr()
+        peers = {"dense GEMM": lambda: dense @ dense.T, "cuSPARSE": lambda: csr @ dense.T}
+
+        def reference_loss() -> Tensor:
+            return reference.info_nce(codes, temperature=0.2, normalize=False)
+
+        loss_peers = {"dense": reference_loss}
     yield Timing(
         "similarity",
-        lambda: similarity.similarity(codes.values, indices, postings, n),
-        {} if dense is None else {"dense GEMM": lambda: dense @ dense.T},
+        lambda: similarity.similarity(codes.values, codes.indices, postings, n),
+        peers,
         roofline.similarity(n, n, k, met),
         close,
     )
     yield Timing(
         "info_nce",
-        lambda: info_nce.info_nce(codes.values, indices, postings, n, True, 0.2, None, None, None)[
-            0
-        ].mean(),
-        {}
-        if dense is None
-        else {"dense": lambda: reference.info_nce(codes, temperature=0.2, normalize=False)},
+        lambda: info_nce.info_nce(
+            codes.values, codes.indices, postings, n, True, 0.2, None, None, None
+        )[0].mean(),
+        loss_peers,
         roofline.info_nce(n, n, k, met),
         close,
     )
@@ -188,20 +253,61 @@ class Clock:
 
 
 def ceilings(clock: Clock, device: str) -> dict[str, float]:
-    """Bytes a second of a copy, flops a second of a bfloat16 product, both on random data."""
+    """Bytes a second of a copy and of rows gathered from the L2 cache, flops of a bf16 product.
+
+    All on random data. The gathered table is 16 MB, and read 32 times over.
+    """
     side = 8192 if clock.gpu else 64
     source = torch.randn(side, side * 8, device=device)
     target = torch.empty_like(source)
     a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
-    copy = clock.median(lambda: target.copy_(source))
-    product = clock.median(lambda: a @ b)
+    table = torch.randn(side // 2, 1024, device=device)
+    bags = torch.randint(0, side // 2, (side // 2, 32), device=device)
     return {
-        "copy_bytes_per_s": 2e6 * source.nbytes / copy,
-        "bf16_flops_per_s": 2e6 * side**3 / product,
+        "copy_bytes_per_s": 2e6 * source.nbytes / clock.median(lambda: target.copy_(source)),
+        "bf16_flops_per_s": 2e6 * side**3 / clock.median(lambda: a @ b),
+        "l2_gather_bytes_per_s": 1e6
+        * bags.numel()
+        * table[0].nbytes
+        / clock.median(lambda: F.embedding_bag(bags, table, mode="sum")),
     }
 
 
-def main() -> None:
+def floor_seconds(timing: Timing, limit: dict[str, float]) -> float:
+    """Compulsory bytes over the copy's rate, or flops of a matrix product over the product's."""
+    cost = timing.cost
+    memory = (cost.read + cost.written) / limit["copy_bytes_per_s"]
+    products = timing.op.startswith(("encode", "bare"))
+    return max(memory, cost.flops / limit["bf16_flops_per_s"] if products else 0.0)
+
+
+def measure(timing: Timing, clock: Clock, limit: dict[str, float]) -> dict[str, Any]:
+    """The row of one comparison; a peer that fails or differs says so instead of a time."""
+    ours, peers, notes = timing.ours(), {}, {}
+    for peer, run in timing.peers.items():
+        try:
+            if not timing.same(ours, run()):
+                notes[peer] = "its result differs from ours"
+                continue
+            peers[peer] = clock.median(run)
+        except (RuntimeError, NotImplementedError) as error:
+            notes[peer] = str(error).split("\n")[0]
+    del ours
+    with tuning.tuning_mode("measure"):
+        timing.ours()  # chooses its configuration
+    row = {"us": clock.median(timing.ours), "floor_us": floor_seconds(timing, limit) * 1e6}
+    return {**row, "peers_us": peers, "notes": notes}
+
+
+def save(results: dict[str, Any], path: Path | None) -> None:
+    """Writes beside and renames."""
+    if path:
+        beside = path.with_suffix(".new")
+        beside.write_text(json.dumps(results, indent=1))
+        beside.replace(path)
+
+
+def main() -> int:
     """Measures what is not yet in the results; prints the table last."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
@@ -211,51 +317,38 @@ def main() -> None:
     options = parser.parse_args()
     device = "cpu" if options.tiny else "cuda"
     shapes = TINY if options.tiny else {name: SHAPES[name] for name in options.shapes}
-    here = commit()
-    results: dict[str, Any] = {"commit": here, "versions": versions(), "rows": {}}
+    results: dict[str, Any] = {"commit": commit(), "versions": versions(), "rows": {}}
     if options.out and options.out.exists():
         before = json.loads(options.out.read_text())
-        results = before if before["commit"] == here else results
+        results = before if before["commit"] == results["commit"] else results
     clock = Clock(device)
     if "ceilings" not in results:
         results["ceilings"] = ceilings(clock, device)
         results["device"] = torch.cuda.get_device_name() if clock.gpu else "no GPU"
-    limit = results["ceilings"]
+        save(results, options.out)
+    limit, rows = results["ceilings"], results["rows"]
     for shape_name, shape in shapes.items():
         for dtype in (torch.float32, torch.bfloat16):
             for timing in timings(shape, device, dtype):
                 key = f"{timing.op} {shape_name} {str(dtype).removeprefix('torch.')}"
-                if key in results["rows"] or options.only not in timing.op:
-                    continue
-                for peer, run in timing.peers.items():
-                    if not timing.same(timing.ours(), run()):
-                        raise SystemExit(f"{key}: our result differs from that of {peer}")
-                if options.tiny:
-                    timing.ours()
-                    others = ", ".join(timing.peers) or "nothing"
-                    print(f"{key}: ran in the interpreter, compared with {others}")
-                    continue
-                cost = timing.cost
-                floor = max(
-                    (cost.read + cost.written) / limit["copy_bytes_per_s"],
-                    cost.flops / limit["bf16_flops_per_s"] if timing.op != "topk_relu" else 0,
-                )
-                results["rows"][key] = {
-                    "us": clock.median(timing.ours),
-                    "floor_us": floor * 1e6,
-                    "peers_us": {peer: clock.median(run) for peer, run in timing.peers.items()},
-                }
-                if options.out:
-                    beside = options.out.with_suffix(".new")
-                    beside.write_text(json.dumps(results, indent=1))
-                    beside.replace(options.out)
+                if key not in rows and options.only in timing.op:
+                    rows[key] = measure(timing, clock, limit)
+                    save(results, options.out)
     if options.tiny:
-        return
+        # Times of the interpreter say nothing; that every peer ran and agreed does.
+        for key, row in rows.items():
+            print(f"{key}: agrees with {', '.join(row['peers_us']) or 'nothing'} {row['notes']}")
+        return (
+            1 if any("differs" in n for row in rows.values() for n in row["notes"].values()) else 0
+        )
     print(f"{results['device']}: {limit}")
-    for key, row in results["rows"].items():
+    for key, row in rows.items():
         peers = "  ".join(f"{peer} {us / row['us']:.2f}x" for peer, us in row["peers_us"].items())
-        print(f"{key:32} {row['us']:10.1f} us  floor {row['floor_us'] / row['us']:4.0%}  {peers}")
+        failed = "  ".join(f"{peer}: {note[:60]}" for peer, note in row["notes"].items())
+        share = row["floor_us"] / row["us"]
+        print(f"{key:32} {row['us']:10.1f} us  floor {share:4.0%}  {peers}  {failed}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

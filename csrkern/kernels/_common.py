@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 INT32_LIMIT = 2**31
+# Arguments that follow from the number of rows: what they divide by is not compiled in, so a new
+# batch size finds the kernel there.
+BATCH_SIZES = ("n", "m", "entries", "entries_per_block", "rows_per_block", "n_blocks")
 # Programs of a persistent grid, each with a scratch of its own: 31 on each of 132 processors.
 MAX_PROGRAMS = 4096
 
@@ -42,6 +47,13 @@ def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
+def batched_jit(function: Callable[..., Any]) -> Any:
+    """triton.jit for a kernel that is launched: one compilation for every batch size."""
+    names = inspect.signature(function).parameters
+    batch = [name for name in BATCH_SIZES if name in names]
+    return triton.jit(function, do_not_specialize=batch)
+
+
 @triton.jit
 def widen(x):
     """float32 from float32, float16, or the int16 bits of bfloat16; exact."""
@@ -61,3 +73,26 @@ def narrow(x, element: tl.constexpr):
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         return tl.where(x == x, rounded, 0x7FC0).to(tl.int16)
     return x.to(element)
+
+
+@triton.jit
+def tree_sum_rows(x, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Sums of the columns of [ROWS, WIDTH], ROWS a power of two; see `tree_sum`."""
+    if ROWS == 1:
+        return tl.reshape(x, [WIDTH])
+    else:
+        pairs = tl.reshape(x, [ROWS // 2, 2, WIDTH])
+        return tree_sum_rows(tl.sum(pairs, axis=1), ROWS // 2, WIDTH)
+
+
+@triton.jit
+def tree_sum(x, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Sums of the rows of [ROWS, WIDTH], WIDTH a power of two, in an order that is always the same.
+
+    Neighbours are added, then neighbours of those. tl.sum's order depends on the layout, so on
+    warps and block sizes; a sum of two does not.
+    """
+    if WIDTH == 1:
+        return tl.reshape(x, [ROWS])
+    else:
+        return tree_sum(tl.sum(tl.reshape(x, [ROWS, WIDTH // 2, 2]), axis=2), ROWS, WIDTH // 2)

@@ -4,6 +4,11 @@ Table rows are read whole, 16 bytes a thread, ROWS_AT_ONCE of them in flight. Pr
 together work on one slice of the columns (the slice is the slow grid axis), so that what they
 gather from is a part of the table that stays in the L2 cache.
 
+Sums are trees over ROWS_AT_ONCE rows, one after another, of products rounded on their own: no
+block size, number of warps or contraction changes a bit. In scatter_sum a latent that most rows
+use would keep one program busy long after the others: lists are cut into pieces of PIECE
+entries, and the pieces beyond each list's first are summed by programs of their own.
+
 Cost, for n codes of k slots and d columns of b bytes: gather_sum and gather_dot read n k d b
 bytes of table rows, mostly from L2, and do 2 n k d flops; scatter_sum the same for rows of its
 sources, and writes dim d b. From memory come the table and the rows once each.
@@ -18,14 +23,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from csrkern.kernels._common import as_bits, narrow, on_device_of, power_of_2, widen
+from csrkern.kernels import tuning
+from csrkern.kernels._common import (
+    as_bits,
+    batched_jit,
+    narrow,
+    on_device_of,
+    power_of_2,
+    tree_sum,
+    tree_sum_rows,
+    widen,
+)
 
 ROWS_AT_ONCE = 8
+PIECE = 128  # entries: 16 rounds of loads
+DOT_WIDTH = 256  # columns; the order of gather_dot's sums
 SLICE_BYTES = 24 * 2**20  # of the table: half of an L2 cache of 50 MB
 WIDEST = 512  # columns: 4 warps of 16-byte float32 loads
 
 
-@triton.jit
+@batched_jit
 def gather_sum_kernel(
     values,  # [n, k] float32
     indices,  # [n, k] int32
@@ -57,13 +74,13 @@ def gather_sum_kernel(
             latent = tl.load(indices + row * k + slots, mask=active, other=0).to(tl.int64)
             where = table + latent[:, None] * stride_table + columns[None, :]
             rows = widen(tl.load(where, mask=active[:, None] & inside[None, :], other=0))
-            total += tl.sum(value[:, None] * rows, axis=0)
+            total += tree_sum_rows(value[:, None] * rows, ROWS, BLOCK)
         begin = ENDS[q]
         to = out + (q * tl.cast(n, tl.int64) + row) * d + columns
         tl.store(to, narrow(total + shift, out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@batched_jit
 def gather_dot_kernel(
     values,  # [n, k] float32
     indices,  # [n, k] int32
@@ -96,8 +113,9 @@ def gather_dot_kernel(
                 where = table + latent[:, None] * stride_table + columns[None, :]
                 mask = active[:, None] & inside[None, :]
                 w = widen(tl.load(where, mask=mask, other=0))
-                products += tl.where(mask, x[None, :] * w, 0.0)
-            tl.store(out + row * k + slots, tl.sum(products, axis=1), mask=slots < ENDS[q])
+                products = tl.where(mask, products + x[None, :] * w, products)
+            dots = tree_sum(products, ROWS, BLOCK)
+            tl.store(out + row * k + slots, dots, mask=slots < ENDS[q])
         begin = ENDS[q]
     for first in range(begin, k, ROWS):
         slots = first + tl.arange(0, ROWS)
@@ -105,29 +123,13 @@ def gather_dot_kernel(
 
 
 @triton.jit
-def scatter_sum_kernel(
-    starts,  # [dim + 1] int64
-    rows,  # [entries] int32
-    slots,  # [entries] int32
-    source,  # [n, d], rows of stride_source
-    scale,  # [n, k] float32
-    out,  # [dim, d] float32
-    k,
-    d,
-    stride_source,
-    begin_slot,
-    end_slot,
-    FIRST: tl.constexpr,  # writes out, else adds to it
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """out[l] (+)= Σ over postings (i, s) of l, begin <= s < end, of scale[i, s] · source[i]."""
-    latent = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < d
+def sum_entries(
+    begin, end, rows, slots, source, scale, k, stride_source, columns, inside,
+    begin_slot, end_slot, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Σ over postings begin <= e < end with a slot in range of scale[i, s] · source[i, columns]."""
     total = tl.zeros([BLOCK], tl.float32)
-    end = tl.load(starts + latent + 1)
-    for first in range(tl.load(starts + latent), end, ROWS):
+    for first in range(begin, end, ROWS):
         entries = first + tl.arange(0, ROWS)
         slot = tl.load(slots + entries, mask=entries < end, other=0)
         takes = (entries < end) & (slot >= begin_slot) & (slot < end_slot)
@@ -135,7 +137,86 @@ def scatter_sum_kernel(
         factor = tl.load(scale + row * k + slot, mask=takes, other=0.0)
         where = source + row[:, None] * stride_source + columns[None, :]
         x = widen(tl.load(where, mask=takes[:, None] & inside[None, :], other=0))
-        total += tl.sum(factor[:, None] * x, axis=0)
+        total += tree_sum_rows(factor[:, None] * x, ROWS, BLOCK)
+    return total
+
+
+@batched_jit
+def scatter_pieces_kernel(
+    starts,  # [dim + 1] int64
+    first_pieces,  # [dim + 1] int64: pieces beyond the first, of the latents before
+    rows,  # [entries] int32
+    slots,  # [entries] int32
+    source,  # [n, d], rows of stride_source
+    scale,  # [n, k] float32
+    partial,  # [pieces, d] float32
+    dim,
+    k,
+    d,
+    stride_source,
+    begin_slot,
+    end_slot,
+    PIECE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The sums of the pieces that follow a list's first; programs beyond the last leave at once."""
+    piece = tl.program_id(0).to(tl.int64)
+    if piece < tl.load(first_pieces + dim):
+        low = tl.cast(0, tl.int64)  # the last latent whose pieces begin at or before this one
+        high = tl.cast(dim, tl.int64) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            before = tl.load(first_pieces + middle) <= piece
+            low = tl.where(before, middle, low)
+            high = tl.where(before, high, middle - 1)
+        begin = tl.load(starts + low) + (piece - tl.load(first_pieces + low) + 1) * PIECE
+        end = tl.minimum(begin + PIECE, tl.load(starts + low + 1))
+        columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        inside = columns < d
+        total = sum_entries(
+            begin, end, rows, slots, source, scale, k, stride_source, columns, inside,
+            begin_slot, end_slot, ROWS, BLOCK,
+        )  # fmt: skip
+        tl.store(partial + piece * d + columns, total, mask=inside)
+
+
+@batched_jit
+def scatter_sum_kernel(
+    starts,  # [dim + 1] int64
+    first_pieces,  # [dim + 1] int64
+    rows,  # [entries] int32
+    slots,  # [entries] int32
+    source,  # [n, d], rows of stride_source
+    scale,  # [n, k] float32
+    partial,  # [pieces, d] float32
+    out,  # [dim, d] float32
+    k,
+    d,
+    stride_source,
+    begin_slot,
+    end_slot,
+    FIRST: tl.constexpr,  # writes out, else adds to it
+    PIECE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out[l] (+)= Σ over postings (i, s) of l, begin <= s < end, of scale[i, s] · source[i]."""
+    latent = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < d
+    begin = tl.load(starts + latent)
+    end = tl.minimum(begin + PIECE, tl.load(starts + latent + 1))
+    total = sum_entries(
+        begin, end, rows, slots, source, scale, k, stride_source, columns, inside,
+        begin_slot, end_slot, ROWS, BLOCK,
+    )  # fmt: skip
+    last = tl.load(first_pieces + latent + 1)
+    for first in range(tl.load(first_pieces + latent), last, ROWS):
+        pieces = first + tl.arange(0, ROWS)
+        where = partial + pieces[:, None] * d + columns[None, :]
+        mask = (pieces < last)[:, None] & inside[None, :]
+        total += tree_sum_rows(tl.load(where, mask=mask, other=0.0), ROWS, BLOCK)
     to = out + latent * d + columns
     if not FIRST:
         total += tl.load(to, mask=inside, other=0.0)
@@ -150,8 +231,23 @@ def slice_width(height: int, d: int, itemsize: int) -> int:
     return widest
 
 
-def _warps(block: int) -> int:
-    return max(1, min(ROWS_AT_ONCE * block // 1024, 4))
+def slice_configs(height: int, d: int, itemsize: int) -> list[tuning.Config]:
+    """Slices that stay in cache, half as wide, and twice; 16 bytes of each row a thread.
+
+    With more threads than that, some would hold other rows, and the tree would cross warps.
+    """
+    width = slice_width(height, d, itemsize)
+    widths = {width, max(width // 2, 32), min(2 * width, WIDEST, power_of_2(d, 32))}
+    return [
+        {"BLOCK": block, "num_warps": max(1, min(block * itemsize // 512, 4))}
+        for block in sorted(widths, key=lambda block: (block != width, block))
+    ]
+
+
+DOT_CONFIGS = [
+    {"ROWS": 8, "num_warps": 2},
+    {"ROWS": 16, "num_warps": 4},
+]
 
 
 def gather_sum(
@@ -161,24 +257,30 @@ def gather_sum(
     n, k = values.shape
     dim, d = table.shape
     out = table.new_empty(len(ends), n, d)
-    block = slice_width(dim, d, table.itemsize)
+    values, indices = values.float().contiguous(), indices.contiguous()
+    bias = None if bias is None else as_bits(bias.contiguous())
+
+    def run(config: tuning.Config) -> None:
+        gather_sum_kernel[(n, triton.cdiv(d, config["BLOCK"]))](
+            values,
+            indices,
+            as_bits(table),
+            bias,
+            as_bits(out),
+            n,
+            k,
+            d,
+            table.stride(0),
+            ENDS=tuple(ends),
+            ROWS=ROWS_AT_ONCE,
+            enable_fp_fusion=False,
+            **config,
+        )
+
     if out.numel():
         with on_device_of(table):
-            gather_sum_kernel[(n, triton.cdiv(d, block))](
-                values.float().contiguous(),
-                indices.contiguous(),
-                as_bits(table),
-                None if bias is None else as_bits(bias.contiguous()),
-                as_bits(out),
-                n,
-                k,
-                d,
-                table.stride(0),
-                ENDS=tuple(ends),
-                ROWS=ROWS_AT_ONCE,
-                BLOCK=block,
-                num_warps=_warps(block),
-            )
+            configs = slice_configs(dim, d, table.itemsize)
+            tuning.launch("gather_sum", (n, k, dim, d, str(table.dtype)), configs, run)
     return out
 
 
@@ -187,26 +289,31 @@ def gather_dot(
 ) -> Tensor:
     """[n, k] float32; the table's columns are adjacent."""
     n, k = values.shape
-    d = table.shape[1]
+    dim, d = table.shape
     out = torch.empty(n, k, dtype=torch.float32, device=values.device)
-    block = min(256, power_of_2(d, 32))
+    values, indices = values.float().contiguous(), indices.contiguous()
+    rows = as_bits(rows.contiguous())
+
+    def run(config: tuning.Config) -> None:
+        gather_dot_kernel[(n,)](
+            values,
+            indices,
+            as_bits(table),
+            rows,
+            out,
+            n,
+            k,
+            d,
+            table.stride(0),
+            ENDS=tuple(ends),
+            BLOCK=DOT_WIDTH,
+            enable_fp_fusion=False,
+            **config,
+        )
+
     if n:
         with on_device_of(table):
-            gather_dot_kernel[(n,)](
-                values.float().contiguous(),
-                indices.contiguous(),
-                as_bits(table),
-                as_bits(rows.contiguous()),
-                out,
-                n,
-                k,
-                d,
-                table.stride(0),
-                ENDS=tuple(ends),
-                ROWS=ROWS_AT_ONCE,
-                BLOCK=block,
-                num_warps=_warps(block),
-            )
+            tuning.launch("gather_dot", (n, k, dim, d, str(table.dtype)), DOT_CONFIGS, run)
     return out
 
 
@@ -223,24 +330,32 @@ def scatter_sum(
     """[dim, d] in the sources' dtype; their columns are adjacent."""
     n, d = sources[0].shape
     out = torch.empty(dim, d, dtype=torch.float32, device=starts.device)
-    block = slice_width(n, d, sources[0].itemsize)
+    # Pieces that follow a list's first: no more than this, whatever the lists, so nothing here
+    # needs to wait for the device.
+    most = len(rows) // PIECE
+    first_pieces = starts.new_zeros(dim + 1)
+    torch.cumsum((starts.diff() - 1).clamp(min=0) // PIECE, 0, out=first_pieces[1:])
+    partial = out.new_empty(max(most, 1), d)
+    configs = slice_configs(n, d, sources[0].itemsize)
     with on_device_of(starts):
         for q, source in enumerate(sources):
-            scatter_sum_kernel[(dim, triton.cdiv(d, block))](
-                starts,
-                rows,
-                slots,
-                as_bits(source),
-                scales[q].float().contiguous(),
-                out,
-                scales[q].shape[1],
-                d,
-                source.stride(0),
-                begins[q],
-                ends[q],
-                FIRST=q == 0,
-                ROWS=ROWS_AT_ONCE,
-                BLOCK=block,
-                num_warps=_warps(block),
-            )
+            scale = scales[q].float().contiguous()
+            table = as_bits(source)
+
+            def run(config: tuning.Config, q=q, source=source, table=table, scale=scale) -> None:
+                lists = starts, first_pieces, rows, slots, table, scale, partial
+                sizes = scale.shape[1], d, source.stride(0), begins[q], ends[q]
+                width = triton.cdiv(d, config["BLOCK"])
+                constants = {"PIECE": PIECE, "ROWS": ROWS_AT_ONCE, "enable_fp_fusion": False}
+                if most:
+                    scatter_pieces_kernel[(most, width)](*lists, dim, *sizes, **constants, **config)
+                scatter_sum_kernel[(dim, width)](
+                    *lists, out, *sizes, FIRST=q == 0, **constants, **config
+                )
+
+            # What adds to `out` can run only once: the first source's choice serves all.
+            sizes = (n, len(rows), dim, d, str(source.dtype))
+            if q == 0:
+                config = tuning.choose("scatter_sum", sizes, configs, run)
+            run(config)
     return out.to(sources[0].dtype)

@@ -12,19 +12,21 @@ What decides the last digits of a small loss is computed in float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from csrkern.kernels._common import on_device_of
+from csrkern.kernels import tuning
+from csrkern.kernels._common import batched_jit, on_device_of
 from csrkern.kernels.similarity import POSTINGS_AT_ONCE, Postings, add_scores
 
 SCRATCH_BYTES = 2**28
-PROGRAMS = 16 * 132
+PROGRAMS = (16 * 132, 8 * 132, 32 * 132)  # the first unless another was measured to be faster
 
 
-@triton.jit
+@batched_jit
 def info_nce_kernel(
     values,  # [n, k] float32
     indices,  # [n, k] int32
@@ -117,7 +119,7 @@ def info_nce_kernel(
         tl.debug_barrier()
 
 
-@triton.jit
+@batched_jit
 def info_nce_backward_kernel(
     values,  # [n, k] float32: the side whose gradient is written
     indices,  # [n, k] int32
@@ -203,9 +205,21 @@ def info_nce_backward_kernel(
         tl.debug_barrier()
 
 
-def _scratch(like: Tensor, n: int, m: int) -> Tensor:
-    programs = max(1, min(n, PROGRAMS, SCRATCH_BYTES // (4 * max(m, 1))))
-    return like.new_zeros(programs, m)
+def _launch(
+    name: str, values: Tensor, m: int, postings: Postings, run: Callable[[Tensor], None]
+) -> None:
+    """Runs `run(scratch)` with as many programs as it has rows."""
+    n, k = values.shape
+    if n == 0:
+        return
+    most = min(n, SCRATCH_BYTES // (4 * max(m, 1)))
+    configs = [{"programs": max(1, min(programs, most))} for programs in PROGRAMS]
+
+    def with_scratch(config: tuning.Config) -> None:
+        run(values.new_zeros(config["programs"], m))
+
+    with on_device_of(values):
+        tuning.launch(name, (n, m, k, len(postings[0]) - 1), configs, with_scratch)
 
 
 def info_nce(
@@ -222,28 +236,29 @@ def info_nce(
     """loss, peak and log_total [n]: Σ c exp(s / τ) = exp(peak / τ + log_total)."""
     n, k = values.shape
     loss, peak, log_total = (values.new_empty(n) for _ in range(3))
-    if n:
-        scratch = _scratch(values, n, m)
-        with on_device_of(values):
-            info_nce_kernel[(len(scratch),)](
-                values,
-                indices,
-                *postings,
-                classes,
-                other_classes,
-                n_positives,
-                scratch,
-                loss,
-                peak,
-                log_total,
-                n,
-                k,
-                m,
-                1 / temperature,
-                ONE_SET=one_set,
-                BLOCK=POSTINGS_AT_ONCE,
-                num_warps=1,
-            )
+
+    def run(scratch: Tensor) -> None:
+        info_nce_kernel[(len(scratch),)](
+            values,
+            indices,
+            *postings,
+            classes,
+            other_classes,
+            n_positives,
+            scratch,
+            loss,
+            peak,
+            log_total,
+            n,
+            k,
+            m,
+            1 / temperature,
+            ONE_SET=one_set,
+            BLOCK=POSTINGS_AT_ONCE,
+            num_warps=1,
+        )
+
+    _launch("info_nce", values, m, postings, run)
     return loss, peak, log_total
 
 
@@ -272,29 +287,30 @@ def info_nce_backward(
         pull = weight / n_positives.clamp(min=1)
     elif one_set:
         weight = 2 * weight
-    if n:
-        scratch = _scratch(values, n, m)
-        with on_device_of(values):
-            info_nce_backward_kernel[(len(scratch),)](
-                values,
-                indices,
-                *postings,
-                classes,
-                other_classes,
-                weight,
-                pull,
-                peak,
-                log_total,
-                scratch,
-                grad_values,
-                n,
-                k,
-                m,
-                1 / temperature,
-                ONE_SET=one_set,
-                BY_ROW=one_set or not of_columns,
-                BY_COLUMN=one_set or of_columns,
-                BLOCK=POSTINGS_AT_ONCE,
-                num_warps=1,
-            )
+
+    def run(scratch: Tensor) -> None:
+        info_nce_backward_kernel[(len(scratch),)](
+            values,
+            indices,
+            *postings,
+            classes,
+            other_classes,
+            weight,
+            pull,
+            peak,
+            log_total,
+            scratch,
+            grad_values,
+            n,
+            k,
+            m,
+            1 / temperature,
+            ONE_SET=one_set,
+            BY_ROW=one_set or not of_columns,
+            BY_COLUMN=one_set or of_columns,
+            BLOCK=POSTINGS_AT_ONCE,
+            num_warps=1,
+        )
+
+    _launch("info_nce backward", values, m, postings, run)
     return grad_values

@@ -15,9 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from csrkern.kernels._common import on_device_of
+from csrkern.kernels import tuning
+from csrkern.kernels._common import batched_jit, on_device_of
 
 POSTINGS_AT_ONCE = 64  # two a lane: lists of even use are about this long
+CONFIGS = [{"BLOCK": POSTINGS_AT_ONCE, "num_warps": 1}, {"BLOCK": 32, "num_warps": 1}]
+CONFIGS += [{"BLOCK": 256, "num_warps": 4}]
 
 
 @triton.jit
@@ -37,7 +40,7 @@ def add_scores(values, indices, starts, rows, sorted_values, k, sums, BLOCK: tl.
             tl.debug_barrier()  # the next latent may meet the same columns
 
 
-@triton.jit
+@batched_jit
 def similarity_kernel(
     values,  # [n, k] float32
     indices,  # [n, k] int32
@@ -60,7 +63,7 @@ def similarity_kernel(
     add_scores(values + row * k, indices + row * k, starts, rows, sorted_values, k, sums, BLOCK)
 
 
-@triton.jit
+@batched_jit
 def similarity_backward_kernel(
     grad,  # [n, m] float32, any strides
     stride_n,
@@ -97,20 +100,24 @@ def similarity(values: Tensor, indices: Tensor, postings: Postings, m: int) -> T
     """[n, m] float32 from contiguous float32 codes and the postings of the other side."""
     n, k = values.shape
     out = values.new_empty(n, m)
+
+    def run(config: tuning.Config) -> None:
+        similarity_kernel[(n,)](
+            values,
+            indices,
+            *postings,
+            out,
+            k,
+            m,
+            FILL=1024,
+            enable_fp_fusion=False,  # the CPU rounds every product, too
+            **config,
+        )
+
     if out.numel():
         with on_device_of(values):
-            similarity_kernel[(n,)](
-                values,
-                indices,
-                *postings,
-                out,
-                k,
-                m,
-                BLOCK=POSTINGS_AT_ONCE,
-                FILL=1024,
-                num_warps=1,
-                enable_fp_fusion=False,  # the CPU rounds every product, too
-            )
+            dim = len(postings[0]) - 1
+            tuning.launch("similarity", (n, m, k, dim), CONFIGS, run)
     return out
 
 

@@ -24,7 +24,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from csrkern.kernels._common import MAX_PROGRAMS, as_bits, needs_int64, on_device_of, power_of_2
+from csrkern.kernels import tuning
+from csrkern.kernels._common import (
+    MAX_PROGRAMS,
+    as_bits,
+    batched_jit,
+    needs_int64,
+    on_device_of,
+    power_of_2,
+)
 
 MAX_K = 1024
 GROUPS = (1024, 2048)  # at least, at most; 16 k between
@@ -69,12 +77,14 @@ def kth_largest(bits, k, slack, low):
 
 @triton.jit
 def write_best(buffer, total, k, values, indices, K_PAD: tl.constexpr, TILE: tl.constexpr):
-    """Values and indices of the k largest of `total` distinct keys, each at its rank.
+    """Values and indices of the k largest of `total` keys, each at its rank.
 
+    Keys are distinct, but for those of 0, which stand for nothing.
     Ranks are counted, total² comparisons in tiles: for k = 32 fewer instructions than a sorting
     network has, whose code would also be a hundred times longer for k = 1024.
     """
     element = values.dtype.element_ty
+    positive = 0
     for first in range(0, total, TILE):
         mine = first + tl.arange(0, TILE)
         keys = tl.load(buffer + mine, mask=mine < total, other=0)
@@ -84,16 +94,17 @@ def write_best(buffer, total, k, values, indices, K_PAD: tl.constexpr, TILE: tl.
             rivals = tl.load(buffer + others, mask=others < total, other=0)
             larger += (rivals[None, :] > keys[:, None]).to(tl.int32)
         rank = tl.sum(larger, axis=1)
+        positive += tl.sum((keys > 0).to(tl.int32))
         bits = (keys >> 32).to(tl.int32)
         if element == tl.int16:
             value = (bits >> 16).to(tl.int16)
         else:
             value = bits.to(tl.float32, bitcast=True).to(element)
-        wins = (mine < total) & (rank < k)
+        wins = (keys > 0) & (rank < k)
         tl.store(values + rank, value, mask=wins)
         tl.store(indices + rank, (keys & INVERT).to(tl.int32) ^ INVERT, mask=wins)
     slots = tl.arange(0, K_PAD)
-    empty = (slots >= total) & (slots < k)
+    empty = (slots >= positive) & (slots < k)
     tl.store(values + slots, tl.zeros([K_PAD], element), mask=empty)
     tl.store(indices + slots, tl.zeros([K_PAD], tl.int32), mask=empty)
 
@@ -140,6 +151,49 @@ def append(buffer, found, bits, columns, hit, capacity):
 
 
 @triton.jit
+def select_row(
+    row, stride_h, latent_mask, values, indices, buffer, h, k, READS: tl.constexpr,
+    GROUPS: tl.constexpr, CAPACITY: tl.constexpr, K_PAD: tl.constexpr, BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """The k largest positive entries of a row, best first; buffer [2, CAPACITY] int64."""
+    group_list = buffer + CAPACITY
+    local = tl.arange(0, READS)[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
+    groups = tl.arange(0, GROUPS)
+    group_max = tl.zeros([GROUPS], tl.int32)
+    for begin in range(0, h, READS * GROUPS):
+        columns = begin + local
+        bits = load_ordered(row, columns, columns < h, stride_h, latent_mask, WIDE)
+        group_max = tl.maximum(group_max, tl.max(bits, axis=0))
+    tau = kth_largest(group_max, k, k // 8, 1)
+
+    hit = group_max >= tau
+    place = tl.cumsum(hit.to(tl.int32), axis=0) - 1
+    n_groups = tl.sum(hit.to(tl.int32))
+    tl.debug_barrier()  # the row before reads these until here
+    tl.store(group_list + place, groups.to(tl.int64), mask=hit & (place < CAPACITY))
+    tl.debug_barrier()
+    total = 0
+    if n_groups <= CAPACITY:
+        # Entry e is number e // CAPACITY of the group listed at e % CAPACITY.
+        for begin in range(0, tl.cdiv(h, GROUPS) * CAPACITY, BLOCK):
+            entries = begin + tl.arange(0, BLOCK)
+            listed = entries % CAPACITY
+            inside = listed < n_groups
+            group = tl.load(group_list + listed, mask=inside, other=0).to(tl.int32)
+            columns = group + entries // CAPACITY * GROUPS
+            inside = inside & (columns < h)
+            bits = load_ordered(row, columns, inside, stride_h, latent_mask, WIDE)
+            total = append(buffer, total, bits, columns, bits >= tau, CAPACITY)
+    if (n_groups > CAPACITY) | (total > CAPACITY):
+        tl.debug_barrier()
+        exact_winners(row, stride_h, latent_mask, h, k, tau, tl.max(group_max), buffer, BLOCK, WIDE)
+        total = k
+    tl.debug_barrier()
+    write_best(buffer, total, k, values, indices, K_PAD, min(CAPACITY, 64))
+
+
+@batched_jit
 def topk_relu_kernel(
     pre,  # [n, h], any strides; bfloat16 as int16
     stride_n,
@@ -161,48 +215,16 @@ def topk_relu_kernel(
     """The k largest positive entries of each row, best first."""
     program = tl.program_id(0)
     buffer = scratch + program.to(tl.int64) * (2 * CAPACITY)
-    group_list = buffer + CAPACITY
-    local = tl.arange(0, READS)[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
-    groups = tl.arange(0, GROUPS)
     for i in range(program, n, tl.num_programs(0)):
         row = pre + tl.cast(i, tl.int64) * stride_n
-        group_max = tl.zeros([GROUPS], tl.int32)
-        for begin in range(0, h, READS * GROUPS):
-            columns = begin + local
-            bits = load_ordered(row, columns, columns < h, stride_h, latent_mask, WIDE)
-            group_max = tl.maximum(group_max, tl.max(bits, axis=0))
-        tau = kth_largest(group_max, k, k // 8, 1)
-
-        hit = group_max >= tau
-        place = tl.cumsum(hit.to(tl.int32), axis=0) - 1
-        n_groups = tl.sum(hit.to(tl.int32))
-        tl.debug_barrier()  # the row before reads these until here
-        tl.store(group_list + place, groups.to(tl.int64), mask=hit & (place < CAPACITY))
-        tl.debug_barrier()
-        total = 0
-        if n_groups <= CAPACITY:
-            # Entry e is number e // CAPACITY of the group listed at e % CAPACITY.
-            for begin in range(0, tl.cdiv(h, GROUPS) * CAPACITY, BLOCK):
-                entries = begin + tl.arange(0, BLOCK)
-                listed = entries % CAPACITY
-                inside = listed < n_groups
-                group = tl.load(group_list + listed, mask=inside, other=0).to(tl.int32)
-                columns = group + entries // CAPACITY * GROUPS
-                inside = inside & (columns < h)
-                bits = load_ordered(row, columns, inside, stride_h, latent_mask, WIDE)
-                total = append(buffer, total, bits, columns, bits >= tau, CAPACITY)
-        if (n_groups > CAPACITY) | (total > CAPACITY):
-            tl.debug_barrier()
-            exact_winners(
-                row, stride_h, latent_mask, h, k, tau, tl.max(group_max), buffer, BLOCK, WIDE
-            )
-            total = k
-        tl.debug_barrier()
         out = tl.cast(i, tl.int64) * k
-        write_best(buffer, total, k, values + out, indices + out, K_PAD, min(CAPACITY, 64))
+        select_row(
+            row, stride_h, latent_mask, values + out, indices + out, buffer, h, k, READS, GROUPS,
+            CAPACITY, K_PAD, BLOCK, WIDE,
+        )  # fmt: skip
 
 
-@triton.jit
+@batched_jit
 def topk_relu_backward_kernel(
     grad,  # [n, k]
     values,  # [n, k]
@@ -256,6 +278,11 @@ class Plan(NamedTuple):
         num_warps = max(1, min(groups // 256, 8))
         return Plan(reads, groups, capacity, k_pad, block, wide, num_warps)
 
+    def configs(self) -> list[tuning.Config]:
+        """This plan, and with half as many entries in flight; more warps would spill some."""
+        reads = dict.fromkeys((self.READS, max(self.READS // 2, 1)))
+        return [{"READS": count, "num_warps": self.num_warps} for count in reads]
+
 
 def topk_relu(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Values and indices [n, k] of pre [n, h] in float32, float16 or bfloat16; k <= MAX_K."""
@@ -276,7 +303,8 @@ def topk_relu_into(
     programs = min(n, MAX_PROGRAMS)
     scratch = pre.new_empty(programs, 2, plan.CAPACITY, dtype=torch.int64)
     mask = None if latent_mask is None else latent_mask.contiguous().view(torch.uint8)
-    with on_device_of(pre):
+
+    def run(config: tuning.Config) -> None:
         topk_relu_kernel[(programs,)](
             as_bits(pre),
             *pre.stride(),
@@ -287,8 +315,11 @@ def topk_relu_into(
             n,
             h,
             k,
-            **plan._asdict(),
+            **{**plan._asdict(), **config},
         )
+
+    with on_device_of(pre):
+        tuning.launch("topk_relu", (n, h, k, str(pre.dtype)), plan.configs(), run)
 
 
 def topk_relu_backward(grad: Tensor, values: Tensor, indices: Tensor, dim: int) -> Tensor:

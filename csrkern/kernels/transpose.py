@@ -16,14 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from csrkern.kernels._common import on_device_of, power_of_2
+from csrkern.kernels import tuning
+from csrkern.kernels._common import batched_jit, on_device_of, power_of_2
 
-MAX_BLOCKS = 128
+MAX_BLOCKS = (128, 64, 256)  # the first unless another was measured to be faster
 MAX_COUNTS = 2**23  # blocks · dim: 32 MiB, within the L2 cache
 LATENTS_AT_ONCE = 256
 
 
-@triton.jit
+@batched_jit
 def count_kernel(
     values,  # [n, k]
     indices,  # [n, k] int32
@@ -43,7 +44,7 @@ def count_kernel(
         tl.atomic_add(counts + block * dim + latent, 1, mask=active, sem="relaxed")
 
 
-@triton.jit
+@batched_jit
 def offsets_kernel(
     counts,  # [blocks, dim] int32: counts in, entries of earlier blocks out
     totals,  # [dim] int64
@@ -63,7 +64,7 @@ def offsets_kernel(
     tl.store(totals + latents, sums.to(tl.int64), mask=inside)
 
 
-@triton.jit
+@batched_jit
 def place_kernel(
     values,  # [n, k]
     indices,  # [n, k] int32
@@ -106,11 +107,13 @@ def transpose(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, Tensor
     sorted_values = values.new_zeros(n * k)
     if n * k == 0:
         return starts, rows, slots, sorted_values
-    blocks = max(1, min(MAX_BLOCKS, n, MAX_COUNTS // dim))
-    rows_per_block = triton.cdiv(n, blocks)
-    counts = indices.new_zeros(blocks, dim)
-    totals = starts.new_empty(dim)
-    with on_device_of(values):
+    configs = [{"MAX_BLOCKS": most} for most in MAX_BLOCKS]
+
+    def run(config: tuning.Config) -> None:
+        blocks = max(1, min(config["MAX_BLOCKS"], n, MAX_COUNTS // dim))
+        rows_per_block = triton.cdiv(n, blocks)
+        counts = indices.new_zeros(blocks, dim)
+        totals = starts.new_empty(dim)
         count_kernel[(blocks,)](
             values, indices, counts, n * k, rows_per_block * k, dim, BLOCK=1024, num_warps=4
         )
@@ -133,4 +136,7 @@ def transpose(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, Tensor
             K_PAD=power_of_2(k),
             num_warps=max(1, min(power_of_2(k) // 64, 8)),
         )
+
+    with on_device_of(values):
+        tuning.launch("transpose", (n, k, dim), configs, run)
     return starts, rows, slots, sorted_values

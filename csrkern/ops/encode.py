@@ -7,8 +7,9 @@ one that writes [n, h] to fresh memory.
 In float32 the matrix product only proposes latents, and those are summed in double
 (csrkern/ops/encode_cpu.py).
 
-On a GPU float32 is multiplied in double instead, which data centre GPUs do as fast; the blocks
-stay in the L2 cache (csrkern/kernels/encode.py).
+On a GPU tensor cores propose, and the same sums in double decide
+(csrkern/kernels/encode_verified.py); other dtypes go through in blocks that stay in the L2 cache
+(csrkern/kernels/encode.py).
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ def encode(
             every row that none is missing (`verified_rows` counts the rows that it could not
             clear); "auto" is "verified" on processors with bfloat16 instructions, else
             "exact". "fast" takes what a matrix product in the dtype of the arguments gives,
-            which is what "auto" and "exact" do for other dtypes. On a GPU "exact" and
-            "verified" both multiply in float64: equal to a CPU's but for sums within 2^-50 of
-            a rounding boundary.
+            which is what "auto" and "exact" do for other dtypes. On a GPU "exact" is
+            "verified", whose codes are a CPU's, bit for bit; for k above 1,024 a float64
+            product, equal but for sums within 2^-50 of a rounding boundary.
 
     Returns:
         SparseCodes [n, k] over h latents; see `topk_relu`.
@@ -155,8 +156,12 @@ def _encode_cuda(
         codes = reference.encode(x, weight, bias, k=k, pre_bias=pre_bias)
         return codes.values.contiguous(), codes.indices.contiguous()
     from csrkern.kernels import encode as kernels
+    from csrkern.kernels import encode_verified
+    from csrkern.kernels.topk_relu import MAX_K
 
     exact = weight.dtype == torch.float32 and precision != "fast"
+    if exact and k <= MAX_K:
+        return encode_verified.encode(x, unit_columns(weight), bias, pre_bias, k)
     return kernels.encode(x, unit_columns(weight), bias, pre_bias, k, exact)
 
 

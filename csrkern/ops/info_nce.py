@@ -115,12 +115,17 @@ LIBRARY.define(
 def _match_labels(
     labels_a: Tensor, labels_b: Tensor, one_set: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels as int32 classes [n] and [m], and how many of b each row of a shares its with."""
-    classes = torch.cat([labels_a.long(), labels_b.long()]).unique(return_inverse=True)[1]
-    classes_a, classes_b = classes[: len(labels_a)], classes[len(labels_a) :]
-    counts = torch.bincount(classes_b, minlength=len(classes))
-    n_positives = counts[classes_a] - int(one_set)
-    return classes_a.int(), classes_b.int(), n_positives.int()
+    """Labels as int32 classes [n] and [m], and how many of b each row of a shares its with.
+
+    A class is where in the sorted labels its own begin: no shape depends on how many there are,
+    so a GPU need not be waited for.
+    """
+    labels_a, labels_b = labels_a.long().contiguous(), labels_b.long().contiguous()
+    every = torch.cat([labels_a, labels_b]).sort().values
+    of_b = labels_b.sort().values
+    first, last = (torch.searchsorted(of_b, labels_a, right=right) for right in (False, True))
+    classes_a, classes_b = (torch.searchsorted(every, labels) for labels in (labels_a, labels_b))
+    return classes_a.int(), classes_b.int(), (last - first - int(one_set)).int()
 
 
 @torch.library.register_fake("csrkern::match_labels", lib=LIBRARY)

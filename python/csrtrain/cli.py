@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from csrtrain import cli_commands, cli_eval
+from csrtrain import cli_commands, cli_eval, cli_warmup
 
 INTERRUPTED = 130
 
@@ -33,6 +33,7 @@ for command in (
     cli_commands.search,
     cli_eval.evaluate,
     cli_commands.info,
+    cli_warmup.warmup,
 ):
     app.command("eval" if command is cli_eval.evaluate else None)(command)
 

@@ -148,7 +148,7 @@ class CSRLoss(nn.Module):
             return x.new_zeros(())
         rest = explained - error
         variance = (error.mean(0) - error).square().mean()
-        usable = torch.isfinite(rest.detach().square().mean() / variance)
+        usable = torch.isfinite(rest.detach().square().mean() / variance) & model.dead.any()
         # Both sides are chosen before dividing: 0 · inf in the backward would be NaN.
         rest = torch.where(usable, rest, torch.zeros_like(rest))
         return rest.square().mean() / torch.where(usable, variance, torch.ones_like(variance))

@@ -15,10 +15,14 @@ ROOT = Path(__file__).parents[2]
 def test_table_has_every_target_and_no_spills():
     with (ROOT / "benchmarks" / "results" / "aot.csv").open() as file:
         rows = list(csv.DictReader(file))
-    kernels = {row["kernel"] for row in rows}
+
+    def names(rows):
+        return {row["kernel"] for row in rows if not row["kernel"].startswith("encode: product")}
+
     for target in ("sm_80", "sm_90", "sm_100", "gfx942"):
         mine = [row for row in rows if row["target"] == target]
-        assert {row["kernel"] for row in mine} == kernels
+        assert names(mine) == names(rows)
+        assert len(mine) > len(names(mine))  # and a product in tiles that fit
         assert all(int(row["spilled_bytes"]) == 0 for row in mine)
     assert sum(float(row["compile_seconds"]) for row in rows) < 180
 

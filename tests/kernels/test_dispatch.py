@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from synchronizing import NoWaiting
 
 from csrkern import SparseCodes
 from csrkern.ops import encode, gather, info_nce, similarity, topk_relu, transpose
@@ -76,3 +77,16 @@ def test_cpu_tensors_need_no_triton():
         "assert 'triton' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.interpret
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CPU tensors need the interpreter")
+@pytest.mark.parametrize("name", [*REGISTERED, "match_labels"])
+def test_makes_no_host_wait(name):
+    if name == "match_labels":
+        labels = torch.randint(0, 3, (5,))
+        call, inputs = info_nce._match_labels, (labels, labels, True)
+    else:
+        call, inputs = REGISTERED[name], arguments(name, torch.float32)
+    with NoWaiting():
+        call(*inputs)

@@ -15,7 +15,7 @@ N = 9
 def kernels(monkeypatch):
     from csrkern.kernels import info_nce
 
-    monkeypatch.setattr(info_nce, "PROGRAMS", 2)  # so that buffers are used again
+    monkeypatch.setattr(info_nce, "PROGRAMS", (2,))  # so that buffers are used again
     return info_nce
 
 

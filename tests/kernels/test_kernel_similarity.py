@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import csrkern.ops.similarity  # noqa: F401  (registers the operators)
+import csrkern.ops.similarity
 from csrkern import SparseCodes
 
 ops = torch.ops.csrkern
@@ -53,3 +53,16 @@ def test_no_rows(kernels, device):
     a, b = some_codes(4), some_codes(4)
     codes = a.values[:0].to(device), a.indices[:0].to(device)
     assert kernels.similarity(*codes, postings(b, device), 4).shape == (0, 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and 10 GB there")
+def test_more_than_2_to_31_scores(kernels):
+    n = 46_400
+    codes = csrkern.topk_relu(torch.randn(n, 512, device="cuda"), 8)
+    starts, rows, _, values = ops.transpose(codes.values, codes.indices, 512)
+    lists = starts, rows, values
+    out = kernels.similarity(codes.values, codes.indices, lists, n)
+    assert out.numel() > 2**31
+    last = kernels.similarity(codes.values[-3:].clone(), codes.indices[-3:].clone(), lists, n)
+    assert torch.equal(out[-3:], last)

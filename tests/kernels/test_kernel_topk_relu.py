@@ -123,3 +123,14 @@ def test_sizes_for_every_shape(kernels):
             plan = kernels.Plan.of(h, min(h, k))
             assert 2 * min(h, k) <= plan.CAPACITY
             assert max(kernels.READ_AT_ONCE, plan.GROUPS) >= plan.READS * plan.GROUPS
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and 5 GB there")
+def test_more_than_2_to_31_elements(kernels):
+    pre = torch.randn(33_000, 65_600, dtype=torch.bfloat16, device="cuda")
+    assert pre.numel() > 2**31
+    values, indices = kernels.topk_relu(pre, 8, None)
+    last = kernels.topk_relu(pre[-3:].clone(), 8, None)
+    assert torch.equal(values[-3:], last[0])
+    assert torch.equal(indices[-3:], last[1])

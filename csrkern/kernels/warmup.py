@@ -1,0 +1,97 @@
+"""Compiles the kernels of a training step at given sizes, and measures their configurations."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+
+from csrkern.kernels import (
+    encode,
+    encode_verified,
+    gather,
+    info_nce,
+    similarity,
+    topk_relu,
+    transpose,
+    tuning,
+)
+
+
+def steps(
+    n: int, d: int, h: int, k: int, dtype: torch.dtype, device: str | torch.device
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """(name, call) of every kernel that training, encoding and scoring n rows launch.
+
+    Random data: times depend on how evenly latents are used, here as evenly as can be.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    x, weight = normal(n, d), normal(h, d)
+    wide = min(4 * k, h)
+    for slots in sorted({k, wide}):
+        pre = normal(min(n, 256), h)
+        yield f"topk_relu k={slots}", functools.partial(topk_relu_or_none, pre, slots)
+    if dtype == torch.float32 and wide <= topk_relu.MAX_K:
+        yield "encode", lambda: encode_verified.encode(x, weight, None, None, wide)
+    yield "encode fast", lambda: encode.encode(x, weight, None, None, wide, False)
+    values = normal(n, wide).abs()
+    indices = torch.rand(n, h, generator=generator, device=device).topk(wide).indices.int()
+    yield "transpose", lambda: transpose.transpose(values, indices, h)
+    starts, rows, slots_of, sorted_values = transpose.transpose(values, indices, h)
+    ends = sorted({k, wide})
+    yield "gather_sum", lambda: gather.gather_sum(values, indices, weight, None, ends)
+    met = x.expand(len(ends), n, d)
+    yield "gather_dot", lambda: gather.gather_dot(values, indices, weight, met, ends)
+    yield (
+        "scatter_sum",
+        lambda: gather.scatter_sum(
+            starts, rows, slots_of, h, [x, x], [values, values], [0, 0], [wide, k]
+        ),
+    )
+    few = values[:, :k].float().contiguous()
+    few_indices = indices[:, :k].contiguous()
+    starts, rows, _, sorted_values = transpose.transpose(few, few_indices, h)
+    postings = starts, rows, sorted_values
+    yield "similarity", lambda: similarity.similarity(few, few_indices, postings, n)
+    labels: tuple[None, None, None] = (None, None, None)
+    loss = few, few_indices, postings, n, True
+    yield "info_nce", lambda: info_nce.info_nce(*loss, 0.2, *labels)
+    one = few.new_ones(n)
+    yield (
+        "info_nce backward",
+        lambda: info_nce.info_nce_backward(one, one, one, *loss, False, 0.2, *labels),
+    )
+
+
+def topk_relu_or_none(pre: torch.Tensor, k: int) -> object:
+    """Where k is more than the kernel takes, PyTorch sorts, and there is nothing to measure."""
+    return topk_relu.topk_relu(pre, k, None) if k <= topk_relu.MAX_K else None
+
+
+def warm_up(
+    n: int,
+    d: int,
+    h: int,
+    k: int,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cuda",
+    on_step: Callable[[str, float], None] = lambda name, seconds: None,
+) -> None:
+    """Runs each step once in mode "measure"; tells `on_step` its name and the seconds it took.
+
+    Raises:
+        ValueError: if a size is not positive, or k exceeds h.
+    """
+    for name, size in (("n", n), ("d", d), ("h", h), ("k", k)):
+        if size < 1:
+            raise ValueError(f"{name}: expected at least 1, got {size}")
+    if k > h:
+        raise ValueError(f"k: expected at most h = {h}, got {k}")
+    with tuning.tuning_mode("measure"):
+        for name, run in steps(n, d, h, k, dtype, device):
+            on_step(name, tuning.elapsed(run))
