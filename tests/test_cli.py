@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
@@ -97,16 +98,38 @@ def test_search_encodes_queries_with_a_model_and_prints_texts(folder, capsys):
 def test_eval_finds_the_clusters_and_writes_a_table(folder, capsys):
     line = (
         "eval data.npz:rows --labels data.npz:y --test data.npz:queries "
-        "--test-labels data.npz:y_queries --model model --k 2,4 -o accuracy.csv"
+        "--test-labels data.npz:y_queries --model model --k 2,4 --matryoshka -o accuracy.csv "
+        "--report accuracy.html"
     )
     assert exit_code(line) == 0
     assert "PCA" in capsys.readouterr().out
     lines = Path("accuracy.csv").read_text().splitlines()
-    assert lines[0] == "method,active,bytes_per_vector,accuracy"
-    accuracy = {tuple(row.split(",")[:2]): float(row.split(",")[3]) for row in lines[1:]}
-    assert accuracy["dense", "24"] == 1
-    assert accuracy["csr", "4"] > 0.9
-    assert {("csr", "2"), ("pca", "2"), ("pca", "4"), ("pca", "8")} <= accuracy.keys()
+    assert lines[0] == "method,active,bytes_per_vector,1-nn"
+    rows = list(csv.DictReader(lines))
+    accuracy = {(row["method"], int(row["active"])): float(row["1-nn"]) for row in rows}
+    assert accuracy["dense", 24] == 1
+    assert accuracy["CSR", 4] > 0.9
+    wanted = {("CSR", 2), ("CSR, asymmetric", 4), ("PCA", 2), ("PCA", 8), ("int8", 24)}
+    assert wanted <= accuracy.keys()
+    assert ("Matryoshka-Adaptor", 8) in accuracy
+    page = Path("accuracy.html").read_text()
+    assert page.count("<svg") == 2
+    assert page.count("<tr>") == len(lines)
+
+
+def test_eval_of_retrieval_scores_rankings(folder, capsys):
+    data = np.load("data.npz")
+    alike = data["y"][None] == data["y_queries"][:, None]
+    np.savez("qrels.npz", qrels=np.argwhere(alike))
+    line = "eval data.npz:rows --test data.npz:queries --qrels qrels.npz --k 4 -o ranked.csv"
+    assert exit_code(line) == 0
+    rows = {
+        row["method"]: row for row in csv.DictReader(Path("ranked.csv").read_text().splitlines())
+    }
+    assert float(rows["dense"]["ndcg@10"]) == 1
+    assert float(rows["dense"]["mrr@10"]) == 1
+    assert exit_code("eval data.npz:rows --qrels qrels.npz") == 2
+    assert exit_code("eval data.npz:rows") == 2
 
 
 def test_eval_holds_rows_out_where_there_is_no_test_set(folder, capsys):

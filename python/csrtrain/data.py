@@ -91,7 +91,9 @@ def read_integers(source: Source, key: str | None = None) -> np.ndarray:
 
     Raises: as `load_embeddings`.
     """
-    name, array = _read(source, key, lambda shape, kind: len(shape) == 2 and kind == "int")
+    name, array = _read(
+        "integers", source, key, lambda shape, kind: len(shape) == 2 and kind == "int"
+    )
     if array.ndim != 2 or _kind(array) != "int":
         raise ValueError(f"{name}: expected integers in rows, got {_shape(array)} {array.dtype}")
     return array.numpy() if isinstance(array, Tensor) else np.asarray(array)
