@@ -159,6 +159,7 @@ def train(
     """
     check_free(output, force)
     use_threads(threads)
+    from csrtrain import distributed
     from csrtrain import train as train_model
     from csrtrain.config import TrainConfig
     from csrtrain.data import load_embeddings, load_labels
@@ -191,6 +192,8 @@ def train(
         checkpoint_dir=checkpoints,
         resume=resume,
     )
+    if distributed.rank() > 0:
+        return
     model.save_pretrained(output)
     say(
         f"Wrote {output}: {model.input_dim} dimensions to {model.k} of {model.hidden_dim} latents."
