@@ -13,7 +13,8 @@ import torch
 from safetensors.numpy import save_file
 
 from csrkern import InvertedIndex, SparseCodes
-from csrtrain import cli, cli_commands
+from csrkern.nn import SparseAutoencoder
+from csrtrain import cli, cli_io
 
 COMMANDS = ["demo", "train", "encode", "index", "search", "eval", "info"]
 
@@ -151,6 +152,16 @@ def test_eval_matches_string_labels_by_name(folder):
     assert exit_code(line) == 0
     assert "dense,24,48,1.000000" in Path("named.csv").read_text()
     assert exit_code(line.replace("named.npz:y ", "data.npz:y ") + " --force") == 2
+
+
+def test_train_on_pairs_from_a_preset_in_a_subspace(folder):
+    np.savez("pairs.npz", pairs=np.stack([np.arange(300), np.arange(300)[::-1]], 1))
+    line = (
+        "train data.npz:rows --partners rows.npy --pairs pairs.npz --preset recommended "
+        "--hidden-dim 32 --k 4 --prefixes 2 --steps 3 --input-subspace 8 -o paired"
+    )
+    assert exit_code(line) == 0
+    assert SparseAutoencoder.from_pretrained("paired").input_dim == 24
 
 
 def test_label_contrast_and_the_same_seed_give_the_same_model(folder):
@@ -343,7 +354,7 @@ def test_a_reader_that_leaves_ends_quietly():
 
 
 def test_array_names_and_numbers():
-    assert cli_commands.split_name("data.npz:rows") == (Path("data.npz"), "rows")
-    assert cli_commands.split_name("data.npy") == (Path("data.npy"), None)
-    assert cli_commands.numbers("2, 4,8", "--k") == (2, 4, 8)
-    assert cli_commands.numbers("", "--k") == ()
+    assert cli_io.split_name("data.npz:rows") == (Path("data.npz"), "rows")
+    assert cli_io.split_name("data.npy") == (Path("data.npy"), None)
+    assert cli_io.numbers("2, 4,8", "--k") == (2, 4, 8)
+    assert cli_io.numbers("", "--k") == ()

@@ -124,7 +124,8 @@ def stop_at(step):
 
 def test_evaluation_survives_interruption(x, tmp_path):
     def score(model) -> float:
-        return -float((model(torch.from_numpy(x))[0].detach() - torch.from_numpy(x)).square().mean())
+        rebuilt = model(torch.from_numpy(x))[0].detach()
+        return -float((rebuilt - torch.from_numpy(x)).square().mean())
 
     options = {"evaluate": score, "evaluate_every": 3, "patience": 2}
     expected = quiet(x, config=CONFIG, **options)

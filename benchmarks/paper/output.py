@@ -11,7 +11,7 @@ from typing import Any
 
 import sets
 
-from csrkern.codes import write_atomically
+from csrkern.storage import write_atomically
 
 Rows = Sequence[Mapping[str, Any]]
 
