@@ -443,17 +443,3 @@ def test_partners_that_do_not_fit(x):
         quiet(x, config=config, partners=x, pairs=np.array([[0, 500], [1, 1]]))
     with pytest.raises(ValueError, match=r"pairs: expected integers \[p, 2\]"):
         quiet(x, config=config, partners=x, pairs=np.array([[0, 5, 7]]))
-
-
-def test_the_subspace_is_chosen_on_rows_held_out():
-    """Labels live in 3 directions; 45 others of less variance are noise."""
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 8, 600)
-    signal = rng.standard_normal((8, 3))[y] * 4 + 0.5 * rng.standard_normal((600, 3))
-    x = np.concatenate([signal, 1.2 * rng.standard_normal((600, 45))], 1).astype(np.float32)
-    config = TrainConfig(hidden_dim=64, k=4, batch_size=64, steps=40, input_subspace="auto")
-    model = quiet(x, y, config)
-    assert model.input_dim == 48
-    assert np.linalg.matrix_rank(model.encoder.weight.detach().numpy(), tol=1e-4) in (32, 48)
-    assert same(model, quiet(x, y, config))
-    quiet(x, config=config)

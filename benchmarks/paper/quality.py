@@ -28,6 +28,11 @@ CONFIGS = {
     "sae": TrainConfig(contrast=None, **MANY),
     "paper": TrainConfig(**MANY),
     "recommended": TrainConfig.preset("recommended", **MANY, steps=400),
+    "unwhitened": TrainConfig.preset("recommended", **MANY, steps=400, whitening=0.0),
+    "subspace": TrainConfig.preset(
+        "recommended", **MANY, steps=400, whitening=0.0, input_subspace=128
+    ),
+    "auto": TrainConfig.preset("recommended", **MANY, steps=400, input_subspace="auto"),
     "csrv2": TrainConfig(contrast="label", anneal=True, **MANY),
     "labels": TrainConfig.preset("recommended", **MANY, steps=400, contrast="label"),
     "pairs": TrainConfig.preset("recommended", **MANY, steps=400, contrast="clip"),
@@ -36,6 +41,9 @@ NAMES = {
     "sae": "TopK SAE",
     "paper": "CSR as published",
     "recommended": "CSR",
+    "unwhitened": "CSR unwhitened",
+    "subspace": "CSR in 128 directions",
+    "auto": "CSR auto",
     "csrv2": "CSRv2",
     "labels": "CSR with labels",
     "pairs": "CSR with pairs",

@@ -13,10 +13,10 @@ from torch import Tensor
 from csrkern.codes import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.baselines import PCA, dense_bytes, largest_entries, sparse_bytes, truncate
+from csrtrain.least_squares import refit
 from csrtrain.matryoshka import MatryoshkaAdapter
 from csrtrain.metrics import Judgements, Vectors, linear_probe, search, v_measure
 from csrtrain.quantize import int8, product_quantized, search_binary
-from csrtrain.refit import refit
 
 SOFT = 0.5
 

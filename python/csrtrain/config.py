@@ -39,8 +39,9 @@ class TrainConfig:
         balance: weight of the load term, which evens out the use of latents.
         input_subspace: train on this many leading principal directions of the embeddings, then
             fold the projection into the model: codes of few latents spend none of them on
-            noise, at no cost in serving. "auto" tries several and keeps the best on held-out
-            rows (see `csrtrain.subspace_choice`); None: all directions.
+            noise, at no cost in serving. "auto" tries several, and all directions with and
+            without `whitening`, and keeps what is best on held-out rows (see
+            `csrtrain.subspace_choice`); None: all directions.
         whitening: from 0, the embeddings as they are, to 1, every principal direction of the
             same variance; folded into the model, whose weights it unties.
         autocast: train in bfloat16 where that is safe; weights stay float32.

@@ -31,13 +31,15 @@ def choose_subspace(
     pairs: Source | None = None,
     *,
     device: str | torch.device | None = None,
-) -> int | None:
-    """The input_subspace that serves `config` best, None for all directions.
+) -> TrainConfig:
+    """`config` with the input_subspace that serves it best in place of "auto".
 
-    Each candidate is trained for a few hundred steps on some of the rows and judged on others,
-    at the smallest and the largest k of the config. What is judged, where it is given: labels
-    by 1-NN accuracy; pairs by how often a row finds its partner first. With neither: by how
-    many of a row's nearest neighbours among the embeddings are nearest by codes as well.
+    Candidates are all directions, as they are and with the whitening of `config`, and the
+    leading `WIDTHS` as they are. Each is trained for a few hundred steps on some of the rows and
+    judged on others, at the smallest and the largest k of the config. What is judged, where it
+    is given: labels by 1-NN accuracy; pairs by how often a row finds its partner first. With
+    neither: by how many of a row's nearest neighbours among the embeddings are nearest by codes
+    as well.
     That asks the codes to keep what the embeddings say of similarity, noise included, so it
     errs on the side of too wide a subspace.
 
@@ -45,7 +47,13 @@ def choose_subspace(
     """
     array = load_embeddings(embeddings, check_finite=False)
     d = array.shape[1]
-    candidates = [width for width in WIDTHS if width < d]
+    candidates = [
+        dataclasses.replace(config, input_subspace=width, whitening=whitening)
+        for width, whitening in (
+            *((None, whitening) for whitening in sorted({config.whitening, 0.0}, reverse=True)),
+            *((width, 0.0) for width in reversed(WIDTHS) if width < d),
+        )
+    ]
     judge: Any
     fitting: tuple[Tensor, Tensor | None]
     if partners is not None:
@@ -72,13 +80,13 @@ def choose_subspace(
             assert dense is not None
             return _agreement(database, asked, dense)
 
-    best, best_score = None, -1.0
-    for width in (None, *reversed(candidates)):
-        model = _short_training(*fitting, config, width, options, device)
-        ks = {min((*config.prefixes, config.k)), config.k}
+    ks = {min((*config.prefixes, config.k)), config.k}
+    best, best_score = config, -1.0
+    for candidate in candidates:
+        model = _short_training(*fitting, candidate, options, device)
         score = sum(judge(model, k) for k in ks) / len(ks)
         if score > best_score:
-            best, best_score = width, score
+            best, best_score = candidate, score
     return best
 
 
@@ -86,18 +94,14 @@ def _short_training(
     x: Tensor,
     y: Tensor | None,
     config: TrainConfig,
-    width: int | None,
     options: dict[str, Any],
     device: str | torch.device | None,
 ) -> SparseAutoencoder:
     from csrtrain.trainer import train
 
-    n = len(x)
-    resolved = config.resolve(n, x.shape[1])
+    resolved = config.resolve(len(x), x.shape[1])
     assert resolved.steps is not None
-    short = dataclasses.replace(
-        resolved, input_subspace=width, steps=min(STEPS, resolved.steps), epochs=None
-    )
+    short = dataclasses.replace(resolved, steps=min(STEPS, resolved.steps), epochs=None)
     return train(x, y, short, **options, progress=False, device=device)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import time
@@ -144,8 +143,7 @@ def train(
     if config.input_subspace == "auto":
         from csrtrain.subspace_choice import choose_subspace
 
-        dims = choose_subspace(embeddings, labels, config, partners, pairs, device=device)
-        config = dataclasses.replace(config, input_subspace=dims)
+        config = choose_subspace(embeddings, labels, config, partners, pairs, device=device)
     (model,) = _run(prepare(embeddings, labels, config, partners, pairs), options)
     return model
 
