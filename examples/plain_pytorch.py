@@ -33,7 +33,7 @@ def fit(embeddings: torch.Tensor, *, k: int = 16, epochs: int = 5) -> SparseAuto
             optimizer.zero_grad()
             terms["loss"].backward()
             optimizer.step()
-        print(f"epoch {epoch + 1}:", {name: round(float(term), 4) for name, term in terms.items()})
+        print(f"epoch {epoch + 1}:", {name: round(term.item(), 4) for name, term in terms.items()})
     return model.eval()
 
 
