@@ -28,10 +28,8 @@ CONFIGS = {
     "sae": TrainConfig(contrast=None, **MANY),
     "paper": TrainConfig(**MANY),
     "recommended": TrainConfig.preset("recommended", **MANY, steps=400),
-    "unwhitened": TrainConfig.preset("recommended", **MANY, steps=400, whitening=0.0),
-    "subspace": TrainConfig.preset(
-        "recommended", **MANY, steps=400, whitening=0.0, input_subspace=128
-    ),
+    "whitened": TrainConfig.preset("recommended", **MANY, steps=400, whitening=0.3),
+    "subspace": TrainConfig.preset("recommended", **MANY, steps=400, input_subspace=128),
     "auto": TrainConfig.preset("recommended", **MANY, steps=400, input_subspace="auto"),
     "csrv2": TrainConfig(contrast="label", anneal=True, **MANY),
     "labels": TrainConfig.preset("recommended", **MANY, steps=400, contrast="label"),
@@ -41,7 +39,7 @@ NAMES = {
     "sae": "TopK SAE",
     "paper": "CSR as published",
     "recommended": "CSR",
-    "unwhitened": "CSR unwhitened",
+    "whitened": "CSR whitened by 0.3",
     "subspace": "CSR in 128 directions",
     "auto": "CSR auto",
     "csrv2": "CSRv2",

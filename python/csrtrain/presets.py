@@ -47,13 +47,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# What gave the best codes on five data sets without labels (benchmarks/results/quality.csv):
-# many latents, all sizes trained at once, mild whitening, a rate that falls to 0.
+# Better than the published settings on text embeddings, without labels: ten times as many latents
+# as dimensions, all sizes trained at once, a rate that falls to 0 (docs/training.md).
 RECOMMENDED: dict[str, Any] = {
     "hidden_dim": 4096,
     "k": 32,
     "prefixes": (4, 8, 16),
-    "whitening": 0.3,
     "unit_rows": True,
     "lr": 2e-3,
     "decay": 0.3,
