@@ -178,6 +178,7 @@ def test_a_comparison_is_at_equal_dims_and_bytes(judgements):
     model = SparseAutoencoder(16, 64, 4)
     results = [*compare_dense(task, x, [2, 4]), *compare_codes(task, model, [2, 4])]
     sizes = {(r.method, r.active): r.bytes_per_vector for r in results}
+    assert len(sizes) == len(results)
     assert sizes["dense", 16] == 32
     assert sizes["int8", 16] == 16
     assert sizes["binary, re-scored", 16] == 2

@@ -78,6 +78,7 @@ def test_a_direction_without_variance_does_not_break_whitening():
     [
         {"input_subspace": 4},
         {"whitening": 0.5},
+        {"unit_scale": True},
         {"input_subspace": 6, "whitening": 0.5, "contrast": "label"},
     ],
 )
@@ -172,3 +173,13 @@ def test_without_either_the_embeddings_own_neighbours_choose(monkeypatch):
     x = rng.standard_normal((600, 8)) @ rng.standard_normal((8, 24))
     x = (x + 0.01 * rng.standard_normal((600, 24))).astype("f4")
     assert subspace_choice.choose_subspace(x, None, AUTO).input_subspace != 2
+
+
+def test_at_unit_scale_embeddings_of_any_scale_train_alike():
+    config = TrainConfig(hidden_dim=48, k=4, batch_size=64, steps=30, unit_scale=True)
+    x = rows()
+    small, large = (train(scale * x, config=config, progress=False) for scale in (1.0, 64.0))
+    codes = [model.encode(scale * x) for model, scale in ((small, 1.0), (large, 64.0))]
+    same = (codes[0].indices == codes[1].indices).float().mean()
+    assert float(same) > 0.98
+    assert small.tied

@@ -102,13 +102,19 @@ def compare_dense(task: Task, train: Tensor, ks: Sequence[int]) -> Iterator[Resu
     ids = search_binary(*both, train.mean(0), task.depth)
     yield Result("binary, re-scored", d, -(-d // 8), task.scores(ids))
     pca = PCA(train)
+    for dims in sorted({*ks, *(2 * k for k in ks)}):
+        if dims <= d:
+            yield _dense(
+                task, "PCA", dims, dense_bytes(dims), *(pca.project(side, dims) for side in both)
+            )
+            yield _dense(
+                task,
+                "first dims",
+                dims,
+                dense_bytes(dims),
+                *(truncate(side, dims) for side in both),
+            )
     for k in ks:
-        for dims in (k, 2 * k):
-            if dims <= d:
-                sides = (pca.project(side, dims) for side in both)
-                yield _dense(task, "PCA", dims, dense_bytes(dims), *sides)
-                sides = (truncate(side, dims) for side in both)
-                yield _dense(task, "first dims", dims, dense_bytes(dims), *sides)
         if k <= d:
             sides = (largest_entries(side, k) for side in both)
             yield _dense(task, "top-k, untrained", k, sparse_bytes(k, d), *sides)

@@ -33,7 +33,8 @@ class TrainConfig:
             itself, as published.
         normalize: standardise each embedding before it is encoded.
         tied: decode with the encoder's weight.
-        unit_rows: start from encoder rows of norm 1, not of a linear layer's 1/√3.
+        unit_scale: start from encoder rows of norm 1, and train on centred embeddings brought
+            to one norm, so that `lr` means the same for any; folded into the model.
         anneal: start with 64 active latents (at most h/4) and come down to k over the first
             70% of the steps, as CSRv2 does; helps k of 2 and 4.
         balance: weight of the load term, which evens out the use of latents.
@@ -69,7 +70,7 @@ class TrainConfig:
     relative_recon: bool = True
     normalize: bool = False
     tied: bool = True
-    unit_rows: bool = False
+    unit_scale: bool = False
     anneal: bool = False
     balance: float = 0.0
     input_subspace: int | str | None = None
@@ -96,10 +97,10 @@ class TrainConfig:
             _check_count("input_subspace", self.input_subspace)
         if not 0 <= self.whitening <= 1:
             raise ValueError(f"whitening: expected a number in 0..1, got {self.whitening}")
-        if self.normalize and (self.input_subspace is not None or self.whitening):
+        if self.normalize and (self.input_subspace or self.whitening or self.unit_scale):
             raise ValueError(
-                "normalize: expected False with input_subspace or whitening: standardising each "
-                "row is not linear, so the projection could not be folded into the model"
+                "normalize: expected False with input_subspace, whitening or unit_scale: "
+                "standardising each row is not linear, so these could not be folded into the model"
             )
         if self.hidden_dim is not None and self.k > self.hidden_dim:
             raise ValueError(f"k: expected at most hidden_dim = {self.hidden_dim}, got {self.k}")

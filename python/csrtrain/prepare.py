@@ -75,7 +75,7 @@ class Prepared:
             models.append(new_model(self.config, side.width))
             with torch.no_grad():
                 models[-1].pre_bias.copy_(side.mean)
-                if self.config.unit_rows:
+                if self.config.unit_scale:
                     for linear in (models[-1].encoder, models[-1].decoder.linear):
                         linear.weight.copy_(nn.functional.normalize(linear.weight, dim=1))
         return models
@@ -154,7 +154,7 @@ def _side(arrays: Sequence[Array], config: TrainConfig) -> Side:
     with torch.device("meta"):  # no weights, and no random numbers drawn for them
         model = new_model(config, arrays[0].shape[1])
     mean, variance = _moments(arrays, model)
-    if config.input_subspace is None and not config.whitening:
+    if config.input_subspace is None and not config.whitening and not config.unit_scale:
         return Side(len(mean), mean, variance, None, mean)
     width = config.input_subspace or len(mean)
     assert isinstance(width, int)

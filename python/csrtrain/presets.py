@@ -53,7 +53,7 @@ RECOMMENDED: dict[str, Any] = {
     "hidden_dim": 4096,
     "k": 32,
     "prefixes": (4, 8, 16),
-    "unit_rows": True,
+    "unit_scale": True,
     "lr": 2e-3,
     "decay": 0.3,
     "batch_size": 512,
