@@ -31,7 +31,8 @@ def main() -> None:
             rows.append({"loss": name, "step": report.step, "dead_percent": dead})
         final[name] = rows[-1]["dead_percent"]
     listed = ", ".join(f"{name} {dead}%" for name, dead in final.items())
-    held = final["full loss"] == min(final.values())
+    others = [dead for name, dead in final.items() if name != "full loss"]
+    held = final["full loss"] < min(others)
     output.write(
         asked.output,
         f"dead_latents_{asked.set}",

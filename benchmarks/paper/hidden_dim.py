@@ -22,7 +22,7 @@ def main() -> None:
         for ratio in ratios:
             common = {"k": K, "hidden_dim": int(ratio * d), "steps": 100 if asked.quick else 400}
             if preset:
-                config = TrainConfig.preset("recommended", **common)
+                config = TrainConfig.preset("recommended", **common, prefixes=(4, 8))
             else:
                 config = TrainConfig(**common)
             model = train(data.train, config=config, progress=False)
