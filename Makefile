@@ -7,6 +7,8 @@ TEST_ARGS ?=
 BENCH_ARGS ?=
 # The oldest that pyproject.toml allows; the environment has the newest.
 OLDEST_TRITON := 3.6.0
+PAPER_DATA ?= data
+PAPER_OUT ?= paper-results
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
@@ -17,7 +19,7 @@ NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench check sanitize fuzz aot kernels clean
+.PHONY: help demo test bench paper check sanitize fuzz aot kernels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +32,11 @@ test: $(VENV)/.installed-test ## Run the whole test suite
 
 bench: $(VENV)/.installed-bench ## Time every operator against its peers
 	$(BIN)/pytest --benchmark $(BENCH_ARGS)
+
+paper: $(VENV)/.installed-paper ## The paper's figures, reduced, on PAPER_DATA=folder of .npz files
+	for script in quality hidden_dim dead_latents search_time training_time; do \
+	  $(BIN)/python benchmarks/paper/$$script.py --quick --data $(PAPER_DATA) -o $(PAPER_OUT) || exit; \
+	done
 
 check: $(VENV)/.installed-check ## Lint, formatting and types
 	$(BIN)/ruff check .
@@ -65,7 +72,7 @@ $(VENV)/.installed: $(NATIVE) $(PACKAGE) | $(BIN)/python
 	@touch $@
 
 # Editable: tests and benchmarks start Python in this folder, which must hold the built module.
-$(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-check: $(VENV)/.installed-%: $(NATIVE) | $(BIN)/python
+$(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-check $(VENV)/.installed-paper: $(VENV)/.installed-%: $(NATIVE) | $(BIN)/python
 	$(NOTE)
 	$(PIP_INSTALL) -e '.[$*]'
 	@touch $@ $(VENV)/.installed

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import torch
 from safetensors.numpy import save_file
 
 from csrkern import InvertedIndex, SparseCodes
-from csrtrain import cli, cli_commands
+from csrkern.nn import SparseAutoencoder
+from csrtrain import cli, cli_io
 
 COMMANDS = ["demo", "train", "encode", "index", "search", "eval", "info", "warmup"]
 
@@ -97,16 +99,38 @@ def test_search_encodes_queries_with_a_model_and_prints_texts(folder, capsys):
 def test_eval_finds_the_clusters_and_writes_a_table(folder, capsys):
     line = (
         "eval data.npz:rows --labels data.npz:y --test data.npz:queries "
-        "--test-labels data.npz:y_queries --model model --k 2,4 -o accuracy.csv"
+        "--test-labels data.npz:y_queries --model model --k 2,4 --matryoshka -o accuracy.csv "
+        "--report accuracy.html"
     )
     assert exit_code(line) == 0
     assert "PCA" in capsys.readouterr().out
     lines = Path("accuracy.csv").read_text().splitlines()
-    assert lines[0] == "method,active,bytes_per_vector,accuracy"
-    accuracy = {tuple(row.split(",")[:2]): float(row.split(",")[3]) for row in lines[1:]}
-    assert accuracy["dense", "24"] == 1
-    assert accuracy["csr", "4"] > 0.9
-    assert {("csr", "2"), ("pca", "2"), ("pca", "4"), ("pca", "8")} <= accuracy.keys()
+    assert lines[0] == "method,active,bytes_per_vector,1-nn"
+    rows = list(csv.DictReader(lines))
+    accuracy = {(row["method"], int(row["active"])): float(row["1-nn"]) for row in rows}
+    assert accuracy["dense", 24] == 1
+    assert accuracy["CSR", 4] > 0.9
+    wanted = {("CSR", 2), ("CSR, asymmetric", 4), ("PCA", 2), ("PCA", 8), ("int8", 24)}
+    assert wanted <= accuracy.keys()
+    assert ("Matryoshka-Adaptor", 8) in accuracy
+    page = Path("accuracy.html").read_text()
+    assert page.count("<svg") == 2
+    assert page.count("<tr>") == len(lines)
+
+
+def test_eval_of_retrieval_scores_rankings(folder, capsys):
+    data = np.load("data.npz")
+    alike = data["y"][None] == data["y_queries"][:, None]
+    np.savez("qrels.npz", qrels=np.argwhere(alike))
+    line = "eval data.npz:rows --test data.npz:queries --qrels qrels.npz --k 4 -o ranked.csv"
+    assert exit_code(line) == 0
+    rows = {
+        row["method"]: row for row in csv.DictReader(Path("ranked.csv").read_text().splitlines())
+    }
+    assert float(rows["dense"]["ndcg@10"]) == 1
+    assert float(rows["dense"]["mrr@10"]) == 1
+    assert exit_code("eval data.npz:rows --qrels qrels.npz") == 2
+    assert exit_code("eval data.npz:rows") == 2
 
 
 def test_eval_holds_rows_out_where_there_is_no_test_set(folder, capsys):
@@ -128,6 +152,16 @@ def test_eval_matches_string_labels_by_name(folder):
     assert exit_code(line) == 0
     assert "dense,24,48,1.000000" in Path("named.csv").read_text()
     assert exit_code(line.replace("named.npz:y ", "data.npz:y ") + " --force") == 2
+
+
+def test_train_on_pairs_from_a_preset_in_a_subspace(folder):
+    np.savez("pairs.npz", pairs=np.stack([np.arange(300), np.arange(300)[::-1]], 1))
+    line = (
+        "train data.npz:rows --partners rows.npy --pairs pairs.npz --preset recommended "
+        "--hidden-dim 32 --k 4 --prefixes 2 --steps 3 --input-subspace 8 -o paired"
+    )
+    assert exit_code(line) == 0
+    assert SparseAutoencoder.from_pretrained("paired").input_dim == 24
 
 
 def test_label_contrast_and_the_same_seed_give_the_same_model(folder):
@@ -320,7 +354,7 @@ def test_a_reader_that_leaves_ends_quietly():
 
 
 def test_array_names_and_numbers():
-    assert cli_commands.split_name("data.npz:rows") == (Path("data.npz"), "rows")
-    assert cli_commands.split_name("data.npy") == (Path("data.npy"), None)
-    assert cli_commands.numbers("2, 4,8", "--k") == (2, 4, 8)
-    assert cli_commands.numbers("", "--k") == ()
+    assert cli_io.split_name("data.npz:rows") == (Path("data.npz"), "rows")
+    assert cli_io.split_name("data.npy") == (Path("data.npy"), None)
+    assert cli_io.numbers("2, 4,8", "--k") == (2, 4, 8)
+    assert cli_io.numbers("", "--k") == ()

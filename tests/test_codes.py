@@ -284,3 +284,19 @@ def test_compiled_gradients_reach_the_values():
     compiled(traced).backward()
     eager.normalize().to_dense().square().square().sum().backward()
     torch.testing.assert_close(traced.values.grad, eager.values.grad)
+
+
+def test_power_acts_on_active_values_alone():
+    codes = SparseCodes(
+        torch.tensor([[4.0, 0.25, 0.0], [0.0, 0.0, 0.0]], requires_grad=True),
+        torch.tensor([[5, 2, 0], [0, 0, 0]], dtype=torch.int32),
+        8,
+    )
+    roots = codes.power(0.5).validate()
+    assert roots.values.tolist() == [[2.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
+    assert torch.equal(roots.indices, codes.indices)
+    roots.values.sum().backward()
+    assert codes.values.grad.tolist() == [[0.25, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    for exponent in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="exponent: expected a positive number"):
+            codes.power(exponent)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from csrkern.codes import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain import data as data_module
-from csrtrain import evaluate
+from csrtrain import evaluate, metrics
 from csrtrain.baselines import PCA, dense_bytes, largest_entries, sparse_bytes, truncate
 
 
@@ -56,7 +55,7 @@ def test_dense_nearest_accuracy_equals_brute_force(monkeypatch):
     expected = brute_force(db, db_labels, q, q_labels)
     assert 0.3 < expected < 1.0
     assert evaluate.nearest_accuracy(db, db_labels, q, q_labels) == pytest.approx(expected)
-    monkeypatch.setattr(evaluate, "_BLOCK_SCORES", 150 * 7)
+    monkeypatch.setattr(metrics, "_BLOCK_SCORES", 150 * 7)
     assert evaluate.nearest_accuracy(db, db_labels, q, q_labels) == pytest.approx(expected)
 
 
@@ -147,43 +146,3 @@ def test_training_free_baselines():
     for k in (0, 5):
         with pytest.raises(ValueError, match="1 <= dims <= 4"):
             largest_entries(x, k)
-
-
-@pytest.mark.parametrize("per_k", [False, True])
-def test_compare_gives_equal_dims_and_equal_bytes(model, per_k):
-    (db, db_labels), (q, q_labels) = clusters(150, 1), clusters(60, 2)
-    models = {2: model, 8: model} if per_k else model
-    found = list(
-        evaluate.compare(
-            db.half().numpy(), db_labels, q.half().numpy(), q_labels, models=models, ks=(2, 8)
-        )
-    )
-    sizes = [(o.method, o.active, o.bytes_per_vector) for o in found]
-    assert sizes == [
-        ("dense", 12, 24),
-        ("csr", 2, 8),
-        ("pca", 2, 4),
-        ("pca", 4, 8),
-        ("top-k", 2, 8),
-        ("first dims", 2, 4),
-        ("first dims", 4, 8),
-        ("csr", 8, 32),
-        ("pca", 8, 16),
-        ("top-k", 8, 32),
-        ("first dims", 8, 16),
-    ]
-    by = {(o.method, o.active): o.accuracy for o in found}
-    db, q = db.half().float(), q.half().float()
-    direct = {
-        ("dense", 12): (db, q),
-        ("top-k", 2): (largest_entries(db, 2), largest_entries(q, 2)),
-        ("first dims", 8): (db[:, :8], q[:, :8]),
-        ("csr", 8): (model.encode(db, 8).to_dense(), model.encode(q, 8).to_dense()),
-    }
-    for name, (database, queries) in direct.items():
-        database, queries = (
-            F.normalize(side.detach()).half().float() for side in (database, queries)
-        )
-        expected = brute_force(database, db_labels, queries, q_labels)
-        assert by[name] == pytest.approx(expected, abs=1 / 60), name
-    assert not any(o.method == "csr" for o in evaluate.compare(db, db_labels, q, q_labels, ks=(2,)))

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 
 import csrkern.nn
+from csrkern.codes import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain import CSRLoss
+from csrtrain.loss import load
 
 TERMS = ("recon", "recon_4k", "aux", "contrast")
 
@@ -243,9 +245,107 @@ def test_errors_teach():
         CSRLoss(contrast="label")(model, x)
     with pytest.raises(ValueError, match="prefixes: expected k's below the model's k = 4"):
         CSRLoss(prefixes=(4,))(model, x)
-    with pytest.raises(ValueError, match="contrast: expected 'self', 'label' or None, got 'both'"):
+    with pytest.raises(
+        ValueError, match="contrast: expected 'self', 'label', 'pair', 'clip' or None, got 'both'"
+    ):
         CSRLoss(contrast="both")
     with pytest.raises(ValueError, match="temperature"):
         CSRLoss(temperature=0)
     with pytest.raises(ValueError, match="gamma"):
         CSRLoss(gamma=-1)
+
+
+def contrast_of_pairs(za, zb, labels, temperature):
+    """−log of the share of a row's positives, by the formula."""
+    za, zb = (F.normalize(z, dim=1, eps=1e-30) for z in (za, zb))
+    scores = za @ zb.T / temperature
+    losses = []
+    for i in range(len(za)):
+        friends = [j for j in range(len(zb)) if labels[j] == labels[i]]
+        losses.append(scores[i].exp().sum().log() - scores[i, friends].mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("contrast", ["pair", "clip"])
+@pytest.mark.parametrize("two", [False, True])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_pairs_equal_the_dense_reference(contrast, two, repeated):
+    model, x, partners = make(dead=5), batch(), batch(seed=2)
+    other = make(d=7, dead=4, seed=3) if two else None
+    if two:
+        partners = batch(d=7, seed=2)
+    labels = torch.arange(16) // 2 if repeated else torch.arange(16)
+    settings = {"beta": 0.3, "gamma": 0.7, "temperature": 0.25}
+    loss = CSRLoss(**settings, contrast=contrast, prefixes=(2,)).eval()
+    terms = loss(model, x, labels if repeated else None, partners=partners, partner_model=other)
+    plain = {**settings, "contrast": None, "prefixes": (2,)}
+    if two:
+        sides = dense_loss(model, x, **plain), dense_loss(other, partners, **plain)
+        expected = {name: (sides[0][name] + sides[1][name]) / 2 for name in TERMS}
+    else:
+        expected = dense_loss(model, torch.cat([x, partners]), **plain)
+
+    def codes(m, rows, k):
+        return dense_code((rows - m.pre_bias) @ m.encoder.weight.T + m.latent_bias, k)
+
+    found = []
+    for k in (2, 4):
+        za, zb = codes(model, x, k), codes(other or model, partners, k)
+        found.append(contrast_of_pairs(za, zb, labels, 0.25))
+        if contrast == "clip":
+            found[-1] = (found[-1] + contrast_of_pairs(zb, za, labels, 0.25)) / 2
+    expected["contrast"] = sum(found) / 2
+    expected["loss"] = (
+        expected["recon"]
+        + expected["recon_4k"] / 8
+        + 0.3 * expected["aux"]
+        + 0.7 * expected["contrast"]
+    )
+    for name in (*TERMS, "loss"):
+        torch.testing.assert_close(terms[name], expected[name], msg=name)
+    ours, theirs = gradients(model, terms["loss"]), gradients(model, expected["loss"])
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], msg=name)
+
+
+def test_pairs_that_do_not_fit():
+    model, x = make(), batch()
+    with pytest.raises(ValueError, match="partners: expected one embedding for each row"):
+        CSRLoss(contrast="pair")(model, x)
+    with pytest.raises(ValueError, match="contrast is 'self'"):
+        CSRLoss()(model, x, partners=x)
+    with pytest.raises(ValueError, match="partner_model: expected 40 latents"):
+        CSRLoss(contrast="clip")(model, x, partners=x, partner_model=make(h=30))
+
+
+def test_load_is_one_for_even_use_and_dim_for_a_single_latent():
+    values = torch.ones(20, 2, dtype=torch.float64)
+    even = SparseCodes(values, torch.arange(40, dtype=torch.int32).reshape(20, 2), 40)
+    assert float(load(even)) == pytest.approx(1.0)
+    one = SparseCodes(values[:, :1], torch.full((20, 1), 7, dtype=torch.int32), 40)
+    assert float(load(one)) == pytest.approx(40.0)
+    none = SparseCodes(torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.int32), 40)
+    assert float(load(none)) == 0.0
+
+
+def test_load_equals_the_dense_reference_and_enters_the_loss():
+    model, x = make(), batch()
+    terms = CSRLoss(contrast=None, balance=0.4).eval()(model, x)
+    z = dense_code((x - model.pre_bias) @ model.encoder.weight.T + model.latent_bias, 4)
+    use = (z > 0).double().sum(0)
+    expected = 40 * ((use / use.sum()) * z.sum(0) / z.sum()).sum()
+    torch.testing.assert_close(terms["load"], expected)
+    without = CSRLoss(contrast=None).eval()(model, x)["loss"]
+    torch.testing.assert_close(terms["loss"], without + 0.4 * expected)
+    got = gradients(model, terms["load"])["encoder.weight"]
+    torch.testing.assert_close(got, gradients(model, expected)["encoder.weight"])
+
+
+def test_a_step_at_another_k_is_the_loss_of_a_model_at_that_k():
+    settings = {"beta": 0.3, "gamma": 0.7, "temperature": 0.25, "contrast": "self"}
+    model, x = make(dead=3), batch()
+    terms = CSRLoss(**settings).eval()(model, x, k=9)
+    model.k = 9
+    expected = dense_loss(model, x, **settings)
+    for name in (*TERMS, "loss"):
+        torch.testing.assert_close(terms[name], expected[name], msg=name)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+import csrtrain.batches as batches
+import csrtrain.prepare as prepare
 import csrtrain.trainer as trainer
 from csrtrain import TrainConfig, train
 from csrtrain.checkpoint import FILE_NAME
@@ -56,7 +58,7 @@ def test_training_lowers_the_loss_and_returns_an_evaluation_model(x, y, contrast
     first, last = history[0].losses, history[-1].losses
     assert last["loss"] < 0.8 * first["loss"]
     assert last["recon"] < first["recon"]
-    assert set(last) == {"loss", "recon", "recon_4k", "aux", "contrast", "dead"}
+    assert set(last) == {"loss", "recon", "recon_4k", "aux", "contrast", "load", "dead"}
     assert history[-1].rows_per_second > 0
     assert not model.training
     assert (model.input_dim, model.hidden_dim, model.k) == (16, 64, 4)
@@ -89,7 +91,7 @@ def test_a_mapped_file_trains_to_the_same_model(x, tmp_path):
 def test_a_mapped_file_is_never_read_whole(x, tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", x)
     largest = []
-    rows = trainer.rows
+    rows = batches.rows
 
     def counted(array, index):
         picked = rows(array, index)
@@ -97,7 +99,7 @@ def test_a_mapped_file_is_never_read_whole(x, tmp_path, monkeypatch):
         assert isinstance(array, np.memmap)
         return picked
 
-    monkeypatch.setattr(trainer, "rows", counted)
+    monkeypatch.setattr(batches, "rows", counted)
     quiet(tmp_path / "x.npy", config=SMALL)
     assert max(largest) == 64
 
@@ -108,20 +110,20 @@ def test_pre_bias_starts_at_the_mean(x):
     class Stop(Exception):
         pass
 
-    def stop(*_args):
+    def stop(*_args, **_options):
         raise Stop
 
-    def watched(config, d, make=trainer._new_model):
+    def watched(config, d, make=prepare.new_model):
         seen.append(make(config, d))
-        return seen[0]
+        return seen[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "_new_model", watched)
+        patch.setattr(prepare, "new_model", watched)
         patch.setattr(trainer.CSRLoss, "forward", stop)
         with pytest.raises(Stop):
             quiet(x, config=SMALL)
     expected = torch.from_numpy(x).double().mean(0).float()
-    torch.testing.assert_close(seen[0].pre_bias.data, expected)
+    torch.testing.assert_close(seen[-1].pre_bias.data, expected)
 
 
 def test_the_scale_of_the_embeddings_does_not_matter_to_relative_reconstruction(x):
@@ -202,8 +204,8 @@ def test_other_labels_are_other_data(x, y, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(x, tmp_path):
     class Diverging(trainer.CSRLoss):
-        def forward(self, model, x, labels=None):
-            terms = super().forward(model, x, labels)
+        def forward(self, *args, **options):
+            terms = super().forward(*args, **options)
             steps_seen.append(None)
             if len(steps_seen) == 8:
                 terms["loss"] = terms["loss"] * float("nan")
@@ -230,13 +232,13 @@ def test_weights_that_are_not_finite_are_never_saved(x, tmp_path):
 
 
 def test_every_epoch_takes_every_row_once():
-    order = trainer.BatchOrder(96, 32, seed=0)
+    order = batches.BatchOrder(96, 32, seed=0)
     epochs = [[order(3 * epoch + batch) for batch in range(3)] for epoch in range(2)]
-    for batches in epochs:
-        assert torch.equal(torch.cat(batches).sort().values, torch.arange(96))
+    for taken in epochs:
+        assert torch.equal(torch.cat(taken).sort().values, torch.arange(96))
     assert not torch.equal(epochs[0][0], epochs[1][0])
-    assert torch.equal(trainer.BatchOrder(96, 32, seed=0)(4), epochs[1][1])
-    assert not torch.equal(trainer.BatchOrder(96, 32, seed=1)(0), epochs[0][0])
+    assert torch.equal(batches.BatchOrder(96, 32, seed=0)(4), epochs[1][1])
+    assert not torch.equal(batches.BatchOrder(96, 32, seed=1)(0), epochs[0][0])
 
 
 def test_a_progress_bar_shows_loss_dead_latents_and_speed(x, capsys):
@@ -329,3 +331,115 @@ def test_settings_that_do_not_fit_together():
 def test_a_config_is_not_labels():
     with pytest.raises(TypeError, match="labels: expected labels, got a TrainConfig"):
         train(torch.randn(20, 4), TrainConfig(steps=1))
+
+
+def test_annealing_comes_down_from_64_over_seven_tenths_of_the_steps():
+    config = TrainConfig(k=4, hidden_dim=1000, steps=100, anneal=True)
+    ks = [config.k_at(step) for step in range(100)]
+    assert ks[0] == 64
+    assert ks[35] == 34
+    assert set(ks[70:]) == {4}
+    assert ks == sorted(ks, reverse=True)
+    assert TrainConfig(k=4, hidden_dim=100, steps=100, anneal=True).k_at(0) == 25
+    assert TrainConfig(k=40, hidden_dim=100, steps=100, anneal=True).k_at(0) == 40
+    assert dataclasses.replace(config, anneal=False).k_at(0) == 4
+
+
+def test_annealing_reaches_the_loss(x):
+    seen = []
+
+    class Watched(trainer.CSRLoss):
+        def forward(self, *args, k=None, **options):
+            seen.append(k)
+            return super().forward(*args, k=k, **options)
+
+    config = dataclasses.replace(SMALL, anneal=True, steps=10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "CSRLoss", Watched)
+        model = quiet(x, config=config)
+    assert seen == [16, 14, 13, 11, 9, 7, 6, 4, 4, 4]
+    assert model.k == 4
+
+
+def test_presets_are_the_published_settings():
+    config = TrainConfig.preset("imagenet", k=8).resolve(1_281_167, 2048)
+    assert (config.hidden_dim, config.batch_size, config.lr, config.gamma) == (
+        8192,
+        4096,
+        4e-4,
+        0.1,
+    )
+    assert config.steps == 10 * (1_281_167 // 4096)
+    text = TrainConfig.preset("text")
+    assert (text.lr, text.k_aux, text.beta, text.gamma, text.batch_size) == (
+        4e-5,
+        1024,
+        0.1,
+        1,
+        128,
+    )
+    clip = TrainConfig.preset("clip", steps=7)
+    assert (clip.contrast, clip.epochs, clip.steps, clip.gamma) == ("clip", None, 7, 1)
+    csrv2 = TrainConfig.preset("csrv2", k=2)
+    assert (csrv2.contrast, csrv2.anneal, csrv2.k) == ("label", True, 2)
+    assert not any(TrainConfig.preset(n).relative_recon for n in ("imagenet", "text", "csrv2"))
+    with pytest.raises(ValueError, match="preset: expected one of recommended, imagenet"):
+        TrainConfig.preset("audio")
+
+
+@pytest.mark.parametrize("contrast", ["pair", "clip"])
+def test_two_adapters_learn_to_share_latents(x, contrast):
+    """A partner is its row with the dimensions in another order; pairs are given shuffled."""
+    pairs = np.stack([np.arange(500), np.random.default_rng(1).permutation(500)], 1)
+    partners = np.empty_like(x)
+    partners[pairs[:, 1]] = x[:, ::-1]
+    group = torch.arange(500) % 10
+
+    def right(first, second):
+        za = first.encode(torch.from_numpy(x)).normalize().to_dense()
+        zb = second.encode(torch.from_numpy(x[:, ::-1][:, :9].copy())).normalize().to_dense()
+        return float((group[(za @ zb.T).argmax(1)] == group).float().mean())
+
+    config = dataclasses.replace(SMALL, contrast=contrast, lr=3e-3, batch_size=100)
+    models = {
+        steps: trainer.train_two(
+            x,
+            partners[:, :9],
+            dataclasses.replace(config, steps=steps),
+            pairs=pairs,
+            progress=False,
+        )
+        for steps in (1, 150)
+    }
+    first, second = models[150]
+    assert (first.input_dim, second.input_dim) == (16, 9)
+    assert first.hidden_dim == second.hidden_dim
+    assert right(*models[1]) < 0.5
+    assert right(first, second) > 0.8
+
+
+@pytest.mark.parametrize("contrast", ["pair", "clip"])
+def test_one_adapter_brings_pairs_closer(x, contrast):
+    rng = np.random.default_rng(1)
+    pairs = np.stack([np.arange(500), rng.permutation(500)], 1)
+    shifted = x + 1.5 * rng.standard_normal(16).astype(np.float32)
+    partners = np.empty_like(x)
+    partners[pairs[:, 1]] = shifted
+    reports = []
+    config = dataclasses.replace(SMALL, contrast=contrast, lr=3e-3, batch_size=100, steps=100)
+    quiet(x, config=config, partners=partners, pairs=pairs, on_step=reports.append)
+    assert reports[-1].losses["contrast"] < 0.8 * reports[0].losses["contrast"]
+
+
+def test_partners_that_do_not_fit(x):
+    config = dataclasses.replace(SMALL, contrast="pair")
+    with pytest.raises(ValueError, match="partners: expected embeddings with contrast='pair'"):
+        quiet(x, config=config)
+    with pytest.raises(ValueError, match="partners: expected 500 rows"):
+        quiet(x, config=config, partners=x[:50])
+    with pytest.raises(ValueError, match="train_two"):
+        quiet(x, config=config, partners=x[:, :4])
+    with pytest.raises(ValueError, match="pairs: expected rows of 500 embeddings"):
+        quiet(x, config=config, partners=x, pairs=np.array([[0, 500], [1, 1]]))
+    with pytest.raises(ValueError, match=r"pairs: expected integers \[p, 2\]"):
+        quiet(x, config=config, partners=x, pairs=np.array([[0, 5, 7]]))

@@ -9,7 +9,7 @@
 namespace csrkern {
 
 // For each block, the terms that its documents have, as bits, and for each of these its postings.
-// About 20 bytes a code of 32 entries, made in memory: binary searches in the lists take four
+// 27 to 34 bytes a code of 32 entries, made in memory: binary searches in the lists take four
 // times as long.
 class Directory {
  public:

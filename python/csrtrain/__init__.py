@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from csrtrain.config import TrainConfig
     from csrtrain.data import load_embeddings, load_labels
     from csrtrain.evaluate import encode_all
+    from csrtrain.least_squares import refit
     from csrtrain.loss import CSRLoss
-    from csrtrain.trainer import StepReport, train
+    from csrtrain.trainer import StepReport, train, train_two
 
 _HOME_OF = {
     "CSRLoss": "loss",
@@ -22,7 +23,9 @@ _HOME_OF = {
     "encode_all": "evaluate",
     "load_embeddings": "data",
     "load_labels": "data",
+    "refit": "least_squares",
     "train": "trainer",
+    "train_two": "trainer",
 }
 
 __all__ = [
@@ -32,7 +35,9 @@ __all__ = [
     "encode_all",
     "load_embeddings",
     "load_labels",
+    "refit",
     "train",
+    "train_two",
 ]
 
 

@@ -11,7 +11,7 @@ FLOAT16_BYTES = 2
 
 
 class PCA:
-    """Principal directions of a set of embeddings, by the exact covariance in float64.
+    """Principal directions of embeddings, all given together, by exact covariance in float64.
 
     Attributes:
         mean: [d].
@@ -19,16 +19,18 @@ class PCA:
         variances: [d], of the training rows along each direction.
     """
 
-    def __init__(self, embeddings: Array) -> None:
-        n, d = embeddings.shape
+    def __init__(self, *embeddings: Array) -> None:
+        n, d = sum(map(len, embeddings)), embeddings[0].shape[1]
         total = torch.zeros(d, dtype=torch.float64)
-        for _, chunk in chunks(embeddings):
-            total += chunk.sum(0, dtype=torch.float64)
+        for array in embeddings:
+            for _, chunk in chunks(array):
+                total += chunk.sum(0, dtype=torch.float64)
         mean = total / n
         covariance = torch.zeros(d, d, dtype=torch.float64)
-        for _, chunk in chunks(embeddings):
-            centred = chunk.double() - mean
-            covariance += centred.T @ centred
+        for array in embeddings:
+            for _, chunk in chunks(array):
+                centred = chunk.double() - mean
+                covariance += centred.T @ centred
         variances, directions = torch.linalg.eigh(covariance / n)
         self.mean = mean.float()
         self.variances = variances.flip(0).clamp(min=0).float()

@@ -25,6 +25,7 @@ def save_checkpoint(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     data: dict[str, Any],
+    best: dict[str, Any] | None = None,
 ) -> None:
     """Writes `directory`/checkpoint.pt, renamed into place: a crash leaves the one before.
 
@@ -35,6 +36,7 @@ def save_checkpoint(
         config: resolved.
         model, optimizer: their state is stored.
         data: what identifies the embeddings and labels; `load_checkpoint` compares it.
+        best: the best model so far, where the run is evaluated.
 
     Raises:
         FloatingPointError: if a weight is not finite; the file before is kept.
@@ -54,6 +56,7 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
         "rng": torch.get_rng_state(),
         "data": data,
+        "best": best,
     }
     payload = io.BytesIO()
     torch.save(content, payload)

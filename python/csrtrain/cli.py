@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from csrtrain import cli_commands, cli_eval, cli_warmup
+from csrtrain import cli_commands, cli_eval, cli_train, cli_warmup
 
 INTERRUPTED = 130
 
@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 for command in (
     cli_commands.demo,
-    cli_commands.train,
+    cli_train.train,
     cli_commands.encode,
     cli_commands.index,
     cli_commands.search,

@@ -1,4 +1,4 @@
-"""The commands demo, train, encode, index, search and info."""
+"""The commands demo, encode, index, search and info."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from csrtrain.cli_io import (
-    ARRAY,
     Embeddings,
     Force,
     Output,
@@ -20,20 +19,11 @@ from csrtrain.cli_io import (
     check_free,
     console,
     load_codes,
-    numbers,
     read_lines,
     say,
     split_name,
     use_threads,
 )
-
-
-class Contrast(str, Enum):
-    """Kinds of contrast that `train` offers."""
-
-    SELF = "self"
-    LABEL = "label"
-    NONE = "none"
 
 
 class Metric(str, Enum):
@@ -99,103 +89,6 @@ def demo(
         from csrtrain.demo_ask import answer
 
         answer(output, ask, text_model, quick=quick)
-
-
-def train(
-    embeddings: Embeddings,
-    output: Output,
-    labels: Annotated[
-        str | None, typer.Option(metavar=ARRAY, help="A label for each row, integers or strings.")
-    ] = None,
-    contrast: Annotated[
-        Contrast | None,
-        typer.Option(
-            help="self: spread the codes out; label: also pull rows of one label together "
-            "(default: label if there are --labels, else self)."
-        ),
-    ] = None,
-    k: Annotated[
-        int | None, typer.Option(min=1, help="Active latents a row (default: 32).")
-    ] = None,
-    prefixes: Annotated[
-        str, typer.Option(metavar="K,K,...", help="Smaller k's the model shall serve as well.")
-    ] = "",
-    hidden_dim: Annotated[
-        int | None, typer.Option(min=1, help="Latents (default: 4 times the width).")
-    ] = None,
-    gamma: Annotated[
-        float | None, typer.Option(help="Weight of the contrast (default: 0.1, with labels 1).")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Temperature of the contrast (default: 0.2).")
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of Adam.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows a step (default: 1024).")
-    ] = None,
-    epochs: Annotated[
-        float | None, typer.Option(help="Passes over the data (default: by its size).")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimiser steps, in place of --epochs.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
-    threads: Threads = None,
-    checkpoints: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Keep a checkpoint here while training.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint in --checkpoints.")
-    ] = False,
-    force: Force = False,
-) -> None:
-    """Train an adapter that turns embeddings into sparse codes.
-
-    [bold]Examples[/bold]
-
-      csrkern train embeddings.npy -o model
-
-      csrkern train data.npz:emb --labels data.npz:label --k 16 --prefixes 2,4,8 -o model
-    """
-    check_free(output, force)
-    use_threads(threads)
-    from csrtrain import train as train_model
-    from csrtrain.config import TrainConfig
-    from csrtrain.data import load_embeddings, load_labels
-
-    if contrast is None:
-        contrast = Contrast.LABEL if labels else Contrast.SELF
-    if contrast is Contrast.LABEL and not labels:
-        raise ValueError("--contrast label needs --labels; without them use --contrast self")
-    chosen: dict[str, Any] = {
-        "k": k,
-        "hidden_dim": hidden_dim,
-        "gamma": gamma,
-        "temperature": temperature,
-        "lr": lr,
-        "batch_size": batch_size,
-        "epochs": epochs,
-        "steps": steps,
-    }
-    config = TrainConfig(
-        contrast=None if contrast is Contrast.NONE else contrast.value,
-        prefixes=numbers(prefixes, "--prefixes"),
-        seed=seed,
-        **{name: value for name, value in chosen.items() if value is not None},
-    )
-    array = load_embeddings(*split_name(embeddings), check_finite=False)
-    model = train_model(
-        array,
-        load_labels(*split_name(labels), n=len(array)) if labels else None,
-        config,
-        checkpoint_dir=checkpoints,
-        resume=resume,
-    )
-    model.save_pretrained(output)
-    say(
-        f"Wrote {output}: {model.input_dim} dimensions to {model.k} of {model.hidden_dim} latents."
-        f"\nNext: csrkern encode {output} {embeddings} -o codes.safetensors"
-    )
 
 
 def encode(

@@ -1,4 +1,4 @@
-"""The command eval: what codes keep, beside dense vectors and the training-free baselines."""
+"""The command eval: what codes keep, beside every other way to a smaller vector."""
 
 from __future__ import annotations
 
@@ -21,17 +21,15 @@ from csrtrain.cli_io import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Iterator
 
-    from csrtrain.data import Array
-    from csrtrain.evaluate import Outcome
-
-TITLES = {"csr": "CSR", "pca": "PCA", "top-k": "top-k, untrained", "first dims": "first dims"}
+    from csrkern.nn import SparseAutoencoder
+    from csrtrain.comparison import Result, Task
 
 
 def evaluate(
     embeddings: Embeddings,
-    labels: Annotated[str, typer.Option(metavar=ARRAY, help="A label for each row.")],
+    labels: Annotated[str | None, typer.Option(metavar=ARRAY, help="A label for each row.")] = None,
     model: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="A folder written by train.")
     ] = None,
@@ -39,111 +37,174 @@ def evaluate(
         str | None, typer.Option(metavar=ARRAY, help="Embeddings that ask, if in another array.")
     ] = None,
     test_labels: Annotated[str | None, typer.Option(metavar=ARRAY, help="Their labels.")] = None,
+    qrels: Annotated[
+        str | None,
+        typer.Option(
+            metavar=ARRAY, help="In place of labels: rows (query, document, grade), from 0."
+        ),
+    ] = None,
     holdout: Annotated[
         float, typer.Option(help="Share of the rows that ask where there is no --test.")
     ] = 0.2,
     k: Annotated[
         str, typer.Option("--k", metavar="K,K,...", help="Active dimensions.")
     ] = "4,8,16,32",
+    matryoshka: Annotated[
+        bool, typer.Option("--matryoshka", help="Train a Matryoshka-Adaptor to compare with.")
+    ] = False,
+    probes: Annotated[
+        bool,
+        typer.Option("--probes", help="Also a linear probe and k-means; needs scikit-learn."),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE.csv", help="Write the table.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write the table and charts.")
     ] = None,
     threads: Threads = None,
     force: Force = False,
 ) -> None:
-    """Compare codes by 1-NN accuracy with dense vectors, PCA and more.
+    """Compare codes with dense vectors, PCA, int8, binary, PQ and more.
 
-    Each query takes the label of its nearest row by cosine. Every k is shown beside PCA with as
-    many numbers and PCA with as many bytes. A model must not have been trained on the labels of
-    the rows that ask: give those as --test.
+    With labels, each query takes the label of its nearest row by cosine; with --qrels, rankings
+    are scored by nDCG@10 and others. Every k is shown at as many numbers and at as many bytes.
+    PQ and OPQ need FAISS. A model must not have been trained on the labels of the rows that ask:
+    give those as --test.
 
     [bold]Examples[/bold]
 
       csrkern eval train.npy --labels y.npy --test test.npy --test-labels y_test.npy --model model
 
-      csrkern eval data.npz:emb --labels data.npz:label --k 8,32 -o accuracy.csv
+      csrkern eval data.npz:docs --test data.npz:queries --qrels data.npz:qrels --report out.html
     """
-    if output is not None:
-        check_free(output, force)
+    for path in (output, report):
+        if path is not None:
+            check_free(path, force)
     use_threads(threads)
-    if (test is None) != (test_labels is None):
+    task = _task(embeddings, labels, test, test_labels, qrels, holdout, probes)
+    adapter = None if model is None else _adapter(model, task.database.shape[1])
+    results = list(_results(task, adapter, numbers(k, "--k"), matryoshka))
+    title = f"{len(task.queries):,} queries, {len(task.database):,} rows"
+    _print(results, title)
+    from csrkern.storage import write_atomically
+    from csrtrain.eval_report import to_csv, to_html
+
+    for path, text in ((output, to_csv(results)), (report, to_html(results, title))):
+        if path is not None:
+            write_atomically(path, text.encode())
+            say(f"Wrote {path}")
+
+
+def _task(
+    embeddings: str,
+    labels: str | None,
+    test: str | None,
+    test_labels: str | None,
+    qrels: str | None,
+    holdout: float,
+    probes: bool,
+) -> Task:
+    from csrtrain.comparison import Task
+    from csrtrain.data import load_embeddings, number_labels, read_labels, rows
+
+    if (labels is None) == (qrels is None):
+        raise ValueError("expected either --labels or --qrels, to judge by")
+    if qrels is not None and test is None:
+        raise ValueError("--qrels needs --test, the embeddings of the queries")
+    if labels is not None and (test is None) != (test_labels is None):
         raise ValueError("--test and --test-labels belong together; give both or none")
-    from csrtrain.data import load_embeddings, number_labels, read_labels
-    from csrtrain.evaluate import compare
-
-    ks = numbers(k, "--k")
-    database: Array = load_embeddings(*split_name(embeddings))
-    stored = read_labels(*split_name(labels), n=len(database))
-    if test is None or test_labels is None:
-        (wanted,) = number_labels(stored)
-        database, wanted, queries, query_labels = _split(database, wanted, holdout)
-    else:
-        queries = load_embeddings(*split_name(test))
-        asked = read_labels(*split_name(test_labels), n=len(queries))
-        wanted, query_labels = number_labels(stored, asked)
-    if queries.shape[1] != database.shape[1]:
-        raise ValueError(
-            f"--test: expected embeddings of {database.shape[1]} dimensions, got {queries.shape[1]}"
-        )
-    adapter = None
-    if model is not None:
-        from csrkern.nn import SparseAutoencoder
-
-        adapter = SparseAutoencoder.from_pretrained(model).eval()
-        if adapter.input_dim != database.shape[1]:
+    database = rows(load_embeddings(*split_name(embeddings)), slice(None))
+    queries = None
+    if test is not None:
+        queries = rows(load_embeddings(*split_name(test)), slice(None))
+        if queries.shape[1] != database.shape[1]:
             raise ValueError(
-                f"{model} takes {adapter.input_dim} dimensions, the embeddings have "
-                f"{database.shape[1]}"
+                f"--test: expected embeddings of {database.shape[1]} dimensions, got "
+                f"{queries.shape[1]}"
             )
-    outcomes = list(compare(database, wanted, queries, query_labels, models=adapter, ks=ks))
-    _print(outcomes, len(database), len(queries))
-    if output is not None:
-        _write(output, outcomes)
-        say(f"Wrote {output}")
+    if qrels is not None:
+        assert queries is not None
+        from csrtrain.data import read_integers
+        from csrtrain.metrics import Judgements
+
+        judged = Judgements(read_integers(*split_name(qrels)), len(queries))
+        return Task(database, queries, judgements=judged)
+    assert labels is not None
+    stored = read_labels(*split_name(labels), n=len(database))
+    if queries is None or test_labels is None:
+        (wanted,) = number_labels(stored)
+        return _split(Task(database, database, wanted, wanted, probes=probes), holdout)
+    asked = read_labels(*split_name(test_labels), n=len(queries))
+    wanted, query_labels = number_labels(stored, asked)
+    return Task(database, queries, wanted, query_labels, probes=probes)
 
 
-def _split(
-    embeddings: Array, labels: Tensor, holdout: float
-) -> tuple[Array, Tensor, Array, Tensor]:
+def _split(task: Task, holdout: float) -> Task:
     """A random part of the rows asks the rest; always the same part."""
+    import dataclasses
+
     import torch
 
-    from csrtrain.data import rows
-
-    n = len(labels)
+    assert task.database_labels is not None
+    n = len(task.database)
     asking = round(holdout * n)
     if not 0 < asking < n:
         raise ValueError(f"--holdout: expected a share that leaves rows on both sides of {n}")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     left, right = order[asking:].sort().values, order[:asking].sort().values
-    return rows(embeddings, left), labels[left], rows(embeddings, right), labels[right]
+    return dataclasses.replace(
+        task,
+        database=task.database[left],
+        queries=task.database[right],
+        database_labels=task.database_labels[left],
+        query_labels=task.database_labels[right],
+    )
 
 
-def _print(outcomes: list[Outcome], n_rows: int, n_queries: int) -> None:
+def _adapter(model: Path, d: int) -> SparseAutoencoder:
+    from csrkern.nn import SparseAutoencoder
+
+    adapter = SparseAutoencoder.from_pretrained(model).eval()
+    if adapter.input_dim != d:
+        raise ValueError(f"{model} takes {adapter.input_dim} dimensions, the embeddings have {d}")
+    return adapter
+
+
+def _results(
+    task: Task, adapter: SparseAutoencoder | None, ks: tuple[int, ...], matryoshka: bool
+) -> Iterator[Result]:
+    from csrtrain.comparison import compare_adapter, compare_codes, compare_dense
+
+    if adapter is not None:
+        yield from compare_codes(task, adapter, ks)
+    yield from compare_dense(task, task.database, ks)
+    if matryoshka:
+        from csrtrain.matryoshka import train_matryoshka
+
+        widths = [*ks, *(2 * k for k in ks)]
+        trained = train_matryoshka(task.database, widths)
+        yield from compare_adapter(task, trained, ks, "Matryoshka-Adaptor")
+
+
+def _print(results: list[Result], title: str) -> None:
     from rich.table import Table
 
-    table = Table(
-        title=f"1-NN accuracy, {n_queries:,} queries, {n_rows:,} rows", title_justify="left"
-    )
+    measures = list(dict.fromkeys(name for result in results for name in result.scores))
+    table = Table(title=title, title_justify="left")
     table.add_column("method")
-    for name in ("active", "bytes a vector", "accuracy"):
+    for name in ("active", "bytes a vector", *measures):
         table.add_column(name, justify="right")
-    for before, outcome in zip([None, *outcomes], outcomes, strict=False):
-        if before is None or outcome.method == outcomes[1].method:
+    last = None
+    for result in sorted(results, key=lambda r: (r.bytes_per_vector, r.method)):
+        if last is not None and result.bytes_per_vector != last:
             table.add_section()
+        last = result.bytes_per_vector
         table.add_row(
-            TITLES.get(outcome.method, outcome.method),
-            str(outcome.active),
-            str(outcome.bytes_per_vector),
-            f"{100 * outcome.accuracy:.1f}%",
-            style="bold cyan" if outcome.method == "csr" else None,
+            result.method,
+            str(result.active),
+            str(result.bytes_per_vector),
+            *(f"{100 * result.scores[n]:.1f}%" if n in result.scores else "" for n in measures),
+            style="bold cyan" if result.method.startswith("CSR") else None,
         )
     console().print(table)
-
-
-def _write(path: Path, outcomes: list[Outcome]) -> None:
-    from csrkern.storage import write_atomically
-
-    lines = ["method,active,bytes_per_vector,accuracy"]
-    lines += [f"{o.method},{o.active},{o.bytes_per_vector},{o.accuracy:.6f}" for o in outcomes]
-    write_atomically(path, ("\n".join(lines) + "\n").encode())

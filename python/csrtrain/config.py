@@ -7,7 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from csrtrain.presets import preset_fields
+
 _DEFAULT_BATCH = 1024
+# CSRv2 (arXiv 2602.05735): k falls from 64 over the first 70% of the steps.
+ANNEAL_FROM, ANNEAL_SHARE = 64, 0.7
 
 
 @dataclass(frozen=True)
@@ -20,14 +24,28 @@ class TrainConfig:
         prefixes: further k's, below `k`, that the one model is trained for as well.
         k_aux: dead latents per row in the auxiliary loss; clipped to what is there.
         beta: weight of the auxiliary loss.
-        gamma: weight of the contrast (None: 0.1, as published; 1 for contrast="label").
+        gamma: weight of the contrast (None: 0.1, as published; 1 for "label", "pair", "clip").
         temperature: of the contrast.
-        contrast: "self", "label" (needs labels) or None.
+        contrast: "self", "label" (needs labels), "pair" or "clip" (need partners) or None; see
+            `CSRLoss`.
         relative_recon: count reconstruction as a share of the variance of the embeddings, so
             that gamma means the same at any scale; False counts the mean squared error
             itself, as published.
         normalize: standardise each embedding before it is encoded.
         tied: decode with the encoder's weight.
+        unit_scale: start from encoder rows of norm 1, and train on centred embeddings brought
+            to one norm, so that `lr` means the same for any; folded into the model.
+        anneal: start with 64 active latents (at most h/4) and come down to k over the first
+            70% of the steps, as CSRv2 does; helps k of 2 and 4.
+        balance: weight of the load term, which evens out the use of latents.
+        input_subspace: train on this many leading principal directions of the embeddings, then
+            fold the projection into the model: codes of few latents spend none of them on
+            noise, at no cost in serving. "auto" tries several, and all directions with and
+            without `whitening`, and keeps what is best on held-out rows (see
+            `csrtrain.subspace_choice`); None: all directions.
+        whitening: from 0, the embeddings as they are, to 1, every principal direction of the
+            same variance; folded into the model, whose weights it unties.
+        autocast: train in bfloat16 where that is safe; weights stay float32.
         dead_threshold: steps without use after which a latent is dead.
         lr: peak learning rate of Adam.
         decay: share of the steps, at the end, over which the rate falls linearly to 0.
@@ -52,6 +70,12 @@ class TrainConfig:
     relative_recon: bool = True
     normalize: bool = False
     tied: bool = True
+    unit_scale: bool = False
+    anneal: bool = False
+    balance: float = 0.0
+    input_subspace: int | str | None = None
+    whitening: float = 0.0
+    autocast: bool = False
     dead_threshold: int = 30
     lr: float = 1e-3
     decay: float = 0.0
@@ -64,12 +88,20 @@ class TrainConfig:
         object.__setattr__(self, "prefixes", tuple(sorted(set(self.prefixes))))
         for name in ("hidden_dim", "k", "k_aux", "dead_threshold", "batch_size", "steps"):
             _check_count(name, getattr(self, name))
-        for name in ("beta", "gamma"):
+        for name in ("beta", "gamma", "balance"):
             _check_number(name, getattr(self, name), zero_fits=True)
         for name in ("temperature", "lr", "epochs"):
             _check_number(name, getattr(self, name), zero_fits=False)
-        if self.contrast not in ("self", "label", None):
-            raise ValueError(f"contrast: expected 'self', 'label' or None, got {self.contrast!r}")
+        check_contrast(self.contrast)
+        if self.input_subspace != "auto":
+            _check_count("input_subspace", self.input_subspace)
+        if not 0 <= self.whitening <= 1:
+            raise ValueError(f"whitening: expected a number in 0..1, got {self.whitening}")
+        if self.normalize and (self.input_subspace or self.whitening or self.unit_scale):
+            raise ValueError(
+                "normalize: expected False with input_subspace, whitening or unit_scale: "
+                "standardising each row is not linear, so these could not be folded into the model"
+            )
         if self.hidden_dim is not None and self.k > self.hidden_dim:
             raise ValueError(f"k: expected at most hidden_dim = {self.hidden_dim}, got {self.k}")
         for k in self.prefixes:
@@ -88,6 +120,21 @@ class TrainConfig:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed: expected 0 <= seed < 2**32, got {self.seed}")
 
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> TrainConfig:
+        """Settings by name, with `changes` to them.
+
+        "recommended" gives better codes than the paper's; "imagenet", "text" and "clip" are the
+        paper's, "csrv2" its follow-up's.
+
+        Raises:
+            TypeError, ValueError: if there is no such preset or a change does not fit.
+        """
+        fields = dict(preset_fields(name))
+        if "steps" in changes:
+            fields.pop("epochs", None)
+        return cls(**{**fields, **changes})
+
     def resolve(self, n: int, d: int) -> TrainConfig:
         """The same settings with nothing left open, for n embeddings of width d.
 
@@ -97,6 +144,11 @@ class TrainConfig:
         hidden_dim = self.hidden_dim or 4 * d
         if self.k > hidden_dim:
             raise ValueError(f"k: expected at most 4 * {d} = {hidden_dim} latents, got {self.k}")
+        if isinstance(self.input_subspace, int) and self.input_subspace > d:
+            raise ValueError(
+                f"input_subspace: expected at most the {d} dimensions of the embeddings, "
+                f"got {self.input_subspace}"
+            )
         batch_size = min(self.batch_size or _DEFAULT_BATCH, n)
         steps = self.steps
         if steps is None and self.epochs is not None:
@@ -106,7 +158,7 @@ class TrainConfig:
         gamma = self.gamma
         if gamma is None:
             # On 16,060 definitions in 45 classes, label contrast: CSR-8 48.5% at 0.1, 57.4% at 1.
-            gamma = 1.0 if self.contrast == "label" else 0.1
+            gamma = 0.1 if self.contrast in ("self", None) else 1.0
         return dataclasses.replace(
             self,
             hidden_dim=hidden_dim,
@@ -122,9 +174,29 @@ class TrainConfig:
         left = (self.steps - step) / self.steps
         return self.lr * min(1.0, left / self.decay) if self.decay else self.lr
 
+    def k_at(self, step: int) -> int:
+        """Active latents in step 0 ≤ step < steps: k, or on the way down to it."""
+        assert self.steps is not None, "resolve first"
+        assert self.hidden_dim is not None, "resolve first"
+        if not self.anneal:
+            return self.k
+        first = max(self.k, min(ANNEAL_FROM, self.hidden_dim // 4))
+        progress = min(1.0, step / (ANNEAL_SHARE * self.steps))
+        return round(first * (1 - progress) + self.k * progress)
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; `TrainConfig(**d)` makes an equal one."""
         return {**dataclasses.asdict(self), "prefixes": list(self.prefixes)}
+
+
+CONTRASTS = ("self", "label", "pair", "clip", None)
+
+
+def check_contrast(contrast: str | None) -> None:
+    """Raises ValueError unless `contrast` is one of `CONTRASTS`."""
+    if contrast not in CONTRASTS:
+        names = ", ".join(repr(name) for name in CONTRASTS[:-1])
+        raise ValueError(f"contrast: expected {names} or None, got {contrast!r}")
 
 
 def _default_steps(n: int, batch_size: int) -> int:
@@ -136,7 +208,7 @@ def _default_steps(n: int, batch_size: int) -> int:
 
 
 def _check_count(name: str, value: Any) -> None:
-    if value is None and name in ("hidden_dim", "batch_size", "steps"):
+    if value is None and name in ("hidden_dim", "batch_size", "steps", "input_subspace"):
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an integer, got {value!r}")

@@ -86,6 +86,19 @@ def read_labels(source: Source, key: str | None = None, *, n: int | None = None)
     return array.numpy() if isinstance(array, Tensor) else array
 
 
+def read_integers(source: Source, key: str | None = None) -> np.ndarray:
+    """A 2-D array of integers, such as pairs or relevance judgements, from a file or an array.
+
+    Raises: as `load_embeddings`.
+    """
+    name, array = _read(
+        "integers", source, key, lambda shape, kind: len(shape) == 2 and kind == "int"
+    )
+    if array.ndim != 2 or _kind(array) != "int":
+        raise ValueError(f"{name}: expected integers in rows, got {_shape(array)} {array.dtype}")
+    return array.numpy() if isinstance(array, Tensor) else np.asarray(array)
+
+
 def number_labels(*parts: np.ndarray) -> list[Tensor]:
     """int64 labels of arrays that share their classes, such as those of train and test rows.
 

@@ -43,8 +43,8 @@ def load_demo() -> DemoData:
         arrays = dict(stored)
     lines = gzip.decompress((folder / "wordnet45.tsv.gz").read_bytes()).decode().splitlines()
     return DemoData(
-        train=_unit_rows(arrays["train"]),
-        test=_unit_rows(arrays["test"]),
+        train=_unit_scale(arrays["train"]),
+        test=_unit_scale(arrays["test"]),
         train_labels=arrays["train_labels"].astype(np.int64),
         test_labels=arrays["test_labels"].astype(np.int64),
         texts=[Text(*line.split("\t")) for line in lines],
@@ -52,7 +52,7 @@ def load_demo() -> DemoData:
     )
 
 
-def _unit_rows(stored: np.ndarray) -> np.ndarray:
+def _unit_scale(stored: np.ndarray) -> np.ndarray:
     """float32 rows at L2 norm 1 from int8 rows, whose scale was dropped."""
     rows = stored.astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-import csrkern
 from csrkern.codes import SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain.baselines import PCA, dense_bytes, largest_entries, sparse_bytes, truncate
-from csrtrain.data import Array, Source, chunks, load_embeddings, rows
-
-# A block of float32 scores this large stays small beside the data.
-_BLOCK_SCORES = 1 << 25
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One row of a comparison.
-
-    Attributes:
-        method: "dense", "csr", "pca", "top-k" or "first dims".
-        active: numbers that a vector holds: dimensions, or active latents.
-        bytes_per_vector: with float16 values and, for sparse vectors, 2-byte indices.
-        accuracy: 1-NN accuracy, 0..1.
-    """
-
-    method: str
-    active: int
-    bytes_per_vector: int
-    accuracy: float
+from csrtrain.data import Array, Source, chunks, load_embeddings
+from csrtrain.metrics import search
 
 
 def encode_all(model: SparseAutoencoder, embeddings: Source, k: int | None = None) -> SparseCodes:
@@ -73,14 +51,7 @@ def nearest_accuracy(
                 f"{name}: expected as many labels as rows and at least one, "
                 f"got {len(labels)} labels for {len(vectors)} rows"
             )
-    if isinstance(database, SparseCodes):
-        assert isinstance(queries, SparseCodes)
-        index = csrkern.InvertedIndex.build(database, metric="cosine", values="float16")
-        _, ids = index.search(queries, topk=1)
-        nearest = torch.from_numpy(ids[:, 0])
-    else:
-        assert isinstance(queries, Tensor)
-        nearest = _nearest_dense(database, queries)
+    nearest = torch.from_numpy(search(database, queries, 1)[:, 0].copy())
     right = (database_labels[nearest.clamp(min=0)] == query_labels) & (nearest >= 0)
     return float(right.float().mean())
 
@@ -126,77 +97,3 @@ def use_skew(codes: SparseCodes) -> float:
 def dead_share(model: SparseAutoencoder) -> float:
     """Share of latents that the last training steps did not use."""
     return float(model.dead.float().mean())
-
-
-def compare(
-    train: Array,
-    train_labels: Tensor,
-    test: Array,
-    test_labels: Tensor,
-    *,
-    models: SparseAutoencoder | Mapping[int, SparseAutoencoder] | None = None,
-    ks: Sequence[int] = (4, 8, 16, 32),
-) -> Iterator[Outcome]:
-    """1-NN accuracy of codes and baselines, at equal active dimensions and at equal bytes.
-
-    Yields, in this order: dense; then for every k CSR-k, PCA-k (as many numbers), PCA-2k
-    (as many bytes), the k largest entries, and the first k and 2k dimensions; baselines
-    that need more dimensions than the embeddings have are left out.
-
-    Args:
-        train, test: embeddings [N, d] and [n, d]: the database and the queries.
-        train_labels, test_labels: [N] and [n] integers.
-        models: one model for every k, or a model for each k; None for baselines only.
-        ks: active latents to compare at.
-    """
-    database, queries = rows(train, slice(None)), rows(test, slice(None))
-    d = database.shape[1]
-
-    def outcome(method: str, active: int, size: int, db: Tensor, q: Tensor) -> Outcome:
-        # Every method is scored as it is stored: in float16, at norm 1.
-        db, q = (torch.nn.functional.normalize(side, dim=1).half() for side in (db, q))
-        accuracy = nearest_accuracy(db, train_labels, q, test_labels)
-        return Outcome(method, active, size, accuracy)
-
-    yield outcome("dense", d, dense_bytes(d), database, queries)
-    pca = PCA(train)
-    for k in ks:
-        if models is not None:
-            yield _code_outcome(models, k, train, train_labels, test, test_labels)
-        for dims in (k, 2 * k):
-            if dims <= d:
-                sides = pca.project(database, dims), pca.project(queries, dims)
-                yield outcome("pca", dims, dense_bytes(dims), *sides)
-        if k <= d:
-            sides = largest_entries(database, k), largest_entries(queries, k)
-            yield outcome("top-k", k, sparse_bytes(k, d), *sides)
-        for dims in (k, 2 * k):
-            if dims <= d:
-                sides = truncate(database, dims), truncate(queries, dims)
-                yield outcome("first dims", dims, dense_bytes(dims), *sides)
-
-
-def _code_outcome(
-    models: SparseAutoencoder | Mapping[int, SparseAutoencoder],
-    k: int,
-    train: Array,
-    train_labels: Tensor,
-    test: Array,
-    test_labels: Tensor,
-) -> Outcome:
-    model = models if isinstance(models, SparseAutoencoder) else models[k]
-    database, queries = encode_all(model, train, k), encode_all(model, test, k)
-    accuracy = nearest_accuracy(database, train_labels, queries, test_labels)
-    return Outcome("csr", k, sparse_bytes(k, model.hidden_dim), accuracy)
-
-
-def _nearest_dense(database: Tensor, queries: Tensor) -> Tensor:
-    """[n] the database row of largest cosine for each query, a block of queries at a time.
-
-    A row of zeros has cosine 0 with everything; a query of zeros matches nothing (-1).
-    """
-    # Normalising by max(norm, eps) leaves zero rows zero, where dividing would give NaN.
-    unit = torch.nn.functional.normalize(database.float(), dim=1, eps=1e-30)
-    block = max(1, _BLOCK_SCORES // len(database))
-    nearest = torch.cat([(part.float() @ unit.T).argmax(1) for part in queries.split(block)])
-    return torch.where((queries != 0).any(1), nearest, -1)

@@ -11,17 +11,23 @@ from torch import Tensor, nn
 import csrkern
 from csrkern.codes import SparseCodes
 from csrkern.nn import SparseAutoencoder
+from csrtrain import distributed
+from csrtrain.config import check_contrast
 
 
 class CSRLoss(nn.Module):
-    """The CSR loss: L(k) + L(4k)/8 + β·L_aux + γ·L_contrast.
+    """The CSR loss: L(k) + L(4k)/8 + β·L_aux + γ·L_contrast + balance·L_load.
 
     - L(k): mean over rows and dimensions of (x − x̂_k)²; L(4k) the same at min(4k, h).
     - L_aux: what L(k) leaves over, e = x − x̂_k (no gradient), explained by the k_aux
       strongest dead latents of each row: mean((ê − e)²) / mean((mean_B(e) − e)²). Exactly 0
       while no latent is dead or the ratio is not finite.
-    - L_contrast: `csrkern.info_nce` over the codes at k, "self" (every other row of the
-      batch is a negative), "label" (rows of one label attract each other) or None.
+    - L_contrast: `csrkern.info_nce` over the codes at k. "self": every other row of the batch
+      is a negative. "label": rows of one label attract each other. "pair": each row finds its
+      partner (a query its document); "clip": that in both directions, averaged (an image its
+      caption and a caption its image). None: no contrast.
+    - L_load = h·Σ_j f_j·m_j, where f_j is latent j's share of the batch's active entries (no
+      gradient) and m_j its share of their sum: 1 if all latents are used alike, h if one is.
 
     One encoder pass gives k, 4k and the contrast, since a code's first columns are the code
     at a smaller k. `prefixes` trains one model for several k: with them, L(k) and the
@@ -31,11 +37,15 @@ class CSRLoss(nn.Module):
         beta: β, weight of L_aux.
         gamma: γ, weight of the contrast.
         temperature: of the contrast, on codes at norm 1.
-        contrast: "self", "label" or None.
+        contrast: "self", "label", "pair", "clip" or None.
         prefixes: further k's below the model's own.
         recon_weight: weight of L(k) + L(4k)/8; `train` sets it to one over the variance of
             the embeddings, so that γ weighs the same whatever their scale.
         threshold: a latent counts as used when its value exceeds this.
+        balance: weight of L_load; more of it makes an index over the codes faster.
+        gather: where several processes train (torch.distributed), act as on their joint
+            batch: gather codes, labels and statistics. Every process must call the loss on
+            as many rows, and average its gradients with the others'.
 
     The model works in its own space (standardised rows where it normalises), and so does
     the loss. While both the loss and the model are in training mode, each call counts as one
@@ -45,7 +55,8 @@ class CSRLoss(nn.Module):
         ValueError: if an argument is out of range.
 
     Source: Wen et al., ICML 2025 (arXiv 2503.01776); the auxiliary term is that of Gao et
-    al. 2024 (arXiv 2406.04093), the label contrast that of CSRv2 (arXiv 2602.05735).
+    al. 2024 (arXiv 2406.04093), the label contrast that of CSRv2 (arXiv 2602.05735), the load
+    that of Fedus et al. 2021 (arXiv 2101.03961) with latents for experts.
     """
 
     def __init__(
@@ -58,11 +69,12 @@ class CSRLoss(nn.Module):
         prefixes: Sequence[int] = (),
         recon_weight: float = 1.0,
         threshold: float = 1e-5,
+        balance: float = 0.0,
+        gather: bool = False,
     ) -> None:
         super().__init__()
-        if contrast not in ("self", "label", None):
-            raise ValueError(f"contrast: expected 'self', 'label' or None, got {contrast!r}")
-        weights = {"beta": beta, "gamma": gamma, "recon_weight": recon_weight}
+        check_contrast(contrast)
+        weights = {"beta": beta, "gamma": gamma, "recon_weight": recon_weight, "balance": balance}
         for name, weight in {**weights, "threshold": threshold}.items():
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"{name}: expected a number >= 0, got {weight}")
@@ -77,69 +89,131 @@ class CSRLoss(nn.Module):
         self.prefixes = tuple(sorted(set(prefixes)))
         self.recon_weight = recon_weight
         self.threshold = threshold
+        self.balance = balance
+        self.gather = gather
 
     def extra_repr(self) -> str:
         """What `print(loss)` shows."""
         return (
             f"beta={self.beta}, gamma={self.gamma}, temperature={self.temperature}, "
             f"contrast={self.contrast!r}, prefixes={self.prefixes}, "
-            f"recon_weight={self.recon_weight}"
+            f"recon_weight={self.recon_weight}, balance={self.balance}"
         )
 
     def forward(
-        self, model: SparseAutoencoder, x: Tensor, labels: Tensor | None = None
+        self,
+        model: SparseAutoencoder,
+        x: Tensor,
+        labels: Tensor | None = None,
+        *,
+        partners: Tensor | None = None,
+        partner_model: SparseAutoencoder | None = None,
+        k: int | None = None,
     ) -> dict[str, Tensor]:
         """The loss of a batch.
 
         Args:
             model: the autoencoder.
             x: embeddings [n, d].
-            labels: [n] integers, for contrast="label".
+            labels: [n] integers, for contrast="label". With "pair" and "clip" they may say
+                which partners are the same (captions of one image, a document asked for
+                twice): all partners of a row's label are then its positives.
+            partners: embeddings [n, d'] that belong to the rows of x, for contrast="pair"
+                and "clip"; reconstructed as x is.
+            partner_model: the adapter of the partners, over as many latents; None: `model`.
+            k: active latents in this step, where they are annealed; default the model's.
 
         Returns:
             Scalars by name: "loss" (the total, to call backward on), its unweighted terms
-            "recon", "recon_4k", "aux" and "contrast", and "dead", the share of latents that
-            are dead.
+            "recon", "recon_4k", "aux", "contrast" and "load", and "dead", the share of latents
+            that are dead. With two adapters each is the mean of both.
 
         Raises:
-            ValueError: if labels are missing, or a prefix is not below the model's k.
+            ValueError: if labels or partners are missing, or a prefix is not below k.
         """
+        k = model.k if k is None else k
+        self._check(model, labels, partners, partner_model, k)
+        if partners is None:
+            terms, codes = self._terms(model, x, k)
+            sides = [codes]
+        elif partner_model is None:
+            # One pass over both, so that dead latents are counted and revived over both.
+            terms, codes = self._terms(model, torch.cat([x, partners]), k)
+            sides = [codes[: len(x)], codes[len(x) :]]
+        else:
+            terms, codes = self._terms(model, x, k)
+            others, other_codes = self._terms(partner_model, partners, k)
+            terms = {name: (term + others[name]) / 2 for name, term in terms.items()}
+            sides = [codes, other_codes]
+        contrast = x.new_zeros(())
+        if self.contrast is not None:
+            if self.gather:
+                sides = [distributed.gather_codes(side) for side in sides]
+                labels = distributed.gather_rows(labels)
+            contrast = torch.stack(
+                [
+                    self._contrast([side.truncate(width) for side in sides], labels)
+                    for width in (*self.prefixes, k)
+                ]
+            ).mean()
+        total = self.recon_weight * (terms["recon"] + terms["recon_4k"] / 8)
+        total = total + self.beta * terms["aux"] + self.gamma * contrast
+        if self.balance:
+            total = total + self.balance * terms["load"]
+        return {"loss": total, **terms, "contrast": contrast}
+
+    def _check(
+        self,
+        model: SparseAutoencoder,
+        labels: Tensor | None,
+        partners: Tensor | None,
+        partner_model: SparseAutoencoder | None,
+        k: int,
+    ) -> None:
         if self.contrast == "label" and labels is None:
             raise ValueError(
                 "labels: expected [n] integers, since contrast='label'; "
                 "use contrast='self' for data without labels"
             )
-        if self.prefixes and self.prefixes[-1] >= model.k:
+        if (self.contrast in ("pair", "clip")) != (partners is not None):
             raise ValueError(
-                f"prefixes: expected k's below the model's k = {model.k}, got {self.prefixes}"
+                "partners: expected one embedding for each row with contrast='pair' or 'clip', "
+                f"and none otherwise; contrast is {self.contrast!r}"
             )
-        x, _, _ = model.standardize(x)
-        widths = (*self.prefixes, model.k)
-        widest = min(4 * model.k, model.hidden_dim)
-        ks = widths if widest == model.k else (*widths, widest)
-        wide, reconstructions = model.autoencode(x, ks)
-        if self.training and model.training:
-            model.update_stats(wide.truncate(model.k), self.threshold)
+        if partner_model is not None and partner_model.hidden_dim != model.hidden_dim:
+            raise ValueError(
+                f"partner_model: expected {model.hidden_dim} latents as the model has, "
+                f"got {partner_model.hidden_dim}; their codes are compared latent by latent"
+            )
+        if self.prefixes and self.prefixes[-1] >= k:
+            raise ValueError(
+                f"prefixes: expected k's below the model's k = {k}, got {self.prefixes}"
+            )
 
+    def _terms(
+        self, model: SparseAutoencoder, x: Tensor, k: int
+    ) -> tuple[dict[str, Tensor], SparseCodes]:
+        """The terms that need no other side, and the codes at k."""
+        x, _, _ = model.standardize(x)
+        widths = (*self.prefixes, k)
+        widest = min(4 * k, model.hidden_dim)
+        ks = widths if widest == k else (*widths, widest)
+        wide, reconstructions = model.autoencode(x, ks)
+        codes = wide.truncate(k)
+        if self.training and model.training:
+            model.update_stats(codes, self.threshold)
+            if self.gather:
+                distributed.minimum_(model.stats_last_nonzero)
         errors = [F.mse_loss(reconstruction, x) for reconstruction in reconstructions]
-        recon = torch.stack(errors[: len(widths)]).mean()
-        recon_4k = errors[-1]
         rest = (x - reconstructions[len(widths) - 1]).detach()
-        aux = self._aux(model, x, rest)
-        contrast = x.new_zeros(())
-        if self.contrast is not None:
-            contrast = torch.stack(
-                [self._contrast(wide.truncate(k), labels) for k in widths]
-            ).mean()
-        both = self.recon_weight * (recon + recon_4k / 8)
-        return {
-            "loss": both + self.beta * aux + self.gamma * contrast,
-            "recon": recon,
-            "recon_4k": recon_4k,
-            "aux": aux,
-            "contrast": contrast,
+        terms = {
+            "recon": torch.stack(errors[: len(widths)]).mean(),
+            "recon_4k": errors[-1],
+            "aux": self._aux(model, x, rest),
+            "load": load(codes, self.gather) if self.balance else x.new_zeros(()),
             "dead": model.dead.float().mean(),
         }
+        return terms, codes
 
     def _aux(self, model: SparseAutoencoder, x: Tensor, error: Tensor) -> Tensor:
         """What the dead latents leave of `error` [n, d], as a share of its variance."""
@@ -147,12 +221,42 @@ class CSRLoss(nn.Module):
         if explained is None:
             return x.new_zeros(())
         rest = explained - error
-        variance = (error.mean(0) - error).square().mean()
+        mean = error.mean(0)
+        if self.gather:
+            mean = distributed.mean_(mean)
+        variance = (mean - error).square().mean()
+        if self.gather:
+            variance = distributed.mean_(variance)
         usable = torch.isfinite(rest.detach().square().mean() / variance) & model.dead.any()
         # Both sides are chosen before dividing: 0 · inf in the backward would be NaN.
         rest = torch.where(usable, rest, torch.zeros_like(rest))
         return rest.square().mean() / torch.where(usable, variance, torch.ones_like(variance))
 
-    def _contrast(self, codes: SparseCodes, labels: Tensor | None) -> Tensor:
-        positives = labels if self.contrast == "label" else None
-        return csrkern.info_nce(codes, temperature=self.temperature, labels=positives)
+    def _contrast(self, sides: Sequence[SparseCodes], labels: Tensor | None) -> Tensor:
+        if len(sides) == 1:
+            positives = labels if self.contrast == "label" else None
+            return csrkern.info_nce(sides[0], temperature=self.temperature, labels=positives)
+        a, b = sides
+        both = None if labels is None else (labels, labels)
+        forth = csrkern.info_nce(a, b, temperature=self.temperature, labels=both)
+        if self.contrast == "pair":
+            return forth
+        return (forth + csrkern.info_nce(b, a, temperature=self.temperature, labels=both)) / 2
+
+
+def load(codes: SparseCodes, gather: bool = False) -> Tensor:
+    """How unevenly a batch uses its latents: 1 if all alike, `codes.dim` if one alone.
+
+    Differentiable in the values, the share of active entries being taken as it is. With
+    `gather` the batch is that of all processes.
+    """
+    if gather:
+        codes = distributed.gather_codes(codes)
+    active = codes.active
+    indices = codes.indices.long()
+    use = torch.zeros(codes.dim, dtype=codes.dtype, device=codes.device)
+    use = use.index_add(0, indices.flatten(), active.flatten().to(codes.dtype))
+    share = use / use.sum().clamp(min=1)
+    total = codes.values.sum()
+    weighted = (share[indices] * codes.values).sum()
+    return codes.dim * weighted / torch.where(total > 0, total, torch.ones_like(total))

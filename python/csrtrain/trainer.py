@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 from csrkern.nn import SparseAutoencoder
+from csrtrain import distributed
+from csrtrain.batches import Batch, BatchOrder, read_ahead
 from csrtrain.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
 from csrtrain.config import TrainConfig
-from csrtrain.data import (
-    Array,
-    Source,
-    check_rows_finite,
-    chunks,
-    load_embeddings,
-    load_labels,
-    rows,
-)
+from csrtrain.data import Source
 from csrtrain.loss import CSRLoss
+from csrtrain.prepare import Prepared, prepare
+from csrtrain.progress import progress_bar, scalar_log
+from csrtrain.stopping import Evaluate, Evaluation
 
 ADAM_EPS = 6.25e-10
 
@@ -42,7 +36,8 @@ class StepReport:
         steps: steps of the whole run.
         losses: the terms of `CSRLoss` by name, and "dead", the share of dead latents.
         lr: learning rate.
-        rows_per_second: rows trained on per second, over the run so far.
+        rows_per_second: rows trained on per second, over the run so far and by all processes.
+        score: of the evaluation after this step, if there was one.
     """
 
     step: int
@@ -50,6 +45,23 @@ class StepReport:
     losses: dict[str, float]
     lr: float
     rows_per_second: float
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is kept, shown and judged; the arguments of `train` of the same names."""
+
+    checkpoint_dir: str | os.PathLike[str] | None = None
+    checkpoint_every: int | None = None
+    resume: bool = False
+    evaluate: Evaluate | None = None
+    evaluate_every: int | None = None
+    patience: int | None = None
+    log_dir: str | os.PathLike[str] | None = None
+    progress: bool = True
+    on_step: Callable[[StepReport], None] | None = None
+    device: str | torch.device | None = None
 
 
 def train(
@@ -57,27 +69,47 @@ def train(
     labels: Source | None = None,
     config: TrainConfig | None = None,
     *,
+    partners: Source | None = None,
+    pairs: Source | None = None,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
     resume: bool = False,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int | None = None,
+    patience: int | None = None,
+    log_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     on_step: Callable[[StepReport], None] | None = None,
     device: str | torch.device | None = None,
 ) -> SparseAutoencoder:
     """Trains a sparse autoencoder on frozen embeddings.
 
-    Embeddings in mapped files are read batch by batch and never held whole. The same data,
-    config, device and number of threads give the same model, bit for bit, also through any
-    number of interruptions that are resumed. The global random state is left as it was.
+    Embeddings in mapped files are read batch by batch, ahead of the step that needs them, and
+    never held whole. The same data, config, device and number of threads give the same model,
+    bit for bit, also through any number of interruptions that are resumed. The global random
+    state is left as it was.
+
+    In a torch.distributed process group (`torchrun -m csrtrain train ...`) every process trains
+    on its share of each batch, and the run is that of one process but for rounding. Call with
+    the same arguments on each; checkpoints and logs are written by rank 0 and may be resumed
+    on another number of processes.
 
     Args:
         embeddings: [n, d], a path or an array; see `load_embeddings`.
         labels: [n] integers or strings, a path or an array; needed for contrast="label".
         config: settings; default `TrainConfig()`.
+        partners: [m, d] embeddings that belong to those of `embeddings` (documents to queries,
+            captions to images); needed for contrast="pair" and "clip".
+        pairs: [p, 2] rows of `embeddings` and of `partners` that belong together; None: those
+            of the same number.
         checkpoint_dir: folder for checkpoint.pt, written every `checkpoint_every` steps and
             at the end.
         checkpoint_every: default: ten times a run.
         resume: go on from the checkpoint in `checkpoint_dir`, or start if there is none.
+        evaluate: scores a model, more being better; then the best one is returned.
+        evaluate_every: steps between evaluations; default: ten times a run.
+        patience: stop after this many evaluations in a row without a better score.
+        log_dir: folder for TensorBoard scalars; needs `pip install csrkern[tensorboard]`.
         progress: show a progress bar with the loss, the dead latents and rows per second.
         on_step: called after every step with its StepReport; collect these for a history.
         device: where to train; default a CUDA device if there is one, else the CPU.
@@ -95,66 +127,166 @@ def train(
     """
     if isinstance(labels, TrainConfig):
         raise TypeError("labels: expected labels, got a TrainConfig; pass it as config=")
-    array = load_embeddings(embeddings, check_finite=False)
-    n, d = array.shape
-    if n < 2:
-        raise ValueError(f"embeddings: expected at least 2 rows to train on, got {n}")
-    config = (config or TrainConfig()).resolve(n, d)
+    options = RunOptions(
+        checkpoint_dir,
+        checkpoint_every,
+        resume,
+        evaluate,
+        evaluate_every,
+        patience,
+        log_dir,
+        progress,
+        on_step,
+        device,
+    )
+    config = config or TrainConfig()
+    if config.input_subspace == "auto":
+        from csrtrain.subspace_choice import choose_subspace
+
+        config = choose_subspace(embeddings, labels, config, partners, pairs, device=device)
+    (model,) = _run(prepare(embeddings, labels, config, partners, pairs), options)
+    return model
+
+
+def train_two(
+    embeddings: Source,
+    partners: Source,
+    config: TrainConfig | None = None,
+    *,
+    pairs: Source | None = None,
+    **options: Any,
+) -> tuple[SparseAutoencoder, SparseAutoencoder]:
+    """Trains an adapter for each of two modalities, with codes over the same latents.
+
+    Args:
+        embeddings: [n, d], of one modality.
+        partners: [m, d'], of the other; d' need not be d.
+        config: settings; default `TrainConfig(contrast="clip")`; contrast "clip" or "pair".
+        pairs: [p, 2] rows of both that belong together; None: those of the same number.
+        **options: those of `train` that say how a run is kept and shown. `evaluate` gets
+            the pair of models.
+
+    Returns:
+        The adapters of `embeddings` and of `partners`, in evaluation mode, on the CPU.
+
+    Raises: as `train`.
+    """
+    config = config or TrainConfig(contrast="clip")
+    if config.input_subspace == "auto":
+        raise ValueError("input_subspace: expected a number or None for two adapters, got 'auto'")
+    prepared = prepare(embeddings, None, config, partners, pairs, two=True)
+    first, second = _run(prepared, RunOptions(**options))
+    return first, second
+
+
+def _run(prepared: Prepared, options: RunOptions) -> list[SparseAutoencoder]:
+    """Trains the models of `prepared` and returns them as users get them."""
+    config = prepared.config
     assert config.steps is not None
     assert config.batch_size is not None
-    if resume and checkpoint_dir is None:
+    if options.resume and options.checkpoint_dir is None:
         raise ValueError("resume: expected a checkpoint_dir to resume from")
-    label_tensor = _labels_for(config, labels, n)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
+    if options.patience is not None and options.evaluate is None:
+        raise ValueError("patience: expected an evaluate function to judge by")
+    if config.batch_size % distributed.world_size():
+        raise ValueError(
+            f"batch_size: expected a multiple of the {distributed.world_size()} processes, "
+            f"got {config.batch_size}"
+        )
+    device = _device(options.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = _new_model(config, d)
-        mean, variance = _moments(array, model)
-        with torch.no_grad():
-            model.pre_bias.copy_(mean)
-        model.to(device).train()
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, eps=ADAM_EPS, fused=True)
-        data = _fingerprint(array, mean, label_tensor)
+        models = nn.ModuleList(prepared.new_models()).to(device).train()
+        optimizer = torch.optim.Adam(models.parameters(), lr=config.lr, eps=ADAM_EPS, fused=True)
+        every = max(1, config.steps // 10)
+        evaluation = None
+        if options.evaluate is not None:
+            evaluation = Evaluation(
+                options.evaluate, options.evaluate_every or every, options.patience
+            )
         start = 0
-        if checkpoint_dir is not None:
-            start = _resume(checkpoint_dir, resume, config, data, model, optimizer)
-        every = checkpoint_every or max(1, config.steps // 10)
+        if options.checkpoint_dir is not None:
+            start = _resume(options, prepared, models, optimizer, evaluation)
+        every = options.checkpoint_every or every
+        loss_of = loss_for(config, prepared.variance)
+        order = BatchOrder(len(prepared.examples), config.batch_size, config.seed)
 
-        loss_of = loss_for(config, variance)
-        order = BatchOrder(n, config.batch_size, config.seed)
+        def read(step: int) -> Batch:
+            return prepared.examples.read(distributed.own_share(order(step)))
+
+        def finished() -> Any:
+            made = prepared.finish(models)
+            return made[0] if len(made) == 1 else tuple(made)
+
+        first = distributed.rank() == 0
         began = time.perf_counter()
-        with _progress_bar(progress, start, config.steps) as show:
-            for step in range(start, config.steps):
-                index = order(step)
-                x = rows(array, index).to(device)
-                y = None if label_tensor is None else label_tensor[index].to(device)
-                for group in optimizer.param_groups:
-                    group["lr"] = config.lr_at(step)
-                terms = loss_of(model, x, y)
-                # One transfer for all of them: each would make a GPU wait.
-                values = torch.stack([term.detach() for term in terms.values()]).tolist()
-                losses = dict(zip(terms, values, strict=True))
-                _check_finite_loss(losses, step, index, x)
-                optimizer.zero_grad()
-                terms["loss"].backward()
-                optimizer.step()
-
+        with (
+            progress_bar(options.progress and first, start, config.steps) as show,
+            scalar_log(options.log_dir if first else None, start) as log,
+        ):
+            for step, batch in enumerate(read_ahead(read, start, config.steps), start):
+                if evaluation is not None and evaluation.over:
+                    break
+                losses = _step(step, batch, config, models, optimizer, loss_of, device)
                 done = step + 1
-                rate = (done - start) * len(index) / (time.perf_counter() - began)
+                rows_done = (done - start) * config.batch_size
+                rate = rows_done / (time.perf_counter() - began)
+                score = None
+                if evaluation is not None and evaluation.due(done, config.steps):
+                    score = evaluation.score(done, models, finished)
                 show(done, losses, rate)
-                if on_step is not None:
-                    on_step(StepReport(done, config.steps, losses, config.lr_at(step), rate))
-                if checkpoint_dir is not None and (done % every == 0 or done == config.steps):
+                scalars = {**losses, "lr": config.lr_at(step), "rows_per_second": rate}
+                log(done, scalars if score is None else {**scalars, "score": score})
+                due = done % every == 0 or done == config.steps
+                due = due or (evaluation is not None and evaluation.over)
+                if options.on_step is not None:
+                    options.on_step(
+                        StepReport(done, config.steps, losses, config.lr_at(step), rate, score)
+                    )
+                if options.checkpoint_dir is not None and first and due:
                     save_checkpoint(
-                        checkpoint_dir,
+                        options.checkpoint_dir,
                         step=done,
                         config=config,
-                        model=model,
+                        model=models,
                         optimizer=optimizer,
-                        data=data,
+                        data=prepared.fingerprint,
+                        best=None if evaluation is None else evaluation.best,
                     )
-    return model.cpu().eval()
+    if evaluation is not None and evaluation.best["model"] is not None:
+        models.load_state_dict(evaluation.best["model"])
+    return prepared.finish(models)
+
+
+def _step(
+    step: int,
+    batch: Batch,
+    config: TrainConfig,
+    models: nn.ModuleList,
+    optimizer: torch.optim.Optimizer,
+    loss_of: CSRLoss,
+    device: torch.device,
+) -> dict[str, float]:
+    """One optimiser step; the terms of its loss."""
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr_at(step)
+    x, labels, partners = (
+        None if part is None else part.to(device, non_blocking=True) for part in batch[1:]
+    )
+    other: Any = models[1] if len(models) == 2 else None
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast):
+        terms = loss_of(
+            models[0], x, labels, partners=partners, partner_model=other, k=config.k_at(step)
+        )
+    # One transfer for all of them: each would make a GPU wait.
+    stacked = torch.stack([term.detach().float() for term in terms.values()])
+    losses = dict(zip(terms, distributed.mean_(stacked).tolist(), strict=True))
+    _check_finite_loss(losses, step, batch)
+    optimizer.zero_grad()
+    terms["loss"].backward()
+    distributed.average_gradients(models.parameters())
+    optimizer.step()
+    return losses
 
 
 def loss_for(config: TrainConfig, variance: float = 1.0) -> CSRLoss:
@@ -167,147 +299,56 @@ def loss_for(config: TrainConfig, variance: float = 1.0) -> CSRLoss:
         config.contrast,
         prefixes=config.prefixes,
         recon_weight=1 / variance if config.relative_recon else 1.0,
+        balance=config.balance,
+        gather=True,
     )
 
 
-class BatchOrder:
-    """The rows of every batch: whole batches of one shuffle per epoch.
-
-    They follow from the seed and the step alone, so a resumed run needs no other position.
-    """
-
-    def __init__(self, n: int, batch_size: int, seed: int) -> None:
-        self._n = n
-        self._batch_size = batch_size
-        self._seed = seed
-        self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.long)
-
-    def __call__(self, step: int) -> Tensor:
-        """Row numbers [batch_size] of a step counted from 0, ascending."""
-        epoch, batch = divmod(step, self._n // self._batch_size)
-        if epoch != self._epoch:
-            mixed = np.random.SeedSequence((self._seed, epoch)).generate_state(1)
-            generator = torch.Generator().manual_seed(int(mixed[0]))
-            self._order = torch.randperm(self._n, generator=generator)
-            self._epoch = epoch
-        picked = self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
-        # Ascending rows read a mapped file forwards; the loss does not depend on the order.
-        return picked.sort().values
-
-
-def _labels_for(config: TrainConfig, labels: Source | None, n: int) -> Tensor | None:
-    if config.contrast != "label":
-        return None
-    if labels is None:
-        raise ValueError(
-            "labels: expected one per embedding, since contrast='label'; "
-            "use contrast='self' for data without labels"
-        )
-    return load_labels(labels, n=n)
-
-
-def _new_model(config: TrainConfig, d: int) -> SparseAutoencoder:
-    assert config.hidden_dim is not None
-    return SparseAutoencoder(
-        d,
-        config.hidden_dim,
-        config.k,
-        k_aux=config.k_aux,
-        normalize=config.normalize,
-        dead_threshold=config.dead_threshold,
-        tied=config.tied,
-    )
-
-
-def _moments(array: Array, model: SparseAutoencoder) -> tuple[Tensor, float]:
-    """(mean [d], variance per dimension) in the model's space; refuses rows not finite."""
-    total = torch.zeros(array.shape[1], dtype=torch.float64)
-    square = 0.0
-    for start, chunk in chunks(array):
-        check_rows_finite(chunk, start, "embeddings")
-        x = model.standardize(chunk)[0].double()
-        total += x.sum(0)
-        square += float(x.square().sum())
-    mean = total / len(array)
-    variance = square / (len(array) * len(mean)) - float(mean.square().mean())
-    if variance <= 1e-12 * float(mean.square().mean()):
-        raise ValueError("embeddings: expected rows that differ; all of them are equal")
-    return mean.float(), variance
-
-
-def _fingerprint(array: Array, mean: Tensor, labels: Tensor | None) -> dict[str, Any]:
-    """What tells one data set from another: its shape, mean and labels."""
-    label_sum = None if labels is None else zlib.crc32(labels.numpy().tobytes())
-    return {"shape": list(array.shape), "mean": mean.clone(), "labels": label_sum}
+def _device(wanted: str | torch.device | None) -> torch.device:
+    if wanted is not None:
+        return torch.device(wanted)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
 
 
 def _resume(
-    directory: str | os.PathLike[str],
-    resume: bool,
-    config: TrainConfig,
-    data: dict[str, Any],
-    model: SparseAutoencoder,
+    options: RunOptions,
+    prepared: Prepared,
+    models: nn.ModuleList,
     optimizer: torch.optim.Optimizer,
+    evaluation: Evaluation | None,
 ) -> int:
-    """Steps already done, after restoring the model, the optimiser and the random state."""
-    if not resume:
-        path = Path(directory) / FILE_NAME
+    """Steps already done, after restoring the models, the optimiser and the random state."""
+    assert options.checkpoint_dir is not None
+    if not options.resume:
+        path = Path(options.checkpoint_dir) / FILE_NAME
         if path.exists():
             raise FileExistsError(
                 f"{path} is there already: resume the run it belongs to (resume=True), "
                 "or choose another folder"
             )
         return 0
-    content = load_checkpoint(directory, config=config, data=data)
+    content = load_checkpoint(
+        options.checkpoint_dir, config=prepared.config, data=prepared.fingerprint
+    )
     if content is None:
         return 0
-    model.load_state_dict(content["model"])
+    models.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     torch.set_rng_state(content["rng"])
+    if evaluation is not None and content["best"] is not None:
+        evaluation.best = content["best"]
     return content["step"]
 
 
-def _check_finite_loss(losses: dict[str, float], step: int, index: Tensor, x: Tensor) -> None:
+def _check_finite_loss(losses: dict[str, float], step: int, batch: Batch) -> None:
     if math.isfinite(losses["loss"]):
         return
     terms = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-    first = ", ".join(map(str, index[:5].tolist()))
+    first = ", ".join(map(str, batch.numbers[:5].tolist()))
     raise FloatingPointError(
         f"step {step + 1}: the loss is not finite ({terms}) on the batch of rows {first}, ... "
-        f"(largest magnitude {float(x.abs().max()):.4g}); no step was taken on it. "
+        f"(largest magnitude {float(batch.x.abs().max()):.4g}); no step was taken on it. "
         "Try a lower learning rate (lr), or normalize=True for embeddings of large magnitude"
     )
-
-
-@contextlib.contextmanager
-def _progress_bar(
-    wanted: bool, start: int, steps: int
-) -> Iterator[Callable[[int, dict[str, float], float], None]]:
-    """Yields show(steps done, losses, rows per second)."""
-    if not wanted:
-        yield lambda done, losses, rate: None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
-        task = bar.add_task("train", total=steps, completed=start, state="")
-
-        def show(done: int, losses: dict[str, float], rate: float) -> None:
-            state = f"loss {losses['loss']:.4f}  dead {losses['dead']:.1%}  {rate:,.0f} rows/s"
-            bar.update(task, completed=done, state=state)
-
-        yield show

@@ -1,0 +1,108 @@
+"""The batches of a run: which rows, and what is read of them, ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csrtrain.data import Array, rows
+
+# Batches read ahead: one being read while another waits, so that reading hides behind a step.
+AHEAD = 2
+
+
+class Batch(NamedTuple):
+    """What one step trains on.
+
+    Attributes:
+        numbers: [n], of its rows, or of its pairs where partners are given.
+        x: embeddings [n, d].
+        labels: [n], or None.
+        partners: [n, d'], or None.
+    """
+
+    numbers: Tensor
+    x: Tensor
+    labels: Tensor | None
+    partners: Tensor | None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The rows, or pairs of rows, that a run trains on.
+
+    Attributes:
+        embeddings: [n, d].
+        labels: [n], or None.
+        partners: [m, d'], or None.
+        pairs: [p, 2] rows of embeddings and of partners that belong together; None without
+            partners.
+        project, project_partners: map rows to what the models see, or None.
+    """
+
+    embeddings: Array
+    labels: Tensor | None = None
+    partners: Array | None = None
+    pairs: Tensor | None = None
+    project: Callable[[Tensor], Tensor] | None = None
+    project_partners: Callable[[Tensor], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.embeddings) if self.pairs is None else len(self.pairs)
+
+    def read(self, index: Tensor) -> Batch:
+        """The batch of the examples at `index` [n]."""
+        if self.pairs is None or self.partners is None:
+            labels = None if self.labels is None else self.labels[index]
+            return Batch(index, _rows(self.embeddings, index, self.project), labels, None)
+        left, right = self.pairs[index].T
+        x = _rows(self.embeddings, left, self.project)
+        # A partner may stand in several pairs of a batch: its number tells which are the same.
+        return Batch(index, x, right, _rows(self.partners, right, self.project_partners))
+
+
+def _rows(array: Array, index: Tensor, project: Callable[[Tensor], Tensor] | None) -> Tensor:
+    picked = rows(array, index)
+    return picked if project is None else project(picked)
+
+
+class BatchOrder:
+    """The rows of every batch: whole batches of one shuffle per epoch.
+
+    They follow from the seed and the step alone, so a resumed run needs no other position.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        self._n = n
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.long)
+
+    def __call__(self, step: int) -> Tensor:
+        """Row numbers [batch_size] of a step counted from 0, ascending."""
+        epoch, batch = divmod(step, self._n // self._batch_size)
+        if epoch != self._epoch:
+            mixed = np.random.SeedSequence((self._seed, epoch)).generate_state(1)
+            generator = torch.Generator().manual_seed(int(mixed[0]))
+            self._order = torch.randperm(self._n, generator=generator)
+            self._epoch = epoch
+        picked = self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
+        # Ascending rows read a mapped file forwards; the loss does not depend on the order.
+        return picked.sort().values
+
+
+def read_ahead(read: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+    """read(start), ..., read(stop - 1), each begun by another thread before it is asked for."""
+    with ThreadPoolExecutor(1, "csrtrain-reader") as reader:
+        waiting: list[Future[Batch]] = []
+        for step in range(start, stop):
+            while len(waiting) < AHEAD and step + len(waiting) < stop:
+                waiting.append(reader.submit(read, step + len(waiting)))
+            yield waiting.pop(0).result()

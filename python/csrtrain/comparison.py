@@ -1,0 +1,202 @@
+"""Every way to a smaller vector under one roof, at equal dimensions and at equal bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csrkern.codes import SparseCodes
+from csrkern.nn import SparseAutoencoder
+from csrtrain.baselines import PCA, dense_bytes, largest_entries, sparse_bytes, truncate
+from csrtrain.least_squares import refit
+from csrtrain.matryoshka import MatryoshkaAdapter
+from csrtrain.metrics import Judgements, Vectors, linear_probe, search, v_measure
+from csrtrain.quantize import int8, product_quantized, search_binary
+
+SOFT = 0.5
+
+
+@dataclass(frozen=True)
+class Task:
+    """What vectors are judged on: by labels, or by relevance.
+
+    Attributes:
+        database, queries: embeddings [N, d] and [n, d].
+        database_labels, query_labels: [N] and [n], for 1-NN accuracy and more.
+        judgements: relevance, for nDCG@10 and more, where there are no labels.
+        probes: also a linear probe and k-means on the labels; needs scikit-learn.
+    """
+
+    database: Tensor
+    queries: Tensor
+    database_labels: Tensor | None = None
+    query_labels: Tensor | None = None
+    judgements: Judgements | None = None
+    probes: bool = False
+
+    @property
+    def depth(self) -> int:
+        """How many neighbours a query needs."""
+        return 10 if self.judgements is not None else 1
+
+    def scores(self, ids: np.ndarray) -> dict[str, float]:
+        """Scores 0..1 of neighbours ids [n, depth], the main one first."""
+        if self.judgements is not None:
+            return {
+                "ndcg@10": self.judgements.ndcg(ids),
+                "recall@10": self.judgements.recall(ids, 10),
+                "mrr@10": self.judgements.mrr(ids),
+                "hit@1": self.judgements.hits(ids, 1),
+                "hit@5": self.judgements.hits(ids, 5),
+                "hit@10": self.judgements.hits(ids, 10),
+            }
+        assert self.database_labels is not None
+        assert self.query_labels is not None
+        nearest = torch.from_numpy(ids[:, 0].copy())
+        right = (self.database_labels[nearest.clamp(min=0)] == self.query_labels) & (nearest >= 0)
+        return {"1-nn": float(right.float().mean())}
+
+    def probe(self, database: Vectors, queries: Vectors) -> dict[str, float]:
+        """Scores of a linear probe and of k-means, where `probes` asks for them."""
+        if not self.probes or self.database_labels is None or self.query_labels is None:
+            return {}
+        return {
+            "linear": linear_probe(database, self.database_labels, queries, self.query_labels),
+            "v-measure": v_measure(queries, self.query_labels),
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of a comparison.
+
+    Attributes:
+        method: its name.
+        active: numbers that a vector holds: dimensions, or active latents.
+        bytes_per_vector: as stored for the database; float16 numbers, 2-byte indices.
+        scores: 0..1 by name, the main one first.
+    """
+
+    method: str
+    active: int
+    bytes_per_vector: int
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+def compare_dense(task: Task, train: Tensor, ks: Sequence[int]) -> Iterator[Result]:
+    """Baselines that need no training: dense, PCA, first dimensions, top-k, and fewer bits.
+
+    For every k: PCA and the first dimensions at k numbers and at the bytes of a k-sparse code
+    (2k numbers), the k largest entries, and what takes at most those 4k bytes of int8 on
+    principal directions, signs, PQ and OPQ (these two where FAISS is installed).
+    """
+    d = train.shape[1]
+    both = task.database, task.queries
+    yield _dense(task, "dense", d, dense_bytes(d), *both)
+    yield _dense(task, "int8", d, d, int8(train, both[0]), both[1])
+    ids = search_binary(*both, train.mean(0), task.depth)
+    yield Result("binary, re-scored", d, -(-d // 8), task.scores(ids))
+    pca = PCA(train)
+    for dims in sorted({*ks, *(2 * k for k in ks)}):
+        if dims <= d:
+            yield _dense(
+                task, "PCA", dims, dense_bytes(dims), *(pca.project(side, dims) for side in both)
+            )
+            yield _dense(
+                task,
+                "first dims",
+                dims,
+                dense_bytes(dims),
+                *(truncate(side, dims) for side in both),
+            )
+    for k in ks:
+        if k <= d:
+            sides = (largest_entries(side, k) for side in both)
+            yield _dense(task, "top-k, untrained", k, sparse_bytes(k, d), *sides)
+        if 4 * k <= d:
+            x, database, queries = (pca.project(side, 4 * k) for side in (train, *both))
+            yield _dense(task, "PCA int8", 4 * k, 4 * k, int8(x, database), queries)
+        n_bytes = max(size for size in range(1, 4 * k + 1) if d % size == 0)
+        if find_spec("faiss") is not None:
+            for method, rotate in (("PQ", False), ("OPQ", True)):
+                stored = product_quantized(train, both[0], n_bytes, rotate=rotate)
+                yield _dense(task, method, n_bytes, n_bytes, stored, both[1])
+
+
+def compare_adapter(
+    task: Task, adapter: MatryoshkaAdapter, ks: Sequence[int], method: str = "Matryoshka adapter"
+) -> Iterator[Result]:
+    """A Matryoshka adapter at k dimensions and at the bytes of a k-sparse code."""
+    database, queries = (adapter(side) for side in (task.database, task.queries))
+    for dims in sorted({*ks, *(2 * k for k in ks)}):
+        if dims <= database.shape[1]:
+            sides = database[:, :dims], queries[:, :dims]
+            yield _dense(task, method, dims, dense_bytes(dims), *sides)
+
+
+@torch.no_grad()
+def compare_codes(
+    task: Task,
+    models: SparseAutoencoder | Mapping[int, SparseAutoencoder],
+    ks: Sequence[int],
+    method: str = "CSR",
+    *,
+    asymmetric: bool = True,
+) -> Iterator[Result]:
+    """Codes of one model for every k, or of a model for each k.
+
+    At every k: codes with codes as they are; the same with the square roots of the values
+    (`SparseCodes.power`); and, with `asymmetric`, dense queries with the reconstructions of
+    stored codes, as encoded and with values fitted again (`csrtrain.refit`). All take the same
+    bytes.
+    """
+    for k in ks:
+        model = models if isinstance(models, SparseAutoencoder) else models[k]
+        database, queries = (
+            SparseCodes.cat([model.encode(part, k) for part in side.split(4096)])
+            for side in (task.database, task.queries)
+        )
+        size = sparse_bytes(k, model.hidden_dim)
+        for name, codes, asked in (
+            (method, database, queries),
+            (f"{method}, roots", database.power(SOFT), queries.power(SOFT)),
+        ):
+            scores = task.scores(search(codes, asked, task.depth))
+            yield Result(name, k, size, {**scores, **task.probe(codes, asked)})
+        if asymmetric:
+            for name, codes in (
+                (f"{method}, asymmetric", database),
+                (f"{method}, asymmetric, refitted", refit(model, task.database, database)),
+            ):
+                # Stored in float16, as the index would hold them.
+                stored = SparseCodes(codes.values.half().float(), codes.indices, codes.dim)
+                rebuilt = _rebuilt(model, stored, task.database)
+                yield _dense(task, name, k, size, rebuilt, task.queries, half=False)
+
+
+def _rebuilt(model: SparseAutoencoder, codes: SparseCodes, x: Tensor) -> Tensor:
+    _, mean, deviation = model.standardize(x)
+    parts = [model.decode(codes[i : i + 4096]) for i in range(0, len(codes), 4096)]
+    return torch.cat(parts) * deviation + mean
+
+
+def _dense(
+    task: Task,
+    method: str,
+    active: int,
+    size: int,
+    *sides: Tensor,
+    half: bool = True,
+) -> Result:
+    database, queries = sides
+    if half and size >= dense_bytes(active):
+        # Scored as stored: in float16, at norm 1.
+        unit: Callable[[Tensor], Tensor] = torch.nn.functional.normalize
+        database, queries = unit(database).half(), unit(queries).half()
+    scores = task.scores(search(database, queries, task.depth))
+    return Result(method, active, size, {**scores, **task.probe(database, queries)})

@@ -1,0 +1,110 @@
+"""Training on several processes: what must be summed or gathered for them to act as one.
+
+Every process holds the whole model and a slice of each batch, in the order of the ranks. The
+contrast is computed on the gathered codes of all ranks by each of them, so that the joint
+batch has the same positives and negatives as on one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from csrkern.codes import SparseCodes
+
+
+def active() -> bool:
+    """Whether this process is one of several of a process group."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """The number of this process, 0 where it is alone."""
+    return dist.get_rank() if active() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if active() else 1
+
+
+def own_share(index: Tensor) -> Tensor:
+    """The slice of a batch's rows [n] that this process trains on, n / world_size of them."""
+    size = len(index) // world_size()
+    return index[rank() * size : (rank() + 1) * size]
+
+
+def mean_(tensor: Tensor) -> Tensor:
+    """`tensor` replaced by its mean over all processes."""
+    if active():
+        dist.all_reduce(tensor)
+        tensor /= world_size()
+    return tensor
+
+
+def minimum_(tensor: Tensor) -> Tensor:
+    """`tensor` replaced by its least value over all processes."""
+    if active():
+        dist.all_reduce(tensor, dist.ReduceOp.MIN)
+    return tensor
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Gradients replaced by their means over all processes, in one message."""
+    if not active():
+        return
+    held = [p for p in parameters if p.requires_grad]
+    flat = torch.cat([(p.new_zeros(p.shape) if p.grad is None else p.grad).flatten() for p in held])
+    mean_(flat)
+    for p, part in zip(held, flat.split([p.numel() for p in held]), strict=True):
+        p.grad = part.view_as(p)
+
+
+def from_first(value: Any) -> Any:
+    """The value that rank 0 passes, on every rank."""
+    if not active():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_codes(codes: SparseCodes) -> SparseCodes:
+    """The codes of all processes, in the order of the ranks.
+
+    Meant for a loss that every process computes whole: its gradients are averaged over the
+    processes afterwards, so each passes on its own rows' gradient times the number of processes.
+    """
+    if not active():
+        return codes
+    return SparseCodes(_Gather.apply(codes.values), torch.cat(_all(codes.indices)), codes.dim)
+
+
+def gather_rows(tensor: Tensor | None) -> Tensor | None:
+    """The rows [n, ...] of all processes, without gradient."""
+    return tensor if tensor is None or not active() else torch.cat(_all(tensor))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.rows = len(values)
+        return torch.cat(_all(values))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        begin = rank() * ctx.rows
+        return grads[0][begin : begin + ctx.rows] * world_size()
+
+
+def _all(tensor: Tensor) -> list[Tensor]:
+    parts = [
+        torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        for _ in range(world_size())
+    ]
+    dist.all_gather(parts, tensor.detach().contiguous())
+    return parts

@@ -1,0 +1,146 @@
+"""Scores of rankings, probes and clusterings, on dense vectors and on codes alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import csrkern
+from csrkern.codes import SparseCodes
+
+Vectors = Tensor | SparseCodes
+
+# A block of float32 scores this large stays small beside the data.
+_BLOCK_SCORES = 1 << 25
+
+
+class Judgements:
+    """Which documents are relevant to which queries, and how much.
+
+    Args:
+        rows: [m, 3] integers (query, document, grade), or [m, 2] where every grade is 1; rows of
+            grade 0 or less do not count.
+        n_queries: queries without a relevant document are left out of every mean.
+
+    Raises:
+        ValueError: if the shape does not fit, a query is out of range, or nothing is relevant.
+    """
+
+    def __init__(self, rows: Any, n_queries: int) -> None:
+        found = np.asarray(rows)
+        if found.ndim != 2 or found.shape[1] not in (2, 3):
+            raise ValueError(
+                f"qrels: expected rows of (query, document, grade), got {list(found.shape)}"
+            )
+        if len(found) and not (found[:, 0].min() >= 0 and found[:, 0].max() < n_queries):
+            raise ValueError(f"qrels: expected queries in 0..{n_queries - 1}")
+        self.relevant: dict[int, dict[int, float]] = {}
+        for row in found.tolist():
+            query, document, grade = (*row, 1)[:3]
+            if grade > 0:
+                self.relevant.setdefault(query, {})[document] = float(grade)
+        if not self.relevant:
+            raise ValueError("qrels: expected at least one relevant document, got none")
+
+    def ndcg(self, ids: np.ndarray, depth: int = 10) -> float:
+        """Mean nDCG at `depth` of ranked documents ids [n, >= depth]; -1 is no document.
+
+        The ideal is over all relevant documents of a query, found or not.
+        """
+        discounts = 1 / np.log2(np.arange(2, depth + 2))
+        total = 0.0
+        for query, grades in self.relevant.items():
+            gains = [grades.get(int(i), 0.0) for i in ids[query, :depth]]
+            ideal = sorted(grades.values(), reverse=True)[:depth]
+            total += float(np.dot(gains, discounts[: len(gains)])) / float(
+                np.dot(ideal, discounts[: len(ideal)])
+            )
+        return total / len(self.relevant)
+
+    def recall(self, ids: np.ndarray, depth: int) -> float:
+        """Mean share of a query's relevant documents among its first `depth`."""
+        shares = (
+            len(grades.keys() & set(ids[query, :depth].tolist())) / len(grades)
+            for query, grades in self.relevant.items()
+        )
+        return sum(shares) / len(self.relevant)
+
+    def hits(self, ids: np.ndarray, depth: int) -> float:
+        """Share of queries with a relevant document among the first `depth`: image–text R@k."""
+        found = (
+            not grades.keys().isdisjoint(ids[query, :depth].tolist())
+            for query, grades in self.relevant.items()
+        )
+        return sum(found) / len(self.relevant)
+
+    def mrr(self, ids: np.ndarray, depth: int = 10) -> float:
+        """Mean over queries of 1 / rank of the first relevant document; 0 beyond `depth`."""
+        total = 0.0
+        for query, grades in self.relevant.items():
+            ranks = (r for r, i in enumerate(ids[query, :depth], 1) if int(i) in grades)
+            total += 1 / next(ranks, np.inf)
+        return total / len(self.relevant)
+
+
+def search(database: Vectors, queries: Vectors, topk: int) -> np.ndarray:
+    """[n, topk] the rows of `database` nearest to each query by cosine, best first, exactly.
+
+    Args:
+        database, queries: both dense [N, d] and [n, d], or both SparseCodes over the same
+            latents, which the inverted index searches with values in float16. A query of zeros
+            finds nothing: -1.
+        topk: capped by N.
+    """
+    topk = min(topk, len(database))
+    if isinstance(database, SparseCodes):
+        assert isinstance(queries, SparseCodes)
+        index = csrkern.InvertedIndex.build(database, metric="cosine", values="float16")
+        return index.search(queries, topk=topk)[1]
+    assert isinstance(queries, Tensor)
+    # Normalising by max(norm, eps) leaves zero rows zero, where dividing would give NaN.
+    unit = torch.nn.functional.normalize(database.float(), dim=1, eps=1e-30)
+    block = max(1, _BLOCK_SCORES // len(database))
+    found = [(part.float() @ unit.T).topk(topk, 1).indices for part in queries.split(block)]
+    return torch.where((queries != 0).any(1, keepdim=True), torch.cat(found), -1).numpy()
+
+
+def linear_probe(train: Vectors, train_labels: Tensor, test: Vectors, test_labels: Tensor) -> float:
+    """Accuracy of a logistic regression on vectors at norm 1.
+
+    Raises:
+        ImportError: if scikit-learn is missing.
+    """
+    regression = _sklearn("linear_model").LogisticRegression(C=10.0, max_iter=200)
+    regression.fit(_matrix(train), train_labels.numpy())
+    return float(regression.score(_matrix(test), test_labels.numpy()))
+
+
+def v_measure(vectors: Vectors, labels: Tensor, seed: int = 0) -> float:
+    """V-measure of a k-means clustering of vectors at norm 1, as many clusters as labels.
+
+    Raises:
+        ImportError: if scikit-learn is missing.
+    """
+    count = len(labels.unique())
+    clustering = _sklearn("cluster").KMeans(count, n_init=1, random_state=seed)
+    found = clustering.fit_predict(_matrix(vectors))
+    return float(_sklearn("metrics").v_measure_score(labels.numpy(), found))
+
+
+def _matrix(vectors: Vectors) -> Any:
+    """Unit rows as NumPy or SciPy holds them."""
+    if isinstance(vectors, SparseCodes):
+        return vectors.normalize().to_scipy()
+    return torch.nn.functional.normalize(vectors.float(), dim=1).numpy()
+
+
+def _sklearn(module: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(f"sklearn.{module}")
+    except ImportError as error:
+        raise ImportError("this measure needs scikit-learn: pip install 'csrkern[eval]'") from error

@@ -1,0 +1,214 @@
+"""What a run needs before its first step: checked data, settings, new models."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from csrkern.nn import SparseAutoencoder
+from csrtrain.baselines import PCA
+from csrtrain.batches import Examples
+from csrtrain.config import TrainConfig
+from csrtrain.data import (
+    Array,
+    Source,
+    check_rows_finite,
+    chunks,
+    load_embeddings,
+    load_labels,
+    read_integers,
+)
+from csrtrain.subspace import Subspace
+
+
+@dataclass(frozen=True)
+class Side:
+    """The embeddings that one adapter is for.
+
+    Attributes:
+        width: what the adapter sees of them, d or the dimensions of the subspace.
+        mean: [width], of what it sees.
+        variance: of that, per dimension.
+        subspace: what the rows are projected to, or None.
+        fingerprint: [d], the mean of the embeddings, to tell one data set from another.
+    """
+
+    width: int
+    mean: Tensor
+    variance: float
+    subspace: Subspace | None
+    fingerprint: Tensor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its first step.
+
+    Attributes:
+        config: resolved.
+        examples: what it trains on.
+        sides: one for each adapter.
+        fingerprint: tells its data from other data.
+    """
+
+    config: TrainConfig
+    examples: Examples
+    sides: Sequence[Side]
+    fingerprint: dict[str, Any]
+
+    @property
+    def variance(self) -> float:
+        """Of what the adapters see, per dimension."""
+        return sum(side.variance for side in self.sides) / len(self.sides)
+
+    def new_models(self) -> list[SparseAutoencoder]:
+        """An adapter for each side, its pre_bias at the mean."""
+        models = []
+        for side in self.sides:
+            models.append(new_model(self.config, side.width))
+            with torch.no_grad():
+                models[-1].pre_bias.copy_(side.mean)
+                if self.config.unit_scale:
+                    for linear in (models[-1].encoder, models[-1].decoder.linear):
+                        linear.weight.copy_(nn.functional.normalize(linear.weight, dim=1))
+        return models
+
+    def finish(self, models: nn.ModuleList) -> list[SparseAutoencoder]:
+        """Copies of the models for embeddings as they are, in evaluation mode, on the CPU."""
+        done = []
+        for side, model in zip(self.sides, models, strict=True):
+            assert isinstance(model, SparseAutoencoder)
+            copied = copy.deepcopy(model).cpu()
+            done.append((copied if side.subspace is None else side.subspace.fold(copied)).eval())
+        return done
+
+
+def prepare(
+    embeddings: Source,
+    labels: Source | None,
+    config: TrainConfig,
+    partners: Source | None = None,
+    pairs: Source | None = None,
+    *,
+    two: bool = False,
+) -> Prepared:
+    """Reads everything once and checks it; arguments as for `train`.
+
+    Raises:
+        TypeError, ValueError: if the data or the settings do not fit.
+    """
+    array = load_embeddings(embeddings, check_finite=False)
+    if len(array) < 2:
+        raise ValueError(f"embeddings: expected at least 2 rows to train on, got {len(array)}")
+    other = None if partners is None else load_embeddings(partners, check_finite=False)
+    paired = config.contrast in ("pair", "clip")
+    if paired != (other is not None):
+        raise ValueError(
+            "partners: expected embeddings with contrast='pair' or 'clip', and none otherwise; "
+            f"contrast is {config.contrast!r}"
+        )
+    label_tensor = _labels_for(config, labels, len(array))
+    pair_tensor = None if other is None else read_pairs(pairs, len(array), len(other))
+    if other is not None and not two and other.shape[1] != array.shape[1]:
+        raise ValueError(
+            f"partners: expected {array.shape[1]} dimensions as the embeddings have, got "
+            f"{other.shape[1]}; train_two trains an adapter for each"
+        )
+    n = len(array) if pair_tensor is None else len(pair_tensor)
+    config = config.resolve(n, array.shape[1])
+    groups = [[array]] if other is None else [[array], [other]] if two else [[array, other]]
+    sides = [_side(group, config) for group in groups]
+    projections = [None if side.subspace is None else side.subspace.project for side in sides]
+    examples = Examples(array, label_tensor, other, pair_tensor, projections[0], projections[-1])
+    numbers = label_tensor if pair_tensor is None else pair_tensor
+    fingerprint = {
+        "shape": [list(part.shape) for part in (array, other) if part is not None],
+        "mean": torch.cat([side.fingerprint for side in sides]),
+        "labels": None if numbers is None else zlib.crc32(numbers.numpy().tobytes()),
+    }
+    return Prepared(config, examples, sides, fingerprint)
+
+
+def new_model(config: TrainConfig, d: int) -> SparseAutoencoder:
+    """An untrained model of a resolved config for embeddings of width d."""
+    assert config.hidden_dim is not None
+    return SparseAutoencoder(
+        d,
+        config.hidden_dim,
+        config.k,
+        k_aux=config.k_aux,
+        normalize=config.normalize,
+        dead_threshold=config.dead_threshold,
+        tied=config.tied,
+    )
+
+
+def _side(arrays: Sequence[Array], config: TrainConfig) -> Side:
+    with torch.device("meta"):  # no weights, and no random numbers drawn for them
+        model = new_model(config, arrays[0].shape[1])
+    mean, variance = _moments(arrays, model)
+    if config.input_subspace is None and not config.whitening and not config.unit_scale:
+        return Side(len(mean), mean, variance, None, mean)
+    width = config.input_subspace or len(mean)
+    assert isinstance(width, int)
+    subspace = Subspace(PCA(*arrays), width, config.whitening)
+    return Side(width, torch.zeros(width), subspace.variance, subspace, mean)
+
+
+def _moments(arrays: Sequence[Array], model: SparseAutoencoder) -> tuple[Tensor, float]:
+    """(mean [d], variance per dimension) in the model's space; refuses rows not finite."""
+    total = torch.zeros(arrays[0].shape[1], dtype=torch.float64)
+    square = 0.0
+    n = sum(map(len, arrays))
+    for array, name in zip(arrays, ("embeddings", "partners"), strict=False):
+        for start, chunk in chunks(array):
+            check_rows_finite(chunk, start, name)
+            x = model.standardize(chunk)[0].double()
+            total += x.sum(0)
+            square += float(x.square().sum())
+    mean = total / n
+    variance = square / (n * len(mean)) - float(mean.square().mean())
+    if variance <= 1e-12 * float(mean.square().mean()):
+        raise ValueError("embeddings: expected rows that differ; all of them are equal")
+    return mean.float(), variance
+
+
+def _labels_for(config: TrainConfig, labels: Source | None, n: int) -> Tensor | None:
+    if config.contrast != "label":
+        return None
+    if labels is None:
+        raise ValueError(
+            "labels: expected one per embedding, since contrast='label'; "
+            "use contrast='self' for data without labels"
+        )
+    return load_labels(labels, n=n)
+
+
+def read_pairs(pairs: Source | None, n: int, m: int) -> Tensor:
+    """[p, 2] int64 rows of n embeddings and of m partners that belong together, checked."""
+    if pairs is None:
+        if n != m:
+            raise ValueError(
+                f"partners: expected {n} rows, one for each embedding, got {m}; "
+                "give pairs=[p, 2] where they do not belong together row by row"
+            )
+        return torch.arange(n)[:, None].expand(n, 2).contiguous()
+    found = torch.from_numpy(read_integers(pairs).astype(np.int64))
+    if found.shape[1] != 2 or len(found) < 2:
+        raise ValueError(
+            f"pairs: expected integers [p, 2] and at least 2 pairs, got {list(found.shape)}"
+        )
+    low, high = found.amin(0).tolist(), found.amax(0).tolist()
+    if min(low) < 0 or high[0] >= n or high[1] >= m:
+        raise ValueError(
+            f"pairs: expected rows of {n} embeddings and {m} partners, got {low[0]}..{high[0]} "
+            f"and {low[1]}..{high[1]}"
+        )
+    return found

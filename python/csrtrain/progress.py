@@ -1,0 +1,68 @@
+"""What a run shows while it trains: a progress bar, and scalars for TensorBoard."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+
+Show = Callable[[int, Mapping[str, float], float], None]
+Log = Callable[[int, Mapping[str, float]], None]
+
+
+@contextlib.contextmanager
+def progress_bar(wanted: bool, start: int, steps: int) -> Iterator[Show]:
+    """Yields show(steps done, losses, rows per second)."""
+    if not wanted:
+        yield lambda done, losses, rate: None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task("train", total=steps, completed=start, state="")
+
+        def show(done: int, losses: Mapping[str, float], rate: float) -> None:
+            state = f"loss {losses['loss']:.4f}  dead {losses['dead']:.1%}  {rate:,.0f} rows/s"
+            bar.update(task, completed=done, state=state)
+
+        yield show
+
+
+@contextlib.contextmanager
+def scalar_log(folder: str | os.PathLike[str] | None, start: int) -> Iterator[Log]:
+    """Yields log(steps done, scalars by name), which writes TensorBoard event files.
+
+    Scalars of steps after `start` that an interrupted run left there are hidden.
+
+    Raises:
+        ImportError: if the package tensorboard is missing.
+    """
+    if folder is None:
+        yield lambda done, scalars: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "log_dir needs the package tensorboard: pip install 'csrkern[tensorboard]'"
+        ) from error
+    with SummaryWriter(os.fspath(folder), purge_step=start + 1) as writer:
+
+        def log(done: int, scalars: Mapping[str, float]) -> None:
+            for name, value in scalars.items():
+                writer.add_scalar(name, value, done)
+
+        yield log

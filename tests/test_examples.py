@@ -1,0 +1,69 @@
+"""The examples train; those for other frameworks where these are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Batches this small gain nothing from a second thread, and wait for it on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def example(name: str):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def rows() -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.arange(512) % 8
+    return torch.randn(8, 24)[labels] + 0.3 * torch.randn(512, 24), labels
+
+
+def unexplained(model, x) -> float:
+    return float((model(x)[0] - x).square().sum() / (x - x.mean(0)).square().sum())
+
+
+def test_plain_pytorch(rows, capsys):
+    model = example("plain_pytorch").fit(rows[0], k=4, epochs=60)
+    assert unexplained(model, rows[0]) < 0.9
+    assert "epoch 60" in capsys.readouterr().out
+
+
+def test_lightning(rows, tmp_path):
+    pytest.importorskip("lightning")
+    model = example("lightning_module").fit(
+        *rows,
+        k=4,
+        epochs=100,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    codes = model.encode(rows[0]).normalize().to_dense()
+    nearest = (codes @ codes.T).fill_diagonal_(-1).argmax(1)
+    assert float((rows[1][nearest] == rows[1]).float().mean()) > 0.9
+
+
+def test_hugging_face(rows, tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    model = example("hf_trainer").fit(
+        rows[0], str(tmp_path), k=4, epochs=100, use_cpu=True, save_strategy="no", disable_tqdm=True
+    )
+    assert unexplained(model, rows[0]) < 0.95

@@ -1,0 +1,209 @@
+"""Rankings, probes and the comparison against direct computations and other libraries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csrkern.codes import SparseCodes
+from csrkern.nn import SparseAutoencoder
+from csrtrain.comparison import Task, compare_adapter, compare_codes, compare_dense
+from csrtrain.matryoshka import train_matryoshka
+from csrtrain.metrics import Judgements, linear_probe, search, v_measure
+from csrtrain.quantize import int8, product_quantized, search_binary
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Batches this small gain nothing from a second thread, and wait for it on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def clusters(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    centres = torch.randn(8, 16, generator=torch.Generator().manual_seed(0)) + 0.5
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(8, (n,), generator=generator)
+    return centres[labels] + 0.6 * torch.randn(n, 16, generator=generator), labels
+
+
+def test_published_bug_2_the_ideal_of_ndcg_counts_what_was_not_found():
+    """One of five relevant documents found, in the first place: 0.339, not 1."""
+    qrels = Judgements([(0, document, 1) for document in range(5)], 1)
+    ids = np.array([[0, 90, 91, 92, 93, 94, 95, 96, 97, 98]])
+    ideal = sum(1 / np.log2(rank + 1) for rank in range(1, 6))
+    assert qrels.ndcg(ids) == pytest.approx(1 / ideal)
+    assert qrels.ndcg(ids) < 0.34
+
+
+def test_scores_of_a_small_ranking():
+    qrels = Judgements([(0, 1, 2), (0, 2, 1), (1, 5, 1), (2, 3, 0)], 4)
+    ids = np.array([[7, 1, 2], [5, 6, 7], [3, 3, 3], [-1, -1, -1]])
+    log3, log2_4 = 1 / np.log2(3), 1 / np.log2(4)
+    first = (2 * log3 + log2_4) / (2 + log3)
+    assert qrels.ndcg(ids) == pytest.approx((first + 1) / 2)
+    assert qrels.recall(ids, 2) == pytest.approx((0.5 + 1) / 2)
+    assert qrels.mrr(ids) == pytest.approx((0.5 + 1) / 2)
+    assert qrels.mrr(ids, 1) == pytest.approx(0.5)
+    assert (qrels.hits(ids, 1), qrels.hits(ids, 2)) == (0.5, 1.0)
+
+
+def judged(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    ids = np.stack([rng.permutation(40)[:15] for _ in range(12)])
+    rows = [
+        (q, d, int(rng.integers(0, 4))) for q in range(12) for d in rng.permutation(40)[:8].tolist()
+    ]
+    return ids, np.array([*rows, *((q, 39 - q, 3) for q in range(12))])
+
+
+def unique(rows: np.ndarray) -> dict[int, dict[int, int]]:
+    table: dict[int, dict[int, int]] = {}
+    for q, d, grade in rows.tolist():
+        table.setdefault(q, {})[d] = grade
+    return table
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_equal_those_of_ranx(seed):
+    ranx = pytest.importorskip("ranx")
+    ids, rows = judged(seed)
+    table = unique(rows)
+    ours = Judgements([(q, d, g) for q, ds in table.items() for d, g in ds.items()], 12)
+    qrels = ranx.Qrels({str(q): {str(d): g for d, g in ds.items() if g} for q, ds in table.items()})
+    run = ranx.Run(
+        {str(q): {str(d): 1.0 / (r + 1) for r, d in enumerate(row)} for q, row in enumerate(ids)}
+    )
+    names = ["ndcg@10", "recall@10", "mrr@10"]
+    theirs = ranx.evaluate(qrels, run, names)
+    got = [ours.ndcg(ids), ours.recall(ids, 10), ours.mrr(ids)]
+    assert got == pytest.approx([theirs[name] for name in names])
+
+
+def test_judgements_that_do_not_fit():
+    with pytest.raises(ValueError, match="rows of \\(query, document, grade\\)"):
+        Judgements([(1, 2, 3, 4)], 2)
+    with pytest.raises(ValueError, match=r"queries in 0\.\.1"):
+        Judgements([(2, 1, 1)], 2)
+    with pytest.raises(ValueError, match="at least one relevant"):
+        Judgements([(0, 1, 0)], 2)
+
+
+def test_search_is_by_cosine_on_either_kind():
+    x, _ = clusters(60, 1)
+    q, _ = clusters(9, 2)
+    scores = F.normalize(q, dim=1) @ F.normalize(x, dim=1).T
+    assert np.array_equal(search(x, q, 5), scores.topk(5, 1).indices.numpy())
+    codes, asked = (SparseCodes.from_dense(side.clamp(min=0), 16) for side in (x, q))
+    dense = F.normalize(q.clamp(min=0), dim=1) @ F.normalize(x.clamp(min=0), dim=1).T
+    found = torch.from_numpy(search(codes, asked, 3))
+    torch.testing.assert_close(dense.gather(1, found), dense.topk(3, 1).values, atol=1e-3, rtol=0)
+    assert search(x, torch.zeros(1, 16), 3).tolist() == [[-1, -1, -1]]
+
+
+def test_int8_keeps_all_but_a_step():
+    x, _ = clusters(500, 1)
+    kept = int8(x, x)
+    span = x.amax(0) - x.amin(0)
+    inside = (kept - x).abs() <= span / 255
+    assert float(inside.float().mean()) > 0.99
+
+
+@given(seed=st.integers(0, 20), topk=st.sampled_from([1, 4]))
+@settings(max_examples=10, deadline=None)
+def test_binary_search_with_the_whole_database_as_shortlist_is_exact(seed, topk):
+    x, q = (clusters(n, seed + n)[0] for n in (70, 6))
+    mean = x.mean(0)
+    signs = torch.where(x > mean, 1.0, -1.0)
+    best = ((q - mean) @ signs.T).topk(topk, 1)
+    found = torch.from_numpy(search_binary(x, q, mean, topk, shortlist=70))
+    scores = ((q - mean) @ signs.T).gather(1, found)
+    torch.testing.assert_close(scores, best.values)
+    few = torch.from_numpy(search_binary(x, q, mean, topk, shortlist=topk))
+    hamming = ((q - mean).sign()[:, None] != signs[None]).sum(2)
+    assert int(hamming.gather(1, few).max()) <= int(hamming.topk(topk, 1, largest=False)[0].max())
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_product_quantisation_gets_closer_with_more_bytes(rotate):
+    pytest.importorskip("faiss")
+    x, _ = clusters(2000, 1)
+    errors = [
+        float((product_quantized(x, x, size, rotate=rotate) - x).square().mean())
+        for size in (2, 8, 16)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+    with pytest.raises(ValueError, match="a divisor of 16 dimensions, got 3"):
+        product_quantized(x, x, 3)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_matryoshka_adapter_moves_what_matters_to_the_front(labelled):
+    """The last of 16 dimensions hold the clusters; the first hold little."""
+    (x, y), (q, q_labels) = clusters(600, 1), clusters(200, 2)
+    fade = torch.logspace(-2, 0, 16)
+    x, q = x * fade, q * fade
+    adapter = train_matryoshka(x, [4], y if labelled else None, steps=200, batch_size=100, lr=1e-2)
+    task = Task(x, q, y, q_labels)
+    by = {result.active: result.scores["1-nn"] for result in compare_adapter(task, adapter, [4])}
+    plain = task.scores(search(x[:, :4], q[:, :4], 1))["1-nn"]
+    assert by[4] > plain + 0.1
+
+
+def test_probes_tell_clusters_from_noise():
+    pytest.importorskip("sklearn")
+    (x, y), (q, q_labels) = clusters(300, 1), clusters(150, 2)
+    noise = torch.randn(300, 16), torch.randn(150, 16)
+    assert linear_probe(x, y, q, q_labels) > linear_probe(noise[0], y, noise[1], q_labels) + 0.3
+    assert v_measure(q, q_labels) > v_measure(noise[1], q_labels) + 0.2
+    codes = [SparseCodes.from_dense(side.clamp(min=0), 16) for side in (x, q)]
+    assert linear_probe(codes[0], y, codes[1], q_labels) > 0.6
+    assert 0 < v_measure(codes[1], q_labels) <= 1
+
+
+@pytest.mark.parametrize("judgements", [False, True])
+def test_a_comparison_is_at_equal_dims_and_bytes(judgements):
+    (x, y), (q, q_labels) = clusters(200, 1), clusters(50, 2)
+    qrels = Judgements(
+        [(i, int(j), 1) for i in range(50) for j in (y == q_labels[i]).nonzero()], 50
+    )
+    task = Task(x, q, judgements=qrels) if judgements else Task(x, q, y, q_labels)
+    torch.manual_seed(0)
+    model = SparseAutoencoder(16, 64, 4)
+    results = [*compare_dense(task, x, [2, 4]), *compare_codes(task, model, [2, 4])]
+    sizes = {(r.method, r.active): r.bytes_per_vector for r in results}
+    assert len(sizes) == len(results)
+    assert sizes["dense", 16] == 32
+    assert sizes["int8", 16] == 16
+    assert sizes["binary, re-scored", 16] == 2
+    assert sizes["PCA", 4] == sizes["CSR", 2] == sizes["top-k, untrained", 2] == 8
+    assert sizes["PCA int8", 8] == 8
+    names = {name for name, _ in sizes if name.startswith("CSR")}
+    assert names == {"CSR", "CSR, roots", "CSR, asymmetric", "CSR, asymmetric, refitted"}
+    main = "ndcg@10" if judgements else "1-nn"
+    for result in results:
+        assert next(iter(result.scores)) == main
+        assert all(0 <= score <= 1 for score in result.scores.values())
+    best = {r.method: r.scores[main] for r in results}
+    assert best["dense"] > 0.6
+
+
+def test_asymmetric_scores_are_those_of_the_reconstructions():
+    (x, y), (q, q_labels) = clusters(200, 1), clusters(50, 2)
+    torch.manual_seed(0)
+    model = SparseAutoencoder(16, 64, 4, normalize=True)
+    (found,) = (
+        r
+        for r in compare_codes(Task(x, q, y, q_labels), model, [4])
+        if r.method == "CSR, asymmetric"
+    )
+    rebuilt = model(x)[0].detach()
+    nearest = (F.normalize(q, dim=1) @ F.normalize(rebuilt, dim=1).T).argmax(1)
+    expected = float((y[nearest] == q_labels).float().mean())
+    assert found.scores["1-nn"] == pytest.approx(expected, abs=0.021)

@@ -1,0 +1,185 @@
+"""Subspaces and whitening fold into the model; refitted values reconstruct best."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csrkern.nn import SparseAutoencoder
+from csrtrain import TrainConfig, subspace_choice, train
+from csrtrain.baselines import PCA
+from csrtrain.least_squares import refit
+from csrtrain.subspace import ROW_NORM, Subspace
+
+D = 12
+
+
+def rows(n: int = 300) -> torch.Tensor:
+    """Rows off the origin whose directions differ in variance."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(D, D, generator=generator) * torch.linspace(2, 0.1, D)
+    return 3 + torch.randn(n, D, generator=generator) @ mixing
+
+
+def model(p: int, tied: bool = True, seed: int = 0) -> SparseAutoencoder:
+    torch.manual_seed(seed)
+    made = SparseAutoencoder(p, 40, 4, tied=tied)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    made.stats_last_nonzero[3] = 99
+    return made
+
+
+@given(p=st.integers(1, D), whitening=st.sampled_from([0.0, 0.5, 1.0]), tied=st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_the_folded_model_does_what_the_projected_one_does(p, whitening, tied):
+    x = rows()
+    subspace = Subspace(PCA(x), p, whitening)
+    small = model(p, tied)
+    folded = subspace.fold(small)
+    assert folded.input_dim == D
+    assert folded.tied == (tied and (whitening == 0 or p == 1))
+    assert torch.equal(folded.stats_last_nonzero, small.stats_last_nonzero)
+    inside, outside = small.encode(subspace.project(x)), folded.encode(x)
+    torch.testing.assert_close(
+        outside.to_dense() * subspace.scale, inside.to_dense(), rtol=1e-3, atol=1e-3
+    )
+    rebuilt = subspace.project(folded.decode(outside))
+    torch.testing.assert_close(rebuilt, small.decode(inside), rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
+def test_projected_rows_are_centred_at_the_norm_and_as_white_as_asked(whitening):
+    x = rows(2000)
+    pca = PCA(x)
+    z = Subspace(pca, 8, whitening).project(x)
+    torch.testing.assert_close(z.mean(0), torch.zeros(8), atol=1e-3, rtol=0)
+    assert float(z.square().sum(1).mean().sqrt()) == pytest.approx(ROW_NORM, rel=1e-3)
+    variances = z.var(0)
+    expected = (pca.variances[0] / pca.variances[7]) ** (1 - whitening)
+    assert float(variances[0] / variances[7]) == pytest.approx(float(expected), rel=2e-2)
+
+
+def test_a_direction_without_variance_does_not_break_whitening():
+    x = rows()
+    x[:, 0] = 1.0
+    z = Subspace(PCA(x), D, 1.0).project(x)
+    assert bool(torch.isfinite(z).all())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"input_subspace": 4},
+        {"whitening": 0.5},
+        {"unit_scale": True},
+        {"input_subspace": 6, "whitening": 0.5, "contrast": "label"},
+    ],
+)
+def test_training_in_a_subspace_gives_a_model_for_the_embeddings(changes):
+    x, y = rows(), np.arange(300) % 4
+    config = TrainConfig(hidden_dim=48, k=4, batch_size=64, steps=60, lr=5e-3)
+    config = dataclasses.replace(config, **changes)
+    trained = train(x, y, config, progress=False)
+    assert trained.input_dim == D
+    x_hat, _ = trained(x)
+    unexplained = float((x - x_hat.detach()).square().sum() / (x - x.mean(0)).square().sum())
+    assert unexplained < 0.7
+
+
+def test_settings_that_cannot_be_folded_are_refused():
+    with pytest.raises(ValueError, match="normalize: expected False"):
+        TrainConfig(normalize=True, input_subspace=8)
+    with pytest.raises(ValueError, match="input_subspace: expected at most the 12 dimensions"):
+        TrainConfig(k=4, input_subspace=13).resolve(100, 12)
+    with pytest.raises(ValueError, match="whitening"):
+        TrainConfig(whitening=1.5)
+    with pytest.raises(TypeError, match="input_subspace"):
+        TrainConfig(input_subspace="some")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_refitted_values_reconstruct_better_and_solve_the_least_squares(tied):
+    x, made = rows(), model(D, tied)
+    codes = made.encode(x).detach()
+    fitted = refit(made, x, codes).validate()
+    assert set(codes.indices[7].tolist()) >= set(fitted.indices[7][fitted.active[7]].tolist())
+
+    def error(c):
+        return (x - made.decode(c).detach()).square().sum(1)
+
+    assert bool((error(fitted) <= error(codes) * 1.001).all())
+    # At the solution the rest is orthogonal to every latent that is left.
+    rest = x - made.decode(fitted).detach()
+    atoms = made.decoder.linear.weight.detach()[fitted.indices.long()]
+    slopes = (atoms @ rest[:, :, None])[:, :, 0][fitted.active]
+    assert float(slopes.abs().max()) < 0.02 * float(x.norm(dim=1).mean())
+
+
+def test_refitting_rows_without_active_latents():
+    made = model(D)
+    codes = made.encode(rows(3)).detach()
+    codes.values.zero_()
+    codes.indices.zero_()
+    fitted = refit(made, rows(3), codes)
+    assert not bool(fitted.active.any())
+
+
+def noisy(n: int = 600) -> tuple[np.ndarray, np.ndarray]:
+    """Eight classes in 3 directions of great variance, beside 45 of less that are noise."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 8, n)
+    signal = rng.standard_normal((8, 3))[y] * 4 + 0.3 * rng.standard_normal((n, 3))
+    return np.concatenate([signal, 1.3 * rng.standard_normal((n, 45))], 1).astype("f4"), y
+
+
+AUTO = TrainConfig(hidden_dim=64, k=4, batch_size=64, steps=60, lr=3e-3, input_subspace="auto")
+
+
+def test_labels_choose_the_subspace_that_holds_them(monkeypatch):
+    monkeypatch.setattr(subspace_choice, "WIDTHS", (4,))
+    x, y = noisy()
+    assert subspace_choice.choose_subspace(x, y, AUTO).input_subspace == 4
+    trained = train(x, y, AUTO, progress=False)
+    assert np.linalg.matrix_rank(trained.encoder.weight.detach().numpy(), tol=1e-4) == 4
+    # Labels that say nothing of the strong directions are better served by all of them.
+    rng = np.random.default_rng(1)
+    weak = x[:, ::-1] * np.where(np.arange(48) < 45, 1.0, 0.3)
+    x = np.concatenate([weak, 6 * rng.standard_normal((600, 4))], 1).astype("f4")
+    assert subspace_choice.choose_subspace(x, y, AUTO).input_subspace is None
+
+
+def test_pairs_choose_the_subspace_that_holds_them(monkeypatch):
+    monkeypatch.setattr(subspace_choice, "WIDTHS", (4,))
+    x, _ = noisy()
+    partners = x.copy()
+    partners[:, 3:] = np.random.default_rng(2).permutation(x[:, 3:])
+    config = dataclasses.replace(AUTO, contrast="clip")
+    assert subspace_choice.choose_subspace(x, None, config, partners).input_subspace == 4
+    shuffled = x.copy()
+    shuffled[:, :3] = np.random.default_rng(2).permutation(x[:, :3])
+    assert subspace_choice.choose_subspace(x, None, config, shuffled).input_subspace is None
+
+
+def test_without_either_the_embeddings_own_neighbours_choose(monkeypatch):
+    monkeypatch.setattr(subspace_choice, "WIDTHS", (2, 8))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((600, 8)) @ rng.standard_normal((8, 24))
+    x = (x + 0.01 * rng.standard_normal((600, 24))).astype("f4")
+    assert subspace_choice.choose_subspace(x, None, AUTO).input_subspace != 2
+
+
+def test_at_unit_scale_embeddings_of_any_scale_train_alike():
+    config = TrainConfig(hidden_dim=48, k=4, batch_size=64, steps=30, unit_scale=True)
+    x = rows()
+    small, large = (train(scale * x, config=config, progress=False) for scale in (1.0, 64.0))
+    codes = [model.encode(scale * x) for model, scale in ((small, 1.0), (large, 64.0))]
+    same = (codes[0].indices == codes[1].indices).float().mean()
+    assert float(same) > 0.98
+    assert small.tied
