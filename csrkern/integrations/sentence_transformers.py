@@ -1,0 +1,348 @@
+"""sentence-transformers' sparse encoders on our kernels: one line in, one line back.
+
+`accelerate()` exchanges four functions of the package: the forward pass of its
+`SparseAutoEncoder`, `SparseEncoder.encode`, `CSRLoss.forward` and `semantic_search`. Each does
+the same as before, and hands whatever it has no faster way for to the function it stands for.
+The package's tokenising, batching, sorting and loss terms are still its own.
+
+- `encode`: codes in float32 are those of exact sums, rounded once; the package's differ by the
+  rounding of its matrix product, so values agree within it and latents but for near ties.
+- `CSRLoss` (6.2 and later): the same terms, gradients and use statistics, within float32. Where
+  4k or k_aux exceed the number of latents, which is an error in the package, all latents count.
+  Until 6.1 the package's module overwrites its pre-activations before L(4k), so that this loss is
+  another one there; training then stays as it was.
+- `semantic_search`: the same ids and scores, but for the order of equal scores.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import csrkern
+from csrkern.codes import SparseCodes
+from csrkern.integrations import semantic_search
+
+USED = 1e-5  # above it, a value counts as use of its latent
+
+_in_force: list[Acceleration] = []
+_originals: list[tuple[type, str, Callable[..., Any]]] = []
+_encoding: ContextVar[_Collected | None] = ContextVar("encoding", default=None)
+_training: ContextVar[nn.Module | None] = ContextVar("training", default=None)
+
+
+def accelerate(model: nn.Module | None = None) -> Acceleration:
+    """Runs sentence-transformers' `SparseAutoEncoder` models on csrkern from here on.
+
+    Args:
+        model: a `SparseEncoder` with a `SparseAutoEncoder`; None: all there are and will be.
+            `semantic_search` belongs to no model and is accelerated either way.
+
+    Returns:
+        What undoes it: call its `restore()`, or use it as a context manager.
+
+    Raises:
+        ImportError: if sentence-transformers is missing, or older than 5.1.
+        ValueError: if the model has no `SparseAutoEncoder`.
+    """
+    package = _Package()
+    modules = None
+    if model is not None:
+        modules = [m for m in model.modules() if isinstance(m, package.autoencoder)]
+        if not modules:
+            raise ValueError(
+                "model: expected a SparseEncoder with a SparseAutoEncoder module, got "
+                f"{type(model).__name__} without one"
+            )
+    if not _in_force:
+        _install(package)
+    acceleration = Acceleration(modules)
+    _in_force.append(acceleration)
+    return acceleration
+
+
+def restore() -> None:
+    """Undoes every `accelerate`: the package runs its own functions again."""
+    for acceleration in list(_in_force):
+        acceleration.restore()
+
+
+class Acceleration:
+    """One call of `accelerate`, in force until `restore`; also a context manager."""
+
+    def __init__(self, modules: Iterable[nn.Module] | None) -> None:
+        self._modules = None if modules is None else weakref.WeakSet(modules)
+
+    def covers(self, module: nn.Module) -> bool:
+        """Whether it was for this `SparseAutoEncoder`, or for all."""
+        return self._modules is None or module in self._modules
+
+    def restore(self) -> None:
+        """Undoes this call; other calls of `accelerate` stay in force."""
+        if self in _in_force:
+            _in_force.remove(self)
+            if not _in_force:
+                _remove()
+
+    def __enter__(self) -> Acceleration:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.restore()
+
+
+class _Package:
+    """What we need of sentence-transformers, from where this version keeps it."""
+
+    def __init__(self) -> None:
+        try:
+            import sentence_transformers as package
+            from sentence_transformers import SparseEncoder, util
+            from sentence_transformers.sparse_encoder import losses
+        except ImportError as error:
+            raise ImportError(
+                f"accelerate needs sentence-transformers 5.1 or later ({error}); "
+                "pip install 'csrkern[text]'"
+            ) from error
+        version = tuple(int(part) for part in package.__version__.split(".")[:2])
+        if version < (5, 1):
+            raise ImportError(
+                f"accelerate needs sentence-transformers 5.1 or later, got {package.__version__}"
+            )
+        if version >= (6, 2):
+            from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
+        else:
+            from sentence_transformers.sparse_encoder.models import SparseAutoEncoder
+        self.autoencoder: type[nn.Module] = SparseAutoEncoder
+        self.encoder: type[nn.Module] = SparseEncoder
+        self.loss: type[nn.Module] = losses.CSRLoss
+        self.ranking_loss: type[nn.Module] = losses.SparseMultipleNegativesRankingLoss
+        self.util = util
+        self.trains_4k = version >= (6, 2)
+
+
+def _install(package: _Package) -> None:
+    new: list[tuple[type, str, Callable[..., Any]]] = [
+        (package.autoencoder, "forward", _forward),
+        (package.encoder, "encode", functools.partial(_encode, package)),
+    ]
+    if package.trains_4k:
+        new.append((package.loss, "forward", functools.partial(_csr_loss, package)))
+    for owner, name, make in new:
+        original = owner.__dict__[name]
+        _originals.append((owner, name, original))
+        setattr(owner, name, functools.wraps(original)(make(original)))
+    semantic_search.install(package.util)
+
+
+def _remove() -> None:
+    while _originals:
+        owner, name, original = _originals.pop()
+        setattr(owner, name, original)
+    semantic_search.remove()
+
+
+def _covered(module: nn.Module) -> bool:
+    on_device = module.encoder.weight.device.type in ("cpu", "cuda")  # type: ignore[union-attr]
+    return on_device and any(acceleration.covers(module) for acceleration in _in_force)
+
+
+def _last_autoencoder(package: _Package, model: nn.Module) -> nn.Module | None:
+    """The covered `SparseAutoEncoder` that a model (perhaps in a DDP wrapper) ends with."""
+    inside = model if isinstance(model, package.encoder) else getattr(model, "module", model)
+    *_, last = (None, *inside.children())
+    return last if isinstance(last, package.autoencoder) and _covered(last) else None
+
+
+# ---- encoding -------------------------------------------------------------------------
+
+
+class _Collected:
+    """Codes of an `encode` under way; the package sorts and stacks their row numbers."""
+
+    def __init__(self, autoencoder: nn.Module) -> None:
+        self.autoencoder = autoencoder
+        self.parts: list[SparseCodes] = []
+        self.rows = 0
+
+    def add(self, codes: SparseCodes) -> Tensor:
+        """Keeps the codes and returns their row numbers, int64 [n, 1]."""
+        self.parts.append(codes)
+        begin, self.rows = self.rows, self.rows + len(codes)
+        return torch.arange(begin, self.rows, device=codes.device).unsqueeze(1)
+
+
+def _encode(package: _Package, original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    def encode(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        autoencoder = _last_autoencoder(package, self)
+        call = signature.bind_partial(self, *args, **kwargs)
+        asked = dict(call.arguments)
+        in_processes = (
+            asked.get("pool") is not None
+            or isinstance(asked.get("device"), list)
+            or getattr(self, "_distributed_inference", None) is not None
+        )
+        if autoencoder is None or in_processes:
+            return original(self, *args, **kwargs)
+        collected = _Collected(autoencoder)
+        call.arguments |= {
+            "convert_to_tensor": True,
+            "convert_to_sparse_tensor": False,
+            "save_to_cpu": True,
+        }
+        token = _encoding.set(collected)
+        try:
+            rows = original(*call.args, **call.kwargs)
+        finally:
+            _encoding.reset(token)
+        if not collected.parts:  # no inputs
+            return original(self, *args, **kwargs)
+        codes = SparseCodes.cat(collected.parts)[rows.reshape(-1).to(collected.parts[0].device)]
+        if asked.get("save_to_cpu", False):
+            codes = codes.to("cpu")
+        sparse = asked.get("convert_to_sparse_tensor", True)
+        if rows.dim() == 1:  # one text
+            return (codes.to_torch_coo() if sparse else codes.to_dense())[0]
+        if asked.get("convert_to_tensor", True):
+            return codes.to_torch_coo() if sparse else codes.to_dense()
+        return _sparse_rows(codes) if sparse else list(codes.to_dense())
+
+    return encode
+
+
+def _sparse_rows(codes: SparseCodes) -> list[Tensor]:
+    """One COO tensor [dim] a row: taking row after row out of a COO matrix reads it n times."""
+    matrix = codes.to_torch_coo()
+    counts = codes.active.sum(1).tolist()
+    latents, values = matrix.indices()[1:].split(counts, dim=1), matrix.values().split(counts)
+    return [
+        torch.sparse_coo_tensor(i, v, (codes.dim,), is_coalesced=True, check_invariants=False)
+        for i, v in zip(latents, values, strict=True)
+    ]
+
+
+def _forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(
+        self: Any, features: dict[str, Any], max_active_dims: int | None = None
+    ) -> dict[str, Any]:
+        collected = _encoding.get()
+        collecting = collected is not None and collected.autoencoder is self
+        training = _training.get() is self
+        if not (collecting or training or torch.is_inference_mode_enabled()) or not _covered(self):
+            return original(self, features, max_active_dims)
+        k = self.k if max_active_dims is None else max_active_dims
+        x = features["sentence_embedding"]
+        prepared, mean, deviation = self.LN(x) if self.normalize else (x, 0, 1)
+        if training:
+            features.update(_reconstruct(self, x, prepared, mean, deviation, k))
+            del features["sentence_embedding"]  # dense; the loss reads the codes instead
+            return features
+        weight, bias, pre_bias = self.encoder.weight, self.latent_bias, self.pre_bias
+        codes = csrkern.encode(prepared, weight, bias, k=k, pre_bias=pre_bias)
+        features["sentence_embedding"] = (
+            collected.add(codes) if collecting and collected is not None else codes.to_dense()
+        )
+        return features
+
+    return forward
+
+
+# ---- training -------------------------------------------------------------------------
+
+
+def _reconstruct(
+    module: Any, x: Tensor, prepared: Tensor, mean: Any, deviation: Any, k: int
+) -> dict[str, Any]:
+    """What CSRLoss reads of a forward pass, and the codes at k, from one encoder pass."""
+    weight, bias, pre_bias = module.encoder.weight, module.latent_bias, module.pre_bias
+    widest = min(4 * k, module.hidden_dim)
+    ks = [k] if widest == k else [k, widest]
+    wide, out = csrkern.autoencode(prepared, weight, bias, ks=ks, pre_bias=pre_bias)
+    codes = wide.truncate(k)
+    counts = module.training and torch.is_grad_enabled()
+    if counts:
+        _count_use(module.stats_last_nonzero, codes)
+    aux = None
+    if module.k_aux:
+        dead = (module.stats_last_nonzero > module.dead_threshold).nonzero().squeeze(1)
+        aux = pre_bias.expand_as(prepared)
+        if len(dead):
+            k_aux = min(module.k_aux, len(dead))
+            # A product of a few latents is quicker than proving which of them are the largest.
+            _, (aux,) = csrkern.autoencode(
+                prepared, weight[dead], bias[dead], ks=[k_aux], pre_bias=pre_bias, precision="fast"
+            )
+        aux = aux * deviation
+    if counts:  # the package's module counts a latent as used in the 4k pass too
+        _count_use(module.stats_last_nonzero, wide)
+    narrow = out[0] * deviation + mean
+    return {
+        "sentence_codes": codes,
+        "sentence_embedding_backbone": x,
+        "decoded_embedding_k": narrow,
+        "decoded_embedding_4k": out[-1] * deviation + mean,
+        "decoded_embedding_aux": aux,
+        "decoded_embedding_k_pre_bias": narrow - pre_bias * deviation,
+    }
+
+
+@torch.no_grad()
+def _count_use(steps_since: Tensor, codes: SparseCodes) -> None:
+    """One pass of the package's statistics [h]: 1 for latents in use, one more for others."""
+    steps_since += 1
+    steps_since[codes.indices[codes.values > USED].long()] = 1
+
+
+def _csr_loss(package: _Package, original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(
+        self: Any, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        autoencoder = _last_autoencoder(package, self.model)
+        if autoencoder is None:
+            return original(self, sentence_features, labels)
+        token = _training.set(autoencoder)
+        try:
+            outputs = [self.model(features) for features in sentence_features]
+        finally:
+            _training.reset(token)
+        terms = self.reconstruction_loss.compute_loss_from_embeddings(outputs)
+        base = _base_loss(package, self.loss, [out["sentence_codes"] for out in outputs], labels)
+        parts = base if isinstance(base, dict) else {"base_loss": base}
+        return {**terms, **{name: part * self.gamma for name, part in parts.items()}}
+
+    return forward
+
+
+def _base_loss(
+    package: _Package, loss: Any, codes: list[SparseCodes], labels: Tensor | None
+) -> Tensor | dict[str, Tensor]:
+    """The loss over codes: InfoNCE where it is the plain one, else the package's on [n, h]."""
+    plain = (
+        type(loss) is package.ranking_loss
+        and loss.similarity_fct in (package.util.dot_score, package.util.cos_sim)
+        and loss.scale > 0
+        and not getattr(loss, "gather_across_devices", False)
+        and set(getattr(loss, "directions", ["query_to_doc"])) == {"query_to_doc"}
+        and not (getattr(loss, "hardness_mode", None) and loss.hardness_strength)
+    )
+    if not plain or len(codes) < 2 or any(len(c) != len(codes[0]) for c in codes):
+        return loss.compute_loss_from_embeddings([c.to_dense() for c in codes], labels)
+    queries, *documents = codes
+    every = SparseCodes.cat(documents)
+    n = torch.arange(len(every), device=queries.device)  # document i belongs to query i
+    return csrkern.info_nce(
+        queries,
+        every,
+        temperature=1 / loss.scale,
+        labels=None if len(documents) == 1 else (n[: len(queries)], n),
+        normalize=loss.similarity_fct is package.util.cos_sim,
+    )
