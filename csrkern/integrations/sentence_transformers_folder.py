@@ -13,11 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from csrkern import __version__
-from csrkern.nn import CONFIG_NAME, WEIGHTS_NAME, SparseAutoencoder
+from csrkern.nn import CONFIG_NAME, SparseAutoencoder
 from csrkern.storage import write_atomically
 
 MODULES_NAME = "modules.json"
@@ -157,15 +154,8 @@ Written by csrkern {__version__}.
 
 
 def _write_module(model: SparseAutoencoder, folder: Path) -> None:
-    """The module's folder; both names of the tied weight, as older versions want them."""
-    from safetensors.torch import save
-
-    folder.mkdir(parents=True)
-    tensors: dict[str, Tensor] = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
-    }
-    write_atomically(folder / WEIGHTS_NAME, save(tensors, metadata={"format": "pt"}))
+    model.save_pretrained(folder)
+    # The package refuses settings that its module does not take.
     _write_json(folder / CONFIG_NAME, {key: getattr(model, key) for key in _KEYS})
 
 
