@@ -175,9 +175,7 @@ def bench_semantic_search(race: Race, case: tuple[int, int, int, int], index: st
                 search_integration._kept.clear()
             return semantic_search(queries, corpus, **arguments)
 
-        for found, expected in zip(
-            fast(), original(queries, corpus, **arguments), strict=True
-        ):
+        for found, expected in zip(fast(), original(queries, corpus, **arguments), strict=True):
             assert [hit["score"] for hit in found] == pytest.approx(
                 [hit["score"] for hit in expected], rel=1e-4
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-st = pytest.importorskip("sentence_transformers", reason="pip install 'csrkern[text]'")
+st = pytest.importorskip("sentence_transformers", reason="pip install 'csrkern[st]'")
 VERSION = tuple(int(part) for part in st.__version__.split(".")[:2])
 if VERSION < (5, 1):
     pytest.skip("sentence-transformers 5.1 or later", allow_module_level=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +88,8 @@ def test_pth_that_does_not_fit(tmp_path: Path) -> None:
     torch.save(make().state_dict() | {"pre_bias": torch.ones(D + 1)}, path)
     with pytest.raises(ValueError, match="one model"):
         load_pth(path, k=K)
+    save_pth(make(), path)
     with pytest.raises(ValueError, match="k: expected"):
-        save_pth(make(), path)
         load_pth(path, k=H + 1)
     with pytest.raises(ValueError, match="tied"):
         save_pth(make(tied=False), path)
@@ -200,7 +202,12 @@ def write_backbone(folder: Path, width: int = D) -> Path:
     )
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_Pooling",
+            "type": "sentence_transformers.models.Pooling",
+        },
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "model.safetensors").write_bytes(b"weights of the backbone")
@@ -256,3 +263,13 @@ def test_all_formats_agree(tmp_path: Path) -> None:
     second = load_sentence_transformers(tmp_path / "st")
     save_sparsify(second, tmp_path / "sae")
     assert_same(load_sparsify(tmp_path / "sae"), model, stats=False)
+
+
+def test_naming_the_integrations_loads_no_torch() -> None:
+    code = (
+        "import sys, csrkern; names = dir(csrkern.integrations); "
+        "assert 'torch' not in sys.modules and 'checkpoints' in names; "
+        "csrkern.integrations.checkpoints.load_pth; "
+        "assert 'sentence_transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

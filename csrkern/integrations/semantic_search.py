@@ -22,8 +22,11 @@ def install(util: Any) -> None:
     """Exchanges the body of `util.semantic_search`, so that names bound before reach ours too."""
     global _util, _original
     function = util.semantic_search
-    _util, _original = util, types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__
+    _util, _original = (
+        util,
+        types.FunctionType(
+            function.__code__, function.__globals__, function.__name__, function.__defaults__
+        ),
     )
     function.__code__, function.__defaults__ = _to_ours.__code__, None
     function.__wrapped__ = _original

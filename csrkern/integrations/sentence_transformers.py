@@ -24,14 +24,13 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import csrkern
 from csrkern.codes import SparseCodes
 from csrkern.integrations import semantic_search
+from csrkern.integrations.sentence_transformers_loss import base_loss, reconstruct
 
-USED = 1e-5  # above it, a value counts as use of its latent
 BLOCK_ROWS = 1024  # embeddings that `encode` takes from the backbone before it encodes them
 
 _in_force: list[Acceleration] = []
@@ -111,7 +110,7 @@ class _Package:
         except ImportError as error:
             raise ImportError(
                 f"accelerate needs sentence-transformers 5.1 or later ({error}); "
-                "pip install 'csrkern[text]'"
+                "pip install 'csrkern[st]'"
             ) from error
         version = tuple(int(part) for part in package.__version__.split(".")[:2])
         if version < (5, 1):
@@ -151,16 +150,18 @@ def _remove() -> None:
     semantic_search.remove()
 
 
-def _covered(module: nn.Module) -> bool:
-    on_device = module.encoder.weight.device.type in ("cpu", "cuda")  # type: ignore[union-attr]
+def _covered(module: Any) -> bool:
+    on_device = module.encoder.weight.device.type in ("cpu", "cuda")
     return on_device and any(acceleration.covers(module) for acceleration in _in_force)
 
 
-def _last_autoencoder(package: _Package, model: nn.Module) -> nn.Module | None:
+def _last_autoencoder(package: _Package, model: Any) -> nn.Module | None:
     """The covered `SparseAutoEncoder` that a model (perhaps in a DDP wrapper) ends with."""
     inside = model if isinstance(model, package.encoder) else getattr(model, "module", model)
-    *_, last = (None, *inside.children())
-    return last if isinstance(last, package.autoencoder) and _covered(last) else None
+    last = list(inside.children())[-1:]
+    if last and isinstance(last[0], package.autoencoder) and _covered(last[0]):
+        return last[0]
+    return None
 
 
 # ---- encoding -------------------------------------------------------------------------
@@ -271,7 +272,7 @@ def _forward(original: Callable[..., Any]) -> Callable[..., Any]:
         x = features["sentence_embedding"]
         prepared, mean, deviation = self.LN(x) if self.normalize else (x, 0, 1)
         if training:
-            features.update(_reconstruct(self, x, prepared, mean, deviation, k))
+            features.update(reconstruct(self, x, prepared, mean, deviation, k))
             del features["sentence_embedding"]  # dense; the loss reads the codes instead
             return features
         if collecting and collected is not None:
@@ -284,59 +285,6 @@ def _forward(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # ---- training -------------------------------------------------------------------------
-
-
-def _reconstruct(
-    module: Any, x: Tensor, prepared: Tensor, mean: Any, deviation: Any, k: int
-) -> dict[str, Any]:
-    """What CSRLoss reads of a forward pass, and the codes at k, from one encoder pass."""
-    weight, bias, pre_bias = module.encoder.weight, module.latent_bias, module.pre_bias
-    widest = min(4 * k, module.hidden_dim)
-    ks = [k] if widest == k else [k, widest]
-    wide, out = csrkern.autoencode(prepared, weight, bias, ks=ks, pre_bias=pre_bias)
-    codes = wide.truncate(k)
-    counts = module.training and torch.is_grad_enabled()
-    if counts:
-        _count_use(module.stats_last_nonzero, codes)
-    aux = None
-    if module.k_aux:
-        dead = (module.stats_last_nonzero > module.dead_threshold).nonzero().squeeze(1)
-        aux = _reconstruct_dead(module, prepared, dead)
-        aux = aux * deviation
-    if counts:  # the package's module counts a latent as used in the 4k pass too
-        _count_use(module.stats_last_nonzero, wide)
-    narrow = out[0] * deviation + mean
-    return {
-        "sentence_codes": codes,
-        "sentence_embedding_backbone": x,
-        "decoded_embedding_k": narrow,
-        "decoded_embedding_4k": out[-1] * deviation + mean,
-        "decoded_embedding_aux": aux,
-        "decoded_embedding_k_pre_bias": narrow - pre_bias * deviation,
-    }
-
-
-def _reconstruct_dead(module: Any, prepared: Tensor, dead: Tensor) -> Tensor:
-    """pre_bias [d] and what the k_aux strongest of the dead latents add to it, [n, d]."""
-    pre_bias = module.pre_bias
-    if not len(dead):
-        return pre_bias.expand_as(prepared)
-    weight, bias = module.encoder.weight[dead], module.latent_bias[dead]
-    if len(dead) <= module.k_aux:
-        # All the positive ones, about half: dense products are then several times as fast.
-        return F.linear(prepared - pre_bias, weight, bias).relu() @ weight + pre_bias
-    # A product of a few latents is quicker than proving which of them are the largest.
-    _, (aux,) = csrkern.autoencode(
-        prepared, weight, bias, ks=[module.k_aux], pre_bias=pre_bias, precision="fast"
-    )
-    return aux
-
-
-@torch.no_grad()
-def _count_use(steps_since: Tensor, codes: SparseCodes) -> None:
-    """One pass of the package's statistics [h]: 1 for latents in use, one more for others."""
-    steps_since += 1
-    steps_since[codes.indices[codes.values > USED].long()] = 1
 
 
 def _csr_loss(package: _Package, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -352,34 +300,8 @@ def _csr_loss(package: _Package, original: Callable[..., Any]) -> Callable[..., 
         finally:
             _training.reset(token)
         terms = self.reconstruction_loss.compute_loss_from_embeddings(outputs)
-        base = _base_loss(package, self.loss, [out["sentence_codes"] for out in outputs], labels)
+        base = base_loss(package, self.loss, [out["sentence_codes"] for out in outputs], labels)
         parts = base if isinstance(base, dict) else {"base_loss": base}
         return {**terms, **{name: part * self.gamma for name, part in parts.items()}}
 
     return forward
-
-
-def _base_loss(
-    package: _Package, loss: Any, codes: list[SparseCodes], labels: Tensor | None
-) -> Tensor | dict[str, Tensor]:
-    """The loss over codes: InfoNCE where it is the plain one, else the package's on [n, h]."""
-    plain = (
-        type(loss) is package.ranking_loss
-        and loss.similarity_fct in (package.util.dot_score, package.util.cos_sim)
-        and loss.scale > 0
-        and not getattr(loss, "gather_across_devices", False)
-        and set(getattr(loss, "directions", ["query_to_doc"])) == {"query_to_doc"}
-        and not (getattr(loss, "hardness_mode", None) and loss.hardness_strength)
-    )
-    if not plain or len(codes) < 2 or any(len(c) != len(codes[0]) for c in codes):
-        return loss.compute_loss_from_embeddings([c.to_dense() for c in codes], labels)
-    queries, *documents = codes
-    every = SparseCodes.cat(documents)
-    n = torch.arange(len(every), device=queries.device)  # document i belongs to query i
-    return csrkern.info_nce(
-        queries,
-        every,
-        temperature=1 / loss.scale,
-        labels=None if len(documents) == 1 else (n[: len(queries)], n),
-        normalize=loss.similarity_fct is package.util.cos_sim,
-    )

@@ -107,7 +107,7 @@ def save_sentence_transformers(
 
 def model_card(model: SparseAutoencoder, name: str) -> str:
     """The README.md of a saved adapter: front matter for the Hub, sizes, and two ways to use it."""
-    ratio = 6 * model.k if model.hidden_dim <= 65_536 else 8 * model.k
+    size = (6 if model.hidden_dim <= 65_536 else 8) * model.k
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: feature-extraction
@@ -122,8 +122,8 @@ tags:
 
 A sparse encoder: a dense text encoder and, behind it, a Contrastive Sparse Representation adapter
 ([arXiv 2503.01776](https://arxiv.org/abs/2503.01776)) that turns each embedding into a code with
-at most {model.k} active latents of {model.hidden_dim:,}. A code takes {ratio} bytes (float32 values);
-the dense embedding takes {4 * model.input_dim}.
+at most {model.k} active latents of {model.hidden_dim:,}. A code takes {size} bytes with float32
+values; the dense embedding takes {4 * model.input_dim}.
 
 | | |
 |---|---|
