@@ -181,12 +181,15 @@ def dead_adapter(dead: int, **options: Any) -> Any:
 def run_loss(module: Any, views: list[torch.Tensor], make: Any = None, **weights: float) -> Any:
     """Terms, gradients and statistics of one CSRLoss step; `make` makes the base loss."""
     module = copy.deepcopy(module).to(views[0].dtype)
+    # A copy's function for dead latents still reads the statistics of the original.
     module.auxk_mask_fn = lambda pre: pre * (module.stats_last_nonzero > module.dead_threshold)
     model = SparseEncoder(modules=[module], device="cpu").train()
     loss = losses.CSRLoss(model, loss=make and make(model), **weights)
+    views = [view.clone().requires_grad_() for view in views]  # a backbone may train too
     terms = loss([{"sentence_embedding": view} for view in views])
     sum(terms.values()).backward()
     grads = {name: p.grad for name, p in module.named_parameters()}
+    grads |= {f"view {i}": view.grad for i, view in enumerate(views)}
     return terms, grads, module.stats_last_nonzero
 
 
