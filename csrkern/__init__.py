@@ -14,7 +14,7 @@ from csrkern import _C  # noqa: F401
 from csrkern._version import __version__
 
 if TYPE_CHECKING:
-    from csrkern import nn, reference
+    from csrkern import integrations, nn, reference
     from csrkern.codes import SparseCodes
     from csrkern.index import InvertedIndex
     from csrkern.index_cuda import CudaIndex
@@ -38,7 +38,7 @@ _HOME_OF = {
     "similarity": "ops.similarity",
     "topk_relu": "ops.topk_relu",
 }
-_SUBMODULES = ("nn", "reference", "roofline")
+_SUBMODULES = ("integrations", "nn", "reference", "roofline")
 
 __all__ = [
     "CudaIndex",
@@ -50,6 +50,7 @@ __all__ = [
     "decode",
     "encode",
     "info_nce",
+    "integrations",
     "nn",
     "reference",
     "similarity",

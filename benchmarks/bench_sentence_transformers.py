@@ -1,0 +1,189 @@
+"""sentence-transformers' SparseEncoder, CSRLoss and semantic_search: its own, and accelerated.
+
+Both sides call the package's public functions with the same arguments; one model is under
+`accelerate`, the other is not. The backbone of "encode" looks its embeddings up, so that what
+is timed is all that `encode` does beyond a backbone's work, its own batching included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import peak_memory
+from benchmarks.bench_train_step import kill_a_quarter, stepper
+from benchmarks.codes import two_sets
+from benchmarks.harness import Contestant, Race, cases
+
+st = pytest.importorskip("sentence_transformers", reason="pip install 'csrkern[bench]'")
+from sentence_transformers import SparseEncoder  # noqa: E402
+from sentence_transformers.sparse_encoder.losses import CSRLoss  # noqa: E402
+from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder  # noqa: E402
+from sentence_transformers.util import dot_score, semantic_search  # noqa: E402
+
+from csrkern.integrations import semantic_search as search_integration  # noqa: E402
+from csrkern.integrations.sentence_transformers import accelerate, restore  # noqa: E402
+
+PEER = f"sentence-transformers {st.__version__}"
+
+
+class Given(torch.nn.Module):
+    """A backbone that knows the embedding of every text, which is a row number in words."""
+
+    def __init__(self, embeddings: torch.Tensor) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+
+    def preprocess(self, texts: list[str], **_options: Any) -> dict[str, torch.Tensor]:
+        return {"rows": torch.tensor([int(text) for text in texts])}
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        return {"sentence_embedding": self.embeddings[features["rows"]]}
+
+
+def race_peaks(race: Race, function: str, *arguments: Any) -> tuple[dict[str, float], ...]:
+    """Figures of ours and of the package: peak memory, unless the race is a tiny one."""
+    if race.size == "tiny":
+        return {}, {}
+    target = f"{__name__}:{function}"
+    found = (
+        peak_memory.measure(target, ours, *arguments, threads=race.threads)
+        for ours in (True, False)
+    )
+    return tuple({"peak_mb": figures["peak_mb"]} for figures in found)
+
+
+# ---- encode ---------------------------------------------------------------------------
+
+
+def encoder(n: int, d: int, h: int, k: int) -> SparseEncoder:
+    module = SparseAutoEncoder(d, hidden_dim=h, k=k)
+    return SparseEncoder(modules=[Given(torch.randn(n, d)), module], device="cpu")
+
+
+def encode_once(ours: bool, n: int, d: int, h: int, k: int) -> Callable[[], Any]:
+    """For peak_memory."""
+    model = encoder(n, d, h, k)
+    if ours:
+        accelerate(model)
+    return partial(model.encode, [str(i) for i in range(n)])
+
+
+@cases(
+    tiny=[(40, 16, 64, 4)],
+    quick=[(2000, 384, 1536, 32), (2000, 768, 8192, 32)],
+)
+def bench_encode_beyond_the_backbone(race: Race, case: tuple[int, int, int, int]) -> None:
+    n, d, h, k = case
+    texts = [str(i) for i in range(n)]
+    theirs = encoder(n, d, h, k)
+    ours = SparseEncoder(modules=list(theirs.children()), device="cpu")
+    plain = theirs.encode(texts).to_dense()
+    mine, peer = race_peaks(race, "encode_once", *case)
+
+    def fast() -> Any:
+        with accelerate():
+            return ours.encode(texts)
+
+    torch.testing.assert_close(fast().to_dense(), plain, rtol=0, atol=1e-4)
+    race(
+        "SparseEncoder.encode beyond the backbone",
+        f"n={n} d={d} h={h} k={k}, batches of 32",
+        ours=Contestant(fast, mine),
+        peers={PEER: Contestant(partial(theirs.encode, texts), peer)},
+        cost=None,
+        items=n,
+    )
+
+
+# ---- training -------------------------------------------------------------------------
+
+
+def trainer(ours: bool, n: int, d: int, h: int, k: int, k_aux: int) -> Callable[[], None]:
+    """One CSRLoss step on two views; a quarter of the latents is dead. Also for peak_memory."""
+    module = SparseAutoEncoder(d, hidden_dim=h, k=k, k_aux=k_aux)
+    model = SparseEncoder(modules=[module], device="cpu")
+    kill_a_quarter(module)
+    loss = CSRLoss(model, beta=1 / 32, gamma=0.1)
+    views = torch.randn(2, n, d)
+    if ours:
+        accelerate(model)
+
+    def forward() -> torch.Tensor:
+        return sum(loss([{"sentence_embedding": view} for view in views]).values())
+
+    return stepper(model, forward)
+
+
+@cases(
+    tiny=[(32, 32, 256, 8, 16)],
+    quick=[(1024, 768, 8192, 32, 512)],
+    full=[(1024, 768, 8192, 32, 512), (1024, 384, 1536, 32, 512)],
+)
+def bench_csr_loss_step(race: Race, case: tuple[int, int, int, int, int]) -> None:
+    n, d, h, k, k_aux = case
+    mine, peer = race_peaks(race, "trainer", *case)
+    ours = trainer(True, *case)
+    theirs = trainer(False, *case)
+    race(
+        "CSRLoss step",
+        f"B={n}, two views, d={d} h={h} k={k} k_aux={k_aux}",
+        ours=Contestant(ours, mine),
+        peers={PEER: Contestant(theirs, peer)},
+        cost=None,
+    )
+    restore()
+
+
+# ---- search ---------------------------------------------------------------------------
+
+
+def embeddings(n: int, m: int, h: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries [m, h] and corpus [n, h] as `encode` returns them, over skewed latents."""
+    corpus, queries = two_sets("skewed", n, m, h, k)
+    return queries.to_torch_coo(), corpus.to_torch_coo()
+
+
+def search_once(ours: bool, n: int, m: int, h: int, k: int) -> Callable[[], Any]:
+    """For peak_memory."""
+    queries, corpus = embeddings(n, m, h, k)
+    if ours:
+        accelerate()
+    return partial(semantic_search, queries, corpus, top_k=10, score_function=dot_score)
+
+
+@cases(
+    tiny=[(300, 10, 256, 8)],
+    quick=[(100_000, 100, 8192, 32)],
+    full=[(100_000, 100, 8192, 32), (100_000, 100, 1536, 32), (100_000, 1, 8192, 32)],
+)
+@pytest.mark.parametrize("index", ["built anew", "kept"])
+def bench_semantic_search(race: Race, case: tuple[int, int, int, int], index: str) -> None:
+    n, m, h, k = case
+    queries, corpus = embeddings(n, m, h, k)
+    mine, peer = race_peaks(race, "search_once", *case)
+    arguments = {"top_k": 10, "score_function": dot_score}
+    with accelerate():
+        original = semantic_search.__wrapped__
+
+        def fast() -> Any:
+            if index == "built anew":
+                search_integration._kept.clear()
+            return semantic_search(queries, corpus, **arguments)
+
+        for found, expected in zip(fast(), original(queries, corpus, **arguments), strict=True):
+            assert [hit["score"] for hit in found] == pytest.approx(
+                [hit["score"] for hit in expected], rel=1e-4
+            )
+        race(
+            "semantic_search",
+            f"{m} queries, {n} codes, h={h} k={k} skewed, top 10, index {index}",
+            ours=Contestant(fast, mine),
+            peers={PEER: Contestant(partial(original, queries, corpus, **arguments), peer)},
+            cost=None,
+            items=m,
+        )

