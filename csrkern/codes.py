@@ -289,6 +289,9 @@ class SparseCodes:
         rows, latents, values = (part.detach().cpu() for part in self._entries())
         starts = np.zeros(len(self) + 1, np.int64)
         np.cumsum(np.bincount(rows.numpy(), minlength=len(self)), out=starts[1:])
+        if starts[-1] <= np.iinfo(np.int32).max:  # of one type with the latents: many want int32
+            starts = starts.astype(np.int32)
+            latents = latents.int()
         values = values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
         return scipy.sparse.csr_array((values.numpy(), latents.numpy(), starts), shape=self.shape)
 

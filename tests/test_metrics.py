@@ -141,6 +141,8 @@ def test_product_quantisation_gets_closer_with_more_bytes(rotate):
     assert errors[0] > errors[1] > errors[2]
     with pytest.raises(ValueError, match="a divisor of 16 dimensions, got 3"):
         product_quantized(x, x, 3)
+    with pytest.raises(ValueError, match="at least 256 rows, got 255"):
+        product_quantized(x[:255], x, 2)
 
 
 @pytest.mark.parametrize("labelled", [False, True])
@@ -169,7 +171,7 @@ def test_probes_tell_clusters_from_noise():
 
 @pytest.mark.parametrize("judgements", [False, True])
 def test_a_comparison_is_at_equal_dims_and_bytes(judgements):
-    (x, y), (q, q_labels) = clusters(200, 1), clusters(50, 2)
+    (x, y), (q, q_labels) = clusters(300, 1), clusters(50, 2)
     qrels = Judgements(
         [(i, int(j), 1) for i in range(50) for j in (y == q_labels[i]).nonzero()], 50
     )

@@ -13,4 +13,4 @@ if command -v compute-sanitizer >/dev/null; then
             "$PYTHON" -m pytest tests/test_index_cuda.py -m gpu -k 'filters_ids or says_what'
     done
 fi
-exec "$PYTHON" benchmarks/gpu/bench_index.py --out "$2"
+exec "$PYTHON" benchmarks/gpu/index.py --out "$2"

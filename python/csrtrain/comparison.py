@@ -16,7 +16,7 @@ from csrtrain.baselines import PCA, dense_bytes, largest_entries, sparse_bytes, 
 from csrtrain.least_squares import refit
 from csrtrain.matryoshka import MatryoshkaAdapter
 from csrtrain.metrics import Judgements, Vectors, linear_probe, search, v_measure
-from csrtrain.quantize import int8, product_quantized, search_binary
+from csrtrain.quantize import CENTROIDS, int8, product_quantized, search_binary
 
 SOFT = 0.5
 
@@ -122,7 +122,7 @@ def compare_dense(task: Task, train: Tensor, ks: Sequence[int]) -> Iterator[Resu
             x, database, queries = (pca.project(side, 4 * k) for side in (train, *both))
             yield _dense(task, "PCA int8", 4 * k, 4 * k, int8(x, database), queries)
         n_bytes = max(size for size in range(1, 4 * k + 1) if d % size == 0)
-        if find_spec("faiss") is not None:
+        if find_spec("faiss") is not None and len(train) >= CENTROIDS:
             for method, rotate in (("PQ", False), ("OPQ", True)):
                 stored = product_quantized(train, both[0], n_bytes, rotate=rotate)
                 yield _dense(task, method, n_bytes, n_bytes, stored, both[1])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 # FAISS asks for 39 rows a centroid, of which there are 256; more gain little.
+CENTROIDS = 256  # of product quantisation: a byte each
 _PQ_SAMPLE = 10_000
 
 
@@ -52,9 +53,11 @@ def product_quantized(train: Tensor, x: Tensor, n_bytes: int, *, rotate: bool = 
 
     Raises:
         ImportError: if FAISS is missing.
-        ValueError: if d is not a multiple of n_bytes.
+        ValueError: if d is not a multiple of n_bytes, or m < 256.
     """
     d = x.shape[1]
+    if len(train) < CENTROIDS:
+        raise ValueError(f"train: expected at least {CENTROIDS} rows, got {len(train)}")
     if d % n_bytes:
         raise ValueError(f"n_bytes: expected a divisor of {d} dimensions, got {n_bytes}")
     try:
@@ -70,7 +73,7 @@ def product_quantized(train: Tensor, x: Tensor, n_bytes: int, *, rotate: bool = 
         rotation.niter = 10
         rotation.train(sample)
         sample, x_numpy = rotation.apply(sample), rotation.apply(x_numpy)
-    quantizer = faiss.ProductQuantizer(d, n_bytes, 8)
+    quantizer = faiss.ProductQuantizer(d, n_bytes, CENTROIDS.bit_length() - 1)
     quantizer.train(sample)
     stored = quantizer.decode(quantizer.compute_codes(x_numpy))
     if rotation is not None:

@@ -191,7 +191,7 @@ def test_batch_sizes_are_not_compiled_in():
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 
 
-def test_warmup_command_measures_every_kernel(tmp_path):
+def test_warmup_command_measures_every_kernel_that_has_a_choice(tmp_path):
     environment = dict(os.environ)
     environment |= {"CSRKERN_CACHE": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
     if not torch.cuda.is_available():
@@ -203,7 +203,8 @@ def test_warmup_command_measures_every_kernel(tmp_path):
     (file,) = tmp_path.iterdir()
     assert str(file) in run.stdout
     measured = {key.rsplit(" ", key.count(" "))[0] for key in json.loads(file.read_text())}
-    kernels = {"topk_relu", "encode", "transpose", "gather_sum", "gather_dot", "scatter_sum"}
+    # Below 2,048 latents topk_relu has one configuration.
+    kernels = {"encode", "transpose", "gather_sum", "gather_dot", "scatter_sum"}
     assert measured >= kernels | {"similarity", "info_nce"}
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The inverted index on a GPU: equal to the one on the CPU, then queries a second beside peers.
 
-    python benchmarks/gpu/bench_index.py --out build/gpu/index.json [--sizes 100k 1M 10M 100M]
+    python benchmarks/gpu/index.py --out build/gpu/index.json [--sizes 100k 1M 10M 100M]
 
 Codes are benchmarks/generators.py's, h = 16,384, k = 32 (100M: k = 16, drawn on the GPU). A time is
 the median of replays of a CUDA graph over several sets of queries, beside peers in the same run: a
