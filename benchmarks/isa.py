@@ -9,21 +9,17 @@ benchmarks/results/<machine>/isa.json.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from benchmarks import provenance
-from csrkern.storage import write_atomically
 
-ROOT = Path(__file__).parent.parent
 ROUNDS, CALLS = 3, 15
 SIZES = (4096, 768, 8192)  # rows, dimensions, latents
 CASES = [
@@ -96,7 +92,7 @@ def compare(threads: int) -> Path:
         for isa in ("avx512", "avx2"):
             done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.isa", "--measure", str(threads)],
-                cwd=ROOT,
+                cwd=provenance.ROOT,
                 env={**os.environ, "CSRKERN_ISA": isa},
                 stdout=subprocess.PIPE,
                 text=True,
@@ -113,20 +109,7 @@ def compare(threads: int) -> Path:
             f"{row['operator']:16} k={row['k']:<4} {row['dtype']:9} {row['avx2_ms']:9.2f} ms"
             f" {row['avx512_ms']:9.2f} ms  {row['ratio']:.2f}x\n"
         )
-    machine = provenance.machine()
-    record = {
-        "format": 1,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": provenance.commit(),
-        "machine": machine,
-        "versions": provenance.versions(),
-        "threads": threads,
-        "rows": rows,
-    }
-    path = ROOT / "benchmarks/results" / machine["name"] / "isa.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
-    return path
+    return provenance.save("isa.json", threads=threads, rows=rows)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
 import subprocess
 import sys
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from csrkern.storage import write_atomically
+
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
 PACKAGES = (
     *("torch", "numpy", "scipy", "triton", "sentence-transformers", "transformers"),
     *("sparse-dot-topn", "pyvsag", "pyseismic-lsr", "faiss-cpu", "qdrant-edge-py"),
@@ -59,6 +64,23 @@ def commit() -> dict[str, Any]:
     head = _git("rev-parse", "HEAD")
     status = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     return {"id": head, "dirty": None if head is None else bool(status)}
+
+
+def save(name: str, root: Path = RESULTS, **content: Any) -> Path:
+    """Writes root/<machine>/<name>: `content` beside date, commit, machine and versions."""
+    here = machine()
+    record = {
+        "format": 1,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": here,
+        "versions": versions(),
+        **content,
+    }
+    path = root / here["name"] / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+    return path
 
 
 def _git(*arguments: str) -> str | None:

@@ -24,9 +24,37 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For batches that gain nothing from a second thread, and wait for it on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def four_threads() -> Iterator[None]:
     """Four threads, on however many processors."""
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """Whatever a test exchanges in sentence-transformers is put back."""
+    from csrkern.integrations import sentence_transformers as integration
+
+    yield
+    integration.restore()
+
+
+@pytest.fixture(params=["package", "accelerated"])
+def side(request: pytest.FixtureRequest, restored: None) -> str:
+    """sentence-transformers as it comes, and on our kernels."""
+    from csrkern.integrations import sentence_transformers as integration
+
+    if request.param == "accelerated":
+        integration.accelerate()
+    return request.param

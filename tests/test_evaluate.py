@@ -12,14 +12,7 @@ from csrtrain import data as data_module
 from csrtrain import evaluate, metrics
 from csrtrain.baselines import PCA, dense_bytes, largest_entries, sparse_bytes, truncate
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Batches this small gain nothing from a second thread, and wait for it on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -18,16 +18,8 @@ import torch
 from csrtrain import TrainConfig, batches, train
 from csrtrain.checkpoint import FILE_NAME
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = TrainConfig(hidden_dim=64, k=4, batch_size=64, steps=30, dead_threshold=3)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Batches this small gain nothing from a second thread, and wait for it on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

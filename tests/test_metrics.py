@@ -16,14 +16,7 @@ from csrtrain.matryoshka import train_matryoshka
 from csrtrain.metrics import Judgements, linear_probe, search, v_measure
 from csrtrain.quantize import int8, product_quantized, search_binary
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Batches this small gain nothing from a second thread, and wait for it on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def clusters(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,22 +2,11 @@
 #include <array>
 #include <cstring>
 
+#include "csrkern/float_bits.hpp"
 #include "csrkern/index_values.hpp"
 
 namespace csrkern {
 namespace {
-
-uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
 
 template <class T>
 T load(const uint8_t* at) {

@@ -6,22 +6,11 @@
 #include <cstring>
 #include <vector>
 
+#include "csrkern/float_bits.hpp"
 #include "csrkern/index.hpp"
 #include "csrkern/index_kernels.hpp"
 
 namespace csrkern {
-
-inline uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-inline float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
 
 // A number that at least k of n scores, as bits, reach, and hardly more: by halving, without jumps
 // that depend on data: less than half the time of std::nth_element for 64 scores.

@@ -23,6 +23,7 @@
 #include <numeric>
 #include <vector>
 
+#include "csrkern/float_bits.hpp"
 #include "csrkern/index_kernels.hpp"
 #define CSRKERN_DEVICE inline
 #define CSRKERN_BOTH
@@ -161,16 +162,6 @@ inline int32_t atomic_swap_if(int32_t* to, int32_t expected, int32_t value) {
 inline uint32_t fresh(const uint32_t* at) { return *at; }
 inline uint32_t high_product(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
-}
-inline uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-inline float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
 }
 inline float from_half(uint16_t half) { return half_to_float(half); }
 inline uint16_t to_half(float value) {
