@@ -123,6 +123,14 @@ def test_threads_and_windows_do_not_change_results(threads, window):
         np.testing.assert_array_equal(got, one)
 
 
+def test_long_lists_have_small_windows():
+    windows = [
+        InvertedIndex.build(index_codes.uniform(500, dim, 8), dim=dim).stats()["window"]
+        for dim in (600, 680)
+    ]
+    assert windows == [12_288, 32_768]
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_random_cases(seed):
     rng = np.random.default_rng(seed)
