@@ -1,0 +1,195 @@
+"""csrtrain.scale on a Ray cluster of several nodes in this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ray = pytest.importorskip("ray", reason="needs csrkern[ray]")
+pytest.importorskip("ray.serve", reason="needs csrkern[ray]")
+
+from ray import serve
+from ray.cluster_utils import Cluster
+
+from csrkern import InvertedIndex, SparseCodes
+from csrkern.nn import SparseAutoencoder
+from csrtrain.evaluate import encode_all
+from csrtrain.scale import ShardedIndex, add_shard, build_shards, encode_corpus
+from csrtrain.scale.deployments import ServedHolder
+
+D, H, K = 16, 256, 8
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    found.add_node(num_cpus=2)
+    ray.init(address=found.address, log_to_driver=False)
+    yield found
+    serve.shutdown()
+    ray.shutdown()
+    found.shutdown()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A model and six files of embeddings; all their rows."""
+    folder = tmp_path_factory.mktemp("made")
+    SparseAutoencoder(D, H, K).save_pretrained(folder / "model")
+    (folder / "corpus").mkdir()
+    rows = np.random.default_rng(0).standard_normal((3000, D)).astype(np.float32)
+    for number, part in enumerate(np.array_split(rows, 6)):
+        np.save(folder / "corpus" / f"{number}.npy", part)
+    return folder, rows
+
+
+@pytest.fixture(scope="module")
+def encoded(cluster: Any, made: tuple[Path, np.ndarray]) -> tuple[Path, SparseCodes]:
+    """The folder of codes, and what they should be."""
+    folder, rows = made
+    manifest = encode_corpus(
+        str(folder / "corpus"), folder / "model", folder / "codes", piece_rows=200, workers=2
+    )
+    assert manifest["rows"] == 3000
+    expected = encode_all(SparseAutoencoder.from_pretrained(folder / "model").eval(), rows)
+    return folder, expected
+
+
+def loaded(folder: Path, manifest: Any) -> tuple[np.ndarray, np.ndarray]:
+    parts = [SparseCodes.load(folder / piece["file"]).numpy() for piece in manifest["pieces"]]
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+def test_sharded_is_one_index(encoded: tuple[Path, SparseCodes]) -> None:
+    folder, codes = encoded
+    found = build_shards(folder / "codes", folder / "index", shards=4, workers=2)
+    assert [shard.codes for shard in found.shards] == [700, 800, 800, 700] or len(found) == 3000
+    queries = SparseCodes.cat([codes[:50]]) if hasattr(codes, "__getitem__") else codes
+    half = encode_half(codes)
+    expected = InvertedIndex.build(half, metric="cosine").search(queries, 10)
+    with_two = ShardedIndex.serve(folder / "index", groups=2, replicas=2, name="two")
+    answer = with_two.search(queries, 10)
+    assert answer.complete
+    np.testing.assert_array_equal(answer.ids, expected[1])
+    np.testing.assert_array_equal(answer.scores, expected[0])
+    assert ShardedIndex.connect("two").dim == H
+    serve.delete("two")
+
+
+def encode_half(codes: SparseCodes) -> SparseCodes:
+    """As they are after a file of float16."""
+    import torch
+
+    return codes.to(dtype=torch.float16)
+
+
+def test_a_worker_dies_while_encoding(cluster: Any, made: tuple[Path, np.ndarray]) -> None:
+    folder, rows = made
+    killed = threading.Event()
+
+    def kill() -> None:
+        from ray.util.state import list_actors
+
+        while not killed.is_set():
+            for actor in list_actors(filters=[("state", "=", "ALIVE")]):
+                if "MapWorker" in actor.class_name and actor.pid:
+                    os.kill(actor.pid, signal.SIGKILL)
+                    killed.set()
+                    return
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        manifest = encode_corpus(
+            str(folder / "corpus"), folder / "model", folder / "codes2", piece_rows=20, workers=2
+        )
+    finally:
+        alive = not killed.is_set()
+        killed.set()
+        killer.join()
+    assert not alive, "nothing was killed"
+    expected = encode_all(SparseAutoencoder.from_pretrained(folder / "model").eval(), rows)
+    np.testing.assert_array_equal(loaded(folder / "codes2", manifest)[1], expected.numpy()[1])
+
+
+def test_a_holder_dies_under_load(encoded: tuple[Path, SparseCodes]) -> None:
+    folder, codes = encoded
+    build_shards(folder / "codes", folder / "index", shards=4, workers=2)
+    half = encode_half(codes)
+    queries = (half.numpy()[0][:20].astype(np.float32), half.numpy()[1][:20])
+    expected = InvertedIndex.build(half, metric="cosine").search(queries, 10)[1]
+    served = ShardedIndex.serve(folder / "index", groups=1, replicas=2, name="load")
+    served.search(queries)
+    stop, bad, done = threading.Event(), [], [0]
+
+    def load() -> None:
+        while not stop.is_set():
+            answer = served.search(queries, 10, deadline=20.0)
+            done[0] += 1
+            if not answer.complete or not np.array_equal(answer.ids, expected):
+                bad.append(answer)
+
+    callers = [threading.Thread(target=load) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    try:
+        time.sleep(1.0)
+        kill_one_holder()
+        more = InvertedIndex.build(  # meanwhile the index grows, without an answer of both
+            (queries[0] * 0 + 1e-3, queries[1]), np.arange(9000, 9020), dim=H, metric="cosine"
+        )
+        more.remove(np.arange(9001, 9020))
+        time.sleep(3.0)
+    finally:
+        stop.set()
+        for caller in callers:
+            caller.join()
+    assert done[0] > 10
+    assert not bad
+    serve.delete("load")
+
+
+def kill_one_holder() -> None:
+    from ray.util.state import list_actors
+
+    holders = [
+        actor
+        for actor in list_actors(filters=[("state", "=", "ALIVE")])
+        if ServedHolder.__name__ in actor.class_name or "holder-" in (actor.name or "")
+    ]
+    assert holders
+    os.kill(holders[0].pid, signal.SIGKILL)
+
+
+def test_shards_are_added_while_served(encoded: tuple[Path, SparseCodes], tmp_path: Path) -> None:
+    folder, codes = encoded
+    half = encode_half(codes)
+    values, indices = half.numpy()
+    values = values.astype(np.float32)
+    for left in (0, 1500):
+        part = slice(left, left + 1500)
+        InvertedIndex.build((values[part], indices[part]), np.arange(left, left + 1500), dim=H).save(
+            tmp_path / "part"
+        )
+        add_shard(tmp_path / "part", tmp_path / "index")
+        if left == 0:
+            served = ShardedIndex.serve(tmp_path / "index", groups=1, refresh=0.05, name="grow")
+            assert served.search((values[:5], indices[:5])).generation == 1
+    queries = (values[:5], indices[:5])
+    until = time.monotonic() + 20
+    while served.search(queries).generation == 1 and time.monotonic() < until:
+        time.sleep(0.05)
+    answer = served.search(queries, 10)
+    expected = InvertedIndex.build((values, indices), dim=H).search(queries, 10)
+    assert answer.generation == 2
+    np.testing.assert_array_equal(answer.ids, expected[1])
+    serve.delete("grow")
