@@ -19,7 +19,7 @@ INDICES = {"U16": "<u2", "I32": "<i4"}
 
 
 def pack(values: np.ndarray, indices: np.ndarray, dim: int) -> bytes:
-    """The file of float32 or float16 values and their indices: uint16 where dim allows, else int32."""
+    """The file of float values and their indices, which are uint16 where dim allows, else int32."""
     from safetensors.numpy import save
 
     header = {"format": FORMAT, "version": VERSION, "dim": dim}

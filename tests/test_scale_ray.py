@@ -13,23 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-ray = pytest.importorskip("ray", reason="needs csrkern[ray]")
-pytest.importorskip("ray.serve", reason="needs csrkern[ray]")
-
-from ray import serve
-from ray.cluster_utils import Cluster
-
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.evaluate import encode_all
 from csrtrain.scale import ShardedIndex, add_shard, build_shards, encode_corpus
-from csrtrain.scale.deployments import ServedHolder
+
+ray = pytest.importorskip("ray", reason="needs csrkern[ray]")
+serve = pytest.importorskip("ray.serve", reason="needs csrkern[ray]")
 
 D, H, K = 16, 256, 8
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     found.add_node(num_cpus=2)
     ray.init(address=found.address, log_to_driver=False)
@@ -63,6 +61,20 @@ def encoded(cluster: Any, made: tuple[Path, np.ndarray]) -> tuple[Path, SparseCo
     return folder, expected
 
 
+def kill_process(title: str) -> bool:
+    """Kills one process of Ray's by the beginning of its title; whether there was one."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().decode()
+            except OSError:
+                continue
+            if command.startswith(title):
+                os.kill(int(entry.name), signal.SIGKILL)
+                return True
+    return False
+
+
 def loaded(folder: Path, manifest: Any) -> tuple[np.ndarray, np.ndarray]:
     parts = [SparseCodes.load(folder / piece["file"]).numpy() for piece in manifest["pieces"]]
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
@@ -71,9 +83,11 @@ def loaded(folder: Path, manifest: Any) -> tuple[np.ndarray, np.ndarray]:
 def test_sharded_is_one_index(encoded: tuple[Path, SparseCodes]) -> None:
     folder, codes = encoded
     found = build_shards(folder / "codes", folder / "index", shards=4, workers=2)
-    assert [shard.codes for shard in found.shards] == [700, 800, 800, 700] or len(found) == 3000
-    queries = SparseCodes.cat([codes[:50]]) if hasattr(codes, "__getitem__") else codes
+    assert len(found) == 3000
+    assert len(found.shards) == 4
     half = encode_half(codes)
+    values, indices = half.numpy()
+    queries = (values[:50].astype(np.float32), indices[:50])
     expected = InvertedIndex.build(half, metric="cosine").search(queries, 10)
     with_two = ShardedIndex.serve(folder / "index", groups=2, replicas=2, name="two")
     answer = with_two.search(queries, 10)
@@ -96,15 +110,10 @@ def test_a_worker_dies_while_encoding(cluster: Any, made: tuple[Path, np.ndarray
     killed = threading.Event()
 
     def kill() -> None:
-        from ray.util.state import list_actors
-
         while not killed.is_set():
-            for actor in list_actors(filters=[("state", "=", "ALIVE")]):
-                if "MapWorker" in actor.class_name and actor.pid:
-                    os.kill(actor.pid, signal.SIGKILL)
-                    killed.set()
-                    return
-            time.sleep(0.05)
+            if kill_process("ray::MapWorker"):
+                killed.set()
+            time.sleep(0.02)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -118,7 +127,9 @@ def test_a_worker_dies_while_encoding(cluster: Any, made: tuple[Path, np.ndarray
         killer.join()
     assert not alive, "nothing was killed"
     expected = encode_all(SparseAutoencoder.from_pretrained(folder / "model").eval(), rows)
-    np.testing.assert_array_equal(loaded(folder / "codes2", manifest)[1], expected.numpy()[1])
+    np.testing.assert_array_equal(
+        loaded(folder / "codes2", manifest)[1], encode_half(expected).numpy()[1]
+    )
 
 
 def test_a_holder_dies_under_load(encoded: tuple[Path, SparseCodes]) -> None:
@@ -143,11 +154,7 @@ def test_a_holder_dies_under_load(encoded: tuple[Path, SparseCodes]) -> None:
         caller.start()
     try:
         time.sleep(1.0)
-        kill_one_holder()
-        more = InvertedIndex.build(  # meanwhile the index grows, without an answer of both
-            (queries[0] * 0 + 1e-3, queries[1]), np.arange(9000, 9020), dim=H, metric="cosine"
-        )
-        more.remove(np.arange(9001, 9020))
+        assert kill_process("ray::ServeReplica:load:holder")
         time.sleep(3.0)
     finally:
         stop.set()
@@ -158,28 +165,15 @@ def test_a_holder_dies_under_load(encoded: tuple[Path, SparseCodes]) -> None:
     serve.delete("load")
 
 
-def kill_one_holder() -> None:
-    from ray.util.state import list_actors
-
-    holders = [
-        actor
-        for actor in list_actors(filters=[("state", "=", "ALIVE")])
-        if ServedHolder.__name__ in actor.class_name or "holder-" in (actor.name or "")
-    ]
-    assert holders
-    os.kill(holders[0].pid, signal.SIGKILL)
-
-
 def test_shards_are_added_while_served(encoded: tuple[Path, SparseCodes], tmp_path: Path) -> None:
-    folder, codes = encoded
-    half = encode_half(codes)
+    half = encode_half(encoded[1])
     values, indices = half.numpy()
     values = values.astype(np.float32)
     for left in (0, 1500):
         part = slice(left, left + 1500)
-        InvertedIndex.build((values[part], indices[part]), np.arange(left, left + 1500), dim=H).save(
-            tmp_path / "part"
-        )
+        InvertedIndex.build(
+            (values[part], indices[part]), np.arange(left, left + 1500), dim=H
+        ).save(tmp_path / "part")
         add_shard(tmp_path / "part", tmp_path / "index")
         if left == 0:
             served = ShardedIndex.serve(tmp_path / "index", groups=1, refresh=0.05, name="grow")

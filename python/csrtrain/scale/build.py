@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from csrkern import InvertedIndex, _C, codes_file
+from csrkern import _C, InvertedIndex, codes_file
 from csrtrain.scale.cluster import connected
 from csrtrain.scale.encode import read_codes_manifest
 from csrtrain.scale.folder import Folder
@@ -141,7 +142,7 @@ def shard_plans(pieces: Sequence[Mapping[str, Any]], shards: int) -> Iterator[Sh
     ends = np.cumsum([piece["rows"] for piece in pieces])
     targets = ends[-1] * np.arange(1, shards + 1) / shards
     cuts = [0, *(int(np.argmin(np.abs(ends - target))) + 1 for target in targets[:-1]), len(pieces)]
-    for left, right in zip(cuts, cuts[1:], strict=False):
+    for left, right in itertools.pairwise(cuts):
         if right > left:
             yield ShardPlan(pieces[left:right])
 
@@ -194,7 +195,8 @@ def _run(
     if workers is None:
         workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
     task = ray.remote(num_cpus=1, max_retries=-1)(build_one)
-    waiting, running = list(todo), []
+    waiting = list(todo)
+    running: list[Any] = []
     while waiting or running:
         while waiting and len(running) < workers:
             running.append(task.remote(source, out, waiting.pop(0), form))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,10 +147,11 @@ class Encoder:
             torch.set_num_threads(1)  # one worker a core
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        from csrkern import SparseCodes, _C
+        """Encodes and writes a piece, and then its receipt."""
+        from csrkern import _C, SparseCodes
         from csrtrain.evaluate import encode_all
 
-        piece, job, began = Piece(**row), self._job, time.perf_counter()
+        piece, job = Piece(**row), self._job
         embeddings = job.reader.read(piece.source, piece.first, piece.rows)
         codes: SparseCodes = encode_all(self._model, np.asarray(embeddings), job.k)
         payload = codes.to_bytes(values=job.values)
@@ -164,7 +165,7 @@ class Encoder:
             "crc32c": int(_C.crc32c(payload)),
         }
         write_record(job.output, piece.receipt, RECEIPT, VERSION, receipt)
-        return {**receipt, "seconds": time.perf_counter() - began}
+        return receipt
 
 
 def _run(
@@ -173,7 +174,7 @@ def _run(
     """Receipts as pieces are done; a worker or node that dies is replaced, its piece done again."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.max_errored_blocks = 0
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     if workers is None:
         resources = ray.cluster_resources()
         there = resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 1)
@@ -187,9 +188,7 @@ def _run(
         num_cpus=0 if gpus else 1,
         num_gpus=gpus or None,
     )
-    for row in dataset.iter_rows():
-        row.pop("seconds")
-        yield row
+    yield from dataset.iter_rows()
 
 
 def _shapes(reader: Reader, sources: Sequence[str], width: int) -> list[tuple[str, int]]:

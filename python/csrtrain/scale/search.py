@@ -132,10 +132,8 @@ class ShardedIndex:
         """
         check_int("topk", topk, 1, 2**31 - 1)
         values, indices = _padded(queries, self.dim)
-        reply = self._handle.search.remote(
-            Request(values, indices, topk, float(deadline))
-        ).result()
-        return Answer(*reply.hits, reply.missing, reply.generation)
+        reply = self._handle.search.remote(Request(values, indices, topk, float(deadline))).result()
+        return Answer(reply.hits.scores, reply.hits.ids, reply.missing, reply.generation)
 
     def generation(self) -> Generation:
         """What is served at the moment."""

@@ -2,9 +2,9 @@
 
 A holder answers for the shards that a request names, in the generation that it names; it maps a
 shard when it is first asked for it, so a holder that replaces a dead one needs to be told nothing.
-The gateway asks the holders of every group of shards, asks again
-where a holder died, and merges. It turns to a new generation as a whole: a request is answered by one.
-`deployments` makes Ray Serve deployments of both.
+The gateway asks the holders of every group of shards, asks again where one died, and merges. It
+turns to a new generation as a whole: a request is answered by one. `deployments` makes Ray Serve
+deployments of both.
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ class Gateway:
         found = reply.hits.ids >= 0
         return JSONResponse(
             {
-                "ids": [row[there].tolist() for row, there in zip(reply.hits.ids, found, strict=True)],
+                "ids": [
+                    row[there].tolist() for row, there in zip(reply.hits.ids, found, strict=True)
+                ],
                 "scores": [
                     row[there].tolist() for row, there in zip(reply.hits.scores, found, strict=True)
                 ],

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from csrkern import InvertedIndex, _C
+from csrkern import _C, InvertedIndex
 from csrtrain.scale.folder import Folder, read_record, write_record
 
 NEWEST, KIND, GENERATION_KIND, VERSION = "shards.json", "csrkern-shards", "csrkern-generation", 1
