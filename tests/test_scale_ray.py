@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -187,3 +190,66 @@ def test_shards_are_added_while_served(encoded: tuple[Path, SparseCodes], tmp_pa
     assert answer.generation == 2
     np.testing.assert_array_equal(answer.ids, expected[1])
     serve.delete("grow")
+
+
+def test_training_on_two_processes_is_that_on_one(
+    cluster: Any, made: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    from csrtrain import TrainConfig, train
+    from csrtrain.scale import train_on_ray
+
+    _, rows = made
+    np.save(tmp_path / "rows.npy", rows)
+    config = TrainConfig(hidden_dim=H, k=K, steps=20, batch_size=64)
+    train_on_ray(
+        tmp_path / "rows.npy",
+        tmp_path / "model",
+        workers=2,
+        storage=str(tmp_path / "records"),
+        config=config,
+    )
+    found = SparseAutoencoder.from_pretrained(tmp_path / "model")
+    expected = train(rows, config=config, progress=False, device="cpu")
+    for (name, got), (_, want) in zip(
+        found.state_dict().items(), expected.state_dict().items(), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_commands(made: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    folder, rows = made
+    command = [sys.executable, "-m", "csrtrain"]
+    environment = {**os.environ, "RAY_ADDRESS": ""}
+    environment.pop("RAY_ADDRESS")
+
+    def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        words = [*command, *map(str, arguments)]
+        return subprocess.run(words, capture_output=True, text=True, env=environment, check=True)
+
+    corpus, codes, index = folder / "corpus", tmp_path / "codes", tmp_path / "index"
+    run("ray", "encode", folder / "model", corpus, "-o", codes, "--piece-rows", 500)
+    run("ray", "build", codes, "-o", index, "--shards", 2)
+    np.save(tmp_path / "queries.npy", rows[:3])
+    queries = tmp_path / "queries.safetensors"
+    run("encode", folder / "model", tmp_path / "queries.npy", "-o", queries)
+    port = 18_000 + os.getpid() % 1000
+    serving = subprocess.Popen(
+        [*command, "ray", "serve", str(index), "--port", str(port)], env=environment
+    )
+    try:
+        url = f"http://127.0.0.1:{port}/csrkern"
+        until = time.monotonic() + 120
+        while True:
+            try:
+                lines = run("ray", "search", url, queries, "--topk", 4).stdout.splitlines()
+                break
+            except subprocess.CalledProcessError:
+                assert serving.poll() is None
+                assert time.monotonic() < until
+                time.sleep(1)
+        answers = [json.loads(line) for line in lines]
+        assert [answer["ids"][0] for answer in answers] == [0, 1, 2]
+        assert all(answer["missing"] == [] for answer in answers)
+    finally:
+        serving.send_signal(signal.SIGINT)
+        assert serving.wait(60) == 130
