@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from csrkern import codes_file
+from csrkern.storage import write_atomically
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -343,11 +344,18 @@ class SparseCodes:
     # ---- storage ----------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str], *, values: str = "float32") -> None:
-        """Writes the packed form: a safetensors file, 2 or 4 bytes an index and a value.
+        """Writes `to_bytes` beside `path` and renames it: a crash never leaves half a file.
+
+        Raises:
+            ValueError: as `to_bytes`.
+        """
+        write_atomically(path, self.to_bytes(values=values))
+
+    def to_bytes(self, *, values: str = "float32") -> bytes:
+        """The packed form: a safetensors file, 2 or 4 bytes an index and a value.
 
         Indices are uint16 where dim ≤ 65,536, else int32. With values="float16" the codes
-        are rounded, and slots that the rounding makes equal are put back in order. The file
-        is written beside `path` and renamed, so a crash never leaves half a file.
+        are rounded, and slots that the rounding makes equal are put back in order.
 
         Raises:
             ValueError: if `values` is not "float32" or "float16", or a value overflows it.
@@ -360,7 +368,7 @@ class SparseCodes:
                 f"values: {float(self.values.max()):.4g} does not fit in {values}"
                 + ("; save as float32" if values == "float16" else "")
             )
-        codes_file.write(path, codes.values.numpy(), codes.indices.numpy(), self.dim)
+        return codes_file.pack(codes.values.numpy(), codes.indices.numpy(), self.dim)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> SparseCodes:

@@ -1,4 +1,4 @@
-"""The file of SparseCodes, written whole, read whole or in pieces; imports no PyTorch.
+"""The file of SparseCodes, made whole, read whole or in pieces; imports no PyTorch.
 
 A safetensors file of values and indices, both [n, k], whose metadata say what it is.
 """
@@ -12,16 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from csrkern.storage import write_atomically
-
 FORMAT = "csrkern-codes"
 VERSION = 1
 VALUES = {"F32": "<f4", "F16": "<f2"}
 INDICES = {"U16": "<u2", "I32": "<i4"}
 
 
-def write(path: str | os.PathLike[str], values: np.ndarray, indices: np.ndarray, dim: int) -> None:
-    """Writes float32 or float16 values and their indices: uint16 where dim allows, else int32."""
+def pack(values: np.ndarray, indices: np.ndarray, dim: int) -> bytes:
+    """The file of float values and their indices, which are uint16 where dim allows, else int32."""
     from safetensors.numpy import save
 
     header = {"format": FORMAT, "version": VERSION, "dim": dim}
@@ -30,7 +28,7 @@ def write(path: str | os.PathLike[str], values: np.ndarray, indices: np.ndarray,
         "values": np.ascontiguousarray(values),
         "indices": np.ascontiguousarray(indices, dtype=narrow),
     }
-    write_atomically(path, save(tensors, metadata={"csrkern": json.dumps(header)}))
+    return bytes(save(tensors, metadata={"csrkern": json.dumps(header)}))
 
 
 def read(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, int]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from csrtrain import cli_commands, cli_eval, cli_train, cli_warmup
+from csrtrain import cli_commands, cli_eval, cli_ray, cli_train, cli_warmup
 
 INTERRUPTED = 130
 
@@ -36,6 +36,7 @@ for command in (
     cli_warmup.warmup,
 ):
     app.command("eval" if command is cli_eval.evaluate else None)(command)
+app.add_typer(cli_ray.app, name="ray")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

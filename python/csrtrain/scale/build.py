@@ -1,0 +1,208 @@
+"""Pieces of codes become shards: each an index of the ordinary file format, built by a Ray task."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csrkern import _C, InvertedIndex, codes_file
+from csrtrain.scale.cluster import connected
+from csrtrain.scale.encode import read_codes_manifest
+from csrtrain.scale.folder import Folder
+from csrtrain.scale.shards import Generation, Shard, newest, publish, upload
+
+SEGMENT_CODES = 1_000_000
+
+Progress = Callable[[int, int], None]
+"""Called with codes built and codes altogether."""
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Pieces that follow each other and become one shard.
+
+    Attributes:
+        pieces: their entries in the manifest of codes.
+    """
+
+    pieces: Sequence[Mapping[str, Any]]
+
+    @property
+    def source(self) -> str:
+        """Says which codes these are: the numbers of the pieces and a checksum of theirs."""
+        sums = ",".join(str(piece["crc32c"]) for piece in self.pieces)
+        first, last = self.pieces[0]["number"], self.pieces[-1]["number"]
+        return f"pieces {first}-{last} {_C.crc32c(sums.encode()):08x}"
+
+    @property
+    def rows(self) -> int:
+        """Codes of the shard."""
+        return sum(piece["rows"] for piece in self.pieces)
+
+
+def build_shards(
+    codes: str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    shards: int = 8,
+    metric: str = "cosine",
+    values: str = "float16",
+    largest: float | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Generation:
+    """Builds a sharded index of codes that `encode_corpus` wrote, on a Ray cluster.
+
+    Each shard is published as it is done. A run that was killed goes on with the shards that
+    are not published when it is called again; a worker or a node that dies has its shard built
+    anew elsewhere. Ids are the row numbers of the corpus.
+
+    Args:
+        codes: folder of `encode_corpus`.
+        output: folder or URL for the shards and their manifest.
+        shards: how many; each gets whole pieces that follow each other, as evenly as that goes.
+        metric, values, largest: of `InvertedIndex.build`; "uint8" and "uint16" need `largest`
+            with metric "ip", as all shards must round alike.
+        workers: shards built at a time; None: as many as there are cores.
+        address: of a Ray cluster; None: the one that RAY_ADDRESS names, or a local one.
+        options: of the file systems, as fsspec takes them.
+        progress: called as shards are done.
+
+    Returns: the newest generation.
+
+    Raises:
+        FileNotFoundError: if `codes` has no manifest.
+        ValueError: if pieces are damaged, or `output` holds other shards.
+    """
+    if values in ("uint8", "uint16") and metric == "ip" and largest is None:
+        raise ValueError(f"largest: expected a number with values={values!r} and metric='ip'")
+    source, out = Folder.of(codes, options), Folder.of(output, options)
+    manifest = read_codes_manifest(source)
+    plans = list(shard_plans(manifest["pieces"], shards))
+    found = newest(out)
+    there = {shard.source for shard in found.shards}
+    strange = there - {plan.source for plan in plans}
+    if strange:
+        raise ValueError(
+            f"{out.url} holds shards of other codes ({sorted(strange)[0]}); choose another "
+            "folder, or add to this one with add_shard"
+        )
+    todo = [plan for plan in plans if plan.source not in there]
+    total = sum(plan.rows for plan in plans)
+    if progress is not None:
+        progress(len(found), total)
+    if not todo:
+        return found
+    form = {"metric": metric, "values": values, "largest": largest, "dim": manifest["dim"]}
+    with connected(address) as ray:
+        for shard, shard_form in _run(ray, source, out, todo, form, workers):
+            found = found.with_shard(shard, shard_form)
+            publish(out, found)
+            if progress is not None:
+                progress(len(found), total)
+    return found
+
+
+def add_shard(
+    index: str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    options: Mapping[str, Any] | None = None,
+) -> Generation:
+    """Adds an index, saved on this machine, to a sharded one, as one change of its manifest.
+
+    Args:
+        index: folder of `InvertedIndex.save`; its ids are none that the shards have.
+        output: folder of the sharded index; made if it is not there.
+
+    Raises:
+        ValueError: if its dim, metric or values are others, or the ranges of ids meet.
+    """
+    out = Folder.of(output, options)
+    shard, form = upload(out, _new_name(), Path(index), "added")
+    found = newest(out).with_shard(shard, form)
+    publish(out, found)
+    return found
+
+
+def shard_plans(pieces: Sequence[Mapping[str, Any]], shards: int) -> Iterator[ShardPlan]:
+    """Cuts pieces into at most `shards` runs of nearly the same number of codes."""
+    if shards < 1:
+        raise ValueError(f"shards: expected at least 1, got {shards}")
+    ends = np.cumsum([piece["rows"] for piece in pieces])
+    targets = ends[-1] * np.arange(1, shards + 1) / shards
+    cuts = [0, *(int(np.argmin(np.abs(ends - target))) + 1 for target in targets[:-1]), len(pieces)]
+    for left, right in itertools.pairwise(cuts):
+        if right > left:
+            yield ShardPlan(pieces[left:right])
+
+
+def build_one(source: Folder, out: Folder, plan: ShardPlan, form: Mapping[str, Any]) -> Any:
+    """Builds a shard from its pieces and copies it to `out`; it and its form."""
+    with tempfile.TemporaryDirectory() as scratch:
+        ids = np.concatenate(
+            [np.arange(p["first_id"], p["first_id"] + p["rows"]) for p in plan.pieces]
+        )
+        InvertedIndex.build_streaming(
+            _read_pieces(source, plan, Path(scratch)),
+            Path(scratch) / "index",
+            ids=ids,
+            metric=form["metric"],
+            values=form["values"],
+            largest=form["largest"],
+            dim=form["dim"],
+            num_threads=1,
+        )
+        return upload(out, _new_name(), Path(scratch) / "index", plan.source)
+
+
+def _read_pieces(source: Folder, plan: ShardPlan, scratch: Path) -> Iterator[Any]:
+    """Codes (values, indices), about a million at a time: each lot becomes a segment."""
+    held: list[tuple[np.ndarray, np.ndarray]] = []
+    for number, piece in enumerate(plan.pieces, start=1):
+        payload = source.read(piece["file"])
+        if len(payload) != piece["bytes"] or int(_C.crc32c(payload)) != piece["crc32c"]:
+            raise ValueError(f"{source.url}/{piece['file']} is damaged: its checksum is wrong")
+        file = scratch / piece["file"]
+        file.write_bytes(payload)
+        values, indices, _ = codes_file.read(file)
+        file.unlink()  # the mapping stays
+        held.append((values, indices))
+        if number == len(plan.pieces) or sum(len(v) for v, _ in held) >= SEGMENT_CODES:
+            yield tuple(np.concatenate(part) for part in zip(*held, strict=True))
+            held = []
+
+
+def _run(
+    ray: Any,
+    source: Folder,
+    out: Folder,
+    todo: Sequence[ShardPlan],
+    form: Mapping[str, Any],
+    workers: int | None,
+) -> Iterator[tuple[Shard, dict[str, Any]]]:
+    """Shards as they are done, at most `workers` at a time."""
+    if workers is None:
+        workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    task = ray.remote(num_cpus=1, max_retries=-1)(build_one)
+    waiting = list(todo)
+    running: list[Any] = []
+    while waiting or running:
+        while waiting and len(running) < workers:
+            running.append(task.remote(source, out, waiting.pop(0), form))
+        (ready, *_), running = ray.wait(running, num_returns=1)
+        yield ray.get(ready)
+
+
+def _new_name() -> str:
+    return f"shard-{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,39 @@
+"""Hits of several shards become those of one index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Hits(NamedTuple):
+    """Scores float32 and ids int64, both [m, topk], as `InvertedIndex.search` returns them."""
+
+    scores: np.ndarray
+    ids: np.ndarray
+
+    @staticmethod
+    def none(queries: int, topk: int) -> Hits:
+        """What an empty index finds."""
+        return Hits(
+            np.full((queries, topk), -np.inf, np.float32), np.full((queries, topk), -1, np.int64)
+        )
+
+
+def merge_hits(parts: Sequence[Hits], topk: int) -> Hits:
+    """The best `topk` of hits over different codes: best first, equal scores by lower id.
+
+    A score does not depend on what else an index holds, so this is what one index over all codes
+    would find, to the id and to the bit.
+    """
+    if not parts:
+        return Hits.none(0, topk)
+    if len(parts) == 1:
+        return parts[0]
+    scores = np.concatenate([part.scores for part in parts], axis=1)
+    ids = np.concatenate([part.ids for part in parts], axis=1)
+    # Missing hits have score -inf, so they come last whatever their id.
+    order = np.lexsort((ids, -scores), axis=1)[:, :topk]
+    return Hits(np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1))

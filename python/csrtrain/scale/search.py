@@ -1,0 +1,155 @@
+"""A sharded index, served by Ray Serve and searched from Python or by HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from csrkern.index_input import check_int, read_rows
+from csrtrain.scale.cluster import import_ray
+from csrtrain.scale.folder import Folder
+from csrtrain.scale.serving import Request
+from csrtrain.scale.shards import Generation, newest
+
+APPLICATION = "csrkern"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search found.
+
+    Attributes:
+        scores, ids: float32 and int64 [m, topk], as `InvertedIndex.search` returns them.
+        missing: names of the shards that did not answer before the deadline. Empty: the answer
+            is that of one index over all codes, to the id and to the bit.
+        generation: of the index that was searched.
+    """
+
+    scores: np.ndarray
+    ids: np.ndarray
+    missing: tuple[str, ...]
+    generation: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard answered."""
+        return not self.missing
+
+
+class ShardedIndex:
+    """A sharded index on a Ray cluster."""
+
+    def __init__(self, handle: Any, dim: int) -> None:
+        self._handle = handle
+        self.dim = dim
+
+    @classmethod
+    def serve(
+        cls,
+        index: str | os.PathLike[str],
+        *,
+        replicas: int = 1,
+        groups: int | None = None,
+        threads: int = 1,
+        gateways: int = 1,
+        refresh: float = 1.0,
+        name: str = APPLICATION,
+        options: Mapping[str, Any] | None = None,
+    ) -> ShardedIndex:
+        """Deploys the holders and the gateway on the cluster that Ray is connected to.
+
+        New generations are served as they are published: no request fails and none sees two.
+
+        Args:
+            index: folder of `build_shards` or `add_shard`.
+            replicas: processes that hold the same shards; with 2 or more, answers stay complete
+                when a process or a node dies.
+            groups: processes that the shards are divided among; None: one for each shard.
+            threads: that a search of a process uses, and the cores that it reserves.
+            gateways: processes that merge.
+            refresh: seconds between looks for a new generation.
+            name: of the Ray Serve application.
+            options: of the file system, as fsspec takes them.
+
+        Raises:
+            FileNotFoundError: if there is no sharded index.
+            ImportError: without Ray.
+        """
+        import_ray()
+        from ray import serve
+
+        from csrtrain.scale.deployments import MOST_LOOKUPS, ServedGateway, ServedHolder
+
+        folder = Folder.of(index, options)
+        first = newest(folder)
+        if not first.shards:
+            raise FileNotFoundError(f"no sharded index at {folder.url}; make one with build_shards")
+        groups = len(first.shards) if groups is None else check_int("groups", groups, 1, 10_000)
+        holder = serve.deployment(ServedHolder)
+        holders = [
+            holder.options(
+                name=f"holder-{number}",
+                num_replicas=replicas,
+                ray_actor_options={"num_cpus": threads},
+                max_ongoing_requests=2 * MOST_LOOKUPS,
+                health_check_period_s=1,
+                health_check_timeout_s=5,
+            ).bind(folder, threads)
+            for number in range(groups)
+        ]
+        gateway = serve.deployment(ServedGateway).options(
+            num_replicas=gateways, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0}
+        )
+        handle = serve.run(
+            gateway.bind(folder, holders, refresh), name=name, route_prefix=f"/{name}"
+        )
+        return cls(handle, int(first.form["dim"]))
+
+    @classmethod
+    def connect(cls, name: str = APPLICATION) -> ShardedIndex:
+        """The index that another process serves on this cluster."""
+        import_ray()
+        from ray import serve
+
+        handle = serve.get_app_handle(name)
+        found: Generation = handle.current.remote().result()
+        return cls(handle, int(found.form["dim"]))
+
+    def search(self, queries: Any, topk: int = 10, *, deadline: float = 10.0) -> Answer:
+        """The `topk` best codes of all shards for each query.
+
+        Args:
+            queries: m codes in any form that `InvertedIndex.search` takes.
+            topk: hits a query.
+            deadline: seconds; shards that have not answered by then are named in the answer.
+
+        Raises:
+            ValueError: if a query or an argument is not valid.
+        """
+        check_int("topk", topk, 1, 2**31 - 1)
+        values, indices = _padded(queries, self.dim)
+        reply = self._handle.search.remote(Request(values, indices, topk, float(deadline))).result()
+        return Answer(reply.hits.scores, reply.hits.ids, reply.missing, reply.generation)
+
+    def generation(self) -> Generation:
+        """What is served at the moment."""
+        found: Generation = self._handle.current.remote().result()
+        return found
+
+
+def _padded(queries: Any, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Queries as a pair of arrays [m, k], checked."""
+    rows = read_rows("queries", queries, dim)
+    if rows.starts is None:
+        return rows.values, rows.indices
+    lengths = np.diff(rows.starts)
+    k = max(1, int(lengths.max(initial=1)))
+    values = np.zeros((rows.n, k), np.float32)
+    indices = np.zeros((rows.n, k), np.int32)
+    filled = np.arange(k) < lengths[:, None]
+    values[filled], indices[filled] = rows.values, rows.indices
+    return values, indices

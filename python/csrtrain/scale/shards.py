@@ -1,0 +1,194 @@
+"""The manifest of a sharded index: which shards it is made of at the moment.
+
+A generation of the index is a file that never changes, shards-000007.json; shards.json names the
+newest. Adding or replacing shards writes the next generation and then shards.json, at one instant.
+So a search that began with one generation ends with it, and readers turn to the next as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from csrkern import _C, InvertedIndex
+from csrtrain.scale.folder import Folder, read_record, write_record
+
+NEWEST, KIND, GENERATION_KIND, VERSION = "shards.json", "csrkern-shards", "csrkern-generation", 1
+_PLAIN_NAME = re.compile(r"[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One index of a sharded one.
+
+    Attributes:
+        name: of its folder; never used again for another.
+        codes: how many.
+        first_id, last_id: the range of their ids.
+        source: what the codes came from, for a build that goes on.
+        files: bytes and checksum of each file, by name.
+    """
+
+    name: str
+    codes: int
+    first_id: int
+    last_id: int
+    source: str
+    files: Mapping[str, tuple[int, int]]
+
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(size for size, _ in self.files.values())
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The shards that make up the index, and what they share.
+
+    Attributes:
+        number: 0 is the empty one.
+        form: dim, metric and values, the same for all shards.
+        shards: in the order of their ids.
+    """
+
+    number: int = 0
+    form: Mapping[str, Any] = field(default_factory=dict)
+    shards: tuple[Shard, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(shard.codes for shard in self.shards)
+
+    def with_shard(self, shard: Shard, form: Mapping[str, Any]) -> Generation:
+        """The next generation, with one shard more.
+
+        Raises:
+            ValueError: if the shard is of another form, or ids would be there twice.
+        """
+        if self.shards and dict(form) != dict(self.form):
+            differing = [name for name in form if form[name] != self.form.get(name)]
+            raise ValueError(
+                f"shard {shard.name}: expected {_list(self.form, differing)} as the others, "
+                f"got {_list(form, differing)}"
+            )
+        for other in self.shards:
+            if shard.first_id <= other.last_id and other.first_id <= shard.last_id:
+                raise ValueError(
+                    f"shard {shard.name}: its ids {shard.first_id} to {shard.last_id} meet those "
+                    f"of shard {other.name}, {other.first_id} to {other.last_id}"
+                )
+        shards = sorted((*self.shards, shard), key=lambda one: one.first_id)
+        return Generation(self.number + 1, dict(form), tuple(shards))
+
+
+def newest(folder: Folder) -> Generation:
+    """The generation that the manifest names; the empty one if there is no manifest.
+
+    Raises:
+        ValueError: if the manifest is damaged.
+    """
+    while True:
+        body = read_record(folder, NEWEST, KIND, VERSION)
+        if body is None:
+            return Generation()
+        try:
+            return generation(folder, body["number"])
+        except FileNotFoundError:
+            if read_record(folder, NEWEST, KIND, VERSION) == body:
+                raise
+
+
+def generation(folder: Folder, number: int) -> Generation:
+    """One generation by its number.
+
+    Raises:
+        FileNotFoundError: if there is no such generation (any more).
+        ValueError: if its file is damaged.
+    """
+    name = _file_name(number)
+    body = read_record(folder, name, GENERATION_KIND, VERSION)
+    if body is None:
+        raise FileNotFoundError(f"{folder.url} has no {name}")
+    try:
+        shards = tuple(
+            Shard(**{**shard, "files": {n: (f[0], f[1]) for n, f in shard["files"].items()}})
+            for shard in body["shards"]
+        )
+        found = Generation(body["number"], body["form"], shards)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{folder.url}/{name} is damaged: {error!r}") from error
+    for shard in shards:
+        for part in (shard.name, *shard.files):
+            if _PLAIN_NAME.fullmatch(part) is None or part.startswith("."):
+                raise ValueError(f"{folder.url}/{name} is damaged: {part!r} is no file name")
+    return found
+
+
+def publish(folder: Folder, found: Generation) -> None:
+    """Makes a generation the newest. One process at a time may publish to a folder."""
+    body = {
+        "number": found.number,
+        "form": dict(found.form),
+        "shards": [asdict(shard) for shard in found.shards],
+    }
+    write_record(folder, _file_name(found.number), GENERATION_KIND, VERSION, body)
+    write_record(folder, NEWEST, KIND, VERSION, {"number": found.number})
+
+
+def upload(folder: Folder, name: str, local: Path, source: str) -> tuple[Shard, dict[str, Any]]:
+    """Copies an index on this machine into `folder` as a shard; it and its form.
+
+    It is not part of the index until it is published.
+    """
+    index = InvertedIndex.load(local)
+    files = {}
+    for file in sorted(local.iterdir()):
+        with open(file, "rb") as stream:
+            data = stream.read()
+        files[file.name] = (len(data), int(_C.crc32c(data)))
+        folder.upload(file, f"{name}/{file.name}")
+    ids = index.ids
+    first, last = (int(ids.min()), int(ids.max())) if len(ids) else (0, -1)
+    shard = Shard(name, len(index), first, last, source, files)
+    return shard, {"dim": index.dim, "metric": index.metric, "values": index.values}
+
+
+def open_shard(folder: Folder, shard: Shard, cache: Path) -> InvertedIndex:
+    """The shard's index, mapped; from another machine's disk it is copied to `cache` first.
+
+    Raises:
+        ValueError: if a file is not what the manifest says.
+    """
+    if (here := folder.local) is not None:
+        for name, (size, _) in shard.files.items():  # the index checks the checksums itself
+            found = (here / shard.name / name).stat().st_size
+            if found != size:
+                raise ValueError(
+                    f"{here / shard.name / name} is damaged: expected {size} bytes, found {found}"
+                )
+        return InvertedIndex.load(here / shard.name)
+    place = cache / shard.name
+    place.mkdir(parents=True, exist_ok=True)
+    for name, (size, checksum) in shard.files.items():
+        file = place / name
+        if file.is_file() and file.stat().st_size == size:
+            continue
+        beside = file.with_name(f".{name}.{id(shard)}.tmp")
+        folder.fetch(f"{shard.name}/{name}", beside)
+        data = beside.read_bytes()
+        if len(data) != size or int(_C.crc32c(data)) != checksum:
+            beside.unlink()
+            raise ValueError(f"{folder.url}/{shard.name}/{name} is damaged: its checksum is wrong")
+        beside.rename(file)
+    return InvertedIndex.load(place)
+
+
+def _file_name(number: int) -> str:
+    return f"shards-{int(number):06d}.json"
+
+
+def _list(form: Mapping[str, Any], names: list[str]) -> str:
+    return ", ".join(f"{name}={form.get(name)!r}" for name in names)

@@ -1,0 +1,372 @@
+"""csrtrain.scale without Ray: the corpus, manifests, merging, and what the gateway does."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from csrkern import InvertedIndex
+from csrkern.nn import SparseAutoencoder
+from csrtrain.evaluate import encode_all
+from csrtrain.scale import build, encode, shards
+from csrtrain.scale.corpus import Piece, Reader, plan
+from csrtrain.scale.folder import Folder, read_record, write_record
+from csrtrain.scale.merging import Hits, merge_hits
+from csrtrain.scale.serving import Gateway, Holder, Lookup, Request, _request_of
+
+DIM = 64
+
+
+def embeddings(n: int, d: int = 8, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
+
+
+def random_codes(n: int, k: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Few different values, so that scores tie."""
+    rng = np.random.default_rng(seed)
+    indices = np.argsort(rng.random((n, DIM)), axis=1)[:, :k].astype(np.int32)
+    values = np.sort(rng.integers(1, 4, (n, k)).astype(np.float32), axis=1)[:, ::-1]
+    return values, indices
+
+
+def write_corpus(folder: Path) -> np.ndarray:
+    """300 rows in four files of three kinds; the rows in order."""
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    parts = [embeddings(n, seed=n) for n in (90, 101, 60, 49)]
+    np.save(folder / "a.npy", parts[0])
+    lists = pa.array(list(parts[1]), pa.list_(pa.float32()))
+    pq.write_table(pa.table({"e": lists}), folder / "b.parquet", row_group_size=17)
+    fixed = pa.FixedSizeListArray.from_arrays(pa.array(parts[2].ravel()), 8)
+    pq.write_table(
+        pa.table({"e": fixed, "n": pa.array(range(60))}), folder / "c.parquet", row_group_size=25
+    )
+    np.save(folder / "d.npy", parts[3].astype(np.float16))
+    return np.concatenate([*parts[:3], parts[3].astype(np.float16).astype(np.float32)])
+
+
+@pytest.mark.parametrize("piece_rows", [1, 7, 25, 101, 1000])
+def test_every_row_is_in_one_piece(tmp_path: Path, piece_rows: int) -> None:
+    whole = write_corpus(tmp_path)
+    reader = Reader()
+    files = [(file, reader.shape(file)[0]) for file in reader.files([str(tmp_path)])]
+    pieces = list(plan(files, piece_rows))
+    read = [reader.read(piece.source, piece.first, piece.rows) for piece in pieces]
+    np.testing.assert_array_equal(np.concatenate([part.astype(np.float32) for part in read]), whole)
+    starts = np.cumsum([0, *(len(part) for part in read)])[:-1]
+    assert [piece.first_id for piece in pieces] == starts.tolist()
+    assert max(piece.rows for piece in pieces) <= piece_rows
+
+
+def test_reader_explains(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    reader = Reader()
+    with pytest.raises(FileNotFoundError, match=r"no \.npy"):
+        reader.files([str(tmp_path / "*.txt")])
+    with pytest.raises(ValueError, match="has changed"):
+        reader.read(str(tmp_path / "a.npy"), 80, 20)
+    with pytest.raises(ValueError, match="no column 'x'; it holds: e, n"):
+        Reader("x").shape(str(tmp_path / "c.parquet"))
+    np.save(tmp_path / "columns.npy", np.asfortranarray(embeddings(4)))
+    with pytest.raises(ValueError, match="column order"):
+        reader.shape(str(tmp_path / "columns.npy"))
+    (tmp_path / "fake.npy").write_bytes(b"no array")
+    with pytest.raises(ValueError, match=r"not an \.npy file"):
+        reader.shape(str(tmp_path / "fake.npy"))
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_records_are_whole(tmp_path: Path, kind: str) -> None:
+    folder = Folder.of(tmp_path if kind == "local" else f"memory://{tmp_path.name}")
+    assert read_record(folder, "r.json", "thing", 1) is None
+    write_record(folder, "r.json", "thing", 1, {"a": [1, 2]})
+    assert read_record(folder, "r.json", "thing", 1) == {"a": [1, 2]}
+    assert folder.names("r") == ["r.json"]
+    with pytest.raises(ValueError, match="is a thing file; expected other"):
+        read_record(folder, "r.json", "other", 1)
+    with pytest.raises(ValueError, match="reads version 2"):
+        read_record(folder, "r.json", "thing", 2)
+    altered = json.loads(folder.read("r.json"))
+    altered["body"]["a"] = [1, 3]
+    folder.write("r.json", json.dumps(altered).encode())
+    with pytest.raises(ValueError, match="checksum is wrong"):
+        read_record(folder, "r.json", "thing", 1)
+    for broken in (b"", b"[]", b"{}", b"\xff"):
+        folder.write("r.json", broken)
+        with pytest.raises(ValueError, match="is damaged"):
+            read_record(folder, "r.json", "thing", 1)
+
+
+def in_this_process(stop_after: int | None = None) -> Callable[..., Any]:
+    """Stands in for the Ray Data pipeline; "dies" after so many pieces."""
+
+    def run(_ray: Any, job: encode.Job, todo: list[Piece], *_: Any) -> Any:
+        worker = encode.Encoder(job)
+        for number, piece in enumerate(todo):
+            if number == stop_after:
+                raise KeyboardInterrupt
+            yield worker(piece.as_row())
+
+    return run
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    import contextlib
+
+    monkeypatch.setattr(encode, "connected", lambda _address: contextlib.nullcontext())
+
+    def use(stop_after: int | None = None) -> None:
+        monkeypatch.setattr(encode, "_run", in_this_process(stop_after))
+
+    return use
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    SparseAutoencoder(8, DIM, 6).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_encoding_goes_on_where_it_stopped(
+    tmp_path: Path, model: Path, without_ray: Callable[..., None]
+) -> None:
+    source = tmp_path / "corpus"
+    source.mkdir()
+    whole = write_corpus(source)
+    out = tmp_path / "codes"
+    without_ray(stop_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        encode.encode_corpus(str(source), model, out, piece_rows=40, values="float32")
+    with pytest.raises(FileNotFoundError, match="was broken off"):
+        encode.read_codes_manifest(Folder.of(out))
+    (out / "piece-000001.json").unlink()  # killed between the codes and their receipt
+    written = {file: file.stat().st_mtime_ns for file in out.glob("piece-*.safetensors")}
+    without_ray()
+    seen: list[tuple[int, int]] = []
+    manifest = encode.encode_corpus(
+        str(source),
+        model,
+        out,
+        piece_rows=40,
+        values="float32",
+        progress=lambda *p: seen.append(p),
+    )
+    assert seen[0] == (50, 300)
+    assert seen[-1] == (300, 300)
+    kept = [out / "piece-000000.safetensors", out / "piece-000002.safetensors"]
+    assert all(file.stat().st_mtime_ns == written[file] for file in kept)
+    from csrkern import SparseCodes
+
+    parts = [SparseCodes.load(out / piece["file"]) for piece in manifest["pieces"]]
+    expected = encode_all(SparseAutoencoder.from_pretrained(model).eval(), whole)
+    np.testing.assert_array_equal(
+        np.concatenate([part.numpy()[1] for part in parts]), expected.numpy()[1]
+    )
+    with pytest.raises(ValueError, match="differs in: k"):
+        encode.encode_corpus(str(source), model, out, piece_rows=40, values="float32", k=3)
+
+
+def build_sharded(folder: Path, codes: Any, cuts: list[int]) -> Folder:
+    """A sharded index of codes cut at `cuts`."""
+    values, indices = codes
+    ends = [0, *cuts, len(values)]
+    for left, right in itertools.pairwise(ends):
+        part = InvertedIndex.build(
+            (values[left:right], indices[left:right]), np.arange(left, right), dim=DIM
+        )
+        part.save(folder / "part")
+        build.add_shard(folder / "part", folder / "index")
+    return Folder.of(folder / "index")
+
+
+def test_shards_are_one_index(tmp_path: Path) -> None:
+    documents, queries = random_codes(500), random_codes(40, seed=1)
+    folder = build_sharded(tmp_path, documents, [100, 101, 350])
+    expected = InvertedIndex.build(documents, dim=DIM).search(queries, 20)
+    found = shards.newest(folder)
+    assert len(found) == 500
+    assert found.number == 4
+    holder = Holder(folder, 1)
+    for groups in ([(0, 1, 2, 3)], [(0, 2), (1, 3)], [(3,), (2,), (1,), (0,)]):
+        parts = [
+            holder.search_all([Lookup(found.number, group, *queries, 20)])[0] for group in groups
+        ]
+        merged = merge_hits(parts, 20)
+        np.testing.assert_array_equal(merged.ids, expected[1])
+        np.testing.assert_array_equal(merged.scores, expected[0])
+
+
+def test_lookups_that_are_gathered_change_nothing(tmp_path: Path) -> None:
+    folder = build_sharded(tmp_path, random_codes(200), [50, 120])
+    holder = Holder(folder, 1)
+    values, indices = random_codes(9, seed=2)
+    lookups = [
+        Lookup(3, (0, 1, 2), values[:4], indices[:4], 5),
+        Lookup(3, (1,), values[4:6], indices[4:6], 7),
+        Lookup(3, (0, 1, 2), values[6:, :3], indices[6:, :3], 2),
+        Lookup(3, (0, 1, 2), values[4:8], indices[4:8], 11),
+        Lookup(2, (0, 1), values[:1], indices[:1], 3),
+    ]
+    together = holder.search_all(lookups)
+    for lookup, found in zip(lookups, together, strict=True):
+        (alone,) = holder.search_all([lookup])
+        np.testing.assert_array_equal(found.ids, alone.ids)
+        np.testing.assert_array_equal(found.scores, alone.scores)
+        assert found.ids.shape == (len(lookup.values), lookup.topk)
+
+
+def test_manifest_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    folder = build_sharded(tmp_path, random_codes(60), [30])
+    values, indices = random_codes(10)
+    InvertedIndex.build((values, indices), np.arange(25, 35), dim=DIM).save(tmp_path / "overlap")
+    with pytest.raises(ValueError, match="ids 25 to 34 meet those of shard"):
+        build.add_shard(tmp_path / "overlap", tmp_path / "index")
+    InvertedIndex.build((values, indices), np.arange(90, 100), dim=DIM, metric="cosine").save(
+        tmp_path / "cosine"
+    )
+    with pytest.raises(ValueError, match="expected metric='ip' as the others, got metric='cosine'"):
+        build.add_shard(tmp_path / "cosine", tmp_path / "index")
+    assert shards.newest(folder).number == 2
+
+
+def test_a_publication_broken_off_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = build_sharded(tmp_path, random_codes(60), [30])
+    before = shards.newest(folder)
+    InvertedIndex.build(random_codes(10), np.arange(90, 100), dim=DIM).save(tmp_path / "more")
+    real = shards.write_record
+
+    def dies(folder: Folder, name: str, *rest: Any) -> None:
+        if name == shards.NEWEST:
+            raise KeyboardInterrupt
+        real(folder, name, *rest)
+
+    monkeypatch.setattr(shards, "write_record", dies)
+    with pytest.raises(KeyboardInterrupt):
+        build.add_shard(tmp_path / "more", tmp_path / "index")
+    assert shards.newest(folder) == before
+    monkeypatch.undo()
+    build.add_shard(tmp_path / "more", tmp_path / "index")
+    assert len(shards.newest(folder)) == 70
+
+
+def test_manifest_names_no_files_elsewhere(tmp_path: Path) -> None:
+    folder = build_sharded(tmp_path, random_codes(20), [])
+    found = shards.newest(folder)
+    evil = shards.Shard("../x", 1, 50, 50, "", {"index.json": (1, 1)})
+    shards.publish(folder, shards.Generation(2, found.form, (*found.shards, evil)))
+    with pytest.raises(ValueError, match="is no file name"):
+        shards.newest(folder)
+
+
+def test_shards_from_elsewhere_are_copied_and_checked(tmp_path: Path) -> None:
+    local = build_sharded(tmp_path, random_codes(50), [])
+    (shard,) = shards.newest(local).shards
+    remote = Folder.of(f"memory://{tmp_path.name}/index")
+    assert local.local is not None
+    for file in (local.local / shard.name).iterdir():
+        remote.write(f"{shard.name}/{file.name}", file.read_bytes())
+    index = shards.open_shard(remote, shard, tmp_path / "cache")
+    assert len(index) == 50
+    remote.write(f"{shard.name}/index.json", b"x" * shard.files["index.json"][0])
+    with pytest.raises(ValueError, match="checksum is wrong"):
+        shards.open_shard(remote, shard, tmp_path / "other")
+
+
+@pytest.mark.parametrize(("rows", "count"), [([5, 5, 5, 5], 2), ([1, 9, 1, 1, 9], 3), ([4], 8)])
+def test_plans_of_shards_take_every_piece_once(rows: list[int], count: int) -> None:
+    pieces = [{"number": i, "rows": n, "crc32c": i} for i, n in enumerate(rows)]
+    plans = list(build.shard_plans(pieces, count))
+    assert [p for one in plans for p in one.pieces] == pieces
+    assert len(plans) <= count
+    assert len({one.source for one in plans}) == len(plans)
+
+
+class FakeHandle:
+    """A holder of Ray Serve's, with faults."""
+
+    def __init__(self, holder: Holder, faults: list[str]) -> None:
+        self.holder, self.faults = holder, faults
+        self.search = self
+
+    async def remote(self, lookup: Lookup) -> Hits:
+        fault = self.faults.pop(0) if self.faults else ""
+        if fault == "dies":
+            raise ConnectionError
+        if fault == "hangs":
+            await asyncio.sleep(60)
+        if fault == "wrong":
+            raise ValueError("a bad query")
+        return self.holder.search_all([lookup])[0]
+
+
+def ask(folder: Folder, faults: list[list[str]], deadline: float, queries: Any) -> Any:
+    async def run() -> Any:
+        handles = [FakeHandle(Holder(folder, 1), each) for each in faults]
+        return await Gateway(folder, handles, 60.0).search(Request(*queries, 5, deadline))
+
+    return asyncio.run(run())
+
+
+def test_gateway_asks_again_and_says_what_is_missing(tmp_path: Path) -> None:
+    documents, queries = random_codes(300), random_codes(8, seed=3)
+    folder = build_sharded(tmp_path, documents, [100, 200])
+    expected = InvertedIndex.build(documents, dim=DIM).search(queries, 5)
+    whole = ask(folder, [["dies", "dies"], []], 5.0, queries)
+    assert whole.missing == ()
+    np.testing.assert_array_equal(whole.hits.ids, expected[1])
+    part = ask(folder, [[], ["hangs"]], 0.3, queries)
+    names = [shard.name for shard in shards.newest(folder).shards]
+    assert part.missing == (names[1],)  # of two groups, the second holds the second shard
+    rest = InvertedIndex.build(documents, dim=DIM)
+    rest.remove(np.arange(100, 200))
+    np.testing.assert_array_equal(part.hits.ids, rest.search(queries, 5)[1])
+    nothing = ask(folder, [["hangs"], ["hangs"]], 0.2, queries)
+    assert set(nothing.missing) == set(names)
+    assert (nothing.hits.ids == -1).all()
+    with pytest.raises(ValueError, match="a bad query"):
+        ask(folder, [["wrong"], []], 1.0, queries)
+
+
+def test_gateway_turns_to_a_new_generation(tmp_path: Path) -> None:
+    documents, queries = random_codes(100), random_codes(4, seed=3)
+    folder = build_sharded(tmp_path, documents, [])
+
+    async def run() -> tuple[int, int]:
+        gateway = Gateway(folder, [FakeHandle(Holder(folder, 1), [])], 0.01)
+        before = await gateway.search(Request(*queries, 5, 5.0))
+        InvertedIndex.build(random_codes(10), np.arange(900, 910), dim=DIM).save(tmp_path / "more")
+        build.add_shard(tmp_path / "more", tmp_path / "index")
+        for _ in range(500):
+            after = await gateway.search(Request(*queries, 5, 5.0))
+            if after.generation != before.generation:
+                break
+            await asyncio.sleep(0.01)
+        return before.generation, after.generation
+
+    assert asyncio.run(run()) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [[], {}, {"values": [[1]], "indices": [[-1]]}, {"values": [[1]], "indices": [["x"]]}]
+    + [{"values": [[1]], "indices": [[1]], "deadline": bad} for bad in (0, -1, 1e9, "soon")]
+    + [{"values": [[1]], "indices": [[1]], "topk": bad} for bad in (0, 1.5, 10**9)],
+)
+def test_bad_requests_are_refused(body: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        _request_of(body, DIM)
+
+
+def test_hits_of_nothing() -> None:
+    assert merge_hits([], 3).ids.shape == (0, 3)
+    assert (Hits.none(2, 3).ids == -1).all()

@@ -1,0 +1,255 @@
+"""csrtrain.scale on a Ray cluster of several nodes in this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from csrkern import InvertedIndex, SparseCodes
+from csrkern.nn import SparseAutoencoder
+from csrtrain.evaluate import encode_all
+from csrtrain.scale import ShardedIndex, add_shard, build_shards, encode_corpus
+
+ray = pytest.importorskip("ray", reason="needs csrkern[ray]")
+serve = pytest.importorskip("ray.serve", reason="needs csrkern[ray]")
+
+D, H, K = 16, 256, 8
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    found.add_node(num_cpus=2)
+    ray.init(address=found.address, log_to_driver=False)
+    yield found
+    serve.shutdown()
+    ray.shutdown()
+    found.shutdown()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A model and six files of embeddings; all their rows."""
+    folder = tmp_path_factory.mktemp("made")
+    SparseAutoencoder(D, H, K).save_pretrained(folder / "model")
+    (folder / "corpus").mkdir()
+    rows = np.random.default_rng(0).standard_normal((3000, D)).astype(np.float32)
+    for number, part in enumerate(np.array_split(rows, 6)):
+        np.save(folder / "corpus" / f"{number}.npy", part)
+    return folder, rows
+
+
+@pytest.fixture(scope="module")
+def encoded(cluster: Any, made: tuple[Path, np.ndarray]) -> tuple[Path, SparseCodes]:
+    """The folder of codes, and what they should be."""
+    folder, rows = made
+    manifest = encode_corpus(
+        str(folder / "corpus"), folder / "model", folder / "codes", piece_rows=200, workers=2
+    )
+    assert manifest["rows"] == 3000
+    expected = encode_all(SparseAutoencoder.from_pretrained(folder / "model").eval(), rows)
+    return folder, expected
+
+
+def kill_process(title: str) -> bool:
+    """Kills one process of Ray's by the beginning of its title; whether there was one."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().decode()
+            except OSError:
+                continue
+            if command.startswith(title):
+                os.kill(int(entry.name), signal.SIGKILL)
+                return True
+    return False
+
+
+def loaded(folder: Path, manifest: Any) -> tuple[np.ndarray, np.ndarray]:
+    parts = [SparseCodes.load(folder / piece["file"]).numpy() for piece in manifest["pieces"]]
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+def test_sharded_is_one_index(encoded: tuple[Path, SparseCodes]) -> None:
+    folder, codes = encoded
+    found = build_shards(folder / "codes", folder / "index", shards=4, workers=2)
+    assert len(found) == 3000
+    assert len(found.shards) == 4
+    half = encode_half(codes)
+    values, indices = half.numpy()
+    queries = (values[:50].astype(np.float32), indices[:50])
+    expected = InvertedIndex.build(half, metric="cosine").search(queries, 10)
+    with_two = ShardedIndex.serve(folder / "index", groups=2, replicas=2, name="two")
+    answer = with_two.search(queries, 10)
+    assert answer.complete
+    np.testing.assert_array_equal(answer.ids, expected[1])
+    np.testing.assert_array_equal(answer.scores, expected[0])
+    assert ShardedIndex.connect("two").dim == H
+    serve.delete("two")
+
+
+def encode_half(codes: SparseCodes) -> SparseCodes:
+    """As they are after a file of float16."""
+    import torch
+
+    return codes.to(dtype=torch.float16)
+
+
+def test_a_worker_dies_while_encoding(cluster: Any, made: tuple[Path, np.ndarray]) -> None:
+    folder, rows = made
+    killed = threading.Event()
+
+    def kill() -> None:
+        while not killed.is_set():
+            if kill_process("ray::MapWorker"):
+                killed.set()
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        manifest = encode_corpus(
+            str(folder / "corpus"), folder / "model", folder / "codes2", piece_rows=20, workers=2
+        )
+    finally:
+        alive = not killed.is_set()
+        killed.set()
+        killer.join()
+    assert not alive, "nothing was killed"
+    expected = encode_all(SparseAutoencoder.from_pretrained(folder / "model").eval(), rows)
+    np.testing.assert_array_equal(
+        loaded(folder / "codes2", manifest)[1], encode_half(expected).numpy()[1]
+    )
+
+
+def test_a_holder_dies_under_load(encoded: tuple[Path, SparseCodes]) -> None:
+    folder, codes = encoded
+    build_shards(folder / "codes", folder / "index", shards=4, workers=2)
+    half = encode_half(codes)
+    queries = (half.numpy()[0][:20].astype(np.float32), half.numpy()[1][:20])
+    expected = InvertedIndex.build(half, metric="cosine").search(queries, 10)[1]
+    served = ShardedIndex.serve(folder / "index", groups=1, replicas=2, name="load")
+    served.search(queries)
+    stop, bad, done = threading.Event(), [], [0]
+
+    def load() -> None:
+        while not stop.is_set():
+            answer = served.search(queries, 10, deadline=20.0)
+            done[0] += 1
+            if not answer.complete or not np.array_equal(answer.ids, expected):
+                bad.append(answer)
+
+    callers = [threading.Thread(target=load) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    try:
+        time.sleep(1.0)
+        assert kill_process("ray::ServeReplica:load:holder")
+        time.sleep(3.0)
+    finally:
+        stop.set()
+        for caller in callers:
+            caller.join()
+    assert done[0] > 10
+    assert not bad
+    serve.delete("load")
+
+
+def test_shards_are_added_while_served(encoded: tuple[Path, SparseCodes], tmp_path: Path) -> None:
+    half = encode_half(encoded[1])
+    values, indices = half.numpy()
+    values = values.astype(np.float32)
+    for left in (0, 1500):
+        part = slice(left, left + 1500)
+        InvertedIndex.build(
+            (values[part], indices[part]), np.arange(left, left + 1500), dim=H
+        ).save(tmp_path / "part")
+        add_shard(tmp_path / "part", tmp_path / "index")
+        if left == 0:
+            served = ShardedIndex.serve(tmp_path / "index", groups=1, refresh=0.05, name="grow")
+            assert served.search((values[:5], indices[:5])).generation == 1
+    queries = (values[:5], indices[:5])
+    until = time.monotonic() + 20
+    while served.search(queries).generation == 1 and time.monotonic() < until:
+        time.sleep(0.05)
+    answer = served.search(queries, 10)
+    expected = InvertedIndex.build((values, indices), dim=H).search(queries, 10)
+    assert answer.generation == 2
+    np.testing.assert_array_equal(answer.ids, expected[1])
+    serve.delete("grow")
+
+
+def test_training_on_two_processes_is_that_on_one(
+    cluster: Any, made: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    from csrtrain import TrainConfig, train
+    from csrtrain.scale import train_on_ray
+
+    _, rows = made
+    np.save(tmp_path / "rows.npy", rows)
+    config = TrainConfig(hidden_dim=H, k=K, steps=20, batch_size=64)
+    train_on_ray(
+        tmp_path / "rows.npy",
+        tmp_path / "model",
+        workers=2,
+        storage=str(tmp_path / "records"),
+        config=config,
+    )
+    found = SparseAutoencoder.from_pretrained(tmp_path / "model")
+    expected = train(rows, config=config, progress=False, device="cpu")
+    for (name, got), (_, want) in zip(
+        found.state_dict().items(), expected.state_dict().items(), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_commands(made: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    folder, rows = made
+    command = [sys.executable, "-m", "csrtrain"]
+    environment = {**os.environ, "RAY_ADDRESS": ""}
+    environment.pop("RAY_ADDRESS")
+
+    def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        words = [*command, *map(str, arguments)]
+        return subprocess.run(words, capture_output=True, text=True, env=environment, check=True)
+
+    corpus, codes, index = folder / "corpus", tmp_path / "codes", tmp_path / "index"
+    run("ray", "encode", folder / "model", corpus, "-o", codes, "--piece-rows", 500)
+    run("ray", "build", codes, "-o", index, "--shards", 2)
+    np.save(tmp_path / "queries.npy", rows[:3])
+    queries = tmp_path / "queries.safetensors"
+    run("encode", folder / "model", tmp_path / "queries.npy", "-o", queries)
+    port = 18_000 + os.getpid() % 1000
+    serving = subprocess.Popen(
+        [*command, "ray", "serve", str(index), "--port", str(port)], env=environment
+    )
+    try:
+        url = f"http://127.0.0.1:{port}/csrkern"
+        until = time.monotonic() + 120
+        while True:
+            try:
+                lines = run("ray", "search", url, queries, "--topk", 4).stdout.splitlines()
+                break
+            except subprocess.CalledProcessError:
+                assert serving.poll() is None
+                assert time.monotonic() < until
+                time.sleep(1)
+        answers = [json.loads(line) for line in lines]
+        assert [answer["ids"][0] for answer in answers] == [0, 1, 2]
+        assert all(answer["missing"] == [] for answer in answers)
+    finally:
+        serving.send_signal(signal.SIGINT)
+        assert serving.wait(60) == 130
