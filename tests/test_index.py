@@ -7,9 +7,10 @@ import threading
 import index_codes
 import numpy as np
 import pytest
+import torch
 from digests import ISAS, assert_runs_with
 
-from csrkern import InvertedIndex, reference
+from csrkern import InvertedIndex, Rerank, reference
 
 KINDS = index_codes.KINDS
 
@@ -169,6 +170,35 @@ def test_one_query_is_split_over_windows():
         np.testing.assert_array_equal(one[0], two[0])
         np.testing.assert_array_equal(one[1], two[1])
         assert_exact(index, queries, 50, num_threads=3)
+
+
+def test_flush_denormal_does_not_change_results():
+    values, latents = index_codes.uniform(120_000, 5, 4)
+    codes = values * np.float32(1e-40), latents
+    queries = codes[0][:2], latents[:2]
+
+    def found():
+        options = {"dim": 5, "window": 1024, "values": "float32", "cluster": False}
+        plain = InvertedIndex.build((values, latents), **options)
+        tiny = InvertedIndex.build(codes, **options)
+        ones = np.ones((1, 5), np.float32)
+        return [
+            *tiny.to_numpy(),
+            *(plain.search(queries, 9, num_threads=threads)[0] for threads in (1, 2)),
+            *(plain.search((queries[0][:1], latents[:1]), 9, num_threads=t)[0] for t in (1, 3)),
+            *tiny.search((values[:1], latents[:1]), 9, num_threads=3),
+            *tiny.search((values[:1], latents[:1]), 9, rerank=Rerank(ones), num_threads=3),
+        ]
+
+    want = found()
+    assert 0 < want[4][0, 0] < 1.1754944e-38
+    torch.set_flush_denormal(True)
+    try:
+        got = found()
+    finally:
+        torch.set_flush_denormal(False)
+    for here, there in zip(want, got, strict=True):
+        np.testing.assert_array_equal(here.view(np.int32), there.view(np.int32))
 
 
 def test_ties_go_to_the_lower_id():
