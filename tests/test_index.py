@@ -245,8 +245,9 @@ def test_empty_rows_and_queries():
 def test_all_documents_empty():
     nothing = np.zeros((5, 2)), np.zeros((5, 2), int)
     index = InvertedIndex.build(nothing, dim=4, cluster=True)
-    _, ids = index.search((np.ones((1, 1)), np.zeros((1, 1), int)), 2)
-    assert ids.tolist() == [[-1, -1]]
+    query = np.ones((1, 1)), np.zeros((1, 1), int)
+    for mode in ("exact", "fast"):
+        assert index.search(query, 2, mode=mode)[1].tolist() == [[-1, -1]]
     assert len(index) == 5
 
 
