@@ -13,7 +13,7 @@ import numpy as np
 
 from csrkern import index_file
 from csrkern.index_collection import stats
-from csrkern.index_input import check_ids, check_int, read_rows, thread_count
+from csrkern.index_input import check_ids, check_int, integers, read_rows, thread_count
 from csrkern.index_rerank import Rerank
 from csrkern.index_search import Searchable
 from csrkern.index_segment import SQUARES, check_form, norms_of
@@ -139,7 +139,9 @@ class InvertedIndex(Searchable):
         """
         form = check_form(metric, values, cluster, None, largest)
         threads = thread_count(num_threads)
-        check_int("chunk", chunk, 1, 2**31 - 1)
+        chunk = check_int("chunk", chunk, 1, 2**31 - 1)
+        if ids is not None:
+            ids = np.atleast_1d(integers("ids", ids))
         if values in SQUARES and can_be_read_twice(codes):
             tops = [piece[0].max(initial=0) for piece, _ in code_chunks(codes, dim, chunk)]
             form = form.holding(np.array(tops))
@@ -151,7 +153,7 @@ class InvertedIndex(Searchable):
                 index = cls(
                     [], dim=check_int("dim", rows.dim, 1, 2**31 - 1), k=0, next_id=0, form=form
                 )
-            own = None if ids is None else np.asarray(ids[n : n + rows.n])
+            own = None if ids is None else ids[n : n + rows.n]
             segment = index._build(rows, own, None, n, threads, plain=n == 0)
             n += rows.n
             with index_file.SAVING:

@@ -208,8 +208,11 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """`value` is one of `choices`."""
+    expected = f"{name}: expected one of {', '.join(map(repr, choices))}"
+    if not isinstance(value, str):
+        raise TypeError(f"{expected}, got {type(value).__name__}")
     if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{expected}, got {value!r}")
 
 
 def check_ids(ids: Any, n: int) -> np.ndarray:

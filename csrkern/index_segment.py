@@ -87,7 +87,7 @@ def check_form(
     if window is not None and check_int("window", window, 64, 65_536) % 64:
         raise ValueError(f"window: expected a multiple of 64, got {window}")
     if cluster is not None and not isinstance(cluster, bool):
-        raise TypeError(f"cluster: expected None, True or False, got {cluster!r}")
+        raise TypeError(f"cluster: expected None, True or False, got {type(cluster).__name__}")
     return Form(values, metric, cluster, window, _exponent(metric, values, largest))
 
 

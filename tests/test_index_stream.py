@@ -10,7 +10,7 @@ import index_codes
 import numpy as np
 import pytest
 
-from csrkern import InvertedIndex
+from csrkern import InvertedIndex, SparseCodes
 
 DIM = 120
 CODES = index_codes.skewed(4000, DIM, 9)
@@ -24,8 +24,6 @@ def assert_same(got, want):
 
 @pytest.mark.parametrize("form", ["file", "half file", "mapped", "pieces"])
 def test_build_streaming(form, tmp_path):
-    from csrkern import SparseCodes
-
     codes = SparseCodes.from_numpy(*CODES, DIM)
     values = {"half file": "float16"}.get(form, "float32")
     codes.save(tmp_path / "codes", values=values)
@@ -67,8 +65,11 @@ def test_a_stream_that_fails_leaves_the_old_index(tmp_path):
         )
     with pytest.raises(ValueError, match="at least one piece"):
         InvertedIndex.build_streaming([], tmp_path)
-    with pytest.raises(TypeError, match="expected a path, a pair of arrays or an iterable"):
-        InvertedIndex.build_streaming(3, tmp_path)
+    for whole in (3, SparseCodes.from_numpy(*CODES, DIM).to_scipy()):
+        with pytest.raises(TypeError, match="expected a path, a pair of arrays or an iterable"):
+            InvertedIndex.build_streaming(whole, tmp_path)
+    with pytest.raises(ValueError, match="one id for each of 4000"):
+        InvertedIndex.build_streaming(CODES, tmp_path, dim=DIM, ids=3)
     (tmp_path / "codes").write_bytes(b"x" * 100)
     with pytest.raises(ValueError, match="not a csrkern code file"):
         InvertedIndex.build_streaming(tmp_path / "codes", tmp_path / "new")
@@ -89,7 +90,7 @@ def test_codes_larger_than_memory(tmp_path):
     script = f"""
 import resource, sys
 import numpy as np
-from csrkern import InvertedIndex
+from csrkern import InvertedIndex, SparseCodes
 def mapped(name, dtype):
     return np.memmap({str(tmp_path)!r} + "/" + name, dtype, mode="r", shape=({n}, {k}))
 codes = mapped("values", np.float32), mapped("indices", np.int32)
