@@ -170,8 +170,10 @@ def _read_header(folder: Path) -> dict[str, Any]:
             f"this release reads versions {FLOATS_VERSION} and {VERSION}"
         )
     body = header.get("index")
+    if not isinstance(body, dict):
+        raise damaged
     try:
-        whole = isinstance(body, dict) and header.get("crc32c") == _C.crc32c(_canonical(body))
+        whole = header.get("crc32c") == _C.crc32c(_canonical(body))
     except RecursionError as error:
         raise damaged from error
     if not whole or not _sane(body) or header["version"] != _version(body):

@@ -46,7 +46,7 @@ def read_rows(name: str, codes: Any, dim: int | None) -> Rows:
     if isinstance(codes, (tuple, list)) and len(codes) == 2:
         if dim is None:
             raise ValueError(f"{name}: a (values, indices) pair needs dim=, the number of latents")
-        return _fixed_width(name, *codes, dim)
+        return _fixed_width(name, codes[0], codes[1], dim)
     if hasattr(codes, "tocsr"):
         return _scipy(name, codes, dim)
     if hasattr(codes, "layout") and hasattr(codes, "is_sparse"):
