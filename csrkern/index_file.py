@@ -202,7 +202,7 @@ def _sane(body: dict[str, Any]) -> bool:
         and body.get("metric") in ("ip", "cosine")
         and body.get("values") in VALUES
         and _sane_exponent(body)
-        and any(body.get("cluster") is choice for choice in (None, True, False))
+        and any(body.get("cluster", "") is choice for choice in (None, True, False))
     )
 
 

@@ -339,7 +339,7 @@ def pack(mask: np.ndarray) -> np.ndarray:
 
 def _window(rows: Rows) -> int:
     """Documents a window, by the mean length of the lists."""
-    long = rows.values.size >= LONG_LIST * rows.dim * rows.n
+    long = rows.values.size > LONG_LIST * rows.dim * rows.n  # not where there are none
     return SMALL_WINDOW if long else USUAL_WINDOW
 
 

@@ -257,6 +257,7 @@ def test_empty_index_and_no_queries(cluster):
     index = InvertedIndex.build(nothing, dim=16, cluster=cluster)
     assert len(index) == 0
     assert index.stats()["postings"] == 0
+    assert index.stats()["window"] == 32_768
     scores, ids = index.search(index_codes.uniform(3, 16, 4), 2)
     assert ids.tolist() == [[-1, -1]] * 3
     assert np.isneginf(scores).all()

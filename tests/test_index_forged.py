@@ -136,6 +136,16 @@ def test_forged_header(copy, key, wrong):
         use(copy)
 
 
+@pytest.mark.parametrize(
+    "key", [*OF_SEGMENTS, "dim", "k", "metric", "values", "cluster", "next_id", "segments"]
+)
+def test_forged_header_lacks_an_entry(copy, key):
+    part = (lambda body: body["segments"][0]) if key in OF_SEGMENTS else (lambda body: body)
+    forge(copy, lambda body: part(body).pop(key))
+    with pytest.raises(ValueError, match="damaged"):
+        use(copy)
+
+
 def test_forged_slots_and_next_id(copy):
     for k, message in ((3, "codes have more than k = 3"), (2**31 - 1, "k: expected 6, what the")):
         forge(copy, lambda body, k=k: body.update(k=k))
