@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from csrkern import index_file
-from csrkern.index_input import Rows, check_ids, check_norms, read_rows, thread_count
+from csrkern.index_input import (
+    Rows,
+    check_ids,
+    check_norms,
+    integers,
+    read_rows,
+    thread_count,
+)
 from csrkern.index_segment import (
     SQUARES,
     Form,
@@ -60,9 +67,7 @@ class Collection:
 
     def _append(self, segment: Segment, k: int, replaced: int = 0) -> None:
         """Lets a segment take the place of the last `replaced` ones."""
-        ids = segment.native.ids
-        last = segment.documents - 1 if ids is None else int(ids.max(initial=-1))
-        self._next_id = max(self._next_id, last + 1)
+        self._next_id = max(self._next_id, segment.id_range()[1] + 1)
         self.k = max(self.k, k)
         self._segments = (*self._segments[: len(self._segments) - replaced], segment)
 
@@ -126,10 +131,10 @@ class Collection:
             TypeError: if ids are not integers.
             ValueError: if an id comes twice or is not in the index; nothing is removed then.
         """
-        array = np.asarray(ids)
+        array = integers("ids", ids).ravel()
         if array.size == 0:
             return
-        array = check_ids(array.ravel(), array.size)
+        array = check_ids(array, array.size)
         with self._changing:
             found = [segment.find(array) for segment in self._segments]
             missing = np.flatnonzero(np.all([docs < 0 for docs in found], axis=0))
@@ -222,6 +227,9 @@ class Collection:
             restore_segment(facts, part, of_segment)
             for part, of_segment in zip(facts["segments"], arrays, strict=True)
         ]
+        ranges = [segment.id_range() for segment in segments]
+        if any(low < 0 or high >= facts["next_id"] for low, high in ranges):
+            raise ValueError("the index is damaged: its ids are not in 0..next_id-1")
         window = facts["segments"][0]["window"]
         form = Form(
             facts["values"], facts["metric"], facts["cluster"], window, facts.get("exponent")
@@ -243,13 +251,25 @@ class Collection:
         """
         segments = self._segments
         n = sum(len(segment) for segment in segments)
-        out_values = np.zeros((n, self.k), np.float32)
-        out_indices = np.zeros((n, self.k), np.int32)
+        try:
+            out_values = np.zeros((n, self.k), np.float32)
+            out_indices = np.zeros((n, self.k), np.int32)
+        except (MemoryError, ValueError) as error:
+            longest = max(int(np.diff(s.rows()[0]).max(initial=0)) for s in segments)
+            if longest >= self.k:
+                raise
+            raise ValueError(
+                f"k: expected {longest}, what the longest code has, got {self.k}; arrays "
+                f"[{n}, {self.k}] do not fit in memory"
+            ) from error
         first = 0
         for segment in segments:
             starts, latents, values = segment.rows()
+            if np.diff(starts).max(initial=0) > self.k:
+                raise ValueError(f"the index is damaged: codes have more than k = {self.k} latents")
             rows = np.repeat(np.arange(len(segment)), np.diff(starts))
-            order = np.lexsort((latents, -values, rows))
+            # By their bits, which ascend with the value even where denormals compare as 0.
+            order = np.lexsort((latents, -values.view(np.int32), rows))
             slots = np.arange(len(rows)) - starts[rows]
             out_values[first + rows, slots] = values[order]
             out_indices[first + rows, slots] = latents[order]

@@ -119,7 +119,7 @@ def _sample(segments: Sequence[Segment], dim: int) -> tuple[np.ndarray, tuple[An
     order = np.lexsort((latents, -values, rows))
     squares = values[order].astype(np.float64) ** 2
     before = np.cumsum(squares) - squares
-    before -= np.repeat(before[starts[:-1].clip(max=max(len(before) - 1, 0))], lengths)
+    before -= before[np.repeat(starts[:-1], lengths)]
     total = np.bincount(rows, squares, len(lengths))[rows]
     df = _frequencies(segments, latents[order])
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from csrkern.index_input import array_of, integers
 from csrkern.index_segment import Segment, pack
 
 
@@ -32,16 +34,16 @@ def allowed_bits(
             np.array([_all(segment) if bits[g] is None else bits[g] for bits in of_query])
             for g, segment in enumerate(segments)
         ]
-    given, chosen = chosen, np.asarray(chosen)
-    if chosen.dtype == bool:
-        return _from_mask(chosen, segments, n_queries)
-    if chosen.size == 0 or (chosen.dtype.kind in "iu" and chosen.ndim == 1):
-        return [_from_ids(chosen.ravel(), segment) for segment in segments]
-    if chosen.ndim == 1 and all(isinstance(one, int) for one in given):
-        raise ValueError(f"filter: expected ids in 0..2^63-1, got {max(given, key=abs)}")
+    array = array_of("filter", chosen)
+    if array.dtype == bool:
+        return _from_mask(array, segments, n_queries)
+    if array.ndim == 1 or array.size == 0:
+        with contextlib.suppress(TypeError):  # the one below says more
+            ids = integers("filter", chosen).ravel()
+            return [_from_ids(ids, segment) for segment in segments]
     raise TypeError(
         "filter: expected a boolean mask, a list of ids, or a list of these for each query, "
-        f"got {chosen.dtype} of shape {list(chosen.shape)}"
+        f"got {array.dtype} of shape {list(array.shape)}"
     )
 
 
@@ -49,7 +51,7 @@ def _one_for_each_query(chosen: Any) -> bool:
     return (
         isinstance(chosen, (list, tuple))
         and len(chosen) > 0
-        and all(one is None or np.ndim(one) == 1 for one in chosen)
+        and all(one is None or array_of("filter", one).ndim == 1 for one in chosen)
     )
 
 

@@ -46,7 +46,7 @@ def read_rows(name: str, codes: Any, dim: int | None) -> Rows:
     if isinstance(codes, (tuple, list)) and len(codes) == 2:
         if dim is None:
             raise ValueError(f"{name}: a (values, indices) pair needs dim=, the number of latents")
-        return _fixed_width(name, np.asarray(codes[0]), np.asarray(codes[1]), dim)
+        return _fixed_width(name, codes[0], codes[1], dim)
     if hasattr(codes, "tocsr"):
         return _scipy(name, codes, dim)
     if hasattr(codes, "layout") and hasattr(codes, "is_sparse"):
@@ -64,13 +64,15 @@ def _same_dim(name: str, have: int, want: int | None) -> int:
     return int(have)
 
 
-def _fixed_width(name: str, values: np.ndarray, indices: np.ndarray, dim: int) -> Rows:
+def _fixed_width(name: str, given_values: Any, given_indices: Any, dim: int) -> Rows:
+    values = float32_array(f"values of {name}", given_values)
+    indices = integers(f"indices of {name}", given_indices)
     if values.ndim != 2 or values.shape != indices.shape:
         raise ValueError(
             f"{name}: expected values and indices of one shape [n, k], "
             f"got {list(values.shape)} and {list(indices.shape)}"
         )
-    return Rows(_float32(name, values), _int32(name, indices, dim), None, dim)
+    return Rows(values, _int32(name, indices, dim), None, dim)
 
 
 def _scipy(name: str, matrix: Any, dim: int | None) -> Rows:
@@ -86,8 +88,9 @@ def _scipy(name: str, matrix: Any, dim: int | None) -> Rows:
         matrix.sum_duplicates()
         starts = np.asarray(matrix.indptr, np.int64)
     n = int(starts[-1])
-    values = _float32(name, matrix.data[:n])
-    return Rows(values, _int32(name, matrix.indices[:n], dim), starts, dim)
+    values = float32_array(f"values of {name}", matrix.data[:n])
+    indices = integers(f"indices of {name}", matrix.indices[:n])
+    return Rows(values, _int32(name, indices, dim), starts, dim)
 
 
 def _torch(name: str, tensor: Any, dim: int | None) -> Rows:
@@ -109,11 +112,9 @@ def _torch(name: str, tensor: Any, dim: int | None) -> Rows:
             f"{name}: expected a sparse COO or CSR tensor, got layout {layout}; "
             "SparseCodes.from_dense converts a dense matrix"
         )
-    values = tensor.values()
-    if str(values.dtype) == "torch.bfloat16":
-        values = values.float()
     starts = _starts(name, starts, tensor.shape[0], len(indices))
-    return Rows(_float32(name, values.numpy()), _int32(name, indices, dim), starts, dim)
+    values = float32_array(f"values of {name}", tensor.values())
+    return Rows(values, _int32(name, indices, dim), starts, dim)
 
 
 def _starts(name: str, starts: Any, n: int, entries: int) -> np.ndarray:
@@ -131,22 +132,62 @@ def _starts(name: str, starts: Any, n: int, entries: int) -> np.ndarray:
     return starts
 
 
-def _float32(name: str, values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind not in "fiu":
-        raise TypeError(f"{name}: expected real numbers as values, got {values.dtype}")
-    with np.errstate(over="ignore"):  # an overflow to inf is reported with its row later
-        return np.ascontiguousarray(values, dtype=np.float32)
-
-
 def _int32(name: str, indices: np.ndarray, dim: int) -> np.ndarray:
-    if indices.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected integers as indices, got {indices.dtype}")
     if indices.size and not np.can_cast(indices.dtype, np.int32):
         low, high = int(indices.min()), int(indices.max())
         if low < 0 or high >= dim:
             wrong = low if low < 0 else high
             raise ValueError(f"{name}: expected latents in 0..{dim - 1}, got {wrong}")
     return np.ascontiguousarray(indices, dtype=np.int32)
+
+
+def array_of(name: str, given: Any) -> np.ndarray:
+    """An array, a torch tensor wherever it is, or nested lists as an array."""
+    if hasattr(given, "detach"):
+        given = given.detach().cpu()
+        given = (given.float() if str(given.dtype) == "torch.bfloat16" else given).numpy()
+    try:
+        return np.asarray(given)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an array, got lists of unlike lengths") from error
+
+
+def float32_array(name: str, given: Any) -> np.ndarray:
+    """Real numbers as contiguous float32; those that are too large become infinite."""
+    array = array_of(name, given)
+    if _of_python_integers(array):
+        raise ValueError(f"{name}: expected float32 numbers, got {shown(max(array.flat, key=abs))}")
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
+    with np.errstate(over="ignore"):  # the caller says which number it was
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def integers(name: str, given: Any) -> np.ndarray:
+    """Integers of some NumPy type; an empty list is of any type."""
+    array = array_of(name, given)
+    if array.dtype.kind in "iu":
+        return array
+    if array.size == 0:
+        return array.astype(np.int64)
+    # Lists of integers that no one type of NumPy holds become objects or floats.
+    whole = np.array(given, dtype=object) if isinstance(given, (list, tuple)) else array
+    if _of_python_integers(whole):
+        wrong = shown(max(whole.flat, key=abs))
+        raise ValueError(f"{name}: expected integers in 0..2^63-1, got {wrong}")
+    raise TypeError(f"{name}: expected integers, got {array.dtype}")
+
+
+def _of_python_integers(array: np.ndarray) -> bool:
+    if array.dtype != object or array.size == 0:
+        return False
+    return all(isinstance(one, (int, np.integer)) for one in array.flat)
+
+
+def shown(number: Any) -> str:
+    """A number for a message; Python refuses to write out integers of 4,300 digits."""
+    bits = int(number).bit_length()
+    return str(number) if bits <= 128 else f"an integer of {bits} bits"
 
 
 def thread_count(num_threads: int | None) -> int:
@@ -161,21 +202,22 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if not low <= value <= high:
-        raise ValueError(f"{name}: expected {low} <= {name} <= {high}, got {value}")
+        raise ValueError(f"{name}: expected {low} <= {name} <= {high}, got {shown(value)}")
     return int(value)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """`value` is one of `choices`."""
+    expected = f"{name}: expected one of {', '.join(map(repr, choices))}"
+    if not isinstance(value, str):
+        raise TypeError(f"{expected}, got {type(value).__name__}")
     if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{expected}, got {value!r}")
 
 
 def check_ids(ids: Any, n: int) -> np.ndarray:
     """n distinct ids as int64."""
-    array = np.asarray(ids)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"ids: expected integers, got {array.dtype}")
+    array = integers("ids", ids)
     if array.shape != (n,):
         raise ValueError(f"ids: expected one id for each of {n} codes, got {list(array.shape)}")
     if n and (array.min() < 0 or array.max() >= 2**63):
@@ -188,11 +230,12 @@ def check_ids(ids: Any, n: int) -> np.ndarray:
 
 def check_norms(norms: Any, n: int) -> np.ndarray:
     """n positive finite norms as float32."""
-    array = np.array(norms, dtype=np.float32)
-    if array.shape != (n,) or not (np.isfinite(array) & (array > 0)).all():
-        raise ValueError(
-            f"norms: expected a positive number for each of {n} codes, got {list(array.shape)}"
-        )
+    array = np.array(float32_array("norms", norms))
+    if array.shape != (n,):
+        raise ValueError(f"norms: expected one for each of {n} codes, got {list(array.shape)}")
+    wrong = np.flatnonzero(~(np.isfinite(array) & (array > 0)))
+    if len(wrong):
+        raise ValueError(f"norms: expected positive numbers, got {array[wrong[0]]}")
     return array
 
 
@@ -203,9 +246,8 @@ def least_float(name: str, value: Any) -> float:
     try:
         exact = float(value)
     except OverflowError:
-        bits = int(value).bit_length()
         raise ValueError(
-            f"{name}: expected a number that a float holds, got an integer of {bits} bits"
+            f"{name}: expected a number that a float holds, got {shown(value)}"
         ) from None
     with np.errstate(over="ignore"):
         least = np.float32(exact)

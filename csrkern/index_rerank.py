@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from csrkern.index_input import check_int
+from csrkern.index_input import check_int, float32_array
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Rerank:
             raise ValueError(f"dense_queries: expected {n} rows, one a query, got {len(dense)}")
         if self.offsets is None:
             return dense, None
-        offsets = np.ascontiguousarray(self.offsets, dtype=np.float32)
+        offsets = float32_array("offsets", self.offsets)
         if offsets.shape != (n,) or not np.isfinite(offsets).all():
             raise ValueError(f"offsets: expected {n} finite numbers, got {list(offsets.shape)}")
         return dense, offsets
@@ -54,9 +54,7 @@ class Rerank:
 
 def dense_rows(name: str, rows: Any, dim: int) -> np.ndarray:
     """`rows` as finite float32 [n, dim]."""
-    if hasattr(rows, "detach"):
-        rows = rows.detach().cpu().float().numpy()
-    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    rows = float32_array(name, rows)
     if rows.ndim != 2 or rows.shape[1] != dim:
         raise ValueError(f"{name}: expected shape [n, {dim}], got {list(rows.shape)}")
     if not np.isfinite(rows).all():

@@ -86,8 +86,8 @@ def check_form(
     check_choice("values", values, VALUES)
     if window is not None and check_int("window", window, 64, 65_536) % 64:
         raise ValueError(f"window: expected a multiple of 64, got {window}")
-    if cluster not in (None, True, False):
-        raise TypeError(f"cluster: expected None, True or False, got {cluster!r}")
+    if cluster is not None and not isinstance(cluster, bool):
+        raise TypeError(f"cluster: expected None, True or False, got {type(cluster).__name__}")
     return Form(values, metric, cluster, window, _exponent(metric, values, largest))
 
 
@@ -178,6 +178,13 @@ class Segment:
         native = self.native.ids
         ids = np.arange(self.documents, dtype=np.int64) if native is None else native
         return np.array(ids) if self.alive is None else ids[self.mask()]
+
+    def id_range(self) -> tuple[int, int]:
+        """The least and the largest id, those of removed codes among them; without any, (0, -1)."""
+        ids = self.native.ids
+        if ids is None or len(ids) == 0:
+            return 0, self.documents - 1
+        return int(ids.min()), int(ids.max())
 
     def find(self, ids: np.ndarray) -> np.ndarray:
         """The living document of each id, -1 where there is none."""
@@ -332,7 +339,7 @@ def pack(mask: np.ndarray) -> np.ndarray:
 
 def _window(rows: Rows) -> int:
     """Documents a window, by the mean length of the lists."""
-    long = rows.values.size >= LONG_LIST * rows.dim * rows.n
+    long = rows.values.size > LONG_LIST * rows.dim * rows.n  # not where there are none
     return SMALL_WINDOW if long else USUAL_WINDOW
 
 

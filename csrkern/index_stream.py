@@ -36,7 +36,7 @@ def code_chunks(codes: Any, dim: int | None, rows: int) -> Iterator[tuple[Any, i
         values, indices = codes
         for first in range(0, max(len(values), 1), rows):
             yield (values[first : first + rows], indices[first : first + rows]), dim
-    elif isinstance(codes, Iterable):
+    elif isinstance(codes, Iterable) and not hasattr(codes, "shape"):
         for piece in codes:
             yield piece, dim
     else:

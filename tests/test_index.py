@@ -7,9 +7,10 @@ import threading
 import index_codes
 import numpy as np
 import pytest
+import torch
 from digests import ISAS, assert_runs_with
 
-from csrkern import InvertedIndex, reference
+from csrkern import InvertedIndex, Rerank, reference
 
 KINDS = index_codes.KINDS
 
@@ -171,6 +172,35 @@ def test_one_query_is_split_over_windows():
         assert_exact(index, queries, 50, num_threads=3)
 
 
+def test_flush_denormal_does_not_change_results():
+    values, latents = index_codes.uniform(120_000, 5, 4)
+    codes = values * np.float32(1e-40), latents
+    queries = codes[0][:2], latents[:2]
+
+    def found():
+        options = {"dim": 5, "window": 1024, "values": "float32", "cluster": False}
+        plain = InvertedIndex.build((values, latents), **options)
+        tiny = InvertedIndex.build(codes, **options)
+        ones = np.ones((1, 5), np.float32)
+        return [
+            *tiny.to_numpy(),
+            *(plain.search(queries, 9, num_threads=threads)[0] for threads in (1, 2)),
+            *(plain.search((queries[0][:1], latents[:1]), 9, num_threads=t)[0] for t in (1, 3)),
+            *tiny.search((values[:1], latents[:1]), 9, num_threads=3),
+            *tiny.search((values[:1], latents[:1]), 9, rerank=Rerank(ones), num_threads=3),
+        ]
+
+    want = found()
+    assert 0 < want[4][0, 0] < 1.1754944e-38
+    torch.set_flush_denormal(True)
+    try:
+        got = found()
+    finally:
+        torch.set_flush_denormal(False)
+    for here, there in zip(want, got, strict=True):
+        np.testing.assert_array_equal(here.view(np.int32), there.view(np.int32))
+
+
 def test_ties_go_to_the_lower_id():
     codes = index_codes.ties(4000, 64, 4)
     queries = index_codes.ties(20, 64, 4, seed=1)
@@ -215,8 +245,9 @@ def test_empty_rows_and_queries():
 def test_all_documents_empty():
     nothing = np.zeros((5, 2)), np.zeros((5, 2), int)
     index = InvertedIndex.build(nothing, dim=4, cluster=True)
-    _, ids = index.search((np.ones((1, 1)), np.zeros((1, 1), int)), 2)
-    assert ids.tolist() == [[-1, -1]]
+    query = np.ones((1, 1)), np.zeros((1, 1), int)
+    for mode in ("exact", "fast"):
+        assert index.search(query, 2, mode=mode)[1].tolist() == [[-1, -1]]
     assert len(index) == 5
 
 
@@ -226,6 +257,7 @@ def test_empty_index_and_no_queries(cluster):
     index = InvertedIndex.build(nothing, dim=16, cluster=cluster)
     assert len(index) == 0
     assert index.stats()["postings"] == 0
+    assert index.stats()["window"] == 32_768
     scores, ids = index.search(index_codes.uniform(3, 16, 4), 2)
     assert ids.tolist() == [[-1, -1]] * 3
     assert np.isneginf(scores).all()

@@ -32,6 +32,13 @@ def forms(codes):
     yield "scipy csc", scipy.sparse.csc_matrix(codes.to_scipy())
     yield "torch csr", codes.to_torch_csr()
     yield "torch coo", codes.to_torch_coo()
+    yield "big-endian", (values.astype(">f8"), indices.astype(">i4"))
+    frozen = values.copy(), indices.copy()
+    for array in frozen:
+        array.flags.writeable = False
+    yield "read-only", frozen
+    yield "lists", (values.tolist(), indices.tolist())
+    yield "torch pair", (torch.from_numpy(values).requires_grad_(), torch.from_numpy(indices))
     coo = codes.to_torch_coo()
     yield "uncoalesced", torch.sparse_coo_tensor(coo.indices(), coo.values(), coo.shape)
 
@@ -118,6 +125,61 @@ def test_hostile_scipy_arrays(codes, change, message):
         InvertedIndex.build(codes).search(matrix)
 
 
+@pytest.mark.parametrize("wrong", [[0, 2**63], [0, 2**64], [-1, 2**63], [5, -(10**400)]])
+def test_integers_beyond_64_bits(codes, wrong):
+    values, _ = codes[:2].numpy()
+    index = InvertedIndex.build(codes[2:])
+    for call in (
+        lambda: InvertedIndex.build(codes[:2], wrong),
+        lambda: index.add(codes[:2], wrong),
+        lambda: index.remove(wrong),
+    ):
+        with pytest.raises(ValueError, match=r"ids: expected integers in 0\.\.2\^63-1"):
+            call()
+    with pytest.raises(ValueError, match="codes: expected"):
+        InvertedIndex.build((values[:, :1], [[one] for one in wrong]), dim=DIM)
+    with pytest.raises(ValueError, match="values of queries: expected float32 numbers, got an int"):
+        index.search(([[10**400]], [[0]]))
+    assert len(index) == 698
+
+
+def test_what_is_no_array_of_numbers_says_so(codes):
+    values, indices = codes.numpy()
+    index = InvertedIndex.build(codes)
+
+    def built(norms, **options):
+        return InvertedIndex.build(codes, norms=norms, **options)
+
+    for error, message, call in (
+        (TypeError, "indices of codes: expected integers", lambda: index.add((values, values))),
+        (TypeError, "values of codes: expected real", lambda: index.add((values > 0, indices))),
+        (TypeError, "values of codes: expected real", lambda: index.add((values * 1j, indices))),
+        (ValueError, "values of codes: .* unlike", lambda: index.add(([[1], []], indices))),
+        (ValueError, "filter: .* unlike", lambda: index.search(codes, filter=[1, [2, 3]])),
+        (ValueError, "filter: .* unlike", lambda: index.search(codes, filter=[[[1], [2, 3]]])),
+        (ValueError, "topk: .* got an integer of", lambda: index.search(codes, 10**5000)),
+        (ValueError, "ids: .* got an integer of", lambda: index.remove([10**5000])),
+        (ValueError, "norms: expected positive numbers, got nan", lambda: built([np.nan] * 700)),
+        (ValueError, "norms: expected float32 numbers", lambda: built([10**400] * 700)),
+        (ValueError, "norms: expected one for each of 700", lambda: built([1.0])),
+        (TypeError, "norms: expected real numbers", lambda: built(["1"] * 700)),
+        (TypeError, "dense_queries: expected real", lambda: index.search_dense([["a"] * DIM])),
+        (TypeError, "cluster: expected None, True or False", lambda: built(None, cluster=1)),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_empty_lists_are_of_any_type(codes):
+    nothing = codes[:0].numpy()
+    index = InvertedIndex.build(nothing, [], dim=DIM, norms=[])
+    index.add(codes, norms=np.ones(700))
+    index.remove([])
+    assert len(index) == 700
+    assert index.search(([[]], [[]]), 3)[1].tolist() == [[-1, -1, -1]]
+    assert (index.search(codes, 3, filter=[])[1] == -1).all()
+
+
 def test_values_that_do_not_fit_in_float16():
     big = pair([[1], [65520]], [[0], [0]])
     with pytest.raises(ValueError, match=r"row 1 does not fit in float16.*values='float32'"):
@@ -165,7 +227,7 @@ def test_bad_search_options(codes):
         with pytest.raises(TypeError, match="filter: expected a boolean mask, a list of ids"):
             index.search(codes, filter=wrong)
     for wrong in ([3, 2**70], [-1, 2**63], [-(10**400)], [[5, 2**70]] * 700):
-        with pytest.raises(ValueError, match=r"filter: expected ids in 0\.\.2\^63-1, got -?\d"):
+        with pytest.raises(ValueError, match=r"filter: expected integers in 0\.\.2\^63-1, got"):
             index.search(codes, filter=wrong)
     with pytest.raises(ValueError, match="filter: expected one for each of 700 queries, got 2"):
         index.search(codes, filter=[[1], [2]])

@@ -108,6 +108,21 @@ def test_extreme_values(form):
         InvertedIndex.build((codes[0] * np.float32(1.5), latents), dim=3, values=form)
 
 
+@pytest.mark.parametrize("form", SQUARES)
+def test_weights_that_the_unit_makes_denormal(form):
+    index = InvertedIndex.build(CODES, dim=DIM, values=form, largest=16)
+    stored, indices = index.to_numpy()
+    unit = 16.0 / {"uint8": 256, "uint16": 65_536}[form] ** 2
+    for edge in (2.0**-126 / unit, 2.0**128):
+        for weight in edge * np.array([1 - 2.0**-24, 1 - 2.0**-23, 1, 1 + 2.0**-23]):
+            if weight >= 2.0**128:
+                continue
+            query = np.full((4, 9), weight, np.float32), np.sort(QUERIES[1][:4], axis=1)
+            with np.errstate(over="ignore"):
+                want = reference.search(stored, indices, DIM, *query, 15, index.ids)
+            assert_same(index.search(query, 15), want)
+
+
 def test_negative_zero_is_an_empty_slot():
     codes = np.array([[1, -0.0]], np.float32), np.array([[3, 4]])
     for form in ("float16", "uint16", "uint8", "float32"):

@@ -57,9 +57,13 @@ void SegmentSearch::run(TopHits& best, Scratch& s, SearchCost& cost) {
 }
 
 const ValueKernels& SegmentSearch::of_values(const std::vector<QueryTerm>& terms) const {
-  const bool simple = !is_squares(view_.type) || terms.empty() ||
-                      (std::isnormal(terms.front().weight * view_.unit()) &&
-                       std::isnormal(terms.back().weight * view_.unit()));
+  // Scaled exactly; the least normal number may be a smaller one, rounded up.
+  const auto exact = [this](const QueryTerm& term) {
+    const float scaled = term.weight * view_.unit();
+    return scaled > std::numeric_limits<float>::min() && std::isfinite(scaled);
+  };
+  const bool simple =
+      !is_squares(view_.type) || terms.empty() || (exact(terms.front()) && exact(terms.back()));
   return (simple ? kernels_ : kIndexKernelsPortable).of[static_cast<int>(view_.type)];
 }
 

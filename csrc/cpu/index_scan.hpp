@@ -53,7 +53,7 @@ constexpr double kNsPosting = 0.6, kNsDocument = 0.05, kNsBlockTerm = 100, kNsDi
                  kNsBound = 0.05;
 // And between those and documents one by one: a document, an entry of it, the blocks that a
 // search of clustered codes scores.
-constexpr double kNsRow = 20, kNsEntry = 1, kBlocksExpected = 20;
+constexpr double kNsRow = 26, kNsEntry = 1.1, kBlocksExpected = 20;
 
 int64_t postings_of(const std::vector<QueryTerm>& terms, int64_t n_windows);
 

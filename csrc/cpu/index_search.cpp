@@ -110,7 +110,10 @@ class Search {
                                       [](const Segment& s) { return s.allowed != nullptr; });
     if (threads > 1 && queries_.n < threads && n_windows_ >= 2 * threads && !clustered_ &&
         !filtered) {
-      for (int64_t i = 0; i < queries_.n; ++i) keep(i, find_split(i));
+      // A loop of one thread: denormals count outside of the windows, too.
+      parallel_for(1, 1, 1, [&](int64_t, int64_t, int) {
+        for (int64_t i = 0; i < queries_.n; ++i) keep(i, find_split(i));
+      });
       return;
     }
     const int64_t grain = std::max<int64_t>(1, std::min<int64_t>(16, queries_.n / (8 * threads)));
