@@ -230,9 +230,9 @@ class Proposer:
         if self.plan == "A":
             _product(block, self.weight, products)
             return
-        factors = (block, self.weight)
+        factors = block, self.weight
         if not block.is_cuda:
-            factors = tuple(map(as_bits, factors))
+            factors = as_bits(block), as_bits(self.weight)
         product_kernel[(_processors(block.device),)](
             *factors,
             self.bias,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,8 @@ class Steps:
         device: torch.device,
         graphs: bool = True,
     ) -> None:
-        self.config, self.models, self.loss, self.device = config, models, loss, device
+        self.config, self.loss, self.device = config, loss, device
+        self.models = cast(list[SparseAutoencoder], [*models])
         # A tensor, so that graphs see it change.
         lr: Any = torch.tensor(config.lr, device=device) if _on_gpu(device) else config.lr
         self.optimizer = torch.optim.Adam(
@@ -90,7 +91,7 @@ class Steps:
         )
         assert x is not None
         return step_once(
-            self._model,
+            self.models[0],
             self.loss,
             self.optimizer,
             x,
@@ -102,22 +103,13 @@ class Steps:
         )
 
     @property
-    def _model(self) -> SparseAutoencoder:
-        model = self.models[0]
-        assert isinstance(model, SparseAutoencoder)
-        return model
-
-    @property
-    def _partner_model(self) -> Any:
+    def _partner_model(self) -> SparseAutoencoder | None:
         return self.models[1] if len(self.models) == 2 else None
 
     def _may_die(self) -> Tensor:
         """How many latents of a model can be dead in the next step: all not used for so long."""
-        counts = [
-            (model.stats_last_nonzero >= model.dead_threshold).sum()  # type: ignore[union-attr]
-            for model in self.models
-        ]
-        return torch.stack(counts).max()
+        old = [(model.stats_last_nonzero >= model.dead_threshold).sum() for model in self.models]
+        return torch.stack(old).max()
 
     def _graph(self, batch: Batch) -> GraphedStep:
         """The graph with room for the dead latents of the next step."""
@@ -126,9 +118,9 @@ class Steps:
         capacity = self._capacity
         if capacity not in self._graphs:
             for model in self.models:
-                model.dead_capacity = capacity  # type: ignore[assignment]
+                model.dead_capacity = capacity
             self._graphs[capacity] = GraphedStep(
-                self._model,
+                self.models[0],
                 self.loss,
                 self.optimizer,
                 batch.x,
@@ -138,7 +130,7 @@ class Steps:
                 autocast=self.config.autocast,
             )
             for model in self.models:
-                model.dead_capacity = None  # type: ignore[assignment]
+                model.dead_capacity = None
         return self._graphs[capacity]
 
 
