@@ -77,7 +77,8 @@ class SparseAutoencoder(nn.Module):
 
     Attributes:
         dead_capacity: how many of the latents longest unused `reconstruct_dead` looks at, in
-            shapes that do not depend on how many are dead; None: at the dead, however many.
+            shapes that do not depend on how many are dead; 0: at none; None: at the dead,
+            however many.
 
     Tensors: pre_bias [d], latent_bias [h], encoder.weight [h, d], decoder.linear.weight
     [h, d], stats_last_nonzero [h] int64 (steps since a latent was last used): the names of
@@ -184,6 +185,8 @@ class SparseAutoencoder(nn.Module):
         """
         k = self.k_aux if k_aux is None else k_aux
         capacity = self.dead_capacity
+        if capacity == 0:
+            return None
         if capacity is not None or torch.compiler.is_compiling():
             # Latents by how long they were unused: the dead come first, and others are barred.
             latents = self.stats_last_nonzero.topk(

@@ -13,19 +13,24 @@ run. Spills are 0 and budgets hold on every target, or this fails.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import re
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
-TABLE = Path(__file__).parents[1] / "benchmarks" / "results" / "cuda_resources.csv"
+from gpu_resources import (
+    PROCESSORS,
+    RESULTS,
+    occupancy,
+    registers_and_spills,
+    resource_usage,
+    verdict,
+    write_table,
+)
+
+TABLE = RESULTS / "cuda_resources.csv"
 HEADER = ("kernel", "target", "threads", "registers", "spilled_bytes", "shared_bytes", "occupancy")
-# Bytes of shared memory and warps of a processor; all have 65,536 registers.
-PROCESSORS = {"sm_80": (164 * 1024, 64), "sm_90a": (228 * 1024, 64), "sm_100": (228 * 1024, 64)}
+TARGETS = {"sm_80": "sm_80", "sm_90a": "sm_90", "sm_100": "sm_100"}
 
 
 class Budget(NamedTuple):
@@ -54,44 +59,19 @@ def budgets(native: object) -> dict[str, Budget]:
     }
 
 
-def find_cuobjdump() -> str:
-    """CUDA's, or the one in Triton's package."""
-    found = shutil.which("cuobjdump")
-    if found is None:
-        import triton
-
-        found = triton.knobs.nvidia.cuobjdump.path
-    return found
-
-
 def used(module: str) -> dict[tuple[str, str], tuple[int, int]]:
     """(kernel, target) to registers and bytes spilled."""
-    command = [find_cuobjdump(), "-res-usage", module]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
     found, target, kernel = {}, "", ""
-    for line in run.stdout.splitlines():
+    for line in resource_usage(module).splitlines():
         if match := re.match(r"arch = (\w+)", line):
             target = match.group(1)
         elif match := re.search(r"Function \w+3runINS0_(\d+)(\w+)", line):
             length, mangled = int(match.group(1)), match.group(2)
             bits = re.match(r"ILi(\d+)E", mangled[length:])
             kernel = mangled[:length] + (f"<{bits.group(1)}>" if bits else "")
-        elif match := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line):
-            registers, stack, local = map(int, match.groups())
-            found[kernel, target] = registers, stack + local
+        elif use := registers_and_spills(line):
+            found[kernel, target] = use
     return found
-
-
-def occupancy(target: str, budget: Budget, registers: int) -> float:
-    """Warps that fit a processor together, over the most it holds."""
-    shared, warps = PROCESSORS[target]
-    mine = budget.threads // 32
-    blocks = min(
-        65_536 // (-(-registers // 8) * 8 * budget.threads),
-        shared // (budget.shared + 1024),
-        32,
-    )
-    return min(blocks * mine, warps) / warps
 
 
 def main() -> int:
@@ -109,14 +89,14 @@ def main() -> int:
     found = used(str(native.__file__))
     rows, wrong = [], []
     for kernel, budget in budgets(native).items():
-        for target in PROCESSORS:
+        for target, processor in TARGETS.items():
             if (kernel, target) not in found:
                 wrong.append(f"{kernel} was not compiled for {target}")
                 continue
             registers, spilled = found[kernel, target]
-            held = f"{occupancy(target, budget, registers):.2f}"
-            shared = budget.shared
-            rows.append((kernel, target, budget.threads, registers, spilled, shared, held))
+            use = budget.threads // 32, registers, budget.shared
+            held = f"{occupancy(PROCESSORS[processor], *use):.2f}"
+            rows.append((kernel, target, budget.threads, registers, spilled, budget.shared, held))
             print(*rows[-1], sep="\t")
             if spilled:
                 wrong.append(f"{kernel} on {target}: spills {spilled} bytes, expected none")
@@ -126,16 +106,12 @@ def main() -> int:
                 )
     unknown = {kernel for kernel, _ in found} - set(budgets(native))
     wrong += [f"{kernel} has no budget" for kernel in sorted(unknown)]
-    limit = min(shared for shared, _ in PROCESSORS.values()) // 2 - 1024
+    limit = min(PROCESSORS[name].shared for name in TARGETS.values()) // 2 - 1024
     if native.shared_need(native.BLOCK, 512) > limit:
         wrong.append(f"search needs more shared memory than {limit}: two blocks fit no sm_80")
     if not options.check and not wrong:
-        beside = TABLE.with_suffix(".csv.new")
-        with beside.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([HEADER, *rows])
-        beside.replace(TABLE)
-    print(*wrong, sep="\n", file=sys.stderr)
-    return 1 if wrong else 0
+        write_table(TABLE, HEADER, rows)
+    return verdict(wrong)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ FLOPS = {"bfloat16": 790e12, "float32": 60e12, "float64": 30e12}
 CANDIDATES = {"S1": 75, "S2": 190, "S3": 160, "S4": 33, "S5": 1424}
 PROCESSORS = 132
 WARPS = 64  # that a processor holds
+PIECE = 128  # entries of a list that one program sums
 AOT = Path(__file__).parents[1] / "benchmarks" / "results" / "aot.csv"
 # rows, width, latents, active latents
 SHAPES = {
@@ -55,6 +56,8 @@ def kernels(n: int, d: int, h: int, k: int, size: int, candidates: int) -> list[
     met = n * n * k * k // h
     columns = -(-d // 512)
     slots = n * k
+    # Latents used evenly have no list so long that it is cut, and no row is skewed.
+    pieces = h * max((slots // h - 1) // PIECE, 0)
     # Sizes are compiled in by powers of two; from h = 2,048 on, and k <= 64, they are the same.
     select = f"topk_relu h={8192 if size == 4 else 16_384} k=32 {element}"
     select = "topk_relu h=131072 k=256 fp32" if k > 128 else select
@@ -62,6 +65,7 @@ def kernels(n: int, d: int, h: int, k: int, size: int, candidates: int) -> list[
     codes = roofline.codes_bytes(n, k, 4)
     found = [
         Kernel(select, min(n, 4096), roofline.topk_relu(n, h, k, size)),
+        Kernel("topk_relu backward", n, cost((2.0 * size + 4) * slots, 1.0 * size * n * h)),
         Kernel("transpose count", min(128, n), cost(8.0 * slots, 4.0 * 128 * h)),
         Kernel("transpose offsets", -(-h // 256), cost(4.0 * 128 * h, 4.0 * 128 * h + 8 * h)),
         Kernel("transpose place", min(128, n), cost(8.0 * slots + 8 * h, 12.0 * slots)),
@@ -76,7 +80,13 @@ def kernels(n: int, d: int, h: int, k: int, size: int, candidates: int) -> list[
             h * columns,
             cost(12.0 * slots + 8 * h + size * n * d, 4.0 * h * d, 2.0 * slots * d),
         ),
+        Kernel(
+            f"scatter_sum pieces {element}",
+            slots // PIECE * columns,
+            cost(12.0 * PIECE * pieces, 4.0 * pieces * d, 2.0 * PIECE * pieces * d),
+        ),
         Kernel("similarity", n, roofline.similarity(n, n, k, met)),
+        Kernel("similarity gather", min(n, 528), cost(4.0 * n)),
         Kernel(
             "similarity backward",
             n,
@@ -94,12 +104,17 @@ def kernels(n: int, d: int, h: int, k: int, size: int, candidates: int) -> list[
                       2.0 * n * candidates * d, "float64")  # fmt: skip
         found += [
             Kernel("encode: round rows", n + h, rounded),
-            Kernel("encode: product 128x256x64", PROCESSORS, product),
+            *(
+                Kernel(f"encode: product 128x{width}x64", PROCESSORS, product)
+                for width in (256, 128)
+            ),
             # Maxima and products stay in the L2 cache; a comparison of each is what is left.
             Kernel("encode: maxima", n * -(-h // 4096), cost(flops=float(n * h))),
+            Kernel("encode: candidates fp32", n, cost(written=4.0 * n * candidates)),
             Kernel("encode: candidates i16", n, cost(written=4.0 * n * candidates)),
             Kernel("encode: rescore", n * -(-candidates // 16), summed),
             Kernel("encode: rank", n, cost(8.0 * n * candidates, codes, float(n * candidates**2))),
+            Kernel("encode: repair", min(n, 528), cost(4.0 * n)),
         ]
     return found
 

@@ -48,6 +48,12 @@ def test_static_shapes_change_no_step(dead):
         torch.testing.assert_close(p.grad, q.grad)
 
 
+def test_no_capacity_is_for_none():
+    model = a_model()
+    model.dead_capacity = 0
+    assert model.reconstruct_dead(torch.randn(5, 12)) is None
+
+
 def test_capacity_is_for_those_longest_unused():
     model = a_model(dead=(3, 7, 50))
     model.dead_capacity = 1
@@ -117,10 +123,10 @@ def test_state_is_given_back():
     optimizer = adam(model)
     x, _ = a_batch("self")
     fresh = copy.deepcopy(model)
-    before = _tensors(model, optimizer)
+    before = _tensors([model], optimizer)
     saved = [tensor.clone() for tensor in before]
     step_once(model, loss, optimizer, x, None)
-    restore(model, optimizer, before, saved)
+    restore([model], optimizer, before, saved)
     for name, tensor in fresh.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
     other = adam(fresh)
@@ -133,6 +139,8 @@ def test_state_is_given_back():
 def test_what_cannot_be_captured():
     model = a_model()
     with pytest.raises(ValueError, match="model: expected it on a CUDA device, got one on cpu"):
+        GraphedStep(model, CSRLoss(), adam(model, capturable=True), torch.randn(16, 12))
+    with pytest.raises(ValueError, match="capturable=True"):
         GraphedStep(model, CSRLoss(), adam(model), torch.randn(16, 12))
 
 
@@ -141,8 +149,6 @@ def test_what_cannot_be_captured():
 @pytest.mark.parametrize("contrast", VARIANTS)
 def test_graph_takes_the_steps_that_python_takes(contrast):
     model, loss = a_model().cuda(), CSRLoss(contrast=contrast)
-    with pytest.raises(ValueError, match="capturable"):
-        GraphedStep(model, loss, adam(model), torch.randn(16, 12))
     other = copy.deepcopy(model)
     x, labels = a_batch(contrast)
     step = GraphedStep(model, loss, adam(model, capturable=True), x, labels)

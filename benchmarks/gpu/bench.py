@@ -185,7 +185,7 @@ def code_timings(codes: SparseCodes) -> Iterator[Timing]:
     """What scores codes against codes."""
     (n, k), h = codes.values.shape, codes.dim
     starts, rows, _, sorted_values = transpose.transpose(codes.values, codes.indices, h)
-    postings = starts, rows, sorted_values
+    postings, both = (starts, rows, sorted_values), (codes.values, codes.indices)
     uses = starts.diff().cpu()
     met = int((uses * uses).sum())
     dense = codes.to_dense() if n * h <= DENSE_SCORES else None
@@ -200,7 +200,7 @@ def code_timings(codes: SparseCodes) -> Iterator[Timing]:
         loss_peers = {"dense": reference_loss}
     yield Timing(
         "similarity",
-        lambda: similarity.similarity(codes.values, codes.indices, postings, n),
+        lambda: similarity.similarity(both, both, postings),
         peers,
         roofline.similarity(n, n, k, met),
         close,

@@ -61,7 +61,10 @@ export -f sanitize
 for name in "${@:-all}"; do
     case $name in
         build) part build 90 "$PYTHON" benchmarks/gpu/build.py ;;
-        test) part test 150 "$PYTHON" -m pytest tests/kernels tests/test_graphed.py -m "$marker" -rs ;;
+        test)
+            part test 150 "$PYTHON" -m pytest tests/kernels tests/test_graphed.py \
+                tests/test_steps.py -m "$marker" -rs
+            ;;
         sanitize)
             if [ "$marker" = gpu ] && command -v compute-sanitizer >/dev/null; then
                 part sanitize 60 bash -c sanitize

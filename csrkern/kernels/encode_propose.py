@@ -2,19 +2,13 @@
 
 x and the weight are rounded to bfloat16, with the norms of rows and of what rounding took. Their
 product, block of rows by block of rows, stays in the L2 cache with the maximum of every GROUP
-columns: cuBLAS and a pass over what it wrote (plan A), or one kernel whose epilogue takes the
-maxima (plan B). The k-th largest maximum, less twice the error bound, is what an entry must reach
-to be among the k best exactly. Groups that reach it are read again, and their entries that do are
-candidates.
-
-|error| <= ‖x − x̃‖ ‖w‖ + ‖x̃‖ ‖w − w̃‖, the rounding of float32 sums (Higham, Accuracy and Stability
-of Numerical Algorithms, 3.1, with four times the unit, as tensor cores may truncate), and that
-of a product stored in bfloat16.
+columns: cuBLAS and, while it is at the next block, a pass over what it wrote (plan A), or one
+kernel whose epilogue takes the maxima (plan B). The k-th largest maximum, less twice the error
+bound (encode_bounds.py), is what an entry must reach to be among the k best exactly. Groups that
+reach it are read again, and their entries that do are candidates.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -24,6 +18,7 @@ from torch import Tensor
 from csrkern.kernels import tuning
 from csrkern.kernels._common import as_bits, batched_jit, narrow, power_of_2, widen
 from csrkern.kernels.encode import block_rows
+from csrkern.kernels.encode_bounds import Bounds, least, slack_of
 from csrkern.kernels.topk_relu import kth_largest
 
 GROUP = 32  # columns that share a maximum, at most
@@ -34,40 +29,11 @@ TILES = [
     {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 4},
     {"BM": 128, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 2},
 ]
-CONFIGS: list[tuning.Config] = [{"plan": "A"}, *({"plan": "B", **tile} for tile in TILES)]
-
-
-class Bounds(NamedTuple):
-    """What bounds the error of a product: of one row, or the largest of a weight's."""
-
-    norm: Tensor
-    residual: Tensor
-
-
-@batched_jit
-def round_rows_kernel(
-    rows,  # [n, d] float32, rows of stride
-    stride,
-    rounded,  # [n, d] the bits of bfloat16
-    norms,  # [n] float32, and so is the next
-    residuals,
-    d,
-    BLOCK: tl.constexpr,
-):
-    """Rows in bfloat16, and the L2 norms of rows and of what rounding took from them."""
-    row = tl.program_id(0).to(tl.int64)
-    square = tl.zeros([BLOCK], tl.float32)
-    lost = tl.zeros([BLOCK], tl.float32)
-    for begin in range(0, d, BLOCK):
-        columns = begin + tl.arange(0, BLOCK)
-        x = tl.load(rows + row * stride + columns, mask=columns < d, other=0.0)
-        bits = narrow(x, tl.int16)
-        tl.store(rounded + row * d + columns, bits, mask=columns < d)
-        rest = x - widen(bits)
-        square += x * x
-        lost += rest * rest
-    tl.store(norms + row, tl.sqrt(tl.sum(square)))
-    tl.store(residuals + row, tl.sqrt(tl.sum(lost)))
+CONFIGS: list[tuning.Config] = [
+    {"plan": "A", "streams": 2},
+    {"plan": "A"},
+    *({"plan": "B", **tile} for tile in TILES),
+]
 
 
 @batched_jit
@@ -138,38 +104,6 @@ def maxima_kernel(
     if bias is not None:
         scores += tl.load(bias + columns, mask=columns < h, other=0.0)
     tl.store(maxima + row * groups + g, tl.max(scores, axis=1), mask=g < groups)
-
-
-@triton.jit
-def upper(norm, d):
-    """What a float32 norm of d entries is at most: rounding, and squares that underflow."""
-    size = tl.cast(d, tl.float64)
-    return norm.to(tl.float64) * (1 + (size + 4) * 2.0**-24) + tl.sqrt(size) * 2.0**-62
-
-
-@triton.jit
-def slack_of(norm, residual, limits, d, relative):
-    """How far a product may be from exact, but for `relative` times itself; inf: no bound."""
-    norm = upper(norm, d)
-    residual = upper(residual, d)
-    weight_norm = upper(tl.load(limits), d)
-    weight_residual = upper(tl.load(limits + 1), d)
-    bias_norm = tl.load(limits + 2).to(tl.float64)
-    size = norm * weight_norm + bias_norm
-    slack = residual * weight_norm + (norm + residual) * weight_residual
-    # Tensor cores may truncate where a processor rounds: four units instead of one.
-    slack += (tl.cast(d, tl.float64) + 4) * (1.01 * 2.0**-22) * size + relative * bias_norm
-    slack += tl.cast(d, tl.float64) * 2.0**-124 * (1 + weight_norm + norm)
-    return tl.where(size < 1e38, slack, float("inf"))
-
-
-@triton.jit
-def least(kth, slack, relative):
-    """What entries that exceed the k-th best exactly, `kth` here, are at least here."""
-    bound = (kth.to(tl.float64) * (1 - relative) - 2 * slack) / (1 + relative)
-    near = bound.to(tl.float32)
-    # Below it in float32, too.
-    return near - tl.abs(near) * 2.0**-22 - 2.0**-140
 
 
 @batched_jit
@@ -252,79 +186,96 @@ def candidates_kernel(
     tl.store(counts + row, count)
 
 
-def round_rows(rows: Tensor) -> tuple[Tensor, Bounds]:
-    """Rows [n, d] in bfloat16, and the norms [n] of each and of what rounding took from it."""
-    n, d = rows.shape
-    rounded = rows.new_empty(n, d, dtype=torch.bfloat16)
-    norms, residuals = rows.new_empty(2, n)
-    block = min(power_of_2(d, 32), 1024)
-    round_rows_kernel[(n,)](
-        rows, rows.stride(0), as_bits(rounded), norms, residuals, d, BLOCK=block, num_warps=4
-    )
-    return rounded, Bounds(norms, residuals)
+class Proposer:
+    """The candidates of a layer for its rows, block by block, from bfloat16 factors.
 
+    `multiply` and `choose` are the two passes of `in_blocks`; the second leaves the candidates of
+    its block in `candidates` [rows, CAPACITY] and their number in its part of `counts` [n].
+    """
 
-def propose(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    of_rows: Bounds,
-    limits: Tensor,
-    k: int,
-    candidates: Tensor,
-    counts: Tensor,
-    *,
-    plan: str,
-    **tiles: int,
-) -> None:
-    """Candidates [n, CAPACITY] and their counts [n], from bfloat16 factors."""
-    (n, d), h = x.shape, len(weight)
-    dtype = torch.float32 if plan == "A" else torch.bfloat16
-    rows = block_rows(n, h, dtype.itemsize)
-    group = GROUP
-    while group > 1 and h < 4 * k * group:  # k of fewer groups would bound little
-        group //= 2
-    groups = triton.cdiv(h, group)
-    scratch = x.new_empty(rows, h, dtype=dtype)
-    maxima = x.new_empty(rows, groups, dtype=torch.float32)
-    capacity = candidates.shape[1]
-    lists = candidates.new_empty(rows, 2, capacity)
-    held = min(power_of_2(groups, 32), MOST_GROUPS)
-    for begin in range(0, n, rows):
-        end = min(begin + rows, n)
-        block, products = x[begin:end], scratch[: end - begin]
-        if plan == "A":
-            _product(block, weight, products)
-            grid = (end - begin, triton.cdiv(groups, 128))
-            maxima_kernel[grid](
-                products, bias, maxima, h, groups, GROUP=group, BLOCK=128, num_warps=4
-            )
-        else:
-            factors = (block, weight) if x.is_cuda else (as_bits(block), as_bits(weight))
-            product_kernel[(_processors(x.device),)](
-                *factors, bias, as_bits(products), maxima, end - begin, h, d, groups, **tiles,
-                GROUP=group,
-            )  # fmt: skip
-        candidates_kernel[(end - begin,)](
+    def __init__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        of_rows: Bounds,
+        limits: Tensor,
+        k: int,
+        capacity: int,
+        counts: Tensor,
+        *,
+        plan: str,
+        streams: int = 1,
+        **tiles: int,
+    ) -> None:
+        n, h = len(x), len(weight)
+        self.x, self.weight, self.bias, self.k = x, weight, bias, k
+        self.of_rows, self.limits, self.counts = of_rows, limits, counts
+        self.plan, self.tiles = plan, tiles
+        dtype = torch.float32 if plan == "A" else torch.bfloat16
+        self.rows = block_rows(n, h, dtype.itemsize)
+        self.streams = streams if self.rows < n else 1
+        self.group = GROUP
+        while self.group > 1 and h < 4 * k * self.group:  # k of fewer groups would bound little
+            self.group //= 2
+        self.groups = triton.cdiv(h, self.group)
+        self.products = x.new_empty(self.streams, self.rows, h, dtype=dtype)
+        self.maxima = x.new_empty(self.rows, self.groups, dtype=torch.float32)
+        self.candidates = counts.new_empty(self.rows, capacity)
+        self.lists = counts.new_empty(self.rows, 2, capacity)
+
+    def multiply(self, begin: int, end: int, part: int) -> None:
+        """The products of a block of rows."""
+        block, products = self.x[begin:end], self.products[part, : end - begin]
+        if self.plan == "A":
+            _product(block, self.weight, products)
+            return
+        factors = block, self.weight
+        if not block.is_cuda:
+            factors = as_bits(block), as_bits(self.weight)
+        product_kernel[(_processors(block.device),)](
+            *factors,
+            self.bias,
             as_bits(products),
-            bias,
-            maxima,
-            of_rows.norm[begin:end],
-            of_rows.residual[begin:end],
-            limits,
-            lists,
-            candidates[begin:end],
-            counts[begin:end],
+            self.maxima,
+            end - begin,
+            len(self.weight),
+            block.shape[1],
+            self.groups,
+            **self.tiles,
+            GROUP=self.group,
+        )
+
+    def choose(self, begin: int, end: int, part: int) -> None:
+        """The candidates of a block that was multiplied."""
+        n, h = end - begin, len(self.weight)
+        products = as_bits(self.products[part, :n])
+        if self.plan == "A":
+            maxima_kernel[(n, triton.cdiv(self.groups, 128))](
+                products, self.bias, self.maxima, h, self.groups, GROUP=self.group, BLOCK=128,
+                num_warps=4,
+            )  # fmt: skip
+        held = min(power_of_2(self.groups, 32), MOST_GROUPS)
+        candidates_kernel[(n,)](
+            products,
+            self.bias,
+            self.maxima,
+            self.of_rows.norm[begin:end],
+            self.of_rows.residual[begin:end],
+            self.limits,
+            self.lists,
+            self.candidates,
+            self.counts[begin:end],
             h,
-            d,
-            groups,
-            k,
+            self.x.shape[1],
+            self.groups,
+            self.k,
             # What is stored is off by at most 2^-8 of what it becomes.
-            0.0 if plan == "A" else 1.01 * 2.0**-8,
-            GROUP=group,
-            FOLDS=triton.cdiv(groups, held),
+            0.0 if self.plan == "A" else 1.01 * 2.0**-8,
+            GROUP=self.group,
+            FOLDS=triton.cdiv(self.groups, held),
             HELD=held,
-            CAPACITY=capacity,
+            CAPACITY=self.candidates.shape[1],
             BLOCK=512,
             num_warps=8,
         )

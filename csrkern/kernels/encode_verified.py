@@ -19,8 +19,17 @@ from torch import Tensor
 
 from csrkern.kernels import tuning
 from csrkern.kernels._common import batched_jit, on_device_of, power_of_2
-from csrkern.kernels.encode_propose import CONFIGS, propose, round_rows
-from csrkern.kernels.topk_relu import INVERT, QUIET_NAN, Plan, select_row, write_best
+from csrkern.kernels.blocks import in_blocks
+from csrkern.kernels.encode_bounds import round_rows
+from csrkern.kernels.encode_propose import CONFIGS, Proposer
+from csrkern.kernels.topk_relu import (
+    INVERT,
+    QUIET_NAN,
+    Plan,
+    new_scratch,
+    select_row,
+    write_best,
+)
 
 LANES = 32  # of the sums in double
 # Candidates of a row, and 16 k of them. Of random data 2.3 k reach the last bound at d = 1024
@@ -29,6 +38,7 @@ LEAST_CAPACITY = 512
 RESCORED_AT_ONCE = 16
 RESCORE_PROGRAMS = 8  # of a row
 REPAIR_PROGRAMS = 4 * 132
+LOOKED_AT = tl.constexpr(32)  # rows
 
 
 @triton.jit
@@ -138,21 +148,29 @@ def repair_kernel(
     """Rows without candidates, summed in full."""
     program = tl.program_id(0).to(tl.int64)
     pre = rows + program * h
-    for i in range(tl.program_id(0), n, tl.num_programs(0)):
-        if tl.load(counts + i) < 0:
-            row = x + tl.cast(i, tl.int64) * d
-            tl.debug_barrier()
-            for first in range(0, h, TILE):
-                columns = first + tl.arange(0, TILE)
-                inside = columns < h
-                value = exact_values(row, weight, stride, bias, columns, inside, d, TILE, LANES)
-                tl.store(pre + columns, value, mask=inside)
-            tl.debug_barrier()
-            out = tl.cast(i, tl.int64) * k
-            select_row(
-                pre, 1, None, values + out, indices + out, scratch + program * (2 * CAPACITY), h,
-                k, READS, GROUPS, CAPACITY, K_PAD, BLOCK, WIDE,
-            )  # fmt: skip
+    step = tl.num_programs(0)
+    for first in range(tl.program_id(0), n, step * LOOKED_AT):
+        mine = first + tl.arange(0, LOOKED_AT) * step
+        # One wait for memory tells that there is nothing to do, as it mostly is.
+        if tl.min(tl.load(counts + mine, mask=mine < n, other=0)) < 0:
+            for i in range(first, tl.minimum(first + step * LOOKED_AT, n), step):
+                if tl.load(counts + i) < 0:
+                    row = x + tl.cast(i, tl.int64) * d
+                    tl.debug_barrier()
+                    for begin in range(0, h, TILE):
+                        columns = begin + tl.arange(0, TILE)
+                        inside = columns < h
+                        value = exact_values(
+                            row, weight, stride, bias, columns, inside, d, TILE, LANES
+                        )
+                        tl.store(pre + columns, value, mask=inside)
+                    tl.debug_barrier()
+                    out = tl.cast(i, tl.int64) * k
+                    select_row(
+                        pre, 1, None, values + out, indices + out,
+                        scratch + program * (2 * CAPACITY), h, k, READS, GROUPS, CAPACITY, K_PAD,
+                        BLOCK, WIDE,
+                    )  # fmt: skip
 
 
 def encode(
@@ -175,27 +193,39 @@ def encode(
         size = rows.new_zeros(()) if bias is None else bias.abs().amax()
         limits = torch.stack([of_weight.norm.amax(), of_weight.residual.amax(), size])
         capacity = max(LEAST_CAPACITY, 16 * power_of_2(k))
-        candidates = indices.new_empty(n, capacity)
         counts = indices.new_empty(n)
+        layer = weight, weight.stride(0), bias
 
         def run(config: tuning.Config) -> None:
-            propose(rounded, rounded_weight, bias, of_rows, limits, k, candidates, counts, **config)
+            proposer = Proposer(
+                rounded, rounded_weight, bias, of_rows, limits, k, capacity, counts, **config
+            )
+            keys = indices.new_empty(proposer.rows, capacity, dtype=torch.int64)
+
+            def read(begin: int, end: int, part: int) -> None:
+                proposer.choose(begin, end, part)
+                found = counts[begin:end]
+                rescore_kernel[(end - begin, RESCORE_PROGRAMS)](
+                    rows[begin:end], *layer, proposer.candidates, found, keys, d, capacity,
+                    RESCORED_AT_ONCE, LANES, num_warps=4,
+                )  # fmt: skip
+                out = values[begin:end], indices[begin:end]
+                rank_kernel[(end - begin,)](
+                    keys, found, *out, k, power_of_2(k), capacity, 64, num_warps=4
+                )
+
+            device = weight.device
+            in_blocks(n, proposer.rows, proposer.streams, device, proposer.multiply, read)
 
         tuning.launch("encode verified", (n, d, h, k), CONFIGS, run)
-        keys = indices.new_empty(n, capacity, dtype=torch.int64)
-        layer = rows, weight, weight.stride(0), bias
-        rescore_kernel[(n, RESCORE_PROGRAMS)](
-            *layer, candidates, counts, keys, d, capacity, RESCORED_AT_ONCE, LANES, num_warps=4
-        )
-        k_pad = power_of_2(k)
-        rank_kernel[(n,)](keys, counts, values, indices, k, k_pad, capacity, 64, num_warps=4)
         plan = Plan.of(h, k)
         programs = min(n, REPAIR_PROGRAMS)
         repair_kernel[(programs,)](
+            rows,
             *layer,
             counts,
             rows.new_empty(programs, h),
-            keys.new_empty(programs, 2, plan.CAPACITY),
+            new_scratch(programs, h, k, weight.device),
             values,
             indices,
             n,

@@ -4,8 +4,14 @@ One warp fills its row of the result with zeros and walks the postings of the ro
 one latent after another: the entries of one latent belong to different columns, so adding them
 up needs no atomics and every sum runs in the order of the row's slots.
 
+Rows whose latents most codes use would read and write every sum many times over. They are left to
+a second kernel: the row is laid out dense, every code of the other side gathers from it, and each
+sum is written once. A row's postings alone decide which, so the result is always the same; a
+gathered sum runs in another order, and may differ from the CPU's in rounding.
+
 Cost: 4 n m bytes written, and 12 bytes read and one multiply-add done for each of the about
-n m k² / h pairs of active entries; the partial sums stay in the caches.
+n m k² / h pairs of active entries; the partial sums stay in the caches. Of a gathered row, 12 bytes
+for each of the m k slots of the other side, never more than half as much.
 """
 
 from __future__ import annotations
@@ -16,11 +22,17 @@ import triton.language as tl
 from torch import Tensor
 
 from csrkern.kernels import tuning
-from csrkern.kernels._common import batched_jit, on_device_of
+from csrkern.kernels._common import batched_jit, on_device_of, power_of_2, tree_sum
 
 POSTINGS_AT_ONCE = 64  # two a lane: lists of even use are about this long
 CONFIGS = [{"BLOCK": POSTINGS_AT_ONCE, "num_warps": 1}, {"BLOCK": 32, "num_warps": 1}]
 CONFIGS += [{"BLOCK": 256, "num_warps": 4}]
+# Postings of a row, as a share of the slots of the other side, beyond which it is gathered. By the
+# bytes moved (16 of a posting, one after another; 12 of a slot, all at once), not by a measurement.
+SKEWED = 2
+GATHER_PROGRAMS = 4 * 132
+GATHERED_AT_ONCE = 2048  # slots; with 4096 ptxas spills some registers on sm_90
+LOOKED_AT = tl.constexpr(32)  # rows
 
 
 @triton.jit
@@ -48,19 +60,80 @@ def similarity_kernel(
     rows,
     sorted_values,
     out,  # [n, m] float32
+    skewed,  # [n] int32: rows with more postings than `limit`, which are left out
     k,
     m,
+    limit,
+    K_PAD: tl.constexpr,
     BLOCK: tl.constexpr,
     FILL: tl.constexpr,
 ):
     """out[i, j] = ⟨a_i, b_j⟩."""
     row = tl.program_id(0).to(tl.int64)
-    sums = out + row * m
-    for begin in range(0, m, FILL):
-        columns = begin + tl.arange(0, FILL)
-        tl.store(sums + columns, tl.zeros([FILL], tl.float32), mask=columns < m)
-    tl.debug_barrier()
-    add_scores(values + row * k, indices + row * k, starts, rows, sorted_values, k, sums, BLOCK)
+    slots = tl.arange(0, K_PAD)
+    active = tl.load(values + row * k + slots, mask=slots < k, other=0.0) != 0
+    latent = tl.load(indices + row * k + slots, mask=active, other=0)
+    end = tl.load(starts + latent + 1, mask=active, other=0)
+    postings = tl.sum(end - tl.load(starts + latent, mask=active, other=0))
+    tl.store(skewed + row, (postings > limit).to(tl.int32))
+    if postings <= limit:
+        sums = out + row * m
+        for begin in range(0, m, FILL):
+            columns = begin + tl.arange(0, FILL)
+            tl.store(sums + columns, tl.zeros([FILL], tl.float32), mask=columns < m)
+        tl.debug_barrier()
+        add_scores(values + row * k, indices + row * k, starts, rows, sorted_values, k, sums, BLOCK)
+
+
+@batched_jit
+def similarity_gather_kernel(
+    values,  # [n, k] float32
+    indices,  # [n, k] int32
+    other_values,  # [m, other_k] float32
+    other_indices,  # [m, other_k] int32
+    dense,  # [programs, dim] float32
+    out,  # [n, m] float32
+    skewed,  # [n] int32
+    n,
+    k,
+    m,
+    other_k,
+    dim,
+    K_PAD: tl.constexpr,
+    OTHER_PAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FILL: tl.constexpr,
+):
+    """The rows of out that `similarity_kernel` left out."""
+    mine = dense + tl.program_id(0).to(tl.int64) * dim
+    slots = tl.arange(0, K_PAD)
+    others = tl.arange(0, OTHER_PAD)
+    step = tl.num_programs(0)
+    for first in range(tl.program_id(0), n, step * LOOKED_AT):
+        looked_at = first + tl.arange(0, LOOKED_AT) * step
+        if tl.max(tl.load(skewed + looked_at, mask=looked_at < n, other=0)) > 0:
+            for i in range(first, tl.minimum(first + step * LOOKED_AT, n), step):
+                if tl.load(skewed + i) > 0:
+                    row = tl.cast(i, tl.int64)
+                    tl.debug_barrier()  # the row before reads the dense one until here
+                    for begin in range(0, dim, FILL):
+                        latents = begin + tl.arange(0, FILL)
+                        tl.store(mine + latents, tl.zeros([FILL], tl.float32), mask=latents < dim)
+                    tl.debug_barrier()
+                    value = tl.load(values + row * k + slots, mask=slots < k, other=0.0)
+                    latent = tl.load(indices + row * k + slots, mask=slots < k, other=0)
+                    tl.store(mine + latent, value, mask=(slots < k) & (value != 0))
+                    tl.debug_barrier()
+                    for begin in range(0, m, BLOCK):
+                        j = begin + tl.arange(0, BLOCK)
+                        at = j.to(tl.int64)[:, None] * other_k + others[None, :]
+                        inside = (j < m)[:, None] & (others < other_k)[None, :]
+                        weight = tl.load(other_values + at, mask=inside, other=0.0)
+                        active = weight != 0
+                        where = tl.load(other_indices + at, mask=active, other=0)
+                        met = tl.load(mine + where, mask=active, other=0.0)
+                        sums = tree_sum(weight * met, BLOCK, OTHER_PAD)
+                        tl.store(out + row * m + j, sums, mask=j < m)
 
 
 @batched_jit
@@ -93,31 +166,53 @@ def similarity_backward_kernel(
         tl.store(grad_values + row * k + slot, tl.sum(total))
 
 
+Codes = tuple[Tensor, Tensor]  # values [n, k] float32 and indices [n, k] int32, contiguous
 Postings = tuple[Tensor, Tensor, Tensor]  # starts, rows, values
 
 
-def similarity(values: Tensor, indices: Tensor, postings: Postings, m: int) -> Tensor:
-    """[n, m] float32 from contiguous float32 codes and the postings of the other side."""
-    n, k = values.shape
-    out = values.new_empty(n, m)
+def similarity(a: Codes, b: Codes, postings: Postings) -> Tensor:
+    """[n, m] float32 from codes a and b and the postings of b."""
+    (n, k), (m, other_k), dim = a[0].shape, b[0].shape, len(postings[0]) - 1
+    out, skewed = a[0].new_empty(n, m), a[1].new_empty(n)
+    k_pad, other_pad = power_of_2(k), power_of_2(other_k)
 
     def run(config: tuning.Config) -> None:
         similarity_kernel[(n,)](
-            values,
-            indices,
+            *a,
             *postings,
             out,
+            skewed,
             k,
             m,
+            m * other_k // SKEWED,
+            K_PAD=k_pad,
             FILL=1024,
             enable_fp_fusion=False,  # the CPU rounds every product, too
             **config,
         )
 
     if out.numel():
-        with on_device_of(values):
-            dim = len(postings[0]) - 1
+        with on_device_of(out):
             tuning.launch("similarity", (n, m, k, dim), CONFIGS, run)
+            programs = min(n, GATHER_PROGRAMS)
+            similarity_gather_kernel[(programs,)](
+                *a,
+                *b,
+                out.new_empty(programs, dim),
+                out,
+                skewed,
+                n,
+                k,
+                m,
+                other_k,
+                dim,
+                K_PAD=k_pad,
+                OTHER_PAD=other_pad,
+                BLOCK=max(GATHERED_AT_ONCE // other_pad, 1),
+                FILL=1024,
+                enable_fp_fusion=False,
+                num_warps=8,
+            )
     return out
 
 

@@ -288,20 +288,31 @@ def topk_relu(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Tensor, 
     """Values and indices [n, k] of pre [n, h] in float32, float16 or bfloat16; k <= MAX_K."""
     values = pre.new_empty(len(pre), k)
     indices = pre.new_empty(len(pre), k, dtype=torch.int32)
-    topk_relu_into(pre, k, latent_mask, values, indices)
+    scratch = new_scratch(len(pre), pre.shape[1], k, pre.device)
+    topk_relu_into(pre, k, latent_mask, values, indices, scratch)
     return values, indices
 
 
+def new_scratch(n: int, h: int, k: int, device: torch.device) -> Tensor:
+    """What `topk_relu_into` needs for n rows [programs, 2, CAPACITY]: a program of each its own."""
+    size = min(n, MAX_PROGRAMS), 2, Plan.of(h, k).CAPACITY
+    return torch.empty(size, dtype=torch.int64, device=device)
+
+
 def topk_relu_into(
-    pre: Tensor, k: int, latent_mask: Tensor | None, values: Tensor, indices: Tensor
+    pre: Tensor,
+    k: int,
+    latent_mask: Tensor | None,
+    values: Tensor,
+    indices: Tensor,
+    scratch: Tensor,
 ) -> None:
-    """The same into contiguous `values` and `indices`."""
+    """The same into contiguous `values` and `indices`; `scratch` from `new_scratch`."""
     n, h = pre.shape
     if n == 0:
         return
     plan = Plan.of(h, k, needs_int64(pre[:1]))
-    programs = min(n, MAX_PROGRAMS)
-    scratch = pre.new_empty(programs, 2, plan.CAPACITY, dtype=torch.int64)
+    programs = min(n, len(scratch))
     mask = None if latent_mask is None else latent_mask.contiguous().view(torch.uint8)
 
     def run(config: tuning.Config) -> None:

@@ -57,7 +57,10 @@ def steps(
     few_indices = indices[:, :k].contiguous()
     starts, rows, _, sorted_values = transpose.transpose(few, few_indices, h)
     postings = starts, rows, sorted_values
-    yield "similarity", lambda: similarity.similarity(few, few_indices, postings, n)
+    yield (
+        "similarity",
+        lambda: similarity.similarity((few, few_indices), (few, few_indices), postings),
+    )
     labels: tuple[None, None, None] = (None, None, None)
     loss = few, few_indices, postings, n, True
     yield "info_nce", lambda: info_nce.info_nce(*loss, 0.2, *labels)

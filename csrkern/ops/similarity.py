@@ -111,8 +111,9 @@ def _similarity_cuda(
 ) -> Tensor:
     from csrkern.kernels import similarity as kernels
 
-    of_b = postings(values_b, indices_b, dim)
-    return kernels.similarity(values_a.contiguous(), indices_a.contiguous(), of_b, len(values_b))
+    a = values_a.contiguous(), indices_a.contiguous()
+    b = values_b.contiguous(), indices_b.contiguous()
+    return kernels.similarity(a, b, postings(*b, dim))
 
 
 @torch.library.impl(LIBRARY, "similarity_backward", "CUDA")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable
@@ -22,9 +21,8 @@ from csrtrain.data import Source
 from csrtrain.loss import CSRLoss
 from csrtrain.prepare import Prepared, prepare
 from csrtrain.progress import progress_bar, scalar_log
+from csrtrain.steps import Steps
 from csrtrain.stopping import Evaluate, Evaluation
-
-ADAM_EPS = 6.25e-10
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,7 @@ class RunOptions:
     progress: bool = True
     on_step: Callable[[StepReport], None] | None = None
     device: str | torch.device | None = None
+    graphs: bool = True
 
 
 def train(
@@ -81,6 +80,7 @@ def train(
     progress: bool = True,
     on_step: Callable[[StepReport], None] | None = None,
     device: str | torch.device | None = None,
+    graphs: bool = True,
 ) -> SparseAutoencoder:
     """Trains a sparse autoencoder on frozen embeddings.
 
@@ -113,6 +113,8 @@ def train(
         progress: show a progress bar with the loss, the dead latents and rows per second.
         on_step: called after every step with its StepReport; collect these for a history.
         device: where to train; default a CUDA device if there is one, else the CPU.
+        graphs: on a CUDA device take each step as one CUDA graph, where its shapes stay the
+            same: in one process, and not with `anneal`.
 
     Returns:
         The model, in evaluation mode, on the CPU.
@@ -138,6 +140,7 @@ def train(
         progress,
         on_step,
         device,
+        graphs,
     )
     config = config or TrainConfig()
     if config.input_subspace == "auto":
@@ -197,7 +200,8 @@ def _run(prepared: Prepared, options: RunOptions) -> list[SparseAutoencoder]:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         models = nn.ModuleList(prepared.new_models()).to(device).train()
-        optimizer = torch.optim.Adam(models.parameters(), lr=config.lr, eps=ADAM_EPS, fused=True)
+        loss_of = loss_for(config, prepared.variance)
+        steps = Steps(config, models, loss_of, device, options.graphs)
         every = max(1, config.steps // 10)
         evaluation = None
         if options.evaluate is not None:
@@ -206,9 +210,8 @@ def _run(prepared: Prepared, options: RunOptions) -> list[SparseAutoencoder]:
             )
         start = 0
         if options.checkpoint_dir is not None:
-            start = _resume(options, prepared, models, optimizer, evaluation)
+            start = _resume(options, prepared, models, steps, evaluation)
         every = options.checkpoint_every or every
-        loss_of = loss_for(config, prepared.variance)
         order = BatchOrder(len(prepared.examples), config.batch_size, config.seed)
 
         def read(step: int) -> Batch:
@@ -227,7 +230,7 @@ def _run(prepared: Prepared, options: RunOptions) -> list[SparseAutoencoder]:
             for step, batch in enumerate(read_ahead(read, start, config.steps), start):
                 if evaluation is not None and evaluation.over:
                     break
-                losses = _step(step, batch, config, models, optimizer, loss_of, device)
+                losses = steps(step, batch)
                 done = step + 1
                 rows_done = (done - start) * config.batch_size
                 rate = rows_done / (time.perf_counter() - began)
@@ -249,44 +252,13 @@ def _run(prepared: Prepared, options: RunOptions) -> list[SparseAutoencoder]:
                         step=done,
                         config=config,
                         model=models,
-                        optimizer=optimizer,
+                        optimizer=steps.optimizer,
                         data=prepared.fingerprint,
                         best=None if evaluation is None else evaluation.best,
                     )
     if evaluation is not None and evaluation.best["model"] is not None:
         models.load_state_dict(evaluation.best["model"])
     return prepared.finish(models)
-
-
-def _step(
-    step: int,
-    batch: Batch,
-    config: TrainConfig,
-    models: nn.ModuleList,
-    optimizer: torch.optim.Optimizer,
-    loss_of: CSRLoss,
-    device: torch.device,
-) -> dict[str, float]:
-    """One optimiser step; the terms of its loss."""
-    for group in optimizer.param_groups:
-        group["lr"] = config.lr_at(step)
-    x, labels, partners = (
-        None if part is None else part.to(device, non_blocking=True) for part in batch[1:]
-    )
-    other: Any = models[1] if len(models) == 2 else None
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast):
-        terms = loss_of(
-            models[0], x, labels, partners=partners, partner_model=other, k=config.k_at(step)
-        )
-    # One transfer for all of them: each would make a GPU wait.
-    stacked = torch.stack([term.detach().float() for term in terms.values()])
-    losses = dict(zip(terms, distributed.mean_(stacked).tolist(), strict=True))
-    _check_finite_loss(losses, step, batch)
-    optimizer.zero_grad()
-    terms["loss"].backward()
-    distributed.average_gradients(models.parameters())
-    optimizer.step()
-    return losses
 
 
 def loss_for(config: TrainConfig, variance: float = 1.0) -> CSRLoss:
@@ -316,7 +288,7 @@ def _resume(
     options: RunOptions,
     prepared: Prepared,
     models: nn.ModuleList,
-    optimizer: torch.optim.Optimizer,
+    steps: Steps,
     evaluation: Evaluation | None,
 ) -> int:
     """Steps already done, after restoring the models, the optimiser and the random state."""
@@ -335,20 +307,8 @@ def _resume(
     if content is None:
         return 0
     models.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
+    steps.load(content["optimizer"])
     torch.set_rng_state(content["rng"])
     if evaluation is not None and content["best"] is not None:
         evaluation.best = content["best"]
     return content["step"]
-
-
-def _check_finite_loss(losses: dict[str, float], step: int, batch: Batch) -> None:
-    if math.isfinite(losses["loss"]):
-        return
-    terms = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-    first = ", ".join(map(str, batch.numbers[:5].tolist()))
-    raise FloatingPointError(
-        f"step {step + 1}: the loss is not finite ({terms}) on the batch of rows {first}, ... "
-        f"(largest magnitude {float(batch.x.abs().max()):.4g}); no step was taken on it. "
-        "Try a lower learning rate (lr), or normalize=True for embeddings of large magnitude"
-    )

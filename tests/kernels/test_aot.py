@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,25 @@ def test_table_has_every_target_and_no_spills():
         assert len(mine) > len(names(mine))  # and a product in tiles that fit
         assert all(int(row["spilled_bytes"]) == 0 for row in mine)
     assert sum(float(row["compile_seconds"]) for row in rows) < 180
+
+
+def test_rooflines_are_those_of_the_table():
+    results = ROOT / "benchmarks" / "results"
+    for options, table in (((), "h200_floors.csv"), (("--kernels",), "h200_kernels.csv")):
+        command = [sys.executable, ROOT / "scripts" / "gpu_floors.py", *options]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert run.stdout == (results / table).read_text(), f"make aot writes {table} anew"
+
+
+def test_every_kernel_has_a_roofline():
+    def names(table):
+        """Without shapes, dtypes and configurations."""
+        with (ROOT / "benchmarks" / "results" / table).open() as file:
+            rows = [row for row in csv.DictReader(file) if row.get("target", "sm_90") == "sm_90"]
+        details = r" (h=.*|\d.*|fp32|i16|pairs|labels)$"
+        return {re.sub(details, "", row["kernel"]) for row in rows}
+
+    assert names("h200_kernels.csv") == names("aot.csv")
 
 
 @pytest.mark.slow

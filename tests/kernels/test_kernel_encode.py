@@ -21,7 +21,7 @@ def put(device, *tensors):
 @pytest.mark.parametrize("biased", [False, True])
 def test_exact_codes_are_those_of_the_cpu(kernels, device, biased, monkeypatch):
     monkeypatch.setattr(kernels, "LEAST_ROWS", 3)  # several blocks, the last one shorter
-    monkeypatch.setattr(kernels, "SCRATCH_BYTES", 1)
+    monkeypatch.setattr(kernels, "BLOCK_BYTES", 1)
     x, weight = torch.randn(7, 24), torch.randn(300, 24)
     weight[200:] = weight[:100]  # ties, bit for bit
     bias, pre_bias = (torch.randn(300) / 9, torch.randn(24)) if biased else (None, None)
@@ -31,17 +31,31 @@ def test_exact_codes_are_those_of_the_cpu(kernels, device, biased, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_fast_codes_are_those_of_the_product(kernels, device, dtype):
+@pytest.mark.parametrize("streams", [1, 2])
+def test_fast_codes_are_those_of_the_product(kernels, device, dtype, streams, monkeypatch):
+    monkeypatch.setattr(kernels, "LEAST_ROWS", 2)
+    monkeypatch.setattr(kernels, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(kernels.tuning, "choose", lambda *_: {"streams": streams})
     # Small integers: every product is exact in both dtypes, whoever sums it.
-    x = torch.randint(-2, 3, (4, 16)).to(dtype)
+    x = torch.randint(-2, 3, (7, 16)).to(dtype)
     weight = torch.randint(-2, 3, (200, 16)).to(dtype)
     values, indices = kernels.encode(*put(device, x, weight), None, None, 5, False)
     codes = SparseCodes(values.cpu(), indices.cpu(), 200)
     assert codes.equal(reference.encode(x, weight, k=5))
 
 
+def test_more_slots_than_the_kernel_takes(kernels, device, monkeypatch):
+    monkeypatch.setattr(kernels, "MAX_K", 3)
+    monkeypatch.setattr(kernels, "LEAST_ROWS", 2)
+    monkeypatch.setattr(kernels, "BLOCK_BYTES", 1)
+    x, weight = torch.randn(5, 24), torch.randn(90, 24)
+    values, indices = kernels.encode(*put(device, x, weight), None, None, 9, True)
+    codes = SparseCodes(values.cpu(), indices.cpu(), 90)
+    assert codes.equal(csrkern.encode(x, weight, k=9, precision="exact"))
+
+
 def test_blocks_stay_in_cache(kernels):
-    assert kernels.block_rows(100_000, 16_384, 2) == 640 + 128
+    assert kernels.block_rows(100_000, 16_384, 2) == 384
     assert kernels.block_rows(100_000, 131_072, 4) == kernels.LEAST_ROWS
     assert kernels.block_rows(5, 131_072, 4) == 5
 

@@ -19,7 +19,7 @@ def kernels(monkeypatch):
     return encode_verified
 
 
-@pytest.fixture(params=range(3), ids=["plan A", "plan B", "plan B, smaller tiles"])
+@pytest.fixture(params=range(5), ids=["A, 2 streams", "A", "B 256", "B 128", "B 128, 32 deep"])
 def config(kernels, request, monkeypatch):
     """One way of proposing candidates at a time."""
     config = kernels.CONFIGS[request.param]
@@ -39,14 +39,19 @@ def wanted(x, weight, bias=None, pre_bias=None, k=9):
 
 def repaired(kernels, monkeypatch):
     """A list that gets the counts of every call: -1 for rows summed in full."""
-    seen, propose = [], kernels.propose
+    seen = []
 
-    def spy(*args, **kwargs):
-        propose(*args, **kwargs)
-        seen.append(args[7].clone())
+    class Watched(kernels.Proposer):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            seen.append(self.counts)
 
-    monkeypatch.setattr(kernels, "propose", spy)
+    monkeypatch.setattr(kernels, "Proposer", Watched)
     return seen
+
+
+def test_every_configuration_is_tested(kernels):
+    assert len(kernels.CONFIGS) == 5
 
 
 @pytest.mark.usefixtures("config", "poisoned_empty")
@@ -54,7 +59,7 @@ def test_codes_are_those_of_the_cpu(kernels, device, monkeypatch):
     from csrkern.kernels import encode as blocks
 
     monkeypatch.setattr(blocks, "LEAST_ROWS", 3)  # several blocks, the last one shorter
-    monkeypatch.setattr(blocks, "SCRATCH_BYTES", 1)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
     counts = repaired(kernels, monkeypatch)
     x, weight = torch.randn(4, 45), torch.randn(500, 45)
     weight[300:] = weight[:200]  # ties, bit for bit
@@ -131,6 +136,23 @@ def test_rounding_is_that_of_bfloat16(kernels, device):
     rest = rows.double() - rows.bfloat16().double()
     torch.testing.assert_close(bounds.norm[:2].cpu().double(), rows[:2].double().norm(dim=1))
     torch.testing.assert_close(bounds.residual[:2].cpu().double(), rest[:2].norm(dim=1))
+
+
+def test_memory_does_not_grow_with_the_rows(kernels):
+    from csrkern.kernels.encode_bounds import Bounds
+
+    def held(n):
+        with torch.device("meta"):
+            x, weight = torch.empty(n, 64), torch.empty(16_384, 64)
+            bounds = Bounds(x[:, 0], x[:, 0])
+            counts = torch.empty(n, dtype=torch.int32)
+            proposer = kernels.Proposer(
+                x, weight, None, bounds, x[0, :3], 32, 512, counts, **kernels.CONFIGS[0]
+            )
+        made = proposer.products, proposer.maxima, proposer.candidates, proposer.lists
+        return sum(t.nbytes for t in made)
+
+    assert held(1000) == held(100_000) < 48 * 2**20
 
 
 def test_no_rows(kernels, device):

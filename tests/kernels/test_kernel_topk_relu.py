@@ -54,6 +54,12 @@ def test_equals_the_cpu_bit_for_bit(kernels, device, dtype):
     assert codes.equal(csrkern.topk_relu(pre, 17))
 
 
+@pytest.mark.parametrize(("h", "k"), [(64, 1), (262_144, 32), (5000, 1024)])
+def test_smallest_and_largest_sizes(kernels, device, h, k):
+    pre = torch.randn(1, h)
+    assert select(kernels, pre, k, device).equal(csrkern.topk_relu(pre, k))
+
+
 def test_winners_in_one_group_leave_nothing_out(kernels, device, monkeypatch):
     # More entries reach the first bound than the buffer holds, with and without ties.
     monkeypatch.setattr(kernels, "GROUPS", (64, 64))

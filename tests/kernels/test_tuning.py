@@ -123,7 +123,14 @@ def every_config(tuning, monkeypatch, run):
 
 def some_work(name, device):
     """A call of the kernel `name` on inputs that all its parts have work for."""
-    from csrkern.kernels import gather, info_nce, similarity, topk_relu, transpose
+    from csrkern.kernels import (
+        encode_verified,
+        gather,
+        info_nce,
+        similarity,
+        topk_relu,
+        transpose,
+    )
 
     dense = torch.rand(150, 30) * (torch.rand(150, 30) < 0.4)
     dense[:, 7] = 2.0  # a latent that every row uses: more than one piece
@@ -146,19 +153,32 @@ def some_work(name, device):
             *lists, [x[:, :130]] * 2, [scattered] * 2, [0, 1], [4, 3]
         ),
         "similarity": lambda: similarity.similarity(
-            values[:5], indices[:5], (starts, rows, sorted_values), 150
+            (values[:5], indices[:5]), (values, indices), (starts, rows, sorted_values)
         ),
         "info_nce": lambda: info_nce.info_nce(
             values[:9], indices[:9], (starts, rows, sorted_values), 150, False, 0.2, *[None] * 3
         ),
+        "info_nce backward": lambda: info_nce.info_nce_backward(
+            *torch.rand(3, 9).to(device).unbind(),
+            values[:9],
+            indices[:9],
+            (starts, rows, sorted_values),
+            150,
+            False,
+            False,
+            0.2,
+            *[None] * 3,
+        ),
+        "encode verified": lambda: encode_verified.encode(x[:3, :40], x[:, :40], None, None, 5),
     }
     return calls[name]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["topk_relu", "transpose", "gather_sum", "gather_dot", "scatter_sum", "similarity", "info_nce"],
-)
+NAMES = ["topk_relu", "transpose", "gather_sum", "gather_dot", "scatter_sum", "similarity"]
+NAMES += ["info_nce", "info_nce backward", "encode verified"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_configuration_changes_a_bit(tuning, monkeypatch, device, name):
     def run():
         torch.manual_seed(1)
