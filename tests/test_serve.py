@@ -128,6 +128,7 @@ def test_filters(client, shelf):
         ({"queries": [{"latents": [1, 1], "values": [1, 2]}]}, 400, "twice"),
         ({"topk": 0}, 422, "topk"),
         ({"topk": "many"}, 422, "topk"),
+        ({"topk": 1000, "queries": as_json(codes(21))}, 400, "21 queries times 1000"),
         ({"where": {"colour": "red"}}, 400, "no text field|no document has a text field"),
         ({"ids": [2**70]}, 422, "ids"),
         ({"filter": [1]}, 422, "filter"),

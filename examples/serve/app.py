@@ -21,6 +21,7 @@ from library import Library, Shelf
 from pydantic import BaseModel, ConfigDict, Field
 
 GRACE_SECONDS = 30
+MOST_HITS = 20_000  # an answer: a tenth of a second of JSON
 
 Latent = Annotated[int, Field(ge=0, lt=2**31)]
 DocumentId = Annotated[int, Field(ge=0, lt=2**63)]
@@ -71,6 +72,11 @@ def create_app(shelf: Shelf) -> FastAPI:
     # Not async: a search runs in a thread, so that a large one does not hold up the others.
     @app.post("/search")
     def search(wanted: Search) -> JSONResponse:
+        if len(wanted.queries) * wanted.topk > MOST_HITS:
+            raise ValueError(
+                f"topk: expected at most {MOST_HITS} hits in an answer, got {len(wanted.queries)} "
+                f"queries times {wanted.topk}; ask in several requests"
+            )
         library = shelf.library
         scores, ids = library.index.search(
             read_queries(wanted.queries),
