@@ -43,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 
 
 @pytest.mark.parametrize("block", [b for page in BLOCKS.values() for b in page], ids=lambda b: b.id)
-def test_block(block: Block, runs: dict[str, Run], monkeypatch, restored):
+def test_block(block: Block, runs: dict[str, Run], monkeypatch, restored, one_thread):
     if reason := why_not(block.needs):
         pytest.skip(reason)
     run = runs[block.page]

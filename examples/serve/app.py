@@ -95,13 +95,13 @@ def create_app(shelf: Shelf) -> FastAPI:
 
 
 def read_queries(queries: list[Query]) -> tuple[np.ndarray, np.ndarray]:
-    """Values float32 and latents int64, both [m, k], empty slots filled with 0.
+    """Values float64 and latents int64, both [m, k], empty slots filled with 0.
 
     Raises:
         ValueError: if a query has more of one than of the other.
     """
     width = max(1, max(len(query.latents) for query in queries))
-    values = np.zeros((len(queries), width), np.float32)
+    values = np.zeros((len(queries), width))
     latents = np.zeros((len(queries), width), np.int64)
     for row, query in enumerate(queries):
         n = len(query.latents)

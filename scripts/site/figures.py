@@ -5,21 +5,16 @@ A page names them in a comment, `<!-- figure: operators -->`; nothing here holds
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from html import escape
-from pathlib import Path
-from typing import Any
+
+from engines import all_engines, at_recall, search
+from results import Row, digits, newest_run, quality, rows, table_of
 
 from csrkern import roofline
 from csrkern.roofline import Cost
 from csrtrain.charts import Axis, Point, Series, line_chart, linear_axis, log_axis
-
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-MACHINE = RESULTS / "cpu-2core-amd-epyc"
 
 # Not other ways to the same result, but parts of the work: floors of a kind.
 PARTS = ("bare ", "one bare ", "write a fresh")
@@ -38,31 +33,6 @@ METHODS = {  # name in quality.csv: colour and name in a chart
     CODES: ("self", "codes"),
     f"{CODES}, asymmetric, refitted": ("label", "codes, dense queries"),
 }
-
-Row = dict[str, str]
-
-
-@cache
-def rows() -> list[Row]:
-    """All comparisons on the CPU, one a row."""
-    return _read(MACHINE / "results.csv")
-
-
-@cache
-def quality() -> list[Row]:
-    """All scores of codes and their baselines."""
-    return _read(RESULTS / "quality.csv")
-
-
-@cache
-def newest_run() -> dict[str, Any]:
-    """The latest benchmark run, with the machine's ceilings."""
-    return json.loads(max(MACHINE.glob("2*.json")).read_text())
-
-
-def _read(path: Path) -> list[Row]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def machine() -> str:
@@ -87,13 +57,13 @@ def machine() -> str:
 
 def operators() -> str:
     """Every comparison of float32 operators."""
-    chosen = [r for r in rows() if r["op"] != "index search" and r["dtype"] == "float32"]
+    chosen = [r for r in rows() if not r["op"].startswith("index") and r["dtype"] == "float32"]
     return _comparisons(chosen)
 
 
 def narrow_operators() -> str:
     """The same for float16 and bfloat16."""
-    chosen = [r for r in rows() if r["op"] != "index search" and r["dtype"] != "float32"]
+    chosen = [r for r in rows() if not r["op"].startswith("index") and r["dtype"] != "float32"]
     return _comparisons(chosen, with_dtype=True)
 
 
@@ -101,10 +71,10 @@ def _comparisons(chosen: Iterable[Row], *, with_dtype: bool = False) -> str:
     table = [["operator", "sizes", "ours, ms", "beside", "ms", "times as fast"]]
     for row in chosen:
         case = f"{row['case']}, {row['dtype']}" if with_dtype else row["case"]
-        theirs = _digits(row["peer_ms"]) if row["peer_ms"] else row["note"] or "–"
-        ratio = f"{_digits(row['ratio'])}×" if row["ratio"] else "–"
-        table.append([row["op"], case, _digits(row["ours_ms"]), row["peer"], theirs, ratio])
-    return _table(table, left=(0, 1, 3))
+        theirs = digits(row["peer_ms"]) if row["peer_ms"] else row["note"] or "–"
+        ratio = f"{digits(row['ratio'])}×" if row["ratio"] else "–"
+        table.append([row["op"], case, digits(row["ours_ms"]), row["peer"], theirs, ratio])
+    return table_of(table, left=(0, 1, 3))
 
 
 def speedups() -> str:
@@ -129,39 +99,6 @@ def _short(case: str) -> str:
     """What tells a case from the others of its operator: its k, its kind of contrast or codes."""
     kinds = r"k=\d+|self|labels|pair|skewed|uniform|\d+x\d+"
     return " ".join(re.findall(kinds, case)).replace("4096x4096 ", "")
-
-
-def search() -> str:
-    """Exact and nearly exact engines beside the index, one thread."""
-    parts = []
-    for case in dict.fromkeys(r["case"] for r in rows() if r["op"] == "index search"):
-        these = [r for r in rows() if r["op"] == "index search" and r["case"] == case]
-        table = [["engine", "queries/s", "of ours", "recall@10", "bytes a code", "build, s"]]
-        ours = these[0]
-        entries = [("csrkern", ours["ours_ms"], ours["ours_figures"])]
-        entries += [(r["peer"], r["peer_ms"], r["peer_figures"]) for r in these if r["peer_ms"]]
-        entries.sort(key=lambda entry: float(entry[1]))
-        for name, ms, figures in entries:
-            known = dict(part.split("=", 1) for part in figures.split("; ") if "=" in part)
-            rate = float(ours["items"]) / float(ms) * 1e3
-            share = float(ours["ours_ms"]) / float(ms)
-            cells = [known.get("recall", "–")]
-            cells += [
-                _digits(known[f]) if f in known else "–" for f in ("bytes_per_code", "build_s")
-            ]
-            bold = f"**{name}**" if name == "csrkern" else name
-            table.append([bold, f"{rate:,.0f}", f"{share:.2f}", *cells])
-        parts.append(f"{_sentence(case)}\n\n{_table(table, left=(0,))}")
-    return "\n\n".join(parts)
-
-
-def _sentence(case: str) -> str:
-    """ "N=100000 h=8192 k=32 skewed, 500 queries" in words."""
-    found = re.fullmatch(r"N=(\d+) h=(\d+) k=(\d+) (\w+), (\d+) queries", case)
-    if found is None:
-        return f"**{case}**"
-    n, h, k, kind, queries = found.groups()
-    return f"**{int(n):,} {kind} codes**, k = {k}, h = {int(h):,}, {queries} queries in a batch:"
 
 
 SHAPES = re.compile(r"B=(\d+) d=(\d+) h=(\d+) k=(\d+)(?: (exact))?$")
@@ -248,7 +185,8 @@ def floors() -> str:
     seen = set()
     for row in rows():
         key = (row["op"], row["case"])
-        if row["dtype"] != "float32" or not row["floor_ms"] or key in seen:
+        unwanted = row["dtype"] != "float32" or row["op"].startswith("index")
+        if unwanted or not row["floor_ms"] or key in seen:
             continue
         seen.add(key)
         share = (
@@ -260,13 +198,13 @@ def floors() -> str:
             [
                 row["op"],
                 row["case"],
-                _digits(row["ours_ms"]),
-                _digits(row["floor_ms"]),
+                digits(row["ours_ms"]),
+                digits(row["floor_ms"]),
                 share,
                 row["bound"],
             ]
         )
-    return _table(table, left=(0, 1, 5))
+    return table_of(table, left=(0, 1, 5))
 
 
 def by_k() -> str:
@@ -281,7 +219,7 @@ def by_k() -> str:
         for method, how in (("", "codes"), (", asymmetric, refitted", "dense queries")):
             scores = [_score(name, CODES + method, k) for k in ks]
             table.append([text if how == "codes" else "", how, *scores, dense])
-    return _table(table, left=(0, 1))
+    return table_of(table, left=(0, 1))
 
 
 def _score(data: str, method: str, active: int) -> str:
@@ -332,23 +270,9 @@ def _bars(bars: Sequence[tuple[str, float, str]], title: str) -> str:
         width = max(1.0, 100 * log10(max(value, 1.01)) / widest)
         parts.append(
             f'<div role="listitem"><span>{escape(name)}</span><b style="--width:{width:.1f}%">'
-            f"{_digits(value)}×</b><i>{escape(beside)}</i></div>"
+            f"{digits(value)}×</b><i>{escape(beside)}</i></div>"
         )
     return "\n".join([*parts, "</div>", f'<p class="note">{escape(title)}</p>'])
-
-
-def _digits(value: str | float) -> str:
-    """Three digits, thousands in groups."""
-    number = float(value)
-    if abs(number) >= 1000:
-        return f"{number:,.0f}"
-    return f"{number:.3g}"
-
-
-def _table(table: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    rule = [":--" if i in left else "--:" for i in range(len(table[0]))]
-    lines = [table[0], rule, *table[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 FIGURES: dict[str, Callable[[], str]] = {
@@ -359,6 +283,8 @@ FIGURES: dict[str, Callable[[], str]] = {
         narrow_operators,
         speedups,
         search,
+        all_engines,
+        at_recall,
         roofs,
         floors,
         by_k,
