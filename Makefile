@@ -86,7 +86,12 @@ $(VENV)/.installed: $(NATIVE) $(PACKAGE) | $(BIN)/python
 	@touch $@
 
 # Editable: tests and benchmarks start Python in this folder, which must hold the built module.
-$(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-check $(VENV)/.installed-docs $(VENV)/.installed-paper: $(VENV)/.installed-%: $(NATIVE) | $(BIN)/python
+$(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-check $(VENV)/.installed-paper: $(VENV)/.installed-%: $(NATIVE) | $(BIN)/python
 	$(NOTE)
 	$(PIP_INSTALL) -e '.[$*]'
 	@touch $@ $(VENV)/.installed
+
+# The package is there already, and building it again would take longer than the site.
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP_INSTALL) 'csrkern[docs]'
+	@touch $@

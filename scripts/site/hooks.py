@@ -25,8 +25,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-# mkdocs runs this file by its path: neither the project nor its neighbours are importable.
-sys.path[:0] = [str(ROOT), str(ROOT / "python"), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs runs this file by its path
 
 from figures import FIGURES  # noqa: E402
 
