@@ -20,6 +20,14 @@ ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```python(?: needs=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+ELSEWHERE = {
+    "server": "needs a running server; tests/test_serve.py asks one",
+    "engines": "needs clients of search engines; tests/test_engines.py has them",
+    "cluster": "needs a cluster; tests/test_scale.py has one",
+    "network": "needs a model from the network",
+}
+
+
 @dataclass(frozen=True)
 class Block:
     """One fenced block: its page, first line, code, and what it needs beyond the test suite."""
@@ -57,10 +65,8 @@ def why_not(needs: str | None) -> str | None:
     if needs == "gpu":
         there = torch.cuda.is_available() and importlib.util.find_spec("csrkern._cuda")
         return None if there else "needs a GPU"
-    if needs == "server":
-        return "needs a running server; tests/test_serve.py asks one"
-    if needs == "network":
-        return "needs a model from the network"
+    if needs in ELSEWHERE:
+        return ELSEWHERE[needs]
     return None if importlib.util.find_spec(needs) else f"needs {needs}"
 
 
@@ -111,6 +117,20 @@ def _readme(common: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _integrations(common: dict[str, Any]) -> dict[str, Any]:
+    import pyarrow.parquet
+
+    names = _searching(common)
+    codes, labels = names["codes"], common["labels"].numpy()
+    names |= {"pyarrow": pyarrow, "embeddings": common["embeddings"].numpy(), "labels": labels}
+    if importlib.util.find_spec("pandas"):
+        import pandas
+
+        values, latents = codes.numpy()
+        names["frame"] = pandas.DataFrame({"latents": list(latents), "weights": list(values)})
+    return names
+
+
 def _migrating(common: dict[str, Any]) -> dict[str, Any]:
     _backbone()
     return {}
@@ -153,6 +173,7 @@ PREPARED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "docs/index-cuda.md": _searching,
     "docs/gpu.md": _training,
     "docs/training.md": _training,
+    "docs/integrations.md": _integrations,
     "docs/migrating.md": _migrating,
     "docs/faq.md": _searching,
 }
