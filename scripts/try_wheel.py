@@ -1,0 +1,77 @@
+"""Tries the newest wheel of a folder where there is no compiler and no PyTorch.
+
+python scripts/try_wheel.py dist       # in a new virtual environment with NumPy alone
+python scripts/try_wheel.py --here     # what is installed for this Python
+
+Builds, searches, changes, saves and loads an index, and prints the wheel's size.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+
+def try_here() -> None:
+    """Uses the index of the csrkern that is installed; PyTorch may not be loaded."""
+    import numpy as np
+
+    import csrkern
+
+    here = Path(csrkern.__file__).parent
+    assert "site-packages" in here.parts, f"{here} is not an installed package"
+    assert (here / "py.typed").is_file(), "the wheel has no py.typed"
+    random = np.random.default_rng(0)
+    latents = np.argsort(random.random((2000, 256)), axis=1)[:, :16].astype(np.int32)
+    values = random.random((2000, 16), np.float32) + 0.01
+    index = csrkern.InvertedIndex.build((values, latents), dim=256, metric="cosine")
+    queries = values[:100], latents[:100]
+    scores, ids = index.search(queries, topk=5)
+    assert (ids[:, 0] == np.arange(100)).all(), "a code was not nearest to itself"
+    with tempfile.TemporaryDirectory() as folder:
+        index.save(folder)
+        loaded = csrkern.InvertedIndex.load(folder)
+        again = loaded.search(queries, topk=5)
+        assert (again[0] == scores).all()
+        assert (again[1] == ids).all()
+        loaded.remove([0])
+        assert loaded.search(queries, topk=1)[1][0, 0] != 0
+    assert "torch" not in sys.modules, "the index has loaded PyTorch"
+    print(f"csrkern {csrkern.__version__}, {csrkern._C.isa()}: built, searched, saved, loaded")
+
+
+def try_wheel(wheel: Path) -> None:
+    """Installs the wheel into an environment of its own, with NumPy, and tries it there."""
+    with zipfile.ZipFile(wheel) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        python = f"{folder}/bin/python"
+        # No compiler is found where PATH has nothing else.
+        environment = {**os.environ, "PATH": f"{folder}/bin", "PYTHONPATH": ""}
+        for what in (["numpy", "--only-binary=:all:"], ["--no-deps", str(wheel.resolve())]):
+            command = [python, "-m", "pip", "install", "--quiet", *what]
+            subprocess.run(command, check=True, env=environment, cwd=folder)
+        script = [python, str(Path(__file__).resolve()), "--here"]
+        subprocess.run(script, check=True, env=environment, cwd=folder)
+        absent = subprocess.run([python, "-c", "import torch"], capture_output=True)
+        assert absent.returncode != 0, "PyTorch was there to be found"
+    print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.2f} MB, unpacked {unpacked / 1e6:.2f} MB")
+
+
+def main() -> None:
+    """Says what it did; fails loudly."""
+    if sys.argv[1:] == ["--here"]:
+        try_here()
+    elif len(sys.argv) == 2 and (wheels := list(Path(sys.argv[1]).glob("csrkern-*.whl"))):
+        try_wheel(max(wheels, key=lambda wheel: wheel.stat().st_mtime))
+    else:
+        sys.exit(f"{__doc__}\nExpected a folder that holds a csrkern wheel, or --here")
+
+
+if __name__ == "__main__":
+    main()

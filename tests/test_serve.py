@@ -1,0 +1,230 @@
+"""The server in examples/serve, in this process and as one of its own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+
+from csrkern import InvertedIndex
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+pytest.importorskip("httpx")
+
+FOLDER = Path(__file__).parent.parent / "examples" / "serve"
+DIM, K = 64, 4
+
+
+def codes(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    latents = random.permuted(np.tile(np.arange(DIM), (n, 1)), axis=1)[:, :K].astype(np.int32)
+    return random.random((n, K), np.float32) + 0.1, latents
+
+
+def as_json(rows: tuple[np.ndarray, np.ndarray]) -> list[dict]:
+    return [{"values": v.tolist(), "latents": i.tolist()} for v, i in zip(*rows, strict=True)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    InvertedIndex.build(codes(200), dim=DIM).save(tmp_path / "index")
+    lines = [{"id": i, "color": ["red", "green"][i % 2], "size": i} for i in range(0, 150)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "documents.jsonl").write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield importlib.import_module("app"), importlib.import_module("library")
+    for name in ("app", "library"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def shelf(folder: Path, modules):
+    return modules[1].Shelf(folder / "index", folder / "documents.jsonl")
+
+
+@pytest.fixture
+def client(shelf, modules):
+    from fastapi.testclient import TestClient
+
+    with TestClient(modules[0].create_app(shelf), raise_server_exceptions=False) as client:
+        yield client
+
+
+def found(answer) -> list[list[tuple[int, float]]]:
+    assert answer.status_code == 200, answer.text
+    return [[(hit["id"], hit["score"]) for hit in hits] for hits in answer.json()["hits"]]
+
+
+def expected(index: InvertedIndex, queries, topk: int, **options) -> list[list[tuple[int, float]]]:
+    scores, ids = index.search(queries, topk, **options)
+    return [
+        [(i, s) for i, s in zip(*row, strict=True) if i >= 0]
+        for row in zip(ids.tolist(), scores.tolist(), strict=True)
+    ]
+
+
+def test_health(client):
+    health = client.get("/health").json()
+    assert health["documents"] == 200
+    assert health["dim"] == DIM
+    assert health["fields"] == ["color"]
+    assert health["reload_error"] is None
+
+
+def test_search_finds_what_the_index_finds(client, shelf):
+    queries = codes(7, seed=1)
+    answer = client.post("/search", json={"queries": as_json(queries), "topk": 5})
+    assert found(answer) == expected(shelf.library.index, queries, 5)
+    hits = [hit for row in answer.json()["hits"] for hit in row]
+    assert {hit["id"] < 150 for hit in hits} == {True, False}
+    for hit in hits:
+        assert hit.get("document", {}).get("size") == (hit["id"] if hit["id"] < 150 else None)
+
+
+def test_filters(client, shelf):
+    queries = codes(3, seed=2)
+    ask = {"queries": as_json(queries), "topk": 200}
+    index, ids = shelf.library.index, np.arange(200)
+    green = (ids % 2 == 1) & (ids < 150)
+    answer = client.post("/search", json={**ask, "where": {"color": "green"}})
+    assert found(answer) == expected(index, queries, 200, filter=green)
+    answer = client.post("/search", json={**ask, "ids": [3, 4, 180]})
+    assert found(answer) == expected(index, queries, 200, filter=[3, 4, 180])
+    answer = client.post("/search", json={**ask, "ids": [3, 4, 180], "where": {"color": "green"}})
+    assert found(answer) == expected(index, queries, 200, filter=[3])
+    answer = client.post("/search", json={**ask, "where": {"color": "blue"}})
+    assert found(answer) == [[], [], []]
+    answer = client.post("/search", json={**ask, "min_score": 0.5})
+    assert found(answer) == expected(index, queries, 200, min_score=0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "says"),
+    [
+        ({"queries": []}, 422, "queries"),
+        ({"queries": [{"latents": [1], "values": [1, 2]}]}, 400, "value for each of the 1 latents"),
+        ({"queries": [{"latents": [DIM], "values": [1]}]}, 400, f"0..{DIM - 1}"),
+        ({"queries": [{"latents": [-1], "values": [1]}]}, 422, "latents"),
+        ({"queries": [{"latents": [1], "values": [-1]}]}, 400, "negative"),
+        ({"queries": [{"latents": [1], "values": [1e300]}]}, 400, "finite"),
+        ({"queries": [{"latents": [1, 1], "values": [1, 2]}]}, 400, "twice"),
+        ({"topk": 0}, 422, "topk"),
+        ({"topk": "many"}, 422, "topk"),
+        ({"topk": 1000, "queries": as_json(codes(21))}, 400, "21 queries times 1000"),
+        ({"where": {"colour": "red"}}, 400, "no text field|no document has a text field"),
+        ({"ids": [2**70]}, 422, "ids"),
+        ({"filter": [1]}, 422, "filter"),
+    ],
+)
+def test_mistakes_are_told(client, change, status, says):
+    answer = client.post("/search", json={"queries": as_json(codes(1)), **change})
+    assert answer.status_code == status, answer.text
+    assert re.search(says, json.dumps(answer.json()["detail"]))
+
+
+def test_reload(client, shelf, folder):
+    ask = {"queries": as_json(codes(1, seed=3)), "topk": 3}
+    new = InvertedIndex.build(codes(300, seed=5), dim=DIM)
+    new.save(folder / "index")
+    shelf.reload()
+    assert client.get("/health").json()["documents"] == 300
+    assert found(client.post("/search", json=ask)) == expected(new, codes(1, seed=3), 3)
+    (folder / "index" / "index.json").write_text("{}")
+    shelf.reload()
+    health = client.get("/health").json()
+    assert health["documents"] == 300
+    assert "index" in health["reload_error"]
+    assert found(client.post("/search", json=ask)) == expected(new, codes(1, seed=3), 3)
+
+
+def test_documents_that_are_no_json_are_named(folder, modules):
+    (folder / "documents.jsonl").write_text('{"id": 1}\n{"name": "no id"}\n')
+    with pytest.raises(ValueError, match="line 2"):
+        modules[1].Shelf(folder / "index", folder / "documents.jsonl")
+
+
+def test_a_process_without_torch_that_reloads_and_stops_in_order(folder):
+    server, url = start(folder)
+    try:
+        ask = json.dumps({"queries": as_json(codes(20)), "topk": 100}).encode()
+        answers, stop = [], threading.Event()
+
+        def keep_asking():
+            while not stop.is_set():
+                answers.append(post(f"{url}/search", ask))
+
+        asking = threading.Thread(target=keep_asking)
+        asking.start()
+        InvertedIndex.build(codes(300, seed=5), dim=DIM).save(folder / "index")
+        server.send_signal(signal.SIGHUP)
+        wait_for(lambda: json.load(urlopen(f"{url}/health"))["documents"] == 300)
+        stop.set()
+        asking.join()
+        assert len(answers) > 0
+        assert set(answers) == {200}
+        maps = Path(f"/proc/{server.pid}/maps")
+        if maps.exists():
+            assert "_C" in maps.read_text()
+            assert "libtorch" not in maps.read_text()
+        with pytest.raises(HTTPError) as error:
+            post(f"{url}/search", b"{")
+        assert error.value.code == 422
+    finally:
+        server.terminate()
+    assert server.wait(20) in (0, -signal.SIGTERM)
+
+
+def start(folder: Path) -> tuple[subprocess.Popen, str]:
+    """A server with torch made impossible to import, and its address."""
+    port = 20_000 + os.getpid() % 20_000
+    run = (
+        "import sys, runpy\n"
+        "sys.modules['torch'] = None\n"
+        f"sys.argv[:] = ['app.py', {str(folder / 'index')!r}, '--port', '{port}']\n"
+        f"sys.path.insert(0, {str(FOLDER)!r})\n"
+        f"runpy.run_path({str(FOLDER / 'app.py')!r}, run_name='__main__')\n"
+    )
+    server = subprocess.Popen([sys.executable, "-c", run], stderr=subprocess.PIPE)
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert server.poll() is None, server.stderr.read().decode()
+        try:
+            return urlopen(f"{url}/health").status == 200
+        except OSError:
+            return False
+
+    wait_for(answers)
+    return server, url
+
+
+def post(url: str, content: bytes) -> int:
+    headers = {"Content-Type": "application/json"}
+    with urlopen(Request(url, content, headers)) as answer:
+        answer.read()
+        return answer.status
+
+
+def wait_for(done, seconds: float = 30) -> None:
+    until = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < until
+        time.sleep(0.05)
