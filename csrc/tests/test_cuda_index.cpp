@@ -221,7 +221,8 @@ void test_dense() {
   std::fill_n(dense.begin() + 2 * dim + dim / 2, dim / 2, 3e38f);  // or of both signs
   for (const bool normed : {false, true}) {
     const Both both(codes, {ValueType::uint8, true, 16, 64}, {}, normed ? norms.data() : nullptr);
-    for (const float* added : {static_cast<const float*>(nullptr), offsets.data()}) {
+    for (const bool with_offsets : {false, true}) {
+      const float* added = with_offsets ? offsets.data() : nullptr;
       SearchOptions options;
       options.topk = options.shortlist = most;
       options.dense = dense.data();
