@@ -230,10 +230,14 @@ class CudaIndex(DenseSearch):
         on_device = device_rows(self._native, "queries", queries, self.dim)
         if on_device is not None:
             there = self._search_device(on_device, filter, rerank, options)
-            return there if rerank is None else rerank_tensors(*there[1:], topk, least)
+            if rerank is None:
+                return there[0], there[1]
+            return rerank_tensors(there[1], there[2], topk, least)
         rows = host_queries(queries, self.dim, self._native.MOST_ENTRIES)
         here = self._search_host(rows, filter, rerank, options)
-        return here if rerank is None else rerank_arrays(*here[1:], topk, least)
+        if rerank is None:
+            return here[0], here[1]
+        return rerank_arrays(here[1], here[2], topk, least)
 
     def _shortlist(self, rerank: Rerank) -> int:
         shortlist = min(check_int("shortlist", rerank.shortlist, 1, 2**40), max(len(self), 1))
@@ -265,7 +269,7 @@ class CudaIndex(DenseSearch):
         filter: Any,
         rerank: Rerank | None,
         options: dict[str, Any],
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, ...]:
         m = len(rows[0])
         allowed = self._filters.on_host(filter, m)
         dense, offsets = (None, None) if rerank is None else rerank.arrays(m, self.dim)
@@ -273,7 +277,7 @@ class CudaIndex(DenseSearch):
             search_part_from_host(part, rows, cut(allowed, part), dense, offsets, options)
             for part in self._parts
         ]
-        return merge_arrays(found, options["topk"])  # type: ignore[return-value]
+        return merge_arrays(found, options["topk"])
 
     def _search_device(
         self, rows: DeviceRows, filter: Any, rerank: Rerank | None, options: dict[str, Any]
@@ -291,11 +295,11 @@ class CudaIndex(DenseSearch):
         found = []
         for part in self._parts:
             there = same_device(self._native, home, part.device)
-            beside = [
+            mask, queries, added = (
                 None if tensor is None else tensor.to(there)
                 for tensor in (cut(allowed, part), dense, offsets)
-            ]
-            results = search_part(self._native, part, rows.to(there), *beside, options)
+            )
+            results = search_part(self._native, part, rows.to(there), mask, queries, added, options)
             found.append(tuple(tensor.to(home) for tensor in results))
         return merge_tensors(found, options["topk"])
 

@@ -126,9 +126,8 @@ def device_rerank(
     for name, tensor, shape in (("dense_queries", dense, (m, dim)), ("offsets", offsets, (m,))):
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
-    dense, offsets = (
-        None if one is None else one.detach().float().contiguous() for one in (dense, offsets)
-    )
+    dense = dense.detach().float().contiguous()
+    offsets = None if offsets is None else offsets.detach().float().contiguous()
     return dense, offsets
 
 
