@@ -31,15 +31,8 @@ def skewed(n: int, dim: int = 8192, k: int = 32, *, seed: int = 0, law_seed: int
     with values 0.05 + Exp(0.4). `law_seed` fixes ranks and prototypes: documents and
     queries of one law take one law_seed and different seeds.
     """
-    law = np.random.default_rng([law_seed, 1])
+    latents, strengths, uses, cumulative = skew_law(dim, k, law_seed)
     rng = np.random.default_rng([seed, 2])
-    popularity = (law.permutation(dim) + 30.0) ** -0.9
-    keys = np.log(popularity) + law.gumbel(size=(_PROTOTYPES, dim))
-    latents = np.argpartition(-keys, 2 * k, axis=1)[:, : 2 * k].astype(np.int32)
-    strengths = _values(law, latents.shape, 1, least=0.2)
-    uses = (np.arange(_PROTOTYPES) + 10.0) ** -0.5
-    uses /= uses.sum()
-    cumulative = np.cumsum(popularity / popularity.sum())
     n_own = round(0.8 * k)
 
     def chunk(rows: int) -> Codes:
@@ -62,6 +55,21 @@ def skewed(n: int, dim: int = 8192, k: int = 32, *, seed: int = 0, law_seed: int
         return np.hstack([values, free]), indices
 
     return _in_chunks(n, k, chunk)
+
+
+def skew_law(
+    dim: int, k: int, law_seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What `skewed` draws from: latents and strengths of the prototypes, [prototypes, 2k], how
+    often each is used, and the cumulative popularity of latents."""
+    law = np.random.default_rng([law_seed, 1])
+    popularity = (law.permutation(dim) + 30.0) ** -0.9
+    keys = np.log(popularity) + law.gumbel(size=(_PROTOTYPES, dim))
+    latents = np.argpartition(-keys, 2 * k, axis=1)[:, : 2 * k].astype(np.int32)
+    strengths = _values(law, latents.shape, 1, least=0.2)
+    uses = (np.arange(_PROTOTYPES) + 10.0) ** -0.5
+    uses /= uses.sum()
+    return latents, strengths, uses, np.cumsum(popularity / popularity.sum())
 
 
 def _values(

@@ -6,33 +6,47 @@ filters brought to them, and what they find is merged. PyTorch is needed for dev
 
 from __future__ import annotations
 
-import sys
+import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from csrkern.index import InvertedIndex
 from csrkern.index_collection import Collection
+from csrkern.index_cuda_filter import Filters
 from csrkern.index_cuda_input import (
     DeviceRows,
+    device_rerank,
     device_rows,
     host_queries,
     parse_devices,
     same_device,
+    to_host,
 )
 from csrkern.index_cuda_parts import (
-    Documents,
     Part,
+    address,
     cut,
     keep,
     load_native,
     make_parts,
     search_part,
+    search_part_from_host,
     span,
+    stored_as,
+    work_of_part,
 )
-from csrkern.index_filter import allowed_bits
-from csrkern.index_input import check_choice, check_ids, check_int, least_float
-from csrkern.index_segment import METRICS, VALUES
+from csrkern.index_cuda_results import (
+    merge_arrays,
+    merge_tensors,
+    rerank_arrays,
+    rerank_tensors,
+)
+from csrkern.index_fast import check_mode
+from csrkern.index_input import check_choice, check_ids, check_int, check_norms, least_float
+from csrkern.index_rerank import DenseSearch, Rerank
+from csrkern.index_segment import SQUARES, check_form
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +54,12 @@ if TYPE_CHECKING:
 _ALL = 2**30
 
 
-class CudaIndex:
+class CudaIndex(DenseSearch):
     """Exact search on a GPU; made by `InvertedIndex.to` or `build`, and never changed.
 
     Results are those of the InvertedIndex, to the bit. Searches may run from any number of
-    threads and streams at once.
+    threads and streams at once. What an InvertedIndex can do beside (`add`, `remove`, `save`,
+    `search_above`, ...) is for the one on the CPU that this was made of.
 
     Attributes:
         dim, k, metric, values: as of the InvertedIndex.
@@ -66,8 +81,8 @@ class CudaIndex:
         self._native = native
         self._parts = tuple(parts)
         self._ids = ids
-        self._order = order  # documents of ascending ids; None: as `ids` stand
-        self._documents = Documents(ids)
+        self._filters = Filters(ids, order)
+        self._explaining = threading.Lock()
         self.dim = dim
         self.k = k
         self.metric = metric
@@ -111,6 +126,8 @@ class CudaIndex:
         *,
         metric: str = "ip",
         values: str = "float16",
+        largest: float | None = None,
+        norms: Any = None,
         dim: int | None = None,
         impact_bits: int = 16,
         block: int | None = None,
@@ -120,7 +137,7 @@ class CudaIndex:
         Args:
             codes: SparseCodes on a GPU, or a pair of CUDA tensors (values, indices), both
                 [n, k], with `dim`.
-            ids, metric, values: as for `InvertedIndex.build`; values "float16" or "float32".
+            ids, metric, values, largest, norms: as for `InvertedIndex.build`.
             impact_bits, block: as for `InvertedIndex.to`.
 
         Raises:
@@ -128,8 +145,7 @@ class CudaIndex:
             MemoryError: if the index does not fit; the message has the numbers.
         """
         native = load_native()
-        check_choice("metric", metric, METRICS)
-        check_choice("values", values, tuple(v for v in VALUES if v.startswith("float")))
+        form = check_form(metric, values, None, None, largest)
         rows = device_rows(native, "codes", codes, dim)
         if rows is None:
             raise ValueError(
@@ -137,20 +153,26 @@ class CudaIndex:
                 "go through InvertedIndex.build(...).to('cuda')"
             )
         n = len(rows.values)
-        own = np.arange(n, dtype=np.int64) if ids is None else check_ids(_to_host(ids), n)
+        own = np.arange(n, dtype=np.int64) if ids is None else check_ids(to_host(ids), n)
+        if norms is not None:
+            norms = check_norms(to_host(norms), n)
         order = None if (np.diff(own) > 0).all() else np.argsort(own, kind="stable")
+        if values in SQUARES and rows.values.numel():
+            form = form.holding(rows.values.max().float().cpu().numpy())
+        ascending = own
         if order is not None:
-            rows = rows.take(order)
-        ascending = own if order is None else own[order]
+            rows, ascending = rows.take(order), own[order]
+            norms = None if norms is None else norms[order]
         first, plain = span(ascending)
         kept = None if plain else rows.tensor(ascending)
+        kept_norms = None if norms is None else rows.tensor(norms)
         built = native.Index.from_device(
             **rows.arguments(native),
-            ids=0 if kept is None else kept.data_ptr(),
+            ids=address(kept),
+            norms=address(kept_norms),
             first_id=first,
             **_form(native, impact_bits, block),
-            dim=rows.dim,
-            half=values == "float16",
+            **stored_as(form, rows.dim),
             normalize=metric == "cosine",
         )
         built.calibrate()
@@ -185,7 +207,8 @@ class CudaIndex:
             topk: at most 1,024.
             filter: as for `InvertedIndex.search`; masks may be on a GPU.
             query_k, min_score: as for `InvertedIndex.search`.
-            rerank: None; rerank on the CPU.
+            rerank: as for `InvertedIndex.search`, with a shortlist of at most 1,024. Dense
+                queries that are on the GPU with the others are not checked.
             mode, recall, num_threads: taken, and not needed: this search is exact.
             way: how documents are scored: "walk" adds up the query's postings, "gather" reads
                 all codes, "cheaper" is in each block of documents what was measured to cost
@@ -196,16 +219,34 @@ class CudaIndex:
             MemoryError: if there is no memory on the GPU left for the search.
             RuntimeError: if a CUDA call fails.
         """
-        check_choice("mode", mode, ("exact", "fast"))
+        check_mode(mode, recall, rerank)
         check_choice("way", way, ("cheaper", "walk", "gather"))
-        if rerank is not None:
-            raise ValueError("rerank: expected None; an index on a GPU does not rerank")
         options = self._options(topk, query_k, min_score, way)
+        topk = options["topk"]
+        if rerank is not None:
+            # The shortlist is the best by sparse score, however low.
+            options |= {"topk": self._shortlist(rerank), "min_score": 0.0}
+        least = -np.inf if min_score is None else least_float("min_score", min_score)
         on_device = device_rows(self._native, "queries", queries, self.dim)
         if on_device is not None:
-            return self._search_device(on_device, filter, options)
+            there = self._search_device(on_device, filter, rerank, options)
+            if rerank is None:
+                return there[0], there[1]
+            return rerank_tensors(there[1], there[2], topk, least)
         rows = host_queries(queries, self.dim, self._native.MOST_ENTRIES)
-        return self._search_host(rows, filter, options)
+        here = self._search_host(rows, filter, rerank, options)
+        if rerank is None:
+            return here[0], here[1]
+        return rerank_arrays(here[1], here[2], topk, least)
+
+    def _shortlist(self, rerank: Rerank) -> int:
+        shortlist = min(check_int("shortlist", rerank.shortlist, 1, 2**40), max(len(self), 1))
+        if shortlist > self._native.MOST_HITS:
+            raise ValueError(
+                f"rerank: expected a shortlist of at most {self._native.MOST_HITS} on a GPU, "
+                f"got {rerank.shortlist}"
+            )
+        return shortlist
 
     def _options(
         self, topk: int, query_k: int | None, min_score: float | None, way: str
@@ -223,76 +264,44 @@ class CudaIndex:
         }
 
     def _search_host(
-        self, rows: tuple[np.ndarray, np.ndarray], filter: Any, options: dict[str, Any]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        values, indices = rows
-        allowed = self._allowed(_to_host(filter), len(values))
+        self,
+        rows: tuple[np.ndarray, np.ndarray],
+        filter: Any,
+        rerank: Rerank | None,
+        options: dict[str, Any],
+    ) -> tuple[np.ndarray, ...]:
+        m = len(rows[0])
+        allowed = self._filters.on_host(filter, m)
+        dense, offsets = (None, None) if rerank is None else rerank.arrays(m, self.dim)
         found = [
-            part.open().search_from_host(
-                values=values, indices=indices, allowed=cut(allowed, part), **options
-            )
+            search_part_from_host(part, rows, cut(allowed, part), dense, offsets, options)
             for part in self._parts
         ]
-        if len(found) == 1:
-            return found[0]
-        scores, ids = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
-        best = np.argsort(-scores, axis=1, kind="stable")[:, : options["topk"]]
-        return np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)
+        return merge_arrays(found, options["topk"])
 
     def _search_device(
-        self, rows: DeviceRows, filter: Any, options: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        import torch
-
-        m = len(rows.values)
-        if rows.values.shape[1] > self._native.MOST_ENTRIES:
+        self, rows: DeviceRows, filter: Any, rerank: Rerank | None, options: dict[str, Any]
+    ) -> tuple[torch.Tensor, ...]:
+        m, slots = rows.values.shape
+        if slots > self._native.MOST_ENTRIES:
             raise ValueError(
-                f"queries: expected at most {self._native.MOST_ENTRIES} slots each, "
-                f"got {rows.values.shape[1]}"
+                f"queries: expected at most {self._native.MOST_ENTRIES} slots each, got {slots}"
             )
         home = rows.values.device
-        allowed = self._allowed_on_device(filter, m, home)
+        allowed = self._filters.on_device(filter, m, home)
+        dense, offsets = (
+            (None, None) if rerank is None else device_rerank(rerank, m, self.dim, home)
+        )
         found = []
         for part in self._parts:
             there = same_device(self._native, home, part.device)
-            mask = cut(allowed, part)
-            mask = None if mask is None else mask.to(there)
-            scores, ids = search_part(self._native, part, rows.to(there), mask, options)
-            found.append((scores.to(home), ids.to(home)))
-        if len(found) == 1:
-            return found[0]
-        scores, ids = (torch.cat(tensors, 1) for tensors in zip(*found, strict=True))
-        # Parts stand by ascending ids: a stable order puts equal scores by lower id.
-        best = torch.sort(scores, dim=1, descending=True, stable=True)[1][:, : options["topk"]]
-        return scores.gather(1, best), ids.gather(1, best)
-
-    def _allowed(self, filter: Any, m: int) -> np.ndarray | None:
-        """A byte for each document, by ascending id, [n] or [m, n]; None: all."""
-        bits = allowed_bits(filter, [self._documents], m)[0]  # type: ignore[list-item]
-        if bits is None:
-            return None
-        octets = np.ascontiguousarray(bits).view(np.uint8)
-        allowed = np.unpackbits(octets, axis=-1, count=len(self), bitorder="little")
-        return np.ascontiguousarray(allowed if self._order is None else allowed[..., self._order])
-
-    def _allowed_on_device(self, filter: Any, m: int, home: Any) -> torch.Tensor | None:
-        import torch
-
-        if (
-            isinstance(filter, torch.Tensor)
-            and filter.dtype == torch.bool
-            and filter.device == home
-        ):
-            if filter.shape not in ((len(self),), (m, len(self))):
-                raise ValueError(
-                    f"filter: expected a mask of {len(self)} codes, or one for each of {m} "
-                    f"queries, got shape {list(filter.shape)}"
-                )
-            if self._order is not None:
-                filter = filter[..., torch.from_numpy(self._order).to(home)]
-            return filter.view(torch.uint8)
-        allowed = self._allowed(_to_host(filter), m)
-        return None if allowed is None else torch.from_numpy(allowed).to(home)
+            mask, queries, added = (
+                None if tensor is None else tensor.to(there)
+                for tensor in (cut(allowed, part), dense, offsets)
+            )
+            results = search_part(self._native, part, rows.to(there), mask, queries, added, options)
+            found.append(tuple(tensor.to(home) for tensor in results))
+        return merge_tensors(found, options["topk"])
 
     def explain(self, queries: Any, topk: int = 10, *, way: str = "cheaper") -> dict[str, int]:
         """What a search for all of the given queries does.
@@ -302,14 +311,12 @@ class CudaIndex:
             postings, and by reading all codes of the block; postings and entries: read so.
         """
         options = self._options(topk, None, None, way) | {"count_work": True}
-        values, indices = host_queries(queries, self.dim, self._native.MOST_ENTRIES)
+        rows = host_queries(queries, self.dim, self._native.MOST_ENTRIES)
         total: dict[str, int] = {}
         for part in self._parts:
-            native = part.open()
-            native.take_work()
-            native.search_from_host(values=values, indices=indices, allowed=None, **options)
-            for name, count in native.take_work().items():
-                total[name] = total.get(name, 0) + count
+            with self._explaining:
+                counts = work_of_part(part, rows, options)
+            total = {name: total.get(name, 0) + count for name, count in counts.items()}
         return total
 
     def stats(self) -> dict[str, Any]:
@@ -334,6 +341,13 @@ class CudaIndex:
             "gather_cost": resident[0].gather_cost if resident else None,
         }
 
+    def __getattr__(self, name: str) -> NoReturn:
+        if not name.startswith("_") and hasattr(InvertedIndex, name):
+            raise AttributeError(
+                f"{name}: not on a GPU; the InvertedIndex that this was made of has it"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     @property
     def ids(self) -> np.ndarray:
         """The id of each code, in the order that masks follow, int64 [n]."""
@@ -356,9 +370,3 @@ def _form(native: Any, impact_bits: int, block: int | None) -> dict[str, Any]:
     if block % 64:
         raise ValueError(f"block: expected a multiple of 64, got {block}")
     return {"impact_bits": impact_bits, "block": block}
-
-
-def _to_host(array: Any) -> Any:
-    """A tensor as an array; all else as it is."""
-    torch = sys.modules.get("torch")
-    return array.cpu().numpy() if torch is not None and isinstance(array, torch.Tensor) else array

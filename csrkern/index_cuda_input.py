@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from csrkern.index_input import Rows, read_rows
+from csrkern.index_rerank import Rerank
 
 if TYPE_CHECKING:
     import torch
+
+
+def to_host(array: Any) -> Any:
+    """A tensor, or each in a list of them, as an array; all else as it is."""
+    torch = sys.modules.get("torch")
+    if isinstance(array, (list, tuple)):
+        return [to_host(one) for one in array]
+    return array.cpu().numpy() if torch is not None and isinstance(array, torch.Tensor) else array
 
 
 class DeviceRows(NamedTuple):
@@ -97,6 +106,31 @@ def device_rows(native: Any, name: str, codes: Any, dim: int | None) -> DeviceRo
     )
 
 
+def device_rerank(
+    rerank: Rerank, m: int, dim: int, home: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Dense queries float32 [m, dim] and offsets float32 [m], on the device of the queries.
+
+    Raises:
+        TypeError, ValueError: as `Rerank.arrays`; of tensors that are there already only the
+            shape is checked.
+    """
+    import torch
+
+    dense, offsets = rerank.dense_queries, rerank.offsets
+    given = [one for one in (dense, offsets) if one is not None]
+    if not all(isinstance(one, torch.Tensor) and one.device == home for one in given):
+        arrays = rerank.arrays(m, dim)
+        on_host = [None if a is None else torch.from_numpy(a).to(home) for a in arrays]
+        return on_host[0], on_host[1]  # type: ignore[return-value]
+    for name, tensor, shape in (("dense_queries", dense, (m, dim)), ("offsets", offsets, (m,))):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+    dense = dense.detach().float().contiguous()
+    offsets = None if offsets is None else offsets.detach().float().contiguous()
+    return dense, offsets
+
+
 def same_device(native: Any, home: torch.device, number: int) -> torch.device:
     """PyTorch's name of a device."""
     import torch
@@ -106,6 +140,8 @@ def same_device(native: Any, home: torch.device, number: int) -> torch.device:
 
 def parse_devices(native: Any, device: Any) -> list[int]:
     """Numbers of the devices that "cuda", "cuda:1", a torch.device or a list of these name.
+
+    "cuda" is the current device of this thread, as in PyTorch.
 
     Raises:
         ValueError: if one of them is no CUDA device that is there.
@@ -120,7 +156,7 @@ def parse_devices(native: Any, device: Any) -> list[int]:
                 f"device: expected 'cuda', 'cuda:0' to 'cuda:{count - 1}' or a list of these, "
                 f"got {one!r}"
             )
-        numbers.append(int(number or 0))
+        numbers.append(int(number) if number else native.current_device())
     if not numbers:
         raise ValueError("device: expected at least one device, got an empty list")
     return numbers

@@ -12,7 +12,7 @@ import numpy as np
 from csrkern.index_collection import Collection
 from csrkern.index_cuda_input import DeviceRows, reordered
 from csrkern.index_input import Rows
-from csrkern.index_segment import Lookup
+from csrkern.index_segment import Form, norms_of
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,10 @@ def load_native() -> Any:
     return native
 
 
+# Of dense queries that are brought from the host to a GPU at once.
+_DENSE_BYTES = 256 << 20
+
+
 class Part(NamedTuple):
     """Some of the documents, by ascending id: `n_docs` from `first` on.
 
@@ -49,43 +53,40 @@ class Part(NamedTuple):
     resident: bool
 
 
-class Documents:
-    """The documents of an index as filters see those of a segment."""
-
-    alive = None
-
-    def __init__(self, ids: np.ndarray) -> None:
-        self.documents = len(ids)
-        self.find = Lookup(ids, len(ids)).find
-
-    def __len__(self) -> int:
-        return self.documents
-
-
 class Upload:
     """Rows in host memory that become an index on a GPU when called."""
 
     def __init__(
-        self, native: Any, device: int, rows: Rows, ids: np.ndarray, form: dict[str, Any]
+        self,
+        native: Any,
+        device: int,
+        rows: Rows,
+        ids: np.ndarray,
+        norms: np.ndarray | None,
+        form: dict[str, Any],
     ) -> None:
         self.device = device
         self._native = native
         self._rows = rows
+        self._norms = norms
         self._form = form
         self._first, plain = span(ids)
         self._ids = None if plain else ids
 
     def __call__(self) -> Any:
         """The native index; its memory is freed with it."""
-        return self._native.Index.from_host(
+        built = self._native.Index.from_host(
             device=self.device,
             values=self._rows.values,
             indices=self._rows.indices,
             starts=self._rows.starts,
             ids=self._ids,
+            norms=self._norms,
             first_id=self._first,
             **self._form,
         )
+        built.calibrate()
+        return built
 
 
 def keep(native: Any) -> Callable[[], Any]:
@@ -105,6 +106,11 @@ def span(ids: np.ndarray) -> tuple[int, bool]:
     """The first of ascending ids, and whether the others follow it without a gap."""
     first = int(ids[0]) if len(ids) else 0
     return first, len(ids) == 0 or int(ids[-1]) - first == len(ids) - 1
+
+
+def stored_as(form: Form, dim: int) -> dict[str, Any]:
+    """How codes are stored, as the native module takes it."""
+    return {"dim": dim, "form": form.values, "exponent": form.exponent or 0}
 
 
 def make_parts(
@@ -132,7 +138,10 @@ def make_parts(
     ids = np.concatenate([segment.ids for segment in segments])
     ascending = ids if order is None else ids[order]
     # They are stored as they are to be found: at norm 1 already, and rounded.
-    form = form | {"dim": index.dim, "half": index.values == "float16", "normalize": False}
+    form = form | stored_as(index._form, index.dim) | {"normalize": False}
+    norms = norms_of(segments)
+    if norms is not None and order is not None:
+        norms = norms[order]
     starts = rows.starts
     assert starts is not None
     cuts = np.linspace(0, len(ids), len(devices) * slices + 1).astype(np.int64).tolist()
@@ -145,20 +154,73 @@ def make_parts(
             starts[first : end + 1] - starts[first],
             index.dim,
         )
-        upload = Upload(native, devices[i // slices], own, ascending[first:end], form)
+        own_norms = None if norms is None else norms[first:end]
+        upload = Upload(native, devices[i // slices], own, ascending[first:end], own_norms, form)
         opened: Callable[[], Any] = upload
         if slices == 1:
-            resident = upload()
-            resident.calibrate()
-            opened = keep(resident)
+            opened = keep(upload())
         parts.append(Part(upload.device, first, end - first, opened, slices == 1))
     return parts
 
 
+def search_part_from_host(
+    part: Part,
+    rows: tuple[np.ndarray, np.ndarray],
+    mask: np.ndarray | None,
+    dense: np.ndarray | None,
+    offsets: np.ndarray | None,
+    options: dict[str, Any],
+) -> tuple[np.ndarray, ...]:
+    """Searches for queries (values, indices); `mask` is the part's.
+
+    Returns scores, ids and, with `dense` queries [m, dim], the scores by these.
+    """
+    values, indices = rows
+    native, m = part.open(), max(len(values), 1)
+    step = m if dense is None else max(1, _DENSE_BYTES // (4 * dense.shape[1]))
+    pieces = []
+    for begin in range(0, m, step):
+        some = slice(begin, begin + step)
+        pieces.append(
+            native.search_from_host(
+                values=values[some],
+                indices=indices[some],
+                allowed=mask if mask is None or mask.ndim == 1 else mask[some],
+                dense=None if dense is None else dense[some],
+                offsets=None if offsets is None else offsets[some],
+                **options,
+            )
+        )
+    return tuple(np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+
+
+def work_of_part(
+    part: Part, rows: tuple[np.ndarray, np.ndarray], options: dict[str, Any]
+) -> dict[str, int]:
+    """What a search does, counted: one at a time."""
+    native = part.open()
+    native.take_work()
+    native.search_from_host(
+        values=rows[0], indices=rows[1], allowed=None, dense=None, offsets=None, **options
+    )
+    counts: dict[str, int] = native.take_work()
+    return counts
+
+
 def search_part(
-    native: Any, part: Part, rows: DeviceRows, mask: torch.Tensor | None, options: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Launches a search on the device and stream of `rows`; `mask` is the part's, there."""
+    native: Any,
+    part: Part,
+    rows: DeviceRows,
+    mask: torch.Tensor | None,
+    dense: torch.Tensor | None,
+    offsets: torch.Tensor | None,
+    options: dict[str, Any],
+) -> tuple[torch.Tensor, ...]:
+    """Launches a search on the device and stream of `rows`, where all tensors are.
+
+    `mask` is the part's. Returns scores, ids and, with `dense` queries [m, dim], the scores by
+    these.
+    """
     import torch
 
     found = part.open()
@@ -169,14 +231,23 @@ def search_part(
     workspace = torch.empty(n_bytes, dtype=torch.uint8, device=there)
     scores = torch.empty(shape, dtype=torch.float32, device=there)
     ids = torch.empty(shape, dtype=torch.int64, device=there)
+    again = None if dense is None else torch.empty_like(scores)
     found.search(
         **arguments,
-        allowed=0 if mask is None else mask.data_ptr(),
+        allowed=address(mask),
         allowed_stride=part.n_docs if mask is not None and mask.dim() == 2 else 0,
+        dense=address(dense),
+        offsets=address(offsets),
         scores=scores.data_ptr(),
         ids=ids.data_ptr(),
+        dense_scores=address(again),
         workspace=workspace.data_ptr(),
         workspace_bytes=n_bytes,
         **options,
     )
-    return scores, ids
+    return (scores, ids) if again is None else (scores, ids, again)
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """Of the memory of a tensor, 0 if there is none."""
+    return 0 if tensor is None else tensor.data_ptr()

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from csrkern import _C
-from csrkern.index_input import thread_count
+from csrkern.index_input import check_choice, thread_count
+from csrkern.index_rerank import Rerank
 from csrkern.index_segment import Segment
 
 _SAMPLE = 400
@@ -40,6 +41,24 @@ class Plan:
     def options(self, topk: int) -> dict[str, Any]:
         """For the native search."""
         return {"kept": self.kept, "shortlist": self.factor * topk} if self.factor else {}
+
+
+def check_mode(mode: str, recall: float | None, rerank: Any) -> float | None:
+    """The share that a fast search is to find; None: the search is exact.
+
+    Raises:
+        TypeError, ValueError: if these arguments of `InvertedIndex.search` do not go together.
+    """
+    check_choice("mode", mode, ("exact", "fast"))
+    if recall is not None and mode != "fast":
+        raise ValueError("recall: an exact search finds all; give mode='fast' with it")
+    if rerank is None:
+        return check_recall(recall) if mode == "fast" else None
+    if mode == "fast":
+        raise ValueError("rerank: expected mode='exact' with it; its shortlist is exact")
+    if not isinstance(rerank, Rerank):
+        raise TypeError(f"rerank: expected a csrkern.Rerank, got {type(rerank).__name__}")
+    return None
 
 
 def check_recall(recall: float | None) -> float:

@@ -16,19 +16,18 @@ from csrkern.index_collection import Collection
 from csrkern.index_filter import allowed_bits
 from csrkern.index_input import (
     Rows,
-    check_choice,
     check_int,
     least_float,
     read_rows,
     thread_count,
 )
-from csrkern.index_rerank import Rerank, dense_rows, largest_latents
+from csrkern.index_rerank import DenseSearch, Rerank
 from csrkern.index_segment import Segment
 
 _ALL = 2**62
 
 
-class Searchable(Collection):
+class Searchable(Collection, DenseSearch):
     """Codes that can be searched for; `InvertedIndex` is how they are made and kept."""
 
     def __init__(self, *args: Any, **facts: Any) -> None:
@@ -77,19 +76,12 @@ class Searchable(Collection):
                 was loaded from a file that is damaged.
         """
         segments = self._segments
-        check_choice("mode", mode, ("exact", "fast"))
-        if recall is not None and mode != "fast":
-            raise ValueError("recall: an exact search finds all; give mode='fast' with it")
+        share = index_fast.check_mode(mode, recall, rerank)
         rows = read_rows("queries", queries, self.dim)
         options: dict[str, Any] = {"topk": check_int("topk", topk, 1, 2**40)}
-        if mode == "fast":
-            if rerank is not None:
-                raise ValueError("rerank: expected mode='exact' with it; its shortlist is exact")
-            plan = self._plan(segments, index_fast.check_recall(recall))
-            options |= plan.options(options["topk"])
+        if share is not None:
+            options |= self._plan(segments, share).options(options["topk"])
         if rerank is not None:
-            if not isinstance(rerank, Rerank):
-                raise TypeError(f"rerank: expected a csrkern.Rerank, got {type(rerank).__name__}")
             dense, offsets = rerank.arrays(rows.n, self.dim)
             options |= {"dense": dense, "offsets": offsets, "shortlist": rerank.shortlist}
         args, limits = self._limits(segments, rows, filter, query_k, min_score, num_threads)
@@ -135,27 +127,6 @@ class Searchable(Collection):
             "min_score": -np.inf if min_score is None else least_float("min_score", min_score),
             "num_threads": thread_count(num_threads),
         }
-
-    def search_dense(
-        self,
-        dense_queries: Any,
-        topk: int = 10,
-        *,
-        latents: int = 128,
-        shortlist: int = 100,
-        offsets: Any = None,
-        **options: Any,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Asymmetric search: dense queries W q [m, dim] against sparse documents.
-
-        The `latents` largest positive entries of a query make the shortlist, all of them the
-        score; see `Rerank`. `options` are those of `search`.
-        """
-        dense = dense_rows("dense_queries", dense_queries, self.dim)
-        strongest = largest_latents(
-            dense, min(self.dim, check_int("latents", latents, 1, 2**31 - 1))
-        )
-        return self.search(strongest, topk, rerank=Rerank(dense, shortlist, offsets), **options)
 
     def explain_score(self, query: Any, id: int) -> tuple[np.ndarray, np.ndarray]:
         """What a document's score for the first of the given queries is made of.

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
+import simulated_gpu
 import torch
 
 
@@ -58,3 +62,33 @@ def side(request: pytest.FixtureRequest, restored: None) -> str:
     if request.param == "accelerated":
         integration.accelerate()
     return request.param
+
+
+@pytest.fixture(scope="session")
+def simulated_module() -> ModuleType:
+    """csrkern._cuda with a simulated GPU."""
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    pytest.importorskip("pybind11")
+    return simulated_gpu.load()
+
+
+@pytest.fixture(
+    params=[
+        "simulated",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+            ],
+        ),
+    ]
+)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """PyTorch's name of where tensors for an index on a GPU are, which may be simulated."""
+    if request.param == "simulated":
+        module = request.getfixturevalue("simulated_module")
+        monkeypatch.setitem(sys.modules, "csrkern._cuda", module)
+        return "cpu"
+    return "cuda"

@@ -5,17 +5,12 @@ On a machine with a GPU the tests marked `gpu` say the same of the kernels thems
 
 from __future__ import annotations
 
-import fcntl
-import importlib.util
 import os
-import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
-import pybind11
 import pytest
 import torch
 from index_codes import KINDS, skewed, ties, uniform
@@ -26,50 +21,6 @@ from csrkern.index_segment import VALUES
 
 ROOT = Path(__file__).parent.parent
 DIM = 90
-
-
-@pytest.fixture(scope="session")
-def simulated_module():
-    """csrkern._cuda with a GPU that is simulated, built once for all processes."""
-    if shutil.which("make") is None:
-        pytest.skip("needs make")
-    includes = f"-I{pybind11.get_include()} -I{sysconfig.get_path('include')}"
-    folder = ROOT / "build"
-    folder.mkdir(exist_ok=True)
-    with (folder / "simulated.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        made = subprocess.run(
-            ["make", "-s", "-C", ROOT / "csrc/tests", "-j2", f"INCLUDES={includes}", "simulated"],
-            capture_output=True,
-            text=True,
-        )
-    assert made.returncode == 0, made.stderr
-    file = ROOT / "build/sanitize/simulated/simulated_cuda.so"
-    spec = importlib.util.spec_from_file_location("simulated_cuda", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(
-    params=[
-        "simulated",
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-            ],
-        ),
-    ]
-)
-def device(request, monkeypatch):
-    """PyTorch's name of where "cuda" tensors are."""
-    if request.param == "simulated":
-        module = request.getfixturevalue("simulated_module")
-        monkeypatch.setitem(sys.modules, "csrkern._cuda", module)
-        return "cpu"
-    return "cuda"
 
 
 def same(found, expected):
@@ -169,11 +120,34 @@ def test_builds_from_codes_on_the_device(device, dtype):
     codes = sparse(ties(900, DIM, 6), device).to(dtype=dtype)
     ids = np.random.default_rng(8).permutation(2000)[:900]
     queries = ties(7, DIM, 6, seed=4)
-    for metric, values, own in (("ip", "float16", None), ("cosine", "float32", ids)):
-        index = InvertedIndex.build(codes, own, metric=metric, values=values)
-        there = CudaIndex.build(codes, own, metric=metric, values=values, block=256)
+    for form in (
+        {"values": "float16"},
+        {"values": "float32", "metric": "cosine", "ids": ids},
+        {"values": "uint8", "ids": ids},
+        {"values": "uint16", "largest": 9.5},
+        {"values": "uint8", "metric": "cosine"},
+    ):
+        index = InvertedIndex.build(codes, **form)
+        there = CudaIndex.build(codes, **form, block=256)
         same(there.search(queries, 30), index.search(queries, 30))
     assert there.stats()["bytes"] > 0
+
+
+def test_from_a_file(device, tmp_path):
+    index = changed_index()
+    index.save(tmp_path / "index")
+    queries = skewed(5, DIM, 6, seed=3)
+    there = InvertedIndex.load(tmp_path / "index").to("cuda", block=128)
+    same(there.search(queries, 9), index.search(queries, 9))
+
+
+def test_cuda_is_the_device_in_use(device, monkeypatch):
+    if device == "cuda":
+        pytest.skip("needs two GPUs")
+    monkeypatch.setattr(sys.modules["csrkern._cuda"], "current_device", lambda: 1)
+    index = InvertedIndex.build(uniform(50, DIM, 6), dim=DIM)
+    assert index.to("cuda").devices == (1,)
+    assert index.to(["cuda:0", "cuda"]).devices == (0, 1)
 
 
 def test_an_empty_index(device):
@@ -187,13 +161,16 @@ def test_an_empty_index(device):
 def test_memory_is_as_stated(device):
     """As docs/index-cuda.md counts it."""
     n, k = 2000, 8
-    index = InvertedIndex.build(uniform(n, DIM, k), dim=DIM)
-    for bits, values in ((16, 8), (8, 7)):
-        there = index.to("cuda", impact_bits=bits, block=512)
+    lists = DIM * -(-n // 512)
+    for form, value in (("float16", 2), ("uint16", 2), ("uint8", 1), ("float32", 4)):
+        norms = np.ones(n) if form == "uint8" else None
+        index = InvertedIndex.build(uniform(n, DIM, k), dim=DIM, values=form, norms=norms)
         entries = index.stats()["postings"]
-        lists = DIM * -(-n // 512)
-        stated = entries * values + 4 * (n + 1) + 4 * DIM + 4 * (lists + 1) + 32
-        assert there.stats()["bytes"] == stated
+        for bits, posting in ((16, 4), (8, 3)):
+            there = index.to("cuda", impact_bits=bits, block=512)
+            stated = entries * (2 + value + posting) + 4 * (n + 1) + 4 * DIM + 4 * (lists + 1) + 32
+            stated += 0 if norms is None else 4 * n
+            assert there.stats()["bytes"] == stated
 
 
 def test_an_index_too_large_is_refused_and_found_in_slices(device, monkeypatch):
@@ -210,6 +187,7 @@ def test_an_index_too_large_is_refused_and_found_in_slices(device, monkeypatch):
     same(small.search(queries), index.search(queries))  # usable as before
     del small
     same(index.to("cuda", slices=8).search(queries), index.search(queries))
+    assert index.to("cuda", slices=8).explain(queries)["postings"] > 0  # one slice at a time
     monkeypatch.setenv("SIMULATED_CUDA_BYTES", "1000")
     sliced = index.to("cuda", slices=8)
     with pytest.raises(MemoryError):
@@ -295,6 +273,15 @@ def test_errors(device):
     queries = uniform(3, DIM, 6)
     for options in ({"topk": 1025}, {"topk": 0}, {"way": "fly"}, {"mode": "near"}, {"rerank": 1}):
         assert next(iter(options)) in message(lambda o=options: there.search(queries, **o))
+    for options in ({"recall": 0.9}, {"recall": 2, "mode": "fast"}):
+        assert message(lambda o=options: there.search(queries, **o)) == message(
+            lambda o=options: index.search(queries, **o)
+        )
+    for name in ("search_above", "add", "remove", "compact", "save", "to_numpy", "explain_score"):
+        with pytest.raises(AttributeError, match=f"{name}: not on a GPU; the InvertedIndex"):
+            getattr(there, name)
+    with pytest.raises(AttributeError, match="no attribute 'find'"):
+        there.find  # noqa: B018
     for chosen in (np.ones(49, bool), torch.ones(49, dtype=torch.bool)):
         assert "filter" in message(lambda c=chosen: there.search(queries, filter=c))
     for name in ("cuda:9", "cpu", "cuda:x", []):

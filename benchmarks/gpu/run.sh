@@ -2,7 +2,8 @@
 # Everything that wants a GPU, in one command and under nine minutes: build, test, measure.
 #
 #     benchmarks/gpu/run.sh [build] [test] [sanitize] [bench] [pytest]     (all of these by default)
-#     benchmarks/gpu/run.sh build index     (the index: another eight minutes)
+#     benchmarks/gpu/run.sh build index     (the index: up to seventeen minutes more; what was
+#                                            measured is kept, so a run may be cut into several)
 #
 # Needs what a CUDA machine with PyTorch has: python3 with torch, triton, pytest, setuptools and
 # ninja, a C++ compiler, and nothing from the network. A part that is done is not done again for
@@ -77,11 +78,20 @@ for name in "${@:-all}"; do
             part pytest 60 "$PYTHON" -m pytest --benchmark --benchmark-size=tiny -k topk_relu \
                 --benchmark-results="$OUT"
             ;;
-        index) part index 500 bash benchmarks/gpu/index.sh "$marker" "$OUT/index.json" ;;
+        index)
+            part index_test 200 bash benchmarks/gpu/index.sh test "$marker"
+            [ "$marker" = gpu ] || continue
+            if command -v compute-sanitizer >/dev/null; then
+                part index_sanitize 300 bash benchmarks/gpu/index.sh sanitize
+            else
+                echo 'index_sanitize: skipped, no compute-sanitizer'
+            fi
+            part index_times 500 bash benchmarks/gpu/index.sh times "$OUT/index.json"
+            ;;
         all) exec "$0" build test sanitize bench pytest ;;
         *) echo "unknown part $name: build, test, sanitize, bench, pytest, index"; exit 2 ;;
     esac
 done
 [ -s "$OUT/bench.log" ] && tail -n 60 "$OUT/bench.log"
-[ -s "$OUT/index.log" ] && tail -n 40 "$OUT/index.log"
+[ -s "$OUT/index_times.log" ] && tail -n 40 "$OUT/index_times.log"
 exit "$failed"

@@ -3,9 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "csrkern/cuda_index.hpp"
@@ -29,17 +31,25 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-cuda::IndexOptions read_options(int32_t dim, bool half, bool normalize, int32_t impact_bits,
-                                uint32_t block) {
-  return {dim, half, normalize, impact_bits, block};
+cuda::IndexOptions read_options(int32_t dim, const std::string& values, int32_t exponent,
+                                bool normalize, int32_t impact_bits, uint32_t block) {
+  const std::map<std::string, csrkern::ValueType> types{
+      {"float16", csrkern::ValueType::float16},
+      {"float32", csrkern::ValueType::float32},
+      {"uint8", csrkern::ValueType::uint8},
+      {"uint16", csrkern::ValueType::uint16},
+  };
+  return {dim, types.at(values), normalize, impact_bits, block, exponent};
 }
 
 std::unique_ptr<cuda::Index> build_from_host(int device, const Array<float>& values,
                                              const Array<int32_t>& indices,
                                              const std::optional<Array<int64_t>>& starts,
                                              const std::optional<Array<int64_t>>& ids,
-                                             int64_t first_id, int32_t dim, bool half,
-                                             bool normalize, int32_t impact_bits, uint32_t block) {
+                                             const std::optional<Array<float>>& norms,
+                                             int64_t first_id, int32_t dim, const std::string& form,
+                                             int32_t exponent, bool normalize, int32_t impact_bits,
+                                             uint32_t block) {
   if (values.size() != indices.size() || (!starts && values.ndim() != 2)) {
     throw std::invalid_argument("expected as many values as indices, [n, k] without starts");
   }
@@ -47,31 +57,32 @@ std::unique_ptr<cuda::Index> build_from_host(int device, const Array<float>& val
     throw std::invalid_argument("expected row starts that end within the values");
   }
   const int64_t n = starts ? starts->size() - 1 : values.shape(0);
-  if (ids && ids->size() != n) throw std::invalid_argument("expected an id for each row");
+  if ((ids && ids->size() != n) || (norms && norms->size() != n)) {
+    throw std::invalid_argument("expected an id and a norm for each row");
+  }
   const cuda::Rows rows{n,
                         starts ? 0 : values.shape(1),
                         starts ? starts->data() : nullptr,
                         cuda::Number::float32,
                         values.data(),
                         indices.data()};
-  const int64_t* given = ids ? ids->data() : nullptr;
+  const cuda::RowFacts facts{ids ? ids->data() : nullptr, first_id,
+                             norms ? norms->data() : nullptr};
+  const auto options = read_options(dim, form, exponent, normalize, impact_bits, block);
   py::gil_scoped_release release;
-  return cuda::Index::from_host(device, rows, given, first_id,
-                                read_options(dim, half, normalize, impact_bits, block));
+  return cuda::Index::from_host(device, rows, facts, options);
 }
 
-std::unique_ptr<cuda::Index> build_from_device(int device, int64_t n, int64_t width,
-                                               cuda::Number type, uintptr_t values,
-                                               uintptr_t indices, uintptr_t ids, int64_t first_id,
-                                               int32_t dim, bool half, bool normalize,
-                                               int32_t impact_bits, uint32_t block,
-                                               uintptr_t stream) {
+std::unique_ptr<cuda::Index> build_from_device(
+    int device, int64_t n, int64_t width, cuda::Number type, uintptr_t values, uintptr_t indices,
+    uintptr_t ids, uintptr_t norms, int64_t first_id, int32_t dim, const std::string& form,
+    int32_t exponent, bool normalize, int32_t impact_bits, uint32_t block, uintptr_t stream) {
+  const auto options = read_options(dim, form, exponent, normalize, impact_bits, block);
+  const cuda::RowFacts facts{pointer<const int64_t>(ids), first_id, pointer<const float>(norms)};
   py::gil_scoped_release release;
   const cuda::Rows rows{
       n, width, nullptr, type, pointer<const void>(values), pointer<const int32_t>(indices)};
-  return std::make_unique<cuda::Index>(device, rows, pointer<const int64_t>(ids), first_id,
-                                       read_options(dim, half, normalize, impact_bits, block),
-                                       pointer<void>(stream));
+  return std::make_unique<cuda::Index>(device, rows, facts, options, pointer<void>(stream));
 }
 
 cuda::SearchRequest read_request(int64_t topk, bool normalize, int64_t query_k, float min_score,
@@ -86,10 +97,13 @@ cuda::SearchRequest read_request(int64_t topk, bool normalize, int64_t query_k, 
   return request;
 }
 
-std::pair<Array<float>, Array<int64_t>> search_from_host(
-    const cuda::Index& index, const Array<float>& values, const Array<int32_t>& indices,
-    const std::optional<Array<uint8_t>>& allowed, int64_t topk, bool normalize, int64_t query_k,
-    float min_score, cuda::Way way, bool count_work) {
+// (scores, ids) or, with dense queries, (scores, ids, dense scores).
+py::tuple search_from_host(const cuda::Index& index, const Array<float>& values,
+                           const Array<int32_t>& indices,
+                           const std::optional<Array<uint8_t>>& allowed,
+                           const std::optional<Array<float>>& dense,
+                           const std::optional<Array<float>>& offsets, int64_t topk, bool normalize,
+                           int64_t query_k, float min_score, cuda::Way way, bool count_work) {
   if (values.ndim() != 2 || values.size() != indices.size()) {
     throw std::invalid_argument("expected values and indices [n, k]");
   }
@@ -108,18 +122,29 @@ std::pair<Array<float>, Array<int64_t>> search_from_host(
   if (topk < 1 || topk > cuda::kMostHits) throw std::invalid_argument("expected topk in 1..1024");
   Array<float> scores({n, topk});
   Array<int64_t> ids({n, topk});
+  Array<float> dense_scores({dense ? n : 0, topk});
   request.scores = scores.mutable_data();
   request.ids = ids.mutable_data();
+  if (dense) {
+    if (dense->size() != n * index.options().dim || (offsets && offsets->size() != n)) {
+      throw std::invalid_argument("expected a dense row and an offset for each query");
+    }
+    request.dense = dense->data();
+    request.offsets = offsets ? offsets->data() : nullptr;
+    request.dense_scores = dense_scores.mutable_data();
+  }
   {
     py::gil_scoped_release release;
     index.search_from_host(request);
   }
-  return {std::move(scores), std::move(ids)};
+  if (!dense) return py::make_tuple(scores, ids);
+  return py::make_tuple(scores, ids, dense_scores);
 }
 
 void search_on_device(const cuda::Index& index, int64_t n, int64_t width, cuda::Number type,
                       uintptr_t values, uintptr_t indices, uintptr_t allowed,
-                      int64_t allowed_stride, uintptr_t scores, uintptr_t ids, uintptr_t workspace,
+                      int64_t allowed_stride, uintptr_t dense, uintptr_t offsets, uintptr_t scores,
+                      uintptr_t ids, uintptr_t dense_scores, uintptr_t workspace,
                       size_t workspace_bytes, int64_t topk, bool normalize, int64_t query_k,
                       float min_score, cuda::Way way, bool count_work, uintptr_t stream) {
   cuda::SearchRequest request = read_request(topk, normalize, query_k, min_score, way, count_work);
@@ -127,8 +152,11 @@ void search_on_device(const cuda::Index& index, int64_t n, int64_t width, cuda::
       n, width, nullptr, type, pointer<const void>(values), pointer<const int32_t>(indices)};
   request.allowed = pointer<const uint8_t>(allowed);
   request.allowed_stride = allowed_stride;
+  request.dense = pointer<const float>(dense);
+  request.offsets = pointer<const float>(offsets);
   request.scores = pointer<float>(scores);
   request.ids = pointer<int64_t>(ids);
+  request.dense_scores = pointer<float>(dense_scores);
   request.workspace = pointer<unsigned char>(workspace);
   request.workspace_bytes = workspace_bytes;
   py::gil_scoped_release release;
@@ -169,33 +197,36 @@ PYBIND11_MODULE(CSRKERN_CUDA_MODULE, m) {
     facts["total_bytes"] = info.total_bytes;
     return facts;
   });
-  m.def("shared_need", &cuda::shared_need, "Bytes that a thread block of the search needs.");
+  m.def("current_device", &cuda::current_device, "Of this thread.");
   m.def(
-      "memory_need",
-      [](int64_t n, int64_t entries, bool own_ids, int32_t dim, bool half, int32_t impact_bits,
-         uint32_t block) {
-        const cuda::MemoryNeed need = cuda::memory_need(
-            n, entries, read_options(dim, half, false, impact_bits, block), own_ids);
-        return std::make_pair(need.resident, need.building);
+      "kernel_needs",
+      [](int64_t topk) {
+        py::dict needs;
+        for (const cuda::KernelNeed& need : cuda::kernel_needs(cuda::IndexOptions{}.block, topk)) {
+          needs[need.kernel] = py::make_tuple(need.threads, need.shared);
+        }
+        return needs;
       },
-      "(bytes that an index keeps, bytes while it is built).", py::kw_only(), arg("n"),
-      arg("entries"), arg("own_ids"), arg("dim"), arg("half"), arg("impact_bits"), arg("block"));
+      "By kernel: threads of a thread block, and bytes of shared memory that it needs.",
+      arg("topk"));
 
   py::class_<cuda::Index>(m, "Index", py::module_local())
       .def_static("from_host", &build_from_host, py::kw_only(), arg("device"), arg("values"),
-                  arg("indices"), arg("starts"), arg("ids"), arg("first_id"), arg("dim"),
-                  arg("half"), arg("normalize"), arg("impact_bits"), arg("block"))
+                  arg("indices"), arg("starts"), arg("ids"), arg("norms"), arg("first_id"),
+                  arg("dim"), arg("form"), arg("exponent"), arg("normalize"), arg("impact_bits"),
+                  arg("block"))
       .def_static("from_device", &build_from_device, py::kw_only(), arg("device"), arg("n"),
                   arg("width"), arg("type"), arg("values"), arg("indices"), arg("ids"),
-                  arg("first_id"), arg("dim"), arg("half"), arg("normalize"), arg("impact_bits"),
-                  arg("block"), arg("stream"))
+                  arg("norms"), arg("first_id"), arg("dim"), arg("form"), arg("exponent"),
+                  arg("normalize"), arg("impact_bits"), arg("block"), arg("stream"))
       .def("search_from_host", &search_from_host, py::kw_only(), arg("values"), arg("indices"),
-           arg("allowed"), arg("topk"), arg("normalize"), arg("query_k"), arg("min_score"),
-           arg("way"), arg("count_work"))
+           arg("allowed"), arg("dense"), arg("offsets"), arg("topk"), arg("normalize"),
+           arg("query_k"), arg("min_score"), arg("way"), arg("count_work"))
       .def("search", &search_on_device, py::kw_only(), arg("n"), arg("width"), arg("type"),
-           arg("values"), arg("indices"), arg("allowed"), arg("allowed_stride"), arg("scores"),
-           arg("ids"), arg("workspace"), arg("workspace_bytes"), arg("topk"), arg("normalize"),
-           arg("query_k"), arg("min_score"), arg("way"), arg("count_work"), arg("stream"))
+           arg("values"), arg("indices"), arg("allowed"), arg("allowed_stride"), arg("dense"),
+           arg("offsets"), arg("scores"), arg("ids"), arg("dense_scores"), arg("workspace"),
+           arg("workspace_bytes"), arg("topk"), arg("normalize"), arg("query_k"), arg("min_score"),
+           arg("way"), arg("count_work"), arg("stream"))
       .def("workspace_bytes", &cuda::Index::workspace_bytes)
       .def("calibrate", &cuda::Index::calibrate, py::call_guard<py::gil_scoped_release>())
       .def("take_work",

@@ -41,6 +41,12 @@ int count_devices() noexcept {
   return 0;
 }
 
+int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "reading the current device");
+  return device;
+}
+
 DeviceInfo device_info(int device) {
   expect_device(device);
   const UseDevice use(device);
@@ -60,13 +66,15 @@ DeviceInfo device_info(int device) {
   return info;
 }
 
-UseDevice::UseDevice(int device) {
+UseDevice::UseDevice(int device) : device_(device) {
   expect_device(device);
-  check(cudaGetDevice(&before_), "reading the current device");
+  before_ = current_device();
   check(cudaSetDevice(device), "choosing a device");
 }
 
-UseDevice::~UseDevice() { cudaSetDevice(before_); }
+UseDevice::~UseDevice() {
+  if (before_ != device_) cudaSetDevice(before_);
+}
 
 DeviceMemory::DeviceMemory(size_t bytes, const char* what) : bytes_(bytes) {
   if (bytes == 0) return;
@@ -76,7 +84,9 @@ DeviceMemory::DeviceMemory(size_t bytes, const char* what) : bytes_(bytes) {
   check(code, (std::to_string(bytes) + " bytes of device memory for " + what).c_str());
 }
 
-DeviceMemory::~DeviceMemory() { cudaFree(data_); }
+DeviceMemory::~DeviceMemory() {
+  if (data_ != nullptr) cudaFree(data_);  // waits for the device
+}
 
 void copy(void* to, const void* from, size_t bytes, Stream stream, const char* what) {
   if (bytes == 0) return;

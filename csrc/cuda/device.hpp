@@ -16,6 +16,7 @@ class UseDevice {
   UseDevice(const UseDevice&) = delete;
 
  private:
+  int device_;
   int before_ = 0;
 };
 
@@ -34,7 +35,7 @@ class DeviceMemory {
     other.bytes_ = bytes;
     return *this;
   }
-  ~DeviceMemory();
+  ~DeviceMemory();  // once the device has done all that was launched before
 
   template <class T>
   T* as() const {

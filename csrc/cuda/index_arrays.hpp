@@ -15,7 +15,8 @@ struct IndexArrays {
   int32_t dim;
   uint32_t block;  // documents
   uint32_t n_blocks;
-  bool half;                // values are float16, else float32
+  ValueType type;           // of values
+  float unit;               // of squares; see index_values.hpp
   bool wide;                // latents are uint32, else uint16
   const uint32_t* starts;   // [n_docs + 1] entries before each document
   const void* latents;      // [entries]
@@ -27,6 +28,7 @@ struct IndexArrays {
   const uint8_t* impacts;   // [entries], likewise
   const int64_t* ids;       // [n_docs] ascending, or null: first_id + document
   int64_t first_id;
+  const float* norms;  // [n_docs], or null
 };
 
 CSRKERN_DEVICE uint32_t latent_at(const IndexArrays& index, uint32_t entry) {
@@ -35,8 +37,16 @@ CSRKERN_DEVICE uint32_t latent_at(const IndexArrays& index, uint32_t entry) {
 }
 
 CSRKERN_DEVICE float value_at(const IndexArrays& index, uint32_t entry) {
-  return index.half ? from_half(static_cast<const uint16_t*>(index.values)[entry])
-                    : static_cast<const float*>(index.values)[entry];
+  switch (index.type) {
+    case ValueType::float16:
+      return from_half(static_cast<const uint16_t*>(index.values)[entry]);
+    case ValueType::float32:
+      return static_cast<const float*>(index.values)[entry];
+    case ValueType::uint8:
+      return square(static_cast<const uint8_t*>(index.values)[entry], index.unit);
+    default:
+      return square(static_cast<const uint16_t*>(index.values)[entry], index.unit);
+  }
 }
 
 // The stored value of a latent in a document, 0 if it has none.

@@ -1,5 +1,6 @@
 // Builds the arrays of an index from rows in device memory.
 #include <cstdio>
+#include <limits>
 #include <string>
 
 #include "index_build.hpp"
@@ -7,6 +8,9 @@
 
 namespace csrkern::cuda {
 namespace {
+
+// Entries are counted in 32 bits, also when a thread has stepped past the last one.
+constexpr uint64_t kMostOnDevice = (uint64_t{1} << 32) - 1024;
 
 uint32_t blocks_for(int64_t items, int64_t each) {
   return static_cast<uint32_t>((items + each - 1) / each);
@@ -40,10 +44,10 @@ std::string amount(size_t bytes) {
 }
 
 // `rows`: bytes of what it is built from, where these are still to be allocated.
-void expect_room(int64_t n, int64_t entries, const IndexOptions& options, bool own_ids, size_t rows,
-                 int device) {
+void expect_room(int64_t n, int64_t entries, const IndexOptions& options, const RowFacts& facts,
+                 size_t rows, int device) {
   const DeviceInfo info = device_info(device);
-  MemoryNeed need = memory_need(n, entries, options, own_ids);
+  MemoryNeed need = memory_need(n, entries, options, facts.ids != nullptr, facts.norms != nullptr);
   need.building += rows;
   if (need.building <= info.free_bytes) return;
   throw OutOfMemory("an index of " + std::to_string(n) + " codes needs " + amount(need.building) +
@@ -62,6 +66,11 @@ void expect_room(int64_t n, int64_t entries, const IndexOptions& options, bool o
     case kValue:
       throw std::invalid_argument("codes: expected finite values that are not negative" + row);
     case kTooLarge:
+      if (is_squares(options.type)) {
+        throw std::invalid_argument(
+            "codes: a value" + row + " exceeds 2^" + std::to_string(options.exponent) +
+            ", the largest that the index can hold; build it with largest=");
+      }
       throw std::invalid_argument("codes: a value" + row +
                                   " does not fit in float16; build with values='float32'");
     default:
@@ -79,29 +88,31 @@ void expect_valid(const DeviceMemory& fault, const IndexOptions& options, Stream
 
 }  // namespace
 
-MemoryNeed memory_need(int64_t n, int64_t entries, const IndexOptions& options, bool own_ids) {
+MemoryNeed memory_need(int64_t n, int64_t entries, const IndexOptions& options, bool own_ids,
+                       bool norms) {
   const size_t docs = n, lists = lists_of(n, options);
   const size_t posting = options.impact_bits == 16 ? 4 : 3;
   MemoryNeed need{};
   need.resident = (docs + 1) * sizeof(uint32_t) + options.dim * sizeof(float) +
-                  entries * (latent_bytes(options) + value_bytes(options) + posting) +
+                  entries * (latent_bytes(options) + value_bytes(options.type) + posting) +
                   (lists + 1) * sizeof(uint32_t) + (own_ids ? docs * sizeof(int64_t) : 0) +
-                  sizeof(Work);
+                  (norms ? docs * sizeof(float) : 0) + sizeof(Work);
   need.building = need.resident + docs * (sizeof(double) + sizeof(uint32_t)) +
                   lists * sizeof(uint32_t) +
                   (tiles_of(lists > docs ? lists : docs) + 2) * sizeof(uint64_t);
   return need;
 }
 
-Index::Index(int device, const Rows& rows, const int64_t* ids, int64_t first_id,
-             const IndexOptions& options, Stream stream)
+Index::Index(int device, const Rows& rows, const RowFacts& facts, const IndexOptions& options,
+             Stream stream)
     : arrays_(std::make_unique<Arrays>()) {
   if (rows.n < 0 || rows.n >= int64_t{1} << 32 || rows.width < 0 || options.dim < 1 ||
       options.block < 64 || options.block > 65536 || options.block % 64 != 0 ||
-      (options.impact_bits != 8 && options.impact_bits != 16)) {
+      (options.impact_bits != 8 && options.impact_bits != 16) ||
+      options.exponent < kLeastExponent || options.exponent > kMostExponent) {
     throw std::invalid_argument(
-        "expected fewer than 2^32 codes, blocks of 64 to 65,536 documents, a multiple of 64, and "
-        "impacts of 8 or 16 bits");
+        "expected fewer than 2^32 codes, blocks of 64 to 65,536 documents, a multiple of 64, "
+        "impacts of 8 or 16 bits, and an exponent of -94 to 127");
   }
   const UseDevice use(device);
   Arrays& own = *arrays_;
@@ -109,7 +120,10 @@ Index::Index(int device, const Rows& rows, const int64_t* ids, int64_t first_id,
   own.info = device_info(device);
   own.options = options;
   own.n = rows.n;
-  const RowReader reader{rows, options.dim, options.half, options.normalize};
+  const float unit = unit_of(options.type, options.exponent);
+  const float limit =
+      is_squares(options.type) ? power_of_two(options.exponent) : std::numeric_limits<float>::max();
+  const RowReader reader{rows, options.dim, options.type, unit, limit, options.normalize};
 
   const DeviceMemory row_scales(rows.n * sizeof(double), "norms of codes");
   const DeviceMemory lengths(rows.n * sizeof(uint32_t), "lengths of codes");
@@ -121,32 +135,38 @@ Index::Index(int device, const Rows& rows, const int64_t* ids, int64_t first_id,
   expect_valid(fault, options, stream);
   own.starts = DeviceMemory((rows.n + 1) * sizeof(uint32_t), "starts of codes");
   const uint64_t entries = scan(lengths.as<uint32_t>(), rows.n, own.starts.as<uint32_t>(), stream);
-  if (entries >= uint64_t{1} << 32) {
-    throw std::invalid_argument("codes: expected fewer than 2^32 entries on one device, got " +
-                                std::to_string(entries) + "; use slices or more devices");
+  if (entries > kMostOnDevice) {
+    throw std::invalid_argument("codes: expected at most " + std::to_string(kMostOnDevice) +
+                                " entries on one device, got " + std::to_string(entries) +
+                                "; use slices or more devices");
   }
   own.entries = static_cast<int64_t>(entries);
   // What is allocated already is a small part of it.
-  expect_room(rows.n, own.entries, options, ids != nullptr, 0, device);
+  expect_room(rows.n, own.entries, options, facts, 0, device);
 
   IndexArrays& view = own.view;
   view.n_docs = static_cast<uint32_t>(rows.n);
   view.dim = options.dim;
   view.block = options.block;
   view.n_blocks = blocks_for(rows.n, options.block);
-  view.half = options.half;
+  view.type = options.type;
+  view.unit = unit;
   view.wide = latent_bytes(options) == 4;
   view.starts = own.starts.as<uint32_t>();
-  view.first_id = first_id;
+  view.first_id = facts.first_id;
   own.latents = DeviceMemory(entries * latent_bytes(options), "latents of codes");
-  own.values = DeviceMemory(entries * value_bytes(options), "values of codes");
+  own.values = DeviceMemory(entries * value_bytes(options.type), "values of codes");
   view.latents = own.latents.as<void>();
   view.values = own.values.as<void>();
-  if (ids != nullptr) {
-    own.ids = DeviceMemory(rows.n * sizeof(int64_t), "ids");
-    copy(own.ids.as<void>(), ids, own.ids.bytes(), stream, "ids");
-    view.ids = own.ids.as<int64_t>();
-  }
+  const auto keep = [&](const void* given, size_t bytes, const char* what) {
+    DeviceMemory memory(given == nullptr ? 0 : bytes, what);
+    copy(memory.as<void>(), given, memory.bytes(), stream, what);
+    return memory;
+  };
+  own.ids = keep(facts.ids, rows.n * sizeof(int64_t), "ids");
+  own.norms = keep(facts.norms, rows.n * sizeof(float), "norms");
+  view.ids = own.ids.as<int64_t>();
+  view.norms = own.norms.as<float>();
   const uint32_t warps = blocks_for(rows.n, PlaceRows::kThreads / 32);
   launch(PlaceRows{reader, row_scales.as<double>(), view.starts, view.wide, own.latents.as<void>(),
                    own.values.as<void>(), fault.as<uint64_t>()},
@@ -186,16 +206,17 @@ Index::Index(int device, const Rows& rows, const int64_t* ids, int64_t first_id,
   wait(stream, "building the index");
 }
 
-std::unique_ptr<Index> Index::from_host(int device, const Rows& rows, const int64_t* ids,
-                                        int64_t first_id, const IndexOptions& options) {
+std::unique_ptr<Index> Index::from_host(int device, const Rows& rows, const RowFacts& facts,
+                                        const IndexOptions& options) {
   const UseDevice use(device);
   const int64_t n = rows.n;
   const int64_t entries = rows.starts == nullptr ? n * rows.width : rows.starts[n];
   const size_t value = rows.type == Number::float32 ? 4 : 2;
   const size_t starts_bytes = rows.starts == nullptr ? 0 : (n + 1) * sizeof(int64_t);
-  const size_t ids_bytes = ids == nullptr ? 0 : n * sizeof(int64_t);
-  expect_room(n, entries, options, ids != nullptr,
-              entries * (value + sizeof(int32_t)) + starts_bytes + ids_bytes, device);
+  const size_t ids_bytes = facts.ids == nullptr ? 0 : n * sizeof(int64_t);
+  const size_t norms_bytes = facts.norms == nullptr ? 0 : n * sizeof(float);
+  expect_room(n, entries, options, facts,
+              entries * (value + sizeof(int32_t)) + starts_bytes + ids_bytes + norms_bytes, device);
   const auto upload = [](const void* from, size_t bytes) {
     DeviceMemory memory(bytes, "codes");
     copy(memory.as<void>(), from, bytes, nullptr, "codes");
@@ -204,11 +225,12 @@ std::unique_ptr<Index> Index::from_host(int device, const Rows& rows, const int6
   const DeviceMemory values = upload(rows.values, entries * value);
   const DeviceMemory indices = upload(rows.indices, entries * sizeof(int32_t));
   const DeviceMemory starts = upload(rows.starts, starts_bytes);
-  const DeviceMemory given_ids = upload(ids, ids_bytes);
+  const DeviceMemory ids = upload(facts.ids, ids_bytes);
+  const DeviceMemory norms = upload(facts.norms, norms_bytes);
   const Rows there{n,         rows.width,        starts.as<int64_t>(),
                    rows.type, values.as<void>(), indices.as<int32_t>()};
-  return std::make_unique<Index>(device, there, ids == nullptr ? nullptr : given_ids.as<int64_t>(),
-                                 first_id, options, nullptr);
+  const RowFacts facts_there{ids.as<int64_t>(), facts.first_id, norms.as<float>()};
+  return std::make_unique<Index>(device, there, facts_there, options, nullptr);
 }
 
 Index::~Index() {
@@ -226,7 +248,7 @@ size_t Index::bytes() const {
   size_t sum = 0;
   for (const DeviceMemory* memory :
        {&own.starts, &own.latents, &own.values, &own.scales, &own.offsets, &own.postings,
-        &own.impacts, &own.ids, &own.work}) {
+        &own.impacts, &own.ids, &own.norms, &own.work}) {
     sum += memory->bytes();
   }
   return sum;

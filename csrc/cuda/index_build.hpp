@@ -8,10 +8,32 @@ namespace csrkern::cuda {
 // Why rows are not valid; a fault is row << 8 | reason, and the least of all is reported.
 enum Reason : uint64_t { kLatent = 1, kValue, kTooLarge, kTwice };
 
+// A warp for each of n rows: body(row, lane).
+template <int kThreads, class Body>
+CSRKERN_DEVICE void each_row(Block& block, uint64_t n, const Body& body) {
+  block.phase([&](uint32_t t) {
+    const uint64_t row = static_cast<uint64_t>(block.index()) * (kThreads / 32) + t / 32;
+    if (row < n) body(static_cast<uint32_t>(row), t % 32);
+  });
+}
+
+// For a lane's part of a document: body(entry, latent, number of the latent's list).
+template <class Body>
+CSRKERN_DEVICE void each_entry(const IndexArrays& index, uint32_t doc, uint32_t lane,
+                               const Body& body) {
+  const uint64_t lists = static_cast<uint64_t>(doc / index.block) * index.dim;
+  for (uint32_t e = index.starts[doc] + lane; e < index.starts[doc + 1]; e += 32) {
+    const uint32_t latent = latent_at(index, e);
+    body(e, latent, lists + latent);
+  }
+}
+
 struct RowReader {
   Rows rows;
   int32_t dim;
-  bool half;
+  ValueType type;
+  float unit;   // of squares
+  float limit;  // the largest value that can be stored
   bool normalize;
 
   CSRKERN_DEVICE uint64_t begin(uint32_t row) const {
@@ -20,11 +42,27 @@ struct RowReader {
   CSRKERN_DEVICE float raw(uint64_t entry) const {
     return number_at(rows.type, rows.values, entry);
   }
-  // As it will be stored.
-  CSRKERN_DEVICE float stored(uint64_t entry, double scale) const {
+  // Rounded to float16, but not yet to a square; 0 if it will not be stored.
+  CSRKERN_DEVICE float rounded(uint64_t entry, double scale) const {
     float value = raw(entry);
     if (normalize) value = static_cast<float>(value * scale);
-    return half ? from_half(to_half(value)) : value;
+    return type == ValueType::float16 ? from_half(to_half(value)) : value;
+  }
+  // Stores it as the `at`-th.
+  CSRKERN_DEVICE void put(float value, void* values, uint32_t at) const {
+    switch (type) {
+      case ValueType::float16:
+        static_cast<uint16_t*>(values)[at] = to_half(value);
+        break;
+      case ValueType::float32:
+        static_cast<float*>(values)[at] = value;
+        break;
+      case ValueType::uint8:
+        static_cast<uint8_t*>(values)[at] = static_cast<uint8_t>(number_of(value, unit));
+        break;
+      default:
+        static_cast<uint16_t*>(values)[at] = static_cast<uint16_t>(number_of(value, unit));
+    }
   }
 };
 
@@ -60,8 +98,8 @@ struct MeasureRows {
     const double scale = square > 0 ? 1 / sqrt(square) : 0;
     uint32_t length = 0;
     for (uint64_t e = begin; e < end; ++e) {
-      const float value = reader.stored(e, scale);
-      if (!(value <= kLargestFloat)) report(row, kTooLarge);
+      const float value = reader.rounded(e, scale);
+      if (!(value <= reader.limit)) report(row, kTooLarge);
       length += value > 0;
     }
     scales[row] = scale;
@@ -88,23 +126,21 @@ struct PlaceRows {
   uint64_t* fault;
 
   CSRKERN_DEVICE void operator()(Block& block) const {
-    block.phase([&](uint32_t t) {
-      const uint64_t row = static_cast<uint64_t>(block.index()) * (kThreads / 32) + t / 32;
-      if (row < static_cast<uint64_t>(reader.rows.n)) place(static_cast<uint32_t>(row), t % 32);
-    });
+    each_row<kThreads>(block, reader.rows.n,
+                       [&](uint32_t row, uint32_t lane) { place(row, lane); });
   }
 
   CSRKERN_DEVICE void place(uint32_t row, uint32_t lane) const {
     const uint64_t begin = reader.begin(row), end = reader.begin(row + 1);
     const double scale = scales[row];
     for (uint64_t e = begin + lane; e < end; e += 32) {
-      const float value = reader.stored(e, scale);
+      const float value = reader.rounded(e, scale);
       if (!(value > 0)) continue;
       const int32_t latent = reader.rows.indices[e];
       uint32_t rank = 0;
       for (uint64_t other = begin; other < end; ++other) {
         const int32_t its = reader.rows.indices[other];
-        if (other == e || its > latent || !(reader.stored(other, scale) > 0)) continue;
+        if (other == e || its > latent || !(reader.rounded(other, scale) > 0)) continue;
         rank += its < latent || other < e;
         if (its == latent) atomic_min(fault, static_cast<uint64_t>(row) << 8 | kTwice);
       }
@@ -114,11 +150,7 @@ struct PlaceRows {
       } else {
         static_cast<uint16_t*>(latents)[at] = static_cast<uint16_t>(latent);
       }
-      if (reader.half) {
-        static_cast<uint16_t*>(values)[at] = to_half(value);
-      } else {
-        static_cast<float*>(values)[at] = value;
-      }
+      reader.put(value, values, at);
     }
   }
 };
@@ -135,16 +167,12 @@ struct CountPostings {
   uint32_t* longest_row;   // 0
 
   CSRKERN_DEVICE void operator()(Block& block) const {
-    block.phase([&](uint32_t t) {
-      const uint64_t doc = static_cast<uint64_t>(block.index()) * (kThreads / 32) + t / 32;
-      if (doc >= index.n_docs) return;
-      const uint32_t begin = index.starts[doc], end = index.starts[doc + 1];
-      if (t % 32 == 0) atomic_max(longest_row, end - begin);
-      for (uint32_t e = begin + t % 32; e < end; e += 32) {
-        const uint32_t latent = latent_at(index, e);
-        atomic_add(counts + doc / index.block * index.dim + latent, 1u);
+    each_row<kThreads>(block, index.n_docs, [&](uint32_t doc, uint32_t lane) {
+      if (lane == 0) atomic_max(longest_row, index.starts[doc + 1] - index.starts[doc]);
+      each_entry(index, doc, lane, [&](uint32_t e, uint32_t latent, uint64_t list) {
+        atomic_add(counts + list, 1u);
         atomic_max(largest_bits + latent, bits_of(value_at(index, e)));
-      }
+      });
     });
   }
 };
@@ -163,13 +191,9 @@ struct PlacePostings {
   uint8_t* impacts;
 
   CSRKERN_DEVICE void operator()(Block& block) const {
-    block.phase([&](uint32_t t) {
-      const uint64_t doc = static_cast<uint64_t>(block.index()) * (kThreads / 32) + t / 32;
-      if (doc >= index.n_docs) return;
-      const uint32_t number = static_cast<uint32_t>(doc % index.block);
-      for (uint32_t e = index.starts[doc] + t % 32; e < index.starts[doc + 1]; e += 32) {
-        const uint32_t latent = latent_at(index, e);
-        const uint64_t list = doc / index.block * index.dim + latent;
+    each_row<kThreads>(block, index.n_docs, [&](uint32_t doc, uint32_t lane) {
+      const uint32_t number = doc % index.block;
+      each_entry(index, doc, lane, [&](uint32_t e, uint32_t latent, uint64_t list) {
         const uint32_t at = index.offsets[list] + atomic_add(counts + list, ~0u) - 1;
         const uint32_t impact = impact_of(value_at(index, e), index.scales[latent], impact_bits);
         if (impact_bits == 16) {
@@ -178,7 +202,7 @@ struct PlacePostings {
           numbers[at] = static_cast<uint16_t>(number);
           impacts[at] = static_cast<uint8_t>(impact);
         }
-      }
+      });
     });
   }
 };

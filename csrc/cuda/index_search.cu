@@ -5,6 +5,8 @@
 #include <limits>
 #include <string>
 
+#include "index_build.hpp"
+#include "index_dense.hpp"
 #include "index_query.hpp"
 #include "index_search.hpp"
 #include "index_state.hpp"
@@ -54,16 +56,17 @@ Plan plan_of(const DeviceInfo& info, const IndexArrays& index, int64_t n_queries
   const auto fit_memory = static_cast<int64_t>(kBatchBytes / each);
   plan.queries = static_cast<uint32_t>(
       std::max<int64_t>(1, std::min<int64_t>({n_queries, fit_memory, kMostQueries})));
-  plan.shared = shared_need(index.block, topk);
+  plan.shared = SearchBlocks<16>::shared_bytes(index.block, topk);
   if (plan.shared > info.shared_bytes) {
     throw std::invalid_argument("blocks of " + std::to_string(index.block) + " documents need " +
                                 std::to_string(plan.shared) + " bytes of shared memory, and " +
                                 info.name + " has " + std::to_string(info.shared_bytes) +
                                 "; build with a smaller block");
   }
-  // The driver keeps 1 KiB of each block; 2,048 threads fit a processor.
+  // The driver keeps 1 KiB of each block; registers are for kPerProcessor.
   const auto fit = static_cast<uint32_t>(info.shared_total / (plan.shared + 1024));
-  plan.grid = info.processors * std::max(1u, std::min(fit, 4u));
+  plan.grid =
+      info.processors * std::max(1u, std::min<uint32_t>(fit, SearchBlocks<16>::kPerProcessor));
   plan.first_round = (plan.grid + plan.queries - 1) / plan.queries;
   plan.round_blocks = std::max(plan.first_round, kRoundBlocks);
   return plan;
@@ -110,8 +113,8 @@ uint32_t check_width(int64_t width) {
 
 template <int kBits>
 void search_rounds(const IndexArrays& index, const Batch& batch, const Plan& plan,
-                   SearchBlocks<kBits> search, MergeKeys merge, Stream stream) {
-  allow_shared<SearchBlocks<kBits>>(plan.shared);
+                   size_t most_shared, SearchBlocks<kBits> search, MergeKeys merge, Stream stream) {
+  allow_shared<SearchBlocks<kBits>>(most_shared);
   const size_t merge_shared = MergeKeys::shared_bytes(batch.topk);
   float* const scores = merge.scores;
   uint32_t size = plan.first_round;
@@ -160,8 +163,23 @@ class Borrowed {
 
 }  // namespace
 
-size_t shared_need(uint32_t block, int64_t topk) {
-  return SearchBlocks<16>::shared_bytes(block, check_topk(topk));
+std::vector<KernelNeed> kernel_needs(uint32_t block, int64_t given) {
+  const uint32_t topk = check_topk(given);
+  const size_t scan = kScanThreads * sizeof(uint32_t);
+  return {
+      {"SearchBlocks<16>", SearchBlocks<16>::kThreads, SearchBlocks<16>::shared_bytes(block, topk)},
+      {"SearchBlocks<8>", SearchBlocks<8>::kThreads, SearchBlocks<8>::shared_bytes(block, topk)},
+      {"MergeKeys", MergeKeys::kThreads, MergeKeys::shared_bytes(topk)},
+      {"PrepareQueries", PrepareQueries::kThreads, sizeof(PrepareQueries::Shared)},
+      {"ScoreDense", ScoreDense::kThreads, 0},
+      {"MeasureRows", MeasureRows::kThreads, 0},
+      {"PlaceRows", PlaceRows::kThreads, 0},
+      {"CountPostings", CountPostings::kThreads, 0},
+      {"PlacePostings", PlacePostings::kThreads, 0},
+      {"SumTiles", SumTiles::kThreads, scan},
+      {"ScanSums", ScanSums::kThreads, 0},
+      {"ScanTiles", ScanTiles::kThreads, scan},
+  };
 }
 
 size_t Index::workspace_bytes(int64_t n_queries, int64_t width, int64_t topk) const {
@@ -208,7 +226,7 @@ void Index::search(const SearchRequest& request, Stream stream) const {
     const MergeKeys merge{batch, own.view.ids, own.view.first_id, request.scores + first * topk,
                           request.ids + first * topk};
     const auto run = [&](auto search) {
-      search_rounds(own.view, batch, plan, search, merge, stream);
+      search_rounds(own.view, batch, plan, own.info.shared_bytes, search, merge, stream);
     };
     if (own.options.impact_bits == 16) {
       run(SearchBlocks<16>{own.view, batch, 0, 0, lanes, gather_above, allowed,
@@ -217,6 +235,13 @@ void Index::search(const SearchRequest& request, Stream stream) const {
       run(SearchBlocks<8>{own.view, batch, 0, 0, lanes, gather_above, allowed,
                           request.allowed_stride, work});
     }
+    if (request.dense == nullptr) continue;
+    const float* offsets = request.offsets == nullptr ? nullptr : request.offsets + first;
+    const uint64_t hits = static_cast<uint64_t>(batch.n_queries) * topk;
+    launch(ScoreDense{own.view, batch, request.dense + first * own.options.dim, offsets,
+                      request.dense_scores + first * topk},
+           static_cast<uint32_t>((hits + ScoreDense::kThreads - 1) / ScoreDense::kThreads), 0,
+           stream);
   }
 }
 
@@ -241,6 +266,11 @@ void Index::search_from_host(SearchRequest request) const {
     there.workspace = parts.take<unsigned char>(request.workspace_bytes);
     const uint8_t* allowed = parts.take<uint8_t>(mask);
     if (request.allowed != nullptr) there.allowed = allowed;
+    if (request.dense != nullptr) {
+      there.dense = parts.take<float>(n * own.options.dim);
+      there.dense_scores = parts.take<float>(hits);
+    }
+    if (request.offsets != nullptr) there.offsets = parts.take<float>(n);
     return std::make_pair(there, parts.used());
   };
   const SearchRequest there = lay_out(scratch.memory(lay_out(nullptr).second)).first;
@@ -250,9 +280,16 @@ void Index::search_from_host(SearchRequest request) const {
   upload(there.queries.values, request.queries.values, slots * sizeof(float));
   upload(there.queries.indices, request.queries.indices, slots * sizeof(int32_t));
   if (mask > 0) upload(there.allowed, request.allowed, mask);
+  if (request.dense != nullptr) {
+    upload(there.dense, request.dense, n * own.options.dim * sizeof(float));
+    if (request.offsets != nullptr) upload(there.offsets, request.offsets, n * sizeof(float));
+  }
   search(there, stream);
   copy(request.scores, there.scores, hits * sizeof(float), stream, "scores");
   copy(request.ids, there.ids, hits * sizeof(int64_t), stream, "ids");
+  if (request.dense != nullptr) {
+    copy(request.dense_scores, there.dense_scores, hits * sizeof(float), stream, "scores");
+  }
   wait(stream, "a search");
 }
 

@@ -147,7 +147,7 @@ struct SearchBlocks {
         if (clear_all) {
           for (uint32_t i = t; i < n_docs; i += kThreads) sums[i] = 0;
         } else {
-          each_posting(t, [&](uint32_t doc, uint32_t, uint32_t) { sums[doc] = 0; });
+          each_posting(t, [&](uint32_t doc, uint32_t, uint32_t) { put_same(&sums[doc], 0); });
         }
       });
     }
@@ -229,13 +229,13 @@ struct SearchBlocks {
 
     CSRKERN_DEVICE void gather_one(uint32_t doc, uint32_t entry, uint32_t threshold) {
       const int32_t latent = static_cast<int32_t>(latent_at(job.index, entry));
-      uint32_t slot = slot_of(latent);
-      while (shared.table.latents[slot] != latent) {
-        if (shared.table.latents[slot] == -1) return;
-        slot = (slot + 1) % kSlots;
+      // To the next free slot: a query that nobody checked may have a latent twice.
+      for (uint32_t slot = slot_of(latent); shared.table.latents[slot] != -1;
+           slot = (slot + 1) % kSlots) {
+        if (shared.table.latents[slot] != latent) continue;
+        const double amount = value_at(job.index, entry) * shared.table.scales[slot];
+        add(doc, static_cast<uint32_t>(amount) + 1, threshold);
       }
-      const double amount = value_at(job.index, entry) * shared.table.scales[slot];
-      add(doc, static_cast<uint32_t>(amount) + 1, threshold);
     }
 
     // More candidates than there is room for: the threshold rises to what the topk-th largest of

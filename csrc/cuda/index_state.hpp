@@ -24,7 +24,7 @@ struct Index::Arrays {
   uint32_t row_width = 0;
   float gather_cost = 0.5f;  // until it is measured
   IndexArrays view{};
-  DeviceMemory starts, latents, values, scales, offsets, postings, impacts, ids, work;
+  DeviceMemory starts, latents, values, scales, offsets, postings, impacts, ids, norms, work;
   std::mutex lending;
   std::vector<Scratch> scratch;
 
@@ -34,6 +34,5 @@ struct Index::Arrays {
 };
 
 inline size_t latent_bytes(const IndexOptions& options) { return options.dim <= 65536 ? 2 : 4; }
-inline size_t value_bytes(const IndexOptions& options) { return options.half ? 2 : 4; }
 
 }  // namespace csrkern::cuda

@@ -9,29 +9,16 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "csrkern/host_device.hpp"
 #include "device.hpp"
 
-#ifdef __CUDACC__
+#ifndef __CUDACC__
+#include "simulated_kernel.hpp"  // in tests/
+#else
 #include <cuda_runtime.h>
 #define CSRKERN_DEVICE __device__ __forceinline__
-#define CSRKERN_BOTH __host__ __device__
-#else
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <memory>
-#include <numeric>
-#include <vector>
-
-#include "csrkern/float_bits.hpp"
-#include "csrkern/index_kernels.hpp"
-#define CSRKERN_DEVICE inline
-#define CSRKERN_BOTH
-#endif
 
 namespace csrkern::cuda {
-
-#ifdef __CUDACC__
 
 class Block {
  public:
@@ -76,6 +63,8 @@ CSRKERN_DEVICE int32_t atomic_swap_if(int32_t* to, int32_t expected, int32_t val
 CSRKERN_DEVICE uint32_t fresh(const uint32_t* at) {
   return *static_cast<const volatile uint32_t*>(at);
 }
+// Where several threads write the same value, which is no race on a GPU.
+CSRKERN_DEVICE void put_same(uint32_t* to, uint32_t value) { *to = value; }
 CSRKERN_DEVICE uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 CSRKERN_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
 CSRKERN_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
@@ -98,7 +87,8 @@ __global__ void __launch_bounds__(Body::kThreads, Body::kPerProcessor)
   body(block);
 }
 
-// Lets a kernel use that much shared memory a block; once for each device.
+// Lets a kernel use up to that much shared memory a block. All threads of the process share this
+// limit, so it must be the same each time: the most that the device has.
 template <class Body>
 void allow_shared(size_t bytes) {
   check(cudaFuncSetAttribute(run<Body>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -109,90 +99,12 @@ void allow_shared(size_t bytes) {
 template <class Body>
 void launch(const Body& body, uint32_t grid, size_t shared, Stream stream) {
   if (grid == 0) return;
+  // clang-format off: it knows no launches.
   run<Body><<<grid, Body::kThreads, shared, static_cast<cudaStream_t>(stream)>>>(body);
+  // clang-format on
   check(cudaGetLastError(), Body::kName);
 }
 
-#else
-
-// Threads run one after the other, in another order in each phase: what depends on the order
-// within a phase gives other results.
-class Block {
- public:
-  Block(unsigned char* shared, uint32_t index, uint32_t grid, uint32_t threads)
-      : shared_(shared), index_(index), grid_(grid), threads_(threads) {}
-
-  uint32_t index() const { return index_; }
-  uint32_t grid() const { return grid_; }
-  template <class T>
-  T* shared(size_t offset = 0) const {
-    return reinterpret_cast<T*>(shared_ + offset);
-  }
-
-  template <class Body>
-  void phase(const Body& body) {
-    state_ = state_ * 1664525 + 1013904223;
-    const uint32_t first = state_ >> 8, step = (state_ >> 16) | 1;  // odd: visits all of 2^n
-    for (uint32_t i = 0; i < threads_; ++i) body((first + i * step) & (threads_ - 1));
-  }
-  template <class T>
-  T uniform(const T& value) {
-    return value;
-  }
-
- private:
-  unsigned char* shared_;
-  uint32_t index_, grid_, threads_;
-  uint32_t state_ = 1 + index_;
-};
-
-template <class T>
-T atomic_add(T* to, T value) {
-  const T before = *to;
-  *to = before + value;
-  return before;
-}
-inline void atomic_max(uint32_t* to, uint32_t value) { *to = std::max(*to, value); }
-inline void atomic_min(uint64_t* to, uint64_t value) { *to = std::min(*to, value); }
-inline int32_t atomic_swap_if(int32_t* to, int32_t expected, int32_t value) {
-  const int32_t before = *to;
-  if (before == expected) *to = value;
-  return before;
-}
-inline uint32_t fresh(const uint32_t* at) { return *at; }
-inline uint32_t high_product(uint32_t a, uint32_t b) {
-  return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
-}
-inline float from_half(uint16_t half) { return half_to_float(half); }
-inline uint16_t to_half(float value) {
-  uint16_t half;
-  index_kernels().to_half(&value, 1, &half);
-  return half;
-}
-
-template <class Body>
-void allow_shared(size_t) {}
-
-// Blocks in an order of their own, each in shared memory that ends where it ends.
-template <class Body>
-void launch(const Body& body, uint32_t grid, size_t shared, Stream) {
-  static_assert((Body::kThreads & (Body::kThreads - 1)) == 0, "threads are visited in 2^n steps");
-  std::vector<uint32_t> order(grid);
-  std::iota(order.begin(), order.end(), 0);
-  uint64_t state = grid;
-  for (uint32_t i = grid; i > 1; --i) {
-    state = state * 6364136223846793005 + 1442695040888963407;
-    std::swap(order[i - 1], order[(state >> 33) % i]);
-  }
-  for (const uint32_t index : order) {
-    const std::unique_ptr<uint64_t[]> memory(new uint64_t[(shared + 7) / 8]);
-    auto* bytes = reinterpret_cast<unsigned char*>(memory.get());
-    std::memset(bytes, 0xa5, (shared + 7) / 8 * 8);
-    Block block(bytes, index, grid, Body::kThreads);
-    body(block);
-  }
-}
+}  // namespace csrkern::cuda
 
 #endif
-
-}  // namespace csrkern::cuda

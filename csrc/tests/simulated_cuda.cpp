@@ -16,8 +16,12 @@ Simulated simulated;
 namespace {
 
 std::mutex mutex;
-std::map<void*, size_t> sizes;  // of what is allocated
-int current = 0;
+struct Allocation {
+  size_t bytes;
+  int device;
+};
+std::map<void*, Allocation> allocations;
+thread_local int current = 0;
 
 void expect_device(int device) {
   if (device >= 0 && device < simulated.devices) return;
@@ -33,44 +37,49 @@ size_t total_bytes() {
 
 }  // namespace
 
-size_t simulated_bytes_in_use() {
+size_t simulated_bytes_in_use(int device) {
   const std::lock_guard<std::mutex> lock(mutex);
   size_t sum = 0;
-  for (const auto& [data, size] : sizes) sum += size;
+  for (const auto& [data, allocation] : allocations) {
+    if (allocation.device == device) sum += allocation.bytes;
+  }
   return sum;
 }
 
+int current_device() { return current; }
 int count_devices() noexcept { return simulated.devices; }
 
 DeviceInfo device_info(int device) {
   expect_device(device);
-  const size_t used = simulated_bytes_in_use(), total = total_bytes();
+  const size_t used = simulated_bytes_in_use(device), total = total_bytes();
   return {"simulated", simulated.processors, 232448, 233472, total > used ? total - used : 0,
           total};
 }
 
-UseDevice::UseDevice(int device) : before_(current) {
+UseDevice::UseDevice(int device) : device_(device), before_(current) {
   expect_device(device);
   current = device;
 }
-UseDevice::~UseDevice() { current = before_; }
+UseDevice::~UseDevice() {
+  if (before_ != device_) current = before_;
+}
 
 DeviceMemory::DeviceMemory(size_t bytes, const char* what) : bytes_(bytes) {
   if (bytes == 0) return;
-  if (simulated_bytes_in_use() + bytes > total_bytes()) {
+  if (simulated_bytes_in_use(current) + bytes > total_bytes()) {
     throw OutOfMemory(std::to_string(bytes) + " bytes of device memory for " + what +
                       ": out of memory");
   }
   data_ = std::malloc(bytes);
   std::memset(data_, 0xa5, bytes);  // what is not written shows
   const std::lock_guard<std::mutex> lock(mutex);
-  sizes[data_] = bytes;
+  allocations[data_] = {bytes, current};
 }
 
 DeviceMemory::~DeviceMemory() {
   if (data_ == nullptr) return;
   const std::lock_guard<std::mutex> lock(mutex);
-  sizes.erase(data_);
+  allocations.erase(data_);
   std::free(data_);
 }
 

@@ -1,145 +1,10 @@
 // The CUDA kernels, simulated, against the CPU index: same ids, same bits of scores.
-#include <cmath>
 #include <functional>
-#include <limits>
-#include <string>
 
-#include "csrkern/cuda_index.hpp"
-#include "csrkern/index.hpp"
-#include "owned_index.hpp"
-#include "simulated_cuda.hpp"
+#include "cuda_both.hpp"
 
 namespace csrkern {
 namespace {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// How a search is asked for, of either index.
-struct Asked {
-  int64_t topk = 10;
-  bool normalize = false;
-  int64_t query_k = cuda::kMostEntries;
-  float min_score = -kInfinity;
-  std::vector<uint8_t> allowed;  // [n_docs] or [queries, n_docs]
-};
-
-struct Answers {
-  std::vector<float> scores;
-  std::vector<int64_t> ids;
-
-  bool operator==(const Answers& other) const {
-    return ids == other.ids && scores == other.scores;  // none is NaN, nor 0
-  }
-};
-
-Answers search_cpu(const Index& index, const OwnedCodes& queries, const Asked& asked) {
-  const int64_t n = queries.n, n_docs = index.view().n_docs, words = (n_docs + 63) / 64;
-  std::vector<uint64_t> bits(words * n + 1);
-  for (int64_t q = 0; q < n; ++q) {
-    const int64_t row = static_cast<int64_t>(asked.allowed.size()) == n_docs ? 0 : q;
-    for (int64_t doc = 0; doc < n_docs && !asked.allowed.empty(); ++doc) {
-      const uint64_t bit = asked.allowed[row * n_docs + doc] != 0;
-      bits[q * words + doc / 64] |= bit << doc % 64;
-    }
-  }
-  const Segment segment{&index, asked.allowed.empty() ? nullptr : bits.data(), words};
-  SearchOptions options;
-  options.topk = asked.topk;
-  options.normalize = asked.normalize;
-  options.query_k = asked.query_k;
-  options.min_score = asked.min_score;
-  Answers answers{std::vector<float>(n * asked.topk), std::vector<int64_t>(n * asked.topk)};
-  search({segment}, rows_of(queries), options, answers.scores.data(), answers.ids.data());
-  return answers;
-}
-
-Answers search_cuda(const cuda::Index& index, const OwnedCodes& queries, const Asked& asked,
-                    cuda::Way way) {
-  const int64_t n = queries.n, n_docs = index.n_docs();
-  const size_t bytes = index.workspace_bytes(n, queries.k, asked.topk);
-  Exact<unsigned char> workspace(bytes, 0x5a);
-  Answers answers{std::vector<float>(n * asked.topk), std::vector<int64_t>(n * asked.topk)};
-  cuda::SearchRequest request{};
-  request.queries = {
-      n, queries.k, nullptr, cuda::Number::float32, queries.values.data(), queries.indices.data()};
-  request.topk = asked.topk;
-  request.normalize = asked.normalize;
-  request.query_k = asked.query_k;
-  request.min_score = asked.min_score;
-  request.scores = answers.scores.data();
-  request.ids = answers.ids.data();
-  request.way = way;
-  Exact<uint8_t> allowed(asked.allowed);
-  if (!asked.allowed.empty()) {
-    request.allowed = allowed.data();
-    request.allowed_stride = static_cast<int64_t>(allowed.size()) == n_docs ? 0 : n_docs;
-  }
-  request.workspace = workspace.data();
-  request.workspace_bytes = bytes;
-  index.search(request, nullptr);
-
-  Answers from_host = answers;
-  request.scores = from_host.scores.data();
-  request.ids = from_host.ids.data();
-  index.search_from_host(request);
-  CHECK(from_host == answers);
-  return answers;
-}
-
-struct Form {
-  ValueType type = ValueType::float16;
-  bool normalize = false;
-  int32_t impact_bits = 16;
-  uint32_t block = 64;
-};
-
-// The same codes on both; `ids` ascend.
-struct Both {
-  Both(const OwnedCodes& codes, const Form& form, std::vector<int64_t> ids = {})
-      : owned(rows_of(codes), 4096, 0, form.type, form.normalize, ids, 1), cpu(owned.view(), true) {
-    options.dim = static_cast<int32_t>(codes.dim);
-    options.half = form.type == ValueType::float16;
-    options.impact_bits = form.impact_bits;
-    options.block = form.block;
-    const int64_t* given = ids.empty() ? nullptr : ids.data();
-    // From the stored codes, as an index on the CPU is transferred ...
-    const Documents docs(cpu);
-    const cuda::Rows stored{codes.n,
-                            0,
-                            docs.starts.data(),
-                            cuda::Number::float32,
-                            docs.values.data(),
-                            docs.latents.data()};
-    gpu = std::make_unique<cuda::Index>(0, stored, given, 0, options, nullptr);
-    CHECK(gpu->bytes() ==
-          cuda::memory_need(codes.n, gpu->entries(), options, given != nullptr).resident);
-    if (form.type != ValueType::float16 && form.type != ValueType::float32) return;
-    // ... and from the codes themselves.
-    cuda::IndexOptions raw = options;
-    raw.normalize = form.normalize;
-    const cuda::Rows rows{codes.n,
-                          codes.k,
-                          nullptr,
-                          cuda::Number::float32,
-                          codes.values.data(),
-                          codes.indices.data()};
-    built = std::make_unique<cuda::Index>(0, rows, given, 0, raw, nullptr);
-    CHECK(built->bytes() == gpu->bytes() && built->row_width() == gpu->row_width());
-  }
-
-  void check(const OwnedCodes& queries, const Asked& asked) const {
-    const Answers expected = search_cpu(cpu, queries, asked);
-    CHECK(search_cuda(*gpu, queries, asked, cuda::Way::walk) == expected);
-    CHECK(search_cuda(*gpu, queries, asked, cuda::Way::gather) == expected);
-    const cuda::Index& other = built == nullptr ? *gpu : *built;
-    CHECK(search_cuda(other, queries, asked, cuda::Way::cheaper) == expected);
-  }
-
-  OwnedIndex owned;
-  Index cpu;
-  cuda::IndexOptions options{};
-  std::unique_ptr<cuda::Index> gpu, built;
-};
 
 // Codes of k slots, filled by `fill(row, latents, values)`.
 OwnedCodes make_codes(int64_t n, int64_t k, int64_t dim,
@@ -342,17 +207,101 @@ void test_work() {
   CHECK(both.gpu->gather_cost() > 0);
 }
 
+// Scores by dense queries are those of the CPU, in another order.
+void test_dense() {
+  const int64_t n = 700, dim = 60, k = 9, m = 7, most = 40;
+  const OwnedCodes codes = random_codes(n, k, dim, 20), queries = random_codes(m, k, dim, 21);
+  Random random(22);
+  Exact<float> norms(n), dense(m * dim), offsets(m);
+  for (float& norm : norms) norm = 0.5f + random.positive();
+  for (float& number : dense) number = random.symmetric();
+  for (float& offset : offsets) offset = random.symmetric();
+  std::fill_n(dense.begin() + dim, dim, 3e38f);  // sums to infinity,
+  std::fill_n(dense.begin() + 2 * dim, dim / 2, -3e38f);
+  std::fill_n(dense.begin() + 2 * dim + dim / 2, dim / 2, 3e38f);  // or of both signs
+  for (const bool normed : {false, true}) {
+    const Both both(codes, {ValueType::uint8, true, 16, 64}, {}, normed ? norms.data() : nullptr);
+    for (const bool with_offsets : {false, true}) {
+      const float* added = with_offsets ? offsets.data() : nullptr;
+      SearchOptions options;
+      options.topk = options.shortlist = most;
+      options.dense = dense.data();
+      options.offsets = added;
+      Answers expected{std::vector<float>(m * most), std::vector<int64_t>(m * most)};
+      search({{&both.cpu, nullptr}}, rows_of(queries), options, expected.scores.data(),
+             expected.ids.data());
+      cuda::SearchRequest request{};
+      request.queries = {
+          m, k, nullptr, cuda::Number::float32, queries.values.data(), queries.indices.data()};
+      request.topk = most;
+      request.dense = dense.data();
+      request.offsets = added;
+      Exact<float> scores(m * most), found(m * most);
+      Exact<int64_t> ids(m * most);
+      request.scores = scores.data();
+      request.ids = ids.data();
+      request.dense_scores = found.data();
+      both.gpu->search_from_host(request);
+      for (int64_t q = 0; q < m; ++q) {
+        std::vector<std::pair<float, int64_t>> hits;
+        for (int64_t i = q * most; i < (q + 1) * most; ++i) {
+          if (ids[i] >= 0) hits.push_back({-found[i], ids[i]});
+          CHECK(ids[i] >= 0 || found[i] == -kInfinity);
+        }
+        std::sort(hits.begin(), hits.end());
+        CHECK(!hits.empty());
+        for (size_t i = 0; i < hits.size(); ++i) {
+          CHECK(expected.scores[q * most + i] == -hits[i].first);
+          CHECK(expected.ids[q * most + i] == hits[i].second);
+        }
+      }
+    }
+  }
+}
+
+// Nobody checks queries on a device: a latent that comes twice counts twice, in both ways.
+void test_latents_twice() {
+  const OwnedCodes codes = random_codes(500, 6, 40, 23);
+  OwnedCodes queries = random_codes(20, 8, 40, 24);
+  for (int64_t q = 0; q < queries.n; ++q) {
+    int32_t* latents = queries.indices.data() + q * 8;
+    latents[1] = latents[2] = latents[0];
+    latents[4] = latents[3];
+  }
+  const Both both(codes, {ValueType::float32, false, 16, 128});
+  for (const int64_t topk : {1, 5, 200}) {
+    Asked asked;
+    asked.topk = topk;
+    const Answers walked = search_cuda(*both.gpu, queries, asked, cuda::Way::walk);
+    CHECK(search_cuda(*both.gpu, queries, asked, cuda::Way::gather) == walked);
+    CHECK(walked.ids[0] >= 0);
+  }
+}
+
+// What is for the second device is there, whichever is current.
+void test_devices() {
+  const OwnedCodes codes = random_codes(300, 6, 40, 25), queries = random_codes(4, 6, 40, 26);
+  const cuda::Rows rows{
+      codes.n, codes.k, nullptr, cuda::Number::float32, codes.values.data(), codes.indices.data()};
+  const size_t first = cuda::simulated_bytes_in_use(0);
+  const auto index = cuda::Index::from_host(1, rows, {}, {40, ValueType::float16});
+  CHECK(index->device() == 1 && cuda::simulated_bytes_in_use(1) == index->bytes());
+  search_cuda(*index, queries, {}, cuda::Way::cheaper);
+  CHECK(cuda::simulated_bytes_in_use(1) > index->bytes());  // with memory for searches
+  CHECK(cuda::simulated_bytes_in_use(0) == first && cuda::current_device() == 0);
+}
+
 template <class Change>
-void refused(const Change& change, const std::string& word) {
+void refused(const Change& change, const std::string& word, ValueType type = ValueType::float16) {
   OwnedCodes codes = random_codes(300, 4, 30, 14);
   std::fill(codes.values.begin(), codes.values.end(), 0.5f);
   for (int64_t i = 0; i < 1200; ++i) codes.indices[i] = static_cast<int32_t>(i % 4);
   change(codes);
   const cuda::Rows rows{
       300, 4, nullptr, cuda::Number::float32, codes.values.data(), codes.indices.data()};
-  cuda::IndexOptions options{30, true};
+  cuda::IndexOptions options{30, type};
   try {
-    cuda::Index index(0, rows, nullptr, 0, options, nullptr);
+    cuda::Index index(0, rows, {}, options, nullptr);
   } catch (const std::invalid_argument& error) {
     CHECK(std::string(error.what()).find(word) != std::string::npos);
     CHECK(std::string(error.what()).find("row 250") != std::string::npos);
@@ -367,6 +316,7 @@ void test_errors() {
   refused([](OwnedCodes& codes) { codes.values[1001] = -1; }, "not negative");
   refused([](OwnedCodes& codes) { codes.values[1001] = std::nanf(""); }, "finite");
   refused([](OwnedCodes& codes) { codes.values[1001] = 70000; }, "float16");
+  refused([](OwnedCodes& codes) { codes.values[1001] = 1.5f; }, "exceeds 2^0", ValueType::uint8);
   refused([](OwnedCodes& codes) { codes.indices[1001] = codes.indices[1002]; }, "twice");
 
   const OwnedCodes codes = random_codes(3000, 8, 60, 15), queries = random_codes(5, 8, 60, 16);
@@ -379,14 +329,15 @@ void test_errors() {
                           cuda::Number::float32,
                           codes.values.data(),
                           codes.indices.data()};
-    cuda::Index index(device, rows, nullptr, 0, both.options, nullptr);
+    cuda::Index index(device, rows, {}, both.options, nullptr);
   };
   // Out of memory at every point of a build, and in a search: nothing leaks, the index works on.
   for (size_t room = 0; room < 1200000; room += 3001) {
     cuda::simulated.total_bytes = used + room;
     try {
       build(0);
-      CHECK(room >= cuda::memory_need(codes.n, both.gpu->entries(), both.options, false).resident);
+      CHECK(room >=
+            cuda::memory_need(codes.n, both.gpu->entries(), both.options, false, false).resident);
     } catch (const cuda::OutOfMemory& error) {
       CHECK(std::string(error.what()).find("bytes") != std::string::npos);
     }
@@ -423,6 +374,9 @@ int main() {
   test_adversarial();
   test_wide();
   test_work();
+  test_dense();
+  test_latents_twice();
+  test_devices();
   test_errors();
   std::puts("cuda index: ok");
 }

@@ -8,6 +8,10 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
+
+#include "csrkern/index_values.hpp"
 
 namespace csrkern::cuda {
 
@@ -32,6 +36,7 @@ struct DeviceInfo {
 };
 
 int count_devices() noexcept;  // 0 where there is no driver
+int current_device();          // of this thread
 DeviceInfo device_info(int device);
 
 // n sparse rows in device memory: row i owns the entries [i * width, (i + 1) * width) or, if
@@ -45,12 +50,20 @@ struct Rows {
   const int32_t* indices;
 };
 
+// What goes with n rows, where they are.
+struct RowFacts {
+  const int64_t* ids = nullptr;  // [n] ascending, or null: first_id and on
+  int64_t first_id = 0;
+  const float* norms = nullptr;  // [n], or null: what dense scores are divided by
+};
+
 struct IndexOptions {
   int32_t dim;
-  bool half;                 // store values as float16, else as float32
+  ValueType type;            // how values are stored
   bool normalize = false;    // rows at L2 norm 1
   int32_t impact_bits = 16;  // of a value in the lists, 16 or 8
   uint32_t block = 14336;    // documents whose scores a thread block adds up, a multiple of 64
+  int32_t exponent = 0;      // squares are at most 2^exponent; see index_values.hpp
 };
 
 // Bytes of device memory for codes with that many entries altogether: those the index keeps,
@@ -59,10 +72,16 @@ struct MemoryNeed {
   size_t resident;
   size_t building;
 };
-MemoryNeed memory_need(int64_t n, int64_t entries, const IndexOptions& options, bool own_ids);
+MemoryNeed memory_need(int64_t n, int64_t entries, const IndexOptions& options, bool own_ids,
+                       bool norms);
 
-// Of the kernel that scores: bytes of shared memory that each of its thread blocks needs.
-size_t shared_need(uint32_t block, int64_t topk);
+// Of each kernel: threads of its thread blocks, and bytes of shared memory that one needs.
+struct KernelNeed {
+  const char* kernel;
+  int threads;
+  size_t shared;
+};
+std::vector<KernelNeed> kernel_needs(uint32_t block, int64_t topk);
 
 constexpr int64_t kMostHits = 1024;      // that a search may ask for
 constexpr int64_t kMostEntries = 16384;  // slots of a query
@@ -85,6 +104,10 @@ struct SearchRequest {
   size_t workspace_bytes = 0;
   Way way = Way::cheaper;
   bool count_work = false;  // see Work
+  // What is found is also scored by dense queries, as csrkern::search scores it again.
+  const float* dense = nullptr;    // [queries, dim], or null
+  const float* offsets = nullptr;  // [queries] added to these scores, or null
+  float* dense_scores = nullptr;   // [queries, topk], out, in the order of `scores`
 };
 
 // What searches with `count_work` did: (query, block) pairs by posting walk and by gather scan,
@@ -95,20 +118,21 @@ struct Work {
 
 class Index {
  public:
-  // Builds from rows in memory of `device`, by ascending id; waits for the stream. `ids` [n] are
-  // copied; null: first_id and on. Throws std::invalid_argument if a row is not valid, and
-  // OutOfMemory, with the numbers, if it does not fit.
-  Index(int device, const Rows& rows, const int64_t* ids, int64_t first_id,
-        const IndexOptions& options, Stream stream);
+  // Builds from rows in memory of `device`, by ascending id; waits for the stream. The facts are
+  // copied. Throws std::invalid_argument if a row is not valid, and OutOfMemory, with the numbers,
+  // if it does not fit.
+  Index(int device, const Rows& rows, const RowFacts& facts, const IndexOptions& options,
+        Stream stream);
   ~Index();
 
-  // From rows and ids in host memory, which are copied to the device while it is built.
-  static std::unique_ptr<Index> from_host(int device, const Rows& rows, const int64_t* ids,
-                                          int64_t first_id, const IndexOptions& options);
+  // From rows and facts in host memory, which are copied to the device while it is built.
+  static std::unique_ptr<Index> from_host(int device, const Rows& rows, const RowFacts& facts,
+                                          const IndexOptions& options);
 
   // The best `topk` documents of each query, as csrkern::search finds them. Everything is in
   // device memory; kernels are launched and nothing is waited for. Entries that are not valid
-  // (latents out of range, negative or NaN) are passed over.
+  // (latents out of range, values negative, infinite or NaN) are passed over; a latent that comes
+  // twice counts twice.
   void search(const SearchRequest& request, Stream stream) const;
 
   size_t workspace_bytes(int64_t n_queries, int64_t width, int64_t topk) const;

@@ -1,11 +1,11 @@
 // The forms in which an index stores values.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
+#include "csrkern/host_device.hpp"
 #include "csrkern/index_kernels.hpp"
 
 namespace csrkern {
@@ -40,18 +40,18 @@ inline float unit_of(ValueType type, int32_t exponent) {
   return power_of_two(exponent - 16 * static_cast<int32_t>(value_bytes(type)));
 }
 
-inline float square(uint32_t number, float unit) {
+CSRKERN_BOTH inline float square(uint32_t number, float unit) {
   const float root = static_cast<float>(number + 1);
   return root * root * unit;
 }
 
 // The number whose square is nearest to a positive value of at most the largest, the lower one of
 // two: so nothing positive becomes 0, and a square becomes itself.
-inline uint32_t number_of(float value, float unit) {
+CSRKERN_BOTH inline uint32_t number_of(float value, float unit) {
   const double x = value / static_cast<double>(unit);
   const double root = static_cast<int32_t>(std::sqrt(x));
   const double nearest = root + (x > root * root + root + 0.5 ? 1 : 0);
-  return static_cast<uint32_t>(std::max(nearest, 1.0)) - 1;
+  return nearest > 1 ? static_cast<uint32_t>(nearest) - 1 : 0;
 }
 
 // The i-th of stored values.
