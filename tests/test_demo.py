@@ -226,7 +226,7 @@ def test_ask_finds_the_word_without_training_again(shown, text_model, capsys, mo
 
 
 def test_ask_runs_the_demo_first_if_it_must(tmp_path, text_model, monkeypatch):
-    monkeypatch.setattr(demo, "run", lambda folder, quick: pytest.fail(f"ran {folder.name}"))
+    monkeypatch.setattr(demo, "run", lambda folder, **_: pytest.fail(f"ran {folder.name}"))
     with pytest.raises(pytest.fail.Exception, match="ran new"):
         demo_ask.answer(tmp_path / "new", "what spies do", None, quick=True)
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
     from rich.console import Console
 
     from csrkern import SparseCodes
@@ -28,6 +39,22 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="CPU threads (default: every core).")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, on a line, in place of text.")]
+TextModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--text-model",
+        metavar="NAME|FOLDER",
+        help="The sentence-transformers model that reads texts.",
+    ),
+]
+
+
+class Values(str, Enum):
+    """How the values of codes are stored."""
+
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
 
 
 def split_name(name: str) -> tuple[Path, str | None]:
@@ -53,6 +80,40 @@ def check_free(path: Path, force: bool) -> Path:
     if not path.absolute().parent.is_dir():
         raise ValueError(f"{path.parent} is not a folder; create it first")
     return path
+
+
+@contextlib.contextmanager
+def folder_for(path: Path) -> Iterator[Path]:
+    """Where to write the files of the folder `path`, so that it is never half written.
+
+    A new one is made beside it and renamed; an error or Ctrl-C leaves nothing of it. One that is
+    there is written to, file by file, and Ctrl-C waits until that is done.
+    """
+    if path.is_dir():
+        with _uninterrupted():
+            yield path
+        return
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    try:
+        folder = beside / path.name
+        folder.mkdir()
+        yield folder
+        os.replace(folder, path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C within the block takes effect at its end."""
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def load_codes(path: Path, instead: str) -> SparseCodes:
@@ -87,14 +148,106 @@ def read_lines(path: Path, expected: int) -> list[str]:
     return lines
 
 
-def console() -> Console:
+def read_records(source: str, field: str) -> Iterator[dict[str, Any]]:
+    """A record for each line of a file, or of standard input where `source` is "-".
+
+    JSON objects as they are, or {field: line}: the first line decides.
+
+    Raises:
+        OSError: at once, if the file cannot be opened.
+        ValueError: later, naming the first line that is not as the first one was.
+    """
+    if source != "-":
+        return _records(open(source, "rb"), source, field)
+    if sys.stdin.isatty():
+        print("csrkern: reading lines; Ctrl-D ends them", file=sys.stderr)
+    return _records(sys.stdin.buffer, "standard input", field)
+
+
+def _records(stream: BinaryIO, name: str, field: str) -> Iterator[dict[str, Any]]:
+    as_json = False
+    for number, raw in enumerate(stream, start=1):
+        try:
+            line = raw.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name}: line {number} is not UTF-8: {error.reason}") from error
+        record = _json_object(line)
+        as_json |= number == 1 and record is not None
+        if not as_json:
+            yield {field: line}
+        elif record is not None:
+            yield record
+        elif line.strip():
+            raise ValueError(f"{name}: line {number}: expected a JSON object, got {line[:60]!r}")
+
+
+def _json_object(line: str) -> dict[str, Any] | None:
+    if not line.lstrip().startswith("{"):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def field_of(record: dict[str, Any], name: str, kind: type) -> Any:
+    """What a JSON line holds under a name.
+
+    Raises:
+        ValueError: if it holds nothing there, or something of another kind.
+    """
+    if not isinstance(record.get(name), kind):
+        wanted = {str: "a text", list: "a list", int: "an integer"}[kind]
+        held = ", ".join(record) or "nothing"
+        raise ValueError(f"expected {wanted} under {name!r} in every line, got one with {held}")
+    return record[name]
+
+
+def codes_of_records(records: list[dict[str, Any]], dim: int | None = None) -> SparseCodes:
+    """Codes of JSON lines with indices, values and dim, as `embed` writes them.
+
+    Raises:
+        ValueError: if there is none, or a line has not these fields or another dim.
+    """
+    from csrkern.integrations.rows import codes_of_pairs
+
+    if not records:
+        raise ValueError("expected at least one JSON line with codes, got none")
+    width = field_of(records[0], "dim", int) if dim is None else dim
+    for record in records:
+        if record.get("dim", width) != width:
+            raise ValueError(f"expected codes over {width} latents, got {record['dim']}")
+    lists = ((field_of(r, "indices", list), field_of(r, "values", list)) for r in records)
+    return codes_of_pairs(lists, width)
+
+
+def numbers_of(row: np.ndarray) -> list[float]:
+    """float32 numbers in their shortest form: a tenth as 0.1, not as 0.10000000149011612."""
+    return [float(str(value)) for value in row]
+
+
+def console(*, stderr: bool = False) -> Console:
     """Where tables and messages go; wide enough for tables when not a terminal."""
     from rich.console import Console
 
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=110)
+    plain = Console(stderr=stderr)
+    return plain if plain.is_terminal else Console(width=110, stderr=stderr)
 
 
 def say(message: str) -> None:
     """Prints a message as it is, however narrow the terminal."""
     console().print(message, soft_wrap=True, highlight=False)
+
+
+def emit(record: dict[str, Any]) -> None:
+    """Prints a line of JSON at once, so that a reader need not wait for the next."""
+    print(json.dumps(record, ensure_ascii=False), flush=True)
+
+
+def report(record: dict[str, Any], message: str, as_json: bool) -> None:
+    """What a command did: the record if JSON is asked for, else the message."""
+    if as_json:
+        emit(record)
+    else:
+        say(message)
