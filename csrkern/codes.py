@@ -228,7 +228,7 @@ class SparseCodes:
         """[n, dim], differentiable in the values."""
         values = torch.where(self.active, self.values, torch.zeros_like(self.values))
         dense = values.new_zeros(self.shape)
-        return dense.scatter_add(1, self.indices.long(), values)
+        return dense.scatter_add_(1, self.indices.long(), values)
 
     @staticmethod
     def from_dense(dense: Tensor, k: int | None = None) -> SparseCodes:
