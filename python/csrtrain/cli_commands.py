@@ -169,7 +169,9 @@ def index(
     text_model: TextModelName = None,
     model: Annotated[
         Path | None,
-        typer.Option(metavar="MODEL", help="The adapter that made the codes (default: as told)."),
+        typer.Option(
+            metavar="MODEL", help="The adapter that made the codes (default: as CODES say)."
+        ),
     ] = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -177,8 +179,7 @@ def index(
 ) -> None:
     """Build an inverted index over codes, for exact search.
 
-    It remembers what CODES say, or the options, about the models that made them, by name, so
-    that search takes words.
+    It remembers the names of the models that made the codes, and so search takes words.
 
     [bold]Example[/bold]
 

@@ -34,7 +34,7 @@ def embed(
     texts: Annotated[
         str,
         typer.Argument(
-            metavar="[TEXTS]",
+            metavar="TEXTS",
             help="A file of lines, or of JSON lines (.jsonl); - or nothing: standard input.",
         ),
     ] = "-",
@@ -67,8 +67,9 @@ def embed(
 ) -> None:
     """Turn texts into embeddings or codes, by any sentence-transformers model.
 
-    A dense model gives embeddings or, with an adapter, codes; a SparseEncoder gives codes. JSON
-    lines keep what each line held and add embedding, or indices, values and dim.
+    A dense model gives embeddings or, with an adapter, codes; a SparseEncoder gives codes.
+
+    JSON lines keep what each line held and add embedding, or indices, values and dim.
 
     [bold]Examples[/bold]
 

@@ -242,7 +242,8 @@ def say(message: str) -> None:
 
 def emit(record: dict[str, Any]) -> None:
     """Prints a line of JSON at once, so that a reader need not wait for the next."""
-    print(json.dumps(record, ensure_ascii=False), flush=True)
+    sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")  # in one piece, or not at all
+    sys.stdout.flush()
 
 
 def report(record: dict[str, Any], message: str, as_json: bool) -> None:

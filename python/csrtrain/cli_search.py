@@ -61,7 +61,9 @@ def search(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE.npz", help="Write scores and ids [n, topk]."),
+        typer.Option(
+            "--output", "-o", metavar="FILE.npz", help="Write scores and ids, \\[n, topk]."
+        ),
     ] = None,
     show: Annotated[int, typer.Option(min=0, help="Queries whose hits are printed.")] = 5,
     threads: Threads = None,
@@ -70,8 +72,7 @@ def search(
 ) -> None:
     """Find the best matches in an index, exactly.
 
-    With --json a line for each query: {"query": 0, "text": ..., "hits": [{"id": ..., "score":
-    ...}, ...]}.
+    With --json a line for each query: {"query": 0, "text": ..., "hits": [...]}.
 
     [bold]Examples[/bold]
 
