@@ -259,7 +259,11 @@ class SparseCodes:
         """A coalesced torch.sparse_coo tensor [n, dim]."""
         rows, latents, values = self._entries()
         return torch.sparse_coo_tensor(
-            torch.stack([rows, latents]), values, self.shape, is_coalesced=True
+            torch.stack([rows, latents]),
+            values,
+            self.shape,
+            is_coalesced=True,
+            check_invariants=False,
         )
 
     def to_torch_csr(self) -> Tensor:
@@ -267,7 +271,7 @@ class SparseCodes:
         rows, latents, values = self._entries()
         counts = torch.bincount(rows, minlength=len(self))
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return torch.sparse_csr_tensor(starts, latents, values, self.shape)
+        return torch.sparse_csr_tensor(starts, latents, values, self.shape, check_invariants=False)
 
     @staticmethod
     def from_torch(sparse: Tensor, k: int | None = None) -> SparseCodes:

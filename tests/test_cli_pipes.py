@@ -254,6 +254,9 @@ def test_progress_is_for_terminals_and_for_what_takes_long():
     shown, out = shown_on_terminal(work.format(0.1))
     assert "at work" in shown
     assert out == ""
+    shown, out = shown_on_terminal(work.format(0.1) + "    print('x' * 200)\n")
+    assert "at work" in shown
+    assert out == "x" * 200 + "\n"
     shown, _ = shown_on_terminal(work.format(0))
     assert "at work" not in shown
     piped = run_fresh(work.format(0.1))

@@ -59,7 +59,9 @@ def _forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         matrix = codes.to_torch_coo()
         rows, latents = matrix.indices()
         places = torch.stack([*torch.unravel_index(rows, x.shape[:-1]), latents])
-        return torch.sparse_coo_tensor(places, matrix.values(), x.shape, is_coalesced=True)
+        return torch.sparse_coo_tensor(
+            places, matrix.values(), x.shape, is_coalesced=True, check_invariants=False
+        )
 
     return forward
 

@@ -15,6 +15,7 @@ from csrtrain.cli_io import (
     Threads,
     Values,
     check_free,
+    count_lines,
     emit,
     field_of,
     numbers_of,
@@ -24,9 +25,9 @@ from csrtrain.cli_io import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-CHUNK = 1024  # texts that are read, embedded and written at a time
+CHUNK = 512  # texts that are read, embedded and written at a time
 SUFFIXES = (".npy", ".safetensors", ".jsonl")
 
 
@@ -96,11 +97,12 @@ def embed(
     if output is not None and output.suffix == (".npy" if gives_codes else ".safetensors"):
         given = "codes, which go" if gives_codes else "embeddings without --model, which go"
         raise ValueError(f"{output}: the model gives {given} into another kind of file")
-    chunks = _embedded(records, field, coder, query, batch_size)
-    if output is None or output.suffix == ".jsonl":
-        count = _write_lines(chunks, output)
-    else:
-        count = _write_array(chunks, output, values.value, recipe)
+    with working("embedding texts", count_lines(texts), prints=output is None) as advance:
+        chunks = _embedded(records, field, coder, query, batch_size, advance)
+        if output is None or output.suffix == ".jsonl":
+            count = _write_lines(chunks, output)
+        else:
+            count = _write_array(chunks, output, values.value, recipe)
     if output is not None:
         report(
             {"output": str(output), "texts": count, "codes": gives_codes},
@@ -113,20 +115,22 @@ def embed(
 
 
 def _embedded(
-    records: Iterator[dict[str, Any]], field: str, coder: Any, query: bool, batch_size: int
+    records: Iterator[dict[str, Any]],
+    field: str,
+    coder: Any,
+    query: bool,
+    batch_size: int,
+    advance: Callable[[int], None],
 ) -> Iterator[tuple[list[dict[str, Any]], Any]]:
     """Records, some at a time, and their embeddings or codes."""
-    from csrtrain.progress import working
-
-    with working("embedding texts") as advance:
-        while chunk := list(itertools.islice(records, CHUNK)):
-            texts = [field_of(record, field, str) for record in chunk]
-            options = {"query": query, "batch_size": batch_size}
-            if coder.text_model.sparse or coder.recipe.adapter is not None:
-                yield chunk, coder.codes_of_texts(texts, **options)
-            else:
-                yield chunk, coder.text_model.embed(texts, **options)
-            advance(len(chunk))
+    while chunk := list(itertools.islice(records, CHUNK)):
+        texts = [field_of(record, field, str) for record in chunk]
+        options = {"query": query, "batch_size": batch_size}
+        if coder.text_model.sparse or coder.recipe.adapter is not None:
+            yield chunk, coder.codes_of_texts(texts, **options)
+        else:
+            yield chunk, coder.text_model.embed(texts, **options)
+        advance(len(chunk))
 
 
 def _lines(embedded: Any) -> Iterator[dict[str, Any]]:

@@ -164,6 +164,14 @@ def read_records(source: str, field: str) -> Iterator[dict[str, Any]]:
     return _records(sys.stdin.buffer, "standard input", field)
 
 
+def count_lines(source: str) -> int | None:
+    """How many records `read_records` will give at most; None: there is no telling."""
+    if source == "-":
+        return None
+    with open(source, "rb") as stream:
+        return sum(1 for _ in stream)
+
+
 def _records(stream: BinaryIO, name: str, field: str) -> Iterator[dict[str, Any]]:
     as_json = False
     for number, raw in enumerate(stream, start=1):

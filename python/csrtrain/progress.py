@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 
@@ -14,20 +15,23 @@ SHOWN_AFTER = 1.0  # seconds of work before there is a bar: most commands are do
 
 
 @contextlib.contextmanager
-def working(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+def working(
+    what: str, total: int | None = None, *, prints: bool = False
+) -> Iterator[Callable[[int], None]]:
     """Yields advance(n): a bar or, without a total, a pulse while the block takes long.
 
-    On standard error, and only where that is a terminal.
+    On standard error, and only where that is a terminal; not where the block `prints` to one.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or (prints and sys.stdout.isatty()):
         yield lambda n: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, console=console, transient=True)
+    # Standard output must not be redirected: it may be a pipe.
+    bar = Progress(*columns, console=console, transient=True, redirect_stdout=False)
     task = bar.add_task(what, total=total)
     start = threading.Timer(SHOWN_AFTER, bar.start)
     start.daemon = True
@@ -66,7 +70,7 @@ def progress_bar(wanted: bool, start: int, steps: int) -> Iterator[Show]:
         TextColumn("{task.fields[state]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task("train", total=steps, completed=start, state="")
 
         def show(done: int, losses: Mapping[str, float], rate: float) -> None:
