@@ -21,16 +21,14 @@ from csrtrain.cli_io import (
     Threads,
     Values,
     check_free,
-    codes_of_records,
     console,
-    emit,
     folder_for,
     load_codes,
-    read_records,
     report,
     split_name,
     use_threads,
 )
+from csrtrain.cli_lines import codes_of_records, emit, read_records
 
 
 class Metric(str, Enum):
@@ -131,7 +129,8 @@ def encode(
     from csrtrain.texts import RECIPE_KEY, Recipe
 
     adapter = SparseAutoencoder.from_pretrained(model).eval()
-    rows = load_embeddings(*split_name(embeddings))
+    with working("reading the embeddings"):
+        rows = load_embeddings(*split_name(embeddings))
     with working("encoding", len(rows)) as advance:
         codes = encode_all(adapter, rows, k, on_rows=advance)
     recipe = Recipe(text_model, str(model))
@@ -192,11 +191,12 @@ def index(
     from csrtrain.texts import RECIPE, Recipe
 
     recipe = Recipe(text_model, None if model is None else str(model))
-    if codes == "-" or codes.endswith(".jsonl"):
-        read = codes_of_records(list(read_records(codes, "text")))
-    else:
-        read = load_codes(Path(codes), "make codes of embeddings with csrkern encode")
-        recipe = recipe.over(Recipe.of_codes(Path(codes)))
+    with working("reading the codes"):
+        if codes == "-" or codes.endswith(".jsonl"):
+            read = codes_of_records(list(read_records(codes, "text")))
+        else:
+            read = load_codes(Path(codes), "make codes of embeddings with csrkern encode")
+            recipe = recipe.over(Recipe.of_codes(Path(codes)))
     with working("building the index"):
         started = time.perf_counter()
         built = InvertedIndex.build(

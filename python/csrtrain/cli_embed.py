@@ -15,14 +15,10 @@ from csrtrain.cli_io import (
     Threads,
     Values,
     check_free,
-    count_lines,
-    emit,
-    field_of,
-    numbers_of,
-    read_records,
     report,
     use_threads,
 )
+from csrtrain.cli_lines import count_lines, emit, field_of, numbers_of, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,12 +16,12 @@ from csrtrain.cli_io import (
     Threads,
     check_free,
     console,
-    emit,
     numbers,
     say,
     split_name,
     use_threads,
 )
+from csrtrain.cli_lines import emit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,13 +86,13 @@ def evaluate(
         if path is not None:
             check_free(path, force)
     use_threads(threads)
-    task = _task(embeddings, labels, test, test_labels, qrels, holdout, probes)
-    adapter = None if model is None else _adapter(model, task.database.shape[1])
     from csrkern.storage import write_atomically
     from csrtrain.eval_report import to_csv, to_html
     from csrtrain.progress import working
 
     with working("comparing"):
+        task = _task(embeddings, labels, test, test_labels, qrels, holdout, probes)
+        adapter = None if model is None else _adapter(model, task.database.shape[1])
         results = list(_results(task, adapter, numbers(k, "--k"), matryoshka))
     title = f"{len(task.queries):,} queries, {len(task.database):,} rows"
     if as_json:

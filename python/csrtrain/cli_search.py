@@ -15,18 +15,14 @@ from csrtrain.cli_io import (
     TextModelName,
     Threads,
     check_free,
-    codes_of_records,
     console,
-    emit,
-    field_of,
     load_codes,
-    numbers_of,
     read_lines,
-    read_records,
     say,
     split_name,
     use_threads,
 )
+from csrtrain.cli_lines import codes_of_records, emit, field_of, numbers_of, read_records
 
 if TYPE_CHECKING:
     from csrkern import SparseCodes

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from csrtrain.cli_io import Json, emit, report
+from csrtrain.cli_io import Json, report
+from csrtrain.cli_lines import emit
 
 
 class Dtype(str, Enum):

@@ -75,6 +75,7 @@ def run(folder: Path, *, quick: bool = False, out: Console | None = None) -> Dem
     trained = {family: _train(family, data, quick, out) for family in RECIPES}
     training_seconds = sum(t.history.seconds for t in trained.values())
     rounds = QUICK_ROUNDS if quick else ROUNDS
+    out.print("Comparing with dense search, top-k and PCA ...", highlight=False)
     best = f"The fastest of {rounds} runs." if rounds > 1 else "A single run."
     methods, searches = _compare(data, trained, rounds)
     encoding = _encoding_micros(trained["self"].model, data, rounds)

@@ -16,17 +16,18 @@ SHOWN_AFTER = 1.0  # seconds of work before there is a bar: most commands are do
 
 @contextlib.contextmanager
 def working(
-    what: str, total: int | None = None, *, prints: bool = False
+    what: str, total: int | None = None, *, prints: bool = False, wanted: bool = True
 ) -> Iterator[Callable[[int], None]]:
     """Yields advance(n): a bar or, without a total, a pulse while the block takes long.
 
-    On standard error, and only where that is a terminal; not where the block `prints` to one.
+    On standard error, and only where that is a terminal and a bar is `wanted`; not where the
+    block `prints` to a terminal.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    if not console.is_terminal or (prints and sys.stdout.isatty()):
+    if not (wanted and console.is_terminal) or (prints and sys.stdout.isatty()):
         yield lambda n: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
