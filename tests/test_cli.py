@@ -98,6 +98,12 @@ def test_search_encodes_queries_with_a_model_and_prints_texts(folder, capsys):
         assert f"line [{hit}]" in out
 
 
+def test_search_encodes_embeddings_in_safetensors_too(folder):
+    assert exit_code("search index rows.safetensors --model model -o one.npz") == 0
+    assert exit_code("search index rows.npy --model model -o other.npz") == 0
+    assert np.array_equal(np.load("one.npz")["ids"], np.load("other.npz")["ids"])
+
+
 def test_eval_finds_the_clusters_and_writes_a_table(folder, capsys):
     line = (
         "eval data.npz:rows --labels data.npz:y --test data.npz:queries "

@@ -114,6 +114,9 @@ def test_milvus(codes, queries, expected, milvus_client):
     assert np.array_equal(ids, IDS)
     assert back[5:7].equal(codes[:2])
     assert client.get("documents", int(IDS[6]), output_fields=["name"])[0]["name"] == "b"
+    with pytest.raises(ValueError, match="row 1 has no active latent"):
+        milvus.upload(SparseCodes.from_dense(torch.tensor([[1.0, 0], [0, 0]])), client, "few")
+    assert not client.has_collection("few")
 
 
 # Settings under which it skips nothing that could matter here.

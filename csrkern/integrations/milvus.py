@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from csrkern.codes import SparseCodes
-from csrkern.integrations.rows import VECTOR, Codes, chunks, collect, records
+from csrkern.integrations.rows import VECTOR, Codes, chunks, collect, read_codes, records
 
 
 def upload(
@@ -32,9 +32,20 @@ def upload(
         fields: n dictionaries to store beside the codes.
         vector: name of the sparse field.
         batch_size: entities a request.
+
+    Raises:
+        ValueError: if a code has no active latent, which Milvus refuses to store; nothing is put
+            in then.
     """
     from pymilvus import DataType
 
+    codes, ids = read_codes(codes, ids)
+    empty = (~codes.active.any(1)).nonzero()
+    if len(empty):
+        raise ValueError(
+            f"codes: row {int(empty[0])} has no active latent, and Milvus takes no empty vectors; "
+            f"leave such rows out ({len(empty)} in all)"
+        )
     if not client.has_collection(collection):
         schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
         schema.add_field("id", DataType.INT64, is_primary=True)

@@ -89,7 +89,7 @@ def search(
     use_threads(threads)
     recipe = Recipe(text_model, None if model is None else str(model))
     coder = TextCoder(recipe.over(Recipe.of_index(index)))
-    records, codes = _read_queries(queries, coder, found_in.dim)
+    records, codes = _read_queries(queries, coder, found_in.dim, model is not None)
     with working("searching"):
         started = time.perf_counter()
         scores, ids = found_in.search(codes, topk=topk, num_threads=threads)
@@ -107,9 +107,12 @@ def search(
 
 
 def _read_queries(
-    queries: str, coder: TextCoder, dim: int
+    queries: str, coder: TextCoder, dim: int, embeddings: bool
 ) -> tuple[list[dict[str, Any]], SparseCodes]:
-    """A record for each query, with what its JSON line held, and their codes."""
+    """A record for each query, with what its JSON line held, and their codes.
+
+    A file that could hold codes or embeddings holds `embeddings`, or else codes.
+    """
     file, _ = split_name(queries)
     suffix = file.suffix.lower()
     # A name of a file that is not there is a mistake, not a query of one word.
@@ -122,7 +125,7 @@ def _read_queries(
     if not named and not file.is_file():
         records = [{FIELD: queries}]
         return records, _codes_of(records, coder, dim)
-    if suffix in EMBEDDING_FILES and coder.recipe.adapter is not None:
+    if embeddings or (suffix in EMBEDDING_FILES and coder.recipe.adapter is not None):
         from csrtrain.data import load_embeddings
 
         codes = coder.codes_of_embeddings(load_embeddings(*split_name(queries)))
