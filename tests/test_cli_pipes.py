@@ -339,12 +339,11 @@ def whole(folder: Path) -> bool:
 def test_ctrl_c_while_training_ends_in_one_line(folder, tmp_path):
     """From outside, as a terminal sends it, to a process that is at work."""
     code = (
-        "import sys; from csrtrain import cli, trainer\n"
-        "step = trainer._step\n"
-        "def report(*args):\n"
-        "    print('step', flush=True)\n"
-        "    return step(*args)\n"
-        "trainer._step = report\n"
+        "import contextlib; from csrtrain import cli, trainer\n"
+        "@contextlib.contextmanager\n"
+        "def bar(*_):\n"
+        "    yield lambda *_: print('step', flush=True)\n"
+        "trainer.progress_bar = bar\n"
         f"cli.main('train rows.npy -o {tmp_path}/new --steps 1000000 --json'.split())"
     )
     process = subprocess.Popen(
