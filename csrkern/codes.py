@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from csrkern import codes_file
+from csrkern.index_input import array_of
 from csrkern.storage import write_atomically
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ class SparseCodes:
         """[n, dim], differentiable in the values."""
         values = torch.where(self.active, self.values, torch.zeros_like(self.values))
         dense = values.new_zeros(self.shape)
-        return dense.scatter_add(1, self.indices.long(), values)
+        return dense.scatter_add_(1, self.indices.long(), values)
 
     @staticmethod
     def from_dense(dense: Tensor, k: int | None = None) -> SparseCodes:
@@ -258,7 +259,11 @@ class SparseCodes:
         """A coalesced torch.sparse_coo tensor [n, dim]."""
         rows, latents, values = self._entries()
         return torch.sparse_coo_tensor(
-            torch.stack([rows, latents]), values, self.shape, is_coalesced=True
+            torch.stack([rows, latents]),
+            values,
+            self.shape,
+            is_coalesced=True,
+            check_invariants=False,
         )
 
     def to_torch_csr(self) -> Tensor:
@@ -266,7 +271,7 @@ class SparseCodes:
         rows, latents, values = self._entries()
         counts = torch.bincount(rows, minlength=len(self))
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return torch.sparse_csr_tensor(starts, latents, values, self.shape)
+        return torch.sparse_csr_tensor(starts, latents, values, self.shape, check_invariants=False)
 
     @staticmethod
     def from_torch(sparse: Tensor, k: int | None = None) -> SparseCodes:
@@ -319,12 +324,15 @@ class SparseCodes:
         return values.numpy(), self.indices.cpu().numpy()
 
     @staticmethod
-    def from_numpy(values: np.ndarray, indices: np.ndarray, dim: int) -> SparseCodes:
-        """Codes of two arrays [n, k]: slots in any order, any value ≤ 0 meaning an empty slot.
+    def from_numpy(values: Any, indices: Any, dim: int) -> SparseCodes:
+        """Codes of two arrays [n, k] (NumPy's, or any with DLPack in host memory).
+
+        Slots may come in any order; any value ≤ 0 means an empty slot.
 
         Raises:
             ValueError: if a latent is out of range or comes twice in a row.
         """
+        values, indices = array_of("values", values), array_of("indices", indices)
         if values.ndim != 2 or values.shape != indices.shape:
             raise ValueError(
                 "values and indices: expected two arrays of one shape [n, k], "
@@ -343,19 +351,26 @@ class SparseCodes:
 
     # ---- storage ----------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str], *, values: str = "float32") -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        values: str = "float32",
+        notes: dict[str, str] | None = None,
+    ) -> None:
         """Writes `to_bytes` beside `path` and renames it: a crash never leaves half a file.
 
         Raises:
             ValueError: as `to_bytes`.
         """
-        write_atomically(path, self.to_bytes(values=values))
+        write_atomically(path, self.to_bytes(values=values, notes=notes))
 
-    def to_bytes(self, *, values: str = "float32") -> bytes:
+    def to_bytes(self, *, values: str = "float32", notes: dict[str, str] | None = None) -> bytes:
         """The packed form: a safetensors file, 2 or 4 bytes an index and a value.
 
         Indices are uint16 where dim ≤ 65,536, else int32. With values="float16" the codes
-        are rounded, and slots that the rounding makes equal are put back in order.
+        are rounded, and slots that the rounding makes equal are put back in order. `notes`
+        are kept in the metadata, for `csrkern.codes_file.notes`.
 
         Raises:
             ValueError: if `values` is not "float32" or "float16", or a value overflows it.
@@ -368,7 +383,7 @@ class SparseCodes:
                 f"values: {float(self.values.max()):.4g} does not fit in {values}"
                 + ("; save as float32" if values == "float16" else "")
             )
-        return codes_file.pack(codes.values.numpy(), codes.indices.numpy(), self.dim)
+        return codes_file.pack(codes.values.numpy(), codes.indices.numpy(), self.dim, notes)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> SparseCodes:

@@ -12,14 +12,19 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = "csrkern-codes"
+KEY, FORMAT = "csrkern", "csrkern-codes"
 VERSION = 1
 VALUES = {"F32": "<f4", "F16": "<f2"}
 INDICES = {"U16": "<u2", "I32": "<i4"}
 
 
-def pack(values: np.ndarray, indices: np.ndarray, dim: int) -> bytes:
-    """The file of float values and their indices, which are uint16 where dim allows, else int32."""
+def pack(
+    values: np.ndarray, indices: np.ndarray, dim: int, notes: dict[str, str] | None = None
+) -> bytes:
+    """The file of float values and their indices, which are uint16 where dim allows, else int32.
+
+    `notes` are further metadata.
+    """
     from safetensors.numpy import save
 
     header = {"format": FORMAT, "version": VERSION, "dim": dim}
@@ -28,7 +33,17 @@ def pack(values: np.ndarray, indices: np.ndarray, dim: int) -> bytes:
         "values": np.ascontiguousarray(values),
         "indices": np.ascontiguousarray(indices, dtype=narrow),
     }
-    return bytes(save(tensors, metadata={"csrkern": json.dumps(header)}))
+    metadata = {**(notes or {}), KEY: json.dumps(header)}
+    return bytes(save(tensors, metadata=metadata))
+
+
+def notes(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The notes in a file that `read` accepts."""
+    from safetensors import safe_open
+
+    with safe_open(os.fspath(path), framework="np") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    return {name: text for name, text in metadata.items() if name != KEY}
 
 
 def read(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -45,7 +60,7 @@ def read(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, int]:
         raise FileNotFoundError(f"no code file at {name}")
     try:
         with safe_open(name, framework="np") as file:  # checks sizes and offsets
-            header = json.loads((file.metadata() or {}).get("csrkern", "{}"))
+            header = json.loads((file.metadata() or {}).get(KEY, "{}"))
             missing = {"values", "indices"} - set(file.keys())
     except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{name} is damaged: {error} (or not a csrkern code file)") from error

@@ -142,10 +142,18 @@ def _int32(name: str, indices: np.ndarray, dim: int) -> np.ndarray:
 
 
 def array_of(name: str, given: Any) -> np.ndarray:
-    """An array, a torch tensor wherever it is, or nested lists as an array."""
+    """An array, a torch tensor wherever it is, nested lists, or what only speaks DLPack."""
     if hasattr(given, "detach"):
         given = given.detach().cpu()
         given = (given.float() if str(given.dtype) == "torch.bfloat16" else given).numpy()
+    if hasattr(given, "__dlpack__") and not hasattr(given, "__array__"):
+        try:
+            return np.from_dlpack(given)
+        except (BufferError, RuntimeError) as error:
+            raise TypeError(
+                f"{name}: {type(given).__name__} does not fit NumPy ({error}); "
+                "expected numbers in host memory"
+            ) from error
     try:
         return np.asarray(given)
     except ValueError as error:

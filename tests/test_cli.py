@@ -16,7 +16,7 @@ from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain import cli, cli_io
 
-COMMANDS = ["demo", "train", "encode", "index", "search", "eval", "info", "warmup"]
+COMMANDS = ["demo", "train", "embed", "encode", "index", "search", "eval", "info", "warmup"]
 
 
 def clusters(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,6 +51,8 @@ def folder(tmp_path_factory) -> Path:
             "index codes.safetensors -o index",
         ):
             assert exit_code(line) == 0, line
+        # An index that remembers no models.
+        InvertedIndex.build(SparseCodes.load("codes.safetensors")).save("plain")
     finally:
         os.chdir(before)
     return folder
@@ -94,6 +96,12 @@ def test_search_encodes_queries_with_a_model_and_prints_texts(folder, capsys):
     _, ids = InvertedIndex.load("index").search(SparseCodes.load("asks.safetensors"), topk=3)
     for hit in ids[:2].flat:
         assert f"line [{hit}]" in out
+
+
+def test_search_encodes_embeddings_in_safetensors_too(folder):
+    assert exit_code("search index rows.safetensors --model model -o one.npz") == 0
+    assert exit_code("search index rows.npy --model model -o other.npz") == 0
+    assert np.array_equal(np.load("one.npz")["ids"], np.load("other.npz")["ids"])
 
 
 def test_eval_finds_the_clusters_and_writes_a_table(folder, capsys):
@@ -220,8 +228,8 @@ BAD = {
     "index model/nothing.npy -o new": ["no code file at model/nothing.npy"],
     "index codes.safetensors -o index": ["index exists"],
     "search nothing asks.safetensors": ["nothing"],
-    "search index rows.npy": ["rows.npy: expected a file of codes, got a .npy file", "--model"],
-    "search index data.npz:queries": ["expected a file of codes", "--model"],
+    "search plain rows.npy": ["rows.npy: expected a file of codes, got a .npy file", "--model"],
+    "search plain data.npz:queries": ["expected a file of codes", "--model"],
     "encode model rows.npy -o new --threads 0": ["--threads"],
     "train rows.npy -o new --threads none": ["--threads"],
     "search index queries.npy --model model --topk 0": ["--topk"],

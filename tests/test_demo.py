@@ -223,10 +223,14 @@ def test_ask_finds_the_word_without_training_again(shown, text_model, capsys, mo
     out = capsys.readouterr().out
     assert out.splitlines()[0] == "“what spies do”"
     assert out.splitlines()[1].split()[1] == "surveillance:"
+    assert run_cli("demo", "-o", str(folder), "--ask", "what spies do", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["definition"] == "what spies do"
+    assert answer["hits"][0]["words"] == "surveillance"
 
 
 def test_ask_runs_the_demo_first_if_it_must(tmp_path, text_model, monkeypatch):
-    monkeypatch.setattr(demo, "run", lambda folder, quick: pytest.fail(f"ran {folder.name}"))
+    monkeypatch.setattr(demo, "run", lambda folder, **_: pytest.fail(f"ran {folder.name}"))
     with pytest.raises(pytest.fail.Exception, match="ran new"):
         demo_ask.answer(tmp_path / "new", "what spies do", None, quick=True)
 

@@ -60,3 +60,20 @@ def test_hugging_face(rows, tmp_path):
         rows[0], str(tmp_path), k=4, epochs=100, use_cpu=True, save_strategy="no", disable_tqdm=True
     )
     assert unexplained(model, rows[0]) < 0.95
+
+
+@pytest.mark.parametrize(
+    ("package", "needs"),
+    [("sae_lens", "sae_lens.saes.topk_sae"), ("sparsify", "sparsify.sparse_coder")],
+)
+def test_topk_autoencoders(rows, package, needs, monkeypatch):
+    monkeypatch.setenv("SPARSIFY_DISABLE_TRITON", "1")
+    pytest.importorskip(needs)
+    module = example("topk_autoencoders")
+    make, fast = getattr(module, f"{package}_step"), getattr(module, f"fast_{package}")
+    expected, _ = module.run(make(24, 96, 4), rows[0], steps=20, batch=128)
+    with fast.accelerate():
+        found, _ = module.run(make(24, 96, 4), rows[0], steps=20, batch=128)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    first, _ = module.run(make(24, 96, 4), rows[0], steps=1, batch=128)
+    assert expected < 0.9 * first

@@ -234,13 +234,17 @@ def test_every_epoch_takes_every_row_once():
     assert not torch.equal(batches.BatchOrder(96, 32, seed=1)(0), epochs[0][0])
 
 
-def test_a_progress_bar_shows_loss_dead_latents_and_speed(x, capsys):
-    train(x, config=dataclasses.replace(SMALL, steps=3))
-    out = capsys.readouterr().out
-    assert "3/3" in out
-    assert "loss" in out
-    assert "dead" in out
-    assert "rows/s" in out
+def test_a_progress_bar_shows_loss_dead_latents_and_speed(x, capsys, monkeypatch):
+    config = dataclasses.replace(SMALL, steps=3)
+    train(x, config=config)
+    streams = capsys.readouterr()
+    assert streams.out == streams.err == ""  # no terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which rich takes for a terminal
+    train(x, config=config)
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    for word in ("3/3", "loss", "dead", "rows/s"):
+        assert word in streams.err
 
 
 @pytest.mark.parametrize("n", [2, 3, 65])

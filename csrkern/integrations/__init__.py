@@ -3,6 +3,10 @@
 - `sentence_transformers`: `accelerate`, which runs an existing `SparseEncoder` on our kernels.
 - `sentence_transformers_folder`: adapters to and from the directories that package saves.
 - `checkpoints`: adapters to and from the paper's `.pth` and EleutherAI's TopK autoencoders.
+- `sae_lens`, `sparsify`: `accelerate` for the TopK autoencoders of these packages.
+- `sklearn`: a transformer and neighbours with scikit-learn's manners.
+- `frames`: codes as list columns of pyarrow and pandas.
+- `qdrant`, `milvus`, `elasticsearch`, `seismic`: codes to search engines and back.
 """
 
 from __future__ import annotations
@@ -10,7 +14,19 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_MODULES = ("checkpoints", "sentence_transformers", "sentence_transformers_folder")
+_MODULES = (
+    "checkpoints",
+    "elasticsearch",
+    "frames",
+    "milvus",
+    "qdrant",
+    "sae_lens",
+    "seismic",
+    "sentence_transformers",
+    "sentence_transformers_folder",
+    "sklearn",
+    "sparsify",
+)
 
 
 def __getattr__(name: str) -> Any:

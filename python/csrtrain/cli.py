@@ -13,7 +13,15 @@ from collections.abc import Sequence
 
 import typer
 
-from csrtrain import cli_commands, cli_eval, cli_ray, cli_train, cli_warmup
+from csrtrain import (
+    cli_commands,
+    cli_embed,
+    cli_eval,
+    cli_ray,
+    cli_search,
+    cli_train,
+    cli_warmup,
+)
 
 INTERRUPTED = 130
 
@@ -21,16 +29,16 @@ app = typer.Typer(
     help="Sparse codes for embeddings: train an adapter, encode, index and search.",
     epilog="New here? Run: csrkern demo",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
     cli_commands.demo,
     cli_train.train,
+    cli_embed.embed,
     cli_commands.encode,
     cli_commands.index,
-    cli_commands.search,
+    cli_search.search,
     cli_eval.evaluate,
     cli_commands.info,
     cli_warmup.warmup,

@@ -1,29 +1,34 @@
-"""The commands demo, encode, index, search and info."""
+"""The commands demo, encode, index and info."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import time
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from csrtrain.cli_io import (
     Embeddings,
     Force,
+    Json,
     Output,
+    TextModelName,
     Threads,
+    Values,
     check_free,
     console,
+    folder_for,
     load_codes,
-    read_lines,
-    say,
+    report,
     split_name,
     use_threads,
 )
+from csrtrain.cli_lines import codes_of_records, emit, read_records
 
 
 class Metric(str, Enum):
@@ -31,13 +36,6 @@ class Metric(str, Enum):
 
     INNER_PRODUCT = "ip"
     COSINE = "cosine"
-
-
-class Values(str, Enum):
-    """How the values of codes are stored."""
-
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
 
 
 class StoredValues(str, Enum):
@@ -68,6 +66,7 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="A shorter training, for a first look: 20 seconds.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Show it all on real data: a reverse dictionary, from a definition to its word.
 
@@ -81,14 +80,21 @@ def demo(
 
       csrkern demo --ask "a device for telling time"
     """
+    out = console(stderr=as_json)
     if ask is None:
         from csrtrain.demo import run
 
-        run(output, quick=quick)
-    else:
-        from csrtrain.demo_ask import answer
+        result = run(output, quick=quick, out=out)
+        if as_json:
+            emit({"output": str(output), **dataclasses.asdict(result)})
+        return
+    from csrtrain.demo_ask import answer, show
 
-        answer(output, ask, text_model, quick=quick)
+    found = answer(output, ask, text_model, quick=quick, out=out)
+    if as_json:
+        emit({"definition": ask, "hits": [hit._asdict() for hit in found]})
+    else:
+        show(ask, found, out)
 
 
 def encode(
@@ -101,10 +107,14 @@ def encode(
     values: Annotated[
         Values, typer.Option(help="Precision of the stored values.")
     ] = Values.FLOAT16,
+    text_model: TextModelName = None,
     threads: Threads = None,
+    as_json: Json = False,
     force: Force = False,
 ) -> None:
     """Turn embeddings into sparse codes.
+
+    With --text-model, what made the embeddings is remembered, and search takes words.
 
     [bold]Example[/bold]
 
@@ -115,19 +125,38 @@ def encode(
     from csrkern.nn import SparseAutoencoder
     from csrtrain.data import load_embeddings
     from csrtrain.evaluate import encode_all
+    from csrtrain.progress import working
+    from csrtrain.texts import RECIPE_KEY, Recipe
 
     adapter = SparseAutoencoder.from_pretrained(model).eval()
-    codes = encode_all(adapter, load_embeddings(*split_name(embeddings)), k)
-    codes.save(output, values=values.value)
+    with working("reading the embeddings"):
+        rows = load_embeddings(*split_name(embeddings))
+    with working("encoding", len(rows)) as advance:
+        codes = encode_all(adapter, rows, k, on_rows=advance)
+    recipe = Recipe(text_model, str(model))
+    codes.save(output, values=values.value, notes={RECIPE_KEY: recipe.to_json()})
     size = output.stat().st_size / len(codes)
-    say(
+    report(
+        {
+            "output": str(output),
+            "codes": len(codes),
+            "k": codes.k,
+            "dim": codes.dim,
+            "bytes_per_code": size,
+        },
         f"Wrote {output}: {len(codes)} codes, {codes.k} of {codes.dim} latents, "
-        f"{size:.0f} bytes a code.\nNext: csrkern index {output} -o index"
+        f"{size:.0f} bytes a code.\nNext: csrkern index {output} -o index",
+        as_json,
     )
 
 
 def index(
-    codes: Annotated[Path, typer.Argument(metavar="CODES", help="A file written by encode.")],
+    codes: Annotated[
+        str,
+        typer.Argument(
+            metavar="CODES", help="A file written by encode or embed; -: JSON lines of embed."
+        ),
+    ],
     output: Output,
     metric: Annotated[
         Metric,
@@ -136,10 +165,20 @@ def index(
     values: Annotated[
         StoredValues, typer.Option(help="Precision of the stored values; uint8 is the smallest.")
     ] = StoredValues.FLOAT16,
+    text_model: TextModelName = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="The adapter that made the codes (default: as CODES say)."
+        ),
+    ] = None,
     threads: Threads = None,
+    as_json: Json = False,
     force: Force = False,
 ) -> None:
     """Build an inverted index over codes, for exact search.
+
+    It remembers the names of the models that made the codes, and so search takes words.
 
     [bold]Example[/bold]
 
@@ -147,111 +186,38 @@ def index(
     """
     check_free(output, force)
     from csrkern import InvertedIndex
-
-    started = time.perf_counter()
-    built = InvertedIndex.build(
-        load_codes(codes, "make codes of embeddings with csrkern encode"),
-        metric=metric.value,
-        values=values.value,
-        num_threads=threads,
-    )
-    seconds = time.perf_counter() - started
-    built.save(output)
-    say(
-        f"Wrote {output}: {len(built)} codes over {built.dim} latents, built in {seconds:.2f} s."
-        f"\nNext: csrkern search {output} QUERIES"
-    )
-
-
-def search(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder written by index.")],
-    queries: Annotated[
-        str, typer.Argument(metavar="QUERIES", help="Codes, or with --model embeddings.")
-    ],
-    model: Annotated[
-        Path | None, typer.Option(metavar="MODEL", help="Encode the queries with this model.")
-    ] = None,
-    topk: Annotated[int, typer.Option(min=1, help="Hits a query.")] = 10,
-    texts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A text line for each code, to print.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE.npz", help="Write scores and ids [n, topk]."),
-    ] = None,
-    show: Annotated[int, typer.Option(min=0, help="Queries whose hits are printed.")] = 5,
-    threads: Threads = None,
-    force: Force = False,
-) -> None:
-    """Find the best matches in an index, exactly.
-
-    [bold]Examples[/bold]
-
-      csrkern search index queries.safetensors --topk 20 -o hits.npz
-
-      csrkern search index queries.npy --model model --texts lines.txt
-    """
-    if output is not None:
-        check_free(output, force)
-    from csrkern import InvertedIndex
-
-    found_in = InvertedIndex.load(index)
-    lines = None if texts is None else read_lines(texts, len(found_in))
-    if model is None:
-        codes = load_codes(Path(queries), "give the --model that encodes embeddings")
-    else:
-        use_threads(threads)
-        from csrkern.nn import SparseAutoencoder
-        from csrtrain.data import load_embeddings
-        from csrtrain.evaluate import encode_all
-
-        adapter = SparseAutoencoder.from_pretrained(model).eval()
-        codes = encode_all(adapter, load_embeddings(*split_name(queries)))
-    started = time.perf_counter()
-    scores, ids = found_in.search(codes, topk=topk, num_threads=threads)
-    seconds = time.perf_counter() - started
-    if output is not None:
-        _write_hits(output, scores, ids)
-    _print_hits(scores[:show], ids[:show], lines)
-    say(
-        f"{len(codes)} queries in {seconds * 1e3:.1f} ms, {1e6 * seconds / max(1, len(codes)):.1f} "
-        "µs each" + (f"; wrote {output}" if output else "")
-    )
-
-
-def _write_hits(path: Path, scores: Any, ids: Any) -> None:
-    import io
-
-    import numpy as np
-
     from csrkern.storage import write_atomically
+    from csrtrain.progress import working
+    from csrtrain.texts import RECIPE, Recipe
 
-    payload = io.BytesIO()
-    np.savez(payload, scores=scores, ids=ids)
-    write_atomically(path, payload.getvalue())
+    recipe = Recipe(text_model, None if model is None else str(model))
+    with working("reading the codes"):
+        if codes == "-" or codes.endswith(".jsonl"):
+            read = codes_of_records(list(read_records(codes, "text")))
+        else:
+            read = load_codes(Path(codes), "make codes of embeddings with csrkern encode")
+            recipe = recipe.over(Recipe.of_codes(Path(codes)))
+    with working("building the index"):
+        started = time.perf_counter()
+        built = InvertedIndex.build(
+            read, metric=metric.value, values=values.value, num_threads=threads
+        )
+        seconds = time.perf_counter() - started
+        with folder_for(output) as folder:
+            (folder / RECIPE).unlink(missing_ok=True)  # of the index before
+            built.save(folder)
+            if recipe != Recipe():
+                write_atomically(folder / RECIPE, recipe.to_json().encode())
+    words = "QUERIES" if recipe.text_model is None else '"some words"'
+    report(
+        {"output": str(output), "codes": len(built), "dim": built.dim, "seconds": seconds},
+        f"Wrote {output}: {len(built)} codes over {built.dim} latents, built in {seconds:.2f} s."
+        f"\nNext: csrkern search {output} {words}",
+        as_json,
+    )
 
 
-def _print_hits(scores: Any, ids: Any, lines: list[str] | None) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    if not len(ids):
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("query", "rank", "score", "id"):
-        table.add_column(name, justify="right")
-    if lines is not None:
-        table.add_column("text")
-    for query, (row_scores, row_ids) in enumerate(zip(scores, ids, strict=True)):
-        for rank, (score, hit) in enumerate(zip(row_scores, row_ids, strict=True), start=1):
-            if hit < 0:
-                continue
-            cells = [str(query), str(rank), f"{score:.4f}", str(hit)]
-            table.add_row(*cells, *([] if lines is None else [escape(lines[hit])]))
-    console().print(table)
-
-
-def info() -> None:
+def info(as_json: Json = False) -> None:
     """Show versions, the instruction set in use, threads, CUDA and Triton."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -282,6 +248,9 @@ def info() -> None:
         "PyTorch threads": str(torch.get_num_threads()),
         "CUDA": cuda,
     }
+    if as_json:
+        emit(facts)
+        return
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:<{width}}  {value}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from csrtrain.cli_io import (
     ARRAY,
     Embeddings,
     Force,
+    Json,
     Threads,
     check_free,
     console,
@@ -19,6 +21,7 @@ from csrtrain.cli_io import (
     split_name,
     use_threads,
 )
+from csrtrain.cli_lines import emit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +66,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE.html", help="Write the table and charts.")
     ] = None,
     threads: Threads = None,
+    as_json: Json = False,
     force: Force = False,
 ) -> None:
     """Compare codes with dense vectors, PCA, int8, binary, PQ and more.
@@ -82,18 +86,26 @@ def evaluate(
         if path is not None:
             check_free(path, force)
     use_threads(threads)
-    task = _task(embeddings, labels, test, test_labels, qrels, holdout, probes)
-    adapter = None if model is None else _adapter(model, task.database.shape[1])
-    results = list(_results(task, adapter, numbers(k, "--k"), matryoshka))
-    title = f"{len(task.queries):,} queries, {len(task.database):,} rows"
-    _print(results, title)
     from csrkern.storage import write_atomically
     from csrtrain.eval_report import to_csv, to_html
+    from csrtrain.progress import working
+
+    with working("comparing"):
+        task = _task(embeddings, labels, test, test_labels, qrels, holdout, probes)
+        adapter = None if model is None else _adapter(model, task.database.shape[1])
+        results = list(_results(task, adapter, numbers(k, "--k"), matryoshka))
+    title = f"{len(task.queries):,} queries, {len(task.database):,} rows"
+    if as_json:
+        sizes = {"queries": len(task.queries), "rows": len(task.database)}
+        emit({**sizes, "results": [dataclasses.asdict(result) for result in results]})
+    else:
+        _print(results, title)
 
     for path, text in ((output, to_csv(results)), (report, to_html(results, title))):
         if path is not None:
             write_atomically(path, text.encode())
-            say(f"Wrote {path}")
+            if not as_json:
+                say(f"Wrote {path}")
 
 
 def _task(
@@ -142,8 +154,6 @@ def _task(
 
 def _split(task: Task, holdout: float) -> Task:
     """A random part of the rows asks the rest; always the same part."""
-    import dataclasses
-
     import torch
 
     assert task.database_labels is not None

@@ -1,13 +1,23 @@
-"""What the commands share: options, named arrays in files, outputs that are not overwritten."""
+"""What the commands share: options, named arrays in files, outputs that are never half written."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from csrtrain.cli_lines import emit
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
 
     from csrkern import SparseCodes
@@ -28,6 +38,22 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="CPU threads (default: every core).")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, on a line, in place of text.")]
+TextModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--text-model",
+        metavar="NAME|FOLDER",
+        help="The sentence-transformers model that reads texts.",
+    ),
+]
+
+
+class Values(str, Enum):
+    """How the values of codes are stored."""
+
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
 
 
 def split_name(name: str) -> tuple[Path, str | None]:
@@ -53,6 +79,40 @@ def check_free(path: Path, force: bool) -> Path:
     if not path.absolute().parent.is_dir():
         raise ValueError(f"{path.parent} is not a folder; create it first")
     return path
+
+
+@contextlib.contextmanager
+def folder_for(path: Path) -> Iterator[Path]:
+    """Where to write the files of the folder `path`, so that it is never half written.
+
+    A new one is made beside it and renamed; an error or Ctrl-C leaves nothing of it. One that is
+    there is written to, file by file, and Ctrl-C waits until that is done.
+    """
+    if path.is_dir():
+        with _uninterrupted():
+            yield path
+        return
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    try:
+        folder = beside / path.name
+        folder.mkdir()
+        yield folder
+        os.replace(folder, path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C within the block takes effect at its end."""
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def load_codes(path: Path, instead: str) -> SparseCodes:
@@ -87,14 +147,22 @@ def read_lines(path: Path, expected: int) -> list[str]:
     return lines
 
 
-def console() -> Console:
+def console(*, stderr: bool = False) -> Console:
     """Where tables and messages go; wide enough for tables when not a terminal."""
     from rich.console import Console
 
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=110)
+    plain = Console(stderr=stderr)
+    return plain if plain.is_terminal else Console(width=110, stderr=stderr)
 
 
 def say(message: str) -> None:
     """Prints a message as it is, however narrow the terminal."""
     console().print(message, soft_wrap=True, highlight=False)
+
+
+def report(record: dict[str, Any], message: str, as_json: bool) -> None:
+    """What a command did: the record if JSON is asked for, else the message."""
+    if as_json:
+        emit(record)
+    else:
+        say(message)

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from csrtrain.cli_commands import Metric, StoredValues, Values
-from csrtrain.cli_io import load_codes, say
+from csrtrain.cli_commands import Metric, StoredValues
+from csrtrain.cli_io import Json, Values, load_codes, report, say
 
 app = typer.Typer(
     help="More than one machine: encode, build, serve and search on a Ray cluster, or on a Ray of "
@@ -49,6 +49,7 @@ def encode(
     gpus: Annotated[float, typer.Option(min=0, help="GPUs a process.")] = 0,
     address: Address = None,
     storage: Options = None,
+    as_json: Json = False,
 ) -> None:
     """Encode a corpus of many files; run it again to go on after an interruption."""
     from csrtrain.scale import encode_corpus
@@ -68,9 +69,12 @@ def encode(
             options=_options(storage),
             progress=progress,
         )
-    say(
-        f"Wrote {output}: {manifest['rows']} codes in {len(manifest['pieces'])} pieces.\n"
-        f"Next: csrkern ray build {output} -o index"
+    rows, pieces = manifest["rows"], len(manifest["pieces"])
+    report(
+        {"output": output, "codes": rows, "pieces": pieces},
+        f"Wrote {output}: {rows} codes in {pieces} pieces.\n"
+        f"Next: csrkern ray build {output} -o index",
+        as_json,
     )
 
 
@@ -86,6 +90,7 @@ def build(
     workers: Annotated[int | None, typer.Option(min=1, help="Shards built at a time.")] = None,
     address: Address = None,
     storage: Options = None,
+    as_json: Json = False,
 ) -> None:
     """Build a sharded index; run it again to go on after an interruption."""
     from csrtrain.scale import build_shards
@@ -102,9 +107,12 @@ def build(
             options=_options(storage),
             progress=progress,
         )
-    say(
-        f"Wrote {output}: {len(found)} codes in {len(found.shards)} shards, generation "
-        f"{found.number}.\nNext: csrkern ray serve {output}"
+    shards = len(found.shards)
+    report(
+        {"output": output, "codes": len(found), "shards": shards, "generation": found.number},
+        f"Wrote {output}: {len(found)} codes in {shards} shards, generation {found.number}.\n"
+        f"Next: csrkern ray serve {output}",
+        as_json,
     )
 
 
@@ -196,7 +204,7 @@ def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + unit),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bar:
         task = bar.add_task(what, total=1)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

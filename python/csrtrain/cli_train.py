@@ -12,11 +12,13 @@ from csrtrain.cli_io import (
     ARRAY,
     Embeddings,
     Force,
+    Json,
     Output,
     Threads,
     check_free,
+    folder_for,
     numbers,
-    say,
+    report,
     split_name,
     use_threads,
 )
@@ -110,6 +112,7 @@ def train(
     log_dir: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write scalars for TensorBoard here.")
     ] = None,
+    as_json: Json = False,
     force: Force = False,
 ) -> None:
     """Train an adapter that turns embeddings into sparse codes.
@@ -164,10 +167,13 @@ def train(
     )
     if distributed.rank() > 0:
         return
-    model.save_pretrained(output)
-    say(
+    with folder_for(output) as folder:
+        model.save_pretrained(folder)
+    report(
+        {"output": str(output), **model.config()},
         f"Wrote {output}: {model.input_dim} dimensions to {model.k} of {model.hidden_dim} latents."
-        f"\nNext: csrkern encode {output} {embeddings} -o codes.safetensors"
+        f"\nNext: csrkern encode {output} {embeddings} -o codes.safetensors",
+        as_json,
     )
 
 

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from csrtrain.cli_io import Json, report
+from csrtrain.cli_lines import emit
+
 
 class Dtype(str, Enum):
     """What a model computes in."""
@@ -23,6 +26,7 @@ def warmup(
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Active latents per row.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 4096,
     dtype: Annotated[Dtype, typer.Option(help="What the model computes in.")] = Dtype.FLOAT32,
+    as_json: Json = False,
 ) -> None:
     """Compile the GPU kernels and measure their best configurations, once.
 
@@ -43,9 +47,13 @@ def warmup(
     from csrkern.kernels.warmup import warm_up
 
     def show(name: str, seconds: float) -> None:
-        print(f"{name:<20} {seconds:8.2f} s", flush=True)
+        if as_json:
+            emit({"kernel": name, "seconds": seconds})
+        else:
+            print(f"{name:<20} {seconds:8.2f} s", flush=True)
 
     device = "cpu" if interpreted else "cuda"
     sizes = batch_size, input_dim, hidden_dim, k
     warm_up(*sizes, getattr(torch, dtype.value), device, show)
-    print(f"choices: {tuning.choices_path()}")
+    path = str(tuning.choices_path())
+    report({"choices": path}, f"choices: {path}", as_json)

@@ -15,6 +15,7 @@ Array = np.ndarray | Tensor
 """A 2-D array of embeddings or a 1-D array of labels; NumPy (mapped or not) or a CPU tensor."""
 
 Source = str | os.PathLike[str] | np.ndarray | Tensor
+"""A path, or an array in memory; functions also take other libraries' arrays, by DLPack."""
 
 # Rows are read in pieces of about this many bytes: well inside memory, well above a seek.
 _CHUNK_BYTES = 1 << 25
@@ -156,6 +157,8 @@ def _read(
         return name, source.detach().cpu()
     if isinstance(source, np.ndarray):
         return name, source.astype(source.dtype.newbyteorder("="), copy=False)
+    if hasattr(source, "__dlpack__"):
+        return name, torch.from_dlpack(source).cpu()
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(
             f"{name}: expected a path, a NumPy array or a tensor, got {type(source).__name__}"

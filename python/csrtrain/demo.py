@@ -25,6 +25,7 @@ from csrtrain.evaluate import encode_all, latent_use
 from csrtrain.report import FAMILIES, DemoResult, Example, Method, Training, render, signed
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 ACTIVE = (2, 4, 8, 16, 32)
@@ -57,23 +58,24 @@ class Trained:
     history: Training
 
 
-def run(folder: Path, *, quick: bool = False) -> DemoResult:
-    """Trains, searches, compares, prints the outcome and writes everything into `folder`.
+def run(folder: Path, *, quick: bool = False, out: Console | None = None) -> DemoResult:
+    """Trains, searches, compares, prints the outcome to `out` and writes all into `folder`.
 
     Raises:
         ValueError: if `folder` holds something that is not from an earlier demo.
     """
     _check_folder(folder)
-    out = console()
+    out = out or console()
     began = time.perf_counter()
     data = load_demo()
     out.print(
         f"[bold]A reverse dictionary.[/bold] {len(data.train):,} WordNet definitions to learn "
         f"from, {len(data.test):,} others that ask, {data.train.shape[1]} dimensions each."
     )
-    trained = {family: _train(family, data, quick) for family in RECIPES}
+    trained = {family: _train(family, data, quick, out) for family in RECIPES}
     training_seconds = sum(t.history.seconds for t in trained.values())
     rounds = QUICK_ROUNDS if quick else ROUNDS
+    out.print("Comparing with dense search, top-k and PCA ...", highlight=False)
     best = f"The fastest of {rounds} runs." if rounds > 1 else "A single run."
     methods, searches = _compare(data, trained, rounds)
     encoding = _encoding_micros(trained["self"].model, data, rounds)
@@ -127,12 +129,12 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _train(family: str, data: DemoData, quick: bool) -> Trained:
+def _train(family: str, data: DemoData, quick: bool, out: Console) -> Trained:
     config = RECIPES[family]
     if quick:
         config = dataclasses.replace(config, steps=QUICK_STEPS)
     reports: list[StepReport] = []
-    console().print(f"{FAMILIES[family]}:", highlight=False)
+    out.print(f"{FAMILIES[family]}:", highlight=False)
     began = time.perf_counter()
     model = train(data.train, data.train_labels, config, on_step=reports.append)
     seconds = time.perf_counter() - began

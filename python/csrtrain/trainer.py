@@ -20,7 +20,7 @@ from csrtrain.config import TrainConfig
 from csrtrain.data import Source
 from csrtrain.loss import CSRLoss
 from csrtrain.prepare import Prepared, prepare
-from csrtrain.progress import progress_bar, scalar_log
+from csrtrain.progress import progress_bar, scalar_log, working
 from csrtrain.steps import Steps
 from csrtrain.stopping import Evaluate, Evaluation
 
@@ -146,8 +146,11 @@ def train(
     if config.input_subspace == "auto":
         from csrtrain.subspace_choice import choose_subspace
 
-        config = choose_subspace(embeddings, labels, config, partners, pairs, device=device)
-    (model,) = _run(prepare(embeddings, labels, config, partners, pairs), options)
+        with working("choosing a subspace", wanted=progress):
+            config = choose_subspace(embeddings, labels, config, partners, pairs, device=device)
+    with working("reading the embeddings", wanted=progress):
+        prepared = prepare(embeddings, labels, config, partners, pairs)
+    (model,) = _run(prepared, options)
     return model
 
 

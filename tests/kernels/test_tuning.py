@@ -217,15 +217,17 @@ def test_warmup_command_measures_every_kernel_that_has_a_choice(tmp_path):
     if not torch.cuda.is_available():
         environment["TRITON_INTERPRET"] = "1"
     command = [sys.executable, "-c", MAIN, "warmup", "-d", "40", "--hidden-dim", "64"]
-    command += ["-k", "3", "--batch-size", "2"]
+    command += ["-k", "3", "--batch-size", "2", "--json"]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     (file,) = tmp_path.iterdir()
-    assert str(file) in run.stdout
+    *kernels, choices = map(json.loads, run.stdout.splitlines())
+    assert choices == {"choices": str(file)}
+    assert all(line["kernel"] and line["seconds"] > 0 for line in kernels)
     measured = {key.rsplit(" ", key.count(" "))[0] for key in json.loads(file.read_text())}
     # Below 2,048 latents topk_relu has one configuration.
-    kernels = {"encode", "transpose", "gather_sum", "gather_dot", "scatter_sum"}
-    assert measured >= kernels | {"similarity", "info_nce"}
+    wanted = {"encode", "transpose", "gather_sum", "gather_dot", "scatter_sum"}
+    assert measured >= wanted | {"similarity", "info_nce"}
 
 
 def test_warmup_needs_a_device():

@@ -1,0 +1,301 @@
+"""scikit-learn's manners: a transformer that makes codes, and neighbours of codes.
+
+    make_pipeline(CSRTransformer(k=16), LogisticRegression()).fit(embeddings, y)
+    make_pipeline(CSRTransformer(), CSRNeighborsTransformer(), TSNE(metric="precomputed"))
+
+Both pass all of scikit-learn's `check_estimator` that applies to them. Needs scikit-learn 1.6.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from csrkern.index import InvertedIndex
+
+try:
+    import scipy.sparse as sp
+    from sklearn.base import (
+        BaseEstimator,
+        ClassNamePrefixFeaturesOutMixin,
+        TransformerMixin,
+    )
+    from sklearn.utils import check_random_state
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(
+        f"this needs scikit-learn 1.6 or later ({error}); pip install 'csrkern[sklearn]'"
+    ) from error
+
+
+class CSRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Embeddings to sparse codes: `fit` trains an adapter, `transform` encodes.
+
+    Parameters:
+        k: active latents a row.
+        hidden_dim: latents h; None: 4 times the width of the embeddings.
+        contrast: "self", or "label", which pulls the codes of rows of one class together and
+            needs y; None trains on reconstruction alone.
+        steps: optimiser steps; None: by the number of rows.
+        preset: settings to start from, a name for `csrtrain.TrainConfig.preset`; None: the
+            defaults.
+        config: further fields of `csrtrain.TrainConfig`, as a dictionary.
+        random_state: an int gives the same model each time; None, or a RandomState, does not.
+        device: where to train; None: a CUDA device if there is one, else the CPU.
+
+    Attributes:
+        model_: the trained `csrkern.nn.SparseAutoencoder`.
+        n_features_in_: the width d of the embeddings.
+    """
+
+    def __init__(
+        self,
+        k: int = 32,
+        *,
+        hidden_dim: int | None = None,
+        contrast: str | None = "self",
+        steps: int | None = None,
+        preset: str | None = None,
+        config: dict[str, Any] | None = None,
+        random_state: Any = 0,
+        device: Any = None,
+    ) -> None:
+        self.k = k
+        self.hidden_dim = hidden_dim
+        self.contrast = contrast
+        self.steps = steps
+        self.preset = preset
+        self.config = config
+        self.random_state = random_state
+        self.device = device
+
+    def fit(self, X: Any, y: Any = None) -> CSRTransformer:
+        """Trains on embeddings X [n, d]; y [n] are classes, for contrast="label" only.
+
+        Raises:
+            ValueError: if X is not finite and of at least 2 rows, or a parameter does not fit.
+        """
+        from csrtrain import TrainConfig, train
+
+        needs_y = self.contrast == "label"
+        if needs_y and y is None:
+            raise ValueError(
+                "contrast='label' requires y to be passed, but the target y is None: "
+                "give the class of each row, or contrast='self'"
+            )
+        X = validate_data(self, X, dtype=np.float32, ensure_min_samples=2)
+        seed = self.random_state
+        if not isinstance(seed, (int, np.integer)):
+            seed = check_random_state(seed).randint(2**31)
+        chosen = {"hidden_dim": self.hidden_dim, "steps": self.steps}
+        changes = {
+            "k": self.k,
+            "contrast": self.contrast,
+            "seed": int(seed),
+            **{name: value for name, value in chosen.items() if value is not None},
+            **(self.config or {}),
+        }
+        config = (
+            TrainConfig.preset(self.preset, **changes) if self.preset else TrainConfig(**changes)
+        )
+        labels = None
+        if needs_y:
+            labels = np.unique(np.asarray(y), return_inverse=True)[1].reshape(-1)
+        self.model_ = train(X, labels, config, progress=False, device=self.device)
+        return self
+
+    def transform(self, X: Any) -> sp.csr_array:
+        """Codes of embeddings X [m, d]: float32 [m, h], at most k entries a row."""
+        from csrtrain import encode_all
+
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float32, reset=False)
+        return encode_all(self.model_, X).to_scipy()
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """Embeddings float32 [m, d] that codes X [m, h] stand for.
+
+        Raises:
+            ValueError: if X has another width, or the model standardises its input.
+        """
+        import torch
+
+        from csrkern.codes import SparseCodes
+
+        check_is_fitted(self)
+        if self.model_.normalize:
+            raise ValueError(
+                "normalize=True takes out each row's mean and scale, which codes do not keep; "
+                "train without it to get embeddings back"
+            )
+        X = sp.csr_array(X)
+        if X.shape[1] != self.model_.hidden_dim:
+            raise ValueError(
+                f"X: expected codes over {self.model_.hidden_dim} latents, got {X.shape[1]}"
+            )
+        with torch.inference_mode():
+            return self.model_.decode(SparseCodes.from_scipy(X.astype(np.float32))).numpy()
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.model_.hidden_dim
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = self.contrast == "label"
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+
+class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """The nearest codes by cosine distance, exactly, from an `InvertedIndex`.
+
+    In place of `KNeighborsTransformer` in front of estimators with metric="precomputed", and
+    wherever an object with `kneighbors` will do, as `NearestNeighbors` has it.
+
+    Parameters:
+        n_neighbors: as many each row gets, where `kneighbors` is not told.
+        mode: what `transform` gives: "distance" (of one neighbour more, for a row of the
+            training set is its own) or "connectivity".
+        values: how the index stores values; "float16" is smaller, and rounds distances.
+        n_jobs: threads; None: one for each processor.
+
+    Attributes:
+        index_: the `InvertedIndex` of the codes, by cosine.
+        n_samples_fit_: codes in it.
+        n_features_in_: the number of latents h.
+    """
+
+    def __init__(
+        self,
+        n_neighbors: int = 5,
+        *,
+        mode: str = "distance",
+        values: str = "float32",
+        n_jobs: int | None = None,
+    ) -> None:
+        self.n_neighbors = n_neighbors
+        self.mode = mode
+        self.values = values
+        self.n_jobs = n_jobs
+
+    def fit(self, X: Any, y: Any = None) -> CSRNeighborsTransformer:
+        """Indexes codes X [n, h]: SparseCodes, a SciPy sparse matrix or a dense array, ≥ 0.
+
+        Raises:
+            ValueError: if a value is negative or not finite, or `mode` is unknown.
+        """
+        if self.mode not in ("distance", "connectivity"):
+            raise ValueError(f"mode: expected 'distance' or 'connectivity', got {self.mode!r}")
+        codes = self._codes(X, reset=True)
+        self.index_ = InvertedIndex.build(
+            codes, metric="cosine", values=self.values, num_threads=self._threads
+        )
+        self.n_samples_fit_ = codes.shape[0]
+        self._n_features_out = self.n_samples_fit_
+        return self
+
+    def kneighbors(
+        self, X: Any = None, n_neighbors: int | None = None, return_distance: bool = True
+    ) -> Any:
+        """The `n_neighbors` nearest codes of each row, nearest first, equal ones by number.
+
+        Args:
+            X: queries [m, h]; None: the indexed codes, none of which is then its own neighbour.
+            n_neighbors: None: the parameter of this name.
+            return_distance: False leaves the distances out.
+
+        Returns:
+            distances float32 [m, n_neighbors], 1 − cosine, and numbers int64 of the same shape.
+
+        Raises:
+            ValueError: if there are not that many codes.
+        """
+        check_is_fitted(self)
+        wanted = self.n_neighbors if n_neighbors is None else n_neighbors
+        if isinstance(wanted, bool) or not isinstance(wanted, (int, np.integer)):
+            raise TypeError(f"n_neighbors: expected an integer, got {type(wanted).__name__}")
+        most = self.n_samples_fit_ - (X is None)
+        if not 1 <= wanted <= most:
+            raise ValueError(
+                f"Expected 1 <= n_neighbors <= n_samples_fit, but n_neighbors = {wanted}, "
+                f"n_samples_fit = {self.n_samples_fit_}"
+                + (", of which one is the row itself" if X is None else "")
+            )
+        if X is None:
+            order = np.argsort(self.index_.ids)
+            values, latents = self.index_.to_numpy()
+            found = self._search((values[order], latents[order]), wanted + 1)
+            distances, numbers = _without_own(*found)
+        else:
+            distances, numbers = self._search(self._codes(X, reset=False), wanted)
+        return (distances, numbers) if return_distance else numbers
+
+    def kneighbors_graph(
+        self, X: Any = None, n_neighbors: int | None = None, mode: str = "connectivity"
+    ) -> sp.csr_matrix:
+        """`kneighbors` as a matrix [m, n]: 1 ("connectivity") or the distance of each neighbour."""
+        if mode not in ("connectivity", "distance"):
+            raise ValueError(f"mode: expected 'connectivity' or 'distance', got {mode!r}")
+        distances, numbers = self.kneighbors(X, n_neighbors)
+        data = distances if mode == "distance" else np.ones_like(distances)
+        starts = np.arange(0, numbers.size + 1, numbers.shape[1])
+        shape = (len(numbers), self.n_samples_fit_)
+        return sp.csr_matrix((data.ravel(), numbers.ravel(), starts), shape=shape)
+
+    def transform(self, X: Any) -> sp.csr_matrix:
+        """The graph of neighbours of X [m, h] among the indexed codes, [m, n]."""
+        check_is_fitted(self)
+        extra = self.mode == "distance"
+        return self.kneighbors_graph(X, self.n_neighbors + extra, self.mode)
+
+    def fit_transform(self, X: Any, y: Any = None) -> sp.csr_matrix:
+        """`fit(X)`, then `transform(X)`: each row is its own first neighbour."""
+        return self.fit(X).transform(X)
+
+    @property
+    def _threads(self) -> int | None:
+        return None if self.n_jobs in (None, -1) else self.n_jobs
+
+    def _codes(self, X: Any, *, reset: bool) -> sp.csr_array:
+        if hasattr(X, "to_scipy"):
+            X = X.to_scipy()
+        X = validate_data(self, X, accept_sparse="csr", dtype=np.float32, reset=reset)
+        X = sp.csr_array(X)
+        if X.nnz and X.data.min() < 0:
+            raise ValueError(
+                "Negative values in data passed to CSRNeighborsTransformer: expected codes, "
+                "which are not negative; CSRTransformer makes them of embeddings"
+            )
+        return X
+
+    def _search(self, queries: Any, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        scores, numbers = self.index_.search(queries, wanted, num_threads=self._threads)
+        missing = numbers < 0
+        # A search leaves out what shares no latent with the query; here that is at distance 1.
+        for row in np.flatnonzero(missing.any(1)):
+            taken = numbers[row][~missing[row]]
+            # Of the first `wanted` codes, enough are not taken.
+            rest = np.setdiff1d(np.arange(wanted), taken)
+            numbers[row, len(taken) :] = rest[: wanted - len(taken)]
+        scores[missing] = 0
+        return np.maximum(1 - scores, 0), numbers
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.input_tags.positive_only = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+
+def _without_own(distances: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row i without number i or, where equal codes crowd that out, without the last."""
+    keep = numbers != np.arange(len(numbers))[:, None]
+    keep[keep.all(1), -1] = False
+    shape = (len(numbers), -1)
+    return distances[keep].reshape(shape), numbers[keep].reshape(shape)
+
+
+__all__ = ["CSRNeighborsTransformer", "CSRTransformer"]
