@@ -121,7 +121,10 @@ def test_quality_goes_on_where_it_was_stopped(paper, monkeypatch, capsys):
         lines = capsys.readouterr().out.splitlines()
         return [line.split(":")[0] for line in lines if line.endswith(" s")]
 
-    every = "matryoshka,recommended,published,labels,pairs,matryoshka-pairs,matryoshka-labels"
+    every = (
+        "matryoshka,recommended,published,labels,pairs,pair-contrast,dense-pairs,"
+        "matryoshka-pairs,matryoshka-labels"
+    )
     assert measured("--methods", "recommended") == [
         "classes recommended 0",
         "questions recommended 0",
@@ -135,7 +138,10 @@ def test_quality_goes_on_where_it_was_stopped(paper, monkeypatch, capsys):
     found = measured("--methods", every)
     assert "classes recommended 0" not in found
     assert {"classes labels 0", "questions pairs 0", "questions matryoshka-pairs 0"} <= {*found}
-    assert "classes pairs 0" not in found
+    assert {"questions pair-contrast 0", "questions dense-pairs 0"} <= {*found}
+    assert not {"classes pairs 0", "classes dense-pairs 0"} & {*found}
+    methods = {row["method"] for row in table(out / "quality.csv") if row["set"] == "questions"}
+    assert {"CSR with pairs, roots", "int8, with pairs"} <= methods
     assert (out / "quality.csv").read_text().startswith(before)
     assert all(row["seed"] == "0" for row in table(out / "training.csv"))
     assert measured("--methods", every) == []

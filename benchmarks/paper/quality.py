@@ -12,13 +12,15 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import output
 import sets
 import summary
+import torch
 from recipes import KS, paper_loss, recommended
 
 from csrkern.nn import SparseAutoencoder
@@ -48,6 +50,7 @@ class Run:
         options: of the recipe.
         each: train a model for each of these k alone, in place of one for all of `KS`.
         needs: "labels" or "pairs": what it trains with.
+        first: learn a linear map from the pairs, and train on the embeddings that it makes.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Run:
     options: Mapping[str, Any] = field(default_factory=dict)
     each: tuple[int, ...] = ()
     needs: str | None = None
+    first: bool = False
 
     def config(self, data: sets.Set, k: int, seed: int, steps: int) -> TrainConfig:
         """The settings for one of its models."""
@@ -81,7 +85,8 @@ RUNS = {
     ),
     "csrv2": Run("CSRv2", paper_loss, {"contrast": "label", "anneal": True}, needs="labels"),
     "labels": Run("CSR with labels", options={"contrast": "label"}, needs="labels"),
-    "pairs": Run("CSR with pairs", options={"contrast": "clip"}, needs="pairs"),
+    "pair-contrast": Run("CSR with pair contrast", options={"contrast": "clip"}, needs="pairs"),
+    "pairs": Run("CSR with pairs", needs="pairs", first=True),
 }
 MATRYOSHKA = {
     "matryoshka": ("Matryoshka-Adaptor", None),
@@ -94,24 +99,31 @@ DENSE = {
     "pq": partial(compare_product, ks=KS[:-1], rotate=False),
     "opq": partial(compare_product, ks=KS[:-2], rotate=True),
 }
-METHODS = (*DENSE, *MATRYOSHKA, *RUNS)
+WITH_PAIRS = "-pairs"  # the same on the embeddings that the map of the pairs makes
+METHODS = (*DENSE, *(f"{method}{WITH_PAIRS}" for method in DENSE), *MATRYOSHKA, *RUNS)
 DEFAULT = "dense,pq,opq,matryoshka,sae,paper,recommended"
 
 
 def needs(method: str) -> str | None:
     """What a method trains with besides embeddings."""
-    return (
-        MATRYOSHKA[method][1] if method in MATRYOSHKA else getattr(RUNS.get(method), "needs", None)
-    )
+    if method in MATRYOSHKA:
+        return MATRYOSHKA[method][1]
+    return RUNS[method].needs if method in RUNS else None if method in DENSE else "pairs"
 
 
 def measure(
-    data: sets.Set, method: str, seed: int, steps: int
+    data: sets.Set, method: str, seed: int, steps: int, keep: Path | None = None
 ) -> tuple[Iterable[Result], list[dict[str, Any]]]:
-    """The results of one method on one set, and a row for each training."""
+    """The results of one method on one set, and a row for each training.
+
+    With `keep`, models are saved under names of their own in that folder.
+    """
     if method in DENSE:
         fitted = data.train if data.alike is None else data.alike
         return DENSE[method](data.task, fitted), []
+    if method.removesuffix(WITH_PAIRS) in DENSE:
+        found, _ = measure(mapped(data, seed, steps), method.removesuffix(WITH_PAIRS), seed, steps)
+        return (replace(row, method=f"{row.method}, with pairs") for row in found), []
     began = time.process_time()
     if method in MATRYOSHKA:
         name, need = MATRYOSHKA[method]
@@ -124,13 +136,29 @@ def measure(
         spent = round(time.process_time() - began, 1)
         return compare_adapter(data.task, adapter, KS, name), [{"steps": steps, "cpu_s": spent}]
     run = RUNS[method]
+    if run.first:
+        data = mapped(data, seed, steps)
     models, trainings = {}, []
     for k in run.each or KS[-1:]:
         models[k], about = trained(data, run, run.config(data, k, seed, steps))
         trainings.append(about)
+        if keep is not None:
+            models[k].save_pretrained(keep / f"{data.name}-{method}-k{k}-seed{seed}")
     ks = run.each or KS
     asked = models if run.each else models[KS[-1]]
     return compare_codes(data.task, asked, ks, run.name), trainings
+
+
+def mapped(data: sets.Set, seed: int, steps: int) -> sets.Set:
+    """The set with all its embeddings mapped so that the pairs are near each other, at norm 1."""
+    x, y = data.asked[data.pairs[:, 0]], data.partners[data.pairs[:, 1]]
+    adapter = train_matryoshka(x, [x.shape[1]], partners=y, steps=steps, seed=seed)
+    database, queries, train, alike = (
+        None if side is None else torch.nn.functional.normalize(adapter(side), dim=1)
+        for side in (data.task.database, data.task.queries, data.train, data.alike)
+    )
+    task = replace(data.task, database=database, queries=queries)
+    return replace(data, task=task, train=train, alike=alike)
 
 
 def trained(
@@ -141,14 +169,14 @@ def trained(
     x, given = data.train, {}
     if run.needs == "labels":
         given = {"labels": data.labels}
-    elif run.needs == "pairs":
+    elif run.needs == "pairs" and not run.first:
         x, given = data.asked, {"partners": data.partners, "pairs": data.pairs}
     if config.input_subspace == "auto":
         choose = partial(choose_subspace, x, config=config)
         config = choose(**{"labels": None, **given})
     model = train(x, config=config, **given, progress=False)
     spent = time.process_time() - began
-    settled = config.resolve(len(data.pairs) if run.needs == "pairs" else len(x), x.shape[1])
+    settled = config.resolve(len(given["pairs"]) if "pairs" in given else len(x), x.shape[1])
     ks = (config.k,) if run.each else KS
     unexplained = unexplained_variance(model, data.task.database.numpy(), ks)
     return model, {
@@ -172,6 +200,7 @@ def main() -> None:
     output.folder_options(parser, ())
     parser.add_argument("--methods", default=DEFAULT, help=f"of {', '.join(METHODS)}")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--models", type=Path, help="folder to keep the models in")
     options = parser.parse_args()
     folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +223,8 @@ def main() -> None:
                 if data is None or (need is not None and getattr(data, need) is None):
                     continue
                 began = time.perf_counter()
-                results, trainings = measure(data, method, seed, 100 if options.quick else STEPS)
+                steps = 100 if options.quick else STEPS
+                results, trainings = measure(data, method, seed, steps, options.models)
                 key = {"set": name, "run": method, "seed": seed}
                 rows += [{**key, **row_of(result)} for result in results]
                 about += [{**key, **training} for training in trainings]

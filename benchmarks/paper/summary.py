@@ -146,6 +146,19 @@ def claims(scores: Scores, trainings: Sequence[Mapping[str, str]]) -> Iterator[s
             for k in SMALL
         ],
     )
+    mapped = tuple(f"{method}, with pairs" for method in EQUAL_BYTES)
+    yield _count(
+        "Pairs: ahead of these baselines on embeddings mapped by the same pairs, equal bytes",
+        [
+            (
+                f"{name} {4 * k} bytes",
+                scores.best(name, (*pairs, "CSR with pairs, asymmetric, uint8"), size=4 * k),
+                scores.best(name, mapped, size=4 * k),
+            )
+            for name in scores.sets
+            for k in SMALL
+        ],
+    )
     alone = tuple(mode.replace("CSR", "CSR for one k") for mode in CODES)
     yield _count(
         "One model for many k within a point of one for each",
