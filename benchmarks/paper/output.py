@@ -112,10 +112,10 @@ def draw(path: Path, rows: Rows, chart: Chart) -> None:
                 for row in inside
                 if row[chart.by] == series
             )
-            marks = dict(zip(("xdata", "ydata"), zip(*points, strict=True), strict=True))
+            across, up = zip(*points, strict=True) if points else ((), ())
             axes.plot(
-                marks.get("xdata", ()),
-                marks.get("ydata", ()),
+                across,
+                up,
                 # Ten colours come round again; the mark tells such lines apart.
                 marker="os^v"[i // 10 % 4],
                 markersize=4,
@@ -126,6 +126,7 @@ def draw(path: Path, rows: Rows, chart: Chart) -> None:
             axes.set_title(str(panel), fontsize=10)
         if chart.log_x:
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
         if chart.log_y:
             axes.set_yscale("log")
         axes.grid(alpha=0.3)

@@ -163,7 +163,11 @@ def claims(scores: Scores, trainings: Sequence[Mapping[str, str]]) -> Iterator[s
     yield _count(
         "One model for many k within a point of one for each",
         [
-            (f"{name} k = {k}", scores.best(name, CODES, active=k), (best[0] - POINT, best[1]))
+            (
+                f"{name} k = {k}",
+                scores.best(name, CODES, active=k),
+                (best[0] - POINT, f"{best[1]}, less 1"),
+            )
             for name in scores.sets
             for k in KS
             if (best := scores.best(name, alone, active=k)) is not None
