@@ -11,7 +11,8 @@ PAPER_DATA ?= data
 PAPER_SETS ?=
 PAPER_OUT ?= paper-results
 DIST ?= dist
-PAPER_SCRIPTS := quality hidden_dim dead_latents search_time accuracy_time training_time text_tasks captions
+PAPER_SCRIPTS := quality hidden_dim dead_latents search_time accuracy_time training_time \
+                 text_tasks captions
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
