@@ -8,8 +8,11 @@ BENCH_ARGS ?=
 # The oldest that pyproject.toml allows; the environment has the newest.
 OLDEST_TRITON := 3.6.0
 PAPER_DATA ?= data
+PAPER_SETS ?=
 PAPER_OUT ?= paper-results
 DIST ?= dist
+PAPER_SCRIPTS := quality hidden_dim dead_latents search_time accuracy_time training_time \
+                 text_tasks captions
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
@@ -34,9 +37,10 @@ test: $(VENV)/.installed-test ## Run the whole test suite
 bench: $(VENV)/.installed-bench ## Time every operator against its peers
 	$(BIN)/pytest --benchmark $(BENCH_ARGS)
 
-paper: $(VENV)/.installed-paper ## The paper's figures, reduced, on PAPER_DATA=folder of .npz files
-	for script in quality hidden_dim dead_latents search_time training_time; do \
-	  $(BIN)/python benchmarks/paper/$$script.py --quick --data $(PAPER_DATA) -o $(PAPER_OUT) || exit; \
+paper: $(VENV)/.installed-paper ## The paper's figures and tables, reduced; PAPER_DATA=folder of .npz PAPER_SETS=names
+	for script in $(PAPER_SCRIPTS); do \
+	  $(BIN)/python benchmarks/paper/$$script.py --quick --data $(PAPER_DATA) -o $(PAPER_OUT) \
+	    $(if $(PAPER_SETS),--sets $(PAPER_SETS)) || exit; \
 	done
 
 check: $(VENV)/.installed-check ## Lint, formatting and types

@@ -74,6 +74,38 @@ def test_a_run_killed_outright_resumes_to_the_same_model_bit_for_bit(x, tmp_path
     assert same(resumed, quiet(x, config=config))
 
 
+LARGE = """
+import resource, sys, torch
+from csrtrain import TrainConfig, data, train
+torch.set_num_threads(1)
+data._CHUNK_BYTES >>= 3  # pieces of 4 MB
+config = TrainConfig(hidden_dim=64, k=4, batch_size=64, steps=5)
+train(torch.randn(200, 512), config=config, progress=False)
+(held,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmData:"))
+limit = 1024 * int(held) + (96 << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+train(sys.argv[1], config=config, progress=False)
+print("trained")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs limits as Linux counts them")
+def test_a_file_larger_than_the_memory_that_may_be_taken(tmp_path):
+    """200 MB of float16 in a process that may take 96 MB; all but its first rows are a hole."""
+    shape = (200_000, 512)
+    file = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float16, shape)
+    file[:1000] = np.random.default_rng(0).standard_normal((1000, 512))
+    del file
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, str(tmp_path / "x.npy")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "trained\n", done.stderr[-2000:]
+
+
 def best_at(*good_steps: int):
     """An evaluation that gives the models of these steps rising scores, and others 0."""
     calls: list[int] = []

@@ -79,6 +79,18 @@ def test_scores_equal_those_of_ranx(seed):
     assert got == pytest.approx([theirs[name] for name in names])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_ndcg_equals_that_of_scikit_learn(seed):
+    ndcg_score = pytest.importorskip("sklearn.metrics").ndcg_score
+    ids, rows = judged(seed)
+    ours = Judgements([(q, d, g) for q, ds in unique(rows).items() for d, g in ds.items()], 12)
+    grades, scores = np.zeros((12, 40)), np.zeros((12, 40))
+    for q, documents in unique(rows).items():
+        grades[q, list(documents)] = list(documents.values())
+    np.put_along_axis(scores, ids, np.arange(15, 0, -1.0), 1)
+    assert ours.ndcg(ids) == pytest.approx(ndcg_score(grades, scores, k=10))
+
+
 def test_judgements_that_do_not_fit():
     with pytest.raises(ValueError, match="rows of \\(query, document, grade\\)"):
         Judgements([(1, 2, 3, 4)], 2)
@@ -138,13 +150,19 @@ def test_product_quantisation_gets_closer_with_more_bytes(rotate):
         product_quantized(x[:255], x, 2)
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_a_matryoshka_adapter_moves_what_matters_to_the_front(labelled):
+@pytest.mark.parametrize("given", [None, "labels", "partners"])
+def test_a_matryoshka_adapter_moves_what_matters_to_the_front(given):
     """The last of 16 dimensions hold the clusters; the first hold little."""
     (x, y), (q, q_labels) = clusters(600, 1), clusters(200, 2)
     fade = torch.logspace(-2, 0, 16)
     x, q = x * fade, q * fade
-    adapter = train_matryoshka(x, [4], y if labelled else None, steps=200, batch_size=100, lr=1e-2)
+    alike = torch.empty_like(y)
+    for label in y.unique():
+        (members,) = (y == label).nonzero(as_tuple=True)
+        alike[members] = members.roll(1)
+    more = {"labels": y, "partners": x[alike]}
+    options = {name: value for name, value in more.items() if name == given}
+    adapter = train_matryoshka(x, [4], **options, steps=200, batch_size=100, lr=1e-2)
     task = Task(x, q, y, q_labels)
     by = {result.active: result.scores["1-nn"] for result in compare_adapter(task, adapter, [4])}
     plain = task.scores(search(x[:, :4], q[:, :4], 1))["1-nn"]
@@ -180,7 +198,9 @@ def test_a_comparison_is_at_equal_dims_and_bytes(judgements):
     assert sizes["PCA", 4] == sizes["CSR", 2] == sizes["top-k, untrained", 2] == 8
     assert sizes["PCA int8", 8] == 8
     names = {name for name, _ in sizes if name.startswith("CSR")}
-    assert names == {"CSR", "CSR, roots", "CSR, asymmetric", "CSR, asymmetric, refitted"}
+    modes = ("", ", roots", ", asymmetric", ", asymmetric, refitted", ", asymmetric, uint8")
+    assert names == {f"CSR{mode}" for mode in modes}
+    assert sizes["CSR, asymmetric, uint8", 5] == 15
     main = "ndcg@10" if judgements else "1-nn"
     for result in results:
         assert next(iter(result.scores)) == main
@@ -193,11 +213,8 @@ def test_asymmetric_scores_are_those_of_the_reconstructions():
     (x, y), (q, q_labels) = clusters(200, 1), clusters(50, 2)
     torch.manual_seed(0)
     model = SparseAutoencoder(16, 64, 4, normalize=True)
-    (found,) = (
-        r
-        for r in compare_codes(Task(x, q, y, q_labels), model, [4])
-        if r.method == "CSR, asymmetric"
-    )
+    results = {r.method: r for r in compare_codes(Task(x, q, y, q_labels), model, [4])}
+    found = results["CSR, asymmetric"]
     rebuilt = model(x)[0].detach()
     nearest = (F.normalize(q, dim=1) @ F.normalize(rebuilt, dim=1).T).argmax(1)
     expected = float((y[nearest] == q_labels).float().mean())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import output
+import recipes
 import sets
 
-from csrtrain import StepReport, TrainConfig, train
+from csrtrain import StepReport, train
 
 LOSSES = {
     "L(k) and L(4k)": {"beta": 0.0, "contrast": None},
@@ -15,16 +16,14 @@ LOSSES = {
 }
 
 
-def main() -> None:
+def measure(data: sets.Set, quick: bool) -> tuple[output.Rows, str]:
     """Trains one model for each loss and notes the share of dead latents as it goes."""
-    asked = output.options(__doc__, "wordnet45")
-    data = sets.load(asked.data / f"{asked.set}.npz")
-    steps = 150 if asked.quick else 600
+    steps = 150 if quick else 600
     rows = []
     final = {}
     for name, changes in LOSSES.items():
         reports: list[StepReport] = []
-        config = TrainConfig(k=32, steps=steps, **changes)  # type: ignore[arg-type]
+        config = recipes.paper_loss(32, steps=steps, **changes)
         train(data.train, config=config, progress=False, on_step=reports.append)
         for report in reports[:: max(1, steps // 50)] + reports[-1:]:
             dead = round(100 * report.losses["dead"], 2)
@@ -32,18 +31,11 @@ def main() -> None:
         final[name] = rows[-1]["dead_percent"]
     listed = ", ".join(f"{name} {dead}%" for name, dead in final.items())
     others = [dead for name, dead in final.items() if name != "full loss"]
-    held = final["full loss"] < min(others)
-    output.write(
-        asked.output,
-        f"dead_latents_{asked.set}",
-        rows,
-        f"Dead latents after {steps} steps on {asked.set}: {listed}. The paper's claim, that the "
-        f"full loss leaves the fewest, {'held' if held else 'did not hold'} here.",
-        x="step",
-        y="dead_percent",
-        by="loss",
+    return rows, (
+        f"Dead latents after {steps} steps on {data.name}: {listed}. The paper's claim, that the "
+        f"full loss leaves the fewest, {output.held(final['full loss'] < min(others))} here."
     )
 
 
 if __name__ == "__main__":
-    main()
+    output.run(measure, output.Chart(x="step", y="dead_percent", by="loss"))

@@ -1,172 +1,254 @@
-"""What codes keep, beside every other way to a smaller vector (Table 4, Table 1, Figure 7b).
+"""What codes keep, beside every other way to a smaller vector (Table 4, Figure 7b).
 
 python quality.py --data FOLDER --methods dense,matryoshka,recommended --seeds 0,1,2
+
+Rows go to quality.csv, and what is known of each training to training.csv, one training at a
+time; what is there already is not measured again, so a run may be stopped and started at will.
+`summary.py` makes tables, charts and verdicts of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import dataclasses
-import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import output
 import sets
+import summary
+import torch
+from recipes import KS, paper_loss, recommended
 
+from csrkern.nn import SparseAutoencoder
 from csrtrain import TrainConfig, train
-from csrtrain.comparison import Result, compare_adapter, compare_codes, compare_dense
+from csrtrain.comparison import (
+    Result,
+    compare_adapter,
+    compare_codes,
+    compare_dense,
+    compare_product,
+)
 from csrtrain.evaluate import dead_share, encode_all, unexplained_variance, use_skew
 from csrtrain.matryoshka import train_matryoshka
+from csrtrain.subspace_choice import choose_subspace
 
-KS = (4, 8, 16, 32, 64)
-# One model for every k, trained at all of them.
-MANY = {"k": 64, "prefixes": (4, 8, 16, 32)}
-CONFIGS = {
-    "sae": TrainConfig(contrast=None, **MANY),
-    "paper": TrainConfig(**MANY),
-    "recommended": TrainConfig.preset("recommended", **MANY, steps=400),
-    "whitened": TrainConfig.preset("recommended", **MANY, steps=400, whitening=0.3),
-    "subspace": TrainConfig.preset("recommended", **MANY, steps=400, input_subspace=128),
-    "auto": TrainConfig.preset("recommended", **MANY, steps=400, input_subspace="auto"),
-    "csrv2": TrainConfig(contrast="label", anneal=True, **MANY),
-    "labels": TrainConfig.preset("recommended", **MANY, steps=400, contrast="label"),
-    "pairs": TrainConfig.preset("recommended", **MANY, steps=400, contrast="clip"),
+STEPS = 400
+DEDICATED = (8, 32)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A way to train codes.
+
+    Attributes:
+        name: of its results.
+        recipe: k and options to a TrainConfig; None: the paper's preset for the set.
+        options: of the recipe.
+        each: train a model for each of these k alone, in place of one for all of `KS`.
+        needs: "labels" or "pairs": what it trains with.
+        first: learn a linear map from the pairs, and train on the embeddings that it makes.
+    """
+
+    name: str
+    recipe: Callable[..., TrainConfig] | None = recommended
+    options: Mapping[str, Any] = field(default_factory=dict)
+    each: tuple[int, ...] = ()
+    needs: str | None = None
+    first: bool = False
+
+    def config(self, data: sets.Set, k: int, seed: int, steps: int) -> TrainConfig:
+        """The settings for one of its models."""
+        if self.recipe is None:
+            return TrainConfig.preset(data.preset, k=k, seed=seed)
+        prefixes = () if self.each else KS[:-1]
+        common = {"prefixes": prefixes, "seed": seed, "steps": steps}
+        return self.recipe(k, **{**common, **self.options})
+
+
+RUNS = {
+    "published": Run("CSR as published", None, each=KS),
+    "sae": Run("TopK SAE", paper_loss, {"contrast": None}),
+    "paper": Run("CSR, the paper's loss", paper_loss),
+    "recommended": Run("CSR"),
+    "dedicated": Run("CSR for one k", each=DEDICATED),
+    "whitened": Run("CSR whitened by 0.3", options={"whitening": 0.3}),
+    "subspace": Run("CSR in 128 directions", options={"input_subspace": 128}),
+    "auto": Run("CSR auto", options={"input_subspace": "auto", "whitening": 0.3}),
+    "auto-labels": Run(
+        "CSR auto by labels",
+        options={"input_subspace": "auto", "whitening": 0.3},
+        needs="labels",
+    ),
+    "csrv2": Run("CSRv2", paper_loss, {"contrast": "label", "anneal": True}, needs="labels"),
+    "labels": Run("CSR with labels", options={"contrast": "label"}, needs="labels"),
+    "pair-contrast": Run("CSR with pair contrast", options={"contrast": "clip"}, needs="pairs"),
+    "pairs": Run("CSR with pairs", needs="pairs", first=True),
 }
-NAMES = {
-    "sae": "TopK SAE",
-    "paper": "CSR as published",
-    "recommended": "CSR",
-    "whitened": "CSR whitened by 0.3",
-    "subspace": "CSR in 128 directions",
-    "auto": "CSR auto",
-    "csrv2": "CSRv2",
-    "labels": "CSR with labels",
-    "pairs": "CSR with pairs",
+MATRYOSHKA = {
+    "matryoshka": ("Matryoshka-Adaptor", None),
+    "matryoshka-labels": ("Matryoshka heads with labels", "labels"),
+    "matryoshka-pairs": ("Matryoshka with pairs", "pairs"),
 }
-OURS = ("CSR", "CSR, roots", "CSR, asymmetric", "CSR, asymmetric, refitted")
-NEEDS = {"csrv2": "labels", "labels": "labels", "pairs": "pairs", "matryoshka labels": "labels"}
+# Learning a rotation for 128 bytes takes minutes, where PQ is already as good as dense.
+DENSE = {
+    "dense": partial(compare_dense, ks=KS, product=False),
+    "pq": partial(compare_product, ks=KS[:-1], rotate=False),
+    "opq": partial(compare_product, ks=KS[:-2], rotate=True),
+}
+WITH_PAIRS = "-pairs"  # the same on the embeddings that the map of the pairs makes
+METHODS = (*DENSE, *(f"{method}{WITH_PAIRS}" for method in DENSE), *MATRYOSHKA, *RUNS)
+DEFAULT = "dense,pq,opq,matryoshka,sae,paper,recommended"
 
 
-def rows_of(data: sets.Set, method: str, seed: int) -> Iterator[dict[str, object]]:
-    """The rows of one method on one set: a Result each, with what training took."""
+def needs(method: str) -> str | None:
+    """What a method trains with besides embeddings."""
+    if method in MATRYOSHKA:
+        return MATRYOSHKA[method][1]
+    return RUNS[method].needs if method in RUNS else None if method in DENSE else "pairs"
+
+
+def measure(
+    data: sets.Set, method: str, seed: int, steps: int, keep: Path | None = None
+) -> tuple[Iterable[Result], list[dict[str, Any]]]:
+    """The results of one method on one set, and a row for each training.
+
+    With `keep`, models are saved under names of their own in that folder.
+    """
+    if method in DENSE:
+        fitted = data.train if data.alike is None else data.alike
+        return DENSE[method](data.task, fitted), []
+    if method.removesuffix(WITH_PAIRS) in DENSE:
+        found, _ = measure(mapped(data, seed, steps), method.removesuffix(WITH_PAIRS), seed, steps)
+        return (replace(row, method=f"{row.method}, with pairs") for row in found), []
     began = time.process_time()
-    extra: dict[str, float] = {}
-    if method == "dense":
-        results: Iterator[Result] = compare_dense(data.task, data.train, KS)
-    elif method.startswith("matryoshka"):
-        labels = data.labels if method.endswith("labels") else None
-        adapter = train_matryoshka(data.train, [*KS, 128], labels, seed=seed)
-        extra["train_cpu_s"] = time.process_time() - began
-        name = "Matryoshka heads, labels" if labels is not None else "Matryoshka-Adaptor"
-        results = compare_adapter(data.task, adapter, KS, name)
-    else:
-        config = dataclasses.replace(CONFIGS[method], seed=seed)
-        if method == "pairs":
-            assert data.asked is not None
-            model = train(
-                data.asked,
-                config=config,
-                partners=data.task.database,
-                pairs=data.pairs,
-                progress=False,
-            )
-        else:
-            model = train(data.train, data.labels, config, progress=False)
-        extra["train_cpu_s"] = time.process_time() - began
-        extra["dead"] = dead_share(model)
-        codes = encode_all(model, data.task.database, 32)
-        extra["skew_32"] = use_skew(codes)
-        for k, share in unexplained_variance(model, data.task.database.numpy(), KS).items():
-            extra[f"fvu_{k}"] = share
-        results = compare_codes(data.task, model, KS, NAMES[method])
-    for result in results:
-        score, *others = result.scores.items()
-        yield {
-            "set": data.name,
-            "method": result.method,
-            "seed": seed,
-            "active": result.active,
-            "bytes": result.bytes_per_vector,
-            "measure": score[0],
-            "score": f"{100 * score[1]:.2f}",
-            "more": " ".join(f"{n}={v:.4f}" for n, v in [*others, *extra.items()]),
-        }
+    if method in MATRYOSHKA:
+        name, need = MATRYOSHKA[method]
+        x, given = data.train, {}
+        if need == "labels":
+            given = {"labels": data.labels}
+        elif need == "pairs":
+            x, given = data.asked[data.pairs[:, 0]], {"partners": data.partners[data.pairs[:, 1]]}
+        adapter = train_matryoshka(x, [*KS, 2 * KS[-1]], **given, steps=steps, seed=seed)
+        spent = round(time.process_time() - began, 1)
+        return compare_adapter(data.task, adapter, KS, name), [{"steps": steps, "cpu_s": spent}]
+    run = RUNS[method]
+    if run.first:
+        data = mapped(data, seed, steps)
+    models, trainings = {}, []
+    for k in run.each or KS[-1:]:
+        models[k], about = trained(data, run, run.config(data, k, seed, steps))
+        trainings.append(about)
+        if keep is not None:
+            models[k].save_pretrained(keep / f"{data.name}-{method}-k{k}-seed{seed}")
+    ks = run.each or KS
+    asked = models if run.each else models[KS[-1]]
+    return compare_codes(data.task, asked, ks, run.name), trainings
+
+
+def mapped(data: sets.Set, seed: int, steps: int) -> sets.Set:
+    """The set with all its embeddings mapped so that the pairs are near each other, at norm 1."""
+    x, y = data.asked[data.pairs[:, 0]], data.partners[data.pairs[:, 1]]
+    adapter = train_matryoshka(x, [x.shape[1]], partners=y, steps=steps, seed=seed)
+    database, queries, train, alike = (
+        None if side is None else torch.nn.functional.normalize(adapter(side), dim=1)
+        for side in (data.task.database, data.task.queries, data.train, data.alike)
+    )
+    task = replace(data.task, database=database, queries=queries)
+    return replace(data, task=task, train=train, alike=alike)
+
+
+def trained(
+    data: sets.Set, run: Run, config: TrainConfig
+) -> tuple[SparseAutoencoder, dict[str, Any]]:
+    """A model and what is known of its training."""
+    began = time.process_time()
+    x, given = data.train, {}
+    if run.needs == "labels":
+        given = {"labels": data.labels}
+    elif run.needs == "pairs" and not run.first:
+        x, given = data.asked, {"partners": data.partners, "pairs": data.pairs}
+    if config.input_subspace == "auto":
+        choose = partial(choose_subspace, x, config=config)
+        config = choose(**{"labels": None, **given})
+    model = train(x, config=config, **given, progress=False)
+    spent = time.process_time() - began
+    settled = config.resolve(len(given["pairs"]) if "pairs" in given else len(x), x.shape[1])
+    ks = (config.k,) if run.each else KS
+    unexplained = unexplained_variance(model, data.task.database.numpy(), ks)
+    return model, {
+        "k": config.k,
+        "hidden_dim": settled.hidden_dim,
+        "steps": settled.steps,
+        "batch": settled.batch_size,
+        "subspace": settled.input_subspace,
+        "whitening": settled.whitening,
+        "beta": settled.beta,
+        "cpu_s": round(spent, 1),
+        "dead_percent": round(100 * dead_share(model), 3),
+        "skew": round(use_skew(encode_all(model, data.task.database, min(32, config.k))), 4),
+        **{f"unexplained_{k}": round(share, 4) for k, share in unexplained.items()},
+    }
 
 
 def main() -> None:
-    """Appends to the table, one set and method after the other."""
+    """Adds to both tables what they lack."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=sets.DATA)
-    parser.add_argument("--sets", default="", help="names, separated by commas; all if empty")
-    parser.add_argument("--methods", default="dense,matryoshka,sae,paper,recommended,csrv2")
+    output.folder_options(parser, ())
+    parser.add_argument("--methods", default=DEFAULT, help=f"of {', '.join(METHODS)}")
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--output", "-o", type=Path, default=Path("paper-results"))
-    parser.add_argument("--quick", action="store_true", help="one set, shorter trainings")
+    parser.add_argument("--models", type=Path, help="folder to keep the models in")
     options = parser.parse_args()
-    table = options.output / "quality.csv"
-    options.output.mkdir(parents=True, exist_ok=True)
+    folder = options.output
+    folder.mkdir(parents=True, exist_ok=True)
     names = options.sets.split(",") if options.sets else sets.available(options.data)
-    if options.quick:
+    if options.quick and not options.sets:
         names = [sets.PACKAGED]
-        for method, config in CONFIGS.items():
-            CONFIGS[method] = dataclasses.replace(config, steps=100)
-    for method in options.methods.split(","):
-        for name in names:
-            data = sets.load(options.data / f"{name}.npz")
-            need = NEEDS.get(method)
-            if need is not None and getattr(data, need) is None:
-                continue
-            for seed in map(int, options.seeds.split(",")):
-                found = list(rows_of(data, method, seed))
-                fresh = not table.exists()
-                with table.open("a", newline="") as file:
-                    writer = csv.DictWriter(file, found[0], lineterminator="\n")
-                    if fresh:
-                        writer.writeheader()
-                    writer.writerows(found)
-                print(f"{name} {method} seed {seed}: {len(found)} rows", flush=True)
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for name in names:
-        summarise(options.output, name, [row for row in rows if row["set"] == name])
-
-
-def summarise(folder: Path, name: str, rows: list[dict[str, str]]) -> None:
-    """The chart and the paragraph of one set: medians over the seeds, at equal bytes."""
-    scores: dict[tuple[str, int, int], list[float]] = {}
-    for row in rows:
-        key = row["method"], int(row["active"]), int(row["bytes"])
-        scores.setdefault(key, []).append(float(row["score"]))
-    medians = [
-        {"method": method, "active": active, "bytes": size, "score": statistics.median(found)}
-        for (method, active, size), found in scores.items()
+    rows: list[dict[str, Any]] = list(output.read_rows(folder / "quality.csv"))
+    there = {_key(row) for row in rows}
+    # A training without results was cut short before these were written.
+    about: list[dict[str, Any]] = [
+        row for row in output.read_rows(folder / "training.csv") if _key(row) in there
     ]
-    lines = []
-    for k in KS:
-        ours = [r for r in medians if r["method"] in OURS and r["active"] == k]
-        # Bytes are compared with the most that a code of this k may take.
-        others = [r for r in medians if not r["method"].startswith("CSR") and r["bytes"] <= 4 * k]
-        if ours and others:
-            top, peer = (max(group, key=lambda r: r["score"]) for group in (ours, others))
-            lines.append(
-                f"k = {k}, {4 * k} bytes: {top['score']:.2f} ({top['method']}) against "
-                f"{peer['score']:.2f} ({peer['method']}, {peer['bytes']} bytes)"
-            )
-    dense = next((f"; dense {r['score']:.2f}" for r in medians if r["method"] == "dense"), "")
-    output.write(
-        folder,
-        f"quality_{name}",
-        medians,
-        f"{name}, {rows[0]['measure']}, without labels, best of ours against best of the others at "
-        f"no more bytes. {'; '.join(lines)}{dense}.",
-        x="bytes",
-        y="score",
-        by="method",
-        log_x=True,
-    )
+    for seed in map(int, options.seeds.split(",")):
+        for method in options.methods.split(","):
+            for name in names:
+                if (name, method, seed) in there or (method in DENSE and seed):
+                    continue
+                data = sets.load(options.data / f"{name}.npz")
+                need = needs(method)
+                if data is None or (need is not None and getattr(data, need) is None):
+                    continue
+                began = time.perf_counter()
+                steps = 100 if options.quick else STEPS
+                results, trainings = measure(data, method, seed, steps, options.models)
+                key = {"set": name, "run": method, "seed": seed}
+                rows += [{**key, **row_of(result)} for result in results]
+                about += [{**key, **training} for training in trainings]
+                output.write_rows(folder / "training.csv", about)
+                output.write_rows(folder / "quality.csv", rows)
+                print(f"{name} {method} {seed}: {time.perf_counter() - began:.0f} s", flush=True)
+    summary.write(folder)
+
+
+def _key(row: Mapping[str, str]) -> tuple[str, str, int]:
+    return row["set"], row["run"], int(row["seed"])
+
+
+def row_of(result: Result) -> dict[str, Any]:
+    """A row of quality.csv."""
+    (measure, score), *others = result.scores.items()
+    return {
+        "method": result.method,
+        "active": result.active,
+        "bytes": result.bytes_per_vector,
+        "measure": measure,
+        "score": round(100 * score, 2),
+        "more": " ".join(f"{name}={100 * value:.2f}" for name, value in others),
+    }
 
 
 if __name__ == "__main__":

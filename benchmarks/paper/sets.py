@@ -31,8 +31,11 @@ class Set:
         train: all embeddings that may be trained on, [m, d].
         task: what is judged.
         labels: [m] of `train`, or None.
-        asked: queries [q, d] whose documents are known, or None.
-        pairs: [p, 2] rows of `asked` and of `task.database` that belong together, or None.
+        asked, partners, pairs: queries [q, d], documents [r, d], and the rows [p, 2] of both that
+            belong together, to train on; or all None.
+        alike: those of `train` that are like what is searched, which linear baselines fit better
+            to (None: all of them).
+        preset: of the paper's settings, the one for embeddings of this kind.
     """
 
     name: str
@@ -40,7 +43,10 @@ class Set:
     task: Task
     labels: Tensor | None = None
     asked: Tensor | None = None
+    partners: Tensor | None = None
     pairs: Tensor | None = None
+    alike: Tensor | None = None
+    preset: str = "text"
 
 
 PACKAGED = "wordnet45"
@@ -51,28 +57,49 @@ def available(folder: Path) -> list[str]:
     return sorted({PACKAGED, *(path.stem for path in folder.glob("*.npz"))})
 
 
-def load(path: Path) -> Set:
-    """The set in a .npz file; wordnet45 comes with the package where there is no such file."""
+def load(path: Path) -> Set | None:
+    """The set in a .npz file, None if there is none; the package brings wordnet45."""
     if path.stem == PACKAGED and not path.exists():
         data = load_demo()
         labels, asked = map(torch.from_numpy, (data.train_labels, data.test_labels))
         train = torch.from_numpy(data.train)
         return Set(PACKAGED, train, Task(train, torch.from_numpy(data.test), labels, asked), labels)
+    if not path.exists():
+        return None
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
 
     def rows(name: str) -> Tensor:
         return torch.from_numpy(arrays[name].astype(np.float32))
 
+    def numbers(name: str) -> Tensor:
+        return torch.from_numpy(arrays[name].astype(np.int64))
+
     if "train_label" in arrays:
-        labels = torch.from_numpy(arrays["train_label"].astype(np.int64))
-        asked = torch.from_numpy(arrays["test_label"].astype(np.int64))
-        train = rows("train_emb")
-        return Set(path.stem, train, Task(train, rows("test_emb"), labels, asked), labels)
+        train, labels = rows("train_emb"), numbers("train_label")
+        task = Task(train, rows("test_emb"), labels, numbers("test_label"))
+        return Set(path.stem, train, task, labels, preset=_preset(path.stem))
     corpus, queries = rows("corpus_emb"), rows("query_test_emb")
     task = Task(corpus, queries, judgements=Judgements(arrays["qrels_test"], len(queries)))
-    if "query_train_emb" not in arrays:
-        return Set(path.stem, rows("train_emb"), task)
-    asked = rows("query_train_emb")
-    pairs = torch.from_numpy(arrays["qrels_train"][:, :2].astype(np.int64))
-    return Set(path.stem, torch.cat([corpus, asked]), task, None, asked, pairs)
+    if "query_train_emb" in arrays:
+        asked, pairs = rows("query_train_emb"), numbers("qrels_train")[:, :2]
+        train = torch.cat([corpus, asked])
+        return Set(path.stem, train, task, None, asked, corpus, pairs, alike=corpus)
+    train = rows("train_emb")
+    if "train_image" not in arrays:
+        return Set(path.stem, train, task)
+    pairs = captions_of_one_image(numbers("train_image"))
+    return Set(path.stem, train, task, None, train, train, pairs)
+
+
+def captions_of_one_image(image: Tensor) -> Tensor:
+    """[p, 2] the first caption of each image [n] with each of its others."""
+    order = image.argsort(stable=True)
+    start = torch.ones(len(order), dtype=torch.bool)
+    start[1:] = image[order][1:] != image[order][:-1]
+    first = order[start][start.cumsum(0) - 1]
+    return torch.stack([first, order], 1)[~start]
+
+
+def _preset(name: str) -> str:
+    return "imagenet" if "mnist" in name else "text"

@@ -5,54 +5,59 @@ from __future__ import annotations
 import time
 
 import output
+import recipes
 import sets
 
-from csrtrain import TrainConfig, train
-from csrtrain.comparison import compare_adapter, compare_codes
+from csrtrain import train
+from csrtrain.comparison import Result, compare_adapter, compare_codes
 from csrtrain.matryoshka import train_matryoshka
 
 K = 16
+ADAPTOR = "Matryoshka-Adaptor"
 
 
-def main() -> None:
+def measure(data: sets.Set, quick: bool) -> tuple[output.Rows, str]:
     """Trains to several lengths and scores each."""
-    asked = output.options(__doc__, "wordnet45")
-    data = sets.load(asked.data / f"{asked.set}.npz")
     rows = []
-    for steps in (50, 200) if asked.quick else (25, 50, 100, 200, 400, 800):
-        for name in ("CSR as published", "CSR recommended", "Matryoshka-Adaptor"):
-            began = time.perf_counter()
-            if name == "Matryoshka-Adaptor":
-                adapter = train_matryoshka(data.train, [8, 16, 32], steps=steps)
-                seconds = time.perf_counter() - began
-                found = list(compare_adapter(data.task, adapter, [K]))
-                result = found[-1]  # 2k dimensions: the bytes of a k-sparse code
-            else:
-                config = TrainConfig(k=K, steps=steps)
-                if name == "CSR recommended":
-                    config = TrainConfig.preset("recommended", k=K, prefixes=(4, 8), steps=steps)
-                model = train(data.train, config=config, progress=False)
-                seconds = time.perf_counter() - began
-                result = next(compare_codes(data.task, model, [K], asymmetric=False))
-            score = next(iter(result.scores.values()))
+    for steps in (50, 200) if quick else (25, 50, 100, 200, 400, 800):
+        for name in (*recipes.BOTH, ADAPTOR):
+            result, seconds = _trained(data, name, steps)
             rows.append(
-                {"method": name, "steps": steps, "seconds": round(seconds, 2),
-                 "score": round(100 * score, 2)}
-            )  # fmt: skip
-    best = max(rows, key=lambda row: row["score"])
-    output.write(
-        asked.output,
-        f"training_time_{asked.set}",
-        rows,
-        f"The paper trains an adapter in half an hour of one GPU on 1.3 million rows. On "
-        f"{asked.set} at {4 * K} bytes a vector the best score here, {best['score']}, took "
-        f"{best['seconds']} s ({best['method']}, {best['steps']} steps).",
-        x="seconds",
-        y="score",
-        by="method",
-        log_x=True,
+                {
+                    "method": name,
+                    "steps": steps,
+                    "seconds": round(seconds, 2),
+                    "score": round(100 * result.main, 2),
+                }
+            )
+    adaptor = max(row["score"] for row in rows if row["method"] == ADAPTOR)
+    ahead = [row for row in rows if row["method"] != ADAPTOR and row["score"] > adaptor]
+    first = min(ahead, key=lambda row: row["seconds"], default=None)
+    found = (
+        f"codes are never ahead of the adaptor's best, {adaptor}"
+        if first is None
+        else f"codes pass the adaptor's best, {adaptor}, after {first['seconds']} s "
+        f"({first['score']}, {first['method']}, {first['steps']} steps)"
+    )
+    return rows, (
+        "The paper's claim is that an adapter on frozen embeddings trains in a fraction of what a "
+        "Matryoshka model takes and scores higher. Here both sides train on frozen embeddings, "
+        f"the cheaper setting for Matryoshka. On {data.name} at {4 * K} bytes a vector {found}. "
+        f"The claim {output.held(first is not None)}."
     )
 
 
+def _trained(data: sets.Set, name: str, steps: int) -> tuple[Result, float]:
+    began = time.perf_counter()
+    if name == ADAPTOR:
+        adapter = train_matryoshka(data.train, [8, 16, 32], steps=steps)
+        seconds = time.perf_counter() - began
+        # The last is 2k dimensions: the bytes of a k-sparse code.
+        return list(compare_adapter(data.task, adapter, [K]))[-1], seconds
+    model = train(data.train, config=recipes.BOTH[name](K, steps=steps), progress=False)
+    seconds = time.perf_counter() - began
+    return next(compare_codes(data.task, model, [K], asymmetric=False)), seconds
+
+
 if __name__ == "__main__":
-    main()
+    output.run(measure, output.Chart(x="seconds", y="score", by="method", log_x=True))

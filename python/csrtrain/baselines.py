@@ -74,9 +74,9 @@ def dense_bytes(dims: int) -> int:
     return FLOAT16_BYTES * dims
 
 
-def sparse_bytes(k: int, dim: int) -> int:
-    """Bytes of a sparse vector: k float16 values, k indices of 2 bytes (4 beyond 65,536)."""
-    return k * (FLOAT16_BYTES + (2 if dim <= 65_536 else 4))
+def sparse_bytes(k: int, dim: int, value_bytes: int = FLOAT16_BYTES) -> int:
+    """Bytes of a sparse vector: k values, k indices of 2 bytes (4 beyond 65,536)."""
+    return k * (value_bytes + (2 if dim <= 65_536 else 4))
 
 
 def _check_dims(dims: int, limit: int) -> None:

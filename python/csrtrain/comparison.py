@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -12,7 +13,15 @@ from torch import Tensor
 
 from csrkern.codes import SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain.baselines import PCA, dense_bytes, largest_entries, sparse_bytes, truncate
+from csrkern.reference import stored_values
+from csrtrain.baselines import (
+    FLOAT16_BYTES,
+    PCA,
+    dense_bytes,
+    largest_entries,
+    sparse_bytes,
+    truncate,
+)
 from csrtrain.least_squares import refit
 from csrtrain.matryoshka import MatryoshkaAdapter
 from csrtrain.metrics import Judgements, Vectors, linear_probe, search, v_measure
@@ -87,13 +96,20 @@ class Result:
     bytes_per_vector: int
     scores: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def main(self) -> float:
+        """The main score."""
+        return next(iter(self.scores.values()))
 
-def compare_dense(task: Task, train: Tensor, ks: Sequence[int]) -> Iterator[Result]:
+
+def compare_dense(
+    task: Task, train: Tensor, ks: Sequence[int], *, product: bool = True
+) -> Iterator[Result]:
     """Baselines that need no training: dense, PCA, first dimensions, top-k, and fewer bits.
 
     For every k: PCA and the first dimensions at k numbers and at the bytes of a k-sparse code
     (2k numbers), the k largest entries, and what takes at most those 4k bytes of int8 on
-    principal directions, signs, PQ and OPQ (these two where FAISS is installed).
+    principal directions, signs, and, with `product`, PQ and OPQ (where FAISS is installed).
     """
     d = train.shape[1]
     both = task.database, task.queries
@@ -121,11 +137,21 @@ def compare_dense(task: Task, train: Tensor, ks: Sequence[int]) -> Iterator[Resu
         if 4 * k <= d:
             x, database, queries = (pca.project(side, 4 * k) for side in (train, *both))
             yield _dense(task, "PCA int8", 4 * k, 4 * k, int8(x, database), queries)
+    if product and find_spec("faiss") is not None and len(train) >= CENTROIDS:
+        for rotate in (False, True):
+            yield from compare_product(task, train, ks, rotate=rotate)
+
+
+def compare_product(
+    task: Task, train: Tensor, ks: Sequence[int], *, rotate: bool
+) -> Iterator[Result]:
+    """PQ, or with `rotate` OPQ, in at most the bytes of a k-sparse code; needs FAISS."""
+    d = train.shape[1]
+    for k in ks:
         n_bytes = max(size for size in range(1, 4 * k + 1) if d % size == 0)
-        if find_spec("faiss") is not None and len(train) >= CENTROIDS:
-            for method, rotate in (("PQ", False), ("OPQ", True)):
-                stored = product_quantized(train, both[0], n_bytes, rotate=rotate)
-                yield _dense(task, method, n_bytes, n_bytes, stored, both[1])
+        stored = product_quantized(train, task.database, n_bytes, rotate=rotate)
+        name = "OPQ" if rotate else "PQ"
+        yield _dense(task, name, n_bytes, n_bytes, stored, task.queries)
 
 
 def compare_adapter(
@@ -153,7 +179,8 @@ def compare_codes(
     At every k: codes with codes as they are; the same with the square roots of the values
     (`SparseCodes.power`); and, with `asymmetric`, dense queries with the reconstructions of
     stored codes, as encoded and with values fitted again (`csrtrain.refit`). All take the same
-    bytes.
+    bytes. The last again with values in a byte each, as `InvertedIndex.build(values="uint8")`
+    holds them, at as many latents as then fit in these bytes.
     """
     for k in ks:
         model = models if isinstance(models, SparseAutoencoder) else models[k]
@@ -168,15 +195,27 @@ def compare_codes(
         ):
             scores = task.scores(search(codes, asked, task.depth))
             yield Result(name, k, size, {**scores, **task.probe(codes, asked)})
-        if asymmetric:
-            for name, codes in (
-                (f"{method}, asymmetric", database),
-                (f"{method}, asymmetric, refitted", refit(model, task.database, database)),
-            ):
-                # Stored in float16, as the index would hold them.
-                stored = SparseCodes(codes.values.half().float(), codes.indices, codes.dim)
-                rebuilt = _rebuilt(model, stored, task.database)
-                yield _dense(task, name, k, size, rebuilt, task.queries, half=False)
+        if not asymmetric:
+            continue
+        more = min(size // sparse_bytes(1, model.hidden_dim, 1), model.hidden_dim)
+        wide = SparseCodes.cat([model.encode(part, more) for part in task.database.split(4096)])
+        for name, codes, form in (
+            (f"{method}, asymmetric", database, "float16"),
+            (f"{method}, asymmetric, refitted", refit(model, task.database, database), "float16"),
+            (f"{method}, asymmetric, uint8", refit(model, task.database, wide), "uint8"),
+        ):
+            rebuilt = _rebuilt(model, _as_stored(codes, form), task.database)
+            size = sparse_bytes(codes.k, codes.dim, 1 if form == "uint8" else FLOAT16_BYTES)
+            yield _dense(task, name, codes.k, size, rebuilt, task.queries, half=False)
+
+
+def _as_stored(codes: SparseCodes, form: str) -> SparseCodes:
+    """Codes with values as an index of that form would hold them."""
+    if form == "float16":
+        return SparseCodes(codes.values.half().float(), codes.indices, codes.dim)
+    largest = 2.0 ** math.ceil(math.log2(max(float(codes.values.max()), 1e-30)))
+    values = torch.from_numpy(stored_values(codes.values.numpy(), form, largest))
+    return SparseCodes(values, codes.indices, codes.dim)
 
 
 def _rebuilt(model: SparseAutoencoder, codes: SparseCodes, x: Tensor) -> Tensor:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from csrtrain.batches import BatchOrder
 from csrtrain.data import Array, rows
 
+# The usual one for embeddings at norm 1; that of codes, 0.2, is for fewer numbers.
+_TEMPERATURE = 0.05
+
 
 class MatryoshkaAdapter(nn.Module):
     """x + W x (+ a bias), whose first m outputs serve as an m-dimensional embedding."""
@@ -32,6 +35,7 @@ def train_matryoshka(
     widths: Sequence[int],
     labels: Tensor | None = None,
     *,
+    partners: Tensor | None = None,
     steps: int = 400,
     batch_size: int = 512,
     lr: float = 1e-3,
@@ -42,12 +46,15 @@ def train_matryoshka(
     Without labels, the loss is that of the unsupervised Matryoshka-Adaptor: at every width m,
     the mean |cos(x_i, x_j) − cos(f(x_i)_m, f(x_j)_m)| over pairs of a batch, and over each
     row's nearest neighbours in it, with a weight on staying close to x. With labels, linear
-    heads on the prefixes are trained jointly with the adapter by cross-entropy, as in MRL.
+    heads on the prefixes are trained jointly with the adapter by cross-entropy, as in MRL. With
+    partners, each row finds its partner among those of the batch and the partner its row, at
+    every width, by InfoNCE over cosines at temperature 0.05.
 
     Args:
         embeddings: [n, d].
         widths: dimensions to serve; d is always trained as well.
         labels: [n] integers, or None.
+        partners: [n, d] embeddings that belong to those rows, for the same adapter, or None.
 
     Source: Yoon et al. 2024 (arXiv 2407.20243); Kusupati et al. 2022 (arXiv 2205.13147).
     """
@@ -66,7 +73,9 @@ def train_matryoshka(
             index = order(step)
             x = rows(embeddings, index)
             adapted = adapter(x)
-            if labels is None:
+            if partners is not None:
+                loss = _find_partners(adapted, adapter(rows(partners, index)), widths)
+            elif labels is None:
                 loss = _keep_similarities(x, adapted, widths)
             else:
                 wanted = labels[index]
@@ -95,3 +104,13 @@ def _keep_similarities(
         gap = (unit @ unit.T - wanted).abs()
         loss = loss + (gap.mean() + gap.gather(1, near).mean()) / len(widths)
     return loss
+
+
+def _find_partners(adapted: Tensor, partners: Tensor, widths: Sequence[int]) -> Tensor:
+    own = torch.arange(len(adapted))
+    loss = adapted.new_zeros(())
+    for m in widths:
+        a, b = (F.normalize(side[:, :m], dim=1) for side in (adapted, partners))
+        scores = a @ b.T / _TEMPERATURE
+        loss = loss + F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)
+    return loss / (2 * len(widths))

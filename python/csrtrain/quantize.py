@@ -67,13 +67,15 @@ def product_quantized(train: Tensor, x: Tensor, n_bytes: int, *, rotate: bool = 
     step = max(1, len(train) // _PQ_SAMPLE)
     sample = np.ascontiguousarray(train[::step][:_PQ_SAMPLE].numpy(), dtype=np.float32)
     x_numpy = np.ascontiguousarray(x.numpy(), dtype=np.float32)
+    quantizer = faiss.ProductQuantizer(d, n_bytes, CENTROIDS.bit_length() - 1)
+    quantizer.cp.min_points_per_centroid = 1  # or it warns for every subquantiser
     rotation: Any = None
     if rotate:
         rotation = faiss.OPQMatrix(d, n_bytes)
         rotation.niter = 10
+        rotation.pq = quantizer
         rotation.train(sample)
         sample, x_numpy = rotation.apply(sample), rotation.apply(x_numpy)
-    quantizer = faiss.ProductQuantizer(d, n_bytes, CENTROIDS.bit_length() - 1)
     quantizer.train(sample)
     stored = quantizer.decode(quantizer.compute_codes(x_numpy))
     if rotation is not None:

@@ -1,0 +1,191 @@
+"""The scripts of the paper's figures, on small sets: what they write, and that they go on."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PAPER = Path(__file__).parent.parent / "benchmarks/paper"
+MODULES = [path.stem for path in PAPER.glob("*.py")]
+D = 16
+
+
+def clusters(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).standard_normal((6, D))
+    labels = rng.integers(0, 6, n)
+    x = centres[labels] + 0.3 * rng.standard_normal((n, D))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16), labels
+
+
+@pytest.fixture
+def paper(monkeypatch, tmp_path):
+    """Imports a script; its trainings are cut to a few steps of few latents."""
+    (x, y), (q, q_labels) = clusters(300, 1), clusters(40, 2)
+    np.savez(tmp_path / "classes.npz", train_emb=x, train_label=y, test_emb=q, test_label=q_labels)
+    qrels = np.array([(i, j, 1) for i in range(40) for j in np.flatnonzero(y[:100] == q_labels[i])])
+    common = {"corpus_emb": x[:100], "query_test_emb": q, "qrels_test": qrels}
+    np.savez(
+        tmp_path / "questions.npz",
+        query_train_emb=x[100:200],
+        qrels_train=np.stack([np.arange(100), np.arange(100), np.ones(100, int)], 1),
+        **common,
+    )
+    np.savez(tmp_path / "captions.npz", train_emb=x, train_image=np.arange(300) // 5, **common)
+    monkeypatch.syspath_prepend(str(PAPER))
+    from csrtrain import train
+    from csrtrain.matryoshka import train_matryoshka
+
+    def small(*data, config, **options):
+        return train(*data, config=dataclasses.replace(config, hidden_dim=64, **STEPS), **options)
+
+    def small_adapter(*data, steps, **options):
+        return train_matryoshka(*data, steps=2, **options)
+
+    def load(name: str):
+        module = importlib.import_module(name)
+        for attribute, replacement in (("train", small), ("train_matryoshka", small_adapter)):
+            if hasattr(module, attribute):
+                monkeypatch.setattr(module, attribute, replacement)
+        return module
+
+    yield load, tmp_path
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+STEPS = {"steps": 3, "epochs": None, "batch_size": 32}
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        ("dead_latents", "classes"),
+        ("hidden_dim", "classes"),
+        ("training_time", "questions"),
+        ("search_time", "classes"),
+        ("accuracy_time", "questions"),
+        ("text_tasks", "classes"),
+        ("text_tasks", "questions"),
+        ("captions", "captions"),
+    ],
+)
+def test_a_script_writes_rows_and_a_verdict(paper, monkeypatch, script, name):
+    pytest.importorskip("sklearn")
+    load, folder = paper
+    command = f"{script} --data {folder} --sets {name},missing --quick -o {folder}/out"
+    monkeypatch.setattr(sys, "argv", command.split())
+    module = load(script)
+    output = importlib.import_module("output")
+    chart = {}
+    monkeypatch.setattr(output, "draw", lambda path, rows, asked: chart.update(rows=rows, of=asked))
+    output.run(module.measure, output.Chart(*axes_of(script)))
+    rows = table(folder / f"out/{script}_{name}.csv")
+    assert len(rows) > 3
+    assert {*axes_of(script)} <= rows[0].keys()
+    text = (folder / f"out/{script}_{name}.md").read_text()
+    assert "held" in text or "did not hold" in text
+    assert not (folder / f"out/{script}_missing.csv").exists()
+    assert chart["rows"]
+
+
+def axes_of(script: str) -> tuple[str, ...]:
+    """The columns that a script's chart is drawn from, as its last lines say."""
+    source = (PAPER / f"{script}.py").read_text()
+    call = source[source.rindex("output.Chart(") :]
+    return tuple(
+        call.split(f'{axis}="')[1].split('"')[0] for axis in ("x", "y", "by") if f'{axis}="' in call
+    )
+
+
+def test_quality_goes_on_where_it_was_stopped(paper, monkeypatch, capsys):
+    load, folder = paper
+    quality = load("quality")
+    out = folder / "out"
+
+    def measured(*more: str) -> list[str]:
+        command = ["quality", "--data", str(folder), "--sets", "classes,questions", "-o", str(out)]
+        monkeypatch.setattr(sys, "argv", [*command, *more])
+        quality.main()
+        lines = capsys.readouterr().out.splitlines()
+        return [line.split(":")[0] for line in lines if line.endswith(" s")]
+
+    every = (
+        "matryoshka,recommended,published,labels,pairs,pair-contrast,dense-pairs,"
+        "matryoshka-pairs,matryoshka-labels"
+    )
+    assert measured("--methods", "recommended") == [
+        "classes recommended 0",
+        "questions recommended 0",
+    ]
+    before = (out / "quality.csv").read_text()
+    # A training whose results were not written is taken for one that was cut short.
+    trainings = (out / "training.csv").read_text()
+    (out / "training.csv").write_text(
+        trainings + trainings.splitlines()[1].replace(",0,", ",9,", 1) + "\n"
+    )
+    found = measured("--methods", every)
+    assert "classes recommended 0" not in found
+    assert {"classes labels 0", "questions pairs 0", "questions matryoshka-pairs 0"} <= {*found}
+    assert {"questions pair-contrast 0", "questions dense-pairs 0"} <= {*found}
+    assert not {"classes pairs 0", "classes dense-pairs 0"} & {*found}
+    methods = {row["method"] for row in table(out / "quality.csv") if row["set"] == "questions"}
+    assert {"CSR with pairs, roots", "int8, with pairs"} <= methods
+    assert (out / "quality.csv").read_text().startswith(before)
+    assert all(row["seed"] == "0" for row in table(out / "training.csv"))
+    assert measured("--methods", every) == []
+    published = [row for row in table(out / "training.csv") if row["run"] == "published"]
+    assert [row["k"] for row in published] == ["4", "8", "16", "32", "64"] * 2
+
+
+def test_verdicts_follow_from_the_rows(paper):
+    load, _ = paper
+    summary = load("summary")
+
+    def row(method, active, size, score, seed=0):
+        return {
+            "set": "s", "method": method, "active": str(active), "bytes": str(size),
+            "measure": "1-nn", "score": str(score), "seed": str(seed),
+        }  # fmt: skip
+
+    rows = [
+        row("dense", 384, 768, 90.0),
+        row("PCA", 8, 16, 80.0),
+        row("PCA", 16, 32, 88.0),
+        row("PCA", 32, 64, 88.0),
+        *(row("CSR", 8, 32, score, seed) for seed, score in enumerate((60.0, 85.0, 86.0))),
+        row("CSR", 32, 128, 88.5),
+    ]
+    verdicts = list(summary.claims(summary.Scores(rows), []))
+    equal_active, _, near_dense, equal_bytes, *_ = verdicts
+    assert "held**, 2 of 2, by 0.5 at least" in equal_active  # the median of 8: 85, not 60
+    assert "did not hold**, 0 of 1" in near_dense
+    assert "s: 88.5 (CSR) against 89.0 (dense less 1)" in near_dense
+    assert "did not hold**, 1 of 3" in equal_bytes
+    assert "s 32 bytes: 85.0 (CSR-8) against 88.0 (PCA-16)" in equal_bytes
+    trainings = [
+        {"set": "s", "run": "recommended", "beta": "0.03", "dead_percent": "1.5"},
+        {"set": "s", "run": "without", "beta": "0.0", "dead_percent": "50"},
+    ]
+    *_, dead = summary.claims(summary.Scores(rows), trainings)
+    assert "did not hold" in dead
+    assert "1.5%" in dead
+
+
+def test_captions_of_one_image_are_paired(paper):
+    import torch
+
+    load, _ = paper
+    pairs = load("sets").captions_of_one_image(torch.tensor([7, 3, 7, 3, 7, 5]))
+    assert pairs.tolist() == [[1, 3], [0, 2], [0, 4]]
