@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -271,6 +272,14 @@ def test_progress_is_for_terminals_and_for_what_takes_long():
 # ---- Ctrl-C ---------------------------------------------------------------------------
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """SIGINT interrupts, also where the tests run in the background, which shells shield from it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def everything(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -284,6 +293,7 @@ def everything(folder: Path) -> dict[str, bytes]:
     ],
 )
 @pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.usefixtures("listening")
 def test_ctrl_c_while_writing_leaves_nothing_half_written(
     folder, tmp_path, capsys, monkeypatch, line, replace
 ):
