@@ -274,7 +274,7 @@ def test_progress_is_for_terminals_and_for_what_takes_long():
 
 @pytest.fixture
 def listening() -> Iterator[None]:
-    """SIGINT interrupts, also where the tests run in the background, which shells shield from it."""
+    """SIGINT interrupts, also in the background, which shells shield from it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
