@@ -35,6 +35,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/README.md": "benchmarks.md",
+    "benchmarks/results/paper/quality.md": "quality.md",
     "examples/serve/README.md": "serving.md",
 }
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)((?:#[^)\s]*)?)(?=\))")
@@ -60,7 +61,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def target(match: re.Match[str]) -> str:
         path, anchor = match.groups()
         wanted = posixpath.normpath(posixpath.join(folder, path))
-        if urlsplit(path).scheme or not (ROOT / wanted).is_file():
+        no_page = wanted.endswith(".md") and wanted not in PAGES and not wanted.startswith("docs/")
+        if urlsplit(path).scheme or no_page or not (ROOT / wanted).is_file():
             return match.group()  # mkdocs says what is wrong with it
         if wanted.startswith("docs/"):
             inside = wanted.removeprefix("docs/")
