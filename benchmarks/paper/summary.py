@@ -190,7 +190,7 @@ def claims(scores: Scores, trainings: Sequence[Mapping[str, str]]) -> Iterator[s
         worst = max(full, key=lambda row: float(row["dead_percent"]))
         dead = float(worst["dead_percent"])
         yield (
-            f"**Dead latents below 1% at the end: {output.held(dead < 1)}** in {len(full)} "
+            f"**Dead latents below 1% at the end: {output.held(dead < 1)}** over {len(full)} "
             f"trainings; the most, {dead:g}%, by {worst['run']} on {worst['set']}."
         )
 
