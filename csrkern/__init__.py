@@ -6,11 +6,10 @@ and `SparseCodes` load on first use, and `InvertedIndex` needs only NumPy.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # The native module is loaded at once: it watches for forks, after which PyTorch's threads are gone.
-from csrkern import _C  # noqa: F401
+from csrkern import _C, lazy  # noqa: F401
 from csrkern._version import __version__
 
 if TYPE_CHECKING:
@@ -57,16 +56,4 @@ __all__ = [
     "topk_relu",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        value = getattr(importlib.import_module(f"csrkern.{_HOME_OF[name]}"), name)
-        globals()[name] = value
-        return value
-    if name in _SUBMODULES:
-        return importlib.import_module(f"csrkern.{name}")
-    raise AttributeError(f"module 'csrkern' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF, *_SUBMODULES})
+__getattr__, __dir__ = lazy.attributes(__name__, _HOME_OF, _SUBMODULES)

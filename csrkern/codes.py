@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from csrkern import codes_file
+from csrkern.codes_slots import in_order, of_entries, powers_of_two
 from csrkern.index_input import array_of
 from csrkern.storage import write_atomically
 
@@ -137,7 +138,7 @@ class SparseCodes:
             raise TypeError(f"values: expected a floating-point dtype, got {values.dtype}")
         indices = self.indices.to(values.device)
         if torch.finfo(values.dtype).eps > torch.finfo(self.dtype).eps:
-            return _canonical(values, indices.long(), self.dim)
+            return SparseCodes(*in_order(values, indices.long(), self.dim), self.dim)
         return SparseCodes(values, indices, self.dim)
 
     def detach(self) -> SparseCodes:
@@ -149,7 +150,7 @@ class SparseCodes:
         values = self.values
         if values.dtype in (torch.float16, torch.bfloat16):
             values = values.float()
-        values = values / _powers_of_two(values.detach()[:, :1].contiguous())
+        values = values / powers_of_two(values.detach()[:, :1].contiguous())
         square = values.square().sum(1, keepdim=True)
         inverse = torch.where(square > 0, square, torch.ones_like(square)).rsqrt()
         return SparseCodes((values * inverse).to(self.dtype), self.indices, self.dim)
@@ -286,7 +287,8 @@ class SparseCodes:
             values = sparse.values()
         else:
             raise TypeError(f"sparse: expected a COO or CSR tensor, got layout {sparse.layout}")
-        return _from_entries(rows, latents, values, (sparse.shape[0], sparse.shape[1]), k)
+        shape = sparse.shape[0], sparse.shape[1]
+        return SparseCodes(*of_entries(rows, latents, values, shape, k), shape[1])
 
     def to_scipy(self) -> scipy.sparse.csr_array:
         """A SciPy CSR array [n, dim] with sorted indices (needs SciPy)."""
@@ -309,13 +311,14 @@ class SparseCodes:
             matrix = matrix.copy()
             matrix.sum_duplicates()
         rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-        return _from_entries(
+        entries = of_entries(
             torch.from_numpy(rows),
             torch.from_numpy(matrix.indices.astype(np.int64)),
             torch.from_numpy(np.ascontiguousarray(matrix.data)),
             matrix.shape,
             k,
         )
+        return SparseCodes(*entries, matrix.shape[1])
 
     def numpy(self) -> tuple[np.ndarray, np.ndarray]:
         """(values, indices) as NumPy arrays; bfloat16 values come as float32."""
@@ -343,11 +346,12 @@ class SparseCodes:
             raise ValueError(
                 f"indices: expected latents in 0..{dim - 1}, got {used.min()}..{used.max()}"
             )
-        return _canonical(
+        slots = in_order(
             torch.from_numpy(np.ascontiguousarray(values)),
             torch.from_numpy(np.ascontiguousarray(indices).astype(np.int64)),
             dim,
-        ).validate()
+        )
+        return SparseCodes(*slots, dim).validate()
 
     # ---- storage ----------------------------------------------------------------------
 
@@ -402,57 +406,6 @@ class SparseCodes:
             ).validate()
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)} is damaged: {error}") from error
-
-
-def _powers_of_two(largest: Tensor) -> Tensor:
-    """The largest powers of two not above positive numbers: exact divisors, which keep squares
-    within range and, as a norm does not depend on the scale, are constants to a gradient.
-    """
-    if largest.dtype == torch.float64:
-        bits = largest.view(torch.int64) & 0x7FF0000000000000
-        return bits.clamp(min=1 << 52).view(torch.float64)
-    bits = largest.view(torch.int32) & 0x7F800000
-    return bits.clamp(min=1 << 23).view(torch.float32)
-
-
-def _canonical(values: Tensor, indices: Tensor, dim: int) -> SparseCodes:
-    """SparseCodes of slots in any order: sorted, empties zeroed and moved to the end."""
-    empty = ~((values > 0) | values.isnan())
-    values = values.masked_fill(empty, 0)
-    by_index = indices.masked_fill(empty, dim).argsort(dim=1, stable=True)
-    values, indices = values.gather(1, by_index), indices.masked_fill(empty, 0).gather(1, by_index)
-    values, by_value = values.sort(dim=1, descending=True, stable=True)
-    return SparseCodes(values, indices.gather(1, by_value).int(), dim)
-
-
-def _from_entries(
-    rows: Tensor, latents: Tensor, values: Tensor, shape: tuple[int, int], k: int | None
-) -> SparseCodes:
-    """SparseCodes of (row, latent, value) triples in row order, without duplicates."""
-    if bool((values < 0).any()):
-        raise ValueError("expected no negative entries; codes are non-negative")
-    stored = values != 0
-    rows, latents, values = rows[stored], latents[stored], values[stored]
-    counts = torch.bincount(rows, minlength=shape[0])
-    width = max(1, int(counts.max()) if shape[0] else 1)
-    slots = torch.arange(len(rows)).to(rows) - (counts.cumsum(0) - counts)[rows]
-    padded_values = values.new_zeros(shape[0], width)
-    padded_indices = latents.new_zeros(shape[0], width)
-    padded_values[rows, slots] = values
-    padded_indices[rows, slots] = latents
-    codes = _canonical(padded_values, padded_indices, shape[1])
-    if k is None or k == codes.k:
-        return codes
-    if not 1 <= k <= shape[1]:
-        raise ValueError(f"k: expected 1 <= k <= dim = {shape[1]}, got {k}")
-    if k < codes.k:
-        return codes.truncate(k)
-    pad = (0, k - codes.k)
-    return SparseCodes(
-        torch.nn.functional.pad(codes.values, pad),
-        torch.nn.functional.pad(codes.indices, pad),
-        shape[1],
-    )
 
 
 def _unflatten(leaves: Iterable[Any], dim: int) -> SparseCodes:

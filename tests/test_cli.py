@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import clusters, exit_code, inside_the_folder, run_in  # noqa: F401
 from safetensors.numpy import save_file
 
 from csrkern import InvertedIndex, SparseCodes
@@ -17,14 +18,6 @@ from csrkern.nn import SparseAutoencoder
 from csrtrain import cli, cli_io
 
 COMMANDS = ["demo", "train", "embed", "encode", "index", "search", "eval", "info", "warmup"]
-
-
-def clusters(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """n rows around four centres, and the centre of each."""
-    centres = np.random.default_rng(0).normal(size=(4, 24)).astype(np.float32)
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 4, n)
-    return centres[labels] + 0.3 * rng.normal(size=(n, 24)).astype(np.float32), labels
 
 
 @pytest.fixture(scope="module")
@@ -41,34 +34,16 @@ def folder(tmp_path_factory) -> Path:
     (folder / "words.txt").write_text("one\ntwo\n")
     save_file({"rows": rows}, folder / "rows.safetensors")
     (folder / "broken.npy").write_bytes(b"not an array")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        for line in (
-            "train rows.npy -o model --k 4 --hidden-dim 64 --steps 30 --batch-size 100",
-            "encode model rows.npy -o codes.safetensors",
-            "encode model queries.npy -o asks.safetensors --values float32",
-            "index codes.safetensors -o index",
-        ):
-            assert exit_code(line) == 0, line
-        # An index that remembers no models.
-        InvertedIndex.build(SparseCodes.load("codes.safetensors")).save("plain")
-    finally:
-        os.chdir(before)
+    lines = (
+        "train rows.npy -o model --k 4 --hidden-dim 64 --steps 30 --batch-size 100",
+        "encode model rows.npy -o codes.safetensors",
+        "encode model queries.npy -o asks.safetensors --values float32",
+        "index codes.safetensors -o index",
+    )
+    run_in(folder, lines)
+    # An index that remembers no models.
+    InvertedIndex.build(SparseCodes.load(folder / "codes.safetensors")).save(folder / "plain")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _there(request, monkeypatch) -> None:
-    monkeypatch.delenv("CSRKERN_DEBUG", raising=False)
-    if "folder" in request.fixturenames:
-        monkeypatch.chdir(request.getfixturevalue("folder"))
-
-
-def exit_code(line: str) -> int:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(line.split())
-    return int(stop.value.code)
 
 
 def test_train_encode_index_search_agree_with_brute_force(folder, capsys):

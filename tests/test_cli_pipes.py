@@ -15,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import clusters
+from command_line import clusters, exit_code, inside_the_folder, run_in  # noqa: F401
 
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.integrations.rows import rows_of
-from csrtrain import cli
 from csrtrain.texts import Recipe
 
 
@@ -29,31 +28,13 @@ def folder(tmp_path_factory) -> Path:
     rows, labels = clusters(300, seed=1)
     np.save(folder / "rows.npy", rows)
     np.save(folder / "y.npy", labels)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        for line in (
-            "train rows.npy -o model --k 4 --hidden-dim 64 --steps 30 --batch-size 100",
-            "encode model rows.npy -o codes.safetensors --values float32",
-            "index codes.safetensors -o index --values float32",
-        ):
-            assert exit_code(line) == 0, line
-    finally:
-        os.chdir(before)
+    lines = (
+        "train rows.npy -o model --k 4 --hidden-dim 64 --steps 30 --batch-size 100",
+        "encode model rows.npy -o codes.safetensors --values float32",
+        "index codes.safetensors -o index --values float32",
+    )
+    run_in(folder, lines)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _there(request, monkeypatch) -> None:
-    monkeypatch.delenv("CSRKERN_DEBUG", raising=False)
-    if "folder" in request.fixturenames:
-        monkeypatch.chdir(request.getfixturevalue("folder"))
-
-
-def exit_code(*line: str) -> int:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(line[0].split() if len(line) == 1 else line)
-    return int(stop.value.code)
 
 
 def type_in(monkeypatch, text: str) -> None:

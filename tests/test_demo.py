@@ -189,15 +189,21 @@ class FakeTextModel:
             raise OSError("no-such-model is not a local folder\nand more lines")
         self.name = name
 
-    def encode(self, texts, normalize_embeddings, show_progress_bar):
+    def encode_query(self, texts, batch_size, show_progress_bar):
         return np.stack([self.known[text] for text in texts])
 
 
 @pytest.fixture
 def text_model(monkeypatch, data):
-    names = {"SentenceTransformer": FakeTextModel, "disable_progress_bar": lambda: None}
+    names = {
+        "SentenceTransformer": FakeTextModel,
+        "SparseEncoder": None,
+        "disable_progress_bar": lambda: None,
+        "load_file_path": lambda *_: None,
+    }
     for name in (
         "sentence_transformers",
+        "sentence_transformers.util",
         "transformers",
         "transformers.utils",
         "transformers.utils.logging",

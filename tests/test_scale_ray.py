@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.scale import kill_process
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.evaluate import encode_all
@@ -62,20 +63,6 @@ def encoded(cluster: Any, made: tuple[Path, np.ndarray]) -> tuple[Path, SparseCo
     assert manifest["rows"] == 3000
     expected = encode_all(SparseAutoencoder.from_pretrained(folder / "model").eval(), rows)
     return folder, expected
-
-
-def kill_process(title: str) -> bool:
-    """Kills one process of Ray's by the beginning of its title; whether there was one."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes().decode()
-            except OSError:
-                continue
-            if command.startswith(title):
-                os.kill(int(entry.name), signal.SIGKILL)
-                return True
-    return False
 
 
 def loaded(folder: Path, manifest: Any) -> tuple[np.ndarray, np.ndarray]:

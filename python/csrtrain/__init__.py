@@ -5,8 +5,9 @@ Importing this package does not import PyTorch; its names load on first use.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from csrkern import lazy
 
 if TYPE_CHECKING:
     from csrtrain.config import TrainConfig
@@ -40,14 +41,4 @@ __all__ = [
     "train_two",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'csrtrain' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"csrtrain.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF})
+__getattr__, __dir__ = lazy.attributes(__name__, _HOME_OF)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +13,7 @@ from csrkern import InvertedIndex
 from csrkern.nn import SparseAutoencoder
 from csrtrain import demo
 from csrtrain.evaluate import encode_all
+from csrtrain.texts import TextModel
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,24 +95,8 @@ def default_model() -> str:
 
 def embed(definition: str, text_model: str) -> np.ndarray:
     """The definition's embedding, float32 [1, d] at L2 norm 1."""
-    if importlib.util.find_spec("sentence_transformers") is None:
-        raise ImportError(
-            "--ask reads text with sentence-transformers, which is not installed; "
-            f"run: {sys.executable} -m pip install sentence-transformers"
-        )
-    from sentence_transformers import SentenceTransformer
-
-    try:
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
-        model = SentenceTransformer(text_model, device="cpu")
-    except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise ValueError(
-            f"--text-model: {text_model} could not be loaded ({reason[0] if reason else error!r}); "
-            "give the folder of a sentence-transformers model, or a name while online"
-        ) from error
-    return np.asarray(
-        model.encode([definition], normalize_embeddings=True, show_progress_bar=False), np.float32
-    )
+    model = TextModel(text_model, device="cpu")
+    if model.sparse:
+        raise ValueError(f"--text-model: expected a dense model, got {text_model}, a sparse one")
+    embedding = model.embed([definition], query=True)
+    return embedding / np.linalg.norm(embedding, axis=1, keepdims=True)

@@ -10,8 +10,9 @@ moment. `ShardedIndex` serves them.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from csrkern import lazy
 
 if TYPE_CHECKING:
     from csrtrain.scale.build import add_shard, build_shards
@@ -37,14 +38,4 @@ __all__ = [
     "train_on_ray",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'csrtrain.scale' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"csrtrain.scale.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF})
+__getattr__, __dir__ = lazy.attributes(__name__, _HOME_OF)

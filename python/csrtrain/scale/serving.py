@@ -10,6 +10,7 @@ deployments of both.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ class Holder:
     def __init__(self, folder: Folder, threads: int) -> None:
         self._folder = folder
         self._threads = threads
-        self._cache = Path(tempfile.mkdtemp(prefix="csrkern-shards-"))
+        self._cache = tempfile.TemporaryDirectory(prefix="csrkern-shards-")
         self._generations: dict[int, Generation] = {}
         self._open: dict[str, Any] = {}
 
@@ -92,13 +93,15 @@ class Holder:
             for old in sorted(self._generations)[:-KEPT_GENERATIONS]:
                 del self._generations[old]
             named = {s.name for one in self._generations.values() for s in one.shards}
-            self._open = {name: index for name, index in self._open.items() if name in named}
+            for name in set(self._open) - named:
+                del self._open[name]
+                shutil.rmtree(Path(self._cache.name) / name, ignore_errors=True)
         shards = self._generations[number].shards
         return [self._index(shards[place]) for place in places]
 
     def _index(self, shard: Shard) -> Any:
         if shard.name not in self._open:
-            self._open[shard.name] = open_shard(self._folder, shard, self._cache)
+            self._open[shard.name] = open_shard(self._folder, shard, Path(self._cache.name))
         return self._open[shard.name]
 
 

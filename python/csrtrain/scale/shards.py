@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from csrkern import _C, InvertedIndex
 from csrtrain.scale.folder import Folder, read_record, write_record
 
@@ -146,9 +148,7 @@ def upload(folder: Folder, name: str, local: Path, source: str) -> tuple[Shard, 
     index = InvertedIndex.load(local)
     files = {}
     for file in sorted(local.iterdir()):
-        with open(file, "rb") as stream:
-            data = stream.read()
-        files[file.name] = (len(data), int(_C.crc32c(data)))
+        files[file.name] = size_and_checksum(file)
         folder.upload(file, f"{name}/{file.name}")
     ids = index.ids
     first, last = (int(ids.min()), int(ids.max())) if len(ids) else (0, -1)
@@ -178,12 +178,18 @@ def open_shard(folder: Folder, shard: Shard, cache: Path) -> InvertedIndex:
             continue
         beside = file.with_name(f".{name}.{id(shard)}.tmp")
         folder.fetch(f"{shard.name}/{name}", beside)
-        data = beside.read_bytes()
-        if len(data) != size or int(_C.crc32c(data)) != checksum:
+        if size_and_checksum(beside) != (size, checksum):
             beside.unlink()
             raise ValueError(f"{folder.url}/{shard.name}/{name} is damaged: its checksum is wrong")
         beside.rename(file)
     return InvertedIndex.load(place)
+
+
+def size_and_checksum(file: Path) -> tuple[int, int]:
+    """Bytes and CRC-32C of a file, which is mapped: shards are larger than memory likes."""
+    size = file.stat().st_size
+    data = np.memmap(file, np.uint8, mode="r") if size else np.zeros(0, np.uint8)
+    return size, int(_C.crc32c(data))
 
 
 def _file_name(number: int) -> str:
