@@ -155,7 +155,8 @@ PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segment
                      const Array<float>& values, const Array<int32_t>& indices,
                      const std::optional<Array<int64_t>>& starts, int32_t dim, int64_t topk,
                      bool normalize, int64_t query_k, float min_score, int num_threads,
-                     int64_t shortlist, double kept, const std::optional<Array<float>>& dense,
+                     int64_t shortlist, double kept, double bound_share,
+                     const std::optional<Array<float>>& dense,
                      const std::optional<Array<float>>& offsets) {
   PySearch search;
   search.rows = sparse_rows(values, indices, starts, dim);
@@ -186,6 +187,7 @@ PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segment
   search.options.num_threads = num_threads;
   search.options.shortlist = shortlist;
   search.options.kept = kept;
+  search.options.bound_share = bound_share;
   search.options.dense = dense ? dense->data() : nullptr;
   search.options.offsets = offsets ? offsets->data() : nullptr;
   return search;
@@ -200,13 +202,15 @@ void def_search(py::module_& m, const char* name, const char* doc, const Body& b
              const Array<float>& values, const Array<int32_t>& indices,
              const std::optional<Array<int64_t>>& starts, int32_t dim, int64_t topk, bool normalize,
              int64_t query_k, float min_score, int num_threads, int64_t shortlist, double kept,
-             const std::optional<Array<float>>& dense, const std::optional<Array<float>>& offsets) {
+             double bound_share, const std::optional<Array<float>>& dense,
+             const std::optional<Array<float>>& offsets) {
         return body(read_search(segments, values, indices, starts, dim, topk, normalize, query_k,
-                                min_score, num_threads, shortlist, kept, dense, offsets));
+                                min_score, num_threads, shortlist, kept, bound_share, dense,
+                                offsets));
       },
       doc, arg("segments"), arg("values"), arg("indices"), arg("starts"), arg("dim"), py::kw_only(),
       arg("topk"), arg("normalize"), arg("query_k"), arg("min_score"), arg("num_threads"),
-      arg("shortlist") = 0, arg("kept") = 1.0, arg("dense") = py::none(),
+      arg("shortlist") = 0, arg("kept") = 1.0, arg("bound_share") = 1.0, arg("dense") = py::none(),
       arg("offsets") = py::none());
 }
 
@@ -241,6 +245,11 @@ void bind_searches(py::module_& m) {
     }
     return py::make_tuple(scores, ids);
   });
+  def_search(m, "expected_ns", "What a query should take on one thread, the mean.",
+             [](const PySearch& search) {
+               py::gil_scoped_release release;
+               return csrkern::expected_ns(search.segments, search.rows, search.options);
+             });
   def_search(m, "search_all", "(starts [n + 1], scores, ids).", [](const PySearch& search) {
     csrkern::Ragged found;
     {

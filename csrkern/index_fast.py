@@ -1,13 +1,14 @@
-"""Fast search: a shortlist by the strongest latents of a query, scored again by all of them.
+"""Fast search: the strongest latents of a query make a shortlist, which all of them score again;
+of clustered codes, blocks are left out whose bounds hardly reach the bar.
 
-How many latents and how long a shortlist is measured on a sample of the index's own codes.
+How many latents, how long a shortlist and how much of a bound is measured on a sample of the
+index's own codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,27 +21,28 @@ _SAMPLE = 400
 _TOPK = 10
 _KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99)
 _FACTORS = (2, 4, 8, 16)
-# Nanoseconds a posting, and a document of the shortlist: 190 to find it, 140 to score it again.
-_NS_POSTING, _NS_DOCUMENT = 0.5, 330
+_BOUND_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """How a fast search makes its shortlist.
 
     Attributes:
         kept: share of a query's squared norm whose latents, the strongest ones, make it.
-        factor: its length over topk; 0: all latents count, and nothing is scored again.
+        factor: its length over topk; 0: nothing is scored again.
+        bound_share: of the bound of a block of clustered codes, what is compared with the bar.
         recall: found of the sample's best 10.
     """
 
-    kept: float
-    factor: int
-    recall: float
+    kept: float = 1.0
+    factor: int = 0
+    bound_share: float = 1.0
+    recall: float = 1.0
 
     def options(self, topk: int) -> dict[str, Any]:
         """For the native search."""
-        return {"kept": self.kept, "shortlist": self.factor * topk} if self.factor else {}
+        shortlist = self.factor * topk
+        return {"kept": self.kept, "shortlist": shortlist, "bound_share": self.bound_share}
 
 
 def check_mode(mode: str, recall: float | None, rerank: Any) -> float | None:
@@ -79,39 +81,43 @@ def calibrate(segments: Sequence[Segment], dim: int, metric: str, recall: float)
 
     A code that searches for itself finds itself first: it does not count.
     """
-    exact = Plan(1.0, 0, 1.0)
-    sample, queries, n_postings = _sample(segments, dim)
+    sample, queries = _sample(segments)
     if len(sample) == 0:
-        return exact
+        return Plan()
     natives = [(segment.native, segment.alive) for segment in segments]
+    limits = {"normalize": metric == "cosine", "query_k": 2**62, "min_score": -np.inf}
+    limits |= {"topk": _TOPK + 1, "num_threads": thread_count(None)}
 
     def found(plan: Plan) -> np.ndarray:
-        options = {"normalize": metric == "cosine", "query_k": 2**62, "min_score": -np.inf}
-        _, ids = _C.search(
-            natives,
-            *queries,
-            dim,
-            topk=_TOPK + 1,
-            num_threads=thread_count(None),
-            **options,
-            **plan.options(_TOPK + 1),
-        )
-        return ids
+        _, ids = _C.search(natives, *queries, dim, **limits, **plan.options(_TOPK + 1))
+        return _without(ids, sample)
 
-    truth = _without(found(exact), sample)
-    best, least = exact, n_postings(1.0) * _NS_POSTING
-    for factor in _FACTORS:
-        for kept in _KEPT:
-            cost = n_postings(kept) * _NS_POSTING + factor * _TOPK * _NS_DOCUMENT
-            if cost >= least:
-                break
-            hits = _without(found(Plan(kept, factor, 0)), sample)
-            same = (truth[:, :, None] == hits[:, None, :]).any(2) & (truth >= 0)
-            share = float(same.sum() / max((truth >= 0).sum(), 1))
-            if share >= recall:
-                best, least = Plan(kept, factor, share), cost
-                break
+    def cost(plan: Plan) -> float:
+        return float(_C.expected_ns(natives, *queries, dim, **limits, **plan.options(_TOPK)))
+
+    truth = found(Plan())
+    best, least = Plan(), cost(Plan())
+    clustered = any(segment.block > 0 for segment in segments)
+    shares = _BOUND_SHARES if clustered else (1.0,)
+    for factor in (0, *_FACTORS) if clustered else _FACTORS:
+        # More latents allow less of the bounds: along that frontier, from one to the other.
+        share = 0
+        for kept in _KEPT if factor else (1.0,):
+            while share < len(shares):
+                plan = Plan(kept, factor, shares[share])
+                ns = cost(plan)
+                if ns < least:
+                    plan = plan._replace(recall=_same(truth, found(plan)))
+                    if plan.recall < recall:
+                        break
+                    best, least = plan, ns
+                share += 1
     return best
+
+
+def _same(truth: np.ndarray, ids: np.ndarray) -> float:
+    same = (truth[:, :, None] == ids[:, None, :]).any(2) & (truth >= 0)
+    return float(same.sum() / max((truth >= 0).sum(), 1))
 
 
 def _without(ids: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -120,8 +126,8 @@ def _without(ids: np.ndarray, own: np.ndarray) -> np.ndarray:
     return np.take_along_axis(ids, order, 1)[:, :_TOPK]
 
 
-def _sample(segments: Sequence[Segment], dim: int) -> tuple[np.ndarray, tuple[Any, ...], Any]:
-    """Ids of some codes, the codes as rows, and a function from kept to postings a query."""
+def _sample(segments: Sequence[Segment]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Ids of some codes, and the codes as rows: values, latents, starts."""
     living = np.array([len(segment) for segment in segments])
     shares = np.minimum(living, -(-_SAMPLE * living // max(living.sum(), 1)))
     ids, parts = [], []
@@ -134,29 +140,4 @@ def _sample(segments: Sequence[Segment], dim: int) -> tuple[np.ndarray, tuple[An
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     latents = np.concatenate([part[1] for part in parts])
     values = np.concatenate([part[2] for part in parts])
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    order = np.lexsort((latents, -values, rows))
-    squares = values[order].astype(np.float64) ** 2
-    before = np.cumsum(squares) - squares
-    before -= before[np.repeat(starts[:-1], lengths)]
-    total = np.bincount(rows, squares, len(lengths))[rows]
-    df = _frequencies(segments, latents[order])
-
-    def n_postings(kept: float) -> float:
-        return float(df[before < kept * total].sum() / max(len(lengths), 1))
-
-    return np.concatenate(ids), (values, latents, starts), n_postings
-
-
-def _frequencies(segments: Sequence[Segment], latents: np.ndarray) -> np.ndarray:
-    """How many documents have each latent."""
-    df = np.zeros(len(latents))
-    for segment in segments:
-        native = segment.native
-        if len(native.terms) == 0:
-            continue
-        n_windows = -(-segment.documents // segment.window)
-        of_terms = np.diff(native.offsets[::n_windows].astype(np.int64))
-        at = np.minimum(np.searchsorted(native.terms, latents), len(native.terms) - 1)
-        df += np.where(native.terms[at] == latents, of_terms[at], 0)
-    return df
+    return np.concatenate(ids), (values, latents, starts)

@@ -8,7 +8,7 @@ import index_codes
 import numpy as np
 import pytest
 
-from csrkern import InvertedIndex, Rerank, reference
+from csrkern import _C, InvertedIndex, Rerank, reference
 from csrkern.index_filter import allowed_bits
 
 DIM = 120
@@ -271,6 +271,25 @@ def test_fast_finds_what_it_was_calibrated_to(cluster):
     assert_same(threads, index.search(queries, mode="fast", recall=0.8, num_threads=1))
     empty = InvertedIndex.build((codes[0][:0], codes[1][:0]), dim=256)
     assert (empty.search(queries, 2, mode="fast")[1] == -1).all()
+
+
+def test_less_of_the_bounds_reads_less_and_finds_less():
+    codes = index_codes.skewed(20_000, 256, 24)
+    index = InvertedIndex.build(codes, dim=256, cluster=True)
+    values, indices = index_codes.skewed(200, 256, 24, seed=7)
+    native = [(segment.native, None) for segment in index._segments]
+    limits = {"topk": 10, "normalize": False, "query_k": 24, "min_score": 0.0, "num_threads": 1}
+    truth = index.search((values, indices))
+    costs, shares = [], []
+    for bound_share in (1.0, 0.8, 0.5, 0.3):
+        given = (native, values, indices, None, 256)
+        costs.append(_C.expected_ns(*given, **limits, bound_share=bound_share))
+        scores, ids = _C.search(*given, **limits, bound_share=bound_share)
+        shares.append((ids[:, :, None] == truth[1][:, None]).any(2).mean())
+        if bound_share == 1:
+            assert_same((scores, ids), truth)
+    assert costs == sorted(costs, reverse=True) and costs[-1] < 0.8 * costs[0]
+    assert shares == sorted(shares, reverse=True) and shares[0] == 1 > shares[-1] > 0
 
 
 def test_truncated():

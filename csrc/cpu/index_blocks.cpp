@@ -29,7 +29,9 @@ void find_maxima(IndexView view, uint8_t* maxima, float* scales, int num_threads
   });
 }
 
-void BlockBounds::compute(const IndexView& view, const std::vector<QueryTerm>& terms) {
+void BlockBounds::compute(const IndexView& view, const std::vector<QueryTerm>& terms,
+                          double share) {
+  share_ = share;
   n_blocks_ = view.n_blocks();
   const int64_t pitch = view.block_pitch();
   const int m = static_cast<int>(terms.size());
@@ -52,7 +54,7 @@ void BlockBounds::compute(const IndexView& view, const std::vector<QueryTerm>& t
 }
 
 uint16_t BlockBounds::least(uint32_t bar) const {
-  const float score = float_of(bar);
+  const double score = float_of(bar) / share_;
   if (!(score <= std::numeric_limits<float>::max())) return 1;
   // A float32 sum of m products exceeds the true sum by less than one part in 2^23 / (m + 1),
   // or, where products are subnormal, by less than m of the smallest subnormals.

@@ -87,7 +87,8 @@ class BlockBounds {
   // Queries of more terms are scanned: the sums below would lose their precision.
   static constexpr int kMostTerms = 1024;
 
-  void compute(const IndexView& view, const std::vector<QueryTerm>& terms);
+  // `share`: of a bound that counts; below 1, blocks are left out that could hold a hit.
+  void compute(const IndexView& view, const std::vector<QueryTerm>& terms, double share);
 
   // Appends blocks whose bounds are the largest, about `count` of them, and marks them done.
   void take_best(int64_t count, std::vector<int32_t>& blocks);
@@ -103,6 +104,7 @@ class BlockBounds {
   int64_t n_blocks_ = 0;
   double unit_ = 1;
   double rounding_ = 0;
+  double share_ = 1;
   std::vector<uint16_t> bounds_;  // 1 and more; 0: done
   std::vector<const uint8_t*> rows_;
   std::vector<uint16_t> weights_;

@@ -79,7 +79,7 @@ void SegmentSearch::scan(int64_t window, const std::vector<QueryTerm>& terms, To
 bool SegmentSearch::run_listed(TopHits& best, Scratch& s) const {
   if (allowed_ == nullptr || s.terms.size() > RowScorer::kMostTerms) return false;
   const double n_postings = postings_of(s.terms, view_.n_windows);
-  double scan_ns = kNsPosting * n_postings + kNsDocument * view_.n_docs;
+  double scan_ns = ns_of_scan(view_, n_postings);
   if (view_.block > 0) {
     scan_ns = std::min(scan_ns, s.terms.size() * (kNsBound * view_.n_blocks() +
                                                   ns_block_term() * kBlocksExpected));

@@ -54,14 +54,32 @@ constexpr double kNsPosting = 0.6, kNsDocument = 0.05, kNsBlockTerm = 100, kNsDi
 // And between those and documents one by one: a document, an entry of it, the blocks that a
 // search of clustered codes scores.
 constexpr double kNsRow = 26, kNsEntry = 1.1, kBlocksExpected = 20;
+// A document of a shortlist: 190 to find it, 140 to score it again.
+constexpr double kNsShortlisted = 330;
 
 int64_t postings_of(const std::vector<QueryTerm>& terms, int64_t n_windows);
+
+inline double ns_of_scan(const IndexView& view, double postings) {
+  return kNsPosting * postings + kNsDocument * view.n_docs;
+}
+
+// What a search that read this much should take.
+inline double ns_of(const IndexView& view, const SearchCost& cost) {
+  return cost.terms * (kNsDirectoryTerm * cost.blocks_scored + kNsBound * view.n_blocks()) +
+         ns_of_scan(view, cost.postings) * cost.windows_scanned / view.n_windows;
+}
 
 // A search of one index; what it finds is numbered from `first_doc`.
 class SegmentSearch {
  public:
-  SegmentSearch(const Index& index, const uint64_t* allowed, int64_t first_doc)
-      : index_(index), view_(index.view_), allowed_(allowed), first_doc_(first_doc) {}
+  // `bound_share`: see SearchOptions.
+  SegmentSearch(const Index& index, const uint64_t* allowed, int64_t first_doc,
+                double bound_share = 1)
+      : index_(index),
+        view_(index.view_),
+        allowed_(allowed),
+        first_doc_(first_doc),
+        bound_share_(bound_share) {}
 
   // The entries whose latents the index knows; each list is checked before its first use.
   void find_terms(const std::vector<Entry>& entries, std::vector<QueryTerm>& terms) const;
@@ -120,6 +138,7 @@ class SegmentSearch {
   const IndexView& view_;
   const uint64_t* allowed_;
   int64_t first_doc_;
+  double bound_share_;
   const Directory* directory_ = nullptr;
   const IndexKernels& kernels_ = index_kernels();
 };

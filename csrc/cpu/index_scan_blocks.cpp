@@ -30,7 +30,7 @@ void prefetch(const uint8_t* begin, const uint8_t* end) {
 }  // namespace
 
 void SegmentSearch::run_blocks(TopHits& best, Scratch& s, SearchCost& cost) const {
-  s.bounds.compute(view_, s.terms);
+  s.bounds.compute(view_, s.terms, bound_share_);
   // With no limit on what is found, no bar is to be raised.
   const int64_t first = best.topk() < view_.n_docs ? 4 + 4 * best.topk() / view_.block : 0;
   s.bounds.take_best(first, s.blocks);

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <functional>
+#include <numeric>
 
 #include "csrkern/parallel.hpp"
 #include "index_scan.hpp"
@@ -122,11 +123,34 @@ class Search {
     });
   }
 
+  double expected_ns() const {
+    std::vector<double> ns(queries_.n);
+    parallel_for(queries_.n, 1, options_.num_threads, [&](int64_t i, int64_t, int) {
+      Scratch& s = scratch();
+      std::vector<Entry> entries;
+      TopHits best = begin(i, entries, s);
+      for (size_t g = 0; g < segments_.size(); ++g) {
+        const IndexView& view = segments_[g].index->view();
+        SegmentSearch part = segment_search(g, i);
+        part.find_terms(entries, s.terms);
+        if (s.terms.empty()) continue;
+        SearchCost cost;
+        cost.windows_scanned = view.n_windows;
+        if (view.block > 0) part.run(best, s, cost = {});
+        cost.terms = s.terms.size();
+        cost.postings = postings_of(s.terms, view.n_windows);
+        ns[i] += ns_of(view, cost);
+      }
+    });
+    const double total = std::accumulate(ns.begin(), ns.end(), 0.0);
+    return total / std::max<int64_t>(queries_.n, 1) + kNsShortlisted * options_.shortlist;
+  }
+
   SegmentSearch segment_search(size_t g, int64_t i) const {
     const Segment& segment = segments_[g];
     const uint64_t* allowed =
         segment.allowed == nullptr ? nullptr : segment.allowed + i * segment.allowed_stride;
-    return SegmentSearch(*segment.index, allowed, first_docs_[g]);
+    return SegmentSearch(*segment.index, allowed, first_docs_[g], options_.bound_share);
   }
 
  private:
@@ -224,6 +248,11 @@ void search(const std::vector<Segment>& segments, const SparseRows& queries,
   });
 }
 
+double expected_ns(const std::vector<Segment>& segments, const SparseRows& queries,
+                   const SearchOptions& options) {
+  return Search(segments, queries, options).expected_ns();
+}
+
 Ragged search_all(const std::vector<Segment>& segments, const SparseRows& queries,
                   const SearchOptions& options) {
   SearchOptions all = options;
@@ -276,10 +305,8 @@ double Index::gain_of_blocks(const SparseRows& queries, bool normalize) const {
   double scans = 0, blocks = 0;
   for (int64_t i = 0; i < queries.n; ++i) {
     const SearchCost cost = explain(queries, i, 10, normalize);
-    const double scan = kNsPosting * cost.postings + kNsDocument * view_.n_docs;
-    scans += scan;
-    blocks += cost.terms * (kNsDirectoryTerm * cost.blocks_scored + kNsBound * view_.n_blocks()) +
-              scan * cost.windows_scanned / view_.n_windows;
+    scans += ns_of_scan(view_, cost.postings);
+    blocks += ns_of(view_, cost);
   }
   return blocks > 0 ? scans / blocks : 1;
 }

@@ -228,6 +228,7 @@ struct SearchOptions {
   // With a shortlist, the best that many documents are scored again and sorted by that score.
   int64_t shortlist = 0;
   double kept = 1;                 // share of a query's squared norm that makes its shortlist
+  double bound_share = 1;          // of a block's bound that is believed; 1: nothing is missed
   const float* dense = nullptr;    // [queries, dim] score by these, or null: by the whole query
   const float* offsets = nullptr;  // [queries] added to dense scores, or null
 };
@@ -238,6 +239,10 @@ struct SearchOptions {
 // dense score over the document's latents, ascending, plus offset, divided by its norm.
 void search(const std::vector<Segment>& segments, const SparseRows& queries,
             const SearchOptions& options, float* scores, int64_t* ids);
+
+// What a query should take on one thread, by what a search for it reads: the mean, in nanoseconds.
+double expected_ns(const std::vector<Segment>& segments, const SparseRows& queries,
+                   const SearchOptions& options);
 
 struct Ragged {
   std::vector<int64_t> starts;  // [queries + 1]
