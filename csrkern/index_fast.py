@@ -17,7 +17,7 @@ from csrkern.index_input import check_choice, thread_count
 from csrkern.index_rerank import Rerank
 from csrkern.index_segment import Segment
 
-_SAMPLE = 400
+_SAMPLE, _COSTED = 400, 100  # codes that recall and cost are measured on
 _TOPK = 10
 _KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99)
 _FACTORS = (2, 4, 8, 16)
@@ -81,9 +81,10 @@ def calibrate(segments: Sequence[Segment], dim: int, metric: str, recall: float)
 
     A code that searches for itself finds itself first: it does not count.
     """
-    sample, queries = _sample(segments)
+    sample, queries = _sample(segments, _SAMPLE)
     if len(sample) == 0:
         return Plan()
+    _, costed = _sample(segments, _COSTED)
     natives = [(segment.native, segment.alive) for segment in segments]
     limits = {"normalize": metric == "cosine", "query_k": 2**62, "min_score": -np.inf}
     limits |= {"topk": _TOPK + 1, "num_threads": thread_count(None)}
@@ -93,7 +94,7 @@ def calibrate(segments: Sequence[Segment], dim: int, metric: str, recall: float)
         return _without(ids, sample)
 
     def cost(plan: Plan) -> float:
-        return float(_C.expected_ns(natives, *queries, dim, **limits, **plan.options(_TOPK)))
+        return float(_C.expected_ns(natives, *costed, dim, **limits, **plan.options(_TOPK)))
 
     truth = found(Plan())
     best, least = Plan(), cost(Plan())
@@ -126,13 +127,13 @@ def _without(ids: np.ndarray, own: np.ndarray) -> np.ndarray:
     return np.take_along_axis(ids, order, 1)[:, :_TOPK]
 
 
-def _sample(segments: Sequence[Segment]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Ids of some codes, and the codes as rows: values, latents, starts."""
+def _sample(segments: Sequence[Segment], n: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Ids of about n codes, and the codes as rows: values, latents, starts."""
     living = np.array([len(segment) for segment in segments])
-    shares = np.minimum(living, -(-_SAMPLE * living // max(living.sum(), 1)))
+    shares = np.minimum(living, -(-n * living // max(living.sum(), 1)))
     ids, parts = [], []
-    for segment, n, share in zip(segments, living, shares, strict=True):
-        chosen = np.linspace(0, n - 1, share).astype(np.int64) if n else np.zeros(0, np.int64)
+    for segment, codes, share in zip(segments, living, shares, strict=True):
+        chosen = np.linspace(0, max(codes - 1, 0), share).astype(np.int64)
         docs = chosen if segment.alive is None else np.flatnonzero(segment.mask())[chosen]
         ids.append(docs if segment.native.ids is None else segment.native.ids[docs])
         parts.append(segment.native.rows_of(docs))
