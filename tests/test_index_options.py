@@ -288,8 +288,10 @@ def test_less_of_the_bounds_reads_less_and_finds_less():
         shares.append((ids[:, :, None] == truth[1][:, None]).any(2).mean())
         if bound_share == 1:
             assert_same((scores, ids), truth)
-    assert costs == sorted(costs, reverse=True) and costs[-1] < 0.8 * costs[0]
-    assert shares == sorted(shares, reverse=True) and shares[0] == 1 > shares[-1] > 0
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] < 0.8 * costs[0]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] == 1 > shares[-1] > 0
 
 
 def test_truncated():
