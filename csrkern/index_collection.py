@@ -184,6 +184,8 @@ class Collection:
             }
             if self.values in SQUARES:
                 facts["exponent"] = self._form.exponent
+            if self._form.window is not None:
+                facts["window"] = self._form.window
             return self._segments, facts
 
     @classmethod
@@ -230,9 +232,10 @@ class Collection:
         ranges = [segment.id_range() for segment in segments]
         if any(low < 0 or high >= facts["next_id"] for low, high in ranges):
             raise ValueError("the index is damaged: its ids are not in 0..next_id-1")
-        window = facts["segments"][0]["window"]
         form = Form(
-            facts["values"], facts["metric"], facts["cluster"], window, facts.get("exponent")
+            *(facts[name] for name in ("values", "metric", "cluster")),
+            window=facts.get("window"),
+            exponent=facts.get("exponent"),
         )
         return cls(segments, dim=facts["dim"], k=facts["k"], next_id=facts["next_id"], form=form)
 

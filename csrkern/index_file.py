@@ -18,6 +18,7 @@ from csrkern.index_segment import (
     LEAST_EXPONENT,
     MOST_EXPONENT,
     SQUARES,
+    USUAL_WINDOW,
     VALUES,
     Segment,
     arrays_of,
@@ -202,8 +203,13 @@ def _sane(body: dict[str, Any]) -> bool:
         and body.get("metric") in ("ip", "cosine")
         and body.get("values") in VALUES
         and _sane_exponent(body)
+        and _sane_window(body.get("window", USUAL_WINDOW))
         and any(body.get("cluster", "") is choice for choice in (None, True, False))
     )
+
+
+def _sane_window(window: Any) -> bool:
+    return _count(window, 65_536) and window > 0 and window % 64 == 0
 
 
 def _sane_exponent(body: dict[str, Any]) -> bool:

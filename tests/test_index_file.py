@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from csrkern import InvertedIndex, index_file
+from csrkern.index_segment import SMALL_WINDOW
 
 CODES = index_codes.uniform(3000, 64, 6)
 QUERIES = index_codes.uniform(20, 64, 6, seed=1)
@@ -38,6 +40,16 @@ def test_loaded_equals_built(tmp_path, mmap, values, metric, ids):
     np.testing.assert_array_equal(
         again._segments[0].native.postings, index._segments[0].native.postings
     )
+
+
+@pytest.mark.parametrize("window", [None, 128])
+def test_what_is_added_after_loading_has_the_window_that_was_asked_for(tmp_path, window):
+    index = InvertedIndex.build((CODES[0][:0], CODES[1][:0]), dim=64, window=window)
+    index.save(tmp_path / "index")
+    copies = InvertedIndex.load(tmp_path / "index"), pickle.loads(pickle.dumps(index))
+    for one in (index, *copies):
+        one.add(CODES)
+        assert one.stats()["window"] == (SMALL_WINDOW if window is None else window)
 
 
 def test_empty_index(tmp_path):
