@@ -232,11 +232,8 @@ class Collection:
         ranges = [segment.id_range() for segment in segments]
         if any(low < 0 or high >= facts["next_id"] for low, high in ranges):
             raise ValueError("the index is damaged: its ids are not in 0..next_id-1")
-        form = Form(
-            *(facts[name] for name in ("values", "metric", "cluster")),
-            window=facts.get("window"),
-            exponent=facts.get("exponent"),
-        )
+        values, metric, cluster = facts["values"], facts["metric"], facts["cluster"]
+        form = Form(values, metric, cluster, facts.get("window"), facts.get("exponent"))
         return cls(segments, dim=facts["dim"], k=facts["k"], next_id=facts["next_id"], form=form)
 
     def __reduce__(self) -> tuple[Any, ...]:
