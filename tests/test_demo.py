@@ -14,7 +14,7 @@ import torch
 from benchmarks import demo as record_demo
 from csrkern import InvertedIndex, reference
 from csrkern.nn import SparseAutoencoder
-from csrtrain import cli, demo, demo_ask, demo_search, train
+from csrtrain import cli, demo, demo_ask, demo_search, texts, train
 from csrtrain.demo_data import load_demo
 from csrtrain.evaluate import encode_all
 
@@ -184,7 +184,7 @@ class FakeTextModel:
 
     known: ClassVar[dict[str, np.ndarray]] = {}
 
-    def __init__(self, name, device=None):
+    def __init__(self, name, device=None, local_files_only=False):
         if name == "no-such-model":
             raise OSError("no-such-model is not a local folder\nand more lines")
         self.name = name
@@ -199,7 +199,7 @@ def text_model(monkeypatch, data):
         "SentenceTransformer": FakeTextModel,
         "SparseEncoder": None,
         "disable_progress_bar": lambda: None,
-        "load_file_path": lambda *_: None,
+        "load_file_path": lambda *_, **__: None,
     }
     for name in (
         "sentence_transformers",
@@ -214,6 +214,7 @@ def text_model(monkeypatch, data):
         monkeypatch.setitem(sys.modules, name, module)
     known = {"what spies do": data.test[0], "short": data.test[0, :5]}
     monkeypatch.setattr(FakeTextModel, "known", known)
+    monkeypatch.setattr(texts, "_hub_answers", lambda: True)
 
 
 def run_cli(*arguments):
@@ -261,7 +262,7 @@ def test_ask_explains_what_does_not_fit(shown, text_model, capsys, arguments, wo
 
 
 def test_ask_says_what_to_install(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo_ask.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(texts.importlib.util, "find_spec", lambda name: None)
     assert run_cli("demo", "-o", str(tmp_path / "new"), "--ask", "what spies do") == 2
     assert "-m pip install sentence-transformers" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

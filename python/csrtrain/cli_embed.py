@@ -82,11 +82,10 @@ def embed(
             raise ValueError(f"{output}: expected a file that ends in {', '.join(SUFFIXES)}")
     use_threads(threads)
     records = read_records(texts, field)
-    from csrtrain.demo_ask import default_model
     from csrtrain.progress import working
-    from csrtrain.texts import Recipe, TextCoder
+    from csrtrain.texts import Recipe, TextCoder, minilm
 
-    recipe = Recipe(text_model or default_model(), None if model is None else str(model))
+    recipe = Recipe(text_model or minilm(), None if model is None else str(model))
     with working("loading the text model"):
         coder = TextCoder(recipe)
         gives_codes = coder.text_model.sparse or model is not None

