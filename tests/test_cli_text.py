@@ -13,6 +13,7 @@ from command_line import exit_code
 from st_models import SparseEncoder, text_encoder, texts, words_backbone
 from test_cli_pipes import json_lines, type_in
 
+import csrtrain.texts
 from csrkern import InvertedIndex, SparseCodes
 from csrtrain import encode_all
 from csrtrain.texts import MINILM, TextModel
@@ -186,6 +187,7 @@ def test_without_a_hub_the_answer_comes_at_once(monkeypatch, capsys):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(csrtrain.texts, "_minilm", lambda: MINILM)
     started = time.monotonic()
     assert exit_code("embed", "lines.txt", "--text-model", MINILM) == 2
     assert time.monotonic() - started < 20

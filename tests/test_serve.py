@@ -192,6 +192,18 @@ def test_a_process_without_torch_that_reloads_and_stops_in_order(folder):
     assert server.wait(20) in (0, -signal.SIGTERM)
 
 
+def test_the_load_test_asks_and_counts(folder):
+    command = [sys.executable, FOLDER / "load_test.py", folder / "index", "--seconds", "0.3"]
+    done = subprocess.run([*command, "--batch", "4"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[4:]]
+    assert [row[:2] for row in rows] == [["4", "1"], ["4", "8"]]
+    for row in rows:
+        requests, queries, p50, p99 = (float(cell.replace(",", "")) for cell in row[2:6])
+        assert queries == pytest.approx(4 * requests, abs=3)
+        assert 0 < p50 <= p99
+
+
 def start(folder: Path) -> tuple[subprocess.Popen, str]:
     """A server with torch made impossible to import, and its address."""
     port = 20_000 + os.getpid() % 20_000

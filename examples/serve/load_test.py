@@ -1,7 +1,8 @@
-"""How fast the server answers on this machine: python examples/serve/load_test.py INDEX.
+"""How fast the server answers on this machine: python examples/serve/load_test.py [INDEX].
 
 Starts app.py on a free port, asks it with codes of the index itself over a few kept
 connections, prints a line for each setting, and stops it. Client and server share the machine.
+Without an index it makes that of the packaged definitions first, which takes PyTorch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import platform
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from itertools import cycle
@@ -112,22 +114,29 @@ def machine() -> str:
     return f"{model}, {cores} cores, Python {platform.python_version()}, commit {commit}"
 
 
-def main() -> None:
-    """Prints a Markdown table."""
-    parser = argparse.ArgumentParser(description="Load-test app.py on this machine.")
-    parser.add_argument("index", type=Path, help="a folder written by InvertedIndex.save")
-    parser.add_argument("--seconds", type=float, default=5, help="for each setting")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
-    options = parser.parse_args()
-    index = InvertedIndex.load(options.index)
+def index_of_definitions(folder: Path) -> Path:
+    """The index of docs/start.md."""
+    import csrtrain
+    from csrtrain.demo_data import load_demo
+
+    data = load_demo()
+    config = csrtrain.TrainConfig(k=32, prefixes=(8,), steps=60)
+    model = csrtrain.train(data.train, config=config)
+    codes = csrtrain.encode_all(model, data.train)
+    InvertedIndex.build(codes, metric="cosine").save(folder)
+    return folder
+
+
+def measure(folder: Path, options: argparse.Namespace) -> None:
+    """Prints a Markdown table of every setting."""
+    index = InvertedIndex.load(folder)
     print(f"{len(index):,} codes of k = {index.k}; {machine()}\n")
     print(
         "| queries a request | connections | requests/s | queries/s | p50, ms | p99, ms "
         "| server's processor time, ms a request |"
     )
     print("|--:|--:|--:|--:|--:|--:|--:|")
-    server, port = start(options.index)
+    server, port = start(folder)
     try:
         for batch in options.batch:
             requests = bodies(index, batch)
@@ -146,6 +155,18 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait(30)
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description="Load-test app.py on this machine.")
+    parser.add_argument("index", type=Path, nargs="?", help="a folder of InvertedIndex.save")
+    parser.add_argument("--seconds", type=float, default=5, help="for each setting")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(options.index or index_of_definitions(Path(folder) / "index"), options)
 
 
 if __name__ == "__main__":

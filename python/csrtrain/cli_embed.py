@@ -83,9 +83,9 @@ def embed(
     use_threads(threads)
     records = read_records(texts, field)
     from csrtrain.progress import working
-    from csrtrain.texts import Recipe, TextCoder, minilm
+    from csrtrain.texts import MINILM, Recipe, TextCoder
 
-    recipe = Recipe(text_model or minilm(), None if model is None else str(model))
+    recipe = Recipe(text_model or MINILM, None if model is None else str(model))
     with working("loading the text model"):
         coder = TextCoder(recipe)
         gives_codes = coder.text_model.sparse or model is not None

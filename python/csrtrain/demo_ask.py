@@ -12,7 +12,7 @@ from csrkern import InvertedIndex
 from csrkern.nn import SparseAutoencoder
 from csrtrain import demo
 from csrtrain.evaluate import encode_all
-from csrtrain.texts import MINILM, TextModel, minilm
+from csrtrain.texts import MINILM, TextModel
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +52,7 @@ def answer(
     """
     if not definition.strip():
         raise ValueError("--ask: expected a definition, got nothing")
-    embedding = embed(definition, text_model or minilm())
+    embedding = embed(definition, text_model or MINILM)
     if not (folder / demo.RESULTS).is_file():
         demo.run(folder, quick=quick, out=out)
     model = SparseAutoencoder.from_pretrained(folder / demo.MODELS["self"]).eval()

@@ -110,10 +110,12 @@ class TextModel:
 
         disable_progress_bar()
         self.name = name
+        if name == MINILM:
+            name = _minilm()
         offline = not Path(name).is_dir() and not _hub_answers()
         try:
             self.sparse = _is_sparse(name, offline)
-            self._model = (SparseEncoder if self.sparse else SentenceTransformer)(
+            self.model = (SparseEncoder if self.sparse else SentenceTransformer)(
                 name, device=device, local_files_only=offline
             )
         except Exception as error:
@@ -132,7 +134,7 @@ class TextModel:
             query: put the model's prompt for queries in front, not the one for documents.
             batch_size: texts that go through the model at once.
         """
-        encode = self._model.encode_query if query else self._model.encode_document
+        encode = self.model.encode_query if query else self.model.encode_document
         options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False}
         if self.sparse:
             from csrkern.integrations.sentence_transformers import accelerate
@@ -143,8 +145,8 @@ class TextModel:
         return np.asarray(encode(list(texts), **options), np.float32)
 
 
-def minilm() -> str:
-    """all-MiniLM-L6-v2 from an installed package that carries it, else by its Hub name."""
+def _minilm() -> str:
+    """The folder of an installed package that carries it, else its name on the Hub."""
     spec = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
     for folder in (spec and spec.submodule_search_locations) or ():
         for config in sorted(Path(folder).rglob("modules.json")):
