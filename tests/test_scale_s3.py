@@ -66,7 +66,7 @@ def test_shards_on_s3_are_one_index(bucket: tuple[str, dict[str, Any]], tmp_path
     assert len(newest(folder)) == 400
     (found,) = Holder(folder, 1).search_all([Lookup(2, (0, 1), values[:9], indices[:9], 7)])
     whole = InvertedIndex.build((values, indices), dim=64).search((values[:9], indices[:9]), 7)
-    np.testing.assert_array_equal(found.ids, whole[1])
+    np.testing.assert_array_equal(found.hits.ids, whole[1])
 
 
 def test_lance(tmp_path: Path) -> None:

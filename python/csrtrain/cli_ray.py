@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from csrtrain.cli_commands import Metric, StoredValues
-from csrtrain.cli_io import Json, Values, load_codes, report, say
+from csrtrain.cli_io import Json, Values, console, load_codes, report
+from csrtrain.cli_lines import emit
 
 app = typer.Typer(
     help="More than one machine: encode, build, serve and search on a Ray cluster, or on a Ray of "
     "this machine where no --address is given. Needs csrkern\\[ray].",
     no_args_is_help=True,
 )
+
+QUERIES_AT_ONCE = 64  # in one request
 
 Address = Annotated[
     str | None,
@@ -87,6 +91,12 @@ def build(
     values: Annotated[
         StoredValues, typer.Option(help="Precision of the stored values.")
     ] = StoredValues.FLOAT16,
+    largest: Annotated[
+        float | None, typer.Option(help="Largest value, for uint8 and uint16 with metric ip.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the index there, at once when all is built.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Shards built at a time.")] = None,
     address: Address = None,
     storage: Options = None,
@@ -102,6 +112,8 @@ def build(
             shards=shards,
             metric=metric.value,
             values=values.value,
+            largest=largest,
+            replace=replace,
             workers=workers,
             address=address,
             options=_options(storage),
@@ -128,6 +140,7 @@ def serve(
     host: Annotated[str, typer.Option(help="To listen on.")] = "127.0.0.1",
     address: Address = None,
     storage: Options = None,
+    as_json: Json = False,
 ) -> None:
     """Serve a sharded index over HTTP until Ctrl-C; new generations are taken up as they come."""
     from csrtrain.scale import ShardedIndex
@@ -141,10 +154,13 @@ def serve(
             index, replicas=replicas, groups=groups, threads=threads, options=_options(storage)
         )
         found = served.generation()
-        say(
-            f"Serving {len(found)} codes in {len(found.shards)} shards at "
-            f"http://{host}:{port}/csrkern\nNext: csrkern ray search "
-            f"http://{host}:{port}/csrkern queries.safetensors"
+        url = f"http://{host}:{port}/csrkern"
+        facts = {"codes": len(found), "shards": len(found.shards), "generation": found.number}
+        report(
+            {"url": url, **facts},
+            f"Serving {len(found)} codes in {len(found.shards)} shards at {url}\n"
+            f"Next: csrkern ray search {url} queries.safetensors",
+            as_json,
         )
         try:
             while True:
@@ -158,38 +174,79 @@ def search(
     url: Annotated[str, typer.Argument(metavar="URL", help="Where ray serve listens.")],
     queries: Annotated[Path, typer.Argument(metavar="QUERIES", help="A file of codes.")],
     topk: Annotated[int, typer.Option(min=1, max=10_000, help="Hits a query.")] = 10,
-    deadline: Annotated[float, typer.Option(min=0.001, help="Seconds to wait.")] = 10.0,
+    deadline: Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds to wait.")] = 10.0,
+    as_json: Json = False,
 ) -> None:
-    """Search a served index; a JSON line for each query."""
+    """Search a served index.
+
+    With --json a line for each query: {"query": 0, "hits": [...], "missing": [...]}, where missing
+    names the shards that did not answer before the deadline: hits are of the others only.
+    """
+    codes = load_codes(queries, "make codes of embeddings with csrkern encode")
+    values, indices = codes.numpy()
+    missing: set[str] = set()
+    table = []
+    for first in range(0, len(values), QUERIES_AT_ONCE):
+        part = slice(first, first + QUERIES_AT_ONCE)
+        body = {"values": values[part].tolist(), "indices": indices[part].tolist(), "topk": topk}
+        answer = _ask(url, {**body, "deadline": deadline}, deadline)
+        missing |= set(answer["missing"])
+        for query, (ids, scores) in enumerate(zip(answer["ids"], answer["scores"], strict=True)):
+            hits = [{"id": i, "score": score} for i, score in zip(ids, scores, strict=True)]
+            record = {"query": first + query, "hits": hits, "missing": answer["missing"]}
+            if as_json:
+                emit(record)
+            else:
+                table.append(record)
+    if not as_json:
+        _print_hits(table)
+    if missing:
+        print(
+            f"incomplete: {len(missing)} shards did not answer within {deadline:g} s: "
+            f"{', '.join(sorted(missing))}",
+            file=sys.stderr,
+        )
+
+
+def _ask(url: str, body: dict[str, Any], deadline: float) -> dict[str, Any]:
+    """The answer of a server; asked again until the deadline if it is restarting."""
+    import http.client
     import urllib.error
     import urllib.request
 
-    codes = load_codes(queries, "make codes of embeddings with csrkern encode")
-    values, indices = codes.numpy()
-    for row_values, row_indices in zip(values, indices, strict=True):
-        body = {
-            "values": [row_values.tolist()],
-            "indices": [row_indices.tolist()],
-            "topk": topk,
-            "deadline": deadline,
-        }
-        request = urllib.request.Request(
-            url, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+    payload, until = json.dumps(body).encode(), time.monotonic() + deadline
+    request = urllib.request.Request(url, payload, {"Content-Type": "application/json"})
+    while True:
+        left = max(0.1, until - time.monotonic())
         try:
-            with urllib.request.urlopen(request, timeout=deadline + 10) as response:
-                answer = json.load(response)
+            with urllib.request.urlopen(request, timeout=left + 1) as response:
+                return dict(json.load(response))
         except urllib.error.HTTPError as error:
-            raise ValueError(json.load(error)["error"]) from error
-        print(
-            json.dumps(
-                {
-                    "ids": answer["ids"][0],
-                    "scores": answer["scores"][0],
-                    "missing": answer["missing"],
-                }
+            if error.code == 400:
+                raise ValueError(json.load(error)["error"]) from error
+            reason = f"it answers {error.code} {error.reason}"
+        except urllib.error.URLError as error:
+            reason = str(error.reason)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = str(error) or type(error).__name__
+        if time.monotonic() + 0.2 > until:
+            raise OSError(
+                f"no answer from {url} within {deadline:g} s: {reason}; is csrkern ray serve "
+                "running there?"
             )
-        )
+        time.sleep(0.2)
+
+
+def _print_hits(records: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("query", "rank", "score", "id"):
+        table.add_column(name, justify="right")
+    for record in records:
+        for rank, hit in enumerate(record["hits"], start=1):
+            table.add_row(str(record["query"]), str(rank), f"{hit['score']:.4f}", str(hit["id"]))
+    console().print(table)
 
 
 @contextlib.contextmanager

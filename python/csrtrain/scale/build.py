@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -17,7 +15,17 @@ from csrkern import _C, InvertedIndex, codes_file
 from csrtrain.scale.cluster import connected
 from csrtrain.scale.encode import read_codes_manifest
 from csrtrain.scale.folder import Folder
-from csrtrain.scale.shards import Generation, Shard, newest, publish, upload
+from csrtrain.scale.scratch import scratch_folder
+from csrtrain.scale.shards import (
+    ADDED,
+    Generation,
+    Shard,
+    change,
+    newest,
+    read_staged,
+    upload,
+    write_staged,
+)
 
 SEGMENT_CODES = 1_000_000
 
@@ -56,6 +64,7 @@ def build_shards(
     metric: str = "cosine",
     values: str = "float16",
     largest: float | None = None,
+    replace: bool = False,
     workers: int | None = None,
     address: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -73,6 +82,8 @@ def build_shards(
         shards: how many; each gets whole pieces that follow each other, as evenly as that goes.
         metric, values, largest: of `InvertedIndex.build`; "uint8" and "uint16" need `largest`
             with metric "ip", as all shards must round alike.
+        replace: publish all new shards at once when the last is built, in place of those that
+            `output` has, whatever they are; searches turn from the old to the new ones.
         workers: shards built at a time; None: as many as there are cores.
         address: of a Ray cluster; None: the one that RAY_ADDRESS names, or a local one.
         options: of the file systems, as fsspec takes them.
@@ -82,34 +93,44 @@ def build_shards(
 
     Raises:
         FileNotFoundError: if `codes` has no manifest.
-        ValueError: if pieces are damaged, or `output` holds other shards.
+        ValueError: if pieces are damaged, or `output` holds other shards without `replace`.
     """
     if values in ("uint8", "uint16") and metric == "ip" and largest is None:
         raise ValueError(f"largest: expected a number with values={values!r} and metric='ip'")
     source, out = Folder.of(codes, options), Folder.of(output, options)
     manifest = read_codes_manifest(source)
     plans = list(shard_plans(manifest["pieces"], shards))
+    form = {"dim": manifest["dim"], "metric": metric, "values": values, "largest": largest}
     found = newest(out)
-    there = {shard.source for shard in found.shards}
-    strange = there - {plan.source for plan in plans}
-    if strange:
+    staging = replace and not _is_of(found, plans, form)
+    if staging:
+        found = read_staged(out)
+        if _strange(found, plans, form):
+            found = Generation()
+    elif strange := _strange(found, plans, form):
         raise ValueError(
-            f"{out.url} holds shards of other codes ({sorted(strange)[0]}); choose another "
-            "folder, or add to this one with add_shard"
+            f"{out.url} holds {strange}; choose another folder, add to this one with add_shard, "
+            "or replace=True"
         )
-    todo = [plan for plan in plans if plan.source not in there]
+    todo = [plan for plan in plans if not found.holds(plan.source)]
     total = sum(plan.rows for plan in plans)
+    done = total - sum(plan.rows for plan in todo)
     if progress is not None:
-        progress(len(found), total)
-    if not todo:
-        return found
-    form = {"metric": metric, "values": values, "largest": largest, "dim": manifest["dim"]}
-    with connected(address) as ray:
-        for shard, shard_form in _run(ray, source, out, todo, form, workers):
-            found = found.with_shard(shard, shard_form)
-            publish(out, found)
-            if progress is not None:
-                progress(len(found), total)
+        progress(done, total)
+    if todo:
+        with connected(address) as ray:
+            for shard, shard_form in _run(ray, source, out, todo, form, workers):
+                if staging:
+                    found = found.with_shard(shard, shard_form)
+                    write_staged(out, found)
+                else:
+                    found = _add(out, shard, shard_form)
+                done += shard.codes
+                if progress is not None:
+                    progress(done, total)
+    if staging:
+        new = found
+        found = change(out, lambda now: Generation(now.number + 1, new.form, new.shards))
     return found
 
 
@@ -121,6 +142,8 @@ def add_shard(
 ) -> Generation:
     """Adds an index, saved on this machine, to a sharded one, as one change of its manifest.
 
+    Any number of processes may add at once. Adding the same index again changes nothing.
+
     Args:
         index: folder of `InvertedIndex.save`; its ids are none that the shards have.
         output: folder of the sharded index; made if it is not there.
@@ -129,10 +152,34 @@ def add_shard(
         ValueError: if its dim, metric or values are others, or the ranges of ids meet.
     """
     out = Folder.of(output, options)
-    shard, form = upload(out, _new_name(), Path(index), "added")
-    found = newest(out).with_shard(shard, form)
-    publish(out, found)
-    return found
+    return _add(out, *upload(out, Path(index)))
+
+
+def _add(out: Folder, shard: Shard, form: Mapping[str, Any]) -> Generation:
+    def to(now: Generation) -> Generation:
+        return now if now.holds(shard.source) else now.with_shard(shard, form)
+
+    return change(out, to)
+
+
+def _is_of(found: Generation, plans: Sequence[ShardPlan], form: Mapping[str, Any]) -> bool:
+    """Whether these are the shards that the plans make."""
+    whole = all(found.holds(plan.source) for plan in plans)
+    return whole and len(found.shards) == len(plans) and not _strange(found, plans, form)
+
+
+def _strange(found: Generation, plans: Sequence[ShardPlan], form: Mapping[str, Any]) -> str:
+    """What is there and neither made by the plans nor added; empty if nothing is."""
+    if not found.shards:
+        return ""
+    for name in ("dim", "metric", "values"):  # the largest value is rounded when it is stored
+        if found.form[name] != form[name]:
+            return f"shards with {name}={found.form[name]!r}"
+    sources = {plan.source for plan in plans}
+    for shard in found.shards:
+        if shard.source not in sources and not shard.source.startswith(ADDED):
+            return f"shards of other codes ({shard.source})"
+    return ""
 
 
 def shard_plans(pieces: Sequence[Mapping[str, Any]], shards: int) -> Iterator[ShardPlan]:
@@ -149,13 +196,13 @@ def shard_plans(pieces: Sequence[Mapping[str, Any]], shards: int) -> Iterator[Sh
 
 def build_one(source: Folder, out: Folder, plan: ShardPlan, form: Mapping[str, Any]) -> Any:
     """Builds a shard from its pieces and copies it to `out`; it and its form."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         ids = np.concatenate(
             [np.arange(p["first_id"], p["first_id"] + p["rows"]) for p in plan.pieces]
         )
         InvertedIndex.build_streaming(
-            _read_pieces(source, plan, Path(scratch)),
-            Path(scratch) / "index",
+            _read_pieces(source, plan, scratch),
+            scratch / "index",
             ids=ids,
             metric=form["metric"],
             values=form["values"],
@@ -163,7 +210,7 @@ def build_one(source: Folder, out: Folder, plan: ShardPlan, form: Mapping[str, A
             dim=form["dim"],
             num_threads=1,
         )
-        return upload(out, _new_name(), Path(scratch) / "index", plan.source)
+        return upload(out, scratch / "index", plan.source)
 
 
 def _read_pieces(source: Folder, plan: ShardPlan, scratch: Path) -> Iterator[Any]:
@@ -172,7 +219,10 @@ def _read_pieces(source: Folder, plan: ShardPlan, scratch: Path) -> Iterator[Any
     for number, piece in enumerate(plan.pieces, start=1):
         payload = source.read(piece["file"])
         if len(payload) != piece["bytes"] or int(_C.crc32c(payload)) != piece["crc32c"]:
-            raise ValueError(f"{source.url}/{piece['file']} is damaged: its checksum is wrong")
+            raise ValueError(
+                f"{source.url}/{piece['file']} is damaged: its checksum is wrong; remove it and "
+                "encode again, which makes only what is not there"
+            )
         file = scratch / piece["file"]
         file.write_bytes(payload)
         values, indices, _ = codes_file.read(file)
@@ -202,7 +252,3 @@ def _run(
             running.append(task.remote(source, out, waiting.pop(0), form))
         (ready, *_), running = ray.wait(running, num_returns=1)
         yield ray.get(ready)
-
-
-def _new_name() -> str:
-    return f"shard-{uuid.uuid4().hex[:12]}"

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from csrtrain.scale.folder import patiently
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -28,10 +30,12 @@ class Piece:
     rows: int
     first_id: int
 
-    @property
-    def name(self) -> str:
-        """Of the file of codes."""
-        return f"piece-{self.number:06d}.safetensors"
+    def name(self, checksum: int) -> str:
+        """Of the file of codes.
+
+        With their checksum, so that a receipt is right whoever else encodes the piece meanwhile.
+        """
+        return f"piece-{self.number:06d}-{checksum:08x}.safetensors"
 
     @property
     def receipt(self) -> str:
@@ -65,6 +69,7 @@ class Reader:
                 found.append(source.rstrip("/"))
                 continue
             system, path = fsspec.core.url_to_fs(source, **(self.options or {}))
+            system.invalidate_cache()  # what was listed before may have changed
             if system.isdir(path):
                 names = [name for name in system.ls(path, detail=False) if _known(name)]
             elif any(sign in path for sign in "*?["):
@@ -76,8 +81,22 @@ class Reader:
             found += [system.unstrip_protocol(name) for name in sorted(names)]
         return found
 
+    def stamp(self, source: str) -> str:
+        """What changes when the file does: a version, an entity tag, or size and time."""
+        if source.endswith(".lance"):
+            return str(self._lance(source).version)
+        import fsspec
+
+        system, path = fsspec.core.url_to_fs(source, **(self.options or {}))
+        facts = patiently(lambda: system.info(path))
+        tag = facts.get("ETag") or facts.get("mtime") or facts.get("LastModified")
+        return f"{facts['size']} {tag}"
+
     def shape(self, source: str) -> tuple[int, int]:
         """Rows and columns of a file, of which little more than the header is read."""
+        return patiently(lambda: self._shape(source))
+
+    def _shape(self, source: str) -> tuple[int, int]:
         if source.endswith(".lance"):
             dataset = self._lance(source)
             column = self._column(dataset.schema, source)
@@ -104,6 +123,9 @@ class Reader:
         Raises:
             ValueError: if the file is not what it was when its pieces were planned.
         """
+        return patiently(lambda: self._read(source, first, rows))
+
+    def _read(self, source: str, first: int, rows: int) -> np.ndarray:
         if source.endswith(".lance"):
             dataset = self._lance(source)
             column = self._column(dataset.schema, source)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +54,7 @@ def encode_corpus(
     Args:
         sources: .npy, .parquet or .lance files, folders of them, or patterns, on any file
             system that fsspec knows; rows are numbered in the order of the files.
-        model: folder of a `SparseAutoencoder`, on this machine; workers get it through Ray.
+        model: folder of a `SparseAutoencoder`, on this machine; a copy goes to `output`.
         output: folder or URL for the pieces and their manifest, codes.json.
         k: active latents a row; None: the model's.
         values: "float16" or "float32", the form in which codes are stored.
@@ -79,7 +81,7 @@ def encode_corpus(
     reader = Reader(column, options)
     files = _shapes(reader, [sources] if isinstance(sources, str) else sources, adapter.input_dim)
     work = {
-        "files": [[source, rows] for source, rows in files],
+        "files": [[source, rows, reader.stamp(source)] for source, rows in files],
         "piece_rows": piece_rows,
         "model": _digest(adapter),
         "dim": adapter.hidden_dim,
@@ -96,7 +98,10 @@ def encode_corpus(
     todo = [piece for piece in pieces if piece.number not in receipts]
     if todo:
         with connected(address) as ray:
-            job = Job(out, reader, _packed(adapter), k, values, gpus_per_worker > 0)
+            model_file = f"model-{work['model']}.pt"
+            # From there a worker on any machine can read it, whichever machines have died.
+            out.write(model_file, _packed(adapter))
+            job = Job(out, reader, model_file, k, values, gpus_per_worker > 0)
             for receipt in _run(ray, job, todo, workers, gpus_per_worker):
                 receipts[receipt["number"]] = receipt
                 done += receipt["rows"]
@@ -116,18 +121,18 @@ def read_codes_manifest(folder: Folder) -> dict[str, Any]:
     """
     manifest = read_record(folder, MANIFEST, KIND, VERSION)
     if manifest is None:
-        begun = " (the encoding was broken off: run it again)" if folder.names(PLAN) else ""
+        begun = " (the encoding was broken off: run it again)" if folder.sizes(PLAN) else ""
         raise FileNotFoundError(f"{folder.url} has no {MANIFEST}{begun}")
     return manifest
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to encode pieces; travels once to each."""
+    """What a worker needs to encode pieces."""
 
     output: Folder
     reader: Reader
-    model: bytes
+    model_file: str  # in `output`
     k: int
     values: str
     on_gpu: bool
@@ -140,7 +145,7 @@ class Encoder:
         import torch
 
         self._job = job
-        self._model = _unpacked(job.model).eval()
+        self._model = _unpacked(job.output.read(job.model_file)).eval()
         if job.on_gpu:
             self._model.to("cuda")
         else:
@@ -155,15 +160,16 @@ class Encoder:
         embeddings = job.reader.read(piece.source, piece.first, piece.rows)
         codes: SparseCodes = encode_all(self._model, np.asarray(embeddings), job.k)
         payload = codes.to_bytes(values=job.values)
-        job.output.write(piece.name, payload)
+        checksum = int(_C.crc32c(payload))
         receipt = {
             "number": piece.number,
-            "file": piece.name,
+            "file": piece.name(checksum),
             "first_id": piece.first_id,
             "rows": len(codes),
             "bytes": len(payload),
-            "crc32c": int(_C.crc32c(payload)),
+            "crc32c": checksum,
         }
+        job.output.write(receipt["file"], payload)
         write_record(job.output, piece.receipt, RECEIPT, VERSION, receipt)
         return receipt
 
@@ -174,7 +180,8 @@ def _run(
     """Receipts as pieces are done; a worker or node that dies is replaced, its piece done again."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name in ("ray.data", "ray.data._internal.progress", "ray.data._internal.util"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if workers is None:
         resources = ray.cluster_resources()
         there = resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 1)
@@ -184,7 +191,7 @@ def _run(
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Encoder,
         fn_constructor_args=(job,),
-        concurrency=workers,
+        compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=0 if gpus else 1,
         num_gpus=gpus or None,
     )
@@ -218,22 +225,23 @@ def _agree(out: Folder, work: Mapping[str, Any]) -> None:
 
 
 def _receipts(out: Folder, pieces: Sequence[Piece]) -> dict[int, dict[str, Any]]:
-    """Of the pieces that are written, by number."""
-    there = set(out.names("piece-"))
+    """Of the pieces that are written as their receipts say, by number."""
+    sizes = out.sizes("piece-")
+    begun = [piece for piece in pieces if piece.receipt in sizes]
+    with ThreadPoolExecutor(16) as pool:
+        read = pool.map(lambda p: read_record(out, p.receipt, RECEIPT, VERSION), begun)
     found = {}
-    for piece in pieces:
-        if piece.receipt in there and piece.name in there:
-            receipt = read_record(out, piece.receipt, RECEIPT, VERSION)
-            if receipt is not None and receipt["rows"] == piece.rows:
-                found[piece.number] = receipt
+    for piece, receipt in zip(begun, read, strict=True):
+        if receipt is not None and sizes.get(receipt["file"]) == receipt["bytes"]:
+            found[piece.number] = receipt
     return found
 
 
 def _digest(adapter: Any) -> str:
-    """Of the weights: 16 hexadecimal digits."""
+    """Of what the model is made of: 16 hexadecimal digits."""
     import torch
 
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(json.dumps(adapter.config(), sort_keys=True).encode())
     for name, tensor in sorted(adapter.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from csrkern import _C
-from csrkern.storage import write_atomically
+from csrkern.storage import flush_folder, write_atomically, write_durably
+
+TRIES, FIRST_PAUSE = 6, 0.1  # altogether about 3 seconds beyond what the file system waits itself
+_FINAL = (
+    *(FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
+    *(ValueError, TypeError, NotImplementedError, ImportError),
+)
+T = TypeVar("T")
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """What `call` returns, called again after errors of a network or a server, a few times."""
+    for turn in range(TRIES):
+        try:
+            return call()
+        except _FINAL:
+            raise
+        except Exception:
+            if turn == TRIES - 1:
+                raise
+            time.sleep(FIRST_PAUSE * 2**turn * random.uniform(0.5, 1))
+    raise AssertionError
 
 
 @dataclass(frozen=True)
@@ -56,45 +81,73 @@ class Folder:
             FileNotFoundError: if it is not there.
         """
         system, path = self._open()
-        return bytes(system.cat_file(f"{path}/{name}"))
+        return patiently(lambda: bytes(system.cat_file(f"{path}/{name}")))
 
     def write(self, name: str, payload: bytes) -> None:
         """Writes a file; whoever reads sees the old bytes or the new ones."""
         if (here := self.local) is not None:
-            target = here / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(target, payload)
+            here.mkdir(parents=True, exist_ok=True)
+            write_atomically(here / name, payload)
+            flush_folder(here)
         else:
             system, path = self._open()
-            system.pipe_file(f"{path}/{name}", payload)  # object stores put whole objects
+            # Object stores put whole objects.
+            patiently(lambda: system.pipe_file(f"{path}/{name}", payload))
+
+    def create(self, name: str, payload: bytes) -> None:
+        """Writes a file that is not there yet; of several who try, one succeeds.
+
+        The payload must be like no other's: it tells who succeeded if an answer is lost.
+
+        Raises:
+            FileExistsError: if it is there.
+        """
+        if (here := self.local) is not None:
+            here.mkdir(parents=True, exist_ok=True)
+            beside = here / f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
+            try:
+                write_durably(beside, payload)
+                os.link(beside, here / name)
+            finally:
+                beside.unlink(missing_ok=True)
+            flush_folder(here)
+            return
+        system, path = self._open()
+        try:
+            patiently(lambda: system.pipe_file(f"{path}/{name}", payload, mode="create"))
+        except FileExistsError:
+            if self.read(name) != payload:
+                raise
 
     def upload(self, file: Path, name: str) -> None:
         """Copies a file of this machine; not for names that somebody may read meanwhile."""
-        system, path = self._open()
-        if self.local is not None:
-            (Path(path) / name).parent.mkdir(parents=True, exist_ok=True)
-        system.put_file(str(file), f"{path}/{name}")
+        if (here := self.local) is None:
+            system, path = self._open()
+            patiently(lambda: system.put_file(str(file), f"{path}/{name}"))
+            return
+        target = here / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "rb") as source, open(target, "wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        flush_folder(target.parent)
 
     def fetch(self, name: str, file: Path) -> None:
         """Copies a file to this machine."""
         system, path = self._open()
-        system.get_file(f"{path}/{name}", str(file))
+        patiently(lambda: system.get_file(f"{path}/{name}", str(file)))
 
-    def names(self, prefix: str) -> list[str]:
-        """Names of the files directly in the folder that begin with `prefix`, sorted."""
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Bytes of the files directly in the folder whose names begin with `prefix`."""
         system, path = self._open()
-        system.invalidate_cache()
-        found = (entry.rsplit("/", 1)[-1] for entry in system.glob(f"{path}/{prefix}*"))
-        return sorted(name for name in found if name.startswith(prefix))
 
-    def size(self, name: str) -> int | None:
-        """Bytes of a file, None if it is not there."""
-        system, path = self._open()
-        system.invalidate_cache()
-        try:
-            return int(system.size(f"{path}/{name}"))
-        except FileNotFoundError:
-            return None
+        def ask() -> dict[str, Any]:
+            system.invalidate_cache()
+            return dict(system.glob(f"{path}/{prefix}*", detail=True))
+
+        found = {name.rsplit("/", 1)[-1]: facts for name, facts in patiently(ask).items()}
+        return {name: int(f["size"] or 0) for name, f in found.items() if name.startswith(prefix)}
 
 
 def read_record(folder: Folder, name: str, kind: str, version: int) -> dict[str, Any] | None:
@@ -127,8 +180,13 @@ def write_record(
     folder: Folder, name: str, kind: str, version: int, body: Mapping[str, Any]
 ) -> None:
     """Writes a small JSON file that says what it is and carries a checksum, atomically."""
+    folder.write(name, record_bytes(kind, version, body))
+
+
+def record_bytes(kind: str, version: int, body: Mapping[str, Any]) -> bytes:
+    """What `write_record` writes."""
     record = {"format": kind, "version": version, "crc32c": _checksum(body), "body": body}
-    folder.write(name, json.dumps(record, indent=1).encode())
+    return json.dumps(record, indent=1).encode()
 
 
 def _checksum(body: Any) -> int:

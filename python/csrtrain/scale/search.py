@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,12 @@ import numpy as np
 from csrkern.index_input import check_int, read_rows
 from csrtrain.scale.cluster import import_ray
 from csrtrain.scale.folder import Folder
+from csrtrain.scale.merging import Hits
 from csrtrain.scale.serving import Request
 from csrtrain.scale.shards import Generation, newest
 
 APPLICATION = "csrkern"
+GRACE = 0.25  # seconds that an answer may be on its way after the deadline
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,14 @@ class Answer:
 class ShardedIndex:
     """A sharded index on a Ray cluster."""
 
-    def __init__(self, handle: Any, dim: int) -> None:
+    def __init__(self, handle: Any, known: Generation) -> None:
         self._handle = handle
-        self.dim = dim
+        self._known = known  # the last that was heard of
+
+    @property
+    def dim(self) -> int:
+        """Number of latents."""
+        return int(self._known.form["dim"])
 
     @classmethod
     def serve(
@@ -98,7 +106,7 @@ class ShardedIndex:
                 max_ongoing_requests=2 * MOST_LOOKUPS,
                 health_check_period_s=1,
                 health_check_timeout_s=5,
-            ).bind(folder, threads)
+            ).bind(folder, threads, number, groups, refresh)
             for number in range(groups)
         ]
         gateway = serve.deployment(ServedGateway).options(
@@ -107,7 +115,7 @@ class ShardedIndex:
         handle = serve.run(
             gateway.bind(folder, holders, refresh), name=name, route_prefix=f"/{name}"
         )
-        return cls(handle, int(first.form["dim"]))
+        return cls(handle, first)
 
     @classmethod
     def connect(cls, name: str = APPLICATION) -> ShardedIndex:
@@ -117,7 +125,7 @@ class ShardedIndex:
 
         handle = serve.get_app_handle(name)
         found: Generation = handle.current.remote().result()
-        return cls(handle, int(found.form["dim"]))
+        return cls(handle, found)
 
     def search(self, queries: Any, topk: int = 10, *, deadline: float = 10.0) -> Answer:
         """The `topk` best codes of all shards for each query.
@@ -125,20 +133,37 @@ class ShardedIndex:
         Args:
             queries: m codes in any form that `InvertedIndex.search` takes.
             topk: hits a query.
-            deadline: seconds; shards that have not answered by then are named in the answer.
+            deadline: seconds; shards that have not answered by then, or that nobody can read,
+                are named in the answer.
 
         Raises:
             ValueError: if a query or an argument is not valid.
         """
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
         check_int("topk", topk, 1, 2**31 - 1)
         values, indices = _padded(queries, self.dim)
-        reply = self._handle.search.remote(Request(values, indices, topk, float(deadline))).result()
-        return Answer(reply.hits.scores, reply.hits.ids, reply.missing, reply.generation)
+        until = time.monotonic() + deadline
+        while (left := until - time.monotonic()) > 0:
+            try:
+                response = self._handle.search.remote(Request(values, indices, topk, left))
+                reply = response.result(timeout_s=left + GRACE)
+            except (ValueError, TypeError):
+                raise
+            except TimeoutError:
+                break
+            except (RayError, RayServeException):  # the gateway died; a search changes nothing
+                time.sleep(min(0.05, max(0.0, until - time.monotonic())))
+                continue
+            return Answer(reply.hits.scores, reply.hits.ids, reply.missing, reply.generation)
+        missing = tuple(shard.name for shard in self._known.shards)
+        return Answer(*Hits.none(len(values), topk), missing, self._known.number)
 
     def generation(self) -> Generation:
         """What is served at the moment."""
-        found: Generation = self._handle.current.remote().result()
-        return found
+        self._known = self._handle.current.remote().result()
+        return self._known
 
 
 def _padded(queries: Any, dim: int) -> tuple[np.ndarray, np.ndarray]:

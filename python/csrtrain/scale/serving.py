@@ -3,29 +3,43 @@
 A holder answers for the shards that a request names, in the generation that it names; it maps a
 shard when it is first asked for it, so a holder that replaces a dead one needs to be told nothing.
 The gateway asks the holders of every group of shards, asks again where one died, and merges. It
-turns to a new generation as a whole: a request is answered by one. `deployments` makes Ray Serve
-deployments of both.
+turns to a new generation as a whole, once holders have its shards: a request is answered by one.
+`deployments` makes Ray Serve deployments of both.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import logging
 import shutil
-import tempfile
+import threading
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from csrkern import InvertedIndex
 from csrkern.index_input import check_int, read_rows
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits, merge_hits
+from csrtrain.scale.scratch import scratch_folder
 from csrtrain.scale.shards import Generation, Shard, generation, newest, open_shard
 
-KEPT_GENERATIONS = 2
+KEPT_GENERATIONS = 3
+# A lookup without an answer after this share of the time left is asked of another holder, too:
+# one that hangs, or whose machine has gone without a word, breaks no connection.
+PATIENCE = 0.25
+log = logging.getLogger(__name__)
+
+
+def group_of(found: Generation, place: int, groups: int) -> tuple[int, ...]:
+    """Places of the shards that one of so many groups of holders answers for."""
+    return tuple(range(place, len(found.shards), groups))
 
 
 @dataclass(frozen=True)
@@ -46,63 +60,113 @@ class Lookup:
     topk: int
 
 
-class Holder:
-    """Holds some shards, mapped."""
+@dataclass(frozen=True)
+class Found:
+    """Hits of a lookup, and the places of shards that could not be read."""
 
-    def __init__(self, folder: Folder, threads: int) -> None:
+    hits: Hits
+    missing: tuple[int, ...] = ()
+
+
+class Holder:
+    """Holds some shards, mapped: those of a group from the start, and whatever it is asked for."""
+
+    def __init__(self, folder: Folder, threads: int, place: int = 0, groups: int = 1) -> None:
         self._folder = folder
         self._threads = threads
-        self._cache = tempfile.TemporaryDirectory(prefix="csrkern-shards-")
-        self._generations: dict[int, Generation] = {}
+        self._place, self._groups = place, groups
+        closing = contextlib.ExitStack()
+        self._cache = closing.enter_context(scratch_folder())
+        weakref.finalize(self, closing.close)
+        self._opening = threading.Lock()
+        self._generations: dict[int, Generation] = {}  # the last that was asked for at the end
         self._open: dict[str, Any] = {}
+        self._newest = Generation()
+        self.look()
 
-    def search_all(self, lookups: list[Lookup]) -> list[Hits]:
+    def look(self) -> None:
+        """Opens the group's shards of the newest generation, before anybody asks for them."""
+        found = newest(self._folder, self._newest if self._newest.number else None)
+        if found.number > self._newest.number:
+            self.open_group(found.number)
+            self._newest = found
+
+    def open_group(self, number: int) -> bool:
+        """Opens the group's shards of a generation; whether all are there."""
+        found = self._generation(number)
+        group = group_of(found, self._place, self._groups)
+        return all([self._index(found.shards[place]) is not None for place in group])
+
+    def search_all(self, lookups: list[Lookup]) -> list[Found]:
         """The best hits of each among the shards it asks for; those alike are searched at once."""
         alike: dict[Any, list[int]] = {}
         for place, lookup in enumerate(lookups):
             kind = (lookup.generation, lookup.shards, lookup.values.shape[1])
             alike.setdefault(kind, []).append(place)
-        answers: dict[int, Hits] = {}
+        answers: dict[int, Found] = {}
         for places in alike.values():
             found = self._search([lookups[place] for place in places])
             answers |= zip(places, found, strict=True)
         return [answers[place] for place in range(len(lookups))]
 
-    def _search(self, lookups: list[Lookup]) -> list[Hits]:
+    def _search(self, lookups: list[Lookup]) -> list[Found]:
         """Of lookups in the same shards with queries of one width."""
         topk = max(lookup.topk for lookup in lookups)
         values = np.concatenate([lookup.values for lookup in lookups])
         indices = np.concatenate([lookup.indices for lookup in lookups])
-        hits = merge_hits(
-            [
-                Hits(*index.search((values, indices), topk, num_threads=self._threads))
-                for index in self._indexes(lookups[0].generation, lookups[0].shards)
-            ],
-            topk,
-        )
+        shards = self._generation(lookups[0].generation).shards
+        parts, missing = [], []
+        for place in lookups[0].shards:
+            part = self._search_one(shards[place], (values, indices), topk)
+            if part is None:
+                missing.append(place)
+            else:
+                parts.append(part)
+        hits = merge_hits(parts or [Hits.none(len(values), topk)], topk)
         ends = np.cumsum([len(lookup.values) for lookup in lookups])[:-1]
-        parts = zip(np.split(hits.scores, ends), np.split(hits.ids, ends), strict=True)
+        split = zip(np.split(hits.scores, ends), np.split(hits.ids, ends), strict=True)
         return [
-            Hits(scores[:, : lookup.topk], ids[:, : lookup.topk])
-            for lookup, (scores, ids) in zip(lookups, parts, strict=True)
+            Found(Hits(scores[:, : lookup.topk], ids[:, : lookup.topk]), tuple(missing))
+            for lookup, (scores, ids) in zip(lookups, split, strict=True)
         ]
 
-    def _indexes(self, number: int, places: tuple[int, ...]) -> list[Any]:
-        if number not in self._generations:
-            self._generations[number] = generation(self._folder, number)
-            for old in sorted(self._generations)[:-KEPT_GENERATIONS]:
-                del self._generations[old]
-            named = {s.name for one in self._generations.values() for s in one.shards}
-            for name in set(self._open) - named:
-                del self._open[name]
-                shutil.rmtree(Path(self._cache.name) / name, ignore_errors=True)
-        shards = self._generations[number].shards
-        return [self._index(shards[place]) for place in places]
+    def _search_one(self, shard: Shard, queries: Any, topk: int) -> Hits | None:
+        """Hits in one shard, None if it is damaged or gone."""
+        index = self._index(shard)
+        if index is None:
+            return None
+        try:
+            return Hits(*index.search(queries, topk, num_threads=self._threads))
+        except ValueError as error:  # a list is checked when it is first read
+            log.error("shard %s: %s", shard.name, error)
+            with self._opening:
+                self._forget(shard.name)
+            return None
+
+    def _generation(self, number: int) -> Generation:
+        with self._opening:
+            found = self._generations.pop(number, None) or generation(self._folder, number)
+            self._generations[number] = found
+            if len(self._generations) > KEPT_GENERATIONS:
+                del self._generations[next(iter(self._generations))]
+                named = {s.name for one in self._generations.values() for s in one.shards}
+                for name in set(self._open) - named:
+                    self._forget(name)
+            return found
 
     def _index(self, shard: Shard) -> Any:
-        if shard.name not in self._open:
-            self._open[shard.name] = open_shard(self._folder, shard, Path(self._cache.name))
-        return self._open[shard.name]
+        with self._opening:
+            if shard.name not in self._open:
+                try:
+                    self._open[shard.name] = open_shard(self._folder, shard, self._cache)
+                except (OSError, ValueError) as error:
+                    log.error("shard %s: %s", shard.name, error)
+                    return None
+            return self._open[shard.name]
+
+    def _forget(self, name: str) -> None:
+        self._open.pop(name, None)
+        shutil.rmtree(self._cache / name, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -172,59 +236,96 @@ class Gateway:
         return self._current
 
     async def search(self, request: Request) -> Reply:
-        """Searches every shard; a shard that does not answer until the deadline is named."""
+        """Searches every shard; those that nobody could read before the deadline are named.
+
+        Raises:
+            ValueError: if a query is not valid.
+        """
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch())
         now = self._current
+        # An empty index refuses what any would; a holder's error is then the fault of a shard.
+        _empty_index(int(now.form["dim"])).search((request.values, request.indices), 1)
         until = time.monotonic() + request.deadline
         groups = [
-            tuple(range(place, len(now.shards), len(self._holders)))
-            for place in range(len(self._holders))
+            (holder, group)
+            for place, holder in enumerate(self._holders)
+            if (group := group_of(now, place, len(self._holders)))
         ]
-        asked = [
-            self._ask(
-                holder,
-                Lookup(now.number, group, request.values, request.indices, request.topk),
-                until,
+        answers = await asyncio.gather(
+            *(
+                self._ask(
+                    holder,
+                    Lookup(now.number, group, request.values, request.indices, request.topk),
+                    until,
+                )
+                for holder, group in groups
             )
-            for holder, group in zip(self._holders, groups, strict=True)
-            if group
-        ]
-        answers = await asyncio.gather(*asked)
-        missing = tuple(
-            now.shards[place].name
-            for answer, group in zip(answers, filter(None, groups), strict=True)
-            if answer is None
-            for place in group
         )
-        hits = merge_hits([answer for answer in answers if answer is not None], request.topk)
-        if not len(hits.ids):
-            hits = Hits.none(len(request.values), request.topk)
+        hits = merge_hits([answer.hits for answer in answers], request.topk)
+        missing = tuple(now.shards[place].name for one in answers for place in one.missing)
         return Reply(hits, missing, now.number)
 
-    async def _ask(self, holder: Any, lookup: Lookup, until: float) -> Hits | None:
-        """Of one group of shards; None if nobody answers in time."""
-        while (left := until - time.monotonic()) > 0:
-            try:
-                return await asyncio.wait_for(holder.search.remote(lookup), left)
-            except asyncio.TimeoutError:
-                return None
-            except self.failures as error:
-                if isinstance(getattr(error, "cause", None), (ValueError, TypeError)):
-                    raise  # the request's own fault: asking again changes nothing
-                await asyncio.sleep(min(0.05, max(0.0, left)))
-        return None
+    async def _ask(self, holder: Any, lookup: Lookup, until: float) -> Found:
+        """Of one group of shards, what is found before the deadline."""
+        best = Found(Hits.none(len(lookup.values), lookup.topk), lookup.shards)
+        asked: set[asyncio.Future[Found]] = set()
+        read_errors = 0
+        patience = PATIENCE * (until - time.monotonic())
+        try:
+            while (left := until - time.monotonic()) > 0:
+                if len(asked) < 2:
+                    asked.add(asyncio.ensure_future(_answer(holder.search.remote(lookup))))
+                wait = min(left, patience if len(asked) < 2 else left)
+                done, asked = await asyncio.wait(
+                    asked, timeout=wait, return_when=asyncio.FIRST_COMPLETED
+                )
+                for one in done:
+                    if isinstance(error := one.exception(), self.failures):
+                        await asyncio.sleep(min(0.05, max(0.0, until - time.monotonic())))
+                        continue
+                    if error is not None:
+                        raise error
+                    found = one.result()
+                    if len(found.missing) < len(best.missing):
+                        best = found
+                    read_errors += 1
+                    # Another holder may have a shard that this one cannot read.
+                    if not best.missing or read_errors == 2:
+                        return best
+        finally:
+            for one in asked:
+                one.cancel()
+        return best
 
     async def _watch(self) -> None:
-        """Turns to new generations as they are published."""
+        """Turns to new generations as they are published and holders have opened them."""
         while True:
             await asyncio.sleep(self._refresh)
             try:
-                found = await asyncio.to_thread(newest, self._folder)
-            except (OSError, ValueError):
-                continue  # go on with what there is
-            if found.number > self._current.number:
-                self._current = found
+                found = await asyncio.to_thread(newest, self._folder, self._current)
+                if found.number > self._current.number and await self._prepared(found):
+                    self._current = found
+            except Exception as error:  # go on with what there is
+                log.warning("generation %d stays: %s", self._current.number, error)
+
+    async def _prepared(self, found: Generation) -> bool:
+        return all(
+            await asyncio.gather(
+                *(_answer(holder.prepare.remote(found.number)) for holder in self._holders)
+            )
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _empty_index(dim: int) -> InvertedIndex:
+    none = np.zeros((0, 1), np.float32), np.zeros((0, 1), np.int32)
+    return InvertedIndex.build(none, dim=dim)
+
+
+async def _answer(response: Any) -> Any:
+    """What a Ray Serve handle gives can be awaited but is no coroutine."""
+    return await response
 
 
 def _request_of(body: Any, dim: int) -> Request:

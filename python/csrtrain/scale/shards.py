@@ -1,14 +1,18 @@
 """The manifest of a sharded index: which shards it is made of at the moment.
 
-A generation of the index is a file that never changes, shards-000007.json; shards.json names the
-newest. Adding or replacing shards writes the next generation and then shards.json, at one instant.
-So a search that began with one generation ends with it, and readers turn to the next as a whole.
+A generation of the index is a file that never changes, shards-000007.json. The next one comes into
+being when its file does, whole and under a name that nobody else has taken, so of two who change
+the index at once one has to look again. shards.json says from which number on to look for the
+newest. A search that began with one generation ends with it, and readers turn to the next as a
+whole.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from csrkern import _C, InvertedIndex
-from csrtrain.scale.folder import Folder, read_record, write_record
+from csrtrain.scale.folder import Folder, read_record, record_bytes, write_record
 
-NEWEST, KIND, GENERATION_KIND, VERSION = "shards.json", "csrkern-shards", "csrkern-generation", 1
+NEWEST, STAGED = "shards.json", "staged.json"
+ADDED = "added"  # a source that begins so is an index of its own
+KIND, GENERATION_KIND, VERSION = "csrkern-shards", "csrkern-generation", 1
 _PLAIN_NAME = re.compile(r"[\w.-]+")
 
 
@@ -53,8 +59,9 @@ class Generation:
 
     Attributes:
         number: 0 is the empty one.
-        form: dim, metric and values, the same for all shards.
-        shards: in the order of their ids.
+        form: dim, metric, values and largest (value that uint8 or uint16 can hold), the same for
+            all shards.
+        shards: in the order in which they came, so that the places of the old ones stay.
     """
 
     number: int = 0
@@ -82,38 +89,85 @@ class Generation:
                     f"shard {shard.name}: its ids {shard.first_id} to {shard.last_id} meet those "
                     f"of shard {other.name}, {other.first_id} to {other.last_id}"
                 )
-        shards = sorted((*self.shards, shard), key=lambda one: one.first_id)
-        return Generation(self.number + 1, dict(form), tuple(shards))
+        return Generation(self.number + 1, dict(form), (*self.shards, shard))
+
+    def holds(self, source: str) -> bool:
+        """Whether a shard was made of it."""
+        return any(shard.source == source for shard in self.shards)
 
 
-def newest(folder: Folder) -> Generation:
-    """The generation that the manifest names; the empty one if there is no manifest.
+def newest(folder: Folder, known: Generation | None = None) -> Generation:
+    """The newest generation; the empty one if there is none. One that is `known` saves reading.
 
     Raises:
-        ValueError: if the manifest is damaged.
+        ValueError: if a manifest is damaged.
+        FileNotFoundError: if the generation that shards.json names is gone.
     """
-    while True:
+    found = known
+    if found is None:
         body = read_record(folder, NEWEST, KIND, VERSION)
-        if body is None:
-            return Generation()
+        found = Generation() if body is None else generation(folder, body["number"])
+    while True:
         try:
-            return generation(folder, body["number"])
+            found = generation(folder, found.number + 1)
         except FileNotFoundError:
-            if read_record(folder, NEWEST, KIND, VERSION) == body:
-                raise
+            return found
 
 
 def generation(folder: Folder, number: int) -> Generation:
     """One generation by its number.
 
     Raises:
-        FileNotFoundError: if there is no such generation (any more).
+        FileNotFoundError: if there is no such generation.
         ValueError: if its file is damaged.
     """
     name = _file_name(number)
     body = read_record(folder, name, GENERATION_KIND, VERSION)
     if body is None:
         raise FileNotFoundError(f"{folder.url} has no {name}")
+    return _generation_of(body, f"{folder.url}/{name}")
+
+
+def change(folder: Folder, to: Callable[[Generation], Generation]) -> Generation:
+    """Publishes what follows the newest generation, found anew if somebody else was faster.
+
+    Args:
+        to: gives the next generation, or the same if there is nothing to change.
+    """
+    while True:
+        now = newest(folder)
+        then = to(now)
+        if then.number == now.number:
+            return now
+        body = {**_body(then), "writer": uuid.uuid4().hex}  # like no other's
+        try:
+            folder.create(_file_name(then.number), record_bytes(GENERATION_KIND, VERSION, body))
+        except FileExistsError:
+            continue
+        write_record(folder, NEWEST, KIND, VERSION, {"number": then.number})
+        return then
+
+
+def read_staged(folder: Folder) -> Generation:
+    """The shards that are built but wait for the others: see `build_shards(replace=True)`."""
+    body = read_record(folder, STAGED, GENERATION_KIND, VERSION)
+    return Generation() if body is None else _generation_of(body, f"{folder.url}/{STAGED}")
+
+
+def write_staged(folder: Folder, found: Generation) -> None:
+    """Remembers shards that wait for others."""
+    write_record(folder, STAGED, GENERATION_KIND, VERSION, _body(found))
+
+
+def _body(found: Generation) -> dict[str, Any]:
+    return {
+        "number": found.number,
+        "form": dict(found.form),
+        "shards": [asdict(shard) for shard in found.shards],
+    }
+
+
+def _generation_of(body: Mapping[str, Any], where: str) -> Generation:
     try:
         shards = tuple(
             Shard(**{**shard, "files": {n: (f[0], f[1]) for n, f in shard["files"].items()}})
@@ -121,45 +175,44 @@ def generation(folder: Folder, number: int) -> Generation:
         )
         found = Generation(body["number"], body["form"], shards)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{folder.url}/{name} is damaged: {error!r}") from error
+        raise ValueError(f"{where} is damaged: {error!r}") from error
     for shard in shards:
         for part in (shard.name, *shard.files):
             if _PLAIN_NAME.fullmatch(part) is None or part.startswith("."):
-                raise ValueError(f"{folder.url}/{name} is damaged: {part!r} is no file name")
+                raise ValueError(f"{where} is damaged: {part!r} is no file name")
     return found
 
 
-def publish(folder: Folder, found: Generation) -> None:
-    """Makes a generation the newest. One process at a time may publish to a folder."""
-    body = {
-        "number": found.number,
-        "form": dict(found.form),
-        "shards": [asdict(shard) for shard in found.shards],
-    }
-    write_record(folder, _file_name(found.number), GENERATION_KIND, VERSION, body)
-    write_record(folder, NEWEST, KIND, VERSION, {"number": found.number})
-
-
-def upload(folder: Folder, name: str, local: Path, source: str) -> tuple[Shard, dict[str, Any]]:
+def upload(folder: Folder, local: Path, source: str | None = None) -> tuple[Shard, dict[str, Any]]:
     """Copies an index on this machine into `folder` as a shard; it and its form.
 
-    It is not part of the index until it is published.
+    It is not part of the index until a generation names it.
+
+    Args:
+        source: what it was made of; None: told by the checksums of its files.
     """
     index = InvertedIndex.load(local)
     files = {}
+    name = f"shard-{uuid.uuid4().hex[:12]}"
     for file in sorted(local.iterdir()):
         files[file.name] = size_and_checksum(file)
         folder.upload(file, f"{name}/{file.name}")
     ids = index.ids
     first, last = (int(ids.min()), int(ids.max())) if len(ids) else (0, -1)
-    shard = Shard(name, len(index), first, last, source, files)
-    return shard, {"dim": index.dim, "metric": index.metric, "values": index.values}
+    if source is None:
+        source = f"{ADDED} {_C.crc32c(json.dumps(files).encode()):08x}"
+    form = {"dim": index.dim, "metric": index.metric, "values": index.values}
+    form["largest"] = index.stats()["largest"]
+    return Shard(name, len(index), first, last, source, files), form
 
 
 def open_shard(folder: Folder, shard: Shard, cache: Path) -> InvertedIndex:
     """The shard's index, mapped; from another machine's disk it is copied to `cache` first.
 
+    Of several threads one at a time may open a shard.
+
     Raises:
+        OSError: if a file is not there or cannot be read.
         ValueError: if a file is not what the manifest says.
     """
     if (here := folder.local) is not None:
@@ -176,7 +229,7 @@ def open_shard(folder: Folder, shard: Shard, cache: Path) -> InvertedIndex:
         file = place / name
         if file.is_file() and file.stat().st_size == size:
             continue
-        beside = file.with_name(f".{name}.{id(shard)}.tmp")
+        beside = file.with_name(f".{name}.tmp")
         folder.fetch(f"{shard.name}/{name}", beside)
         if size_and_checksum(beside) != (size, checksum):
             beside.unlink()
