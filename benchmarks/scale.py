@@ -3,7 +3,7 @@
     python -m benchmarks.scale --codes 20000000 --folder scratch
 
 encodes, builds and serves, kills a worker and a node in each of the three, counts what was lost or
-wrong, replaces the index under load, times searches at 1, 2, 4 and 8 shards, and writes
+wrong, adds a shard and replaces all of them under load, and writes
 benchmarks/results/<machine>/scale.json. Nodes are processes here: cores, memory and disk are
 shared, so times to recover are Ray's and not those of a machine that starts.
 """
@@ -11,6 +11,7 @@ shared, so times to recover are Ray's and not those of a machine that starts.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -28,17 +29,24 @@ from benchmarks import provenance
 from csrkern import _C, InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.evaluate import encode_all
-from csrtrain.scale import ShardedIndex, build, build_shards, encode_corpus, shards
+from csrtrain.scale import ShardedIndex, add_shard, build_shards, encode_corpus, shards
+from csrtrain.scale.encode import read_codes_manifest
 from csrtrain.scale.folder import Folder
 
 WIDTH, LATENTS, K = 64, 4096, 16
 FILE_ROWS, SHARDS, GROUPS, REPLICAS = 1_000_000, 8, 2, 2
-QUERIES, TOPK = 64, 10
+QUERIES, TOPK = 512, 10
+STORE_BYTES = 256 << 20  # of each node's object store, which holds little here
 
 
 def say(message: str) -> None:
     """Progress, on standard error."""
     print(f"[{time.strftime('%H:%M:%S')}] {message}", file=sys.stderr, flush=True)
+
+
+def load_average() -> list[float]:
+    """Of the machine, over 1, 5 and 15 minutes: far above its cores, it was not quiet."""
+    return [round(load, 2) for load in os.getloadavg()]
 
 
 def make_corpus(folder: Path, n: int) -> None:
@@ -61,15 +69,22 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         self.cpus = cpus
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        self.nodes = [self.cluster.add_node(num_cpus=cpus) for _ in range(2)]
+        head = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.nodes = [self._add(), self._add()]
         self.ray = ray
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
+
+    def _add(self) -> Any:
+        for _ in range(3):  # Ray gives a node 30 seconds to start: too few on a busy machine
+            with contextlib.suppress(Exception):
+                return self.cluster.add_node(num_cpus=self.cpus, object_store_memory=STORE_BYTES)
+        raise RuntimeError("a node does not start")
 
     def replace_one(self) -> None:
         """Kills a node, with everything on it, and starts another."""
         self.cluster.remove_node(self.nodes.pop(0), allow_graceful=False)
-        self.nodes.append(self.cluster.add_node(num_cpus=self.cpus))
+        self.nodes.append(self._add())
 
     def close(self) -> None:
         """Ends everything."""
@@ -80,8 +95,8 @@ class Nodes:
         self.cluster.shutdown()
 
 
-def kill_process(*titles: str) -> bool:
-    """Kills one process of Ray's whose title begins so; whether there was one."""
+def kill_process(*titles: str, sign: signal.Signals = signal.SIGKILL) -> bool:
+    """Kills (or stops) one process of Ray's whose title begins so; whether there was one."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -89,7 +104,7 @@ def kill_process(*titles: str) -> bool:
             except OSError:
                 continue
             if command.startswith(titles):
-                os.kill(int(entry.name), signal.SIGKILL)
+                os.kill(int(entry.name), sign)
                 return True
     return False
 
@@ -252,13 +267,19 @@ def serve_under_fire(
     """Searches under load while a holder dies, a node dies, and the index is replaced."""
     right = [whole.search(queries, TOPK)[1]]
     served = ShardedIndex.serve(
-        folder / "index", groups=GROUPS, replicas=REPLICAS, gateways=2, refresh=0.2, name="drill"
+        folder / "index",
+        groups=GROUPS,
+        replicas=REPLICAS,
+        gateways=REPLICAS,
+        refresh=0.2,
+        name="drill",
     )
     served.search(queries, TOPK)
     with Load(served, queries, right) as load:
         time.sleep(10)
     yield "undisturbed", load.summary()
     for name, harm in (
+        ("gateway killed", lambda: kill_process("ray::ServeReplica:drill:ServedGateway")),
         ("holder killed", lambda: kill_process("ray::ServeReplica:drill:holder")),
         ("node killed", nodes.replace_one),
     ):
@@ -267,33 +288,46 @@ def serve_under_fire(
             time.sleep(2)
             began = time.perf_counter()
             harm()
-            back = whole_again(nodes, "drill")
+            back = whole_again("drill")
             time.sleep(3)
         yield name, {**load.summary(began), "replicas_back_s": round(back, 1)}
-    say("a new generation")
+    say("a shard more")
     new = queries[0][:1] * 0 + queries[0].max() * 2, queries[1][:1]
     more = InvertedIndex.build(new, [len(whole)], dim=whole.dim, metric=whole.metric)
     more.save(folder / "more")
     whole.add(new, [len(whole)])
     right.append(whole.search(queries, TOPK)[1])
-    with Load(served, queries, right) as load:
-        time.sleep(2)
-        before = served.generation().number
-        build.add_shard(folder / "more", folder / "index")
-        began = time.perf_counter()
-        while served.search(queries, TOPK).generation == before:
-            time.sleep(0.02)
-        taken = time.perf_counter() - began
-        time.sleep(3)
-    differ = int((right[0] != right[1]).any(1).sum())
-    yield (
-        "replaced",
-        {**load.summary(began), "taken_up_s": round(taken, 2), "queries_that_changed": differ},
-    )
+    changes = {
+        "shard added": lambda: add_shard(folder / "more", folder / "index"),
+        # Without the code that was added: other shards, the first answers again.
+        "replaced": lambda: build_shards(
+            folder / "codes", folder / "index", shards=SHARDS - 2, workers=2, replace=True
+        ),
+    }
+    for (name, publish), expected in zip(changes.items(), (right[1], right[0]), strict=True):
+        with Load(served, queries, right) as load:
+            time.sleep(2)
+            first = time.perf_counter()
+            number = publish().number
+            published = time.perf_counter()
+            while (answer := served.search(queries, TOPK)).generation < number:
+                time.sleep(0.02)
+            taken = time.perf_counter() - published
+            time.sleep(3)
+        yield (
+            name,
+            {
+                **load.summary(first),
+                "publish_s": round(published - first, 1),
+                "taken_up_s": round(taken, 2),
+                "wrong_after": int((answer.ids != expected).sum()),
+                "answers_that_changed": int((right[0] != right[1]).any(1).sum()),
+            },
+        )
 
 
-def whole_again(nodes: Nodes, name: str) -> float:
-    """Seconds until every holder has all its replicas again."""
+def whole_again(name: str) -> float:
+    """Seconds until every holder and the gateway have all their replicas again."""
     from ray import serve
 
     began = time.perf_counter()
@@ -302,50 +336,13 @@ def whole_again(nodes: Nodes, name: str) -> float:
         states = serve.status().applications[name].deployments
         full = all(
             state.replica_states.get("RUNNING", 0) == REPLICAS and len(state.replica_states) == 1
-            for holder, state in states.items()
-            if holder.startswith("holder-")
+            for state in states.values()
         )
         fallen = fallen or not full
         if full and (fallen or time.perf_counter() - began > 15):
             break
         time.sleep(0.1)
     return time.perf_counter() - began
-
-
-def by_shards(folder: Path, queries: Any) -> Iterator[dict[str, Any]]:
-    """Time of a search of one query and of 64, with 1, 2, 4 and 8 shards, and its parts."""
-    from ray import serve
-
-    values, indices = queries
-    source = Folder.of(folder / "index")
-    found = shards.generation(source, shards.newest(source).number - 1)
-    for count in (1, 2, 4, 8):
-        some = shards.Generation(1, found.form, found.shards[:count])
-        place = folder / f"first-{count}"
-        place.mkdir(exist_ok=True)
-        for shard in some.shards:
-            (place / shard.name).symlink_to(folder / "index" / shard.name)
-        shards.publish(Folder.of(place), some)
-        served = ShardedIndex.serve(place, groups=min(count, 2), name=f"s{count}")
-        row: dict[str, Any] = {"shards": count, "codes": len(some)}
-        local = [shards.open_shard(Folder.of(place), shard, folder) for shard in some.shards]
-        for m in (1, QUERIES):
-            times, alone = [], []
-            for turn in range(40 if m == 1 else 15):
-                at = slice(turn % 8 * m, turn % 8 * m + m)
-                batch = values[at], indices[at]
-                began = time.perf_counter()
-                served.search(batch, TOPK)
-                times.append(time.perf_counter() - began)
-                began = time.perf_counter()
-                for index in local:
-                    index.search(batch, TOPK, num_threads=1)
-                alone.append(time.perf_counter() - began)
-            row[f"batch_{m}_ms"] = round(1e3 * statistics.median(times[5:]), 3)
-            row[f"batch_{m}_search_ms"] = round(1e3 * statistics.median(alone[5:]), 3)
-        serve.delete(f"s{count}")
-        say(str(row))
-        yield row
 
 
 def main() -> None:
@@ -355,6 +352,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="scratch; made and removed")
     args = parser.parse_args()
     folder, n = args.folder.resolve(), args.codes
+    began, load = time.perf_counter(), load_average()
     if folder.exists():
         sys.exit(f"{folder} exists")
     say("making embeddings")
@@ -366,25 +364,22 @@ def main() -> None:
         result: dict[str, Any] = {"codes": n, "width": WIDTH, "latents": LATENTS, "k": K}
         result["encode"] = encode_under_fire(nodes, folder, n)
         say(str(result["encode"]))
-        manifest = build.read_codes_manifest(Folder.of(folder / "codes"))
+        manifest = read_codes_manifest(Folder.of(folder / "codes"))
         pieces = [folder / "codes" / piece["file"] for piece in manifest["pieces"]]
         whole = InvertedIndex.build_streaming(
             (SparseCodes.load(piece) for piece in pieces), folder / "whole", metric="cosine"
         )
         sample = SparseCodes.load(pieces[-1]).numpy()
-        queries = sample[0][: 8 * QUERIES].astype(np.float32), sample[1][: 8 * QUERIES]
+        queries = sample[0][:QUERIES].astype(np.float32), sample[1][:QUERIES]
         result["build"] = build_under_fire(nodes, folder, whole, queries)
         say(str(result["build"]))
         result["serve"] = {}
         for name, summary in serve_under_fire(nodes, folder, whole, queries):
             result["serve"][name] = summary
             say(f"{name}: {summary}")
-        from ray import serve
-
-        serve.delete("drill")
-        result["by_shards"] = list(by_shards(folder, queries))
     finally:
         nodes.close()
+    result |= {"seconds": round(time.perf_counter() - began), "load": [load, load_average()]}
     print(f"saved: {provenance.save('scale.json', provenance.RESULTS, **result)}")
     shutil.rmtree(folder)
 

@@ -129,6 +129,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     import contextlib
 
     monkeypatch.setattr(encode, "connected", lambda _address: contextlib.nullcontext())
+    monkeypatch.setattr(encode, "import_ray", lambda: None)
 
     def use(stop_after: int | None = None) -> None:
         monkeypatch.setattr(encode, "_run", in_this_process(stop_after))

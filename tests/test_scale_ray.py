@@ -21,6 +21,7 @@ from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.evaluate import encode_all
 from csrtrain.scale import ShardedIndex, add_shard, build_shards, encode_corpus
+from csrtrain.scale.search import GRACE
 
 ray = pytest.importorskip("ray", reason="needs csrkern[ray]")
 serve = pytest.importorskip("ray.serve", reason="needs csrkern[ray]")
@@ -155,6 +156,92 @@ def test_a_holder_dies_under_load(encoded: tuple[Path, SparseCodes]) -> None:
     serve.delete("load")
 
 
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
+def test_without_a_replica_the_answer_says_what_is_missing(
+    encoded: tuple[Path, SparseCodes], sign: signal.Signals
+) -> None:
+    folder, codes = encoded
+    found = build_shards(folder / "codes", folder / "index", shards=4, workers=2)
+    half = encode_half(codes)
+    queries = (half.numpy()[0][:20].astype(np.float32), half.numpy()[1][:20])
+    whole = InvertedIndex.build(half, metric="cosine")
+    expected = whole.search(queries, 10)[1]
+    second = [shard for place, shard in enumerate(found.shards) if place % 2]
+    for shard in second:
+        whole.remove(np.arange(shard.first_id, shard.last_id + 1))
+    part = whole.search(queries, 10)[1]
+    served = ShardedIndex.serve(folder / "index", groups=2, replicas=1, name="alone")
+    assert served.search(queries, 10).complete
+    assert kill_process("ray::ServeReplica:alone:holder-1", sign=sign)
+    began = time.monotonic()
+    answer = served.search(queries, 10, deadline=0.8)
+    assert time.monotonic() - began < 0.8 + GRACE + 0.5
+    assert set(answer.missing) == {shard.name for shard in second}
+    np.testing.assert_array_equal(answer.ids, part)
+    until = time.monotonic() + 60
+    while not (answer := served.search(queries, 10, deadline=2.0)).complete:
+        assert time.monotonic() < until
+    np.testing.assert_array_equal(answer.ids, expected)
+    serve.delete("alone")
+
+
+def test_a_hanging_replica_delays_but_loses_nothing(encoded: tuple[Path, SparseCodes]) -> None:
+    folder, codes = encoded
+    build_shards(folder / "codes", folder / "index", shards=4, workers=2)
+    half = encode_half(codes)
+    queries = (half.numpy()[0][:20].astype(np.float32), half.numpy()[1][:20])
+    expected = InvertedIndex.build(half, metric="cosine").search(queries, 10)[1]
+    served = ShardedIndex.serve(folder / "index", groups=1, replicas=2, name="hangs")
+    served.search(queries)
+    assert kill_process("ray::ServeReplica:hangs:holder", sign=signal.SIGSTOP)
+    for _ in range(8):
+        answer = served.search(queries, 10, deadline=8.0)
+        assert answer.complete
+        np.testing.assert_array_equal(answer.ids, expected)
+    serve.delete("hangs")
+
+
+def test_a_replacement_under_load(encoded: tuple[Path, SparseCodes], tmp_path: Path) -> None:
+    folder, codes = encoded
+    half = encode_half(codes)
+    queries = (half.numpy()[0][:20].astype(np.float32), half.numpy()[1][:20])
+    build_shards(folder / "codes", tmp_path / "index", shards=4, workers=2)
+    right = [
+        InvertedIndex.build(half, metric=metric).search(queries, 10)[0]
+        for metric in ("cosine", "ip")
+    ]
+    served = ShardedIndex.serve(
+        tmp_path / "index", groups=1, replicas=2, refresh=0.1, name="replaced"
+    )
+    stop, bad, seen = threading.Event(), [], set()
+
+    def load() -> None:
+        while not stop.is_set():
+            answer = served.search(queries, 10)
+            seen.add(answer.generation)
+            expected = right[answer.generation > 4]
+            if not answer.complete or not np.array_equal(answer.scores, expected):
+                bad.append(answer)
+
+    caller = threading.Thread(target=load)
+    caller.start()
+    try:
+        time.sleep(0.5)
+        found = build_shards(
+            folder / "codes", tmp_path / "index", shards=3, workers=2, metric="ip", replace=True
+        )
+        until = time.monotonic() + 30
+        while found.number not in seen and time.monotonic() < until:
+            time.sleep(0.1)
+    finally:
+        stop.set()
+        caller.join()
+    assert (found.number, len(found.shards)) == (5, 3)
+    assert seen == {4, 5}
+    assert not bad
+    serve.delete("replaced")
+
+
 def test_shards_are_added_while_served(encoded: tuple[Path, SparseCodes], tmp_path: Path) -> None:
     half = encode_half(encoded[1])
     values, indices = half.numpy()
@@ -214,29 +301,38 @@ def test_commands(made: tuple[Path, np.ndarray], tmp_path: Path) -> None:
         return subprocess.run(words, capture_output=True, text=True, env=environment, check=True)
 
     corpus, codes, index = folder / "corpus", tmp_path / "codes", tmp_path / "index"
-    run("ray", "encode", folder / "model", corpus, "-o", codes, "--piece-rows", 500)
-    run("ray", "build", codes, "-o", index, "--shards", 2)
+    done = run(
+        "ray", "encode", folder / "model", corpus, "-o", codes, "--piece-rows", 500, "--json"
+    )
+    assert json.loads(done.stdout) == {"output": str(codes), "codes": 3000, "pieces": 6}
+    done = run("ray", "build", codes, "-o", index, "--shards", 4, "--json")
+    facts = {"codes": 3000, "shards": 4, "generation": 4}
+    assert json.loads(done.stdout) == {"output": str(index), **facts}
     np.save(tmp_path / "queries.npy", rows[:3])
     queries = tmp_path / "queries.safetensors"
     run("encode", folder / "model", tmp_path / "queries.npy", "-o", queries)
     port = 18_000 + os.getpid() % 1000
+    url = f"http://127.0.0.1:{port}/csrkern"
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        run("ray", "search", url, queries, "--deadline", 0.5)
+    assert refused.value.returncode == 2
+    assert refused.value.stderr.startswith(f"no answer from {url} within 0.5 s")
     serving = subprocess.Popen(
-        [*command, "ray", "serve", str(index), "--port", str(port)], env=environment
+        [*command, "ray", "serve", str(index), "--port", str(port), "--json"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
-        url = f"http://127.0.0.1:{port}/csrkern"
-        until = time.monotonic() + 120
-        while True:
-            try:
-                lines = run("ray", "search", url, queries, "--topk", 4).stdout.splitlines()
-                break
-            except subprocess.CalledProcessError:
-                assert serving.poll() is None
-                assert time.monotonic() < until
-                time.sleep(1)
-        answers = [json.loads(line) for line in lines]
-        assert [answer["ids"][0] for answer in answers] == [0, 1, 2]
-        assert all(answer["missing"] == [] for answer in answers)
+        assert serving.stdout is not None
+        ready = next(line for line in serving.stdout if line.startswith("{"))
+        assert json.loads(ready) == {"url": url, **facts}
+        done = run("ray", "search", url, queries, "--topk", 4, "--json")
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [answer["hits"][0]["id"] for answer in answers] == [0, 1, 2]
+        assert all(len(answer["hits"]) == 4 and answer["missing"] == [] for answer in answers)
+        table = run("ray", "search", url, queries, "--topk", 1).stdout.splitlines()
+        assert [line.split()[3] for line in table] == ["id", "0", "1", "2"]
     finally:
         serving.send_signal(signal.SIGINT)
         assert serving.wait(60) == 130

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from csrkern import _C, InvertedIndex, codes_file
-from csrtrain.scale.cluster import connected
+from csrtrain.scale.cluster import connected, import_ray
 from csrtrain.scale.encode import read_codes_manifest
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.scratch import scratch_folder
@@ -94,7 +94,9 @@ def build_shards(
     Raises:
         FileNotFoundError: if `codes` has no manifest.
         ValueError: if pieces are damaged, or `output` holds other shards without `replace`.
+        ImportError: without Ray.
     """
+    import_ray()
     if values in ("uint8", "uint16") and metric == "ip" and largest is None:
         raise ValueError(f"largest: expected a number with values={values!r} and metric='ip'")
     source, out = Folder.of(codes, options), Folder.of(output, options)
@@ -131,6 +133,7 @@ def build_shards(
     if staging:
         new = found
         found = change(out, lambda now: Generation(now.number + 1, new.form, new.shards))
+        write_staged(out, Generation())
     return found
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from csrtrain.scale.cluster import connected
+from csrtrain.scale.cluster import connected, import_ray
 from csrtrain.scale.corpus import Piece, Reader, plan
 from csrtrain.scale.folder import Folder, read_record, write_record
 
@@ -72,7 +72,9 @@ def encode_corpus(
         FileNotFoundError: if a source is not there.
         ValueError: if files do not fit the model or each other, or `output` holds the codes
             of another corpus, model or setting.
+        ImportError: without Ray.
     """
+    import_ray()
     from csrkern.nn import SparseAutoencoder
 
     adapter = SparseAutoencoder.from_pretrained(model)

@@ -54,24 +54,30 @@ class Folder:
 
     @staticmethod
     def of(place: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Folder:
-        """From a URL or a path, which is made absolute: workers run in other folders."""
+        """From a URL or a path, which is made absolute: workers run in other folders.
+
+        Raises:
+            ImportError: without fsspec.
+        """
+        try:
+            import fsspec  # noqa: F401
+        except ImportError as error:
+            raise ImportError("this needs fsspec: pip install 'csrkern[ray]'") from error
         url = os.fspath(place)
         return Folder(url if "://" in url else os.path.abspath(url), dict(options or {}))
 
     def _open(self) -> tuple[Any, str]:
-        try:
-            import fsspec
-        except ImportError as error:
-            raise ImportError("this needs fsspec: pip install 'csrkern[ray]'") from error
+        import fsspec
+
         system, path = fsspec.core.url_to_fs(self.url, **self.options)
         return system, path.rstrip("/")
 
     @property
     def local(self) -> Path | None:
         """The path, where the folder is one of this machine's."""
+        system, path = self._open()
         from fsspec.implementations.local import LocalFileSystem
 
-        system, path = self._open()
         return Path(path) if isinstance(system, LocalFileSystem) else None
 
     def read(self, name: str) -> bytes:
@@ -115,9 +121,15 @@ class Folder:
         system, path = self._open()
         try:
             patiently(lambda: system.pipe_file(f"{path}/{name}", payload, mode="create"))
-        except FileExistsError:
-            if self.read(name) != payload:
+        except Exception:  # not all servers say that it exists in a way that fsspec knows
+            try:
+                found = self.read(name)
+            except FileNotFoundError:
+                found = None
+            if found is None:
                 raise
+            if found != payload:
+                raise FileExistsError(f"{self.url}/{name}") from None
 
     def upload(self, file: Path, name: str) -> None:
         """Copies a file of this machine; not for names that somebody may read meanwhile."""

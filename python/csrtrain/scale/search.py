@@ -76,7 +76,8 @@ class ShardedIndex:
             index: folder of `build_shards` or `add_shard`.
             replicas: processes that hold the same shards; with 2 or more, answers stay complete
                 when a process or a node dies.
-            groups: processes that the shards are divided among; None: one for each shard.
+            groups: processes that the shards are divided among; None: one for each shard, or as
+                many as there are cores for.
             threads: that a search of a process uses, and the cores that it reserves.
             gateways: processes that merge.
             refresh: seconds between looks for a new generation.
@@ -85,9 +86,10 @@ class ShardedIndex:
 
         Raises:
             FileNotFoundError: if there is no sharded index.
+            ValueError: if the cluster has too few cores.
             ImportError: without Ray.
         """
-        import_ray()
+        ray = import_ray()
         from ray import serve
 
         from csrtrain.scale.deployments import MOST_LOOKUPS, ServedGateway, ServedHolder
@@ -96,7 +98,15 @@ class ShardedIndex:
         first = newest(folder)
         if not first.shards:
             raise FileNotFoundError(f"no sharded index at {folder.url}; make one with build_shards")
-        groups = len(first.shards) if groups is None else check_int("groups", groups, 1, 10_000)
+        cores = int(ray.cluster_resources().get("CPU", 0))
+        if groups is None:
+            groups = max(1, min(len(first.shards), cores // (replicas * threads)))
+        check_int("groups", groups, 1, 10_000)
+        if replicas * groups * threads > cores:
+            raise ValueError(
+                f"{groups} groups of {replicas} replicas with {threads} threads need "
+                f"{replicas * groups * threads} cores; the cluster has {cores}"
+            )
         holder = serve.deployment(ServedHolder)
         holders = [
             holder.options(
