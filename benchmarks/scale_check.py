@@ -11,12 +11,13 @@ take by themselves. Writes benchmarks/results/<machine>/scale-model.json and .pn
 from __future__ import annotations
 
 import argparse
+import functools
 import pickle
 import shutil
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,13 @@ def shard_overhead(index: InvertedIndex, queries: Any, m: int) -> float:
         hits = Hits(*index.search(part, TOPK, num_threads=1))
         merge_hits([hits, hits], TOPK)
 
-    return median_of(once, 50)
+    return median_of([once] * 50)
 
 
-def median_of(call: Callable[[], Any], times: int) -> float:
+def median_of(calls: Iterable[Callable[[], Any]]) -> float:
     """Seconds."""
     laps = []
-    for _ in range(times):
+    for call in calls:
         began = time.perf_counter()
         call()
         laps.append(time.perf_counter() - began)
@@ -148,12 +149,7 @@ def points(folder: Path, queries: Any, counts: Sequence[int]) -> Iterator[dict[s
             for m in (1, BATCH):
                 real.measure(m)
                 empty.measure(m)
-                batches = iter([real.batch(turn, m) for turn in range(12)] * len(parts))
-                alone = [
-                    median_of(lambda i=i: i.search(next(batches), TOPK, num_threads=1), 12)
-                    for i in parts
-                ]
-                search.setdefault(f"search_{m}", []).append(statistics.fmean(alone))
+                search.setdefault(f"search_{m}", []).append(alone(parts, real, m))
         yield {
             "shards": count,
             "groups": groups,
@@ -167,6 +163,16 @@ def points(folder: Path, queries: Any, counts: Sequence[int]) -> Iterator[dict[s
         for name in ("real", "empty"):
             shutil.rmtree(folder / name / f"first-{count}", ignore_errors=True)
         shutil.rmtree(folder / "empty" / f"first-{groups}", ignore_errors=True)
+
+
+def alone(parts: Sequence[InvertedIndex], app: App, m: int) -> float:
+    """Seconds of a batch in one shard, without Ray."""
+    laps = []
+    for part in parts:
+        batches = [app.batch(turn, m) for turn in range(12)]
+        calls = [functools.partial(part.search, b, TOPK, num_threads=1) for b in batches]
+        laps.append(median_of(calls))
+    return statistics.fmean(laps)
 
 
 def check(app: App, parts: Sequence[InvertedIndex], queries: Any) -> None:
@@ -209,10 +215,14 @@ def main() -> None:
         "codes": "uniform h=8192 k=32",
         "batch": BATCH,
         "callers": CALLERS,
-        "shard_overhead_s": {m: shard_overhead(one_code, queries, m) for m in (1, BATCH)},
-        "message_bytes": {m: message_bytes(m) for m in (1, BATCH)},
+        "shard_overhead_s": {str(m): shard_overhead(one_code, queries, m) for m in (1, BATCH)},
+        "message_bytes": {str(m): message_bytes(m) for m in (1, BATCH)},
         "points": measured,
     }
+    machine = provenance.machine()
+    held, place = {**content, "machine": machine}, provenance.RESULTS / machine["name"]
+    content["table"] = scale_model.compare(held, place)
+    content["sizes"] = scale_model.all_sizes(held, place)
     path = provenance.save("scale-model.json", provenance.RESULTS, **content)
     shutil.rmtree(folder)
     print(path)

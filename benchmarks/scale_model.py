@@ -98,17 +98,16 @@ def predict(
     }
 
 
-def compare(folder: Path) -> list[dict[str, Any]]:
+def compare(held: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Prediction beside measurement, for every point, size of batch and quantity.
 
     `predicted_ms` takes the search from index-size.csv, `beside_ms` as it was timed without Ray
     in the same minutes: where they differ, the machine was not what it was.
     """
-    held = json.loads((folder / "scale-model.json").read_text())
     engine = read_engine(folder, "uniform")
     table = []
     for point in held["points"]:
-        for m in (1, held["batch"]):
+        for m in (1, int(held["batch"])):
             at = Point(point["shards"], point["groups"], point["codes_per_shard"], m)
             facts = held["shard_overhead_s"][str(m)], point["empty"], held["machine"]["cores"]
             own = predict(at, engine.query_s(at.codes_per_shard), *facts)
@@ -131,9 +130,8 @@ def compare(folder: Path) -> list[dict[str, Any]]:
     return table
 
 
-def read_off(folder: Path, kind: str, codes: float) -> dict[str, float]:
+def read_off(held: Mapping[str, Any], folder: Path, kind: str, codes: float) -> dict[str, Any]:
     """What so many codes need, with queries one at a time and one group of shards a machine."""
-    held = json.loads((folder / "scale-model.json").read_text())
     engine = read_engine(folder, kind)
     core_s = engine.query_s(codes)
     by_memory = math.ceil(codes * engine.bytes_per_code / MEMORY)
@@ -145,6 +143,7 @@ def read_off(folder: Path, kind: str, codes: float) -> dict[str, float]:
     more = max(0.0, two["period_1"] - one["period_1"])  # that a group costs everybody
     ray_core_s = held["machine"]["cores"] * (one["period_1"] + more * (groups - 1))
     return {
+        "kind": kind,
         "codes": codes,
         "index_bytes": codes * engine.bytes_per_code,
         "groups_by_memory": by_memory,
@@ -158,6 +157,15 @@ def read_off(folder: Path, kind: str, codes: float) -> dict[str, float]:
         "build_core_hours": codes * engine.build_core_s / 3600,
         "load_s_per_machine": codes * engine.bytes_per_code / groups / NETWORK,
     }
+
+
+def all_sizes(held: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """A billion and a hundred billion codes of both kinds."""
+    return [
+        read_off(held, folder, kind, codes)
+        for kind in ("uniform", "skewed")
+        for codes in (1e9, 1e11)
+    ]
 
 
 def _empty(held: Mapping[str, Any], groups: int) -> Mapping[str, float]:
@@ -187,15 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draw", action="store_true", help="write scale-model.png")
     args = parser.parse_args(arguments)
     folder = provenance.RESULTS / (args.machine or provenance.machine()["name"])
-    table = compare(folder)
-    for row in table:
+    held = json.loads((folder / "scale-model.json").read_text())
+    table = compare(held, folder)
+    for row in (*table, *all_sizes(held, folder)):
         print("  ".join(f"{name}={_short(value)}" for name, value in row.items()))
-    worst = max(abs(row["off"]) for row in table)
-    print(f"largest deviation {worst:.1%}")
-    for kind in ("uniform", "skewed"):
-        for codes in (1e9, 1e11):
-            sizes = read_off(folder, kind, codes)
-            print(kind, "  ".join(f"{name}={_short(value)}" for name, value in sizes.items()))
+    print(f"largest deviation {max(abs(row['off']) for row in table):.1%}")
     if args.draw:
         write_atomically(folder / "scale-model.png", picture(folder, table))
 

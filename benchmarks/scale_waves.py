@@ -2,11 +2,11 @@
 
     python -m benchmarks.scale_waves [--codes 1000000]
 
-One query at a time and one thread, as in a holder: all shards alone, in two waves (the bar of the
-first shard for the other seven), and one after the other with the bar of all before. Times are
-sums over the shards, the work that a wave can save; rounds take the three ways in turn;
-"waiting" is what a caller waits if every shard has a core of its own. A fourth way knows the bar
-of the answer before it begins: no sharing can save more. Writes
+One query at a time on one thread, whose time on a core is taken, as in a holder: all shards alone,
+in two waves (the bar of the first shard for the other seven), and one after the other with the bar
+of all before. Times are sums over the shards, the work that a wave can save; rounds take the ways
+in turn. "waiting" is what a caller waits if every shard has a core of its own. A fourth way knows
+the bar of the answer before it begins: no sharing can save more. Writes
 benchmarks/results/<machine>/scale-waves.json.
 """
 
@@ -59,14 +59,14 @@ def sets(n: int) -> Iterator[tuple[str, Codes, Codes, int]]:
 def search(
     parts: Sequence[InvertedIndex], query: Codes, way: Any, bar: float | None
 ) -> tuple[float, float, Hits]:
-    """Seconds of all shards and of the slowest of each wave, and the hits."""
+    """Seconds of this thread, in all shards and in the slowest of each wave, and the hits."""
     hits, total, waiting = Hits.none(1, TOPK), 0.0, 0.0
     for wave in way:
         found, slowest = [hits], 0.0
         for shard in wave:
-            began = time.perf_counter()
+            began = time.thread_time()
             found.append(Hits(*parts[shard].search(query, TOPK, min_score=bar, num_threads=1)))
-            seconds = time.perf_counter() - began
+            seconds = time.thread_time() - began
             total, slowest = total + seconds, max(slowest, seconds)
         hits = merge_hits(found, TOPK)
         waiting += slowest

@@ -11,6 +11,7 @@ from html import escape
 
 from engines import all_engines, at_recall, search
 from results import Row, digits, newest_run, quality, rows, table_of
+from scale import scale_drill, scale_model, scale_sizes, scale_waves
 
 from csrkern import roofline
 from csrkern.roofline import Cost
@@ -293,5 +294,9 @@ FIGURES: dict[str, Callable[[], str]] = {
         floors,
         by_k,
         by_bytes,
+        scale_drill,
+        scale_model,
+        scale_sizes,
+        scale_waves,
     )
 }
