@@ -34,9 +34,6 @@ COLOURS = {
     "sparse_dot_topn": "#8a6d1f",
     "FAISS HNSW, embeddings": "#8a6d1f",
     "FAISS PQ, embeddings": "#4a4d55",
-    "measured": "#1c1d21",
-    "predicted": "#2458c6",
-    "ray": "#c8451b",
 }
 Lines = Mapping[str, Sequence[tuple[float, float]]]  # name -> (x, y)
 

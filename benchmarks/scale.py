@@ -69,7 +69,7 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         self.cpus = cpus
-        head = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
+        head = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes = [self._add(), self._add()]
         self.ray = ray

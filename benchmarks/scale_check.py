@@ -5,7 +5,7 @@
 Each shard holds an eighth of the codes (uniform, h = 8,192, k = 32), in at most two holders of one
 thread on a Ray of this machine. For every point two applications take turns: the one to be
 predicted, and one like it whose shards hold a single code each, which is what Ray and the gateway
-take by themselves. Writes benchmarks/results/<machine>/scale-model.json and .png.
+take by themselves. Writes benchmarks/results/<machine>/scale-model.json.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def main() -> None:
     path = provenance.save("scale-model.json", provenance.RESULTS, **content)
     shutil.rmtree(folder)
     print(path)
-    scale_model.main(["--draw"])
+    scale_model.main([])
 
 
 if __name__ == "__main__":

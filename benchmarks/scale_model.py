@@ -1,7 +1,6 @@
 """What a sharded index costs, from measured parts: time, memory, network and cores by its size.
 
-    python -m benchmarks.scale_model          # tables: prediction beside measurement; 1e9 and 1e11
-    python -m benchmarks.scale_model --draw   # the same, and scale-model.png
+    python -m benchmarks.scale_model  # tables: prediction beside measurement; 1e9 and 1e11 codes
 
 Inputs, all committed below benchmarks/results/<machine>: seconds a query, bytes and seconds to
 build a code from index-size.csv (one index, one thread, no Ray); what Ray, the gateway and a shard
@@ -23,10 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import provenance
-from benchmarks.index_charts import draw
-from csrkern.storage import write_atomically
 
-TOPK, HIT_BYTES = 10, 12
 # The machine that sizes are read off for; not measured.
 MEMORY, CORES, NETWORK = 0.8 * 128e9, 16, 1.25e9  # usable bytes, cores, bytes a second
 BUDGET, REPLICAS = 0.05, 2  # seconds of a query that its search may take; copies of each shard
@@ -173,26 +169,10 @@ def _empty(held: Mapping[str, Any], groups: int) -> Mapping[str, float]:
     return {name: float(np.median([one[name] for one in found])) for name in found[0]}
 
 
-def picture(folder: Path, table: Sequence[Mapping[str, Any]]) -> bytes:
-    """Four panels: latency and period, one query and a batch, by shards."""
-    panels = []
-    batches = list(dict.fromkeys(row["batch"] for row in table))
-    for what, title in (("latency", "ms a request"), ("period", "ms between answers, 4 callers")):
-        for m in batches:
-            rows = [row for row in table if (row["what"], row["batch"]) == (what, m)]
-            lines = {
-                name: [(row["shards"], row[f"{name}_ms"]) for row in rows]
-                for name in ("measured", "predicted", "ray")
-            }
-            panels.append((f"{title}, {m} quer{'y' if m == 1 else 'ies'}", lines))
-    return draw(panels, 2, "shards", False)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--machine", help="folder below benchmarks/results; default: this one's")
-    parser.add_argument("--draw", action="store_true", help="write scale-model.png")
     args = parser.parse_args(arguments)
     folder = provenance.RESULTS / (args.machine or provenance.machine()["name"])
     held = json.loads((folder / "scale-model.json").read_text())
@@ -200,8 +180,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in (*table, *all_sizes(held, folder)):
         print("  ".join(f"{name}={_short(value)}" for name, value in row.items()))
     print(f"largest deviation {max(abs(row['off']) for row in table):.1%}")
-    if args.draw:
-        write_atomically(folder / "scale-model.png", picture(folder, table))
 
 
 def _short(value: Any) -> str:

@@ -33,7 +33,9 @@ D, H, K = 16, 256, 8
 def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    found = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
     found.add_node(num_cpus=2)
     ray.init(address=found.address, log_to_driver=False)
     yield found

@@ -8,6 +8,8 @@ from typing import Any
 
 from results import MACHINE, digits, table_of
 
+from csrtrain.charts import Point, Series, line_chart, linear_axis
+
 
 @cache
 def _read(name: str) -> dict[str, Any] | None:
@@ -54,13 +56,29 @@ def scale_model() -> str:
     held = _read("scale-model")
     if held is None:
         return _unmeasured("scale_check")
+    charts = [_chart(held["table"], m) for m in (1, held["batch"])]
     table = [["shards", "queries a request", "ms", "measured", "predicted", "off", "of it Ray"]]
     for row in held["table"]:
         what = "of a request" if row["what"] == "latency" else "between answers, 4 callers"
         cells = [str(row["shards"]), str(row["batch"]), what]
         cells += [digits(row[name]) for name in ("measured_ms", "predicted_ms")]
         table.append([*cells, f"{row['off']:+.0%}", digits(row["ray_ms"])])
-    return table_of(table, left=(2,))
+    both = "\n".join(charts)
+    return f'<div class="charts">\n{both}\n</div>\n\n{table_of(table, left=(2,))}'
+
+
+def _chart(table: list[dict[str, Any]], m: int) -> str:
+    rows = [row for row in table if (row["what"], row["batch"]) == ("period", m)]
+    series = []
+    for family, name in (("self", "measured"), ("dense", "predicted"), ("pca", "ray")):
+        found = [(row["shards"], row[f"{name}_ms"]) for row in rows]
+        points = [Point(x, y, " ", f"{name}, {x} shards: {y:.3g} ms") for x, y in found]
+        series.append(Series(family, "Ray alone" if name == "ray" else name, points))
+    x = linear_axis("shards", [row["shards"] for row in rows])
+    y = linear_axis("", [0.0, *(point.y for one in series for point in one.points)])
+    title = f"Milliseconds between answers, requests of {m}"
+    chart = line_chart(x, y, series, label=title)
+    return f"<figure>\n<figcaption><strong>{title}</strong></figcaption>\n{chart}\n</figure>"
 
 
 def scale_sizes() -> str:
