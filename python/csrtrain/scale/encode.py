@@ -171,7 +171,7 @@ class Encoder:
             "bytes": len(payload),
             "crc32c": checksum,
         }
-        job.output.write(receipt["file"], payload)
+        job.output.write(piece.name(checksum), payload)
         write_record(job.output, piece.receipt, RECEIPT, VERSION, receipt)
         return receipt
 

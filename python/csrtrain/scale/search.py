@@ -107,7 +107,8 @@ class ShardedIndex:
                 f"{groups} groups of {replicas} replicas with {threads} threads need "
                 f"{replicas * groups * threads} cores; the cluster has {cores}"
             )
-        holder = serve.deployment(ServedHolder)
+        deployment: Any = serve.deployment
+        holder = deployment(ServedHolder)
         holders = [
             holder.options(
                 name=f"holder-{number}",
@@ -119,7 +120,7 @@ class ShardedIndex:
             ).bind(folder, threads, number, groups, refresh)
             for number in range(groups)
         ]
-        gateway = serve.deployment(ServedGateway).options(
+        gateway = deployment(ServedGateway).options(
             num_replicas=gateways, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0}
         )
         handle = serve.run(
