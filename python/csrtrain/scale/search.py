@@ -14,7 +14,7 @@ from csrkern.index_input import check_int, read_rows
 from csrtrain.scale.cluster import import_ray
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits
-from csrtrain.scale.serving import Request
+from csrtrain.scale.serving import PATIENCE, Request
 from csrtrain.scale.shards import Generation, newest
 
 APPLICATION = "csrkern"
@@ -156,14 +156,16 @@ class ShardedIndex:
         check_int("topk", topk, 1, 2**31 - 1)
         values, indices = _padded(queries, self.dim)
         until = time.monotonic() + deadline
+        patience = PATIENCE * deadline  # then another gateway is asked: this one's node may be gone
         while (left := until - time.monotonic()) > 0:
             try:
                 response = self._handle.search.remote(Request(values, indices, topk, left))
-                reply = response.result(timeout_s=left + GRACE)
+                reply = response.result(timeout_s=patience or left + GRACE)
             except (ValueError, TypeError):
                 raise
             except TimeoutError:
-                break
+                response.cancel()
+                patience = 0.0
             except (RayError, RayServeException):  # the gateway died; a search changes nothing
                 time.sleep(min(0.05, max(0.0, until - time.monotonic())))
                 continue
