@@ -166,6 +166,7 @@ class ShardedIndex:
             except TimeoutError:
                 response.cancel()
                 patience = 0.0
+                continue
             except (RayError, RayServeException):  # the gateway died; a search changes nothing
                 time.sleep(min(0.05, max(0.0, until - time.monotonic())))
                 continue
