@@ -25,6 +25,7 @@ from recipes import KS, paper_loss, recommended
 
 from csrkern.nn import SparseAutoencoder
 from csrtrain import TrainConfig, train
+from csrtrain.baselines import PCA
 from csrtrain.comparison import (
     Result,
     compare_adapter,
@@ -34,6 +35,7 @@ from csrtrain.comparison import (
 )
 from csrtrain.evaluate import dead_share, encode_all, unexplained_variance, use_skew
 from csrtrain.matryoshka import train_matryoshka
+from csrtrain.spectrum import settled_whitening
 from csrtrain.subspace_choice import choose_subspace
 
 STEPS = 400
@@ -69,23 +71,23 @@ class Run:
         return self.recipe(k, **{**common, **self.options})
 
 
+PLAIN = {"whitening": 0.0}
 RUNS = {
-    "published": Run("CSR as published", None, each=KS),
+    "published": Run("CSR as published", None, each=DEDICATED),
     "sae": Run("TopK SAE", paper_loss, {"contrast": None}),
     "paper": Run("CSR, the paper's loss", paper_loss),
     "recommended": Run("CSR"),
+    "plain": Run("CSR unwhitened", options=PLAIN),
     "dedicated": Run("CSR for one k", each=DEDICATED),
     "whitened": Run("CSR whitened by 0.3", options={"whitening": 0.3}),
-    "subspace": Run("CSR in 128 directions", options={"input_subspace": 128}),
-    "auto": Run("CSR auto", options={"input_subspace": "auto", "whitening": 0.3}),
-    "auto-labels": Run(
-        "CSR auto by labels",
-        options={"input_subspace": "auto", "whitening": 0.3},
-        needs="labels",
-    ),
+    "subspace": Run("CSR in 128 directions", options={"input_subspace": 128, **PLAIN}),
+    "auto": Run("CSR auto", options={"input_subspace": "auto"}),
+    "auto-labels": Run("CSR auto by labels", options={"input_subspace": "auto"}, needs="labels"),
     "csrv2": Run("CSRv2", paper_loss, {"contrast": "label", "anneal": True}, needs="labels"),
     "labels": Run("CSR with labels", options={"contrast": "label"}, needs="labels"),
-    "pair-contrast": Run("CSR with pair contrast", options={"contrast": "clip"}, needs="pairs"),
+    "pair-contrast": Run(
+        "CSR with pair contrast", options={"contrast": "clip", **PLAIN}, needs="pairs"
+    ),
     "pairs": Run("CSR with pairs", needs="pairs", first=True),
 }
 MATRYOSHKA = {
@@ -176,6 +178,7 @@ def trained(
         config = choose(**{"labels": None, **given})
     model = train(x, config=config, **given, progress=False)
     spent = time.process_time() - began
+    sides = [x, given["partners"]] if "partners" in given else [x]
     settled = config.resolve(len(given["pairs"]) if "pairs" in given else len(x), x.shape[1])
     ks = (config.k,) if run.each else KS
     unexplained = unexplained_variance(model, data.task.database.numpy(), ks)
@@ -185,7 +188,7 @@ def trained(
         "steps": settled.steps,
         "batch": settled.batch_size,
         "subspace": settled.input_subspace,
-        "whitening": settled.whitening,
+        "whitening": settled_whitening(settled.whitening, PCA(*sides), sides),
         "beta": settled.beta,
         "cpu_s": round(spent, 1),
         "dead_percent": round(100 * dead_share(model), 3),

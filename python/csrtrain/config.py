@@ -44,7 +44,9 @@ class TrainConfig:
             without `whitening`, and keeps what is best on held-out rows (see
             `csrtrain.subspace_choice`); None: all directions.
         whitening: from 0, the embeddings as they are, to 1, every principal direction of the
-            same variance; folded into the model, whose weights it unties.
+            same variance; below 0, to -1, strong directions are made stronger still. "auto"
+            is one of three, by how far neighbours agree in weak directions (`csrtrain.spectrum`).
+            Folded into the model, whose weights it unties.
         autocast: train in bfloat16 where that is safe; weights stay float32.
         dead_threshold: steps without use after which a latent is dead.
         lr: peak learning rate of Adam.
@@ -74,7 +76,7 @@ class TrainConfig:
     anneal: bool = False
     balance: float = 0.0
     input_subspace: int | str | None = None
-    whitening: float = 0.0
+    whitening: float | str = 0.0
     autocast: bool = False
     dead_threshold: int = 30
     lr: float = 1e-3
@@ -95,8 +97,7 @@ class TrainConfig:
         check_contrast(self.contrast)
         if self.input_subspace != "auto":
             _check_count("input_subspace", self.input_subspace)
-        if not 0 <= self.whitening <= 1:
-            raise ValueError(f"whitening: expected a number in 0..1, got {self.whitening}")
+        _check_whitening(self.whitening)
         if self.normalize and (self.input_subspace or self.whitening or self.unit_scale):
             raise ValueError(
                 "normalize: expected False with input_subspace, whitening or unit_scale: "
@@ -214,6 +215,11 @@ def _check_count(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected an integer, got {value!r}")
     if value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def _check_whitening(value: float | str) -> None:
+    if value != "auto" and (isinstance(value, str) or not -1 <= value <= 1):
+        raise ValueError(f"whitening: expected 'auto' or a number in -1..1, got {value!r}")
 
 
 def _check_number(name: str, value: Any, *, zero_fits: bool) -> None:

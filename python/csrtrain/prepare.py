@@ -25,6 +25,7 @@ from csrtrain.data import (
     load_labels,
     read_integers,
 )
+from csrtrain.spectrum import settled_whitening
 from csrtrain.subspace import Subspace
 
 
@@ -158,7 +159,8 @@ def _side(arrays: Sequence[Array], config: TrainConfig) -> Side:
         return Side(len(mean), mean, variance, None, mean)
     width = config.input_subspace or len(mean)
     assert isinstance(width, int)
-    subspace = Subspace(PCA(*arrays), width, config.whitening)
+    pca = PCA(*arrays)
+    subspace = Subspace(pca, width, settled_whitening(config.whitening, pca, arrays))
     return Side(width, torch.zeros(width), subspace.variance, subspace, mean)
 
 

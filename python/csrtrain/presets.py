@@ -48,12 +48,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 # Better than the published settings on text embeddings, without labels: ten times as many latents
-# as dimensions, all sizes trained at once, a rate that falls to 0 (docs/training.md).
+# as dimensions, all sizes trained at once, a rate that falls to 0, weak directions weighed by whether
+# neighbours agree in them (docs/training.md).
 RECOMMENDED: dict[str, Any] = {
     "hidden_dim": 4096,
     "k": 32,
     "prefixes": (4, 8, 16),
     "unit_scale": True,
+    "whitening": "auto",
     "lr": 2e-3,
     "decay": 0.3,
     "batch_size": 512,

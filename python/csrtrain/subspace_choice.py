@@ -50,7 +50,7 @@ def choose_subspace(
     candidates = [
         dataclasses.replace(config, input_subspace=width, whitening=whitening)
         for width, whitening in (
-            *((None, whitening) for whitening in sorted({config.whitening, 0.0}, reverse=True)),
+            *((None, whitening) for whitening in dict.fromkeys((config.whitening, 0.0))),
             *((width, 0.0) for width in reversed(WIDTHS) if width < d),
         )
     ]
