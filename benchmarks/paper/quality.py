@@ -78,7 +78,7 @@ RUNS = {
     "paper": Run("CSR, the paper's loss", paper_loss),
     "recommended": Run("CSR"),
     "plain": Run("CSR unwhitened", options=PLAIN),
-    "dedicated": Run("CSR for one k", each=DEDICATED),
+    "dedicated": Run("CSR for one k", options=PLAIN, each=DEDICATED),
     "whitened": Run("CSR whitened by 0.3", options={"whitening": 0.3}),
     "subspace": Run("CSR in 128 directions", options={"input_subspace": 128, **PLAIN}),
     "auto": Run("CSR auto", options={"input_subspace": "auto"}),
@@ -88,7 +88,7 @@ RUNS = {
     "pair-contrast": Run(
         "CSR with pair contrast", options={"contrast": "clip", **PLAIN}, needs="pairs"
     ),
-    "pairs": Run("CSR with pairs", needs="pairs", first=True),
+    "pairs": Run("CSR with pairs", options=PLAIN, needs="pairs", first=True),
 }
 MATRYOSHKA = {
     "matryoshka": ("Matryoshka-Adaptor", None),

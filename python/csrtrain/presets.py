@@ -48,8 +48,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 # Better than the published settings on text embeddings, without labels: ten times as many latents
-# as dimensions, all sizes trained at once, a rate that falls to 0, weak directions weighed by whether
-# neighbours agree in them (docs/training.md).
+# as dimensions, all sizes trained at once, a rate that falls to 0, and weak directions weighed by
+# whether neighbours agree in them (docs/training.md).
 RECOMMENDED: dict[str, Any] = {
     "hidden_dim": 4096,
     "k": 32,

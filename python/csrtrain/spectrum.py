@@ -31,8 +31,12 @@ def settled_whitening(whitening: float | str, pca: PCA, arrays: Sequence[Array])
     """The number that a config's `whitening` stands for: WHITENED, 0 or SHRUNK for "auto"."""
     if not isinstance(whitening, str):
         return whitening
-    slope = agreement_slope(pca, _sample(arrays))
-    return WHITENED if slope < EVEN else SHRUNK if slope > NOISY else 0.0
+    sample = _sample(arrays)
+    slope = agreement_slope(pca, sample)
+    if slope < EVEN:
+        return WHITENED
+    # Among fewer rows neighbours are farther, and agree less in weak directions, noise or not.
+    return SHRUNK if slope > NOISY and len(sample) == ROWS else 0.0
 
 
 def agreement_slope(pca: PCA, x: Tensor) -> float:
