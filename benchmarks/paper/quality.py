@@ -103,7 +103,8 @@ DENSE = {
 }
 WITH_PAIRS = "-pairs"  # the same on the embeddings that the map of the pairs makes
 METHODS = (*DENSE, *(f"{method}{WITH_PAIRS}" for method in DENSE), *MATRYOSHKA, *RUNS)
-DEFAULT = "dense,pq,opq,matryoshka,sae,paper,recommended"
+QUICK = "dense,pq,matryoshka,sae,paper,recommended"
+DEFAULT = f"{QUICK},opq"  # which takes minutes
 
 
 def needs(method: str) -> str | None:
@@ -201,15 +202,19 @@ def main() -> None:
     """Adds to both tables what they lack."""
     parser = argparse.ArgumentParser(description=__doc__)
     output.folder_options(parser, ())
-    parser.add_argument("--methods", default=DEFAULT, help=f"of {', '.join(METHODS)}")
+    parser.add_argument(
+        "--methods", help=f"of {', '.join(METHODS)} (default: {DEFAULT}; --quick: {QUICK})"
+    )
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--models", type=Path, help="folder to keep the models in")
     options = parser.parse_args()
     folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
     names = options.sets.split(",") if options.sets else sets.available(options.data)
-    if options.quick and not options.sets:
-        names = [sets.PACKAGED]
+    methods = options.methods or DEFAULT
+    if options.quick:
+        names = names if options.sets else [sets.PACKAGED]
+        methods = options.methods or QUICK
     rows: list[dict[str, Any]] = list(output.read_rows(folder / "quality.csv"))
     there = {_key(row) for row in rows}
     # A training without results was cut short before these were written.
@@ -217,7 +222,7 @@ def main() -> None:
         row for row in output.read_rows(folder / "training.csv") if _key(row) in there
     ]
     for seed in map(int, options.seeds.split(",")):
-        for method in options.methods.split(","):
+        for method in methods.split(","):
             for name in names:
                 if (name, method, seed) in there or (method in DENSE and seed):
                     continue
