@@ -35,7 +35,7 @@ demo: $(VENV)/.installed ## Train, index and search the packaged dictionary
 test: $(VENV)/.installed-test ## Run the whole test suite
 	$(BIN)/pytest $(TEST_ARGS)
 
-integrations: $(VENV)/.installed-integrations ## The same with every package that csrkern works with: 0.9 GB more
+integrations: $(VENV)/.installed-integrations ## The same with every package that csrkern works with: 3.3 GB in all
 	$(BIN)/pytest $(TEST_ARGS)
 	PYTHON=$(BIN)/python scripts/sentence_transformers_tests.sh $(OLDEST_ST)
 
