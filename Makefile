@@ -24,7 +24,7 @@ NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test integrations bench paper check docs wheel sanitize fuzz aot kernels clean
+.PHONY: help demo test integrations bench race paper check docs wheel sanitize fuzz aot kernels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,7 +39,10 @@ integrations: $(VENV)/.installed-integrations ## The same with every package tha
 	$(BIN)/pytest $(TEST_ARGS)
 	PYTHON=$(BIN)/python scripts/sentence_transformers_tests.sh $(OLDEST_ST)
 
-bench: $(VENV)/.installed-bench ## Time every operator against its peers
+bench: docs ## Draw the page of what was measured, build/site/speed.html, from the committed CSVs
+	@echo 'The page: build/site/speed.html'
+
+race: $(VENV)/.installed-bench ## Time every operator against its peers, and add to these CSVs
 	$(BIN)/pytest --benchmark $(BENCH_ARGS)
 
 paper: $(VENV)/.installed-paper ## The paper's figures and tables, reduced; PAPER_DATA=folder of .npz PAPER_SETS=names
