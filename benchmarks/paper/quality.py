@@ -78,7 +78,7 @@ RUNS = {
     "paper": Run("CSR, the paper's loss", paper_loss),
     "recommended": Run("CSR"),
     "plain": Run("CSR unwhitened", options=PLAIN),
-    "dedicated": Run("CSR for one k", options=PLAIN, each=DEDICATED),
+    "dedicated": Run("CSR for one k", each=DEDICATED),
     "whitened": Run("CSR whitened by 0.3", options={"whitening": 0.3}),
     "subspace": Run("CSR in 128 directions", options={"input_subspace": 128, **PLAIN}),
     "auto": Run("CSR auto", options={"input_subspace": "auto"}),

@@ -159,15 +159,13 @@ def claims(scores: Scores, trainings: Sequence[Mapping[str, str]]) -> Iterator[s
             for k in SMALL
         ],
     )
-    # Models for one k are trained without whitening, and so is what they are compared with.
-    plain = tuple(mode.replace("CSR", "CSR unwhitened") for mode in CODES)
     alone = tuple(mode.replace("CSR", "CSR for one k") for mode in CODES)
     yield _count(
         "One model for many k within a point of one for each",
         [
             (
                 f"{name} k = {k}",
-                scores.best(name, plain, active=k) or scores.best(name, CODES, active=k),
+                scores.best(name, CODES, active=k),
                 (best[0] - POINT, f"{best[1]}, less 1"),
             )
             for name in scores.sets
