@@ -31,6 +31,16 @@ class Rows(NamedTuple):
         return int(np.diff(self.starts).max(initial=0))
 
 
+def pad_rows(
+    values: np.ndarray, indices: np.ndarray, lengths: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that lie one after the other as [n, k] slots, filled from the left, zeros behind."""
+    filled = np.arange(k) < lengths[:, None]
+    slots = np.zeros(filled.shape, values.dtype), np.zeros(filled.shape, indices.dtype)
+    slots[0][filled], slots[1][filled] = values, indices
+    return slots
+
+
 def read_rows(name: str, codes: Any, dim: int | None) -> Rows:
     """`codes` in any accepted form as float32 values and int32 indices.
 

@@ -1,12 +1,8 @@
-"""csrtrain.scale without Ray: the corpus, manifests, merging, and what the gateway does."""
+"""csrtrain.scale without Ray: the corpus, what is encoded of it, and manifests of shards."""
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import json
-import shutil
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scale_shards import DIM, build_sharded, random_codes
 
 from csrkern import InvertedIndex
 from csrkern.nn import SparseAutoencoder
@@ -21,22 +18,10 @@ from csrtrain.evaluate import encode_all
 from csrtrain.scale import build, encode, shards
 from csrtrain.scale.corpus import Piece, Reader, plan
 from csrtrain.scale.folder import Folder, read_record, write_record
-from csrtrain.scale.merging import Hits, merge_hits
-from csrtrain.scale.serving import Found, Gateway, Holder, Lookup, Request, _request_of
-
-DIM = 64
 
 
 def embeddings(n: int, d: int = 8, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
-
-
-def random_codes(n: int, k: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Few different values, so that scores tie."""
-    rng = np.random.default_rng(seed)
-    indices = np.argsort(rng.random((n, DIM)), axis=1)[:, :k].astype(np.int32)
-    values = np.sort(rng.integers(1, 4, (n, k)).astype(np.float32), axis=1)[:, ::-1]
-    return values, indices
 
 
 def write_corpus(folder: Path) -> np.ndarray:
@@ -183,56 +168,6 @@ def test_encoding_goes_on_where_it_stopped(
         encode.encode_corpus(str(source), model, out, piece_rows=40, values="float32", k=3)
 
 
-def build_sharded(folder: Path, codes: Any, cuts: list[int]) -> Folder:
-    """A sharded index of codes cut at `cuts`."""
-    values, indices = codes
-    ends = [0, *cuts, len(values)]
-    for left, right in itertools.pairwise(ends):
-        part = InvertedIndex.build(
-            (values[left:right], indices[left:right]), np.arange(left, right), dim=DIM
-        )
-        part.save(folder / "part")
-        build.add_shard(folder / "part", folder / "index")
-    return Folder.of(folder / "index")
-
-
-def test_shards_are_one_index(tmp_path: Path) -> None:
-    documents, queries = random_codes(500), random_codes(40, seed=1)
-    folder = build_sharded(tmp_path, documents, [100, 101, 350])
-    expected = InvertedIndex.build(documents, dim=DIM).search(queries, 20)
-    found = shards.newest(folder)
-    assert len(found) == 500
-    assert found.number == 4
-    holder = Holder(folder, 1)
-    for groups in ([(0, 1, 2, 3)], [(0, 2), (1, 3)], [(3,), (2,), (1,), (0,)]):
-        parts = [
-            holder.search_all([Lookup(found.number, group, *queries, 20)])[0].hits
-            for group in groups
-        ]
-        merged = merge_hits(parts, 20)
-        np.testing.assert_array_equal(merged.ids, expected[1])
-        np.testing.assert_array_equal(merged.scores, expected[0])
-
-
-def test_lookups_that_are_gathered_change_nothing(tmp_path: Path) -> None:
-    folder = build_sharded(tmp_path, random_codes(200), [50, 120])
-    holder = Holder(folder, 1)
-    values, indices = random_codes(9, seed=2)
-    lookups = [
-        Lookup(3, (0, 1, 2), values[:4], indices[:4], 5),
-        Lookup(3, (1,), values[4:6], indices[4:6], 7),
-        Lookup(3, (0, 1, 2), values[6:, :3], indices[6:, :3], 2),
-        Lookup(3, (0, 1, 2), values[4:8], indices[4:8], 11),
-        Lookup(2, (0, 1), values[:1], indices[:1], 3),
-    ]
-    together = holder.search_all(lookups)
-    for lookup, found in zip(lookups, together, strict=True):
-        (alone,) = holder.search_all([lookup])
-        np.testing.assert_array_equal(found.hits.ids, alone.hits.ids)
-        np.testing.assert_array_equal(found.hits.scores, alone.hits.scores)
-        assert found.hits.ids.shape == (len(lookup.values), lookup.topk)
-
-
 def test_manifest_refuses_what_does_not_fit(tmp_path: Path) -> None:
     folder = build_sharded(tmp_path, random_codes(60), [30])
     values, indices = random_codes(10)
@@ -314,174 +249,3 @@ def test_plans_of_shards_take_every_piece_once(rows: list[int], count: int) -> N
     assert [p for one in plans for p in one.pieces] == pieces
     assert len(plans) <= count
     assert len({one.source for one in plans}) == len(plans)
-
-
-class Method:
-    """One of a Ray Serve handle's."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.remote = call
-
-
-class FakeHandle:
-    """A holder of Ray Serve's, with faults."""
-
-    def __init__(self, holder: Holder, faults: list[str]) -> None:
-        self.holder, self.faults = holder, faults
-        self.search, self.prepare = Method(self._search), Method(self._prepare)
-
-    async def _prepare(self, number: int) -> bool:
-        return self.holder.open_group(number)
-
-    async def _search(self, lookup: Lookup) -> Found:
-        fault = self.faults.pop(0) if self.faults else ""
-        if fault == "dies":
-            raise ConnectionError
-        if fault == "hangs":
-            await asyncio.sleep(60)
-        if fault == "wrong":
-            raise ArithmeticError("a bug")
-        return self.holder.search_all([lookup])[0]
-
-
-def ask(folder: Folder, faults: list[list[str]], deadline: float, queries: Any) -> Any:
-    async def run() -> Any:
-        handles = [FakeHandle(Holder(folder, 1), list(each)) for each in faults]
-        return await Gateway(folder, handles, 60.0).search(Request(*queries, 5, deadline))
-
-    return asyncio.run(run())
-
-
-def test_gateway_asks_again_and_says_what_is_missing(tmp_path: Path) -> None:
-    documents, queries = random_codes(300), random_codes(8, seed=3)
-    folder = build_sharded(tmp_path, documents, [100, 200])
-    expected = InvertedIndex.build(documents, dim=DIM).search(queries, 5)
-    whole = ask(folder, [["dies", "dies"], []], 5.0, queries)
-    assert whole.missing == ()
-    np.testing.assert_array_equal(whole.hits.ids, expected[1])
-    slow = ask(folder, [["hangs", "dies"], ["hangs"]], 1.0, queries)  # the second that is asked
-    assert slow.missing == ()
-    part = ask(folder, [[], ["hangs"] * 2], 0.3, queries)
-    names = [shard.name for shard in shards.newest(folder).shards]
-    assert part.missing == (names[1],)  # of two groups, the second holds the second shard
-    rest = InvertedIndex.build(documents, dim=DIM)
-    rest.remove(np.arange(100, 200))
-    np.testing.assert_array_equal(part.hits.ids, rest.search(queries, 5)[1])
-    began = time.monotonic()
-    nothing = ask(folder, [["hangs"] * 2, ["dies"] * 100], 0.2, queries)
-    assert time.monotonic() - began < 0.4
-    assert set(nothing.missing) == set(names)
-    assert (nothing.hits.ids == -1).all()
-    with pytest.raises(ArithmeticError, match="a bug"):
-        ask(folder, [["wrong"], []], 1.0, queries)
-    with pytest.raises(ValueError, match="queries"):
-        ask(folder, [[], []], 1.0, (queries[0], queries[1] + DIM))
-
-
-@pytest.mark.parametrize("harm", ["list", "header", "truncated", "gone"])
-def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path, harm: str) -> None:
-    documents, queries = random_codes(300), random_codes(8, seed=3)
-    folder = build_sharded(tmp_path, documents, [100, 200])
-    shard = shards.newest(folder).shards[1]
-    place = tmp_path / "index" / shard.name
-    postings = max(place.iterdir(), key=lambda file: file.stat().st_size)
-    healthy = {file: file.read_bytes() for file in place.iterdir()}
-    if harm == "gone":
-        shutil.rmtree(place)
-    elif harm == "header":
-        (place / "index.json").write_bytes(healthy[place / "index.json"][::-1])
-    else:
-        payload = bytearray(healthy[postings])
-        payload[len(payload) // 2] ^= 255
-        postings.write_bytes(payload[:100] if harm == "truncated" else payload)
-    everything = (queries[0][:, :1].repeat(DIM, 1), np.tile(np.arange(DIM, dtype=np.int32), (8, 1)))
-    handles = [FakeHandle(Holder(folder, 1, place, 2), []) for place in range(2)]
-    gateway = Gateway(folder, handles, 60.0)
-
-    def search(asked: Any) -> Any:
-        return asyncio.run(gateway.search(Request(*asked, 5, 5.0)))
-
-    assert search(everything).missing == (shard.name,)
-    rest = InvertedIndex.build(documents, dim=DIM)
-    rest.remove(np.arange(100, 200))
-    part = search(queries)
-    if part.missing:  # the damaged list may be one that these queries do not read
-        np.testing.assert_array_equal(part.hits.ids, rest.search(queries, 5)[1])
-    place.mkdir(exist_ok=True)
-    for file, payload in healthy.items():  # restored: found again, without a restart
-        file.with_suffix(".new").write_bytes(payload)
-        file.with_suffix(".new").rename(file)
-    whole = search(queries)
-    assert whole.missing == ()
-    expected = InvertedIndex.build(documents, dim=DIM).search(queries, 5)
-    np.testing.assert_array_equal(whole.hits.ids, expected[1])
-
-
-def test_a_holder_serves_generations_in_any_order(tmp_path: Path) -> None:
-    documents, queries = random_codes(70), random_codes(4, seed=3)
-    folder = build_sharded(tmp_path, documents, list(range(10, 70, 10)))
-    holder = Holder(folder, 1)
-    for number in (7, 1, 6, 2, 7, 5, 1):
-        (found,) = holder.search_all([Lookup(number, tuple(range(number)), *queries, 5)])
-        some = tuple(part[: 10 * number] for part in documents)
-        expected = InvertedIndex.build(some, dim=DIM).search(queries, 5)
-        np.testing.assert_array_equal(found.hits.ids, expected[1])
-
-
-def test_the_gateway_stays_until_holders_have_the_new_shards(tmp_path: Path) -> None:
-    folder = build_sharded(tmp_path, random_codes(50), [])
-    InvertedIndex.build(random_codes(10), np.arange(900, 910), dim=DIM).save(tmp_path / "more")
-    new = build.add_shard(tmp_path / "more", tmp_path / "index").shards[1]
-
-    async def run() -> list[int]:
-        gateway = Gateway(folder, [FakeHandle(Holder(folder, 1), [])], 0.01)
-        gateway._current = shards.generation(folder, 1)
-        (tmp_path / "index" / new.name).rename(tmp_path / "away")
-        gateway._holders = [FakeHandle(Holder(folder, 1), [])]
-        seen = []
-        for _ in range(2):
-            for _ in range(20):
-                seen.append((await gateway.search(Request(*random_codes(1), 5, 5.0))).generation)
-                await asyncio.sleep(0.01)
-            if (tmp_path / "away").is_dir():
-                (tmp_path / "away").rename(tmp_path / "index" / new.name)
-        return seen
-
-    seen = asyncio.run(run())
-    assert set(seen[:20]) == {1}
-    assert seen[-1] == 2
-
-
-def test_gateway_turns_to_a_new_generation(tmp_path: Path) -> None:
-    documents, queries = random_codes(100), random_codes(4, seed=3)
-    folder = build_sharded(tmp_path, documents, [])
-
-    async def run() -> tuple[int, int]:
-        gateway = Gateway(folder, [FakeHandle(Holder(folder, 1), [])], 0.01)
-        before = await gateway.search(Request(*queries, 5, 5.0))
-        InvertedIndex.build(random_codes(10), np.arange(900, 910), dim=DIM).save(tmp_path / "more")
-        build.add_shard(tmp_path / "more", tmp_path / "index")
-        for _ in range(500):
-            after = await gateway.search(Request(*queries, 5, 5.0))
-            if after.generation != before.generation:
-                break
-            await asyncio.sleep(0.01)
-        return before.generation, after.generation
-
-    assert asyncio.run(run()) == (1, 2)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [[], {}, {"values": [[1]], "indices": [[-1]]}, {"values": [[1]], "indices": [["x"]]}]
-    + [{"values": [[1]], "indices": [[1]], "deadline": bad} for bad in (0, -1, 1e9, "soon")]
-    + [{"values": [[1]], "indices": [[1]], "topk": bad} for bad in (0, 1.5, 10**9)],
-)
-def test_bad_requests_are_refused(body: Any) -> None:
-    with pytest.raises((ValueError, TypeError)):
-        _request_of(body, DIM)
-
-
-def test_hits_of_nothing() -> None:
-    assert merge_hits([], 3).ids.shape == (0, 3)
-    assert (Hits.none(2, 3).ids == -1).all()

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.scale import kill_process
 from csrkern import InvertedIndex, SparseCodes
@@ -73,14 +74,19 @@ def loaded(folder: Path, manifest: Any) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
+def stored(codes: SparseCodes, asked: int) -> tuple[SparseCodes, tuple[np.ndarray, np.ndarray]]:
+    """Codes as they are after a file of float16, and the first of them as queries."""
+    half = codes.to(dtype=torch.float16)
+    values, indices = half.numpy()
+    return half, (values[:asked].astype(np.float32), indices[:asked])
+
+
 def test_sharded_is_one_index(encoded: tuple[Path, SparseCodes]) -> None:
     folder, codes = encoded
     found = build_shards(folder / "codes", folder / "index", shards=4, workers=2)
     assert len(found) == 3000
     assert len(found.shards) == 4
-    half = encode_half(codes)
-    values, indices = half.numpy()
-    queries = (values[:50].astype(np.float32), indices[:50])
+    half, queries = stored(codes, 50)
     expected = InvertedIndex.build(half, metric="cosine").search(queries, 10)
     with_two = ShardedIndex.serve(folder / "index", groups=2, replicas=2, name="two")
     answer = with_two.search(queries, 10)
@@ -89,13 +95,6 @@ def test_sharded_is_one_index(encoded: tuple[Path, SparseCodes]) -> None:
     np.testing.assert_array_equal(answer.scores, expected[0])
     assert ShardedIndex.connect("two").dim == H
     serve.delete("two")
-
-
-def encode_half(codes: SparseCodes) -> SparseCodes:
-    """As they are after a file of float16."""
-    import torch
-
-    return codes.to(dtype=torch.float16)
 
 
 def test_a_worker_dies_while_encoding(cluster: Any, made: tuple[Path, np.ndarray]) -> None:
@@ -121,15 +120,14 @@ def test_a_worker_dies_while_encoding(cluster: Any, made: tuple[Path, np.ndarray
     assert not alive, "nothing was killed"
     expected = encode_all(SparseAutoencoder.from_pretrained(folder / "model").eval(), rows)
     np.testing.assert_array_equal(
-        loaded(folder / "codes2", manifest)[1], encode_half(expected).numpy()[1]
+        loaded(folder / "codes2", manifest)[1], stored(expected, 1)[0].numpy()[1]
     )
 
 
 def test_a_holder_dies_under_load(encoded: tuple[Path, SparseCodes]) -> None:
     folder, codes = encoded
     build_shards(folder / "codes", folder / "index", shards=4, workers=2)
-    half = encode_half(codes)
-    queries = (half.numpy()[0][:20].astype(np.float32), half.numpy()[1][:20])
+    half, queries = stored(codes, 20)
     expected = InvertedIndex.build(half, metric="cosine").search(queries, 10)[1]
     served = ShardedIndex.serve(folder / "index", groups=1, replicas=2, name="load")
     served.search(queries)
@@ -164,8 +162,7 @@ def test_without_a_replica_the_answer_says_what_is_missing(
 ) -> None:
     folder, codes = encoded
     found = build_shards(folder / "codes", folder / "index", shards=4, workers=2)
-    half = encode_half(codes)
-    queries = (half.numpy()[0][:20].astype(np.float32), half.numpy()[1][:20])
+    half, queries = stored(codes, 20)
     whole = InvertedIndex.build(half, metric="cosine")
     expected = whole.search(queries, 10)[1]
     second = [shard for place, shard in enumerate(found.shards) if place % 2]
@@ -190,8 +187,7 @@ def test_without_a_replica_the_answer_says_what_is_missing(
 def test_a_hanging_replica_delays_but_loses_nothing(encoded: tuple[Path, SparseCodes]) -> None:
     folder, codes = encoded
     build_shards(folder / "codes", folder / "index", shards=4, workers=2)
-    half = encode_half(codes)
-    queries = (half.numpy()[0][:20].astype(np.float32), half.numpy()[1][:20])
+    half, queries = stored(codes, 20)
     expected = InvertedIndex.build(half, metric="cosine").search(queries, 10)[1]
     served = ShardedIndex.serve(folder / "index", groups=1, replicas=2, name="hangs")
     served.search(queries)
@@ -205,8 +201,7 @@ def test_a_hanging_replica_delays_but_loses_nothing(encoded: tuple[Path, SparseC
 
 def test_a_replacement_under_load(encoded: tuple[Path, SparseCodes], tmp_path: Path) -> None:
     folder, codes = encoded
-    half = encode_half(codes)
-    queries = (half.numpy()[0][:20].astype(np.float32), half.numpy()[1][:20])
+    half, queries = stored(codes, 20)
     build_shards(folder / "codes", tmp_path / "index", shards=4, workers=2)
     right = [
         InvertedIndex.build(half, metric=metric).search(queries, 10)[0]
@@ -245,9 +240,7 @@ def test_a_replacement_under_load(encoded: tuple[Path, SparseCodes], tmp_path: P
 
 
 def test_shards_are_added_while_served(encoded: tuple[Path, SparseCodes], tmp_path: Path) -> None:
-    half = encode_half(encoded[1])
-    values, indices = half.numpy()
-    values = values.astype(np.float32)
+    _, (values, indices) = stored(encoded[1], 3000)
     for left in (0, 1500):
         part = slice(left, left + 1500)
         InvertedIndex.build(

@@ -67,6 +67,21 @@ const ValueKernels& SegmentSearch::of_values(const std::vector<QueryTerm>& terms
   return (simple ? kernels_ : kIndexKernelsPortable).of[static_cast<int>(view_.type)];
 }
 
+SearchCost SegmentSearch::run_counted(TopHits& best, Scratch& s) {
+  SearchCost cost = cost_of_scans(s.terms);
+  cost.windows_scanned = 0;
+  run(best, s, cost);
+  return cost;
+}
+
+SearchCost SegmentSearch::cost_of_scans(const std::vector<QueryTerm>& terms) const {
+  SearchCost cost;
+  cost.terms = terms.size();
+  cost.postings = postings_of(terms, view_.n_windows);
+  cost.windows_scanned = view_.n_windows;
+  return cost;
+}
+
 void SegmentSearch::scan(int64_t window, const std::vector<QueryTerm>& terms, TopHits& best,
                          Scratch& s, const BlockBounds* bounds) const {
   const int64_t n = std::min<int64_t>(view_.window, view_.n_docs - window * view_.window);

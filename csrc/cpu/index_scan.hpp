@@ -65,6 +65,7 @@ inline double ns_of_scan(const IndexView& view, double postings) {
 
 // What a search that read this much should take.
 inline double ns_of(const IndexView& view, const SearchCost& cost) {
+  if (cost.terms == 0) return 0;
   return cost.terms * (kNsDirectoryTerm * cost.blocks_scored + kNsBound * view.n_blocks()) +
          ns_of_scan(view, cost.postings) * cost.windows_scanned / view.n_windows;
 }
@@ -86,6 +87,10 @@ class SegmentSearch {
 
   // For s.terms: all windows in order, or only the blocks or documents that can matter.
   void run(TopHits& best, Scratch& s, SearchCost& cost);
+
+  // The same, with all that it reads; and what scans of all windows for these terms read.
+  SearchCost run_counted(TopHits& best, Scratch& s);
+  SearchCost cost_of_scans(const std::vector<QueryTerm>& terms) const;
 
   // Scores a window from end to end; blocks that `bounds` calls done are left out of `best`.
   void scan(int64_t window, const std::vector<QueryTerm>& terms, TopHits& best, Scratch& s,

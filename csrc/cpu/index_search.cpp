@@ -130,16 +130,11 @@ class Search {
       std::vector<Entry> entries;
       TopHits best = begin(i, entries, s);
       for (size_t g = 0; g < segments_.size(); ++g) {
-        const IndexView& view = segments_[g].index->view();
         SegmentSearch part = segment_search(g, i);
         part.find_terms(entries, s.terms);
-        if (s.terms.empty()) continue;
-        SearchCost cost;
-        cost.windows_scanned = view.n_windows;
-        if (view.block > 0) part.run(best, s, cost = {});
-        cost.terms = s.terms.size();
-        cost.postings = postings_of(s.terms, view.n_windows);
-        ns[i] += ns_of(view, cost);
+        const IndexView& view = segments_[g].index->view();
+        const bool known = view.block == 0;  // without searching
+        ns[i] += ns_of(view, known ? part.cost_of_scans(s.terms) : part.run_counted(best, s));
       }
     });
     const double total = std::accumulate(ns.begin(), ns.end(), 0.0);
@@ -288,17 +283,13 @@ void Index::search(const SparseRows& queries, int64_t topk, bool normalize, cons
 SearchCost Index::explain(const SparseRows& queries, int64_t i, int64_t topk,
                           bool normalize) const {
   check_starts(queries, "queries");
-  SearchCost cost;
   SegmentSearch query(*this, nullptr, 0);
   Scratch& s = scratch();
   s.reserve(view_.window);
   read_query(queries, i, normalize, queries.dim, s.entries, s.latents);
   query.find_terms(s.entries, s.terms);
   TopHits best(topk, ids_ascend_ && view_.block == 0);
-  query.run(best, s, cost);
-  cost.terms = s.terms.size();
-  cost.postings = postings_of(s.terms, view_.n_windows);
-  return cost;
+  return query.run_counted(best, s);
 }
 
 double Index::gain_of_blocks(const SparseRows& queries, bool normalize) const {

@@ -14,6 +14,11 @@
 
 namespace csrkern {
 
+inline cuda::Rows cuda_rows(const OwnedCodes& codes) {
+  return {
+      codes.n, codes.k, nullptr, cuda::Number::float32, codes.values.data(), codes.indices.data()};
+}
+
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // How a search is asked for, of either index.
@@ -123,13 +128,7 @@ struct Both {
     // ... and from the codes themselves.
     cuda::IndexOptions raw = options;
     raw.normalize = form.normalize;
-    const cuda::Rows rows{codes.n,
-                          codes.k,
-                          nullptr,
-                          cuda::Number::float32,
-                          codes.values.data(),
-                          codes.indices.data()};
-    built = std::make_unique<cuda::Index>(0, rows, facts, raw, nullptr);
+    built = std::make_unique<cuda::Index>(0, cuda_rows(codes), facts, raw, nullptr);
     CHECK(built->bytes() == gpu->bytes() && built->row_width() == gpu->row_width());
   }
 

@@ -281,10 +281,8 @@ void test_latents_twice() {
 // What is for the second device is there, whichever is current.
 void test_devices() {
   const OwnedCodes codes = random_codes(300, 6, 40, 25), queries = random_codes(4, 6, 40, 26);
-  const cuda::Rows rows{
-      codes.n, codes.k, nullptr, cuda::Number::float32, codes.values.data(), codes.indices.data()};
   const size_t first = cuda::simulated_bytes_in_use(0);
-  const auto index = cuda::Index::from_host(1, rows, {}, {40, ValueType::float16});
+  const auto index = cuda::Index::from_host(1, cuda_rows(codes), {}, {40, ValueType::float16});
   CHECK(index->device() == 1 && cuda::simulated_bytes_in_use(1) == index->bytes());
   search_cuda(*index, queries, {}, cuda::Way::cheaper);
   CHECK(cuda::simulated_bytes_in_use(1) > index->bytes());  // with memory for searches
@@ -297,11 +295,9 @@ void refused(const Change& change, const std::string& word, ValueType type = Val
   std::fill(codes.values.begin(), codes.values.end(), 0.5f);
   for (int64_t i = 0; i < 1200; ++i) codes.indices[i] = static_cast<int32_t>(i % 4);
   change(codes);
-  const cuda::Rows rows{
-      300, 4, nullptr, cuda::Number::float32, codes.values.data(), codes.indices.data()};
   cuda::IndexOptions options{30, type};
   try {
-    cuda::Index index(0, rows, {}, options, nullptr);
+    cuda::Index index(0, cuda_rows(codes), {}, options, nullptr);
   } catch (const std::invalid_argument& error) {
     CHECK(std::string(error.what()).find(word) != std::string::npos);
     CHECK(std::string(error.what()).find("row 250") != std::string::npos);
@@ -323,13 +319,7 @@ void test_errors() {
   const Both both(codes, {});
   const size_t used = cuda::simulated_bytes_in_use(), total = cuda::simulated.total_bytes;
   const auto build = [&](int device) {
-    const cuda::Rows rows{codes.n,
-                          codes.k,
-                          nullptr,
-                          cuda::Number::float32,
-                          codes.values.data(),
-                          codes.indices.data()};
-    cuda::Index index(device, rows, {}, both.options, nullptr);
+    cuda::Index index(device, cuda_rows(codes), {}, both.options, nullptr);
   };
   // Out of memory at every point of a build, and in a search: nothing leaks, the index works on.
   for (size_t room = 0; room < 1200000; room += 3001) {

@@ -13,7 +13,7 @@ import numpy as np
 
 from csrkern.codes import SparseCodes
 from csrkern.index import InvertedIndex
-from csrkern.index_input import check_ids
+from csrkern.index_input import check_ids, pad_rows
 
 Codes = SparseCodes | InvertedIndex
 VECTOR = "csr"  # what engines call the vector, or its field, unless another name is given
@@ -51,11 +51,8 @@ def codes_of(
         ValueError: if a latent is out of range or comes twice in a row.
     """
     width = max(1, k or 0, int(lengths.max(initial=0)))
-    filled = np.arange(width) < lengths[:, None]
-    padded = np.zeros(filled.shape, values.dtype if values.dtype.kind == "f" else np.float32)
-    indices = np.zeros(filled.shape, np.int64)
-    padded[filled], indices[filled] = values, latents
-    codes = SparseCodes.from_numpy(padded, indices, dim)
+    floats = values if values.dtype.kind == "f" else values.astype(np.float32)
+    codes = SparseCodes.from_numpy(*pad_rows(floats, latents, lengths, width), dim)
     return codes if k is None else codes.truncate(k)
 
 

@@ -29,12 +29,12 @@ from torch import Tensor, nn
 import csrkern
 from csrkern.codes import SparseCodes
 from csrkern.integrations import semantic_search
+from csrkern.integrations.exchange import Change, Exchange
 from csrkern.integrations.sentence_transformers_loss import base_loss, reconstruct
 
 BLOCK_ROWS = 1024  # embeddings that `encode` takes from the backbone before it encodes them
 
 _in_force: list[Acceleration] = []
-_originals: list[tuple[type, str, Callable[..., Any]]] = []
 _encoding: ContextVar[_Collected | None] = ContextVar("encoding", default=None)
 _training: ContextVar[nn.Module | None] = ContextVar("training", default=None)
 
@@ -63,7 +63,8 @@ def accelerate(model: nn.Module | None = None) -> Acceleration:
                 f"{type(model).__name__} without one"
             )
     if not _in_force:
-        _install(package)
+        _exchange.accelerate()
+        semantic_search.install(package.util)
     acceleration = Acceleration(modules)
     _in_force.append(acceleration)
     return acceleration
@@ -90,7 +91,8 @@ class Acceleration:
         if self in _in_force:
             _in_force.remove(self)
             if not _in_force:
-                _remove()
+                _exchange.restore()
+                semantic_search.remove()
 
     def __enter__(self) -> Acceleration:
         return self
@@ -129,25 +131,23 @@ class _Package:
         self.trains_4k = version >= (6, 2)
 
 
-def _install(package: _Package) -> None:
-    new: list[tuple[type, str, Callable[..., Any]]] = [
+def _changes() -> list[Change]:
+    package = _Package()
+    made: list[Change] = [
         (package.autoencoder, "forward", _forward),
         (package.encoder, "encode", functools.partial(_encode, package)),
     ]
     if package.trains_4k:
-        new.append((package.loss, "forward", functools.partial(_csr_loss, package)))
-    for owner, name, make in new:
-        original = owner.__dict__[name]
-        _originals.append((owner, name, original))
-        setattr(owner, name, functools.wraps(original)(make(original)))
-    semantic_search.install(package.util)
+        made.append((package.loss, "forward", functools.partial(_csr_loss, package)))
+    return [(owner, name, functools.partial(_like, make)) for owner, name, make in made]
 
 
-def _remove() -> None:
-    while _originals:
-        owner, name, original = _originals.pop()
-        setattr(owner, name, original)
-    semantic_search.remove()
+def _like(make: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """What `make` makes of a function, with its name and documentation."""
+    return functools.wraps(original)(make(original))
+
+
+_exchange = Exchange(_changes)
 
 
 def _covered(module: Any) -> bool:

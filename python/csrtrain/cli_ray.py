@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from csrtrain.cli_commands import Metric, StoredValues
-from csrtrain.cli_io import Json, Values, console, load_codes, report
-from csrtrain.cli_lines import emit
+from csrtrain.cli_io import Json, Values, load_codes, report
+from csrtrain.cli_search import emit_hits, print_hits
 
 app = typer.Typer(
     help="More than one machine: encode, build, serve and search on a Ray cluster, or on a Ray of "
@@ -182,24 +182,27 @@ def search(
     With --json a line for each query: {"query": 0, "hits": [...], "missing": [...]}, where missing
     names the shards that did not answer before the deadline: hits are of the others only.
     """
+    import numpy as np
+
     codes = load_codes(queries, "make codes of embeddings with csrkern encode")
     values, indices = codes.numpy()
     missing: set[str] = set()
-    table = []
+    ids = np.full((len(values), topk), -1, np.int64)
+    scores = np.full((len(values), topk), -np.inf, np.float32)
+    records: list[dict[str, Any]] = []
     for first in range(0, len(values), QUERIES_AT_ONCE):
         part = slice(first, first + QUERIES_AT_ONCE)
         body = {"values": values[part].tolist(), "indices": indices[part].tolist(), "topk": topk}
         answer = _ask(url, {**body, "deadline": deadline}, deadline)
         missing |= set(answer["missing"])
-        for query, (ids, scores) in enumerate(zip(answer["ids"], answer["scores"], strict=True)):
-            hits = [{"id": i, "score": score} for i, score in zip(ids, scores, strict=True)]
-            record = {"query": first + query, "hits": hits, "missing": answer["missing"]}
-            if as_json:
-                emit(record)
-            else:
-                table.append(record)
-    if not as_json:
-        _print_hits(table)
+        for query, (row, found) in enumerate(zip(answer["ids"], answer["scores"], strict=True)):
+            ids[first + query, : len(row)] = row
+            scores[first + query, : len(row)] = found
+            records.append({"missing": answer["missing"]})
+    if as_json:
+        emit_hits(records, scores, ids)
+    else:
+        print_hits(scores, ids)
     if missing:
         print(
             f"incomplete: {len(missing)} shards did not answer within {deadline:g} s: "
@@ -237,37 +240,20 @@ def _ask(url: str, body: dict[str, Any], deadline: float) -> dict[str, Any]:
         time.sleep(0.2)
 
 
-def _print_hits(records: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("query", "rank", "score", "id"):
-        table.add_column(name, justify="right")
-    for record in records:
-        for rank, hit in enumerate(record["hits"], start=1):
-            table.add_row(str(record["query"]), str(rank), f"{hit['score']:.4f}", str(hit["id"]))
-    console().print(table)
-
-
 @contextlib.contextmanager
 def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    """Yields show(done, total)."""
+    from csrtrain.progress import working
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + unit),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, redirect_stdout=False) as bar:
-        task = bar.add_task(what, total=1)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with working(what, unit=unit) as advance:
+        shown = 0
+
+        def show(done: int, total: int) -> None:
+            nonlocal shown
+            advance(done - shown, total)
+            shown = done
+
+        yield show
 
 
 def _options(storage: str | None) -> dict[str, object] | None:

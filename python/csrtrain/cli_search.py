@@ -97,9 +97,9 @@ def search(
     if output is not None:
         _write_hits(output, scores, ids)
     if as_json:
-        _emit_hits(records, scores, ids, lines)
+        emit_hits(records, scores, ids, lines)
         return
-    _print_hits(scores[:show], ids[:show], lines)
+    print_hits(scores[:show], ids[:show], lines)
     say(
         f"{len(codes)} queries in {seconds * 1e3:.1f} ms, {1e6 * seconds / max(1, len(codes)):.1f} "
         "µs each" + (f"; wrote {output}" if output else "")
@@ -162,7 +162,8 @@ def _write_hits(path: Path, scores: Any, ids: Any) -> None:
     write_atomically(path, payload.getvalue())
 
 
-def _emit_hits(records: list[dict[str, Any]], scores: Any, ids: Any, lines: Any) -> None:
+def emit_hits(records: list[dict[str, Any]], scores: Any, ids: Any, lines: Any = None) -> None:
+    """A JSON line for each query: its record, and hits, with the `lines` that they stand for."""
     for query, record in enumerate(records):
         found = zip(ids[query].tolist(), numbers_of(scores[query]), strict=True)
         hits = [
@@ -174,7 +175,8 @@ def _emit_hits(records: list[dict[str, Any]], scores: Any, ids: Any, lines: Any)
         emit({"query": query, **kept, "hits": hits})
 
 
-def _print_hits(scores: Any, ids: Any, lines: list[str] | None) -> None:
+def print_hits(scores: Any, ids: Any, lines: list[str] | None = None) -> None:
+    """A table of every query's hits."""
     from rich.markup import escape
     from rich.table import Table
 

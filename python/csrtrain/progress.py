@@ -16,29 +16,44 @@ SHOWN_AFTER = 1.0  # seconds of work before there is a bar: most commands are do
 
 @contextlib.contextmanager
 def working(
-    what: str, total: int | None = None, *, prints: bool = False, wanted: bool = True
-) -> Iterator[Callable[[int], None]]:
-    """Yields advance(n): a bar or, without a total, a pulse while the block takes long.
+    what: str,
+    total: int | None = None,
+    *,
+    unit: str | None = None,
+    prints: bool = False,
+    wanted: bool = True,
+) -> Iterator[Callable[..., None]]:
+    """Yields advance(n, total=None): a bar or, without a total, a pulse while the block takes long.
+
+    With a `unit` of what is counted the bar says how many are done and how long the rest takes.
 
     On standard error, and only where that is a terminal and a bar is `wanted`; not where the
     block `prints` to a terminal.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     if not (wanted and console.is_terminal) or (prints and sys.stdout.isatty()):
-        yield lambda n: None
+        yield lambda n, total=None: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    counted = TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + str(unit))
+    last = (TimeElapsedColumn(),) if unit is None else (counted, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), *last)
     # Standard output must not be redirected: it may be a pipe.
     bar = Progress(*columns, console=console, transient=True, redirect_stdout=False)
-    task = bar.add_task(what, total=total)
+    task = bar.add_task(what, total=1 if unit and total is None else total)
     start = threading.Timer(SHOWN_AFTER, bar.start)
     start.daemon = True
     start.start()
     try:
-        yield lambda n: bar.advance(task, n)
+        yield lambda n, total=None: bar.update(task, advance=n, total=total)
     finally:
         start.cancel()
         start.join()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from csrkern.index_input import check_int, read_rows
+from csrkern.index_input import check_int, pad_rows, read_rows
 from csrtrain.scale.cluster import import_ray
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits
@@ -185,10 +185,4 @@ def _padded(queries: Any, dim: int) -> tuple[np.ndarray, np.ndarray]:
     rows = read_rows("queries", queries, dim)
     if rows.starts is None:
         return rows.values, rows.indices
-    lengths = np.diff(rows.starts)
-    k = max(1, int(lengths.max(initial=1)))
-    values = np.zeros((rows.n, k), np.float32)
-    indices = np.zeros((rows.n, k), np.int32)
-    filled = np.arange(k) < lengths[:, None]
-    values[filled], indices[filled] = rows.values, rows.indices
-    return values, indices
+    return pad_rows(rows.values, rows.indices, np.diff(rows.starts), max(1, rows.k))
