@@ -12,6 +12,7 @@
 #include "csrkern/gather.hpp"
 #include "csrkern/info_nce.hpp"
 #include "csrkern/isa.hpp"
+#include "csrkern/packed.hpp"
 #include "csrkern/parallel.hpp"
 #include "csrkern/similarity.hpp"
 #include "csrkern/topk_relu.hpp"
@@ -40,6 +41,39 @@ void bind_transpose(py::module_& m) {
             pointer<float>(sorted_values), num_threads);
       },
       "See csrkern/codes.hpp; addresses are integers.");
+}
+
+using PackedArgs = std::tuple<int64_t, int64_t, int64_t, int, float>;  // n, k, dim, bits, largest
+
+void bind_packed(py::module_& m) {
+  m.def(
+      "packed_bytes",
+      [](int64_t k, int64_t dim, int value_bits) {
+        return csrkern::packed_form(k, dim, value_bits).row_bytes;
+      },
+      "Bytes of a row; see csrkern/packed.hpp.");
+  m.def(
+      "pack",
+      [](const PackedArgs& args, uintptr_t values, uintptr_t indices, uintptr_t rows,
+         int num_threads) {
+        const auto& [n, k, dim, value_bits, largest] = args;
+        py::gil_scoped_release release;
+        csrkern::pack({pointer<const float>(values), pointer<const int32_t>(indices), n, k, dim},
+                      csrkern::packed_form(k, dim, value_bits), largest, pointer<uint8_t>(rows),
+                      num_threads);
+      },
+      "See csrkern/packed.hpp; addresses are integers.");
+  m.def(
+      "unpack",
+      [](const PackedArgs& args, uintptr_t rows, uintptr_t values, uintptr_t indices,
+         int num_threads) {
+        const auto& [n, k, dim, value_bits, largest] = args;
+        py::gil_scoped_release release;
+        return csrkern::unpack(pointer<const uint8_t>(rows), n,
+                               csrkern::packed_form(k, dim, value_bits), largest,
+                               pointer<float>(values), pointer<int32_t>(indices), num_threads);
+      },
+      "See csrkern/packed.hpp; addresses are integers.");
 }
 
 using SourceArgs =
@@ -270,6 +304,7 @@ PYBIND11_MODULE(_C, m) {
   bind_encode(m);
   bind_gather(m);
   bind_transpose(m);
+  bind_packed(m);
   bind_similarity(m);
   bind_info_nce(m);
   bind_index(m);

@@ -15,6 +15,7 @@ from csrkern._version import __version__
 if TYPE_CHECKING:
     from csrkern import integrations, nn, reference
     from csrkern.codes import SparseCodes
+    from csrkern.codes_packed import PackedCodes, packed_bytes, packed_k
     from csrkern.index import InvertedIndex
     from csrkern.index_cuda import CudaIndex
     from csrkern.index_rerank import Rerank
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "CudaIndex": "index_cuda",
     "InvertedIndex": "index",
+    "PackedCodes": "codes_packed",
     "Rerank": "index_rerank",
     "SparseCodes": "codes",
     "autoencode": "ops.autoencode",
     "decode": "ops.decode",
     "encode": "ops.encode",
     "info_nce": "ops.info_nce",
+    "packed_bytes": "codes_packed",
+    "packed_k": "codes_packed",
     "similarity": "ops.similarity",
     "topk_relu": "ops.topk_relu",
 }
@@ -42,6 +46,7 @@ _SUBMODULES = ("integrations", "nn", "reference", "roofline")
 __all__ = [
     "CudaIndex",
     "InvertedIndex",
+    "PackedCodes",
     "Rerank",
     "SparseCodes",
     "__version__",
@@ -51,6 +56,8 @@ __all__ = [
     "info_nce",
     "integrations",
     "nn",
+    "packed_bytes",
+    "packed_k",
     "reference",
     "similarity",
     "topk_relu",

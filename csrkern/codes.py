@@ -19,6 +19,8 @@ from csrkern.storage import write_atomically
 if TYPE_CHECKING:
     import scipy.sparse
 
+    from csrkern.codes_packed import PackedCodes
+
 
 class SparseCodes:
     """Sparse codes of n rows over `dim` latents, at most k active in each row.
@@ -388,6 +390,20 @@ class SparseCodes:
                 + ("; save as float32" if values == "float16" else "")
             )
         return codes_file.pack(codes.values.numpy(), codes.indices.numpy(), self.dim, notes)
+
+    def pack(self, value_bits: int = 3) -> PackedCodes:
+        """The codes in about two bytes a latent: latents exact, values in `value_bits` bits.
+
+        `PackedCodes.unpack` gives them back; `packed_k` says how many latents fit in how many
+        bytes. For float16 values and what an index takes, see `to_bytes`.
+
+        Raises:
+            TypeError, ValueError: if value_bits is not in 1..8, k is 0, or a value is NaN or above
+                2^100.
+        """
+        from csrkern.codes_packed import PackedCodes
+
+        return PackedCodes.of(self, value_bits)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> SparseCodes:

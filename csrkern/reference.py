@@ -164,6 +164,40 @@ def stored_values(values: np.ndarray, form: str, largest: float = 1.0) -> np.nda
     return np.where(values > 0, nearest * nearest * np.float32(unit), np.float32(0))
 
 
+def pack(
+    values: np.ndarray, indices: np.ndarray, dim: int, value_bits: int, largest: float
+) -> list[bytes]:
+    """Rows of `PackedCodes`, as csrc/include/csrkern/packed.hpp describes them.
+
+    values/indices [n, k] are codes with float32 values of at most `largest`.
+    """
+    k, top = values.shape[1], np.float32(2**value_bits - 1)
+    low_bits = min(range(32), key=lambda low: k * (low + 1) + ((dim - 1) >> low))
+    scales = [np.float32(largest) * np.float32(2 ** (-byte / 8)) for byte in range(256)]
+    rows = []
+    for row_values, row_indices in zip(values, indices, strict=True):
+        byte = max((i for i, scale in enumerate(scales) if scale >= row_values.max()), default=0)
+        entries = []
+        for value, latent in zip(row_values, row_indices, strict=True):
+            if value > 0:
+                level = value / scales[byte] * top + np.float32(0.5)
+                entries.append((int(latent), int(np.clip(level, 1, top))))
+        entries = sorted(entries)
+        entries += [(entries[-1][0] if entries else 0, 0)] * (k - len(entries))
+        bits = [f"{byte:08b}"[::-1]]
+        highs = [latent >> low_bits for latent, _ in entries]
+        unary = "".join(
+            "0" * (high - before) + "1" for before, high in zip([0, *highs], highs, strict=False)
+        )
+        bits.append(unary.ljust(k + ((dim - 1) >> low_bits), "0"))
+        for column, width in ((0, low_bits), (1, value_bits)):
+            for entry in entries:
+                bits += ["0" if not entry[column] >> i & 1 else "1" for i in range(width)]
+        text = "".join(bits)
+        rows.append(int(text[::-1], 2).to_bytes(-(-len(text) // 8), "little"))
+    return rows
+
+
 def _unit_rows(dense: Tensor) -> Tensor:
     """Rows at L2 norm 1; a zero row stays zero (and passes no gradient) instead of NaN."""
     square = dense.square().sum(1, keepdim=True)

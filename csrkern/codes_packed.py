@@ -1,0 +1,213 @@
+"""PackedCodes: sparse codes in about two bytes a latent, for storage and re-scoring."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from csrkern import _C
+from csrkern.codes import SparseCodes
+from csrkern.index_input import check_int
+from csrkern.ops._registry import address
+from csrkern.storage import write_atomically
+
+VALUE_BITS = 3
+MAX_VALUE_BITS = 8
+MAX_DIM = 2**31 - 1
+KEY, FORMAT, VERSION = "csrkern", "csrkern-packed-codes", 1
+# Scales reach down from the largest value by 2^-32, and must stay normal float32 numbers.
+_SMALLEST, _LARGEST = 2.0**-60, 2.0**100
+
+
+class PackedCodes:
+    """Sparse codes of n rows in a fixed number of bytes each, which are read one by one.
+
+    A row is a scale of 8 bits, the latents in ascending order by the code of Elias and Fano, in
+    2 + log2(dim / k) bits each or a little less, and each latent's value, relative to the row's
+    strongest, in `value_bits` bits. The latents are exact. A value is off by at most half a level:
+    with 3 bits by 8% of the row's strongest (and more only if it is below half a level: no active
+    latent is lost), which costs reconstructions and scores next to nothing: a row is worth far
+    more than the codes of float16 that fit in its bytes (docs/training.md has figures).
+
+    Attributes:
+        rows: [n, row_bytes] uint8, in the layout of csrc/include/csrkern/packed.hpp.
+        k: slots per row.
+        dim: number of latents.
+        value_bits: 1 to 8.
+        largest: the largest value, which scales refer to.
+
+    Raises:
+        TypeError, ValueError: if the arguments do not fit together.
+
+    Source: Elias 1974, Fano 1971.
+    """
+
+    __slots__ = ("dim", "k", "largest", "rows", "value_bits")
+
+    def __init__(self, rows: np.ndarray, k: int, dim: int, value_bits: int, largest: float) -> None:
+        size = packed_bytes(k, dim, value_bits)
+        if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8:
+            raise TypeError("rows: expected a uint8 array; SparseCodes.pack makes one of codes")
+        if rows.ndim != 2 or rows.shape[1] != size:
+            raise ValueError(
+                f"rows: expected [n, {size}] for {k} of {dim} latents and values of "
+                f"{value_bits} bits, got {list(rows.shape)}"
+            )
+        if not isinstance(largest, float) or not _SMALLEST <= largest <= _LARGEST:
+            raise ValueError(f"largest: expected a number in 2^-60..2^100, got {largest!r}")
+        self.rows, self.k, self.dim = rows, k, dim
+        self.value_bits, self.largest = value_bits, largest
+
+    @classmethod
+    def of(cls, codes: SparseCodes, value_bits: int = VALUE_BITS) -> PackedCodes:
+        """`SparseCodes.pack`."""
+        size = packed_bytes(codes.k, codes.dim, value_bits)
+        values = codes.values.detach().to("cpu", torch.float32).contiguous()
+        indices = codes.indices.cpu().contiguous()
+        strongest = float(values.max()) if len(codes) else 0.0
+        if not strongest <= _LARGEST:  # nor NaN
+            raise ValueError(f"values: expected numbers of at most 2^100, got {strongest}")
+        largest = float(np.float32(max(strongest, _SMALLEST)))
+        packed = cls(
+            np.empty((len(codes), size), np.uint8), codes.k, codes.dim, value_bits, largest
+        )
+        rows = packed.rows.ctypes.data
+        _C.pack(packed._form, address(values), address(indices), rows, torch.get_num_threads())
+        return packed
+
+    @property
+    def _form(self) -> tuple[int, int, int, int, float]:
+        return len(self), self.k, self.dim, self.value_bits, self.largest
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.rows.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.rows.nbytes
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray | Sequence[int]) -> PackedCodes:
+        """Rows by slice, list of numbers or boolean mask, as PackedCodes [m, k]."""
+        if not isinstance(rows, slice):
+            rows = np.asarray(rows)
+            if rows.ndim != 1:
+                raise IndexError("rows: expected a slice or a list of numbers; for one row, [i]")
+            rows = rows if rows.dtype == bool else rows.astype(np.int64)
+        return PackedCodes(self.rows[rows], self.k, self.dim, self.value_bits, self.largest)
+
+    def __repr__(self) -> str:
+        return (
+            f"PackedCodes(n={len(self)}, k={self.k}, dim={self.dim}, "
+            f"value_bits={self.value_bits}, row_bytes={self.row_bytes})"
+        )
+
+    def unpack(self) -> SparseCodes:
+        """The codes [n, k], with float32 values of `2^value_bits − 1` levels a row.
+
+        Raises:
+            ValueError: if a row is damaged.
+        """
+        rows = np.ascontiguousarray(self.rows)
+        values = torch.empty(len(self), self.k)
+        indices = torch.empty(len(self), self.k, dtype=torch.int32)
+        good = _C.unpack(
+            self._form,
+            rows.ctypes.data,
+            address(values),
+            address(indices),
+            torch.get_num_threads(),
+        )
+        if good < len(self):
+            raise ValueError(f"row {good} of the packed codes is damaged")
+        return SparseCodes(values, indices, self.dim)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a safetensors file beside `path` and renames it: never half a file."""
+        from safetensors.numpy import save
+
+        header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "k": self.k}
+        header |= {"dim": self.dim, "value_bits": self.value_bits, "largest": self.largest}
+        rows = np.ascontiguousarray(self.rows)
+        payload = save({"rows": rows}, metadata={KEY: json.dumps(header)})
+        write_atomically(path, bytes(payload))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PackedCodes:
+        """Reads a file written by `save`; damaged rows are found by `unpack`.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is not a whole file of packed codes.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        name = os.fspath(path)
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no packed codes at {name}")
+        try:
+            with safe_open(name, framework="np") as file:
+                header = json.loads((file.metadata() or {}).get(KEY, "{}"))
+                if not isinstance(header, dict) or header.get("format") != FORMAT:
+                    raise ValueError(f"{name} is not a file of packed codes")
+                if header.get("version") != VERSION:
+                    raise ValueError(
+                        f"{name} has format version {header.get('version')}; "
+                        f"this release reads version {VERSION}"
+                    )
+                rows = file.get_tensor("rows")
+        except (
+            SafetensorError,
+            json.JSONDecodeError,
+            RecursionError,
+            KeyError,
+            TypeError,
+        ) as error:
+            raise ValueError(f"{name} is damaged: {error} (or not packed codes)") from error
+        try:
+            form: list[Any] = [header.get(key) for key in ("k", "dim", "value_bits", "largest")]
+            return cls(rows, *form)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} is damaged: {error}") from error
+
+
+def packed_bytes(k: int, dim: int, value_bits: int = VALUE_BITS) -> int:
+    """Bytes of a packed row of k latents out of `dim`.
+
+    Raises:
+        TypeError, ValueError: unless 1 ≤ k ≤ dim and 1 ≤ value_bits ≤ 8.
+    """
+    check_int("dim", dim, 1, MAX_DIM)
+    check_int("k", k, 1, dim)
+    check_int("value_bits", value_bits, 1, MAX_VALUE_BITS)
+    size: int = _C.packed_bytes(k, dim, value_bits)
+    return size
+
+
+def packed_k(row_bytes: int, dim: int, value_bits: int = VALUE_BITS) -> int:
+    """The most latents out of `dim` whose packed row takes at most `row_bytes` bytes.
+
+    Raises:
+        TypeError, ValueError: if not even one fits, or an argument is out of range.
+    """
+    smallest = packed_bytes(1, dim, value_bits)
+    check_int("row_bytes", row_bytes, smallest, 2**40)
+    low, high = 1, dim
+    while low < high:
+        middle = (low + high + 1) // 2
+        if packed_bytes(middle, dim, value_bits) <= row_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low
