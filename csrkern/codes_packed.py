@@ -167,13 +167,7 @@ class PackedCodes:
                         f"this release reads version {VERSION}"
                     )
                 rows = file.get_tensor("rows")
-        except (
-            SafetensorError,
-            json.JSONDecodeError,
-            RecursionError,
-            KeyError,
-            TypeError,
-        ) as error:
+        except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{name} is damaged: {error} (or not packed codes)") from error
         try:
             form: list[Any] = [header.get(key) for key in ("k", "dim", "value_bits", "largest")]

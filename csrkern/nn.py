@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from csrkern.codes import SparseCodes
+from csrkern.index_input import check_choice
+from csrkern.index_rerank import Rerank
 from csrkern.ops.autoencode import autoencode
 from csrkern.ops.decode import decode
 from csrkern.ops.encode import encode
@@ -20,6 +22,7 @@ from csrkern.storage import write_atomically
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+SPACES = ("embeddings", "adapter")
 _ENCODER, _DECODER = "encoder.weight", "decoder.linear.weight"
 
 
@@ -206,6 +209,70 @@ class SparseAutoencoder(nn.Module):
     def decode(self, codes: SparseCodes) -> Tensor:
         """Standardised reconstructions [n, d] of codes."""
         return decode(codes, self.decoder.linear.weight, self.pre_bias)
+
+    # ---- dense queries against stored codes ---------------------------------------------
+
+    @torch.no_grad()
+    def rerank(self, q: Tensor, shortlist: int = 100, space: str = "embeddings") -> Rerank:
+        """What `InvertedIndex.search` needs to score documents by whole embeddings q [n, d].
+
+        With the index built of `codes` and `norms=model.norms(codes, space)`, scores are cosines
+        (but for the query's own norm, which changes no order) of q with the documents'
+        reconstructions x̂, at the storage of codes:
+
+        - space "embeddings": ⟨q, x̂⟩ / |x̂|;
+        - space "adapter": the same about pre_bias, where the adapter was trained: after
+          `TrainConfig.whitening`, and on `input_subspace` alone. Often more accurate, even than
+          dense embeddings (docs/training.md).
+
+        Raises:
+            ValueError: if `space` is neither; if the model standardises rows, whose scale a code
+                does not hold; with "adapter" if encoder and decoder were trained apart.
+        """
+        self._check_space(space)
+        if space == "adapter":
+            return Rerank((q - self.pre_bias) @ self.encoder.weight.T, shortlist)
+        return Rerank(q @ self.decoder.linear.weight.T, shortlist, q @ self.pre_bias)
+
+    @torch.no_grad()
+    def norms(self, codes: SparseCodes, space: str = "embeddings") -> Tensor:
+        """Norms [n] of reconstructions, as `InvertedIndex.build(norms=)` takes them; see `rerank`.
+
+        A code without an active latent has the least positive norm in place of 0.
+        """
+        self._check_space(space)
+        rebuilt = self.decode(codes)
+        if space == "adapter":
+            # W = W_dec M for the adapter's metric M: |x̂ − pre_bias|² in it is z W (z W_dec)ᵀ.
+            mapped = decode(codes, self.encoder.weight)
+            square = (mapped * (rebuilt - self.pre_bias)).sum(1)
+        else:
+            square = rebuilt.square().sum(1)
+        return square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """The spaces of `rerank` that this model has."""
+        if self.normalize:
+            return ()
+        if not self.tied:
+            some = slice(None, None, max(1, self.hidden_dim // 256))
+            form = (self.encoder.weight[some] @ self.decoder.linear.weight[some].T).detach()
+            if float((form - form.T).abs().max()) > 1e-3 * float(form.abs().max()):
+                return SPACES[:1]
+        return SPACES
+
+    def _check_space(self, space: str) -> None:
+        check_choice("space", space, SPACES)
+        if space in self.spaces:
+            return
+        raise ValueError(
+            "normalize: expected a model that does not standardise rows: a code does not hold the "
+            "scale of its row, so norms are unknown"
+            if self.normalize
+            else "space: expected 'embeddings' for this model, got 'adapter': its decoder was "
+            "trained apart from its encoder, so they have no one space"
+        )
 
     def forward(self, x: Tensor, k: int | None = None) -> tuple[Tensor, SparseCodes]:
         """(reconstruction [n, d] in the scale of x, codes)."""

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csrkern.codes import SparseCodes
+from csrkern.codes_packed import packed_k
 from csrkern.nn import SparseAutoencoder
 from csrtrain.comparison import Task, compare_adapter, compare_codes, compare_dense
 from csrtrain.matryoshka import train_matryoshka
@@ -198,9 +199,18 @@ def test_a_comparison_is_at_equal_dims_and_bytes(judgements):
     assert sizes["PCA", 4] == sizes["CSR", 2] == sizes["top-k, untrained", 2] == 8
     assert sizes["PCA int8", 8] == 8
     names = {name for name, _ in sizes if name.startswith("CSR")}
-    modes = ("", ", roots", ", asymmetric", ", asymmetric, refitted", ", asymmetric, uint8")
+    asymmetric = (
+        "",
+        ", refitted",
+        ", adapter, refitted",
+        ", uint8",
+        ", packed",
+        ", adapter, packed",
+    )
+    modes = ("", ", roots", *(f", asymmetric{mode}" for mode in asymmetric))
     assert names == {f"CSR{mode}" for mode in modes}
     assert sizes["CSR, asymmetric, uint8", 5] == 15
+    assert 14 <= sizes["CSR, asymmetric, adapter, packed", packed_k(16, 64)] <= 16
     main = "ndcg@10" if judgements else "1-nn"
     for result in results:
         assert next(iter(result.scores)) == main

@@ -22,6 +22,7 @@ import sets
 import summary
 import torch
 from recipes import KS, paper_loss, recommended
+from torch import Tensor
 
 from csrkern.nn import SparseAutoencoder
 from csrtrain import TrainConfig, train
@@ -36,6 +37,7 @@ from csrtrain.comparison import (
 from csrtrain.evaluate import dead_share, encode_all, unexplained_variance, use_skew
 from csrtrain.matryoshka import train_matryoshka
 from csrtrain.spectrum import settled_whitening
+from csrtrain.subspace import Subspace
 from csrtrain.subspace_choice import choose_subspace
 
 STEPS = 400
@@ -101,8 +103,10 @@ DENSE = {
     "pq": partial(compare_product, ks=KS[:-1], rotate=False),
     "opq": partial(compare_product, ks=KS[:-2], rotate=True),
 }
-WITH_PAIRS = "-pairs"  # the same on the embeddings that the map of the pairs makes
-METHODS = (*DENSE, *(f"{method}{WITH_PAIRS}" for method in DENSE), *MATRYOSHKA, *RUNS)
+# The same on embeddings that a map was applied to: learned from the pairs, or the one that
+# whitening="auto" settles on, which the codes of the recommended recipe are trained on.
+MAPS = {"pairs": ", with pairs", "stretched": ", stretched"}
+METHODS = (*DENSE, *(f"{dense}-{way}" for way in MAPS for dense in DENSE), *MATRYOSHKA, *RUNS)
 QUICK = "dense,pq,matryoshka,sae,paper,recommended"
 DEFAULT = f"{QUICK},opq"  # which takes minutes
 
@@ -111,7 +115,7 @@ def needs(method: str) -> str | None:
     """What a method trains with besides embeddings."""
     if method in MATRYOSHKA:
         return MATRYOSHKA[method][1]
-    return RUNS[method].needs if method in RUNS else None if method in DENSE else "pairs"
+    return RUNS[method].needs if method in RUNS else "pairs" if method.endswith("-pairs") else None
 
 
 def measure(
@@ -124,9 +128,11 @@ def measure(
     if method in DENSE:
         fitted = data.train if data.alike is None else data.alike
         return DENSE[method](data.task, fitted), []
-    if method.removesuffix(WITH_PAIRS) in DENSE:
-        found, _ = measure(mapped(data, seed, steps), method.removesuffix(WITH_PAIRS), seed, steps)
-        return (replace(row, method=f"{row.method}, with pairs") for row in found), []
+    plain, _, way = method.partition("-")
+    if plain in DENSE:
+        moved = mapped(data, seed, steps) if way == "pairs" else stretched(data)
+        found, _ = measure(moved, plain, seed, steps)
+        return (replace(row, method=f"{row.method}{MAPS[way]}") for row in found), []
     began = time.process_time()
     if method in MATRYOSHKA:
         name, need = MATRYOSHKA[method]
@@ -156,8 +162,20 @@ def mapped(data: sets.Set, seed: int, steps: int) -> sets.Set:
     """The set with all its embeddings mapped so that the pairs are near each other, at norm 1."""
     x, y = data.asked[data.pairs[:, 0]], data.partners[data.pairs[:, 1]]
     adapter = train_matryoshka(x, [x.shape[1]], partners=y, steps=steps, seed=seed)
+    return moved_by(lambda side: torch.nn.functional.normalize(adapter(side), dim=1), data)
+
+
+def stretched(data: sets.Set) -> sets.Set:
+    """The set with all its embeddings centred, and stretched as whitening="auto" would."""
+    pca = PCA(data.train)
+    whitening = settled_whitening("auto", pca, [data.train])
+    return moved_by(Subspace(pca, data.train.shape[1], whitening).project, data)
+
+
+def moved_by(move: Callable[[Tensor], Tensor], data: sets.Set) -> sets.Set:
+    """The set with all embeddings that are trained on or searched replaced by `move` of them."""
     database, queries, train, alike = (
-        None if side is None else torch.nn.functional.normalize(adapter(side), dim=1)
+        None if side is None else move(side)
         for side in (data.task.database, data.task.queries, data.train, data.alike)
     )
     task = replace(data.task, database=database, queries=queries)

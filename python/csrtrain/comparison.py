@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -12,16 +13,18 @@ import torch
 from torch import Tensor
 
 from csrkern.codes import SparseCodes
+from csrkern.codes_packed import packed_bytes, packed_k
 from csrkern.nn import SparseAutoencoder
+from csrkern.ops.decode import decode
 from csrkern.reference import stored_values
 from csrtrain.baselines import (
-    FLOAT16_BYTES,
     PCA,
     dense_bytes,
     largest_entries,
     sparse_bytes,
     truncate,
 )
+from csrtrain.evaluate import encode_all
 from csrtrain.least_squares import refit
 from csrtrain.matryoshka import MatryoshkaAdapter
 from csrtrain.metrics import Judgements, Vectors, linear_probe, search, v_measure
@@ -177,51 +180,81 @@ def compare_codes(
     """Codes of one model for every k, or of a model for each k.
 
     At every k: codes with codes as they are; the same with the square roots of the values
-    (`SparseCodes.power`); and, with `asymmetric`, dense queries with the reconstructions of
-    stored codes, as encoded and with values fitted again (`csrtrain.refit`). All take the same
-    bytes. The last again with values in a byte each, as `InvertedIndex.build(values="uint8")`
-    holds them, at as many latents as then fit in these bytes.
+    (`SparseCodes.power`); and, with `asymmetric`, dense queries with the reconstructions of stored
+    codes, as encoded and with values fitted again (`csrtrain.refit`), the latter in the adapter's
+    space, too (`SparseAutoencoder.rerank`). All take the same bytes. With values fitted again also
+    as many latents as fit in these bytes with values of one byte, as
+    `InvertedIndex.build(values="uint8")` holds them, and packed (`SparseCodes.pack`).
     """
     for k in ks:
         model = models if isinstance(models, SparseAutoencoder) else models[k]
-        database, queries = (
-            SparseCodes.cat([model.encode(part, k) for part in side.split(4096)])
-            for side in (task.database, task.queries)
-        )
         size = sparse_bytes(k, model.hidden_dim)
+        one_byte = min(size // sparse_bytes(1, model.hidden_dim, 1), model.hidden_dim)
+        packed = packed_k(size, model.hidden_dim)
+        queries = encode_all(model, task.queries, k)
+        wide = encode_all(model, task.database, max(k, one_byte, packed) if asymmetric else k)
+        database = wide.truncate(k)
         for name, codes, asked in (
             (method, database, queries),
             (f"{method}, roots", database.power(SOFT), queries.power(SOFT)),
         ):
             scores = task.scores(search(codes, asked, task.depth))
             yield Result(name, k, size, {**scores, **task.probe(codes, asked)})
-        if not asymmetric:
-            continue
-        more = min(size // sparse_bytes(1, model.hidden_dim, 1), model.hidden_dim)
-        wide = SparseCodes.cat([model.encode(part, more) for part in task.database.split(4096)])
-        for name, codes, form in (
-            (f"{method}, asymmetric", database, "float16"),
-            (f"{method}, asymmetric, refitted", refit(model, task.database, database), "float16"),
-            (f"{method}, asymmetric, uint8", refit(model, task.database, wide), "uint8"),
-        ):
-            rebuilt = _rebuilt(model, _as_stored(codes, form), task.database)
-            size = sparse_bytes(codes.k, codes.dim, 1 if form == "uint8" else FLOAT16_BYTES)
-            yield _dense(task, name, codes.k, size, rebuilt, task.queries, half=False)
+        if asymmetric:
+            name = f"{method}, asymmetric"
+            yield _asymmetric(task, model, name, _half(database), size)
+            fitted = partial(refit, model, task.database)
+            for more, form, stored in (
+                (k, "refitted", _half),
+                (one_byte, "uint8", _one_byte),
+                (packed, "packed", _packed),
+            ):
+                codes = stored(fitted(wide.truncate(more)))
+                if form == "uint8":
+                    size = sparse_bytes(more, model.hidden_dim, 1)
+                elif form == "packed":
+                    size = packed_bytes(more, model.hidden_dim)
+                yield _asymmetric(task, model, f"{name}, {form}", codes, size)
+                if form != "uint8" and "adapter" in model.spaces:
+                    yield _in_adapter_space(task, model, f"{name}, adapter, {form}", codes, size)
 
 
-def _as_stored(codes: SparseCodes, form: str) -> SparseCodes:
-    """Codes with values as an index of that form would hold them."""
-    if form == "float16":
-        return SparseCodes(codes.values.half().float(), codes.indices, codes.dim)
+def _half(codes: SparseCodes) -> SparseCodes:
+    return SparseCodes(codes.values.half().float(), codes.indices, codes.dim)
+
+
+def _one_byte(codes: SparseCodes) -> SparseCodes:
+    """Codes with values as an index of values="uint8" would hold them."""
     largest = 2.0 ** math.ceil(math.log2(max(float(codes.values.max()), 1e-30)))
-    values = torch.from_numpy(stored_values(codes.values.numpy(), form, largest))
+    values = torch.from_numpy(stored_values(codes.values.numpy(), "uint8", largest))
     return SparseCodes(values, codes.indices, codes.dim)
 
 
-def _rebuilt(model: SparseAutoencoder, codes: SparseCodes, x: Tensor) -> Tensor:
-    _, mean, deviation = model.standardize(x)
-    parts = [model.decode(codes[i : i + 4096]) for i in range(0, len(codes), 4096)]
-    return torch.cat(parts) * deviation + mean
+def _packed(codes: SparseCodes) -> SparseCodes:
+    return codes.pack().unpack()
+
+
+def _asymmetric(
+    task: Task, model: SparseAutoencoder, method: str, codes: SparseCodes, size: int
+) -> Result:
+    """Queries with the reconstructions of the stored codes."""
+    _, mean, deviation = model.standardize(task.database)
+    rebuilt = torch.cat([model.decode(part) for part in _parts(codes)]) * deviation + mean
+    return _dense(task, method, codes.k, size, rebuilt, task.queries, half=False)
+
+
+def _in_adapter_space(
+    task: Task, model: SparseAutoencoder, method: str, codes: SparseCodes, size: int
+) -> Result:
+    """The same by the products of `SparseAutoencoder.rerank`, space "adapter"."""
+    mapped = torch.cat([decode(part, model.encoder.weight) for part in _parts(codes)])
+    norms = torch.cat([model.norms(part, "adapter") for part in _parts(codes)])
+    ids = search(mapped, task.queries - model.pre_bias, task.depth, norms)
+    return Result(method, codes.k, size, task.scores(ids))
+
+
+def _parts(codes: SparseCodes) -> Iterator[SparseCodes]:
+    return (codes[begin : begin + 4096] for begin in range(0, len(codes), 4096))
 
 
 def _dense(

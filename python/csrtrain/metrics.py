@@ -85,7 +85,9 @@ class Judgements:
         return total / len(self.relevant)
 
 
-def search(database: Vectors, queries: Vectors, topk: int) -> np.ndarray:
+def search(
+    database: Vectors, queries: Vectors, topk: int, norms: Tensor | None = None
+) -> np.ndarray:
     """[n, topk] the rows of `database` nearest to each query by cosine, best first, exactly.
 
     Args:
@@ -93,6 +95,7 @@ def search(database: Vectors, queries: Vectors, topk: int) -> np.ndarray:
             latents, which the inverted index searches with values in float16. A query of zeros
             finds nothing: -1.
         topk: capped by N.
+        norms: [N], to divide dense rows by in place of their own.
     """
     topk = min(topk, len(database))
     if isinstance(database, SparseCodes):
@@ -101,7 +104,10 @@ def search(database: Vectors, queries: Vectors, topk: int) -> np.ndarray:
         return index.search(queries, topk=topk)[1]
     assert isinstance(queries, Tensor)
     # Normalising by max(norm, eps) leaves zero rows zero, where dividing would give NaN.
-    unit = torch.nn.functional.normalize(database.float(), dim=1, eps=1e-30)
+    if norms is None:
+        unit = torch.nn.functional.normalize(database.float(), dim=1, eps=1e-30)
+    else:
+        unit = database.float() / norms[:, None]
     block = max(1, _BLOCK_SCORES // len(database))
     found = [(part.float() @ unit.T).topk(topk, 1).indices for part in queries.split(block)]
     return torch.where((queries != 0).any(1, keepdim=True), torch.cat(found), -1).numpy()
