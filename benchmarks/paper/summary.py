@@ -116,7 +116,7 @@ def claims(scores: Scores, trainings: Sequence[Mapping[str, str]]) -> Iterator[s
         )
     stretched = tuple(f"{method}, stretched" for method in EQUAL_BYTES)
     yield _count(
-        "The same, dense queries, against these baselines on embeddings stretched as the codes' were",
+        "The same, dense queries, against these baselines on embeddings stretched alike",
         [
             (
                 f"{name} {4 * k} bytes",
