@@ -48,15 +48,18 @@ def _solve(target: Tensor, dictionary: Tensor, codes: SparseCodes) -> SparseCode
     ridge = _RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)
     right = (atoms @ target[:, :, None])[:, :, 0]
     kept = codes.active
+    values = torch.zeros_like(right)
+    left = torch.arange(len(kept), device=kept.device)  # rows to solve, or to solve again
     for _ in range(codes.k):
-        keep = kept.to(gram.dtype)
-        system = gram * keep[:, :, None] * keep[:, None, :]
-        system.diagonal(dim1=1, dim2=2).add_(ridge[:, None] * keep + (1 - keep))
-        values = torch.linalg.solve(system, right * keep)
+        keep = kept[left].to(gram.dtype)
+        system = gram[left] * keep[:, :, None] * keep[:, None, :]
+        system.diagonal(dim1=1, dim2=2).add_(ridge[left, None] * keep + (1 - keep))
+        values[left] = torch.linalg.solve(system, right[left] * keep)
         negative = kept & (values <= 0)
-        if not bool(negative.any()):
-            break
         kept = kept & ~negative
+        left = negative.any(1).nonzero().squeeze(1)
+        if len(left) == 0:
+            break
     values = torch.where(kept, values.clamp(min=0), values.new_zeros(()))
     order = values.argsort(dim=1, descending=True, stable=True)
     values = values.gather(1, order)
