@@ -229,7 +229,7 @@ class SparseAutoencoder(nn.Module):
             ValueError: if `space` is neither; if the model standardises rows, whose scale a code
                 does not hold; with "adapter" if encoder and decoder were trained apart.
         """
-        self._check_space(space)
+        self.check_space(space)
         if space == "adapter":
             return Rerank((q - self.pre_bias) @ self.encoder.weight.T, shortlist)
         return Rerank(q @ self.decoder.linear.weight.T, shortlist, q @ self.pre_bias)
@@ -240,7 +240,7 @@ class SparseAutoencoder(nn.Module):
 
         A code without an active latent has the least positive norm in place of 0.
         """
-        self._check_space(space)
+        self.check_space(space)
         rebuilt = self.decode(codes)
         if space == "adapter":
             # W = W_dec M for the adapter's metric M: |x̂ − pre_bias|² in it is z W (z W_dec)ᵀ.
@@ -262,7 +262,8 @@ class SparseAutoencoder(nn.Module):
                 return SPACES[:1]
         return SPACES
 
-    def _check_space(self, space: str) -> None:
+    def check_space(self, space: str) -> None:
+        """Raises TypeError or ValueError unless `space` is one of `spaces`."""
         check_choice("space", space, SPACES)
         if space in self.spaces:
             return

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from csrkern.codes import SparseCodes
 from csrkern.codes_packed import packed_k
 from csrkern.nn import SparseAutoencoder
-from csrtrain.comparison import Task, compare_adapter, compare_codes, compare_dense
+from csrtrain.comparison import Task, compare_adapter, compare_codes, compare_dense, compare_pursued
 from csrtrain.matryoshka import train_matryoshka
 from csrtrain.metrics import Judgements, linear_probe, search, v_measure
 from csrtrain.quantize import int8, product_quantized, search_binary
@@ -217,6 +217,24 @@ def test_a_comparison_is_at_equal_dims_and_bytes(judgements):
         assert all(0 <= score <= 1 for score in result.scores.values())
     best = {r.method: r.scores[main] for r in results}
     assert best["dense"] > 0.6
+
+
+def test_pursued_codes_are_compared_in_both_spaces():
+    (x, y), (q, q_labels) = clusters(200, 1), clusters(50, 2)
+    torch.manual_seed(0)
+    results = [
+        *compare_pursued(Task(x, q, y, q_labels), SparseAutoencoder(16, 64, 4), [2, 4], "it")
+    ]
+    packed = packed_k(16, 64)
+    assert {
+        (r.method, r.active) for r in results if r.active > 3 and r.active != packed_k(8, 64)
+    } == {
+        (f"it, asymmetric{space}, pursued{form}", active)
+        for space in ("", ", adapter")
+        for form, active in (("", 4), (", packed", packed))
+    }
+    assert all(r.bytes_per_vector <= 16 for r in results)
+    assert min(r.main for r in results) > 0.5
 
 
 def test_asymmetric_scores_are_those_of_the_reconstructions():

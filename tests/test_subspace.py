@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from csrkern.nn import SparseAutoencoder
 from csrtrain import TrainConfig, spectrum, subspace_choice, train
 from csrtrain.baselines import PCA
-from csrtrain.least_squares import refit
+from csrtrain.least_squares import pursue, refit
 from csrtrain.spectrum import SHRUNK, WHITENED, agreement, agreement_slope, settled_whitening
 from csrtrain.subspace import ROW_NORM, Subspace
 
@@ -227,3 +227,69 @@ def test_at_unit_scale_embeddings_of_any_scale_train_alike():
     same = (codes[0].indices == codes[1].indices).float().mean()
     assert float(same) > 0.98
     assert small.tied
+
+
+def unexplained(made, x, codes):
+    return float((x - made.decode(codes)).square().sum().detach())
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 16])
+def test_pursuit_reconstructs_better_than_the_encoder(rounds):
+    x, made = rows(300), model(D, seed=2)
+    codes = made.encode(x, 6)
+    pursued = pursue(made, x, 6, rounds=rounds).validate()
+    assert pursued.k == 6
+    assert unexplained(made, x, pursued) < unexplained(made, x, refit(made, x, codes))
+    # Values are least squares of the latents found: fitted again, they stay.
+    torch.testing.assert_close(
+        refit(made, x, pursued).to_dense(), pursued.to_dense(), rtol=1e-3, atol=1e-3
+    )
+    fewer = pursue(made, x, 3, rounds=rounds)
+    assert unexplained(made, x, fewer) > unexplained(made, x, pursued)
+
+
+def test_pursuit_one_latent_at_a_time_takes_what_gains_most():
+    x, made = rows(40), model(D, seed=2)
+    codes = pursue(made, x, 1)
+    atoms = made.decoder.linear.weight.detach()
+    target = x - made.pre_bias.detach()
+    value = (target @ atoms.T).clamp(min=0) / atoms.square().sum(1)
+    left = (target[:, None] - value[:, :, None] * atoms).square().sum(2)
+    assert torch.equal(codes.indices[:, 0].long(), left.argmin(1))
+
+
+def test_fits_in_the_adapters_space_are_those_of_the_projected_model():
+    x = rows()
+    subspace = Subspace(PCA(x), D - 2, 0.5)
+    small = model(D - 2)
+    folded = subspace.fold(small)
+    inside = pursue(small, subspace.project(x), 5)
+    outside = pursue(folded, x, 5, space="adapter")
+    same = (inside.indices.sort(1).values == outside.indices.sort(1).values).all(1)
+    assert float(same.float().mean()) > 0.97  # but for ties
+    torch.testing.assert_close(
+        outside.to_dense()[same] * subspace.scale, inside.to_dense()[same], rtol=1e-2, atol=1e-2
+    )
+    codes = folded.encode(x)
+    torch.testing.assert_close(
+        refit(folded, x, codes, "adapter").to_dense() * subspace.scale,
+        refit(small, subspace.project(x), small.encode(subspace.project(x))).to_dense(),
+        rtol=1e-2,
+        atol=1e-2,
+    )
+    apart = SparseAutoencoder(D, 40, 4, tied=False)
+    torch.nn.init.normal_(apart.decoder.linear.weight)
+    with pytest.raises(ValueError, match="trained apart"):
+        pursue(apart, x, space="adapter")
+
+
+def test_pursuit_of_what_the_dictionary_cannot_say():
+    made = model(D)
+    nothing = pursue(made, made.pre_bias.detach()[None].repeat(3, 1))
+    assert int(nothing.active.sum()) == 0
+    with pytest.raises(ValueError, match="hidden_dim = 40"):
+        pursue(made, rows(3), 41)
+    with pytest.raises(ValueError, match="rounds"):
+        pursue(made, rows(3), rounds=0)
+    whole = pursue(made, rows(3), 40).validate()
+    assert whole.k == 40

@@ -33,6 +33,7 @@ from csrtrain.comparison import (
     compare_codes,
     compare_dense,
     compare_product,
+    compare_pursued,
 )
 from csrtrain.evaluate import dead_share, encode_all, unexplained_variance, use_skew
 from csrtrain.matryoshka import train_matryoshka
@@ -55,6 +56,7 @@ class Run:
         each: train a model for each of these k alone, in place of one for all of `KS`.
         needs: "labels" or "pairs": what it trains with.
         first: learn a linear map from the pairs, and train on the embeddings that it makes.
+        pursued: compare codes found by pursuit, in place of the encoder's.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Run:
     each: tuple[int, ...] = ()
     needs: str | None = None
     first: bool = False
+    pursued: bool = False
 
     def config(self, data: sets.Set, k: int, seed: int, steps: int) -> TrainConfig:
         """The settings for one of its models."""
@@ -79,6 +82,7 @@ RUNS = {
     "sae": Run("TopK SAE", paper_loss, {"contrast": None}),
     "paper": Run("CSR, the paper's loss", paper_loss),
     "recommended": Run("CSR"),
+    "pursued": Run("CSR", pursued=True),
     "plain": Run("CSR unwhitened", options=PLAIN),
     "dedicated": Run("CSR for one k", each=DEDICATED),
     "whitened": Run("CSR whitened by 0.3", options={"whitening": 0.3}),
@@ -153,6 +157,8 @@ def measure(
         trainings.append(about)
         if keep is not None:
             models[k].save_pretrained(keep / f"{data.name}-{method}-k{k}-seed{seed}")
+    if run.pursued:
+        return compare_pursued(data.task, models[KS[-1]], KS[:-1], run.name), trainings
     ks = run.each or KS
     asked = models if run.each else models[KS[-1]]
     return compare_codes(data.task, asked, ks, run.name), trainings

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from csrtrain.config import TrainConfig
     from csrtrain.data import load_embeddings, load_labels
     from csrtrain.evaluate import encode_all
-    from csrtrain.least_squares import refit
+    from csrtrain.least_squares import pursue, refit
     from csrtrain.loss import CSRLoss
     from csrtrain.trainer import StepReport, train, train_two
 
@@ -24,6 +24,7 @@ _HOME_OF = {
     "encode_all": "evaluate",
     "load_embeddings": "data",
     "load_labels": "data",
+    "pursue": "least_squares",
     "refit": "least_squares",
     "train": "trainer",
     "train_two": "trainer",
@@ -36,6 +37,7 @@ __all__ = [
     "encode_all",
     "load_embeddings",
     "load_labels",
+    "pursue",
     "refit",
     "train",
     "train_two",

@@ -25,7 +25,7 @@ from csrtrain.baselines import (
     truncate,
 )
 from csrtrain.evaluate import encode_all
-from csrtrain.least_squares import refit
+from csrtrain.least_squares import pursue, refit
 from csrtrain.matryoshka import MatryoshkaAdapter
 from csrtrain.metrics import Judgements, Vectors, linear_probe, search, v_measure
 from csrtrain.quantize import CENTROIDS, int8, product_quantized, search_binary
@@ -218,6 +218,27 @@ def compare_codes(
                 yield _asymmetric(task, model, f"{name}, {form}", codes, size)
                 if form != "uint8" and "adapter" in model.spaces:
                     yield _in_adapter_space(task, model, f"{name}, adapter, {form}", codes, size)
+
+
+def compare_pursued(
+    task: Task, model: SparseAutoencoder, ks: Sequence[int], method: str = "CSR"
+) -> Iterator[Result]:
+    """Dense queries with stored codes found by pursuit (`csrtrain.pursue`), in both spaces.
+
+    At every k: k latents with values in float16, and as many packed latents as fit in the same
+    bytes.
+    """
+    for k in ks:
+        size = sparse_bytes(k, model.hidden_dim)
+        packed = min(packed_k(size, model.hidden_dim), MOST_PACKED)
+        for space in model.spaces:
+            score = _asymmetric if space == "embeddings" else _in_adapter_space
+            name = f"{method}, asymmetric" + ("" if space == "embeddings" else ", adapter")
+            codes = _half(pursue(model, task.database, k, space=space))
+            yield score(task, model, f"{name}, pursued", codes, size)
+            codes = _packed(pursue(model, task.database, packed, space=space))
+            taken = packed_bytes(packed, model.hidden_dim)
+            yield score(task, model, f"{name}, pursued, packed", codes, taken)
 
 
 def _half(codes: SparseCodes) -> SparseCodes:

@@ -1,8 +1,8 @@
-"""Values of codes fitted again by least squares, for reconstructions that are as good as can be.
+"""Codes fitted to their embeddings by least squares, for reconstructions as good as can be.
 
 An encoder reads each latent's value off the embedding by itself, though dictionary rows overlap.
-With the active latents given, the values that reconstruct best follow from a k × k system a row.
-Worth its time for documents that dense queries are compared with.
+`refit` finds the values that reconstruct best with the same latents, `pursue` the latents, too.
+Both are worth their time for documents that dense queries are compared with.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from csrkern.codes import SparseCodes
+from csrkern.codes_slots import in_order
 from csrkern.nn import SparseAutoencoder
 
 # Rows a piece: their dictionary rows, [256, 32, 768] in float32, are 25 MB.
@@ -19,7 +20,9 @@ _RIDGE = 1e-4
 
 
 @torch.no_grad()
-def refit(model: SparseAutoencoder, x: Tensor, codes: SparseCodes) -> SparseCodes:
+def refit(
+    model: SparseAutoencoder, x: Tensor, codes: SparseCodes, space: str = "embeddings"
+) -> SparseCodes:
     """Codes with the same latents, or fewer, whose reconstructions are nearest to x.
 
     Solves min |x − pre_bias − Σ_j z_j W_dec[j]|² over the active latents of each row; a latent
@@ -29,39 +32,127 @@ def refit(model: SparseAutoencoder, x: Tensor, codes: SparseCodes) -> SparseCode
         model: its decoder is fitted to, in the standardised space where it normalises.
         x: embeddings [n, d].
         codes: SparseCodes [n, k] of x.
+        space: where distances are taken; see `SparseAutoencoder.rerank`.
 
     Returns: SparseCodes [n, k], on the device of `codes`.
     """
-    target = model.standardize(x)[0] - model.pre_bias
-    dictionary = model.decoder.linear.weight
+    target, fit = _target(model, x), _Fit(model, space)
     parts = []
     for begin in range(0, len(x), _ROWS):
         piece = codes[begin : begin + _ROWS]
-        parts.append(_solve(target[begin : begin + _ROWS], dictionary, piece))
+        values, _ = fit.values(target[begin : begin + _ROWS], piece.indices.long(), piece.active)
+        parts.append(_in_order(values, piece.indices, codes.dim))
     return SparseCodes.cat(parts)
 
 
-def _solve(target: Tensor, dictionary: Tensor, codes: SparseCodes) -> SparseCodes:
-    atoms = dictionary[codes.indices.long()]  # [n, k, d]
-    gram = atoms @ atoms.transpose(1, 2)
-    # Two latents that point the same way would have no single solution.
-    ridge = _RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)
-    right = (atoms @ target[:, :, None])[:, :, 0]
-    kept = codes.active
-    values = torch.zeros_like(right)
-    left = torch.arange(len(kept), device=kept.device)  # rows to solve, or to solve again
-    for _ in range(codes.k):
-        keep = kept[left].to(gram.dtype)
-        system = gram[left] * keep[:, :, None] * keep[:, None, :]
-        system.diagonal(dim1=1, dim2=2).add_(ridge[left, None] * keep + (1 - keep))
-        values[left] = torch.linalg.solve(system, right[left] * keep)
-        negative = kept & (values <= 0)
-        kept = kept & ~negative
-        left = negative.any(1).nonzero().squeeze(1)
-        if len(left) == 0:
-            break
-    values = torch.where(kept, values.clamp(min=0), values.new_zeros(()))
-    order = values.argsort(dim=1, descending=True, stable=True)
-    values = values.gather(1, order)
-    indices = codes.indices.gather(1, order)
-    return SparseCodes(values, torch.where(values > 0, indices, 0).int(), codes.dim)
+@torch.no_grad()
+def pursue(
+    model: SparseAutoencoder,
+    x: Tensor,
+    k: int | None = None,
+    *,
+    space: str = "embeddings",
+    rounds: int = 16,
+) -> SparseCodes:
+    """Codes of x by orthogonal matching pursuit with values ≥ 0, in place of the encoder.
+
+    Latents are taken in `rounds` turns, each time those whose dictionary rows correlate best with
+    what is left of the row; then all values are fitted again, as by `refit`, and latents whose
+    value comes out negative give way to others. About a thousand times as slow as `encode`
+    (docs/training.md), and nothing changes for who reads the codes.
+
+    Args:
+        model: its decoder is fitted to, in the standardised space where it normalises.
+        x: embeddings [n, d].
+        k: active latents per row; default the model's.
+        space: where distances are taken; see `SparseAutoencoder.rerank`.
+        rounds: turns; at most k are of use.
+
+    Returns: SparseCodes [n, k] on the device of x.
+
+    Raises:
+        ValueError: if k is not in 1..hidden_dim, or rounds not positive.
+
+    Source: Pati, Rezaiifar and Krishnaprasad 1993; Bruckstein, Elad and Zibulevsky 2008.
+    """
+    k = model.k if k is None else k
+    if not 1 <= k <= model.hidden_dim:
+        raise ValueError(f"k: expected 1 <= k <= hidden_dim = {model.hidden_dim}, got {k}")
+    if rounds < 1:
+        raise ValueError(f"rounds: expected at least 1, got {rounds}")
+    target, fit = _target(model, x), _Fit(model, space)
+    goals = sorted({-(-k * (turn + 1) // rounds) for turn in range(rounds)})
+    # The last turns fill the places of latents that were dropped.
+    parts = [fit.pursue(piece, (*goals, k, k)) for piece in target.split(_ROWS)]
+    return SparseCodes.cat(parts)
+
+
+def _target(model: SparseAutoencoder, x: Tensor) -> Tensor:
+    return model.standardize(x)[0] - model.pre_bias
+
+
+class _Fit:
+    """Least squares over a dictionary's rows D, in the metric M where products are D M Dᵀ = A Dᵀ.
+
+    Of the embeddings A is D itself; in the adapter's space it is the encoder's weight.
+    """
+
+    def __init__(self, model: SparseAutoencoder, space: str) -> None:
+        if space != "embeddings":
+            model.check_space(space)
+        self.rows = model.decoder.linear.weight
+        self.products = self.rows if space == "embeddings" else model.encoder.weight
+        square = (self.products * self.rows).sum(1)
+        self.scale = square.clamp(min=torch.finfo(square.dtype).tiny).rsqrt()
+
+    def values(self, target: Tensor, indices: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Values [n, k] of latents [n, k] for rows [n, d], and those `kept` that are positive."""
+        atoms = self.products[indices]  # [n, k, d]
+        gram = atoms @ self.rows[indices].transpose(1, 2)
+        # Two latents that point the same way would have no single solution.
+        ridge = _RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)
+        right = (atoms @ target[:, :, None])[:, :, 0]
+        values = torch.zeros_like(right)
+        left = torch.arange(len(kept), device=kept.device)  # rows to solve, or to solve again
+        while len(left):
+            keep = kept[left].to(gram.dtype)
+            system = gram[left] * keep[:, :, None] * keep[:, None, :]
+            system.diagonal(dim1=1, dim2=2).add_(ridge[left, None] * keep + (1 - keep))
+            values[left] = torch.linalg.solve(system, right[left] * keep)
+            negative = kept & (values <= 0)
+            kept = kept & ~negative
+            left = negative.any(1).nonzero().squeeze(1)
+        return torch.where(kept, values.clamp(min=0), values.new_zeros(())), kept
+
+    def pursue(self, target: Tensor, goals: tuple[int, ...]) -> SparseCodes:
+        """Codes of rows [n, d] with `goals` active latents after each turn."""
+        n, k = len(target), goals[-1]
+        indices = torch.zeros(n, 0, dtype=torch.long, device=target.device)
+        kept = torch.zeros_like(indices, dtype=torch.bool)
+        rest = target
+        values = target.new_zeros(n, 0)
+        for goal in goals:
+            wanted = goal - kept.sum(1, keepdim=True)
+            if not bool((wanted > 0).any()):
+                continue
+            grown = (0, goal - indices.shape[1])
+            indices = torch.nn.functional.pad(indices, grown)
+            kept = torch.nn.functional.pad(kept, grown)
+            gain = (rest @ self.products.T) * self.scale
+            barred = torch.where(kept, -torch.inf, torch.inf)
+            gain.scatter_reduce_(1, indices, barred, "amin")
+            found = gain.topk(int(wanted.max()), 1)
+            free = kept.int().argsort(dim=1, stable=True)[:, : found.values.shape[1]]
+            turn = torch.arange(found.values.shape[1], device=target.device)
+            taken = (turn < wanted) & (found.values > 0)
+            indices.scatter_(1, free, torch.where(taken, found.indices, indices.gather(1, free)))
+            kept.scatter_(1, free, taken | kept.gather(1, free))
+            values, kept = self.values(target, indices, kept)
+            rest = target - (values[:, None] @ self.rows[indices])[:, 0]
+        grown = (0, k - indices.shape[1])
+        indices, values = (torch.nn.functional.pad(part, grown) for part in (indices, values))
+        return _in_order(values, indices, len(self.rows))
+
+
+def _in_order(values: Tensor, indices: Tensor, dim: int) -> SparseCodes:
+    return SparseCodes(*in_order(values, indices.long(), dim), dim)
