@@ -385,6 +385,7 @@ def views_of(x, config, steps=2):
 
 @pytest.mark.parametrize("mapping", [{}, {"input_subspace": 8}, {"whitening": 0.5}])
 def test_views_are_the_rows_with_noise_of_one_size_in_every_direction(x, mapping):
+    """And independent from step to step, from row to row and from direction to direction."""
     config = dataclasses.replace(SMALL, **mapping, batch_size=500, view_noise=0.3)
     rows, views = views_of(x, config, steps=40)
     noise = views - rows
@@ -393,8 +394,7 @@ def test_views_are_the_rows_with_noise_of_one_size_in_every_direction(x, mapping
     torch.testing.assert_close(
         noise.std((0, 1)), torch.full(noise.shape[2:], 0.3 * deviation), rtol=0.05, atol=0
     )
-    # Independent from row to row, from direction to direction and from step to step.
-    for part in (noise[0], noise[0].T, noise.flatten(1)):
+    for part in (noise.flatten(1), noise.transpose(0, 1).flatten(1), noise.flatten(0, 1).T):
         correlation = torch.corrcoef(part).fill_diagonal_(0)
         assert float(correlation.abs().max()) < 6 / part.shape[1] ** 0.5
 
