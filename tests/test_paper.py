@@ -123,7 +123,7 @@ def test_quality_goes_on_where_it_was_stopped(paper, monkeypatch, capsys):
 
     every = (
         "matryoshka,recommended,published,labels,pairs,pair-contrast,dense-pairs,"
-        "matryoshka-pairs,matryoshka-labels"
+        "matryoshka-pairs,matryoshka-labels,views,neighbours"
     )
     assert measured("--methods", "recommended") == [
         "classes recommended 0",
@@ -139,6 +139,7 @@ def test_quality_goes_on_where_it_was_stopped(paper, monkeypatch, capsys):
     assert "classes recommended 0" not in found
     assert {"classes labels 0", "questions pairs 0", "questions matryoshka-pairs 0"} <= {*found}
     assert {"questions pair-contrast 0", "questions dense-pairs 0"} <= {*found}
+    assert {"classes views 0", "classes neighbours 0", "questions neighbours 0"} <= {*found}
     assert not {"classes pairs 0", "classes dense-pairs 0"} & {*found}
     methods = {row["method"] for row in table(out / "quality.csv") if row["set"] == "questions"}
     assert {"CSR with pairs, roots", "int8, with pairs"} <= methods
@@ -181,6 +182,20 @@ def test_verdicts_follow_from_the_rows(paper):
     *_, dead = summary.claims(summary.Scores(rows), trainings)
     assert "did not hold" in dead
     assert "1.5%" in dead
+
+
+def test_nearest_others_are_found_row_by_row(paper):
+    import torch
+
+    load, _ = paper
+    x = torch.randn(1010, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[1005] = 2 * x[7]  # the cosine to itself is not the only one of 1
+    got = load("quality").nearest_others(x)
+    assert got[7].tolist() == [7, 1005]
+    assert got[1005].tolist() == [1005, 7]
+    cosines = torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=2).fill_diagonal_(-2)
+    assert torch.equal(got[:, 0], torch.arange(1010))
+    torch.testing.assert_close(cosines[got[:, 0], got[:, 1]], cosines.amax(1))
 
 
 def test_captions_of_one_image_are_paired(paper):

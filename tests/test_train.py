@@ -70,7 +70,7 @@ def test_the_global_random_state_is_left_alone(x):
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    quiet(x, config=SMALL)
+    quiet(x, config=dataclasses.replace(SMALL, view_noise=0.3))
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -143,7 +143,9 @@ def killed_after(step):
     return on_step
 
 
-@pytest.mark.parametrize("options", [{}, {"contrast": "label"}, {"tied": False, "decay": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{"view_noise": 0.3}, {"contrast": "label"}, {"tied": False, "decay": 0.5}]
+)
 def test_an_interrupted_run_resumes_to_the_same_model_bit_for_bit(x, y, tmp_path, options):
     config = dataclasses.replace(SMALL, **options)
     expected = quiet(x, y, config)
@@ -287,6 +289,8 @@ def test_defaults_follow_from_the_data():
     assert huge.steps * huge.batch_size == pytest.approx(500_000_000, rel=0.01)
     assert TrainConfig(epochs=3, batch_size=100).resolve(1050, 8).steps == 30
     assert TrainConfig(**config.to_dict()) == config
+    noisy = TrainConfig(view_noise=0.3, prefixes=(4,))
+    assert TrainConfig(**noisy.to_dict()) == noisy
 
 
 @pytest.mark.parametrize(
@@ -297,6 +301,8 @@ def test_defaults_follow_from_the_data():
         ("k", 2.0, TypeError),
         ("k_aux", -1, ValueError),
         ("beta", -1, ValueError),
+        ("view_noise", -0.1, ValueError),
+        ("view_noise", "some", TypeError),
         ("gamma", float("nan"), ValueError),
         ("temperature", 0, ValueError),
         ("contrast", "labels", ValueError),
@@ -319,6 +325,10 @@ def test_settings_that_do_not_fit_are_named(field, value, error):
 def test_settings_that_do_not_fit_together():
     with pytest.raises(ValueError, match="k: expected at most hidden_dim = 16, got 32"):
         TrainConfig(hidden_dim=16)
+    with pytest.raises(ValueError, match=r"view_noise: expected 0 unless .*contrast='label'"):
+        TrainConfig(view_noise=0.3, contrast="label")
+    with pytest.raises(ValueError, match="view_noise: expected 0 with normalize=True"):
+        TrainConfig(view_noise=0.3, normalize=True)
     with pytest.raises(ValueError, match="at most one of the two"):
         TrainConfig(epochs=1, steps=1)
     with pytest.raises(ValueError, match=r"k: expected at most 4 \* 4 = 16 latents, got 32"):
@@ -356,6 +366,48 @@ def test_annealing_reaches_the_loss(x):
         model = quiet(x, config=config)
     assert seen == [16, 14, 13, 11, 9, 7, 6, 4, 4, 4]
     assert model.k == 4
+
+
+def views_of(x, config, steps=2):
+    """[steps, batch, d] of the rows of a run, and as many of their views."""
+    seen = []
+
+    class Watched(trainer.CSRLoss):
+        def forward(self, model, x, *args, views=None, **options):
+            seen.append(torch.stack([x, x if views is None else views]))
+            return super().forward(model, x, *args, views=views, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "CSRLoss", Watched)
+        quiet(x, config=dataclasses.replace(config, steps=steps))
+    return torch.stack(seen, 1)
+
+
+@pytest.mark.parametrize("mapping", [{}, {"input_subspace": 8}, {"whitening": 0.5}])
+def test_views_are_the_rows_with_noise_of_one_size_in_every_direction(x, mapping):
+    """And independent from step to step, from row to row and from direction to direction."""
+    config = dataclasses.replace(SMALL, **mapping, batch_size=500, view_noise=0.3)
+    rows, views = views_of(x, config, steps=40)
+    noise = views - rows
+    deviation = float(rows[0].var(0, correction=0).mean().sqrt())
+    assert float(noise.mean().abs()) < 0.02 * deviation
+    torch.testing.assert_close(
+        noise.std((0, 1)), torch.full(noise.shape[2:], 0.3 * deviation), rtol=0.05, atol=0
+    )
+    for part in (noise.flatten(1), noise.transpose(0, 1).flatten(1), noise.flatten(0, 1).T):
+        correlation = torch.corrcoef(part).fill_diagonal_(0)
+        assert float(correlation.abs().max()) < 6 / part.shape[1] ** 0.5
+
+
+def test_views_are_drawn_anew_for_each_step_and_seed(x):
+    config = dataclasses.replace(SMALL, view_noise=0.3)
+    noise = batches.view_noise(0, 5, 64, 16)
+    assert torch.equal(noise, batches.view_noise(0, 5, 64, 16))
+    for other in ((0, 6, 64, 16), (1, 5, 64, 16)):
+        assert not torch.equal(noise, batches.view_noise(*other))
+    rows, views = views_of(x, dataclasses.replace(config, view_noise=0.0))
+    assert torch.equal(rows, views)
+    assert not same(quiet(x, config=config), quiet(x, config=SMALL))
 
 
 def test_presets_are_the_published_settings():

@@ -57,6 +57,7 @@ class Run:
         needs: "labels" or "pairs": what it trains with.
         first: learn a linear map from the pairs, and train on the embeddings that it makes.
         pursued: compare codes found by pursuit, in place of the encoder's.
+        neighbours: train on pairs of each row with the nearest other one.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Run:
     needs: str | None = None
     first: bool = False
     pursued: bool = False
+    neighbours: bool = False
 
     def config(self, data: sets.Set, k: int, seed: int, steps: int) -> TrainConfig:
         """The settings for one of its models."""
@@ -89,6 +91,10 @@ RUNS = {
     "subspace": Run("CSR in 128 directions", options={"input_subspace": 128, **PLAIN}),
     "auto": Run("CSR auto", options={"input_subspace": "auto"}),
     "auto-labels": Run("CSR auto by labels", options={"input_subspace": "auto"}, needs="labels"),
+    "views": Run("CSR, noisy views", options={"view_noise": 0.3}),
+    "neighbours": Run(
+        "CSR, neighbours as positives", options={"contrast": "pair", "gamma": 0.1}, neighbours=True
+    ),
     "csrv2": Run("CSRv2", paper_loss, {"contrast": "label", "anneal": True}, needs="labels"),
     "labels": Run("CSR with labels", options={"contrast": "label"}, needs="labels"),
     "pair-contrast": Run(
@@ -198,6 +204,10 @@ def trained(
         given = {"labels": data.labels}
     elif run.needs == "pairs" and not run.first:
         x, given = data.asked, {"partners": data.partners, "pairs": data.pairs}
+    elif run.neighbours:
+        given = {"partners": x, "pairs": nearest_others(x)}
+        # By the rows alone, as without pairs: both sides together hold each of them twice.
+        config = replace(config, whitening=settled_whitening(config.whitening, PCA(x), [x]))
     if config.input_subspace == "auto":
         choose = partial(choose_subspace, x, config=config)
         config = choose(**{"labels": None, **given})
@@ -220,6 +230,18 @@ def trained(
         "skew": round(use_skew(encode_all(model, data.task.database, min(32, config.k))), 4),
         **{f"unexplained_{k}": round(share, 4) for k, share in unexplained.items()},
     }
+
+
+def nearest_others(x: torch.Tensor) -> torch.Tensor:
+    """[n, 2] each row's number, and that of its nearest other row by cosine."""
+    x = torch.nn.functional.normalize(x, dim=1)
+    near = []
+    for start in range(0, len(x), 1000):
+        scores = x[start : start + 1000] @ x.T
+        own = torch.arange(len(scores))
+        scores[own, start + own] = -2.0
+        near.append(scores.argmax(1))
+    return torch.stack([torch.arange(len(x)), torch.cat(near)], 1)
 
 
 def main() -> None:

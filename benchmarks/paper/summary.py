@@ -273,11 +273,10 @@ def write(folder: Path) -> None:
         for (name, method, active), score in scores.median.items()
     ]
     for x, drawn in (("active", DRAWN_ACTIVE), ("bytes", DRAWN_BYTES)):
-        output.draw(
-            folder / f"quality_{x}.png",
-            [row for method in drawn for row in medians if row["method"] == method],
-            output.Chart(x=x, y="score", by="method", panel="set", log_x=True),
-        )
+        chosen = [row for method in drawn for row in medians if row["method"] == method]
+        if chosen:
+            chart = output.Chart(x=x, y="score", by="method", panel="set", log_x=True)
+            output.draw(folder / f"quality_{x}.png", chosen, chart)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,14 @@ class Batch(NamedTuple):
         x: embeddings [n, d].
         labels: [n], or None.
         partners: [n, d'], or None.
+        views: second views of the rows of x, [n, d], or None.
     """
 
     numbers: Tensor
     x: Tensor
     labels: Tensor | None
     partners: Tensor | None
+    views: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,27 @@ class BatchOrder:
         """Row numbers [batch_size] of a step counted from 0, ascending."""
         epoch, batch = divmod(step, self._n // self._batch_size)
         if epoch != self._epoch:
-            mixed = np.random.SeedSequence((self._seed, epoch)).generate_state(1)
-            generator = torch.Generator().manual_seed(int(mixed[0]))
-            self._order = torch.randperm(self._n, generator=generator)
+            self._order = torch.randperm(self._n, generator=_generator(self._seed, epoch))
             self._epoch = epoch
         picked = self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
         # Ascending rows read a mapped file forwards; the loss does not depend on the order.
         return picked.sort().values
+
+
+def view_noise(seed: int, step: int, rows: int, dims: int) -> Tensor:
+    """Standard normal numbers [rows, dims] for the views of a step's rows, those of all processes.
+
+    They follow from the seed, the step and the row's place in the batch alone: a resumed run draws
+    them again, and so does each of several processes.
+    """
+    # A third number, so that no step draws from the generator that shuffles an epoch.
+    return torch.randn(rows, dims, generator=_generator(seed, step, 1))
+
+
+def _generator(*key: int) -> torch.Generator:
+    """A source of random numbers that follow from `key` alone."""
+    mixed = np.random.SeedSequence(key).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 def read_ahead(read: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:

@@ -72,6 +72,13 @@ def train(
             "there are --partners, else self)."
         ),
     ] = None,
+    view_noise: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DEVIATIONS",
+            help="With contrast self: compare each row with a copy of it with this much noise.",
+        ),
+    ] = None,
     input_subspace: Annotated[
         str | None,
         typer.Option(metavar="N|auto", help="Train on this many principal directions."),
@@ -136,6 +143,7 @@ def train(
 
     chosen: dict[str, Any] = {
         "contrast": _contrast(contrast, preset, labels, partners),
+        "view_noise": view_noise,
         "k": k,
         "hidden_dim": hidden_dim,
         "gamma": gamma,

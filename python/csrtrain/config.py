@@ -28,6 +28,11 @@ class TrainConfig:
         temperature: of the contrast.
         contrast: "self", "label" (needs labels), "pair" or "clip" (need partners) or None; see
             `CSRLoss`.
+        view_noise: with contrast="self", compare each row's code with that of a second view of it,
+            the row and normal noise of this many standard deviations, drawn anew each step.
+            The deviation is one number for all dimensions: the root of their mean variance, in
+            the embeddings as trained on (after `input_subspace`, `whitening` and `unit_scale`).
+            All other terms are of the rows themselves. 0: the view is the row, as published.
         relative_recon: count reconstruction as a share of the variance of the embeddings, so
             that gamma means the same at any scale; False counts the mean squared error
             itself, as published.
@@ -69,6 +74,7 @@ class TrainConfig:
     gamma: float | None = None
     temperature: float = 0.2
     contrast: str | None = "self"
+    view_noise: float = 0.0
     relative_recon: bool = True
     normalize: bool = False
     tied: bool = True
@@ -90,11 +96,12 @@ class TrainConfig:
         object.__setattr__(self, "prefixes", tuple(sorted(set(self.prefixes))))
         for name in ("hidden_dim", "k", "k_aux", "dead_threshold", "batch_size", "steps"):
             _check_count(name, getattr(self, name))
-        for name in ("beta", "gamma", "balance"):
+        for name in ("beta", "gamma", "view_noise", "balance"):
             _check_number(name, getattr(self, name), zero_fits=True)
         for name in ("temperature", "lr", "epochs"):
             _check_number(name, getattr(self, name), zero_fits=False)
         check_contrast(self.contrast)
+        _check_view_noise(self)
         if self.input_subspace != "auto":
             _check_count("input_subspace", self.input_subspace)
         _check_whitening(self.whitening)
@@ -198,6 +205,19 @@ def check_contrast(contrast: str | None) -> None:
     if contrast not in CONTRASTS:
         names = ", ".join(repr(name) for name in CONTRASTS[:-1])
         raise ValueError(f"contrast: expected {names} or None, got {contrast!r}")
+
+
+def _check_view_noise(config: TrainConfig) -> None:
+    if config.view_noise and config.contrast != "self":
+        raise ValueError(
+            "view_noise: expected 0 unless contrast='self', which alone has a second view of each "
+            f"row, got {config.view_noise} with contrast={config.contrast!r}"
+        )
+    if config.view_noise and config.normalize:
+        raise ValueError(
+            "view_noise: expected 0 with normalize=True: rows of different norms are standardised "
+            "one by one, so noise of one size would change some more than others"
+        )
 
 
 def _default_steps(n: int, batch_size: int) -> int:

@@ -23,7 +23,8 @@ class CSRLoss(nn.Module):
       strongest dead latents of each row: mean((ê − e)²) / mean((mean_B(e) − e)²). Exactly 0
       while no latent is dead or the ratio is not finite.
     - L_contrast: `csrkern.info_nce` over the codes at k. "self": every other row of the batch
-      is a negative. "label": rows of one label attract each other. "pair": each row finds its
+      is a negative; with `views`, a row's positive is its own view, and its negatives are those
+      of the other rows. "label": rows of one label attract each other. "pair": each row finds its
       partner (a query its document); "clip": that in both directions, averaged (an image its
       caption and a caption its image). None: no contrast.
     - L_load = h·Σ_j f_j·m_j, where f_j is latent j's share of the batch's active entries (no
@@ -108,6 +109,7 @@ class CSRLoss(nn.Module):
         *,
         partners: Tensor | None = None,
         partner_model: SparseAutoencoder | None = None,
+        views: Tensor | None = None,
         k: int | None = None,
     ) -> dict[str, Tensor]:
         """The loss of a batch.
@@ -121,6 +123,8 @@ class CSRLoss(nn.Module):
             partners: embeddings [n, d'] that belong to the rows of x, for contrast="pair"
                 and "clip"; reconstructed as x is.
             partner_model: the adapter of the partners, over as many latents; None: `model`.
+            views: second views of the rows of x, such as the rows with noise, [n, d], for
+                contrast="self"; encoded for the contrast alone. None: the rows themselves.
             k: active latents in this step, where they are annealed; default the model's.
 
         Returns:
@@ -129,13 +133,16 @@ class CSRLoss(nn.Module):
             that are dead. With two adapters each is the mean of both.
 
         Raises:
-            ValueError: if labels or partners are missing, or a prefix is not below k.
+            ValueError: if labels or partners are missing, views do not fit, or a prefix is not
+                below k.
         """
         k = model.k if k is None else k
         self._check(model, labels, partners, partner_model, k)
+        if views is not None:
+            self._check_views(views, x)
         if partners is None:
             terms, codes = self._terms(model, x, k)
-            sides = [codes]
+            sides = [codes] if views is None else [codes, model.encode(views, k)]
         elif partner_model is None:
             # One pass over both, so that dead latents are counted and revived over both.
             terms, codes = self._terms(model, torch.cat([x, partners]), k)
@@ -190,6 +197,17 @@ class CSRLoss(nn.Module):
                 f"prefixes: expected k's below the model's k = {k}, got {self.prefixes}"
             )
 
+    def _check_views(self, views: Tensor, x: Tensor) -> None:
+        if self.contrast != "self":
+            raise ValueError(
+                "views: expected none unless contrast='self'; other rows are the positives with "
+                f"contrast={self.contrast!r}"
+            )
+        if views.shape != x.shape:
+            raise ValueError(
+                f"views: expected one for each row of x, {list(x.shape)}, got {list(views.shape)}"
+            )
+
     def _terms(
         self, model: SparseAutoencoder, x: Tensor, k: int
     ) -> tuple[dict[str, Tensor], SparseCodes]:
@@ -237,9 +255,9 @@ class CSRLoss(nn.Module):
             positives = labels if self.contrast == "label" else None
             return csrkern.info_nce(sides[0], temperature=self.temperature, labels=positives)
         a, b = sides
-        both = None if labels is None else (labels, labels)
+        both = None if labels is None or self.contrast == "self" else (labels, labels)
         forth = csrkern.info_nce(a, b, temperature=self.temperature, labels=both)
-        if self.contrast == "pair":
+        if self.contrast != "clip":
             return forth
         return (forth + csrkern.info_nce(b, a, temperature=self.temperature, labels=both)) / 2
 

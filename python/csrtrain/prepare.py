@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from csrkern.nn import SparseAutoencoder
+from csrtrain import distributed
 from csrtrain.baselines import PCA
-from csrtrain.batches import Examples
+from csrtrain.batches import Batch, Examples, view_noise
 from csrtrain.config import TrainConfig
 from csrtrain.data import (
     Array,
@@ -68,6 +70,15 @@ class Prepared:
     def variance(self) -> float:
         """Of what the adapters see, per dimension."""
         return sum(side.variance for side in self.sides) / len(self.sides)
+
+    def read(self, step: int, index: Tensor) -> Batch:
+        """What this process trains on in a step, of the joint batch of examples at `index`."""
+        batch = self.examples.read(distributed.own_share(index))
+        if not self.config.view_noise:
+            return batch
+        noise = view_noise(self.config.seed, step, len(index), batch.x.shape[1])
+        deviation = self.config.view_noise * math.sqrt(self.variance)
+        return batch._replace(views=batch.x + deviation * distributed.own_share(noise))
 
     def new_models(self) -> list[SparseAutoencoder]:
         """An adapter for each side, its pre_bias at the mean."""

@@ -70,10 +70,7 @@ class Steps:
                 group["lr"].fill_(self.config.lr_at(step))
             else:
                 group["lr"] = self.config.lr_at(step)
-        if self.graphs:
-            terms = self._graph(batch)(batch.x, batch.labels, batch.partners)
-        else:
-            terms = self._launch(step, batch)
+        terms = self._graph(batch)(*batch[1:]) if self.graphs else self._launch(step, batch)
         numbers = [*terms.values()]
         if self.graphs:
             numbers.append(self._may_die().to(numbers[0].dtype))
@@ -86,7 +83,7 @@ class Steps:
         return losses
 
     def _launch(self, step: int, batch: Batch) -> dict[str, Tensor]:
-        x, labels, partners = (
+        x, labels, partners, views = (
             None if part is None else part.to(self.device, non_blocking=True) for part in batch[1:]
         )
         assert x is not None
@@ -98,6 +95,7 @@ class Steps:
             labels,
             partners=partners,
             partner_model=self._partner_model,
+            views=views,
             k=self.config.k_at(step),
             autocast=self.config.autocast,
         )
@@ -127,6 +125,7 @@ class Steps:
                 batch.labels,
                 partners=batch.partners,
                 partner_model=self._partner_model,
+                views=batch.views,
                 autocast=self.config.autocast,
             )
             for model in self.models:

@@ -218,7 +218,7 @@ def _run(prepared: Prepared, options: RunOptions) -> list[SparseAutoencoder]:
         order = BatchOrder(len(prepared.examples), config.batch_size, config.seed)
 
         def read(step: int) -> Batch:
-            return prepared.examples.read(distributed.own_share(order(step)))
+            return prepared.read(step, order(step))
 
         def finished() -> Any:
             made = prepared.finish(models)
