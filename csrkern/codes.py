@@ -391,7 +391,7 @@ class SparseCodes:
             )
         return codes_file.pack(codes.values.numpy(), codes.indices.numpy(), self.dim, notes)
 
-    def pack(self, value_bits: int = 3) -> PackedCodes:
+    def pack(self, value_bits: int = 4) -> PackedCodes:
         """The codes in about two bytes a latent: latents exact, values in `value_bits` bits.
 
         `PackedCodes.unpack` gives them back; `packed_k` says how many latents fit in how many

@@ -17,7 +17,7 @@ from csrkern.index_input import check_int
 from csrkern.ops._registry import address
 from csrkern.storage import write_atomically
 
-VALUE_BITS = 3
+VALUE_BITS = 4
 MAX_VALUE_BITS = 8
 MAX_DIM = 2**31 - 1
 KEY, FORMAT, VERSION = "csrkern", "csrkern-packed-codes", 1
@@ -31,7 +31,7 @@ class PackedCodes:
     A row is a scale of 8 bits, the latents in ascending order by the code of Elias and Fano, in
     2 + log2(dim / k) bits each or a little less, and each latent's value, relative to the row's
     strongest, in `value_bits` bits. The latents are exact. A value is off by at most half a level:
-    with 3 bits by 8% of the row's strongest (and more only if it is below half a level: no active
+    with 4 bits by 4% of the row's strongest (and more only if it is below half a level: no active
     latent is lost), which costs reconstructions and scores next to nothing: a row is worth far
     more than the codes of float16 that fit in its bytes (docs/training.md has figures).
 

@@ -52,7 +52,7 @@ def pursue(
     k: int | None = None,
     *,
     space: str = "embeddings",
-    rounds: int = 16,
+    rounds: int = 8,
 ) -> SparseCodes:
     """Codes of x by orthogonal matching pursuit with values ≥ 0, in place of the encoder.
 
