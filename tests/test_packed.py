@@ -53,8 +53,8 @@ def test_rows_are_the_specified_bytes(k: int, more: int, value_bits: int, scale:
 def test_how_many_latents_fit() -> None:
     assert packed_bytes(32, 4096, 7) == 65
     assert [packed_k(size, 4096) for size in (16, 32, 64, 128)] == [8, 18, 40, 88]
-    assert all(packed_bytes(packed_k(b, 4096), 4096) <= b for b in range(3, 300))
-    assert all(packed_bytes(packed_k(b, 4096) + 1, 4096) > b for b in range(3, 300))
+    assert all(packed_bytes(packed_k(b, 4096), 4096) <= b for b in range(4, 300))
+    assert all(packed_bytes(packed_k(b, 4096) + 1, 4096) > b for b in range(4, 300))
     assert packed_k(10**6, 50) == 50
 
 
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused() -> None:
             SparseCodes(values, codes.indices, 30).pack()
     rows = codes.pack().rows
     with pytest.raises(TypeError, match="uint8"):
-        PackedCodes(rows.astype(int), 4, 30, 3, 1.0)
+        PackedCodes(rows.astype(int), 4, 30, 4, 1.0)
     with pytest.raises(ValueError, match=r"expected \[n, "):
-        PackedCodes(rows[:, 1:], 4, 30, 3, 1.0)
+        PackedCodes(rows[:, 1:], 4, 30, 4, 1.0)
     assert csrkern.PackedCodes is PackedCodes
