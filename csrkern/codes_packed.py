@@ -32,7 +32,7 @@ class PackedCodes:
     2 + log2(dim / k) bits each or a little less, and each latent's value, relative to the row's
     strongest, in `value_bits` bits. The latents are exact. A value is off by at most half a level:
     with 4 bits by 4% of the row's strongest (and more only if it is below half a level: no active
-    latent is lost), which costs reconstructions and scores next to nothing: a row is worth far
+    latent is lost; nor are rows told apart whose strongest is below 2^-32 of the largest), which costs reconstructions and scores next to nothing: a row is worth far
     more than the codes of float16 that fit in its bytes (docs/training.md has figures).
 
     Attributes:
