@@ -30,10 +30,11 @@ class PackedCodes:
 
     A row is a scale of 8 bits, the latents in ascending order by the code of Elias and Fano, in
     2 + log2(dim / k) bits each or a little less, and each latent's value, relative to the row's
-    strongest, in `value_bits` bits. The latents are exact. A value is off by at most half a level:
-    with 4 bits by 4% of the row's strongest (and more only if it is below half a level: no active
-    latent is lost; nor are rows told apart whose strongest is below 2^-32 of the largest), which costs reconstructions and scores next to nothing: a row is worth far
-    more than the codes of float16 that fit in its bytes (docs/training.md has figures).
+    strongest, in `value_bits` bits. Latents are exact, and none that is active is lost. A value is
+    off by at most half a level, with 4 bits 4% of the row's strongest; values below half a level
+    become one, and rows whose strongest is below 2^-32 of the largest cannot be told apart. That
+    costs scores next to nothing, and of codes in float16 a row holds half as many latents
+    (docs/training.md has figures).
 
     Attributes:
         rows: [n, row_bytes] uint8, in the layout of csrc/include/csrkern/packed.hpp.
