@@ -58,9 +58,9 @@ void bind_packed(py::module_& m) {
          int num_threads) {
         const auto& [n, k, dim, value_bits, largest] = args;
         py::gil_scoped_release release;
-        csrkern::pack({pointer<const float>(values), pointer<const int32_t>(indices), n, k, dim},
-                      csrkern::packed_form(k, dim, value_bits), largest, pointer<uint8_t>(rows),
-                      num_threads);
+        return csrkern::pack(
+            {pointer<const float>(values), pointer<const int32_t>(indices), n, k, dim},
+            csrkern::packed_form(k, dim, value_bits), largest, pointer<uint8_t>(rows), num_threads);
       },
       "See csrkern/packed.hpp; addresses are integers.");
   m.def(

@@ -398,8 +398,8 @@ class SparseCodes:
         bytes. For float16 values and what an index takes, see `to_bytes`.
 
         Raises:
-            TypeError, ValueError: if value_bits is not in 1..8, k is 0, or a value is NaN or above
-                2^100.
+            TypeError, ValueError: if value_bits is not in 1..8, k is 0, a value is negative, NaN
+                or above 2^100, or a latent is out of range or comes twice in a row.
         """
         from csrkern.codes_packed import PackedCodes
 

@@ -79,7 +79,11 @@ class PackedCodes:
             np.empty((len(codes), size), np.uint8), codes.k, codes.dim, value_bits, largest
         )
         rows = packed.rows.ctypes.data
-        _C.pack(packed._form, address(values), address(indices), rows, torch.get_num_threads())
+        good = _C.pack(
+            packed._form, address(values), address(indices), rows, torch.get_num_threads()
+        )
+        if good < len(codes):
+            codes.validate()  # says what is wrong
         return packed
 
     @property
@@ -121,8 +125,8 @@ class PackedCodes:
             ValueError: if a row is damaged.
         """
         rows = np.ascontiguousarray(self.rows)
-        values = torch.empty(len(self), self.k)
-        indices = torch.empty(len(self), self.k, dtype=torch.int32)
+        values = torch.empty(len(self), self.k, dtype=torch.float32, device="cpu")
+        indices = torch.empty_like(values, dtype=torch.int32)
         good = _C.unpack(
             self._form,
             rows.ctypes.data,
@@ -167,6 +171,9 @@ class PackedCodes:
                         f"{name} has format version {header.get('version')}; "
                         f"this release reads version {VERSION}"
                     )
+                stored = file.get_slice("rows").get_dtype()
+                if stored != "U8":  # some dtypes NumPy does not know
+                    raise ValueError(f"{name} is damaged: rows: expected U8, got {stored}")
                 rows = file.get_tensor("rows")
         except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{name} is damaged: {error} (or not packed codes)") from error

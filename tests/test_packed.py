@@ -98,6 +98,7 @@ def test_damaged_rows_are_named() -> None:
 
 def test_files_come_back_or_are_refused(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
+    from safetensors.torch import save_file as save_tensors
 
     packed = random_codes(50, 8, 300).pack(5)
     path = tmp_path / "codes.packed"
@@ -128,6 +129,41 @@ def test_files_come_back_or_are_refused(tmp_path: Path) -> None:
         save_file({"rows": packed.rows}, tmp_path / "forged", metadata={"csrkern": text})
         with pytest.raises(ValueError, match=r"forged (is damaged|has format version 2)"):
             PackedCodes.load(tmp_path / "forged")
+    text = json.dumps({**header, "largest": packed.largest})
+    bfloat16 = {"rows": torch.from_numpy(packed.rows).bfloat16()}
+    save_tensors(bfloat16, tmp_path / "forged", metadata={"csrkern": text})
+    with pytest.raises(ValueError, match=r"forged is damaged: rows: expected U8, got BF16"):
+        PackedCodes.load(tmp_path / "forged")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_default_dtype_does_not_matter(dtype: torch.dtype) -> None:
+    packed = random_codes(50, 8, 300).pack()
+    expected = packed.unpack()
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        assert packed.unpack().equal(expected)
+    finally:
+        torch.set_default_dtype(default)
+
+
+@pytest.mark.parametrize(
+    ("value", "latent", "rule"),
+    [
+        (0.1, 300, "indices in 0..dim-1"),
+        (0.1, -1, "indices in 0..dim-1"),
+        (0.1, 2**31 - 1, "indices in 0..dim-1"),
+        (0.1, 5, "distinct latents"),
+        (-0.1, 6, "values not negative"),
+    ],
+)
+def test_what_is_no_code_is_refused(value: float, latent: int, rule: str) -> None:
+    values, indices = torch.zeros(2000, 3), torch.zeros(2000, 3, dtype=torch.int32)
+    values[:, 0], indices[:, 0] = 1.0, 5
+    values[1500, 1], indices[1500, 1] = value, latent
+    with pytest.raises(ValueError, match=f"{rule} is broken in row 1500"):
+        SparseCodes(values, indices, 300).pack()
 
 
 def test_what_does_not_fit_is_refused() -> None:

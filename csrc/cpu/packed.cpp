@@ -80,7 +80,8 @@ class Row {
     for (int byte = 0; byte < 256; ++byte) scales_[byte] = scale_of(largest, byte);
   }
 
-  void pack(const float* values, const int32_t* indices, uint8_t* row) {
+  // Whether these are the values and latents of a code.
+  bool pack(const float* values, const int32_t* indices, uint8_t* row) {
     const float top = (1 << form_.value_bits) - 1;
     const float strongest = *std::max_element(values, values + form_.k);
     const auto below = [](float scale, float value) { return scale < value; };
@@ -91,11 +92,14 @@ class Row {
     int64_t n = 0;
     for (int64_t s = 0; s < form_.k; ++s) {
       if (values[s] == 0) continue;
+      if (values[s] < 0 || indices[s] < 0 || indices[s] >= form_.dim) return false;
       const float level = values[s] / scales_[byte] * top + 0.5f;
       entries_[n++] = {indices[s], static_cast<int>(std::min(std::max(level, 1.0f), top))};
     }
     std::sort(entries_.begin(), entries_.begin() + n,
               [](const Entry& a, const Entry& b) { return a.latent < b.latent; });
+    for (int64_t i = 1; i < n; ++i)
+      if (entries_[i].latent == entries_[i - 1].latent) return false;
     const Entry padding{n == 0 ? 0 : entries_[n - 1].latent, 0};
     std::fill(entries_.begin() + n, entries_.end(), padding);
     bits_.clear();
@@ -108,6 +112,7 @@ class Row {
       bits_.put(levels_ + s * form_.value_bits, form_.value_bits, entries_[s].level);
     }
     bits_.store(row);
+    return true;
   }
 
   // Whether `pack` can have written it.
@@ -151,6 +156,24 @@ class Row {
   float scales_[256];
 };
 
+// The first of n rows for which done(row, i) is false, or n.
+template <typename Done>
+int64_t each_row(int64_t n, const PackedForm& form, float largest, int num_threads,
+                 const Done& done) {
+  std::atomic<int64_t> bad{n};
+  parallel_for(n, kRowsAtOnce, num_threads, [&](int64_t begin, int64_t end, int) {
+    Row row(form, largest);
+    for (int64_t i = begin; i < end; ++i) {
+      if (done(row, i)) continue;
+      int64_t first = bad.load();
+      while (i < first && !bad.compare_exchange_weak(first, i)) {
+      }
+      return;
+    }
+  });
+  return bad;
+}
+
 }  // namespace
 
 PackedForm packed_form(int64_t k, int64_t dim, int value_bits) {
@@ -161,30 +184,19 @@ PackedForm packed_form(int64_t k, int64_t dim, int value_bits) {
   return form;
 }
 
-void pack(const Codes& codes, const PackedForm& form, float largest, uint8_t* rows,
-          int num_threads) {
-  parallel_for(codes.n, kRowsAtOnce, num_threads, [&](int64_t begin, int64_t end, int) {
-    Row row(form, largest);
-    for (int64_t i = begin; i < end; ++i)
-      row.pack(codes.values + i * form.k, codes.indices + i * form.k, rows + i * form.row_bytes);
+int64_t pack(const Codes& codes, const PackedForm& form, float largest, uint8_t* rows,
+             int num_threads) {
+  return each_row(codes.n, form, largest, num_threads, [&](Row& row, int64_t i) {
+    return row.pack(codes.values + i * form.k, codes.indices + i * form.k,
+                    rows + i * form.row_bytes);
   });
 }
 
 int64_t unpack(const uint8_t* rows, int64_t n, const PackedForm& form, float largest, float* values,
                int32_t* indices, int num_threads) {
-  std::atomic<int64_t> bad{n};
-  parallel_for(n, kRowsAtOnce, num_threads, [&](int64_t begin, int64_t end, int) {
-    Row row(form, largest);
-    for (int64_t i = begin; i < end; ++i) {
-      if (row.unpack(rows + i * form.row_bytes, values + i * form.k, indices + i * form.k))
-        continue;
-      int64_t first = bad.load();
-      while (i < first && !bad.compare_exchange_weak(first, i)) {
-      }
-      return;
-    }
+  return each_row(n, form, largest, num_threads, [&](Row& row, int64_t i) {
+    return row.unpack(rows + i * form.row_bytes, values + i * form.k, indices + i * form.k);
   });
-  return bad;
 }
 
 }  // namespace csrkern

@@ -57,10 +57,26 @@ void test_forged() {
   }
 }
 
+// What is no code is refused, and nothing is written out of bounds.
+void test_no_code() {
+  const PackedForm form = packed_form(2, 300, 3);
+  Exact<uint8_t> rows(3 * form.row_bytes);
+  const auto packed = [&](float value, int32_t latent) {
+    const float values[] = {1, 0.5f, 1, value, 1, 0};
+    const int32_t indices[] = {5, 7, 5, latent, 5, -1};  // the last is of an empty slot
+    return pack({values, indices, 3, 2, 300}, form, 1.0f, rows.data(), 1);
+  };
+  CHECK(packed(0.5f, 299) == 3);
+  for (const int32_t latent : {300, -1, 0x7fffffff, -0x7fffffff, 5})
+    CHECK(packed(0.5f, latent) == 1);
+  CHECK(packed(-0.5f, 6) == 1);
+}
+
 }  // namespace
 }  // namespace csrkern
 
 int main() {
   csrkern::test_round_trip();
   csrkern::test_forged();
+  csrkern::test_no_code();
 }

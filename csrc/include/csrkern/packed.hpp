@@ -25,9 +25,11 @@ struct PackedForm {
 
 PackedForm packed_form(int64_t k, int64_t dim, int value_bits);
 
-// Fills rows [n, row_bytes]. No value of `codes` may be above `largest`, which is positive.
-void pack(const Codes& codes, const PackedForm& form, float largest, uint8_t* rows,
-          int num_threads);
+// Fills rows [n, row_bytes]. No value of `codes` may be NaN or above `largest`, which is positive.
+// Returns the first row with a negative value, or a latent that is out of range or comes twice, or
+// n; what it then filled means nothing.
+int64_t pack(const Codes& codes, const PackedForm& form, float largest, uint8_t* rows,
+             int num_threads);
 
 // Fills values and indices [n, k], strongest first, and equals by latent. Returns the first row
 // that `pack` cannot have written, or n; what it then filled means nothing.
