@@ -293,3 +293,43 @@ def test_pursuit_of_what_the_dictionary_cannot_say():
         pursue(made, rows(3), rounds=0)
     whole = pursue(made, rows(3), 40).validate()
     assert whole.k == 40
+    for wrong in (torch.nan, torch.inf):
+        x = rows(3)
+        x[1, 5] = wrong
+        for fit in (lambda: pursue(made, x), lambda: refit(made, x, made.encode(x))):  # noqa: B023
+            with pytest.raises(ValueError, match="finite numbers, got others in row 1"):
+                fit()
+    with pytest.raises(TypeError, match=r"torch.from_numpy\(x\)"):
+        pursue(made, rows(3).numpy())
+    with pytest.raises(TypeError, match=r"x is torch\.float64 but the model is torch\.float32"):
+        pursue(made, rows(3).double())
+    with pytest.raises(ValueError, match="one for each of 1 rows of x, got 3"):
+        refit(made, rows(1), made.encode(rows(3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_fits_of_models_of_any_dtype(dtype):
+    narrow, wide = model(D, seed=2).to(dtype), model(D, seed=2).to(dtype).float()
+    x = rows(60).to(dtype)
+    codes = narrow.encode(x, 6).detach()
+    for found, expected in (
+        (pursue(narrow, x, 6), pursue(wide, x.float(), 6)),
+        (refit(narrow, x, codes), refit(wide, x.float(), codes.to(dtype=torch.float32))),
+    ):
+        assert found.validate().dtype == dtype
+        least = unexplained(wide, x.float(), expected)
+        assert unexplained(wide, x.float(), found.to(dtype=torch.float32)) <= 1.1 * least
+
+
+def test_fits_of_no_rows_and_of_latents_that_say_nothing():
+    made = model(D)
+    assert len(pursue(made, rows(3)[:0])) == 0
+    assert len(refit(made, rows(3)[:0], made.encode(rows(3)[:0]))) == 0
+    with torch.no_grad():
+        made.encoder.weight[7] = 0
+        made.latent_bias[7] = 1000
+    x = rows(20)
+    alone = made.encode(x, 1)
+    assert bool((alone.indices == 7).all())
+    assert not bool(refit(made, x, alone).active.any())
+    assert not bool((pursue(made, x, 39).to_dense()[:, 7] > 0).any())

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from csrkern.codes import SparseCodes
 from csrkern.codes_slots import in_order
+from csrkern.index_input import check_int
 from csrkern.nn import SparseAutoencoder
+from csrkern.validation import check_codes, check_k, check_same
 
 # Rows a piece: their dictionary rows, [256, 32, 768] in float32, are 25 MB.
 _ROWS = 256
@@ -34,15 +36,21 @@ def refit(
         codes: SparseCodes [n, k] of x.
         space: where distances are taken; see `SparseAutoencoder.rerank`.
 
-    Returns: SparseCodes [n, k], on the device of `codes`.
+    Returns: SparseCodes [n, k], on the device of `codes`, in the dtype of x.
+
+    Raises:
+        TypeError, ValueError: if x or codes do not fit the model or each other, or x is not finite.
     """
+    check_codes("codes", codes, model.hidden_dim)
+    if len(codes) != len(x):
+        raise ValueError(f"codes: expected one for each of {len(x)} rows of x, got {len(codes)}")
     target, fit = _target(model, x), _Fit(model, space)
     parts = []
-    for begin in range(0, len(x), _ROWS):
-        piece = codes[begin : begin + _ROWS]
-        values, _ = fit.values(target[begin : begin + _ROWS], piece.indices.long(), piece.active)
+    for i, part in enumerate(target.split(_ROWS)):
+        piece = codes[i * _ROWS : (i + 1) * _ROWS]
+        values, _ = fit.values(part, piece.indices.long(), piece.active)
         parts.append(_in_order(values, piece.indices, codes.dim))
-    return SparseCodes.cat(parts)
+    return SparseCodes.cat(parts).to(dtype=x.dtype)
 
 
 @torch.no_grad()
@@ -68,27 +76,35 @@ def pursue(
         space: where distances are taken; see `SparseAutoencoder.rerank`.
         rounds: turns; at most k are of use.
 
-    Returns: SparseCodes [n, k] on the device of x.
+    Returns: SparseCodes [n, k] on the device and in the dtype of x.
 
     Raises:
-        ValueError: if k is not in 1..hidden_dim, or rounds not positive.
+        TypeError, ValueError: if k is not in 1..hidden_dim, rounds not positive, or x does not fit
+            the model or is not finite.
 
     Source: Pati, Rezaiifar and Krishnaprasad 1993; Bruckstein, Elad and Zibulevsky 2008.
     """
-    k = model.k if k is None else k
-    if not 1 <= k <= model.hidden_dim:
-        raise ValueError(f"k: expected 1 <= k <= hidden_dim = {model.hidden_dim}, got {k}")
-    if rounds < 1:
-        raise ValueError(f"rounds: expected at least 1, got {rounds}")
+    k = check_k(model.k if k is None else k, model.hidden_dim, "hidden_dim")
+    rounds = min(k, check_int("rounds", rounds, 1, 2**31 - 1))
     target, fit = _target(model, x), _Fit(model, space)
     goals = sorted({-(-k * (turn + 1) // rounds) for turn in range(rounds)})
     # The last turns fill the places of latents that were dropped.
     parts = [fit.pursue(piece, (*goals, k, k)) for piece in target.split(_ROWS)]
-    return SparseCodes.cat(parts)
+    return SparseCodes.cat(parts).to(dtype=x.dtype)
 
 
 def _target(model: SparseAutoencoder, x: Tensor) -> Tensor:
-    return model.standardize(x)[0] - model.pre_bias
+    target = model.standardize(x)[0]
+    check_same("x", x, "the model", model.pre_bias)
+    wrong = (~x.isfinite().all(1)).nonzero()
+    if len(wrong):
+        raise ValueError(f"x: expected finite numbers, got others in row {int(wrong[0])}")
+    return _wide(target) - _wide(model.pre_bias)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    # No system is solved in narrower dtypes.
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class _Fit:
@@ -100,8 +116,8 @@ class _Fit:
     def __init__(self, model: SparseAutoencoder, space: str) -> None:
         if space != "embeddings":
             model.check_space(space)
-        self.rows = model.decoder.linear.weight
-        self.products = self.rows if space == "embeddings" else model.encoder.weight
+        self.rows = _wide(model.decoder.linear.weight)
+        self.products = self.rows if space == "embeddings" else _wide(model.encoder.weight)
         square = (self.products * self.rows).sum(1)
         self.scale = square.clamp(min=torch.finfo(square.dtype).tiny).rsqrt()
 
@@ -109,8 +125,9 @@ class _Fit:
         """Values [n, k] of latents [n, k] for rows [n, d], and those `kept` that are positive."""
         atoms = self.products[indices]  # [n, k, d]
         gram = atoms @ self.rows[indices].transpose(1, 2)
-        # Two latents that point the same way would have no single solution.
+        # Two latents that point the same way would have no single solution, nor has a row of zeros.
         ridge = _RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)
+        ridge = ridge.clamp(min=torch.finfo(ridge.dtype).tiny)
         right = (atoms @ target[:, :, None])[:, :, 0]
         values = torch.zeros_like(right)
         left = torch.arange(len(kept), device=kept.device)  # rows to solve, or to solve again
@@ -139,7 +156,8 @@ class _Fit:
             indices = torch.nn.functional.pad(indices, grown)
             kept = torch.nn.functional.pad(kept, grown)
             gain = (rest @ self.products.T) * self.scale
-            barred = torch.where(kept, -torch.inf, torch.inf)
+            barred = torch.full_like(kept, torch.inf, dtype=gain.dtype)
+            barred = barred.masked_fill(kept, -torch.inf)
             gain.scatter_reduce_(1, indices, barred, "amin")
             found = gain.topk(int(wanted.max()), 1)
             free = kept.int().argsort(dim=1, stable=True)[:, : found.values.shape[1]]
