@@ -19,6 +19,7 @@ from csrkern.ops.decode import decode
 from csrkern.ops.encode import encode
 from csrkern.ops.topk_relu import topk_relu
 from csrkern.storage import write_atomically
+from csrkern.validation import check_codes, check_tensor
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -132,6 +133,7 @@ class SparseAutoencoder(nn.Module):
 
     def standardize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(x [n, d] as the encoder sees it, mean [n, 1], deviation [n, 1])."""
+        check_tensor("x", x, (None, self.input_dim))
         if not self.normalize:
             return x, x.new_zeros(len(x), 1), x.new_ones(len(x), 1)
         mean = x.mean(1, keepdim=True)
@@ -225,30 +227,46 @@ class SparseAutoencoder(nn.Module):
           `TrainConfig.whitening`, and on `input_subspace` alone. Often more accurate, even than
           dense embeddings (docs/training.md).
 
+        Sums are of float32 at least, whatever the dtypes of q and the model.
+
         Raises:
-            ValueError: if `space` is neither; if the model standardises rows, whose scale a code
-                does not hold; with "adapter" if encoder and decoder were trained apart.
+            TypeError, ValueError: if q is no tensor [n, d]; if `space` is neither; if the model
+                standardises rows, whose scale a code does not hold; with "adapter" if encoder and
+                decoder were trained apart.
         """
         self.check_space(space)
+        check_tensor("q", q, (None, self.input_dim))
+        encoder, decoder, pre_bias = self._wide()
+        q = q.to(pre_bias.dtype)
         if space == "adapter":
-            return Rerank((q - self.pre_bias) @ self.encoder.weight.T, shortlist)
-        return Rerank(q @ self.decoder.linear.weight.T, shortlist, q @ self.pre_bias)
+            return Rerank((q - pre_bias) @ encoder.T, shortlist)
+        return Rerank(q @ decoder.T, shortlist, q @ pre_bias)
 
     @torch.no_grad()
     def norms(self, codes: SparseCodes, space: str = "embeddings") -> Tensor:
         """Norms [n] of reconstructions, as `InvertedIndex.build(norms=)` takes them; see `rerank`.
 
-        A code without an active latent has the least positive norm in place of 0.
+        They are float32, or float64 of a float64 model. A code without an active latent has the
+        least positive norm of float32 in place of 0.
         """
         self.check_space(space)
-        rebuilt = self.decode(codes)
+        check_codes("codes", codes, self.hidden_dim)
+        encoder, decoder, pre_bias = self._wide()
+        codes = codes.to(dtype=pre_bias.dtype)
         if space == "adapter":
             # W = W_dec M for the adapter's metric M: |x̂ − pre_bias|² in it is z W (z W_dec)ᵀ.
-            mapped = decode(codes, self.encoder.weight)
-            square = (mapped * (rebuilt - self.pre_bias)).sum(1)
+            square = (decode(codes, encoder) * decode(codes, decoder)).sum(1)
         else:
-            square = rebuilt.square().sum(1)
-        return square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()
+            square = decode(codes, decoder, pre_bias).square().sum(1)
+        return square.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+
+    def _wide(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The encoder's and the decoder's weight and pre_bias, in float32 at least."""
+        tensors = self.encoder.weight, self.decoder.linear.weight, self.pre_bias
+        encoder, decoder, pre_bias = (
+            t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors
+        )
+        return encoder, decoder, pre_bias
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -257,8 +275,10 @@ class SparseAutoencoder(nn.Module):
             return ()
         if not self.tied:
             some = slice(None, None, max(1, self.hidden_dim // 256))
-            form = (self.encoder.weight[some] @ self.decoder.linear.weight[some].T).detach()
-            if float((form - form.T).abs().max()) > 1e-3 * float(form.abs().max()):
+            encoder, decoder, _ = self._wide()
+            form = (encoder[some] @ decoder[some].T).detach()
+            rounding = max(1e-3, torch.finfo(self.encoder.weight.dtype).eps)
+            if float((form - form.T).abs().max()) > rounding * float(form.abs().max()):
                 return SPACES[:1]
         return SPACES
 

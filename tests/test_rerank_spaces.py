@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,33 @@ def test_norms_of_nothing_are_positive(made):
     np.testing.assert_allclose(
         model.norms(nothing).numpy(), float(model.pre_bias.detach().norm()), rtol=1e-5
     )
+    for space in model.spaces:  # of a float64 model, too, in the float32 of an index
+        assert bool((model.double().norms(nothing, space).float() > 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_models_and_queries_of_any_dtype(made, dtype):
+    """Far from the origin, where norms and products are beyond float16."""
+    x, subspace, model, folded = made
+    assert folded.to(dtype).spaces == ("embeddings", "adapter")
+    q, model = subspace.project(x[:20]).to(dtype), model.to(dtype)
+    with torch.no_grad():
+        model.pre_bias.add_(500)
+    wide = copy.deepcopy(model).double()
+    codes = model.encode(q + 500)
+    for space in model.spaces:
+        torch.testing.assert_close(
+            model.norms(codes, space).double(),
+            wide.norms(codes.to(dtype=torch.float64), space),
+            rtol=1e-4,
+            atol=0,
+        )
+        found, expected = model.rerank(q, 9, space), wide.rerank(q.double(), 9, space)
+        torch.testing.assert_close(
+            found.dense_queries.double(), expected.dense_queries, rtol=1e-5, atol=1e-3
+        )
+    with pytest.raises(TypeError, match=r"torch.from_numpy\(q\)"):
+        model.rerank(np.zeros((2, D), np.float32))
 
 
 def test_a_tied_model_differs_by_its_centre_alone():
