@@ -32,7 +32,7 @@ METHODS = {  # name in quality.csv: colour and name in a chart
     "PCA": ("pca", "PCA"),
     "Matryoshka-Adaptor": ("topk", "Matryoshka adapter"),
     CODES: ("self", "codes"),
-    f"{CODES}, asymmetric, refitted": ("label", "codes, dense queries"),
+    f"{CODES}, asymmetric, packed": ("label", "packed codes, dense queries"),
 }
 
 
