@@ -16,6 +16,7 @@ KEY, FORMAT = "csrkern", "csrkern-codes"
 VERSION = 1
 VALUES = {"F32": "<f4", "F16": "<f2"}
 INDICES = {"U16": "<u2", "I32": "<i4"}
+PACKED = {"U8": "u1"}
 
 
 def pack(
@@ -53,27 +54,9 @@ def read(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, int]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, of another version or no code file.
     """
-    from safetensors import SafetensorError, safe_open
-
     name = os.fspath(path)
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no code file at {name}")
-    try:
-        with safe_open(name, framework="np") as file:  # checks sizes and offsets
-            header = json.loads((file.metadata() or {}).get(KEY, "{}"))
-            missing = {"values", "indices"} - set(file.keys())
-    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{name} is damaged: {error} (or not a csrkern code file)") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"{name} is not a csrkern code file")
-    if header.get("version") != VERSION:
-        raise ValueError(
-            f"{name} has format version {header.get('version')}; "
-            f"this release reads version {VERSION}"
-        )
-    if missing:
-        raise ValueError(f"{name} is damaged: it lacks {' and '.join(sorted(missing))}")
-    entries, begin = _entries(name)
+    header = read_header(name, "code file", FORMAT, VERSION, {"values", "indices"})
+    entries, begin = entries_of(name)
     values, indices, dim = entries["values"], entries["indices"], header.get("dim")
     if values["dtype"] not in VALUES or indices["dtype"] not in INDICES or type(dim) is not int:
         raise ValueError(
@@ -85,18 +68,48 @@ def read(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, int]:
             f"{name} is damaged: expected values and indices of one shape [n, k], "
             f"got {values['shape']} and {indices['shape']}"
         )
-    return _map(name, values, begin), _map(name, indices, begin), dim
+    return map_array(name, values, begin), map_array(name, indices, begin), dim
 
 
-def _entries(name: str) -> tuple[dict[str, Any], int]:
+def read_header(name: str, what: str, form: str, version: int, tensors: set[str]) -> dict[str, Any]:
+    """What a file says of itself, once it is known to be whole and to hold these tensors.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, of another version or no `what`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"no {what} at {name}")
+    try:
+        with safe_open(name, framework="np") as file:  # checks sizes and offsets
+            header = json.loads((file.metadata() or {}).get(KEY, "{}"))
+            missing = tensors - set(file.keys())
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{name} is damaged: {error} (or not a csrkern {what})") from error
+    if not isinstance(header, dict) or header.get("format") != form:
+        raise ValueError(f"{name} is not a csrkern {what}")
+    if header.get("version") != version:
+        raise ValueError(
+            f"{name} has format version {header.get('version')}; "
+            f"this release reads version {version}"
+        )
+    if missing:
+        raise ValueError(f"{name} is damaged: it lacks {' and '.join(sorted(missing))}")
+    return header
+
+
+def entries_of(name: str) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, and where its data begin."""
     with open(name, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return json.loads(file.read(length)), 8 + length
 
 
-def _map(name: str, entry: dict[str, Any], begin: int) -> np.ndarray:
-    dtype, shape = np.dtype((VALUES | INDICES)[entry["dtype"]]), tuple(entry["shape"])
+def map_array(name: str, entry: dict[str, Any], begin: int) -> np.ndarray:
+    """A tensor of `entries_of`, mapped from its file."""
+    dtype, shape = np.dtype((VALUES | INDICES | PACKED)[entry["dtype"]]), tuple(entry["shape"])
     if 0 in shape:  # which no system maps
         return np.zeros(shape, dtype)
     offset = begin + entry["data_offsets"][0]

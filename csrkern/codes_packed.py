@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from csrkern import _C
+from csrkern import _C, codes_file
 from csrkern.codes import SparseCodes
 from csrkern.index_input import check_int
 from csrkern.ops._registry import address
@@ -20,7 +19,7 @@ from csrkern.storage import write_atomically
 VALUE_BITS = 4
 MAX_VALUE_BITS = 8
 MAX_DIM = 2**31 - 1
-KEY, FORMAT, VERSION = "csrkern", "csrkern-packed-codes", 1
+FORMAT, VERSION = "csrkern-packed-codes", 1
 # Scales reach down from the largest value by 2^-32, and must stay normal float32 numbers.
 _SMALLEST, _LARGEST = 2.0**-60, 2.0**100
 
@@ -145,7 +144,7 @@ class PackedCodes:
         header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "k": self.k}
         header |= {"dim": self.dim, "value_bits": self.value_bits, "largest": self.largest}
         rows = np.ascontiguousarray(self.rows)
-        payload = save({"rows": rows}, metadata={KEY: json.dumps(header)})
+        payload = save({"rows": rows}, metadata={codes_file.KEY: json.dumps(header)})
         write_atomically(path, bytes(payload))
 
     @classmethod
@@ -156,27 +155,13 @@ class PackedCodes:
             FileNotFoundError: if there is no such file.
             ValueError: if it is not a whole file of packed codes.
         """
-        from safetensors import SafetensorError, safe_open
-
         name = os.fspath(path)
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no packed codes at {name}")
-        try:
-            with safe_open(name, framework="np") as file:
-                header = json.loads((file.metadata() or {}).get(KEY, "{}"))
-                if not isinstance(header, dict) or header.get("format") != FORMAT:
-                    raise ValueError(f"{name} is not a file of packed codes")
-                if header.get("version") != VERSION:
-                    raise ValueError(
-                        f"{name} has format version {header.get('version')}; "
-                        f"this release reads version {VERSION}"
-                    )
-                stored = file.get_slice("rows").get_dtype()
-                if stored != "U8":  # some dtypes NumPy does not know
-                    raise ValueError(f"{name} is damaged: rows: expected U8, got {stored}")
-                rows = file.get_tensor("rows")
-        except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{name} is damaged: {error} (or not packed codes)") from error
+        header = codes_file.read_header(name, "file of packed codes", FORMAT, VERSION, {"rows"})
+        entries, begin = codes_file.entries_of(name)
+        entry = entries["rows"]
+        if entry["dtype"] not in codes_file.PACKED:
+            raise ValueError(f"{name} is damaged: rows: expected U8, got {entry['dtype']}")
+        rows = np.array(codes_file.map_array(name, entry, begin))
         try:
             form: list[Any] = [header.get(key) for key in ("k", "dim", "value_bits", "largest")]
             return cls(rows, *form)

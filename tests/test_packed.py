@@ -106,13 +106,13 @@ def test_files_come_back_or_are_refused(tmp_path: Path) -> None:
     back = PackedCodes.load(path)
     assert np.array_equal(back.rows, packed.rows)
     assert torch.equal(back.unpack().values, packed.unpack().values)
-    with pytest.raises(FileNotFoundError, match="no packed codes"):
+    with pytest.raises(FileNotFoundError, match="no file of packed codes"):
         PackedCodes.load(tmp_path / "none")
     (tmp_path / "cut").write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="damaged"):
         PackedCodes.load(tmp_path / "cut")
     packed.unpack().save(tmp_path / "codes")
-    with pytest.raises(ValueError, match="not a file of packed codes"):
+    with pytest.raises(ValueError, match="not a csrkern file of packed codes"):
         PackedCodes.load(tmp_path / "codes")
     header = {"format": "csrkern-packed-codes", "version": 1, "k": 8, "dim": 300, "value_bits": 5}
     for change in (

@@ -368,48 +368,6 @@ def test_annealing_reaches_the_loss(x):
     assert model.k == 4
 
 
-def views_of(x, config, steps=2):
-    """[steps, batch, d] of the rows of a run, and as many of their views."""
-    seen = []
-
-    class Watched(trainer.CSRLoss):
-        def forward(self, model, x, *args, views=None, **options):
-            seen.append(torch.stack([x, x if views is None else views]))
-            return super().forward(model, x, *args, views=views, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "CSRLoss", Watched)
-        quiet(x, config=dataclasses.replace(config, steps=steps))
-    return torch.stack(seen, 1)
-
-
-@pytest.mark.parametrize("mapping", [{}, {"input_subspace": 8}, {"whitening": 0.5}])
-def test_views_are_the_rows_with_noise_of_one_size_in_every_direction(x, mapping):
-    """And independent from step to step, from row to row and from direction to direction."""
-    config = dataclasses.replace(SMALL, **mapping, batch_size=500, view_noise=0.3)
-    rows, views = views_of(x, config, steps=40)
-    noise = views - rows
-    deviation = float(rows[0].var(0, correction=0).mean().sqrt())
-    assert float(noise.mean().abs()) < 0.02 * deviation
-    torch.testing.assert_close(
-        noise.std((0, 1)), torch.full(noise.shape[2:], 0.3 * deviation), rtol=0.05, atol=0
-    )
-    for part in (noise.flatten(1), noise.transpose(0, 1).flatten(1), noise.flatten(0, 1).T):
-        correlation = torch.corrcoef(part).fill_diagonal_(0)
-        assert float(correlation.abs().max()) < 6 / part.shape[1] ** 0.5
-
-
-def test_views_are_drawn_anew_for_each_step_and_seed(x):
-    config = dataclasses.replace(SMALL, view_noise=0.3)
-    noise = batches.view_noise(0, 5, 64, 16)
-    assert torch.equal(noise, batches.view_noise(0, 5, 64, 16))
-    for other in ((0, 6, 64, 16), (1, 5, 64, 16)):
-        assert not torch.equal(noise, batches.view_noise(*other))
-    rows, views = views_of(x, dataclasses.replace(config, view_noise=0.0))
-    assert torch.equal(rows, views)
-    assert not same(quiet(x, config=config), quiet(x, config=SMALL))
-
-
 def test_presets_are_the_published_settings():
     config = TrainConfig.preset("imagenet", k=8).resolve(1_281_167, 2048)
     assert (config.hidden_dim, config.batch_size, config.lr, config.gamma) == (

@@ -95,6 +95,8 @@ RUNS = {
     "neighbours": Run(
         "CSR, neighbours as positives", options={"contrast": "pair", "gamma": 0.1}, neighbours=True
     ),
+    # As many rows a step as "neighbours", whose examples are pairs.
+    "wide-batches": Run("CSR, batches of 1,024", options={"batch_size": 1024}),
     "csrv2": Run("CSRv2", paper_loss, {"contrast": "label", "anneal": True}, needs="labels"),
     "labels": Run("CSR with labels", options={"contrast": "label"}, needs="labels"),
     "pair-contrast": Run(
