@@ -13,7 +13,7 @@ from torch.utils import _pytree
 
 from csrkern import codes_file
 from csrkern.codes_slots import in_order, of_entries, powers_of_two
-from csrkern.index_input import array_of
+from csrkern.arguments import array_of
 from csrkern.storage import write_atomically
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 
 from csrkern import _C, codes_file
 from csrkern.codes import SparseCodes
-from csrkern.index_input import check_int
+from csrkern.arguments import check_int
 from csrkern.ops._registry import address
 from csrkern.storage import write_atomically
 

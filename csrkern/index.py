@@ -13,7 +13,8 @@ import numpy as np
 
 from csrkern import index_file
 from csrkern.index_collection import stats
-from csrkern.index_input import check_ids, check_int, integers, read_rows, thread_count
+from csrkern.arguments import check_int, integers, thread_count
+from csrkern.index_input import check_ids, read_rows
 from csrkern.index_rerank import Rerank
 from csrkern.index_search import Searchable
 from csrkern.index_segment import SQUARES, check_form, norms_of

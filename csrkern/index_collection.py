@@ -9,14 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from csrkern import index_file
-from csrkern.index_input import (
-    Rows,
-    check_ids,
-    check_norms,
-    integers,
-    read_rows,
-    thread_count,
-)
+from csrkern.arguments import integers, thread_count
+from csrkern.index_input import Rows, check_ids, check_norms, read_rows
 from csrkern.index_segment import (
     SQUARES,
     Form,

@@ -44,7 +44,8 @@ from csrkern.index_cuda_results import (
     rerank_tensors,
 )
 from csrkern.index_fast import check_mode
-from csrkern.index_input import check_choice, check_ids, check_int, check_norms, least_float
+from csrkern.arguments import check_choice, check_int, least_float
+from csrkern.index_input import check_ids, check_norms
 from csrkern.index_rerank import DenseSearch, Rerank
 from csrkern.index_segment import SQUARES, check_form
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from csrkern import _C
-from csrkern.index_input import check_choice, thread_count
+from csrkern.arguments import check_choice, thread_count
 from csrkern.index_rerank import Rerank
 from csrkern.index_segment import Segment
 

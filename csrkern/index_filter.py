@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from csrkern.index_input import array_of, integers
+from csrkern.arguments import array_of, integers
 from csrkern.index_segment import Segment, pack
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from csrkern import _C
+from csrkern.arguments import float32_array, integers
 
 
 class Rows(NamedTuple):
@@ -151,88 +151,6 @@ def _int32(name: str, indices: np.ndarray, dim: int) -> np.ndarray:
     return np.ascontiguousarray(indices, dtype=np.int32)
 
 
-def array_of(name: str, given: Any) -> np.ndarray:
-    """An array, a torch tensor wherever it is, nested lists, or what only speaks DLPack."""
-    if hasattr(given, "detach"):
-        given = given.detach().cpu()
-        given = (given.float() if str(given.dtype) == "torch.bfloat16" else given).numpy()
-    if hasattr(given, "__dlpack__") and not hasattr(given, "__array__"):
-        try:
-            return np.from_dlpack(given)
-        except (BufferError, RuntimeError) as error:
-            raise TypeError(
-                f"{name}: {type(given).__name__} does not fit NumPy ({error}); "
-                "expected numbers in host memory"
-            ) from error
-    try:
-        return np.asarray(given)
-    except ValueError as error:
-        raise ValueError(f"{name}: expected an array, got lists of unlike lengths") from error
-
-
-def float32_array(name: str, given: Any) -> np.ndarray:
-    """Real numbers as contiguous float32; those that are too large become infinite."""
-    array = array_of(name, given)
-    if _of_python_integers(array):
-        raise ValueError(f"{name}: expected float32 numbers, got {shown(max(array.flat, key=abs))}")
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
-    with np.errstate(over="ignore"):  # the caller says which number it was
-        return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def integers(name: str, given: Any) -> np.ndarray:
-    """Integers of some NumPy type; an empty list is of any type."""
-    array = array_of(name, given)
-    if array.dtype.kind in "iu":
-        return array
-    if array.size == 0:
-        return array.astype(np.int64)
-    # Lists of integers that no one type of NumPy holds become objects or floats.
-    whole = np.array(given, dtype=object) if isinstance(given, (list, tuple)) else array
-    if _of_python_integers(whole):
-        wrong = shown(max(whole.flat, key=abs))
-        raise ValueError(f"{name}: expected integers in 0..2^63-1, got {wrong}")
-    raise TypeError(f"{name}: expected integers, got {array.dtype}")
-
-
-def _of_python_integers(array: np.ndarray) -> bool:
-    if array.dtype != object or array.size == 0:
-        return False
-    return all(isinstance(one, (int, np.integer)) for one in array.flat)
-
-
-def shown(number: Any) -> str:
-    """A number for a message; Python refuses to write out integers of 4,300 digits."""
-    bits = int(number).bit_length()
-    return str(number) if bits <= 128 else f"an integer of {bits} bits"
-
-
-def thread_count(num_threads: int | None) -> int:
-    """The number asked for, or of the processors that the process may run on."""
-    if num_threads is None:
-        return _C.available_threads()
-    return check_int("num_threads", num_threads, 1, 4096)
-
-
-def check_int(name: str, value: Any, low: int, high: int) -> int:
-    """`value` is an integer in low..high."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if not low <= value <= high:
-        raise ValueError(f"{name}: expected {low} <= {name} <= {high}, got {shown(value)}")
-    return int(value)
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """`value` is one of `choices`."""
-    expected = f"{name}: expected one of {', '.join(map(repr, choices))}"
-    if not isinstance(value, str):
-        raise TypeError(f"{expected}, got {type(value).__name__}")
-    if value not in choices:
-        raise ValueError(f"{expected}, got {value!r}")
-
-
 def check_ids(ids: Any, n: int) -> np.ndarray:
     """n distinct ids as int64."""
     array = integers("ids", ids)
@@ -255,22 +173,3 @@ def check_norms(norms: Any, n: int) -> np.ndarray:
     if len(wrong):
         raise ValueError(f"norms: expected positive numbers, got {array[wrong[0]]}")
     return array
-
-
-def least_float(name: str, value: Any) -> float:
-    """The smallest float32 that is at least `value`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    try:
-        exact = float(value)
-    except OverflowError:
-        raise ValueError(
-            f"{name}: expected a number that a float holds, got {shown(value)}"
-        ) from None
-    with np.errstate(over="ignore"):
-        least = np.float32(exact)
-    if np.isnan(least):
-        raise ValueError(f"{name}: expected a number, got nan")
-    if float(least) < exact:
-        least = np.nextafter(least, np.float32(np.inf))
-    return float(least)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from csrkern.index_input import check_int, float32_array
+from csrkern.arguments import check_int, float32_array
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from csrkern import _C
-from csrkern.index_input import Rows, check_choice, check_int, least_float
+from csrkern.arguments import check_choice, check_int, least_float
+from csrkern.index_input import Rows
 
 # Scores of 32,768 documents, 128 KB: with more, the scan of a window costs more than the
 # longer lists save; with fewer, the reverse (10% at 16,384, 5 to 25% at 65,536). Where the mean

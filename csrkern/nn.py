@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from csrkern.codes import SparseCodes
-from csrkern.index_input import check_choice
+from csrkern.arguments import check_choice
 from csrkern.index_rerank import Rerank
 from csrkern.ops.autoencode import autoencode
 from csrkern.ops.decode import decode

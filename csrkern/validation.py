@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from csrkern.arguments import as_int, check_number, shown
+
 MAX_PREFIXES = 8
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -45,11 +47,11 @@ def check_same(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
 
 def check_k(k: Any, limit: int, limit_name: str, name: str = "k") -> int:
     """`k` is an integer in 1..limit."""
-    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
-        raise TypeError(f"{name}: expected an int, got {type(k).__name__}")
+    if not isinstance(k, torch.SymInt):  # a size that torch.compile and export keep open
+        k = as_int(name, k)
     if k < 1 or k > limit:
-        raise ValueError(f"{name}: expected 1 <= {name} <= {limit_name} = {limit}, got {k}")
-    return k  # type: ignore[return-value]
+        raise ValueError(f"{name}: expected 1 <= {name} <= {limit_name} = {limit}, got {shown(k)}")
+    return k  # type: ignore[no-any-return]
 
 
 def check_ks(ks: Any, limit: int, limit_name: str) -> list[int]:
@@ -57,8 +59,7 @@ def check_ks(ks: Any, limit: int, limit_name: str) -> list[int]:
     if not isinstance(ks, Iterable):
         raise TypeError(f"ks: expected a list of ints, got {type(ks).__name__}; use ks=[{ks}]")
     ks = list(ks)
-    for i, k in enumerate(ks):
-        check_k(k, limit, limit_name, f"ks[{i}]")
+    ks = [check_k(k, limit, limit_name, f"ks[{i}]") for i, k in enumerate(ks)]
     if not 1 <= len(ks) <= MAX_PREFIXES or any(a >= b for a, b in pairwise(ks)):
         raise ValueError(f"ks: expected 1 to {MAX_PREFIXES} ascending numbers, got {ks}")
     return ks
@@ -80,18 +81,10 @@ def check_codes(name: str, value: Any, dim: int | None = None) -> Any:
 
 def check_temperature(temperature: Any) -> float:
     """`temperature` is a positive finite number."""
-    if not isinstance(temperature, (int, float)) or isinstance(temperature, bool):
-        raise TypeError(f"temperature: expected a float, got {type(temperature).__name__}")
-    if not 0.0 < temperature < float("inf"):
-        raise ValueError(f"temperature: expected a positive finite number, got {temperature}")
-    return float(temperature)
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """`value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-    return value
+    number = check_number("temperature", temperature)
+    if number <= 0:
+        raise ValueError(f"temperature: expected a positive number, got {number}")
+    return number
 
 
 def check_latent_mask(mask: Any, pre: Tensor) -> None:

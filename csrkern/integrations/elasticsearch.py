@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from csrkern.codes import SparseCodes
-from csrkern.index_input import check_choice
+from csrkern.arguments import check_choice
 from csrkern.integrations.rows import VECTOR, Codes, collect, records
 
 KINDS = ("sparse_vector", "rank_features")

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from csrkern import _C, reference
+from csrkern.arguments import check_choice
 from csrkern.codes import SparseCodes
 from csrkern.ops import gather, topk_relu, transpose  # noqa: F401  (registers what is called)
 from csrkern.ops._registry import LIBRARY, NATIVE_DTYPES, autocast, register_autograd
 from csrkern.ops.encode_cpu import layer_for
 from csrkern.ops.encode_cpu import verified_rows as verified_rows
 from csrkern.ops.gather import interval_begins, unit_columns
-from csrkern.validation import check_choice, check_k, check_same, check_tensor
+from csrkern.validation import check_k, check_same, check_tensor
 
 ops = torch.ops.csrkern
 
@@ -78,7 +79,7 @@ def encode(
     Source: the encoder of CSR (Wen et al., ICML 2025, arXiv 2503.01776).
     """
     weight, bias, precision = check_encoder(x, weight, bias, pre_bias, precision)
-    check_k(k, len(weight), "h")
+    k = check_k(k, len(weight), "h")
     values, indices = ops.encode(x, weight, bias, pre_bias, k, precision)
     return SparseCodes(values, indices, len(weight))
 

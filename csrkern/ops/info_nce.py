@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from csrkern import _C, reference
+from csrkern.arguments import check_choice
 from csrkern.codes import SparseCodes
 from csrkern.ops._registry import LIBRARY, address, register_autograd
 from csrkern.ops.similarity import codes_arguments, postings
 from csrkern.validation import (
-    check_choice,
     check_codes,
     check_labels,
     check_same,
@@ -73,7 +73,7 @@ def info_nce(
                 f"b: expected {len(a)} rows, one for each row of a, got {len(b)}; "
                 "give labels=(labels_a, labels_b) where rows are not paired"
             )
-    check_temperature(temperature)
+    temperature = check_temperature(temperature)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     labels = check_labels(labels, len(a), len(a) if b is None else len(b), b is not None)
     if a.dtype == torch.float64 or a.device.type not in ("cpu", "cuda"):

@@ -41,7 +41,7 @@ def topk_relu(pre: Tensor, k: int, *, latent_mask: Tensor | None = None) -> Spar
     the ReLU of CSR (Wen et al., ICML 2025, arXiv 2503.01776).
     """
     check_tensor("pre", pre, (None, None))
-    check_k(k, pre.shape[1], "h")
+    k = check_k(k, pre.shape[1], "h")
     check_latent_mask(latent_mask, pre)
     values, indices = torch.ops.csrkern.topk_relu(pre, k, latent_mask)
     return SparseCodes(values, indices, pre.shape[1])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from csrkern.codes import SparseCodes
 from csrkern.codes_slots import in_order
-from csrkern.index_input import check_int
+from csrkern.arguments import check_int
 from csrkern.nn import SparseAutoencoder
 from csrkern.validation import check_codes, check_k, check_same
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from csrkern.index_input import check_int, pad_rows, read_rows
+from csrkern.arguments import check_int
+from csrkern.index_input import pad_rows, read_rows
 from csrtrain.scale.cluster import import_ray
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits

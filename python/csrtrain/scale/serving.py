@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from csrkern import InvertedIndex
-from csrkern.index_input import check_int, read_rows
+from csrkern.arguments import check_int
+from csrkern.index_input import read_rows
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits, merge_hits
 from csrtrain.scale.scratch import scratch_folder
