@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from csrkern import codes_file
-from csrkern.codes_slots import in_order, of_entries, powers_of_two
 from csrkern.arguments import array_of
+from csrkern.codes_slots import in_order, of_entries, powers_of_two
 from csrkern.storage import write_atomically
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from csrkern import _C, codes_file
-from csrkern.codes import SparseCodes
 from csrkern.arguments import check_int
+from csrkern.codes import SparseCodes
 from csrkern.ops._registry import address
 from csrkern.storage import write_atomically
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from csrkern import index_file
-from csrkern.index_collection import stats
 from csrkern.arguments import check_int, integers, thread_count
+from csrkern.index_collection import stats
 from csrkern.index_input import check_ids, read_rows
 from csrkern.index_rerank import Rerank
 from csrkern.index_search import Searchable

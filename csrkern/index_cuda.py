@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from csrkern.arguments import check_choice, check_int, least_float
 from csrkern.index import InvertedIndex
 from csrkern.index_collection import Collection
 from csrkern.index_cuda_filter import Filters
@@ -44,7 +45,6 @@ from csrkern.index_cuda_results import (
     rerank_tensors,
 )
 from csrkern.index_fast import check_mode
-from csrkern.arguments import check_choice, check_int, least_float
 from csrkern.index_input import check_ids, check_norms
 from csrkern.index_rerank import DenseSearch, Rerank
 from csrkern.index_segment import SQUARES, check_form

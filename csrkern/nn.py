@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csrkern.codes import SparseCodes
 from csrkern.arguments import check_choice
+from csrkern.codes import SparseCodes
 from csrkern.index_rerank import Rerank
 from csrkern.ops.autoencode import autoencode
 from csrkern.ops.decode import decode

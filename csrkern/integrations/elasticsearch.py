@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from csrkern.codes import SparseCodes
 from csrkern.arguments import check_choice
+from csrkern.codes import SparseCodes
 from csrkern.integrations.rows import VECTOR, Codes, collect, records
 
 KINDS = ("sparse_vector", "rank_features")

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from csrkern.arguments import check_int
 from csrkern.codes import SparseCodes
 from csrkern.codes_slots import in_order
-from csrkern.arguments import check_int
 from csrkern.nn import SparseAutoencoder
 from csrkern.validation import check_codes, check_k, check_same
 
