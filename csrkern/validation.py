@@ -51,7 +51,7 @@ def check_k(k: Any, limit: int, limit_name: str, name: str = "k") -> int:
         k = as_int(name, k)
     if k < 1 or k > limit:
         raise ValueError(f"{name}: expected 1 <= {name} <= {limit_name} = {limit}, got {shown(k)}")
-    return k  # type: ignore[no-any-return]
+    return k
 
 
 def check_ks(ks: Any, limit: int, limit_name: str) -> list[int]:
