@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from csrkern.arguments import check_choice
+from csrkern.arguments import array_of, check_choice
 from csrkern.codes import SparseCodes
 from csrkern.index_rerank import Rerank
 from csrkern.ops.autoencode import autoencode
@@ -19,12 +20,18 @@ from csrkern.ops.decode import decode
 from csrkern.ops.encode import encode
 from csrkern.ops.topk_relu import topk_relu
 from csrkern.storage import write_atomically
-from csrkern.validation import check_codes, check_tensor
+from csrkern.validation import check_codes, check_rows_finite, check_tensor
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 SPACES = ("embeddings", "adapter")
 _ENCODER, _DECODER = "encoder.weight", "decoder.linear.weight"
+# Arrays are encoded in batches of about this many bytes of float32.
+_BATCH_BYTES = 1 << 25
+
+
+EmbeddingsLike = Tensor | np.ndarray | str | os.PathLike[str]
+"""Embeddings [n, d]: a tensor, an array (NumPy's, or one that speaks DLPack), or a .npy file."""
 
 
 class TopKReLU(nn.Module):
@@ -140,10 +147,49 @@ class SparseAutoencoder(nn.Module):
         deviation = (x - mean).std(1, keepdim=True) + 1e-5
         return (x - mean) / deviation, mean, deviation
 
-    def encode(self, x: Tensor, k: int | None = None) -> SparseCodes:
-        """Codes of embeddings [n, d] at k (default self.k) active latents."""
-        x, _, _ = self.standardize(x)
-        return self.encode_standardized(x, k)
+    def encode(self, x: EmbeddingsLike, k: int | None = None) -> SparseCodes:
+        """Return the codes of embeddings [n, d] at k (default: self.k) active latents.
+
+        A tensor is encoded as one batch, on its device, and gradients flow back to it.
+
+        An array, or a .npy file, which is mapped, is converted to the model's dtype and encoded
+        in batches without gradients; the codes are on the CPU.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            TypeError, ValueError: if x is not floating-point [n, d], if an array or a file holds
+                NaN or infinity, or if a tensor has another dtype or device than the model.
+        """
+        if isinstance(x, Tensor):
+            x, _, _ = self.standardize(x)
+            return self.encode_standardized(x, k)
+        array, dtype = self._rows("x", x), self.pre_bias.dtype
+        step = max(1, _BATCH_BYTES // (4 * self.input_dim))
+        with torch.no_grad():
+            return SparseCodes.cat(
+                self.encode(self._tensor("x", array[row : row + step], dtype, row), k).to("cpu")
+                for row in range(0, max(1, len(array)), step)
+            )
+
+    def _rows(self, name: str, given: Any) -> np.ndarray:
+        """Return `given`, an array or the path of one, as floating-point [n, d]."""
+        path = isinstance(given, (str, os.PathLike))
+        array = _open_array(name, given) if path else array_of(name, given)
+        if array.dtype.kind != "f":
+            raise TypeError(f"{name}: expected floating-point embeddings, got {array.dtype}")
+        if array.ndim != 2 or array.shape[1] != self.input_dim:
+            raise ValueError(
+                f"{name}: expected shape [n, {self.input_dim}], got {list(array.shape)}"
+            )
+        return array
+
+    def _tensor(self, name: str, rows: np.ndarray, dtype: torch.dtype, start: int = 0) -> Tensor:
+        """Return finite rows [n, d], numbered from `start`, on the device of the model."""
+        with np.errstate(over="ignore"):  # the check below names the row
+            copy = np.array(rows, np.float64 if dtype == torch.float64 else np.float32)
+        tensor = torch.from_numpy(copy).to(self.pre_bias.device, dtype)
+        check_rows_finite(tensor, start, name)
+        return tensor
 
     def encode_standardized(self, x: Tensor, k: int | None = None) -> SparseCodes:
         """`encode` for rows that `standardize` has been over already."""
@@ -215,8 +261,8 @@ class SparseAutoencoder(nn.Module):
     # ---- dense queries against stored codes ---------------------------------------------
 
     @torch.no_grad()
-    def rerank(self, q: Tensor, shortlist: int = 100, space: str = "embeddings") -> Rerank:
-        """What `InvertedIndex.search` needs to score documents by whole embeddings q [n, d].
+    def rerank(self, q: EmbeddingsLike, shortlist: int = 100, space: str = "embeddings") -> Rerank:
+        """Return what `InvertedIndex.search` needs to score documents by embeddings q [n, d].
 
         With the index built of `codes` and `norms=model.norms(codes, space)`, scores are cosines
         (but for the query's own norm, which changes no order) of q with the documents'
@@ -230,13 +276,15 @@ class SparseAutoencoder(nn.Module):
         Sums are of float32 at least, whatever the dtypes of q and the model.
 
         Raises:
-            TypeError, ValueError: if q is no tensor [n, d]; if `space` is neither; if the model
-                standardises rows, whose scale a code does not hold; with "adapter" if encoder and
-                decoder were trained apart.
+            TypeError, ValueError: if q is not floating-point [n, d]; if `space` is neither; if
+                the model standardises rows, whose scale a code does not hold; with "adapter" if
+                encoder and decoder were trained apart.
         """
         self.check_space(space)
-        check_tensor("q", q, (None, self.input_dim))
         encoder, decoder, pre_bias = self._wide()
+        if not isinstance(q, Tensor):
+            q = self._tensor("q", self._rows("q", q), pre_bias.dtype)
+        check_tensor("q", q, (None, self.input_dim))
         q = q.to(pre_bias.dtype)
         if space == "adapter":
             return Rerank((q - pre_bias) @ encoder.T, shortlist)
@@ -397,3 +445,16 @@ class SparseAutoencoder(nn.Module):
 _CONFIG_NAMES = frozenset(
     ("input_dim", "hidden_dim", "k", "k_aux", "normalize", "dead_threshold", "tied")
 )
+
+
+def _open_array(name: str, path: str | os.PathLike[str]) -> np.ndarray:
+    """Return the array in a .npy file, mapped."""
+    if Path(path).suffix.lower() != ".npy":
+        raise ValueError(
+            f"{name}: expected an array or the path of a .npy file, got {os.fspath(path)!r}; "
+            "csrtrain.load_embeddings(path) reads .npz, .parquet, .safetensors and .pt files"
+        )
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{os.fspath(path)} is not a readable .npy file: {error}") from error

@@ -37,6 +37,18 @@ def check_tensor(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor
     return value
 
 
+def check_rows_finite(rows: Tensor, start: int, name: str) -> None:
+    """Raise ValueError naming the first row of `rows`, counted from `start`, not finite."""
+    bad = ~torch.isfinite(rows).all(1)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        values = rows[row][~torch.isfinite(rows[row])]
+        raise ValueError(
+            f"{name}: row {start + row} holds {len(values)} values that are not finite "
+            f"(the first: {float(values[0])}); remove or repair such rows"
+        )
+
+
 def check_same(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
     """`value` has the device and dtype of `like`."""
     if value.device != like.device:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -203,6 +204,70 @@ def test_call_errors_teach():
         model.encode(torch.ones(2, D + 1))
     with pytest.raises(TypeError, match=r"weight is torch\.float32 but x is torch\.float64"):
         model.encode(torch.ones(2, D).double())
+
+
+# ---- arrays and files -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f4", "longdouble", "list"])
+@pytest.mark.parametrize("model_dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_encode_takes_arrays_of_any_float_type(model_dtype, dtype, tmp_path, monkeypatch):
+    model, x = make(model_dtype), batch(50, torch.float16)
+    expected = model.encode(x.to(model_dtype)).detach()
+    array = x.tolist() if dtype == "list" else x.numpy().astype(dtype)
+    codes = model.encode(array)
+    assert codes.equal(expected)
+    assert codes.dtype == model_dtype
+    assert not codes.values.requires_grad
+    if dtype == "list":
+        return
+    np.save(tmp_path / "x.npy", array)
+    for path in (tmp_path / "x.npy", str(tmp_path / "x.npy")):
+        assert model.encode(path, 3).equal(expected.truncate(3))
+    monkeypatch.setattr(csrkern.nn, "_BATCH_BYTES", 4 * D * 17)  # batches of 17, 17 and 16 rows
+    joined = model.encode(array)
+    assert torch.equal(joined.indices, expected.indices)
+    torch.testing.assert_close(joined.values, expected.values)
+
+
+def test_encode_of_a_tensor_keeps_its_gradient():
+    model, x = make(), batch().requires_grad_()
+    model.encode(x).values.sum().backward()
+    assert bool(x.grad.any())
+
+
+def test_encode_of_arrays_leaves_them_alone():
+    model, x = make(torch.float32), np.ones((4, D), np.float32)
+    x.flags.writeable = False
+    assert len(model.encode(x)) == 4
+    assert model.encode(np.empty((0, D), np.float32)).values.shape == (0, K)
+    strided = np.repeat(batch(6, torch.float32).numpy(), 2, axis=0)[::-2]
+    assert model.encode(strided).equal(model.encode(torch.from_numpy(strided.copy())).detach())
+
+
+def test_encode_refuses_what_is_not_embeddings(tmp_path, monkeypatch):
+    model, x = make(torch.float32), np.ones((9, D))
+    for wrong, error, message in (
+        (x[:, 1:], ValueError, rf"x: expected shape \[n, {D}\], got \[9, {D - 1}\]"),
+        (x[0], ValueError, rf"x: expected shape \[n, {D}\], got \[{D}\]"),
+        (np.float64(3), ValueError, rf"x: expected shape \[n, {D}\], got \[\]"),
+        (x.astype(int), TypeError, "x: expected floating-point embeddings, got int64"),
+        ("rows.parquet", ValueError, r"got 'rows.parquet'; csrtrain.load_embeddings"),
+        (None, TypeError, "x: expected floating-point embeddings, got object"),
+    ):
+        with pytest.raises(error, match=message):
+            model.encode(wrong)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        model.encode(tmp_path / "nowhere.npy")
+    (tmp_path / "damaged.npy").write_bytes(b"no array")
+    with pytest.raises(ValueError, match=r"damaged\.npy is not a readable \.npy file"):
+        model.encode(tmp_path / "damaged.npy")
+
+    monkeypatch.setattr(csrkern.nn, "_BATCH_BYTES", 4 * D * 2)
+    for value in (np.nan, np.inf, 1e300):  # the last is infinite in float32
+        x[7, 2] = value
+        with pytest.raises(ValueError, match="x: row 7 holds 1 values that are not finite"):
+            model.encode(x)
 
 
 # ---- dead latents ---------------------------------------------------------------------

@@ -92,8 +92,14 @@ def test_models_and_queries_of_any_dtype(made, dtype):
         torch.testing.assert_close(
             found.dense_queries.double(), expected.dense_queries, rtol=1e-5, atol=1e-3
         )
-    with pytest.raises(TypeError, match=r"torch.from_numpy\(q\)"):
-        model.rerank(np.zeros((2, D), np.float32))
+
+
+def test_queries_may_be_an_array(made):
+    model, q = SparseAutoencoder(D, 40, 4), made[0][:7].float()
+    found, expected = model.rerank(q.numpy().astype(np.float64)), model.rerank(q)
+    assert torch.equal(found.dense_queries, expected.dense_queries)
+    with pytest.raises(ValueError, match=rf"q: expected shape \[n, {D}\], got \[2\]"):
+        model.rerank(np.zeros(2))
 
 
 def test_a_tied_model_differs_by_its_centre_alone():

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from csrkern.validation import check_rows_finite
+
 Array = np.ndarray | Tensor
 """A 2-D array of embeddings or a 1-D array of labels; NumPy (mapped or not) or a CPU tensor."""
 
@@ -135,18 +137,6 @@ def chunks(array: Array) -> Iterator[tuple[int, Tensor]]:
     size = max(1, _CHUNK_BYTES // (4 * array.shape[1]))
     for start in range(0, len(array), size):
         yield start, rows(array, slice(start, start + size))
-
-
-def check_rows_finite(chunk: Tensor, start: int, name: str) -> None:
-    """Raises ValueError naming the first row of `chunk`, counted from `start`, not finite."""
-    bad = ~torch.isfinite(chunk).all(1)
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        values = chunk[row][~torch.isfinite(chunk[row])]
-        raise ValueError(
-            f"{name}: row {start + row} holds {len(values)} values that are not finite "
-            f"(the first: {float(values[0])}); remove or repair such rows"
-        )
 
 
 def _read(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from csrkern.nn import SparseAutoencoder
+from csrkern.validation import check_rows_finite
 from csrtrain import distributed
 from csrtrain.baselines import PCA
 from csrtrain.batches import Batch, Examples, view_noise
@@ -21,7 +22,6 @@ from csrtrain.config import TrainConfig
 from csrtrain.data import (
     Array,
     Source,
-    check_rows_finite,
     chunks,
     load_embeddings,
     load_labels,
