@@ -75,10 +75,10 @@ fuzz: ## Attack the index with forged files for FUZZ_SECONDS=60; needs clang
 	$(NATIVE_TESTS) fuzz
 
 aot: $(VENV)/.installed-test ## Compile every GPU kernel, no GPU needed; rewrite the tables
-	$(BIN)/python scripts/aot.py
-	$(BIN)/python scripts/cuda_resources.py
-	$(BIN)/python scripts/gpu_floors.py > benchmarks/results/h200_floors.csv
-	$(BIN)/python scripts/gpu_floors.py --kernels > benchmarks/results/h200_kernels.csv
+	$(BIN)/python scripts/gpu/aot.py
+	$(BIN)/python scripts/gpu/cuda_resources.py
+	$(BIN)/python scripts/gpu/floors.py > benchmarks/results/h200_floors.csv
+	$(BIN)/python scripts/gpu/floors.py --kernels > benchmarks/results/h200_kernels.csv
 
 kernels: $(VENV)/.installed-test ## Test and compile the GPU kernels with the oldest Triton
 	PYTHON=$(BIN)/python scripts/kernel_tests.sh $(OLDEST_TRITON) $(TEST_ARGS)

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import Race, Report, Row, cases_of
+from benchmarks.harness.race import Race, Report, Row, cases_of
 from csrkern import roofline
 
 REPORT = pytest.StashKey[Report]()

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import provenance
+from benchmarks.harness import provenance
 from csrtrain import demo
 
 

@@ -22,4 +22,4 @@ found=$("$PYTHON" -c 'import triton; print(triton.__version__)')
 [ "$found" = "$version" ] || { echo "expected Triton $version, Python imports $found" >&2; exit 1; }
 echo "Triton $found"
 "$PYTHON" -m pytest "${@:-tests/kernels}"
-"$PYTHON" scripts/aot.py --check --targets "${AOT_TARGET:-sm_90}"
+"$PYTHON" scripts/gpu/aot.py --check --targets "${AOT_TARGET:-sm_90}"

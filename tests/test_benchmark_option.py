@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import bench_index, generators, harness, index_charts, index_data
-from benchmarks.harness import Contestant, Missing, Race, Report, Row
-from benchmarks.index_data import Data
-from benchmarks.index_engine import Engine, Field
+from benchmarks.harness import generators
+from benchmarks.harness import race as harness
+from benchmarks.harness.race import Contestant, Missing, Race, Report, Row
+from benchmarks.index import bench_index, charts
+from benchmarks.index import data as index_data
+from benchmarks.index.data import Data
+from benchmarks.index.engine import Engine, Field
 from csrkern.roofline import Cost, Machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,7 +93,7 @@ def test_index_benchmarks_run_and_their_tables_hold_every_engine(tmp_path: Path)
         assert float(by_peer[name]["ratio"]) > 0
 
     with contextlib.suppress(ImportError):
-        index_charts.write_charts(results)
+        charts.write_charts(results)
     with open(results.with_name("index-recall.csv"), newline="") as file:
         curve = list(csv.DictReader(file))
     exact, fast = (
@@ -138,7 +141,7 @@ def test_the_curve_shows_only_settings_that_no_other_beats() -> None:
     points = [(1.0, 1.0), (0.9, 0.5), (0.95, 2.0), (0.85, 2.0), (0.82, 3.0), (0.5, 9.0)]
     table = [{**line, "recall": r, "queries_per_s": q} for r, q in points]
     shown = [(0.82, 3.0), (0.95, 2.0), (1.0, 1.0)]
-    assert list(index_charts.curve_panels(table)) == [("c", {"e": shown})]
+    assert list(charts.curve_panels(table)) == [("c", {"e": shown})]
 
 
 def test_the_truth_does_not_depend_on_slices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,10 +166,10 @@ def test_pytest_alone_never_collects_a_benchmark() -> None:
 def test_every_benchmark_is_collected() -> None:
     done = run_pytest("--benchmark", "--collect-only")
     assert done.returncode == 0, done.stdout + done.stderr
-    files = sorted((ROOT / "benchmarks").glob("bench_*.py"))
+    files = sorted((ROOT / "benchmarks").rglob("bench_*.py"))
     assert files
     for file in files:
-        assert f"benchmarks/{file.name}::" in done.stdout
+        assert f"{file.relative_to(ROOT).as_posix()}::" in done.stdout
 
 
 def test_parallel_workers_are_refused() -> None:

@@ -57,7 +57,7 @@ def test_table_of_cuda_kernels_has_every_target_and_no_spills():
 @pytest.mark.skipif(importlib.util.find_spec("csrkern._cuda") is None, reason="built without nvcc")
 def test_cuda_kernels_stay_within_their_budgets():
     run = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "cuda_resources.py", "--check"],
+        [sys.executable, ROOT / "scripts" / "gpu" / "cuda_resources.py", "--check"],
         capture_output=True,
         text=True,
     )

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.scale import kill_process
+from benchmarks.scale.drill import kill_process
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.evaluate import encode_all

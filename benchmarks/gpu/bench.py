@@ -28,7 +28,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.provenance import commit, versions
+from benchmarks.harness.provenance import commit, versions
 from csrkern import SparseCodes, reference, roofline
 from csrkern.kernels import (
     encode,

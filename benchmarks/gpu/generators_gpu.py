@@ -1,4 +1,4 @@
-"""The laws of benchmarks/generators.py, drawn by PyTorch: ten million codes in seconds on a GPU."""
+"""Codes of benchmarks.harness.generators, drawn by PyTorch: ten million in seconds on a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks import generators
+from benchmarks.harness import generators
 from csrkern import SparseCodes
 
 _CHUNK = 1_000_000

@@ -3,12 +3,12 @@
 
     python benchmarks/gpu/index.py --out build/gpu/index.json [--sizes 100k 1M 10M 100M]
 
-Codes are those of benchmarks/generators.py, h = 16,384, k = 32; above a million they are drawn on
-the GPU by the same laws (100M: k = 16, if it fits). A time is the median of replays of a CUDA
-graph over several sets of queries, beside peers in the same run: a bfloat16 GEMM over 1024-wide
-embeddings and topk (cuBLAS), PyTorch's sparse CSR times CSR and topk (512 queries, 100 warm-ups,
-1.3M codes, the paper's protocol), and scatter-add into [batch, n] and topk. A measurement that the
-results file has for this commit is not repeated.
+Codes are those of benchmarks.harness.generators, h = 16,384, k = 32; above a million they are
+drawn on the GPU by the same laws (100M: k = 16, if it fits). A time is the median of replays of a
+CUDA graph over several sets of queries, beside peers in the same run: a bfloat16 GEMM over
+1024-wide embeddings and topk (cuBLAS), PyTorch's sparse CSR times CSR and topk (512 queries, 100
+warm-ups, 1.3M codes, the paper's protocol), and scatter-add into [batch, n] and topk. A
+measurement that the results file has for this commit is not repeated.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks import generators
 from benchmarks.gpu import generators_gpu
-from benchmarks.provenance import commit, versions
+from benchmarks.harness import generators
+from benchmarks.harness.provenance import commit, versions
 from csrkern import CudaIndex, InvertedIndex, SparseCodes
 
 DIM, K, TOPK, WIDTH = 16_384, 32, 10, 1024

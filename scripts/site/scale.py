@@ -18,14 +18,14 @@ def _read(name: str) -> dict[str, Any] | None:
 
 
 def _unmeasured(module: str) -> str:
-    return f"*Not measured yet: `python -m benchmarks.{module}`.*"
+    return f"*Not measured yet: `python -m benchmarks.scale.{module}`.*"
 
 
 def scale_drill() -> str:
     """What was killed, what was lost, how long it took to recover."""
     held = _read("scale")
     if held is None:
-        return _unmeasured("scale")
+        return _unmeasured("drill")
     encode, build = held["encode"], held["build"]
     encode_wrong = encode["rows_lost_or_doubled"] + encode["wrong_pieces"] + encode["wrong_codes"]
     build_wrong = build["wrong_ids"] + build["wrong_scores"]
@@ -55,7 +55,7 @@ def scale_model() -> str:
     """Prediction beside measurement."""
     held = _read("scale-model")
     if held is None:
-        return _unmeasured("scale_check")
+        return _unmeasured("check")
     charts = [_chart(held["table"], m) for m in (1, held["batch"])]
     table = [["shards", "queries a request", "ms", "measured", "predicted", "off", "of it Ray"]]
     for row in held["table"]:
@@ -85,7 +85,7 @@ def scale_sizes() -> str:
     """What a billion and a hundred billion codes need."""
     held = _read("scale-model")
     if held is None:
-        return _unmeasured("scale_check")
+        return _unmeasured("check")
     units = {
         "index_bytes": ("index, GB", 1e-9),
         "groups_by_memory": ("machines that hold it once", 1),
@@ -110,7 +110,7 @@ def scale_waves() -> str:
     """What a bar from other shards saves."""
     held = _read("scale-waves")
     if held is None:
-        return _unmeasured("scale_waves")
+        return _unmeasured("waves")
     ways = ("alone", "two waves", "one by one", "answer known")
     table = [["codes", "clustered", *(f"{way}, ms" for way in ways)]]
     for row in held["rows"]:

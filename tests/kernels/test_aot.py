@@ -31,7 +31,7 @@ def test_table_has_every_target_and_no_spills():
 def test_rooflines_are_those_of_the_table():
     results = ROOT / "benchmarks" / "results"
     for options, table in (((), "h200_floors.csv"), (("--kernels",), "h200_kernels.csv")):
-        command = [sys.executable, ROOT / "scripts" / "gpu_floors.py", *options]
+        command = [sys.executable, ROOT / "scripts" / "gpu" / "floors.py", *options]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
         assert run.stdout == (results / table).read_text(), f"make aot writes {table} anew"
 
@@ -50,7 +50,7 @@ def test_every_kernel_has_a_roofline():
 @pytest.mark.slow
 def test_kernels_stay_within_their_budgets():
     run = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "aot.py", "--check", "--targets", "sm_90"],
+        [sys.executable, ROOT / "scripts" / "gpu" / "aot.py", "--check", "--targets", "sm_90"],
         capture_output=True,
         text=True,
     )

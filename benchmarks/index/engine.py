@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Contestant, Missing
-from benchmarks.index_data import TOPK, Data, recall
+from benchmarks.harness.race import Contestant, Missing
+from benchmarks.index.data import TOPK, Data, recall
 
 INSTALL = "pip install 'csrkern[bench]'"
 

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import peak_memory
-from benchmarks.bench_train_step import kill_a_quarter, stepper
-from benchmarks.codes import two_sets
-from benchmarks.harness import Contestant, Race, cases
+from benchmarks.harness import peak_memory
+from benchmarks.harness.race import Contestant, Race, cases
+from benchmarks.ops.bench_train_step import kill_a_quarter, stepper
+from benchmarks.ops.codes import two_sets
 from csrtrain.demo_data import load_demo
 from csrtrain.texts import MINILM, MINILM_PACKAGE, TextModel
 

@@ -16,8 +16,8 @@ import numpy as np
 import scipy.sparse as sp
 
 import csrkern
-from benchmarks.index_data import TOPK, Data
-from benchmarks.index_engine import (
+from benchmarks.index.data import TOPK, Data
+from benchmarks.index.engine import (
     Engine,
     Unable,
     at_most,

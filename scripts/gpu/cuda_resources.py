@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Checks what the CUDA kernels of csrkern._cuda use, on GPUs that need not be there.
 
-    python scripts/cuda_resources.py            # rewrites benchmarks/results/cuda_resources.csv
-    python scripts/cuda_resources.py --check    # fails where a kernel uses more than its budget
+    python scripts/gpu/cuda_resources.py            # rewrites benchmarks/results/cuda_resources.csv
+    python scripts/gpu/cuda_resources.py --check    # fails where a kernel uses more than its budget
 
 Reads the built module, as it is installed. A row says what one kernel is on one target: threads a
 block, registers a thread, bytes spilled (of stack or local memory), bytes of shared memory, and
@@ -18,7 +18,7 @@ import re
 import sys
 from typing import NamedTuple
 
-from gpu_resources import (
+from resources import (
     PROCESSORS,
     RESULTS,
     occupancy,

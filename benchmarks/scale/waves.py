@@ -1,6 +1,6 @@
 """Whether shards that are searched later save work if they know the score that must be beaten.
 
-    python -m benchmarks.scale_waves [--codes 1000000]
+    python -m benchmarks.scale.waves [--codes 1000000]
 
 One query at a time on one thread, whose time on a core is taken, as in a holder: all shards alone,
 in two waves (the bar of the first shard for the other seven), and one after the other with the bar
@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import generators, index_data, provenance
-from benchmarks.generators import Codes
+from benchmarks.harness import generators, provenance
+from benchmarks.harness.generators import Codes
+from benchmarks.index import data as index_data
 from csrkern import InvertedIndex
 from csrtrain.scale.merging import Hits, merge_hits
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import generators
+from benchmarks.harness import generators
 from csrkern import SparseCodes, roofline
 
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import csrkern
-from benchmarks import peak_memory
-from benchmarks.codes import postings_met, two_sets
-from benchmarks.harness import Contestant, Missing, Race, Side, cases
+from benchmarks.harness import peak_memory
+from benchmarks.harness.race import Contestant, Missing, Race, Side, cases
+from benchmarks.ops.codes import postings_met, two_sets
 from csrkern import roofline
 
 TEMPERATURE = 0.2

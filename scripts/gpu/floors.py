@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Prints, for each operator and shape, the work no kernel can avoid and its time on an H200.
 
-    python scripts/gpu_floors.py > benchmarks/results/h200_floors.csv
-    python scripts/gpu_floors.py --kernels > benchmarks/results/h200_kernels.csv
+    python scripts/gpu/floors.py > benchmarks/results/h200_floors.csv
+    python scripts/gpu/floors.py --kernels > benchmarks/results/h200_kernels.csv
 
 The second table is by kernel, beside what the compiled kernel (benchmarks/results/aot.csv) lets a
 processor hold: a kernel bound by memory needs warps enough to cover its latency, and a grid of
@@ -31,7 +31,7 @@ CANDIDATES = {"S1": 75, "S2": 190, "S3": 160, "S4": 33, "S5": 1424}
 PROCESSORS = 132
 WARPS = 64  # that a processor holds
 PIECE = 128  # entries of a list that one program sums
-AOT = Path(__file__).parents[1] / "benchmarks" / "results" / "aot.csv"
+AOT = Path(__file__).parents[2] / "benchmarks" / "results" / "aot.csv"
 # rows, width, latents, active latents
 SHAPES = {
     "S1": (4096, 1024, 16_384, 32),

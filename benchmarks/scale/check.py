@@ -1,6 +1,6 @@
-"""What a sharded search takes at 1, 2, 4 and 8 shards, beside what benchmarks.scale_model predicts.
+"""What a sharded search takes at 1, 2, 4 and 8 shards, beside what benchmarks.scale.model predicts.
 
-    python -m benchmarks.scale_check [--codes 4000000] [--folder scratch]
+    python -m benchmarks.scale.check [--codes 4000000] [--folder scratch]
 
 Each shard holds an eighth of the codes (uniform, h = 8,192, k = 32), in at most two holders of one
 thread on a Ray of this machine. For every point two applications take turns: the one to be
@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import generators, provenance, scale_model
-from benchmarks.scale import load_average, say
+from benchmarks.harness import generators, provenance
+from benchmarks.scale import model
+from benchmarks.scale.drill import load_average, say
 from csrkern import InvertedIndex
 from csrtrain.scale import ShardedIndex, add_shard, shards
 from csrtrain.scale.folder import Folder
@@ -221,12 +222,12 @@ def main() -> None:
     }
     machine = provenance.machine()
     held, place = {**content, "machine": machine}, provenance.RESULTS / machine["name"]
-    content["table"] = scale_model.compare(held, place)
-    content["sizes"] = scale_model.all_sizes(held, place)
+    content["table"] = model.compare(held, place)
+    content["sizes"] = model.all_sizes(held, place)
     path = provenance.save("scale-model.json", provenance.RESULTS, **content)
     shutil.rmtree(folder)
     print(path)
-    scale_model.main([])
+    model.main([])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every operator on AVX2 against AVX-512: what a processor without AVX-512 gives up.
 
-    python -m benchmarks.isa [THREADS]
+    python -m benchmarks.ops.isa [THREADS]
 
 The instruction set is chosen once a process, so processes of the two take turns; each warms up,
 times its own calls, and the fastest median of the rounds is kept. Writes
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import provenance
+from benchmarks.harness import provenance
 
 ROUNDS, CALLS = 3, 15
 SIZES = (4096, 768, 8192)  # rows, dimensions, latents
@@ -91,7 +91,7 @@ def compare(threads: int) -> Path:
     for _ in range(ROUNDS):
         for isa in ("avx512", "avx2"):
             done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.isa", "--measure", str(threads)],
+                [sys.executable, "-m", "benchmarks.ops.isa", "--measure", str(threads)],
                 cwd=provenance.ROOT,
                 env={**os.environ, "CSRKERN_ISA": isa},
                 stdout=subprocess.PIPE,

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Contestant, Missing
-from benchmarks.peak_memory import ROOT, resident
+from benchmarks.harness.peak_memory import ROOT, resident
+from benchmarks.harness.race import Contestant, Missing
 
 
 class Worker:
@@ -57,7 +57,7 @@ class Worker:
 
 
 def _command(*arguments: Any) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.index_worker", *map(str, arguments)]
+    return [sys.executable, "-m", "benchmarks.index.worker", *map(str, arguments)]
 
 
 def _environment() -> dict[str, str]:
@@ -73,9 +73,9 @@ def _serve(name: str, folder: Path, threads: int) -> None:
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 
-    from benchmarks.index_data import Data
-    from benchmarks.index_engine import Field
-    from benchmarks.index_peers import OURS, SPARSE
+    from benchmarks.index.data import Data
+    from benchmarks.index.engine import Field
+    from benchmarks.index.peers import OURS, SPARSE
 
     data = Data.open(folder)
     engines = Field(data, threads, SPARSE)
@@ -113,7 +113,7 @@ def _kept(index: Any, folder: Path, threads: int) -> dict[str, float]:
 
 def _first(folder: Path, threads: int) -> None:
     import csrkern
-    from benchmarks.index_data import TOPK, Data
+    from benchmarks.index.data import TOPK, Data
 
     queries = Data.open(folder).queries
     one = (queries[0][:1], queries[1][:1])

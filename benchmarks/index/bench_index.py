@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.harness import Contestant, Missing, Race, cases
-from benchmarks.index_data import ALL, TOPK, Data
-from benchmarks.index_dense import DENSE
-from benchmarks.index_engine import Field
-from benchmarks.index_peers import ONE_THREAD, OURS, SPARSE
-from benchmarks.index_worker import Worker
+from benchmarks.harness.race import Contestant, Missing, Race, cases
+from benchmarks.index.data import ALL, TOPK, Data
+from benchmarks.index.dense import DENSE
+from benchmarks.index.engine import Field
+from benchmarks.index.peers import ONE_THREAD, OURS, SPARSE
+from benchmarks.index.worker import Worker
 from csrkern import roofline
 
 EXACT = (

@@ -1,6 +1,6 @@
 """What a sharded index costs, from measured parts: time, memory, network and cores by its size.
 
-    python -m benchmarks.scale_model  # tables: prediction beside measurement; 1e9 and 1e11 codes
+    python -m benchmarks.scale.model  # tables: prediction beside measurement; 1e9 and 1e11 codes
 
 Inputs, all committed below benchmarks/results/<machine>: seconds a query, bytes and seconds to
 build a code from index-size.csv (one index, one thread, no Ray); what Ray, the gateway and a shard
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import provenance
+from benchmarks.harness import provenance
 
 # The machine that sizes are read off for; not measured.
 MEMORY, CORES, NETWORK = 0.8 * 128e9, 16, 1.25e9  # usable bytes, cores, bytes a second

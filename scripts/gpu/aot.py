@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compiles every Triton kernel for GPUs that need not be there, and checks what they use.
 
-    python scripts/aot.py            # rewrites benchmarks/results/aot.csv
-    python scripts/aot.py --check    # fails where a kernel is not what the table says
+    python scripts/gpu/aot.py            # rewrites benchmarks/results/aot.csv
+    python scripts/gpu/aot.py --check    # fails where a kernel is not what the table says
 
 A row says what one kernel, at one shape, becomes on one target: registers a thread, bytes
 spilled, bytes of shared memory, bytes of machine code, seconds of processor time, and the
@@ -29,7 +29,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import triton
 from aot_cases import Case, cases
-from gpu_resources import (
+from resources import (
     PROCESSORS,
     RESULTS,
     occupancy,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import csrkern
-from benchmarks.harness import Race, cases
+from benchmarks.harness.race import Race, cases
 from csrkern import roofline
 
 ON_GPU = True

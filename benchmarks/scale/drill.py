@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes in this machine, with processes and nodes killed under load.
 
-    python -m benchmarks.scale --codes 20000000 --folder scratch
+    python -m benchmarks.scale.drill --codes 20000000 --folder scratch
 
 encodes, builds and serves, kills a worker and a node in each of the three, counts what was lost or
 wrong, adds a shard and replaces all of them under load, and writes
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import provenance
+from benchmarks.harness import provenance
 from csrkern import _C, InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.evaluate import encode_all

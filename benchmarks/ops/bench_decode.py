@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import csrkern
-from benchmarks.harness import Race, cases
+from benchmarks.harness.race import Race, cases
 from csrkern import roofline
 
 ON_GPU = True

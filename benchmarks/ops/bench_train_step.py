@@ -17,8 +17,8 @@ import torch.nn.functional as F
 
 import csrkern.nn
 import csrtrain
-from benchmarks.codes import postings_met
-from benchmarks.harness import Missing, Race, Side, cases
+from benchmarks.harness.race import Missing, Race, Side, cases
+from benchmarks.ops.codes import postings_met
 from csrkern import roofline
 from csrkern.ops.encode import FAST_BFLOAT16
 

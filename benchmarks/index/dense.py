@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.index_data import TOPK, Data, Dense, exact_dense_topk
-from benchmarks.index_engine import Engine, Unable, figures
-from benchmarks.index_peers import grid
+from benchmarks.index.data import TOPK, Data, Dense, exact_dense_topk
+from benchmarks.index.engine import Engine, Unable, figures
+from benchmarks.index.peers import grid
 
 HNSW_NEIGHBOURS = (16, 32)
 HNSW_BUILD_EFFORT = 200

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 import csrkern
-from benchmarks import peak_memory
-from benchmarks.harness import Contestant, Race, Side, cases
+from benchmarks.harness import peak_memory
+from benchmarks.harness.race import Contestant, Race, Side, cases
 from csrkern import roofline
 from csrkern.ops.encode import FAST_BFLOAT16
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 import csrkern
-from benchmarks.codes import postings_met, two_sets
-from benchmarks.harness import Missing, Race, Side, cases
+from benchmarks.harness.race import Missing, Race, Side, cases
+from benchmarks.ops.codes import postings_met, two_sets
 from csrkern import roofline
 
 ON_GPU = True

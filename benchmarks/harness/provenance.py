@@ -15,7 +15,7 @@ from typing import Any
 
 from csrkern.storage import write_atomically
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks/results"
 PACKAGES = (
     *("torch", "numpy", "scipy", "triton", "sentence-transformers", "transformers"),

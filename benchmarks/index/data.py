@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from benchmarks import generators
-from benchmarks.generators import Codes
+from benchmarks.harness import generators
+from benchmarks.harness.generators import Codes
 
 TOPK = 10
 ALL = 0  # as the number of documents: as many as there are

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # A call that would need more fails with a MemoryError instead of taking the machine down.
 LIMIT_BYTES = 12 << 30
 
@@ -28,7 +28,7 @@ def measure(prepare: str, *arguments: Any, threads: int) -> dict[str, float]:
     Raises:
         RuntimeError: if the call fails, with the end of its output.
     """
-    command = [sys.executable, "-m", "benchmarks.peak_memory", str(threads), prepare]
+    command = [sys.executable, "-m", "benchmarks.harness.peak_memory", str(threads), prepare]
     done = subprocess.run(
         [*command, *(json.dumps(a) for a in arguments)],
         cwd=ROOT,

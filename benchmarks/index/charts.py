@@ -1,6 +1,6 @@
 """Tables and charts of the index benchmarks, drawn from results.csv.
 
-    python -m benchmarks.index_charts [benchmarks/results/<machine>/results.csv]
+    python -m benchmarks.index.charts [benchmarks/results/<machine>/results.csv]
 
 For each results.csv (default: all under benchmarks/results) writes, beside it, index-recall.csv
 and .png (queries a second against recall, one thread) and index-size.csv and .png (cost against
@@ -18,7 +18,7 @@ from typing import Any
 
 from csrkern.storage import write_atomically
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 CURVE, SIZE = "index recall curve", "index cost against N"
 OURS = "csrkern"
 LEAST_RECALL = 0.8  # shown in the picture; the table has all
