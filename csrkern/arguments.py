@@ -33,6 +33,21 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
     return number
 
 
+def check_at_least(name: str, value: Any, low: int) -> int:
+    """Return `value` as an int of at least `low`."""
+    number = as_int(name, value)
+    if number < low:
+        raise ValueError(f"{name}: expected at least {low}, got {shown(number)}")
+    return number
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """Return `value` as a bool: Python's or NumPy's."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+    return bool(value)
+
+
 def check_number(name: str, value: Any) -> float:
     """Return `value` as a finite float: Python's or NumPy's int or float; no bool."""
     number = as_float(name, value)

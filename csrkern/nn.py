@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from csrkern.arguments import array_of, check_choice
+from csrkern.arguments import array_of, check_at_least, check_bool, check_choice
 from csrkern.codes import SparseCodes
 from csrkern.index_rerank import Rerank
 from csrkern.ops.autoencode import autoencode
@@ -26,6 +26,7 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 SPACES = ("embeddings", "adapter")
 _ENCODER, _DECODER = "encoder.weight", "decoder.linear.weight"
+_CONFIG_NAMES = ("input_dim", "hidden_dim", "k", "k_aux", "normalize", "dead_threshold", "tied")
 # Arrays are encoded in batches of about this many bytes of float32.
 _BATCH_BYTES = 1 << 25
 
@@ -43,17 +44,21 @@ class TopKReLU(nn.Module):
     Args:
         k: entries kept per row.
         dense: return a dense tensor [..., h] instead of SparseCodes (input [n, h]).
+
+    Raises:
+        TypeError, ValueError: if k is not a positive integer.
     """
 
     def __init__(self, k: int, *, dense: bool = False) -> None:
         super().__init__()
-        self.k = k
-        self.dense = dense
+        self.k = check_at_least("k", k, 1)
+        self.dense = check_bool("dense", dense)
 
     def forward(self, pre: Tensor) -> SparseCodes | Tensor:
         """Pre-activations [n, h] (or [..., h] if dense) to codes."""
         if not self.dense:
             return topk_relu(pre, self.k)
+        check_tensor("pre", pre, (..., None))
         flat = pre.reshape(-1, pre.shape[-1])
         return topk_relu(flat, self.k).to_dense().reshape(pre.shape)
 
@@ -80,11 +85,12 @@ class SparseAutoencoder(nn.Module):
         input_dim: width d of the embeddings.
         hidden_dim: number of latents h.
         k: active latents per row.
-        k_aux: dead latents that the auxiliary loss may use per row.
+        k_aux: dead latents that the auxiliary loss may use per row; 0: no auxiliary loss.
         normalize: standardise each row to mean 0 and deviation 1 before encoding, and undo
             it after decoding.
         dead_threshold: a latent is dead after this many optimiser steps without use.
         tied: decode with the encoder's weight.
+        device, dtype: of the tensors, as for `nn.Linear`.
 
     Attributes:
         dead_capacity: how many of the latents longest unused `reconstruct_dead` looks at, in
@@ -93,10 +99,12 @@ class SparseAutoencoder(nn.Module):
 
     Tensors: pre_bias [d], latent_bias [h], encoder.weight [h, d], decoder.linear.weight
     [h, d], stats_last_nonzero [h] int64 (steps since a latent was last used): the names of
-    sentence-transformers' SparseAutoEncoder.
+    sentence-transformers' SparseAutoEncoder. The two weights of a tied model are one Parameter:
+    `state_dict` holds it once, as encoder.weight, and `load_state_dict` takes either name or both.
 
     Raises:
-        ValueError: if a size is not positive or k exceeds hidden_dim.
+        TypeError, ValueError: if a size is no positive integer (k_aux and dead_threshold may be
+            0), or k exceeds hidden_dim.
 
     Source: Wen et al., ICML 2025 (arXiv 2503.01776); Gao et al. 2024 (arXiv 2406.04093).
     """
@@ -112,37 +120,61 @@ class SparseAutoencoder(nn.Module):
         normalize: bool = False,
         dead_threshold: int = 30,
         tied: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"input_dim": input_dim, "hidden_dim": hidden_dim, "k": k, "k_aux": k_aux}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name}: expected at least 1, got {size}")
-        if k > hidden_dim:
+        self.input_dim = check_at_least("input_dim", input_dim, 1)
+        self.hidden_dim = check_at_least("hidden_dim", hidden_dim, 1)
+        self.k = check_at_least("k", k, 1)
+        if self.k > self.hidden_dim:
             raise ValueError(f"k: expected at most hidden_dim = {hidden_dim}, got {k}")
-        self.input_dim = input_dim
-        self.hidden_dim = hidden_dim
-        self.k = k
-        self.k_aux = k_aux
-        self.normalize = normalize
-        self.dead_threshold = dead_threshold
-        self.tied = tied
+        self.k_aux = check_at_least("k_aux", k_aux, 0)
+        self.normalize = check_bool("normalize", normalize)
+        self.dead_threshold = check_at_least("dead_threshold", dead_threshold, 0)
+        self.tied = check_bool("tied", tied)
         self.dead_capacity: int | None = None
-        self.pre_bias = nn.Parameter(torch.zeros(input_dim))
-        self.latent_bias = nn.Parameter(torch.zeros(hidden_dim))
-        self.encoder = nn.Linear(input_dim, hidden_dim, bias=False)
-        dictionary = self.encoder
-        if not tied:
-            dictionary = nn.Linear(input_dim, hidden_dim, bias=False)
-            dictionary.load_state_dict(self.encoder.state_dict())
+        d, h = self.input_dim, self.hidden_dim
+        place: Any = {"device": device, "dtype": dtype}
+        self.pre_bias = nn.Parameter(torch.zeros(d, **place))
+        self.latent_bias = nn.Parameter(torch.zeros(h, **place))
+        self.encoder = nn.Linear(d, h, bias=False, **place)
+        dictionary = nn.Linear(d, h, bias=False, device="meta")  # its weight is set below
         self.decoder = _Decoder(dictionary)
-        self.register_buffer("stats_last_nonzero", torch.zeros(hidden_dim, dtype=torch.long))
+        if self.tied:
+            self._tie()
+            self.register_state_dict_post_hook(_drop_decoder)
+            self.register_load_state_dict_pre_hook(_fill_both)
+            self.register_load_state_dict_post_hook(_tie_again)
+        else:
+            dictionary.weight = nn.Parameter(self.encoder.weight.detach().clone())
+        unused = torch.zeros(h, dtype=torch.long, device=device)
+        self.register_buffer("stats_last_nonzero", unused)
+
+    def _tie(self) -> None:
+        """Make the decoder's weight the encoder's Parameter."""
+        if isinstance(self.encoder.weight, nn.Parameter):  # not one that is parametrized
+            self.decoder.linear.weight = self.encoder.weight
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseAutoencoder:
+        # A move between devices that share no kind of storage, as from "meta", makes new
+        # Parameters, one for each module.
+        super()._apply(fn, recurse)
+        if self.tied:
+            self._tie()
+        return self
+
+    @property
+    def dictionary(self) -> Tensor:
+        """The decoder's weight [h, d]."""
+        return self.encoder.weight if self.tied else self.decoder.linear.weight
 
     def standardize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(x [n, d] as the encoder sees it, mean [n, 1], deviation [n, 1])."""
         check_tensor("x", x, (None, self.input_dim))
         if not self.normalize:
-            return x, x.new_zeros(len(x), 1), x.new_ones(len(x), 1)
+            return x, x.new_zeros(x.shape[0], 1), x.new_ones(x.shape[0], 1)
         mean = x.mean(1, keepdim=True)
         deviation = (x - mean).std(1, keepdim=True) + 1e-5
         return (x - mean) / deviation, mean, deviation
@@ -221,10 +253,11 @@ class SparseAutoencoder(nn.Module):
         if self.tied:
             return autoencode(*encoder, ks=ks, pre_bias=self.pre_bias, precision=precision)
         codes = encode(*encoder, k=ks[-1], pre_bias=self.pre_bias, precision=precision)
-        return codes, decode(codes, self.decoder.linear.weight[latents], self.pre_bias, ks=ks)
+        return codes, decode(codes, self.dictionary[latents], self.pre_bias, ks=ks)
 
     def reconstruct_dead(self, x: Tensor, k_aux: int | None = None) -> Tensor | None:
-        """What each row's k_aux strongest dead latents add up to, [n, d]; None if none is dead.
+        """What each row's k_aux strongest dead latents add up to, [n, d]; None if none is dead
+        or k_aux is 0.
 
         The host must wait to learn how many are dead. With `dead_capacity` set, and under
         torch.compile, it need not: shapes follow from the sizes of the model alone, and zeros
@@ -236,7 +269,7 @@ class SparseAutoencoder(nn.Module):
         """
         k = self.k_aux if k_aux is None else k_aux
         capacity = self.dead_capacity
-        if capacity == 0:
+        if capacity == 0 or k == 0:
             return None
         if capacity is not None or torch.compiler.is_compiling():
             # Latents by how long they were unused: the dead come first, and others are barred.
@@ -256,7 +289,7 @@ class SparseAutoencoder(nn.Module):
 
     def decode(self, codes: SparseCodes) -> Tensor:
         """Standardised reconstructions [n, d] of codes."""
-        return decode(codes, self.decoder.linear.weight, self.pre_bias)
+        return decode(codes, self.dictionary, self.pre_bias)
 
     # ---- dense queries against stored codes ---------------------------------------------
 
@@ -310,7 +343,7 @@ class SparseAutoencoder(nn.Module):
 
     def _wide(self) -> tuple[Tensor, Tensor, Tensor]:
         """The encoder's and the decoder's weight and pre_bias, in float32 at least."""
-        tensors = self.encoder.weight, self.decoder.linear.weight, self.pre_bias
+        tensors = self.encoder.weight, self.dictionary, self.pre_bias
         encoder, decoder, pre_bias = (
             t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors
         )
@@ -344,10 +377,19 @@ class SparseAutoencoder(nn.Module):
         )
 
     def forward(self, x: Tensor, k: int | None = None) -> tuple[Tensor, SparseCodes]:
-        """(reconstruction [n, d] in the scale of x, codes)."""
-        x, mean, deviation = self.standardize(x)
-        codes = self.encode_standardized(x, k)
-        return self.decode(codes) * deviation + mean, codes
+        """Encode and decode x.
+
+        Args:
+            x: embeddings [n, d], or of any number of leading dimensions, or one row [d].
+            k: active latents per row; default self.k.
+
+        Returns:
+            (reconstruction in the shape and scale of x, SparseCodes [n, k] of its n rows).
+        """
+        check_tensor("x", x, (..., self.input_dim))
+        rows, mean, deviation = self.standardize(x.reshape(-1, self.input_dim))
+        codes = self.encode_standardized(rows, k)
+        return (self.decode(codes) * deviation + mean).reshape(x.shape), codes
 
     @property
     def dead(self) -> Tensor:
@@ -376,34 +418,35 @@ class SparseAutoencoder(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        names = ("input_dim", "hidden_dim", "k", "k_aux", "normalize", "dead_threshold", "tied")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _CONFIG_NAMES}
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes config.json and model.safetensors into `directory`, each renamed into place.
 
         A tied model stores its weight once, as encoder.weight.
+
+        Raises:
+            ValueError: if a weight is NaN or infinite; nothing is written.
         """
         from safetensors.torch import save
 
         folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        if self.tied:
-            del tensors[_DECODER]
+        _check_finite("the model", tensors)
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / WEIGHTS_NAME, save(tensors))
         text = json.dumps(self.config(), indent=2) + "\n"
         write_atomically(folder / CONFIG_NAME, text.encode())
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> SparseAutoencoder:
-        """The model in a directory written by `save_pretrained` or sentence-transformers.
+        """Return the model in a directory that `save_pretrained` or sentence-transformers wrote.
 
-        Either of two tied weights may be absent from the file.
+        It is float32 and on the CPU. Either of two tied weights may be absent from the file.
 
         Raises:
             FileNotFoundError: if config.json or model.safetensors is missing.
-            ValueError: if the files do not describe one model.
+            ValueError: if the files do not describe one model, or a weight is NaN or infinite.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -429,22 +472,98 @@ class SparseAutoencoder(nn.Module):
                 raise ValueError(
                     f"{folder / CONFIG_NAME}: {name}: expected {expected.__name__}, got {value!r}"
                 )
-        model = cls(**known)
-        if model.tied:
-            weight = tensors.get(_ENCODER, tensors.get(_DECODER))
-            if weight is None:
-                raise ValueError(f"{folder / WEIGHTS_NAME} has neither {_ENCODER} nor {_DECODER}")
-            tensors[_ENCODER] = tensors[_DECODER] = weight
         try:
-            model.load_state_dict(tensors)
+            model = cls(**known, device="meta")  # no memory or random numbers before the checks
+        except ValueError as error:
+            raise ValueError(f"{folder / CONFIG_NAME}: {error}") from error
+        does_not_fit = f"{folder / WEIGHTS_NAME} does not fit its config"
+        _check_fits(does_not_fit, tensors, model)
+        _check_finite(f"{folder / WEIGHTS_NAME}", tensors)
+        own = {
+            name: t.to(torch.float32 if t.is_floating_point() else torch.long, copy=True)
+            for name, t in tensors.items()
+        }
+        try:
+            model.load_state_dict(own, assign=True)
         except RuntimeError as error:
-            raise ValueError(f"{folder / WEIGHTS_NAME} does not fit its config: {error}") from error
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{folder / WEIGHTS_NAME} does not fit its config: {reason}"
+            ) from error
         return model
 
 
-_CONFIG_NAMES = frozenset(
-    ("input_dim", "hidden_dim", "k", "k_aux", "normalize", "dead_threshold", "tied")
-)
+# ---- one weight under two names -----------------------------------------------------------
+
+
+def _drop_decoder(
+    _model: nn.Module, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]
+) -> None:
+    """Leave one name for a tied weight: safetensors stores no tensor under two."""
+    state.pop(prefix + _DECODER, None)
+
+
+def _fill_both(
+    _model: nn.Module,
+    state: dict[str, Any],
+    prefix: str,
+    _metadata: dict[str, Any],
+    _strict: bool,
+    _missing: list[str],
+    _unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """Put a tied weight that is stored under either name, or both, under both."""
+    names = [name for name in (prefix + _ENCODER, prefix + _DECODER) if name in state]
+    given = [state[name] for name in names]
+    if len(given) == 2 and given[0] is not given[1] and not torch.equal(*given):
+        errors.append(f"{names[1]} differs from {names[0]}, but a tied model has one weight.")
+    if given:
+        state[prefix + _ENCODER] = state[prefix + _DECODER] = given[0]
+
+
+def _tie_again(model: nn.Module, _keys: Any) -> None:
+    """Undo what load_state_dict(assign=True) does: a Parameter for each name."""
+    assert isinstance(model, SparseAutoencoder)
+    model._tie()
+
+
+# ---- checks of stored tensors -------------------------------------------------------------
+
+
+def _check_fits(what: str, tensors: dict[str, Tensor], model: SparseAutoencoder) -> None:
+    """Raise ValueError unless `tensors` are those of `model` by name, shape and kind."""
+    expected = model.state_dict()
+    if model.tied:
+        weight = expected.pop(_ENCODER)
+        given = [name for name in (_ENCODER, _DECODER) if name in tensors]
+        if not given:
+            raise ValueError(f"{what}: it has neither {_ENCODER} nor {_DECODER}")
+        expected |= dict.fromkeys(given, weight)
+    for name in (*expected, *tensors):
+        if name not in tensors:
+            raise ValueError(f"{what}: Missing key {name}")
+        if name not in expected:
+            raise ValueError(f"{what}: Unexpected key {name}")
+        wanted, found = expected[name], tensors[name]
+        if wanted.shape != found.shape:
+            raise ValueError(
+                f"{what}: size mismatch for {name}: expected {list(wanted.shape)}, "
+                f"got {list(found.shape)}"
+            )
+        if wanted.is_floating_point() != found.is_floating_point():
+            kind = "floating-point numbers" if wanted.is_floating_point() else "integers"
+            raise ValueError(f"{what}: {name}: expected {kind}, got {found.dtype}")
+
+
+def _check_finite(what: str, tensors: dict[str, Tensor]) -> None:
+    """Raise ValueError if a tensor holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        wrong = int((~torch.isfinite(tensor)).sum())
+        if wrong:
+            raise ValueError(
+                f"{what}: {name}: expected finite numbers, got {wrong} that are NaN or infinite"
+            )
 
 
 def _open_array(name: str, path: str | os.PathLike[str]) -> np.ndarray:

@@ -18,8 +18,11 @@ MAX_PREFIXES = 8
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def check_tensor(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
-    """`value` is a floating-point tensor whose shape matches `shape` (None: any size)."""
+def check_tensor(name: str, value: Any, shape: tuple[Any, ...]) -> Tensor:
+    """`value` is a floating-point tensor whose shape matches `shape`.
+
+    None stands for any size, and a leading `...` for any number of dimensions.
+    """
     if not isinstance(value, Tensor):
         hint = f"; use torch.from_numpy({name})" if type(value).__name__ == "ndarray" else ""
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}{hint}")
@@ -28,13 +31,26 @@ def check_tensor(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor
             f"{name}: expected float32, float16, bfloat16 or float64, got {value.dtype}; "
             f"convert it with {name}.float()"
         )
-    fits = value.dim() == len(shape) and all(
-        want is None or want == have for want, have in zip(shape, value.shape, strict=True)
+    ends = shape[1:] if shape[0] is ... else shape
+    have = value.shape if ends is shape else value.shape[max(0, value.dim() - len(ends)) :]
+    fits = len(have) == len(ends) and all(
+        want is None or want == size for want, size in zip(ends, have, strict=True)
     )
     if not fits:
-        want = ", ".join("any" if s is None else str(s) for s in shape)
-        raise ValueError(f"{name}: expected shape [{want}], got {list(value.shape)}")
+        raise _wrong_shape(name, list(value.shape), shape)
     return value
+
+
+def _wrong_shape(name: str, got: list[int], shape: tuple[Any, ...]) -> ValueError:
+    hint = ""
+    if len(shape) == 2 and shape[0] is None and shape[1] in (None, *got[-1:]):
+        if len(got) > 2:
+            hint = f"; use {name}.reshape(-1, {got[-1]})"
+        elif len(got) == 1:
+            hint = f"; use {name}[None]"
+    words = {None: "any", ...: "..."}
+    want = ", ".join(words.get(size, str(size)) for size in shape)
+    return ValueError(f"{name}: expected shape [{want}], got {got}{hint}")
 
 
 def check_rows_finite(rows: Tensor, start: int, name: str) -> None:

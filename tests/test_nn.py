@@ -60,12 +60,16 @@ class Twin(nn.Module):
 def test_tensor_names_and_shapes(tied):
     model = SparseAutoencoder(D, H, K, tied=tied)
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    decoder = {} if tied else {"decoder.linear.weight": (H, D)}  # a tied weight is stored once
     assert shapes == {
         "pre_bias": (D,),
         "latent_bias": (H,),
         "encoder.weight": (H, D),
-        "decoder.linear.weight": (H, D),
+        **decoder,
         "stats_last_nonzero": (H,),
+    }
+    assert {name for name, _ in model.named_parameters(remove_duplicate=False)} == NAMES - {
+        "stats_last_nonzero"
     }
     assert model.stats_last_nonzero.dtype == torch.int64
     trained = {name for name, _ in model.named_parameters()}
@@ -113,6 +117,22 @@ def test_narrow_models_follow_the_double_one(dtype):
     expected, _ = exact(x)
     error = (out.double() - expected).norm(dim=1) / expected.norm(dim=1)
     assert float(error.detach().median()) < 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.filterwarnings("ignore:std")  # of nothing
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_leading_dimensions_are_kept(options):
+    model, x = make(**options), 3 * torch.randn(2, 3, 5, D, dtype=torch.float64)
+    flat, codes = model(x.reshape(-1, D))
+    out, same_codes = model(x)
+    assert torch.equal(out, flat.reshape(x.shape))
+    assert same_codes.equal(codes)
+    row, code = model(x[1, 2, 3])
+    assert torch.equal(row, model(x[1, 2, 3:4])[0][0])
+    assert code.shape == (1, H)
+    assert torch.equal(model(x.movedim(0, 2))[0], model(x.movedim(0, 2).contiguous())[0])
+    empty, none = model(x[:, :0])
+    assert (empty.shape, none.shape) == ((2, 0, 5, D), (0, H))
 
 
 def test_a_wider_code_holds_the_narrower_ones():
@@ -187,7 +207,8 @@ def test_training_lowers_the_error():
         ((0, H, K), "input_dim: expected at least 1, got 0"),
         ((D, 0, K), "hidden_dim: expected at least 1, got 0"),
         ((D, H, 0), "k: expected at least 1, got 0"),
-        ((D, H, K, 0), "k_aux: expected at least 1, got 0"),
+        ((D, H, K, -1), "k_aux: expected at least 0, got -1"),
+        ((D, H, K, 1, False, -1), "dead_threshold: expected at least 0, got -1"),
         ((D, H, H + 1), "k: expected at most hidden_dim = 40, got 41"),
     ],
 )
@@ -196,12 +217,50 @@ def test_constructor_errors_teach(arguments, message):
         SparseAutoencoder(*arguments)
 
 
+@pytest.mark.parametrize("name", ["input_dim", "hidden_dim", "k", "k_aux", "dead_threshold"])
+@pytest.mark.parametrize("value", [True, np.bool_(True), 2.0, "2", None], ids=repr)
+def test_sizes_are_integers(name, value):
+    sizes = {"input_dim": D, "hidden_dim": H, "k": K}
+    with pytest.raises(TypeError, match=f"{name}: expected an int, got {type(value).__name__}"):
+        SparseAutoencoder(**{**sizes, name: value})
+    if name == "k":
+        with pytest.raises(TypeError, match="k: expected an int"):
+            TopKReLU(value)
+
+
+def test_sizes_and_switches_may_be_numpys():
+    sizes = {"input_dim": D, "hidden_dim": H, "k": K, "k_aux": 3, "dead_threshold": 0}
+    model = SparseAutoencoder(
+        **{name: np.int64(size) for name, size in sizes.items()}, tied=np.bool_(False)
+    )
+    assert model.config() == {**sizes, "normalize": False, "tied": False}
+    assert all(type(value) in (int, bool) for value in model.config().values())
+    for name in ("tied", "normalize"):
+        with pytest.raises(TypeError, match=f"{name}: expected a bool, got str"):
+            SparseAutoencoder(D, H, K, **{name: "no"})
+    assert type(TopKReLU(np.uint8(3)).k) is int
+    with pytest.raises(ValueError, match="k: expected at least 1, got 0"):
+        TopKReLU(0)
+
+
 def test_call_errors_teach():
     model = make(torch.float32)
     with pytest.raises(ValueError, match="k: expected 1 <= k <= h = 40, got 41"):
         model(torch.ones(2, D), 41)
-    with pytest.raises(ValueError, match=r"x: expected shape \[any, 12\], got \[2, 13\]"):
+    with pytest.raises(ValueError, match=r"x: expected shape \[any, 12\], got \[2, 13\]$"):
         model.encode(torch.ones(2, D + 1))
+    wrong = r"x: expected shape \[any, 12\], got \[2, 5, 12\]; use x\.reshape\(-1, 12\)$"
+    with pytest.raises(ValueError, match=wrong):
+        model.encode(torch.ones(2, 5, D))
+    with pytest.raises(ValueError, match=r"got \[12\]; use x\[None\]$"):
+        model.encode(torch.ones(D))
+    for shape in ((), (D + 1,), (2, 3, D + 1)):
+        with pytest.raises(ValueError, match=r"x: expected shape \[\.\.\., 12\], got \["):
+            model(torch.ones(shape))
+    with pytest.raises(ValueError, match=r"pre: .* got \[2, 3, 9\]; use pre\.reshape\(-1, 9\)$"):
+        TopKReLU(5)(torch.ones(2, 3, 9))
+    with pytest.raises(ValueError, match=r"pre: expected shape \[\.\.\., any\], got \[\]$"):
+        TopKReLU(5, dense=True)(torch.ones(()))
     with pytest.raises(TypeError, match=r"weight is torch\.float32 but x is torch\.float64"):
         model.encode(torch.ones(2, D).double())
 
@@ -346,6 +405,15 @@ def test_reconstruct_dead_takes_standardized_rows():
     torch.testing.assert_close(model.reconstruct_dead(seen, K), expected)
 
 
+@pytest.mark.parametrize("capacity", [None, 0, 8])
+def test_k_aux_of_0_reconstructs_nothing(capacity):
+    model, x = make(k_aux=0), batch()
+    with_dead(model, list(range(H)))
+    model.dead_capacity = capacity
+    assert model.reconstruct_dead(x) is None
+    assert make(k_aux=5).reconstruct_dead(x, 0) is None
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_autoencode_is_encode_and_decode_at_each_k(options):
     model, x = make(**options), batch()
@@ -354,6 +422,108 @@ def test_autoencode_is_encode_and_decode_at_each_k(options):
     assert codes.equal(model.encode(x, 16))
     for part, k in zip(out, (2, K, 16), strict=True):
         torch.testing.assert_close(part, model.decode(codes.truncate(k)))
+
+
+# ---- tied weights ---------------------------------------------------------------------
+
+
+def tied_and_not() -> tuple[SparseAutoencoder, SparseAutoencoder]:
+    """A tied model, and an untied one with the same tensors."""
+    tied, untied = make(), make(tied=False)
+    untied.load_state_dict({**tied.state_dict(), "decoder.linear.weight": tied.encoder.weight})
+    return tied, untied
+
+
+def assert_tied(model: SparseAutoencoder) -> None:
+    assert model.decoder.linear.weight is model.encoder.weight
+    assert len(list(model.parameters())) == 3
+
+
+def test_functional_call_leaves_the_parameters_alone():
+    model, x = make(), batch()
+    before = dict(model.named_parameters(remove_duplicate=False))
+    other = {name: torch.randn_like(tensor) for name, tensor in model.named_parameters()}
+    out, _ = torch.func.functional_call(model, other, (x,))
+    replaced = make()
+    replaced.load_state_dict({**model.state_dict(), **other})
+    assert torch.equal(out, replaced(x)[0])
+    assert dict(model.named_parameters(remove_duplicate=False)).keys() == before.keys()
+    assert all(
+        tensor is before[name] for name, tensor in model.named_parameters(remove_duplicate=False)
+    )
+    assert_tied(model)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("names", ["encoder", "decoder", "both"])
+def test_a_tied_weight_loads_under_either_name(names, assign, wrapped):
+    source, model = make(seed=1), make()
+    state = source.state_dict()
+    if names != "encoder":
+        state["decoder.linear.weight"] = state["encoder.weight"].clone()
+    if names == "decoder":
+        del state["encoder.weight"]
+    loaded = model
+    if wrapped:
+        loaded = nn.ModuleDict({"a": model})
+        state = {f"a.{name}": tensor for name, tensor in state.items()}
+    keys = loaded.load_state_dict(state, assign=assign)
+    assert not keys.missing_keys
+    assert not keys.unexpected_keys
+    assert torch.equal(model.encoder.weight, source.encoder.weight)
+    assert_tied(model)
+
+
+def test_two_weights_do_not_load_as_one():
+    _, untied = tied_and_not()
+    state = untied.state_dict()
+    make().load_state_dict(state)
+    state["decoder.linear.weight"] = state["decoder.linear.weight"] + 1
+    with pytest.raises(RuntimeError, match=r"decoder\.linear\.weight differs from encoder\.weight"):
+        make().load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"Missing key.*encoder\.weight"):
+        make().load_state_dict({"pre_bias": state["pre_bias"]})
+
+
+@pytest.mark.parametrize("seen", ["to_empty", "to", "double", "share_memory", "assign"])
+def test_moves_keep_the_weights_tied(seen):
+    if seen == "to_empty":
+        model = SparseAutoencoder(D, H, K, device="meta").to_empty(device="cpu")
+    elif seen == "assign":
+        model = SparseAutoencoder(D, H, K, device="meta")
+        model.load_state_dict(make().state_dict(), assign=True)
+    else:
+        model = make()
+        {"to": lambda: model.to("meta"), "double": model.half, "share_memory": model.share_memory}[
+            seen
+        ]()
+    assert_tied(model)
+    assert_tied(nn.Sequential(model).to("meta")[0])
+
+
+def test_a_parametrized_weight_decodes_too():
+    class Twice(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    model, x = make(), batch()
+    expected = copy.deepcopy(model)
+    with torch.no_grad():
+        expected.encoder.weight.mul_(2)
+    nn.utils.parametrize.register_parametrization(model.encoder, "weight", Twice())
+    assert torch.equal(model(x)[0], expected(x)[0])
+    assert torch.equal(model.double()(x)[0], expected(x)[0])
+
+
+def test_dtype_and_device_are_those_of_a_linear_layer():
+    model = SparseAutoencoder(D, H, K, device="meta", dtype=torch.bfloat16)
+    assert {t.device.type for t in model.state_dict().values()} == {"meta"}
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.stats_last_nonzero.dtype == torch.int64
+    untied = SparseAutoencoder(D, H, K, tied=False, dtype=torch.float64)
+    assert untied.decoder.linear.weight.dtype == torch.float64
+    assert untied.decoder.linear.weight.data_ptr() != untied.encoder.weight.data_ptr()
 
 
 # ---- TopKReLU -------------------------------------------------------------------------
@@ -366,6 +536,7 @@ def test_topk_relu_module():
     values, indices = pre.topk(5, dim=-1)
     expected = torch.zeros_like(pre).scatter(-1, indices, values.relu())
     assert torch.equal(dense, expected)
+    assert torch.equal(TopKReLU(5, dense=True)(pre[0, 0]), expected[0, 0])
     grads = [torch.autograd.grad(t.square().sum(), pre)[0] for t in (dense, expected)]
     assert torch.equal(*grads)
     assert repr(TopKReLU(5, dense=True)) == "TopKReLU(k=5, dense=True)"

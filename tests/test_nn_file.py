@@ -7,9 +7,10 @@ import json
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from test_nn import NAMES, OPTIONS, D, H, K, batch, make
 
 from csrkern.nn import SparseAutoencoder
@@ -18,9 +19,9 @@ from csrkern.nn import SparseAutoencoder
 def assert_same_model(copied: SparseAutoencoder, model: SparseAutoencoder) -> None:
     assert copied is not model
     assert copied.config() == model.config()
-    state = copied.state_dict()
-    assert set(state) == NAMES
-    for name, tensor in model.state_dict().items():
+    state, own = copied.state_dict(), model.state_dict()
+    assert set(state) == NAMES - ({"decoder.linear.weight"} if model.tied else set())
+    for name, tensor in own.items():
         assert torch.equal(state[name], tensor), name
         assert state[name].data_ptr() != tensor.data_ptr(), name
     assert (copied.encoder.weight is copied.decoder.linear.weight) == model.tied
@@ -64,7 +65,8 @@ def test_saves_and_loads(options, tmp_path):
 @pytest.mark.parametrize("lacking", [None, "encoder.weight", "decoder.linear.weight"])
 def test_loads_tied_files_with_either_weight_and_foreign_settings(lacking, tmp_path):
     model = used_model()
-    tensors = {name: t.clone() for name, t in model.state_dict().items() if name != lacking}
+    tensors = {**model.state_dict(), "decoder.linear.weight": model.encoder.weight}
+    tensors = {name: t.detach().clone() for name, t in tensors.items() if name != lacking}
     save_file(tensors, tmp_path / "model.safetensors")
     config = {**model.config(), "max_seq_length": 8, "architecture": "x"}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -97,6 +99,8 @@ def test_missing_files_are_named(tmp_path):
         ({"hidden_dim": 41}, "model.safetensors does not fit its config: .*size mismatch"),
         ({"input_dim": 13}, "model.safetensors does not fit its config: .*size mismatch"),
         ({"tied": False}, "does not fit its config: .*Missing key.*decoder.linear.weight"),
+        ({"hidden_dim": 10**15}, "size mismatch for latent_bias: expected .10{15}., got .40."),
+        ({"k_aux": -1}, "config.json: k_aux: expected at least 0, got -1"),
         ({"k": 41}, "k: expected at most hidden_dim = 40, got 41"),
         ("[]", "config.json"),
         ({"input_dim": "12"}, "input_dim"),
@@ -132,8 +136,59 @@ def test_wrong_weights_are_named(tmp_path):
         {**tensors, "encoder.weight": torch.ones(D, H)},
     ):
         save_file(other, path)
-        with pytest.raises(ValueError, match="does not fit its config"):
+        with pytest.raises(ValueError, match="does not fit its config") as caught:
             SparseAutoencoder.from_pretrained(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["pre_bias", "latent_bias", "encoder.weight"])
+def test_weights_that_are_not_finite_are_refused(name, value, tmp_path):
+    model = make(torch.float32)
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors[name].flatten()[-1] = value
+    save_file(tensors, tmp_path / "model.safetensors")
+    message = f"{name}: expected finite numbers, got 1 that are NaN or infinite"
+    with pytest.raises(ValueError, match=rf"model\.safetensors: {message}"):
+        SparseAutoencoder.from_pretrained(tmp_path)
+    with torch.no_grad():
+        model.get_parameter(name).flatten()[-1] = value
+    with pytest.raises(ValueError, match=message):
+        model.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_k_aux_of_0_saves_and_loads(tmp_path):
+    make(torch.float32, k_aux=np.int64(0)).save_pretrained(tmp_path)
+    assert SparseAutoencoder.from_pretrained(tmp_path).k_aux == 0
+
+
+def test_loading_does_not_depend_on_torchs_defaults(tmp_path):
+    model = used_model()
+    model.save_pretrained(tmp_path)
+    before = torch.get_rng_state()
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        loaded = SparseAutoencoder.from_pretrained(tmp_path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert_same_model(loaded, model)
+
+
+def test_safetensors_stores_a_state_dict(tmp_path):
+    model = used_model()
+    save_file(model.state_dict(), tmp_path / "a")
+    other = SparseAutoencoder(**model.config())
+    other.load_state_dict(load_file(tmp_path / "a"))
+    assert_same_model(other, model)
+    save_model(model, str(tmp_path / "b"))
+    other = SparseAutoencoder(**model.config())
+    load_model(other, str(tmp_path / "b"))
+    assert_same_model(other, model)
 
 
 def test_an_interrupted_save_leaves_the_old_model(tmp_path, monkeypatch):

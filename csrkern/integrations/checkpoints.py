@@ -84,9 +84,8 @@ def save_pth(model: SparseAutoencoder, path: str | os.PathLike[str]) -> None:
     if not model.tied:
         raise ValueError("model: expected tied weights, the only kind that the scripts have")
     payload = io.BytesIO()
-    torch.save(
-        {"state_dict": {n: t.detach().cpu() for n, t in model.state_dict().items()}}, payload
-    )
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": {**state, _DECODER: state[_ENCODER]}}, payload)
     write_atomically(path, payload.getvalue())
 
 

@@ -60,12 +60,12 @@ class Subspace:
         back = self.directions.T
         tied = model.tied and bool((self.stretch == 1).all())
         state["encoder.weight"] = (state["encoder.weight"] * self.stretch) @ back
-        decoder = (state["decoder.linear.weight"] / self.stretch) @ back
-        state["decoder.linear.weight"] = state["encoder.weight"] if tied else decoder
+        if not tied:
+            state["decoder.linear.weight"] = (model.dictionary / self.stretch) @ back
         state["pre_bias"] = self.mean + (state["pre_bias"] / (self.scale * self.stretch)) @ back
         state["latent_bias"] = state["latent_bias"] / self.scale
-        with torch.device("meta"):  # no random numbers drawn for weights that are replaced
-            config = {**model.config(), "input_dim": len(self.mean), "tied": tied}
-            folded = SparseAutoencoder(**config)
+        config = {**model.config(), "input_dim": len(self.mean), "tied": tied}
+        # No random numbers are drawn for weights that are replaced.
+        folded = SparseAutoencoder(**config, device="meta")
         folded.load_state_dict(state, assign=True)
         return folded.train(model.training)
