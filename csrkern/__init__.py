@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from csrkern import integrations, nn, reference
     from csrkern.codes import SparseCodes
     from csrkern.codes_packed import PackedCodes, packed_bytes, packed_k
+    from csrkern.identity import ModelMismatchError
     from csrkern.index import InvertedIndex
     from csrkern.index_cuda import CudaIndex
     from csrkern.index_rerank import Rerank
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "CudaIndex": "index_cuda",
     "InvertedIndex": "index",
+    "ModelMismatchError": "identity",
     "PackedCodes": "codes_packed",
     "Rerank": "index_rerank",
     "SparseCodes": "codes",
@@ -46,6 +48,7 @@ _SUBMODULES = ("integrations", "nn", "reference", "roofline")
 __all__ = [
     "CudaIndex",
     "InvertedIndex",
+    "ModelMismatchError",
     "PackedCodes",
     "Rerank",
     "SparseCodes",

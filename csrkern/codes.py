@@ -13,6 +13,7 @@ from torch.utils import _pytree
 
 from csrkern import codes_file
 from csrkern.arguments import array_of
+from csrkern.identity import common_fingerprint
 from csrkern.codes_slots import in_order, of_entries, powers_of_two
 from csrkern.storage import write_atomically
 
@@ -29,6 +30,8 @@ class SparseCodes:
         values: [n, k], floating point, ≥ 0 and non-increasing along a row.
         indices: [n, k], int32, the latent of each value; distinct within a row.
         dim: number of latents h.
+        fingerprint: of the model that made them (`SparseAutoencoder.fingerprint`); None: not
+            known. Codes made of these keep it.
 
     Equal values stand in order of their index. A row with fewer than k active latents is
     padded with value 0 and index 0; a padded slot means nothing, everywhere. So the first
@@ -41,13 +44,16 @@ class SparseCodes:
             device, `indices` is not int32, or `dim` is smaller than k.
     """
 
-    __slots__ = ("__weakref__", "dim", "indices", "values")
+    __slots__ = ("__weakref__", "dim", "fingerprint", "indices", "values")
 
     values: Tensor
     indices: Tensor
     dim: int
+    fingerprint: str | None
 
-    def __init__(self, values: Tensor, indices: Tensor, dim: int) -> None:
+    def __init__(
+        self, values: Tensor, indices: Tensor, dim: int, fingerprint: str | None = None
+    ) -> None:
         for name, tensor in (("values", values), ("indices", indices)):
             if not isinstance(tensor, Tensor):
                 raise TypeError(
@@ -72,6 +78,7 @@ class SparseCodes:
         self.values = values
         self.indices = indices
         self.dim = dim
+        self.fingerprint = fingerprint
 
     # ---- shape and form ---------------------------------------------------------------
 
@@ -100,6 +107,10 @@ class SparseCodes:
         """[n, k] bool: True where a slot holds an active latent, False where it is padding."""
         return self.values != 0
 
+    def _with(self, values: Tensor, indices: Tensor) -> SparseCodes:
+        """Return other codes of the same model."""
+        return SparseCodes(values, indices, self.dim, self.fingerprint)
+
     def __len__(self) -> int:
         return self.values.shape[0]
 
@@ -113,7 +124,7 @@ class SparseCodes:
         elif not isinstance(rows, (slice, Tensor)):
             chosen = np.asarray(rows)
             rows = torch.from_numpy(chosen if chosen.dtype == bool else chosen.astype(np.int64))
-        return SparseCodes(self.values[rows], self.indices[rows], self.dim)
+        return self._with(self.values[rows], self.indices[rows])
 
     def __repr__(self) -> str:
         return (
@@ -128,7 +139,7 @@ class SparseCodes:
         """
         if not 1 <= k <= self.k:
             raise ValueError(f"k: expected 1 <= k <= {self.k}, got {k}")
-        return SparseCodes(self.values[:, :k], self.indices[:, :k], self.dim)
+        return self._with(self.values[:, :k], self.indices[:, :k])
 
     def to(self, *args: Any, **kwargs: Any) -> SparseCodes:
         """Like `Tensor.to`: a device moves both tensors, a dtype converts the values.
@@ -140,12 +151,12 @@ class SparseCodes:
             raise TypeError(f"values: expected a floating-point dtype, got {values.dtype}")
         indices = self.indices.to(values.device)
         if torch.finfo(values.dtype).eps > torch.finfo(self.dtype).eps:
-            return SparseCodes(*in_order(values, indices.long(), self.dim), self.dim)
-        return SparseCodes(values, indices, self.dim)
+            return self._with(*in_order(values, indices.long(), self.dim))
+        return self._with(values, indices)
 
     def detach(self) -> SparseCodes:
         """The same codes outside the autograd graph."""
-        return SparseCodes(self.values.detach(), self.indices, self.dim)
+        return self._with(self.values.detach(), self.indices)
 
     def normalize(self) -> SparseCodes:
         """Rows at L2 norm 1; a row without an active latent stays zero. Differentiable."""
@@ -155,7 +166,7 @@ class SparseCodes:
         values = values / powers_of_two(values.detach()[:, :1].contiguous())
         square = values.square().sum(1, keepdim=True)
         inverse = torch.where(square > 0, square, torch.ones_like(square)).rsqrt()
-        return SparseCodes((values * inverse).to(self.dtype), self.indices, self.dim)
+        return self._with((values * inverse).to(self.dtype), self.indices)
 
     def power(self, exponent: float) -> SparseCodes:
         """Codes with every active value raised to `exponent` > 0. Differentiable.
@@ -171,14 +182,17 @@ class SparseCodes:
         active = self.active
         # The slope of a root at 0 is infinite: empty slots stay out of it.
         values = torch.where(active, self.values, torch.ones_like(self.values)).pow(exponent)
-        return SparseCodes(torch.where(active, values, 0), self.indices, self.dim)
+        return self._with(torch.where(active, values, 0), self.indices)
 
     @staticmethod
     def cat(parts: Iterable[SparseCodes]) -> SparseCodes:
         """Codes stacked by rows; all parts share k and dim.
 
+        They have the fingerprint of the parts, None if that of a part is not known.
+
         Raises:
-            ValueError: if there are no parts or they differ in k or dim.
+            ValueError: if there are no parts or they differ in k or dim, or
+                (ModelMismatchError) were made by different models.
         """
         parts = list(parts)
         if not parts:
@@ -189,12 +203,13 @@ class SparseCodes:
             torch.cat([p.values for p in parts]),
             torch.cat([p.indices for p in parts]),
             parts[0].dim,
+            common_fingerprint("parts", [p.fingerprint for p in parts]),
         )
 
     # ---- equality and validity --------------------------------------------------------
 
     def equal(self, other: SparseCodes) -> bool:
-        """Same dim, same indices and bitwise-equal values (NaN equals NaN)."""
+        """Same dim, same indices and bitwise-equal values (NaN equals NaN), of whatever model."""
         if self.dim != other.dim or self.values.shape != other.values.shape:
             return False
         same = (self.values == other.values) | (self.values.isnan() & other.values.isnan())
@@ -389,7 +404,9 @@ class SparseCodes:
                 f"values: {float(self.values.max()):.4g} does not fit in {values}"
                 + ("; save as float32" if values == "float16" else "")
             )
-        return codes_file.pack(codes.values.numpy(), codes.indices.numpy(), self.dim, notes)
+        return codes_file.pack(
+            codes.values.numpy(), codes.indices.numpy(), self.dim, notes, self.fingerprint
+        )
 
     def pack(self, value_bits: int = 4) -> PackedCodes:
         """The codes in about two bytes a latent: latents exact, values in `value_bits` bits.
@@ -413,27 +430,52 @@ class SparseCodes:
             FileNotFoundError: if there is no such file.
             ValueError: if the file is not a whole, valid code file.
         """
-        values, indices, dim = codes_file.read(path)
+        stored = codes_file.read(path)
         try:
             return SparseCodes(
-                torch.from_numpy(np.array(values)),
-                torch.from_numpy(indices.astype(np.int32)),
-                dim,
+                torch.from_numpy(np.array(stored.values)),
+                torch.from_numpy(stored.indices.astype(np.int32)),
+                stored.dim,
+                stored.fingerprint,
             ).validate()
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)} is damaged: {error}") from error
 
 
-def _unflatten(leaves: Iterable[Any], dim: int) -> SparseCodes:
+class _Context(int):
+    """The dim of flattened codes, which carries their fingerprint but is not told apart by it.
+
+    So functions that were exported or mapped for codes of one model take those of another.
+    """
+
+    fingerprint: str | None
+
+
+def _context(codes: SparseCodes) -> _Context:
+    context = _Context(codes.dim)
+    context.fingerprint = codes.fingerprint
+    return context
+
+
+def _flatten_with_keys(codes: SparseCodes) -> tuple[list[tuple[Any, Tensor]], _Context]:
+    keys = _pytree.GetAttrKey("values"), _pytree.GetAttrKey("indices")
+    return [*zip(keys, (codes.values, codes.indices), strict=True)], _context(codes)
+
+
+def _unflatten(leaves: Iterable[Any], context: int) -> SparseCodes:
     codes = object.__new__(SparseCodes)  # pytree leaves need not be tensors
     codes.values, codes.indices = leaves
-    codes.dim = dim
+    codes.dim = int(context)
+    # What is traced keeps its context for codes of whatever model.
+    tracing = torch.compiler.is_compiling()
+    codes.fingerprint = None if tracing else getattr(context, "fingerprint", None)
     return codes
 
 
 _pytree.register_pytree_node(
     SparseCodes,
-    lambda codes: ([codes.values, codes.indices], codes.dim),
+    lambda codes: ([codes.values, codes.indices], _context(codes)),
     _unflatten,
     serialized_type_name="csrkern.SparseCodes",
+    flatten_with_keys_fn=_flatten_with_keys,
 )

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from csrkern.identity import check_fingerprint
 
 KEY, FORMAT = "csrkern", "csrkern-codes"
 VERSION = 1
@@ -19,8 +21,21 @@ INDICES = {"U16": "<u2", "I32": "<i4"}
 PACKED = {"U8": "u1"}
 
 
+class Stored(NamedTuple):
+    """What a file of codes holds, its arrays mapped; the fingerprint as of SparseCodes."""
+
+    values: np.ndarray
+    indices: np.ndarray
+    dim: int
+    fingerprint: str | None
+
+
 def pack(
-    values: np.ndarray, indices: np.ndarray, dim: int, notes: dict[str, str] | None = None
+    values: np.ndarray,
+    indices: np.ndarray,
+    dim: int,
+    notes: dict[str, str] | None = None,
+    fingerprint: str | None = None,
 ) -> bytes:
     """The file of float values and their indices, which are uint16 where dim allows, else int32.
 
@@ -28,7 +43,9 @@ def pack(
     """
     from safetensors.numpy import save
 
-    header = {"format": FORMAT, "version": VERSION, "dim": dim}
+    header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "dim": dim}
+    if check_fingerprint("fingerprint", fingerprint) is not None:
+        header["fingerprint"] = fingerprint
     narrow = np.uint16 if dim <= 65_536 else np.int32
     tensors = {
         "values": np.ascontiguousarray(values),
@@ -47,8 +64,8 @@ def notes(path: str | os.PathLike[str]) -> dict[str, str]:
     return {name: text for name, text in metadata.items() if name != KEY}
 
 
-def read(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Values and indices [n, k] as they are stored, mapped from the file, and dim.
+def read(path: str | os.PathLike[str]) -> Stored:
+    """Values and indices [n, k] as they are stored, mapped from the file, dim and fingerprint.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -68,7 +85,22 @@ def read(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, int]:
             f"{name} is damaged: expected values and indices of one shape [n, k], "
             f"got {values['shape']} and {indices['shape']}"
         )
-    return map_array(name, values, begin), map_array(name, indices, begin), dim
+    fingerprint = fingerprint_in(name, header)
+    return Stored(
+        map_array(name, values, begin), map_array(name, indices, begin), dim, fingerprint
+    )
+
+
+def fingerprint_in(name: str, header: dict[str, Any]) -> str | None:
+    """The fingerprint in a header of `read_header`; None in files that have none.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        return check_fingerprint("fingerprint", header.get("fingerprint"))
+    except ValueError as error:
+        raise ValueError(f"{name} is damaged: {error}") from error
 
 
 def read_header(name: str, what: str, form: str, version: int, tensors: set[str]) -> dict[str, Any]:

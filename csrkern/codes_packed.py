@@ -12,6 +12,7 @@ import torch
 
 from csrkern import _C, codes_file
 from csrkern.arguments import check_int
+from csrkern.identity import check_fingerprint
 from csrkern.codes import SparseCodes
 from csrkern.ops._registry import address
 from csrkern.storage import write_atomically
@@ -41,6 +42,7 @@ class PackedCodes:
         dim: number of latents.
         value_bits: 1 to 8.
         largest: the largest value, which scales refer to.
+        fingerprint: of the model that made the codes; None: not known.
 
     Raises:
         TypeError, ValueError: if the arguments do not fit together.
@@ -48,9 +50,17 @@ class PackedCodes:
     Source: Elias 1974, Fano 1971.
     """
 
-    __slots__ = ("dim", "k", "largest", "rows", "value_bits")
+    __slots__ = ("dim", "fingerprint", "k", "largest", "rows", "value_bits")
 
-    def __init__(self, rows: np.ndarray, k: int, dim: int, value_bits: int, largest: float) -> None:
+    def __init__(
+        self,
+        rows: np.ndarray,
+        k: int,
+        dim: int,
+        value_bits: int,
+        largest: float,
+        fingerprint: str | None = None,
+    ) -> None:
         size = packed_bytes(k, dim, value_bits)
         if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8:
             raise TypeError("rows: expected a uint8 array; SparseCodes.pack makes one of codes")
@@ -63,6 +73,7 @@ class PackedCodes:
             raise ValueError(f"largest: expected a number in 2^-60..2^100, got {largest!r}")
         self.rows, self.k, self.dim = rows, k, dim
         self.value_bits, self.largest = value_bits, largest
+        self.fingerprint = check_fingerprint("fingerprint", fingerprint)
 
     @classmethod
     def of(cls, codes: SparseCodes, value_bits: int = VALUE_BITS) -> PackedCodes:
@@ -74,9 +85,8 @@ class PackedCodes:
         if not strongest <= _LARGEST:  # nor NaN
             raise ValueError(f"values: expected numbers of at most 2^100, got {strongest}")
         largest = float(np.float32(max(strongest, _SMALLEST)))
-        packed = cls(
-            np.empty((len(codes), size), np.uint8), codes.k, codes.dim, value_bits, largest
-        )
+        empty = np.empty((len(codes), size), np.uint8)
+        packed = cls(empty, codes.k, codes.dim, value_bits, largest, codes.fingerprint)
         rows = packed.rows.ctypes.data
         good = _C.pack(
             packed._form, address(values), address(indices), rows, torch.get_num_threads()
@@ -109,7 +119,8 @@ class PackedCodes:
             if rows.ndim != 1:
                 raise IndexError("rows: expected a slice or a list of numbers; for one row, [i]")
             rows = rows if rows.dtype == bool else rows.astype(np.int64)
-        return PackedCodes(self.rows[rows], self.k, self.dim, self.value_bits, self.largest)
+        form = self.k, self.dim, self.value_bits, self.largest, self.fingerprint
+        return PackedCodes(self.rows[rows], *form)
 
     def __repr__(self) -> str:
         return (
@@ -135,7 +146,7 @@ class PackedCodes:
         )
         if good < len(self):
             raise ValueError(f"row {good} of the packed codes is damaged")
-        return SparseCodes(values, indices, self.dim)
+        return SparseCodes(values, indices, self.dim, self.fingerprint)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a safetensors file beside `path` and renames it: never half a file."""
@@ -143,6 +154,8 @@ class PackedCodes:
 
         header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "k": self.k}
         header |= {"dim": self.dim, "value_bits": self.value_bits, "largest": self.largest}
+        if self.fingerprint is not None:
+            header["fingerprint"] = self.fingerprint
         rows = np.ascontiguousarray(self.rows)
         payload = save({"rows": rows}, metadata={codes_file.KEY: json.dumps(header)})
         write_atomically(path, bytes(payload))
@@ -164,7 +177,7 @@ class PackedCodes:
         rows = np.array(codes_file.map_array(name, entry, begin))
         try:
             form: list[Any] = [header.get(key) for key in ("k", "dim", "value_bits", "largest")]
-            return cls(rows, *form)
+            return cls(rows, *form, codes_file.fingerprint_in(name, header))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} is damaged: {error}") from error
 

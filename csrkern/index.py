@@ -14,7 +14,8 @@ import numpy as np
 from csrkern import index_file
 from csrkern.arguments import check_int, integers, thread_count
 from csrkern.index_collection import stats
-from csrkern.index_input import check_ids, read_rows
+from csrkern.identity import check_same_model
+from csrkern.index_input import Rows, check_ids, read_rows
 from csrkern.index_rerank import Rerank
 from csrkern.index_search import Searchable
 from csrkern.index_segment import SQUARES, check_form, norms_of
@@ -42,6 +43,9 @@ class InvertedIndex(Searchable):
         k: the most slots that a document had when it came.
         metric: "ip" or "cosine".
         values: "float16", "uint16", "uint8" or "float32", the form in which values are stored.
+        fingerprint: of the model that made the first codes (`SparseAutoencoder.fingerprint`);
+            None: not known, as for codes that came as arrays, and may be set. Codes of another
+            model are refused (ModelMismatchError), unless a call has any_model=True.
     """
 
     @classmethod
@@ -99,7 +103,7 @@ class InvertedIndex(Searchable):
         check_int("dim", rows.dim, 1, 2**31 - 1)
         index = cls([], dim=rows.dim, k=0, next_id=0, form=form)
         segment = index._build(rows, ids, norms, 0, thread_count(num_threads), plain=True)
-        index._append(segment, rows.k)
+        index._append(segment, rows)
         return index
 
     @classmethod
@@ -154,12 +158,13 @@ class InvertedIndex(Searchable):
                 index = cls(
                     [], dim=check_int("dim", rows.dim, 1, 2**31 - 1), k=0, next_id=0, form=form
                 )
+            check_same_model("codes", rows.fingerprint, index.fingerprint, holder="those before")
             own = None if ids is None else ids[n : n + rows.n]
             segment = index._build(rows, own, None, n, threads, plain=n == 0)
             n += rows.n
             with index_file.SAVING:
                 segment = index_file.move_to(path, index._state()[1], segment)
-            index._append(segment, rows.k)
+            index._append(segment, rows)
         if index is None:
             raise ValueError("codes: expected at least one piece, got none")
         if ids is not None:
@@ -181,9 +186,8 @@ class InvertedIndex(Searchable):
         )
         values, indices = still.to_numpy()
         return InvertedIndex.build(
-            (values[:, :k], indices[:, :k]),
+            Rows(values[:, :k], indices[:, :k], None, self.dim, self.fingerprint),
             still.ids,
-            dim=self.dim,
             metric=self.metric,
             values=self.values,
             largest=self._form.largest if self.metric == "ip" else None,
@@ -230,8 +234,8 @@ class InvertedIndex(Searchable):
 
         Returns:
             documents, removed (codes whose memory is not free yet), segments, dim, k, metric,
-            values, largest (value that uint8 or uint16 can hold); window, block (documents in
-            it; 0 if not clustered) of the first segment;
+            values, fingerprint, largest (value that uint8 or uint16 can hold); window, block
+            (documents in it; 0 if not clustered) of the first segment;
             latents (those in use), postings, bytes (memory or disk, without the next),
             bytes_per_code, forward_bytes (what is made in memory when needed: the copy by
             document, and the places of clustered documents in the lists);
@@ -242,7 +246,7 @@ class InvertedIndex(Searchable):
         """
         return {
             **stats(self._segments),
-            **{name: getattr(self, name) for name in ("dim", "k", "metric", "values")},
+            **{n: getattr(self, n) for n in ("dim", "k", "metric", "values", "fingerprint")},
             "largest": self._form.largest,
             "recall": {asked: plan.recall for asked, (_, plan) in self._plans.items()},
         }

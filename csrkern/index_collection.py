@@ -10,6 +10,7 @@ import numpy as np
 
 from csrkern import index_file
 from csrkern.arguments import integers, thread_count
+from csrkern.identity import check_fingerprint, check_same_model
 from csrkern.index_input import Rows, check_ids, check_norms, read_rows
 from csrkern.index_segment import (
     SQUARES,
@@ -32,7 +33,14 @@ class Collection:
     """Codes in segments that never change; a change replaces the tuple of them as a whole."""
 
     def __init__(
-        self, segments: list[Segment], *, dim: int, k: int, next_id: int, form: Form
+        self,
+        segments: list[Segment],
+        *,
+        dim: int,
+        k: int,
+        next_id: int,
+        form: Form,
+        fingerprint: str | None = None,
     ) -> None:
         self._segments = tuple(segments)  # replaced as a whole, so that a reader sees one state
         self._form = form
@@ -42,6 +50,7 @@ class Collection:
         self.k = k
         self.metric = form.metric
         self.values = form.values
+        self.fingerprint = fingerprint
 
     def _build(
         self, rows: Rows, ids: Any, norms: Any, next_id: int, threads: int, *, plain: bool = False
@@ -59,14 +68,22 @@ class Collection:
         self._form = form
         return segment
 
-    def _append(self, segment: Segment, k: int, replaced: int = 0) -> None:
-        """Lets a segment take the place of the last `replaced` ones."""
+    def _append(self, segment: Segment, rows: Rows, replaced: int = 0) -> None:
+        """Lets a segment with new rows take the place of the last `replaced` ones."""
+        if len(self) == 0 and rows.fingerprint is not None:
+            self.fingerprint = rows.fingerprint
         self._next_id = max(self._next_id, segment.id_range()[1] + 1)
-        self.k = max(self.k, k)
+        self.k = max(self.k, rows.k)
         self._segments = (*self._segments[: len(self._segments) - replaced], segment)
 
     def add(
-        self, codes: Any, ids: Any = None, *, norms: Any = None, num_threads: int | None = None
+        self,
+        codes: Any,
+        ids: Any = None,
+        *,
+        norms: Any = None,
+        any_model: bool = False,
+        num_threads: int | None = None,
     ) -> None:
         """Adds n codes; searches that begin from now on find them.
 
@@ -78,11 +95,13 @@ class Collection:
             ids: n distinct integers ≥ 0 that no code of the index has; None: the next ones
                 after the highest that it ever had.
             norms: needed if the index was built with them.
+            any_model: take codes of another model than the index's, too.
             num_threads: None: as many as the process may run on.
 
         Raises:
-            TypeError, ValueError: as `build`, if an id is taken, or a value is larger than
-                the index holds (uint8, uint16); nothing is added then.
+            TypeError, ValueError: as `build`, if an id is taken, a value is larger than
+                the index holds (uint8, uint16), or (ModelMismatchError) another model made the
+                codes; nothing is added then.
         """
         rows = read_rows("codes", codes, self.dim)
         threads = thread_count(num_threads)
@@ -90,6 +109,10 @@ class Collection:
             return
         with self._changing:
             segments = self._segments
+            if len(self):
+                check_same_model(
+                    "codes", rows.fingerprint, self.fingerprint, any_model=any_model
+                )
             self._check_norms_match(norms)
             if self._next_id + rows.n > 2**63 and ids is None:
                 raise ValueError("ids: no numbers are left above the highest one; give ids")
@@ -100,7 +123,7 @@ class Collection:
             if replaced:
                 together = [*segments[len(segments) - replaced :], segment]
                 segment = merge(together, self.dim, self._form, threads)
-            self._append(segment, rows.k, replaced)
+            self._append(segment, rows, replaced)
 
     def _check_norms_match(self, norms: Any) -> None:
         have = any(s.native.norms is not None for s in self._segments if len(s))
@@ -180,6 +203,8 @@ class Collection:
                 facts["exponent"] = self._form.exponent
             if self._form.window is not None:
                 facts["window"] = self._form.window
+            if check_fingerprint("fingerprint", self.fingerprint) is not None:
+                facts["fingerprint"] = self.fingerprint
             return self._segments, facts
 
     @classmethod
@@ -228,7 +253,8 @@ class Collection:
             raise ValueError("the index is damaged: its ids are not in 0..next_id-1")
         values, metric, cluster = facts["values"], facts["metric"], facts["cluster"]
         form = Form(values, metric, cluster, facts.get("window"), facts.get("exponent"))
-        return cls(segments, dim=facts["dim"], k=facts["k"], next_id=facts["next_id"], form=form)
+        counts = {name: facts[name] for name in ("dim", "k", "next_id")}
+        return cls(segments, form=form, fingerprint=facts.get("fingerprint"), **counts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         segments, facts = self._state()

@@ -45,7 +45,8 @@ from csrkern.index_cuda_results import (
     rerank_tensors,
 )
 from csrkern.index_fast import check_mode
-from csrkern.index_input import check_ids, check_norms
+from csrkern.identity import check_same_model
+from csrkern.index_input import check_ids, check_norms, is_codes
 from csrkern.index_rerank import DenseSearch, Rerank
 from csrkern.index_segment import SQUARES, check_form
 
@@ -63,7 +64,7 @@ class CudaIndex(DenseSearch):
     `search_above`, ...) is for the one on the CPU that this was made of.
 
     Attributes:
-        dim, k, metric, values: as of the InvertedIndex.
+        dim, k, metric, values, fingerprint: as of the InvertedIndex.
         devices: numbers of the GPUs, one for each range of documents.
     """
 
@@ -78,6 +79,7 @@ class CudaIndex(DenseSearch):
         k: int,
         metric: str,
         values: str,
+        fingerprint: str | None,
     ) -> None:
         self._native = native
         self._parts = tuple(parts)
@@ -88,6 +90,7 @@ class CudaIndex(DenseSearch):
         self.k = k
         self.metric = metric
         self.values = values
+        self.fingerprint = fingerprint
         self.devices = tuple(part.device for part in parts)
 
     @classmethod
@@ -117,6 +120,7 @@ class CudaIndex(DenseSearch):
             k=index.k,
             metric=index.metric,
             values=index.values,
+            fingerprint=index.fingerprint,
         )
 
     @classmethod
@@ -178,8 +182,17 @@ class CudaIndex(DenseSearch):
         )
         built.calibrate()
         part = Part(rows.device, 0, n, keep(built), True)
-        k = rows.values.shape[1]
-        return cls(native, [part], own, order, dim=rows.dim, k=k, metric=metric, values=values)
+        return cls(
+            native,
+            [part],
+            own,
+            order,
+            dim=rows.dim,
+            k=rows.values.shape[1],
+            metric=metric,
+            values=values,
+            fingerprint=codes.fingerprint if is_codes(codes) else None,
+        )
 
     def search(
         self,
@@ -192,6 +205,7 @@ class CudaIndex(DenseSearch):
         rerank: Any = None,
         mode: str = "exact",
         recall: float | None = None,
+        any_model: bool = False,
         num_threads: int | None = None,
         way: str = "cheaper",
     ) -> tuple[Any, Any]:
@@ -210,6 +224,7 @@ class CudaIndex(DenseSearch):
             query_k, min_score: as for `InvertedIndex.search`.
             rerank: as for `InvertedIndex.search`, with a shortlist of at most 1,024. Dense
                 queries that are on the GPU with the others are not checked.
+            any_model: as for `InvertedIndex.search`.
             mode, recall, num_threads: taken, and not needed: this search is exact.
             way: how documents are scored: "walk" adds up the query's postings, "gather" reads
                 all codes, "cheaper" is in each block of documents what was measured to cost
@@ -225,9 +240,12 @@ class CudaIndex(DenseSearch):
         options = self._options(topk, query_k, min_score, way)
         topk = options["topk"]
         if rerank is not None:
+            check_same_model("rerank", rerank.fingerprint, self.fingerprint, any_model=any_model)
             # The shortlist is the best by sparse score, however low.
             options |= {"topk": self._shortlist(rerank), "min_score": 0.0}
         least = -np.inf if min_score is None else least_float("min_score", min_score)
+        if is_codes(queries):
+            check_same_model("queries", queries.fingerprint, self.fingerprint, any_model=any_model)
         on_device = device_rows(self._native, "queries", queries, self.dim)
         if on_device is not None:
             there = self._search_device(on_device, filter, rerank, options)
@@ -324,7 +342,7 @@ class CudaIndex(DenseSearch):
         """What the index holds.
 
         Returns:
-            documents, dim, k, metric, values; devices; slices (parts that are brought to their
+            documents, dim, k, metric, values, fingerprint; devices; slices (parts that are brought to their
             device for each search, 0 if the index stays there); postings, bytes (of device
             memory) and bytes_per_code of what stays there; gather_cost (of reading one entry of
             a code, in postings, as measured on the first device).
@@ -333,7 +351,7 @@ class CudaIndex(DenseSearch):
         n_bytes = sum(native.bytes for native in resident)
         return {
             "documents": len(self),
-            **{name: getattr(self, name) for name in ("dim", "k", "metric", "values")},
+            **{n: getattr(self, n) for n in ("dim", "k", "metric", "values", "fingerprint")},
             "devices": sorted(set(self.devices)),
             "slices": len(self._parts) - len(resident),
             "postings": sum(native.entries for native in resident),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from csrkern import _C
+from csrkern.identity import check_fingerprint
 from csrkern.index_segment import (
     LEAST_EXPONENT,
     MOST_EXPONENT,
@@ -205,7 +206,16 @@ def _sane(body: dict[str, Any]) -> bool:
         and _sane_exponent(body)
         and _sane_window(body.get("window", USUAL_WINDOW))
         and any(body.get("cluster", "") is choice for choice in (None, True, False))
+        and _sane_fingerprint(body.get("fingerprint"))
     )
+
+
+def _sane_fingerprint(fingerprint: Any) -> bool:
+    try:
+        check_fingerprint("fingerprint", fingerprint)
+    except ValueError:
+        return False
+    return True
 
 
 def _sane_window(window: Any) -> bool:

@@ -17,6 +17,7 @@ class Rows(NamedTuple):
     indices: np.ndarray
     starts: np.ndarray | None
     dim: int
+    fingerprint: str | None = None  # of the model that made them
 
     @property
     def n(self) -> int:
@@ -49,10 +50,12 @@ def read_rows(name: str, codes: Any, dim: int | None) -> Rows:
         ValueError: if shapes disagree, a latent is out of range, or the form does not say
             how many latents there are and `dim` is None.
     """
-    codes_module = sys.modules.get("csrkern.codes")
-    if codes_module is not None and isinstance(codes, codes_module.SparseCodes):
-        values, indices = codes.numpy()
-        return _fixed_width(name, values, indices, _same_dim(name, codes.dim, dim))
+    if is_codes(codes):
+        rows = _fixed_width(name, *codes.numpy(), _same_dim(name, codes.dim, dim))
+        return rows._replace(fingerprint=codes.fingerprint)
+    if isinstance(codes, Rows) and codes.starts is None:
+        rows = _fixed_width(name, codes.values, codes.indices, _same_dim(name, codes.dim, dim))
+        return rows._replace(fingerprint=codes.fingerprint)
     if isinstance(codes, (tuple, list)) and len(codes) == 2:
         if dim is None:
             raise ValueError(f"{name}: a (values, indices) pair needs dim=, the number of latents")
@@ -66,6 +69,12 @@ def read_rows(name: str, codes: Any, dim: int | None) -> Rows:
         f"of arrays (values, indices), got {type(codes).__name__}; "
         "SparseCodes.from_dense converts a dense matrix"
     )
+
+
+def is_codes(given: Any) -> bool:
+    """Return whether `given` is SparseCodes, without importing them."""
+    codes_module = sys.modules.get("csrkern.codes")
+    return codes_module is not None and isinstance(given, codes_module.SparseCodes)
 
 
 def _same_dim(name: str, have: int, want: int | None) -> int:

@@ -32,11 +32,14 @@ class Rerank:
         shortlist: documents a query that are scored again.
         offsets: [n], added to all scores of a query; matters to scores and, with norms, to
             the order.
+        fingerprint: of the model whose decoder the dense queries were multiplied with; None: not
+            known. `SparseAutoencoder.rerank` sets it.
     """
 
     dense_queries: Any
     shortlist: int = 100
     offsets: Any = None
+    fingerprint: str | None = None
 
     def arrays(self, n: int, dim: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Dense queries float32 [n, dim] and offsets float32 [n], checked."""

@@ -15,6 +15,7 @@ from csrkern import _C, index_fast
 from csrkern.arguments import check_int, least_float, thread_count
 from csrkern.index_collection import Collection
 from csrkern.index_filter import allowed_bits
+from csrkern.identity import check_same_model
 from csrkern.index_input import Rows, read_rows
 from csrkern.index_rerank import DenseSearch, Rerank
 from csrkern.index_segment import Segment
@@ -40,6 +41,7 @@ class Searchable(Collection, DenseSearch):
         rerank: Rerank | None = None,
         mode: str = "exact",
         recall: float | None = None,
+        any_model: bool = False,
         num_threads: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The `topk` best documents of each query.
@@ -57,6 +59,7 @@ class Searchable(Collection, DenseSearch):
             mode: "exact", or "fast" to find most of what exact search finds.
             recall: for "fast": the share of the best 10 that searches for a sample of the
                 index's own codes must find, 0.99 if None; what was found is in `stats`.
+            any_model: take queries of another model than the index's, too.
             num_threads: None: as many as the process may run on. A batch is divided by
                 queries; a single query, unless clustered or filtered, by windows.
 
@@ -67,16 +70,18 @@ class Searchable(Collection, DenseSearch):
 
         Raises:
             TypeError: if an argument has the wrong type.
-            ValueError: if an argument is out of range, a query is not valid, or the index
-                was loaded from a file that is damaged.
+            ValueError: if an argument is out of range, a query is not valid, (ModelMismatchError)
+                another model made the queries, or the index was loaded from a file that is
+                damaged.
         """
         segments = self._segments
         share = index_fast.check_mode(mode, recall, rerank)
-        rows = read_rows("queries", queries, self.dim)
+        rows = self._read("queries", queries, any_model)
         options: dict[str, Any] = {"topk": check_int("topk", topk, 1, 2**40)}
         if share is not None:
             options |= self._plan(segments, share).options(options["topk"])
         if rerank is not None:
+            check_same_model("rerank", rerank.fingerprint, self.fingerprint, any_model=any_model)
             dense, offsets = rerank.arrays(rows.n, self.dim)
             options |= {"dense": dense, "offsets": offsets, "shortlist": rerank.shortlist}
         args, limits = self._limits(segments, rows, filter, query_k, min_score, num_threads)
@@ -90,6 +95,7 @@ class Searchable(Collection, DenseSearch):
         *,
         filter: Any = None,
         query_k: int | None = None,
+        any_model: bool = False,
         num_threads: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All documents of at least `min_score`, exactly; arguments as for `search`.
@@ -99,10 +105,15 @@ class Searchable(Collection, DenseSearch):
             i, best first, are scores[starts[i] : starts[i + 1]].
         """
         segments = self._segments
-        rows = read_rows("queries", queries, self.dim)
+        rows = self._read("queries", queries, any_model)
         args, limits = self._limits(segments, rows, filter, query_k, min_score, num_threads)
         starts, scores, ids = _C.search_all(*args, topk=1, **limits)
         return starts, scores, ids
+
+    def _read(self, name: str, codes: Any, any_model: bool) -> Rows:
+        rows = read_rows(name, codes, self.dim)
+        check_same_model(name, rows.fingerprint, self.fingerprint, any_model=any_model)
+        return rows
 
     def _limits(
         self,
@@ -123,8 +134,12 @@ class Searchable(Collection, DenseSearch):
             "num_threads": thread_count(num_threads),
         }
 
-    def explain_score(self, query: Any, id: int) -> tuple[np.ndarray, np.ndarray]:
+    def explain_score(
+        self, query: Any, id: int, *, any_model: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """What a document's score for the first of the given queries is made of.
+
+        `any_model` as for `search`.
 
         Returns:
             latents int32 [j] that both have, and contributions float32 [j], in the order in
@@ -133,7 +148,7 @@ class Searchable(Collection, DenseSearch):
         Raises:
             ValueError: if the index has no such id.
         """
-        rows = _first(read_rows("query", query, self.dim))
+        rows = _first(self._read("query", query, any_model))
         entries = _C.read_query(
             rows.values, rows.indices, rows.starts, self.dim, self.metric == "cosine"
         )

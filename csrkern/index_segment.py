@@ -242,7 +242,7 @@ def build_segment(
     values = {"values": form.values, "exponent": form.exponent or 0}
 
     def assemble(order: np.ndarray | None, block: int) -> _C.Index:
-        arrays = _C.build_index(*rows, order, window, block, *values.values(), normalize, threads)
+        arrays = _C.build_index(*rows[:4], order, window, block, *values.values(), normalize, threads)
         in_order, norms_in_order = ids, norms
         if ids is None and not _C.plausible_documents(rows.n, arrays["offsets"][-1], False):
             in_order = np.arange(rows.n)  # says that the empty ones among them are meant
@@ -256,7 +256,7 @@ def build_segment(
     block, native = 0, None
     least = 1 if form.cluster else LEAST_WORTH_CLUSTERING
     if form.cluster is not False and rows.n >= least:
-        order = _C.cluster_order(*rows, 0 if form.cluster else LEAST_SIMILARITY, threads)
+        order = _C.cluster_order(*rows[:4], 0 if form.cluster else LEAST_SIMILARITY, threads)
         if len(order) == rows.n:
             block = _block(rows, window)
             native = assemble(order, block)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from csrkern import codes_file
+from csrkern.index_input import Rows
 
 
 def can_be_read_twice(codes: Any) -> bool:
@@ -24,15 +25,19 @@ def _is_pair(codes: Any) -> bool:
 def code_chunks(codes: Any, dim: int | None, rows: int) -> Iterator[tuple[Any, int | None]]:
     """`codes` in pieces of at most `rows` rows, each with the number of latents if known.
 
-    A path names a file of `SparseCodes.save`; a pair of arrays may be mapped; anything else is
-    taken for an iterable of pieces, which come as they are.
+    A path names a file of `SparseCodes.save`, whose pieces are Rows; a pair of arrays may be
+    mapped; anything else is taken for an iterable of pieces, which come as they are.
     """
     if isinstance(codes, (str, os.PathLike)):
-        values, indices, found = codes_file.read(codes)
-        if dim is not None and dim != found:
-            raise ValueError(f"codes: expected codes over {dim} latents, got {found}")
-        codes, dim = (values, indices), found
-    if _is_pair(codes):
+        stored = codes_file.read(codes)
+        if dim is not None and dim != stored.dim:
+            raise ValueError(f"codes: expected codes over {dim} latents, got {stored.dim}")
+        whole = Rows(stored.values, stored.indices, None, stored.dim, stored.fingerprint)
+        for first in range(0, max(whole.n, 1), rows):
+            part = slice(first, first + rows)
+            piece = whole._replace(values=whole.values[part], indices=whole.indices[part])
+            yield piece, stored.dim
+    elif _is_pair(codes):
         values, indices = codes
         for first in range(0, max(len(values), 1), rows):
             yield (values[first : first + rows], indices[first : first + rows]), dim

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from csrkern.arguments import array_of, check_at_least, check_bool, check_choice
 from csrkern.codes import SparseCodes
+from csrkern.fingerprint import fingerprint_of, fingerprint_of_codes, forget
 from csrkern.index_rerank import Rerank
 from csrkern.ops.autoencode import autoencode
 from csrkern.ops.decode import decode
@@ -225,19 +226,36 @@ class SparseAutoencoder(nn.Module):
 
     def encode_standardized(self, x: Tensor, k: int | None = None) -> SparseCodes:
         """`encode` for rows that `standardize` has been over already."""
-        return encode(
-            x,
-            self.encoder.weight,
-            self.latent_bias,
-            k=self.k if k is None else k,
-            pre_bias=self.pre_bias,
-        )
+        weight, bias, pre_bias = self.encoder.weight, self.latent_bias, self.pre_bias
+        codes = encode(x, weight, bias, k=self.k if k is None else k, pre_bias=pre_bias)
+        codes.fingerprint = fingerprint_of_codes(self, (weight, bias, pre_bias))
+        return codes
+
+    @property
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that tell models of different codes apart.
+
+        They are the BLAKE2b hash of input_dim, hidden_dim, normalize and of encoder.weight,
+        latent_bias and pre_bias as float32: not of k, the decoder, the device or a file's name.
+        Codes, their files and indexes keep it, so that those of another model are refused
+        (csrkern.ModelMismatchError). Codes made in training mode or while a function is traced
+        have none.
+
+        Computed anew only when these weights have changed.
+
+        Raises:
+            ValueError: if the weights are not whole and in memory (meta device, FSDP).
+        """
+        return fingerprint_of(self)
 
     def autoencode(
         self, x: Tensor, ks: Sequence[int], precision: str = "auto"
     ) -> tuple[SparseCodes, Tensor]:
         """Standardised rows [n, d] to codes at ks[-1], and reconstructions [len(ks), n, d]."""
-        return self._autoencode(x, slice(None), ks, precision)
+        codes, out = self._autoencode(x, slice(None), ks, precision)
+        encoder = self.encoder.weight, self.latent_bias, self.pre_bias
+        codes.fingerprint = fingerprint_of_codes(self, encoder)
+        return codes, out
 
     def _autoencode(
         self,
@@ -319,9 +337,12 @@ class SparseAutoencoder(nn.Module):
             q = self._tensor("q", self._rows("q", q), pre_bias.dtype)
         check_tensor("q", q, (None, self.input_dim))
         q = q.to(pre_bias.dtype)
+        own = self.encoder.weight, self.latent_bias, self.pre_bias
+        fingerprint = fingerprint_of_codes(self, own)
         if space == "adapter":
-            return Rerank((q - pre_bias) @ encoder.T, shortlist)
-        return Rerank(q @ decoder.T, shortlist, q @ pre_bias)
+            dense = (q - pre_bias) @ encoder.T
+            return Rerank(dense, shortlist, fingerprint=fingerprint)
+        return Rerank(q @ decoder.T, shortlist, q @ pre_bias, fingerprint)
 
     @torch.no_grad()
     def norms(self, codes: SparseCodes, space: str = "embeddings") -> Tensor:
@@ -407,6 +428,16 @@ class SparseAutoencoder(nn.Module):
         self.stats_last_nonzero += 1
         self.stats_last_nonzero.masked_fill_(used[:-1] != 0, 0)
 
+    def train(self, mode: bool = True) -> SparseAutoencoder:
+        """Return the model in training mode, or with False in evaluation mode."""
+        if mode != self.training:
+            forget(self)  # steps that a CUDA graph takes leave no trace in a tensor's version
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseAutoencoder:
+        forget(self)  # another dtype
+        return super()._apply(fn, recurse)
+
     def extra_repr(self) -> str:
         """What `print(module)` shows."""
         return (
@@ -442,7 +473,7 @@ class SparseAutoencoder(nn.Module):
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> SparseAutoencoder:
         """Return the model in a directory that `save_pretrained` or sentence-transformers wrote.
 
-        It is float32 and on the CPU. Either of two tied weights may be absent from the file.
+        It is float32, on the CPU and in evaluation mode. Either of two tied weights may be absent from the file.
 
         Raises:
             FileNotFoundError: if config.json or model.safetensors is missing.
@@ -490,7 +521,7 @@ class SparseAutoencoder(nn.Module):
             raise ValueError(
                 f"{folder / WEIGHTS_NAME} does not fit its config: {reason}"
             ) from error
-        return model
+        return model.eval()
 
 
 # ---- one weight under two names -----------------------------------------------------------

@@ -242,14 +242,14 @@ def compare_pursued(
 
 
 def _half(codes: SparseCodes) -> SparseCodes:
-    return SparseCodes(codes.values.half().float(), codes.indices, codes.dim)
+    return SparseCodes(codes.values.half().float(), codes.indices, codes.dim, codes.fingerprint)
 
 
 def _one_byte(codes: SparseCodes) -> SparseCodes:
     """Codes with values as an index of values="uint8" would hold them."""
     largest = 2.0 ** math.ceil(math.log2(max(float(codes.values.max()), 1e-30)))
     values = torch.from_numpy(stored_values(codes.values.numpy(), "uint8", largest))
-    return SparseCodes(values, codes.indices, codes.dim)
+    return SparseCodes(values, codes.indices, codes.dim, codes.fingerprint)
 
 
 def _packed(codes: SparseCodes) -> SparseCodes:

@@ -31,7 +31,9 @@ def encode_all(
             parts.append(model.encode(chunk.to(model.pre_bias.device), k).to("cpu"))
             if on_rows is not None:
                 on_rows(len(chunk))
-    return SparseCodes.cat(parts)
+    codes = SparseCodes.cat(parts)
+    codes.fingerprint = model.fingerprint  # also of a model in training mode
+    return codes
 
 
 def nearest_accuracy(

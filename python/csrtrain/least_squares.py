@@ -50,7 +50,9 @@ def refit(
         piece = codes[i * _ROWS : (i + 1) * _ROWS]
         values, _ = fit.values(part, piece.indices.long(), piece.active)
         parts.append(_in_order(values, piece.indices, codes.dim))
-    return SparseCodes.cat(parts).to(dtype=x.dtype)
+    fitted = SparseCodes.cat(parts).to(dtype=x.dtype)
+    fitted.fingerprint = codes.fingerprint
+    return fitted
 
 
 @torch.no_grad()
@@ -90,7 +92,9 @@ def pursue(
     goals = sorted({-(-k * (turn + 1) // rounds) for turn in range(rounds)})
     # The last turns fill the places of latents that were dropped.
     parts = [fit.pursue(piece, (*goals, k, k)) for piece in target.split(_ROWS)]
-    return SparseCodes.cat(parts).to(dtype=x.dtype)
+    fitted = SparseCodes.cat(parts).to(dtype=x.dtype)
+    fitted.fingerprint = model.fingerprint
+    return fitted
 
 
 def _target(model: SparseAutoencoder, x: Tensor) -> Tensor:
