@@ -13,8 +13,8 @@ from torch.utils import _pytree
 
 from csrkern import codes_file
 from csrkern.arguments import array_of
-from csrkern.identity import common_fingerprint
 from csrkern.codes_slots import in_order, of_entries, powers_of_two
+from csrkern.identity import common_fingerprint
 from csrkern.storage import write_atomically
 
 if TYPE_CHECKING:

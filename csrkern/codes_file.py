@@ -85,22 +85,12 @@ def read(path: str | os.PathLike[str]) -> Stored:
             f"{name} is damaged: expected values and indices of one shape [n, k], "
             f"got {values['shape']} and {indices['shape']}"
         )
-    fingerprint = fingerprint_in(name, header)
-    return Stored(
-        map_array(name, values, begin), map_array(name, indices, begin), dim, fingerprint
-    )
-
-
-def fingerprint_in(name: str, header: dict[str, Any]) -> str | None:
-    """The fingerprint in a header of `read_header`; None in files that have none.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
     try:
-        return check_fingerprint("fingerprint", header.get("fingerprint"))
+        fingerprint = check_fingerprint("fingerprint", header.get("fingerprint"))
     except ValueError as error:
         raise ValueError(f"{name} is damaged: {error}") from error
+    arrays = map_array(name, values, begin), map_array(name, indices, begin)
+    return Stored(*arrays, dim, fingerprint)
 
 
 def read_header(name: str, what: str, form: str, version: int, tensors: set[str]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import torch
 
 from csrkern import _C, codes_file
 from csrkern.arguments import check_int
-from csrkern.identity import check_fingerprint
 from csrkern.codes import SparseCodes
+from csrkern.identity import check_fingerprint
 from csrkern.ops._registry import address
 from csrkern.storage import write_atomically
 
@@ -176,8 +176,9 @@ class PackedCodes:
             raise ValueError(f"{name} is damaged: rows: expected U8, got {entry['dtype']}")
         rows = np.array(codes_file.map_array(name, entry, begin))
         try:
-            form: list[Any] = [header.get(key) for key in ("k", "dim", "value_bits", "largest")]
-            return cls(rows, *form, codes_file.fingerprint_in(name, header))
+            keys = ("k", "dim", "value_bits", "largest", "fingerprint")
+            form: list[Any] = [header.get(key) for key in keys]
+            return cls(rows, *form)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} is damaged: {error}") from error
 

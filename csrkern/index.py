@@ -13,8 +13,8 @@ import numpy as np
 
 from csrkern import index_file
 from csrkern.arguments import check_int, integers, thread_count
-from csrkern.index_collection import stats
 from csrkern.identity import check_same_model
+from csrkern.index_collection import stats
 from csrkern.index_input import Rows, check_ids, read_rows
 from csrkern.index_rerank import Rerank
 from csrkern.index_search import Searchable

@@ -110,9 +110,7 @@ class Collection:
         with self._changing:
             segments = self._segments
             if len(self):
-                check_same_model(
-                    "codes", rows.fingerprint, self.fingerprint, any_model=any_model
-                )
+                check_same_model("codes", rows.fingerprint, self.fingerprint, any_model=any_model)
             self._check_norms_match(norms)
             if self._next_id + rows.n > 2**63 and ids is None:
                 raise ValueError("ids: no numbers are left above the highest one; give ids")

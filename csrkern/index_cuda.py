@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from csrkern.arguments import check_choice, check_int, least_float
+from csrkern.identity import check_same_model
 from csrkern.index import InvertedIndex
 from csrkern.index_collection import Collection
 from csrkern.index_cuda_filter import Filters
@@ -45,7 +46,6 @@ from csrkern.index_cuda_results import (
     rerank_tensors,
 )
 from csrkern.index_fast import check_mode
-from csrkern.identity import check_same_model
 from csrkern.index_input import check_ids, check_norms, is_codes
 from csrkern.index_rerank import DenseSearch, Rerank
 from csrkern.index_segment import SQUARES, check_form
@@ -342,8 +342,8 @@ class CudaIndex(DenseSearch):
         """What the index holds.
 
         Returns:
-            documents, dim, k, metric, values, fingerprint; devices; slices (parts that are brought to their
-            device for each search, 0 if the index stays there); postings, bytes (of device
+            documents, dim, k, metric, values, fingerprint; devices; slices (parts that are brought
+            to their device for each search, 0 if the index stays there); postings, bytes (of device
             memory) and bytes_per_code of what stays there; gather_cost (of reading one entry of
             a code, in postings, as measured on the first device).
         """

@@ -51,7 +51,8 @@ def read_rows(name: str, codes: Any, dim: int | None) -> Rows:
             how many latents there are and `dim` is None.
     """
     if is_codes(codes):
-        rows = _fixed_width(name, *codes.numpy(), _same_dim(name, codes.dim, dim))
+        values, indices = codes.numpy()
+        rows = _fixed_width(name, values, indices, _same_dim(name, codes.dim, dim))
         return rows._replace(fingerprint=codes.fingerprint)
     if isinstance(codes, Rows) and codes.starts is None:
         rows = _fixed_width(name, codes.values, codes.indices, _same_dim(name, codes.dim, dim))

@@ -13,9 +13,9 @@ import numpy as np
 
 from csrkern import _C, index_fast
 from csrkern.arguments import check_int, least_float, thread_count
+from csrkern.identity import check_same_model
 from csrkern.index_collection import Collection
 from csrkern.index_filter import allowed_bits
-from csrkern.identity import check_same_model
 from csrkern.index_input import Rows, read_rows
 from csrkern.index_rerank import DenseSearch, Rerank
 from csrkern.index_segment import Segment

@@ -242,7 +242,9 @@ def build_segment(
     values = {"values": form.values, "exponent": form.exponent or 0}
 
     def assemble(order: np.ndarray | None, block: int) -> _C.Index:
-        arrays = _C.build_index(*rows[:4], order, window, block, *values.values(), normalize, threads)
+        arrays = _C.build_index(
+            *rows[:4], order, window, block, *values.values(), normalize, threads
+        )
         in_order, norms_in_order = ids, norms
         if ids is None and not _C.plausible_documents(rows.n, arrays["offsets"][-1], False):
             in_order = np.arange(rows.n)  # says that the empty ones among them are meant

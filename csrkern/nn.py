@@ -199,10 +199,12 @@ class SparseAutoencoder(nn.Module):
         array, dtype = self._rows("x", x), self.pre_bias.dtype
         step = max(1, _BATCH_BYTES // (4 * self.input_dim))
         with torch.no_grad():
-            return SparseCodes.cat(
+            codes = SparseCodes.cat(
                 self.encode(self._tensor("x", array[row : row + step], dtype, row), k).to("cpu")
                 for row in range(0, max(1, len(array)), step)
             )
+        codes.fingerprint = self.fingerprint  # also in training mode
+        return codes
 
     def _rows(self, name: str, given: Any) -> np.ndarray:
         """Return `given`, an array or the path of one, as floating-point [n, d]."""
@@ -238,8 +240,8 @@ class SparseAutoencoder(nn.Module):
         They are the BLAKE2b hash of input_dim, hidden_dim, normalize and of encoder.weight,
         latent_bias and pre_bias as float32: not of k, the decoder, the device or a file's name.
         Codes, their files and indexes keep it, so that those of another model are refused
-        (csrkern.ModelMismatchError). Codes made in training mode or while a function is traced
-        have none.
+        (csrkern.ModelMismatchError). Codes that `encode` makes of a tensor in training mode or
+        while a function is traced have none.
 
         Computed anew only when these weights have changed.
 

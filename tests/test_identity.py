@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree
 
 import csrkern
-from csrkern import InvertedIndex, ModelMismatchError, PackedCodes, Rerank, SparseCodes, _C
+from csrkern import _C, InvertedIndex, ModelMismatchError, PackedCodes, Rerank, SparseCodes
 from csrkern.fingerprint import fingerprint_of_codes
 from csrkern.identity import check_same_model
 from csrkern.index_file import HEADER
@@ -162,7 +162,9 @@ def test_weights_of_every_kind(model):
     with torch.inference_mode():
         inferred = make()
         assert inferred.encode(rows()).fingerprint == model.fingerprint
-    with pytest.raises(ValueError, match="expected a model with its weights in memory, got .* meta"):
+    with pytest.raises(
+        ValueError, match=r"expected a model with its weights in memory, got .* meta"
+    ):
         copy.deepcopy(model).to("meta").fingerprint  # noqa: B018
 
 
@@ -394,7 +396,7 @@ def test_dense_queries_of_another_model_are_refused(model, codes):
         rerank = model.rerank(rows(), space=space)
         index.search(codes, rerank=rerank)
         other = make(1).rerank(rows(), space=space)
-        with pytest.raises(ModelMismatchError, match="^rerank: made by another model"):
+        with pytest.raises(ModelMismatchError, match=r"^rerank: made by another model"):
             index.search(codes, rerank=other)
         index.search(codes, rerank=other, any_model=True)
     index.search_dense(Rerank(*[rerank.dense_queries]).dense_queries, 3)
@@ -403,7 +405,7 @@ def test_dense_queries_of_another_model_are_refused(model, codes):
 def test_codes_of_another_model_are_not_added(codes):
     other = make(1).encode(rows())
     index = InvertedIndex.build(codes)
-    with pytest.raises(ModelMismatchError, match="^codes: made by another model"):
+    with pytest.raises(ModelMismatchError, match=r"^codes: made by another model"):
         index.add(other)
     assert len(index) == len(codes)
     index.add(other.to_scipy())
@@ -445,10 +447,10 @@ def test_indexes_on_a_gpu_compare(device, codes):
     for cuda in (there, built):
         assert cuda.fingerprint == cuda.stats()["fingerprint"] == codes.fingerprint
         for queries in (other, other.to(device)):
-            with pytest.raises(ModelMismatchError, match="^queries: made by another model"):
+            with pytest.raises(ModelMismatchError, match=r"^queries: made by another model"):
                 cuda.search(queries, 3)
             cuda.search(queries, 3, any_model=True)
-        with pytest.raises(ModelMismatchError, match="^rerank: made by another model"):
+        with pytest.raises(ModelMismatchError, match=r"^rerank: made by another model"):
             cuda.search(codes, 3, rerank=make(1).rerank(rows()))
 
 

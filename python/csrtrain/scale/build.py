@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from csrkern import _C, InvertedIndex, codes_file
+from csrkern.identity import common_fingerprint
+from csrkern.index_input import Rows
 from csrtrain.scale.cluster import connected, import_ray
 from csrtrain.scale.encode import read_codes_manifest
 from csrtrain.scale.folder import Folder
@@ -103,6 +105,7 @@ def build_shards(
     manifest = read_codes_manifest(source)
     plans = list(shard_plans(manifest["pieces"], shards))
     form = {"dim": manifest["dim"], "metric": metric, "values": values, "largest": largest}
+    form["fingerprint"] = manifest.get("fingerprint")
     found = newest(out)
     staging = replace and not _is_of(found, plans, form)
     if staging:
@@ -141,6 +144,7 @@ def add_shard(
     index: str | PathLike[str],
     output: str | PathLike[str],
     *,
+    any_model: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Generation:
     """Adds an index, saved on this machine, to a sharded one, as one change of its manifest.
@@ -150,17 +154,21 @@ def add_shard(
     Args:
         index: folder of `InvertedIndex.save`; its ids are none that the shards have.
         output: folder of the sharded index; made if it is not there.
+        any_model: take codes of another model than that of the others, too.
 
     Raises:
-        ValueError: if its dim, metric or values are others, or the ranges of ids meet.
+        ValueError: if its dim, metric or values are others, the ranges of ids meet, or
+            (ModelMismatchError) another model made its codes.
     """
     out = Folder.of(output, options)
-    return _add(out, *upload(out, Path(index)))
+    return _add(out, *upload(out, Path(index)), any_model=any_model)
 
 
-def _add(out: Folder, shard: Shard, form: Mapping[str, Any]) -> Generation:
+def _add(
+    out: Folder, shard: Shard, form: Mapping[str, Any], *, any_model: bool = False
+) -> Generation:
     def to(now: Generation) -> Generation:
-        return now if now.holds(shard.source) else now.with_shard(shard, form)
+        return now if now.holds(shard.source) else now.with_shard(shard, form, any_model=any_model)
 
     return change(out, to)
 
@@ -178,6 +186,9 @@ def _strange(found: Generation, plans: Sequence[ShardPlan], form: Mapping[str, A
     for name in ("dim", "metric", "values"):  # the largest value is rounded when it is stored
         if found.form[name] != form[name]:
             return f"shards with {name}={found.form[name]!r}"
+    fingerprint = found.form.get("fingerprint")
+    if None not in (fingerprint, form["fingerprint"]) and fingerprint != form["fingerprint"]:
+        return f"codes of another model (fingerprint {fingerprint})"
     sources = {plan.source for plan in plans}
     for shard in found.shards:
         if shard.source not in sources and not shard.source.startswith(ADDED):
@@ -216,9 +227,9 @@ def build_one(source: Folder, out: Folder, plan: ShardPlan, form: Mapping[str, A
         return upload(out, scratch / "index", plan.source)
 
 
-def _read_pieces(source: Folder, plan: ShardPlan, scratch: Path) -> Iterator[Any]:
-    """Codes (values, indices), about a million at a time: each lot becomes a segment."""
-    held: list[tuple[np.ndarray, np.ndarray]] = []
+def _read_pieces(source: Folder, plan: ShardPlan, scratch: Path) -> Iterator[Rows]:
+    """Codes, about a million at a time: each lot becomes a segment."""
+    held: list[codes_file.Stored] = []
     for number, piece in enumerate(plan.pieces, start=1):
         payload = source.read(piece["file"])
         if len(payload) != piece["bytes"] or int(_C.crc32c(payload)) != piece["crc32c"]:
@@ -228,11 +239,16 @@ def _read_pieces(source: Folder, plan: ShardPlan, scratch: Path) -> Iterator[Any
             )
         file = scratch / piece["file"]
         file.write_bytes(payload)
-        values, indices, _ = codes_file.read(file)
+        held.append(codes_file.read(file))
         file.unlink()  # the mapping stays
-        held.append((values, indices))
-        if number == len(plan.pieces) or sum(len(v) for v, _ in held) >= SEGMENT_CODES:
-            yield tuple(np.concatenate(part) for part in zip(*held, strict=True))
+        if number == len(plan.pieces) or sum(len(one.values) for one in held) >= SEGMENT_CODES:
+            yield Rows(
+                np.concatenate([one.values for one in held]),
+                np.concatenate([one.indices for one in held]),
+                None,
+                held[0].dim,
+                common_fingerprint(source.url, [one.fingerprint for one in held]),
+            )
             held = []
 
 

@@ -8,9 +8,7 @@ piece that is done twice is the same file, and the manifest at the end is made o
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -66,7 +64,8 @@ def encode_corpus(
         options: of the file systems of `sources` and `output`, as fsspec takes them.
         progress: called as pieces are done.
 
-    Returns: the manifest: rows, dim, k, and the pieces with their checksums.
+    Returns: the manifest: rows, dim, k, the model's fingerprint, and the pieces with their
+        checksums.
 
     Raises:
         FileNotFoundError: if a source is not there.
@@ -85,7 +84,7 @@ def encode_corpus(
     work = {
         "files": [[source, rows, reader.stamp(source)] for source, rows in files],
         "piece_rows": piece_rows,
-        "model": _digest(adapter),
+        "fingerprint": adapter.fingerprint,
         "dim": adapter.hidden_dim,
         "k": k,
         "values": values,
@@ -100,7 +99,7 @@ def encode_corpus(
     todo = [piece for piece in pieces if piece.number not in receipts]
     if todo:
         with connected(address) as ray:
-            model_file = f"model-{work['model']}.pt"
+            model_file = f"model-{work['fingerprint']}.pt"
             # From there a worker on any machine can read it, whichever machines have died.
             out.write(model_file, _packed(adapter))
             job = Job(out, reader, model_file, k, values, gpus_per_worker > 0)
@@ -237,17 +236,6 @@ def _receipts(out: Folder, pieces: Sequence[Piece]) -> dict[int, dict[str, Any]]
         if receipt is not None and sizes.get(receipt["file"]) == receipt["bytes"]:
             found[piece.number] = receipt
     return found
-
-
-def _digest(adapter: Any) -> str:
-    """Of what the model is made of: 16 hexadecimal digits."""
-    import torch
-
-    digest = hashlib.sha256(json.dumps(adapter.config(), sort_keys=True).encode())
-    for name, tensor in sorted(adapter.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def _packed(adapter: Any) -> bytes:

@@ -139,7 +139,9 @@ class ShardedIndex:
         found: Generation = handle.current.remote().result()
         return cls(handle, found)
 
-    def search(self, queries: Any, topk: int = 10, *, deadline: float = 10.0) -> Answer:
+    def search(
+        self, queries: Any, topk: int = 10, *, deadline: float = 10.0, any_model: bool = False
+    ) -> Answer:
         """The `topk` best codes of all shards for each query.
 
         Args:
@@ -147,20 +149,25 @@ class ShardedIndex:
             topk: hits a query.
             deadline: seconds; shards that have not answered by then, or that nobody can read,
                 are named in the answer.
+            any_model: take queries of another model than that of the shards, too.
 
         Raises:
-            ValueError: if a query or an argument is not valid.
+            ValueError: if a query or an argument is not valid, or (ModelMismatchError) another
+                model made the queries.
         """
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
         check_int("topk", topk, 1, 2**31 - 1)
-        values, indices = _padded(queries, self.dim)
+        values, indices, fingerprint = _padded(queries, self.dim)
+        if any_model:
+            fingerprint = None
         until = time.monotonic() + deadline
         patience = PATIENCE * deadline  # then another gateway is asked: this one's node may be gone
         while (left := until - time.monotonic()) > 0:
             try:
-                response = self._handle.search.remote(Request(values, indices, topk, left))
+                request = Request(values, indices, topk, left, fingerprint)
+                response = self._handle.search.remote(request)
                 reply = response.result(timeout_s=patience or left + GRACE)
             except (ValueError, TypeError):
                 raise
@@ -181,9 +188,10 @@ class ShardedIndex:
         return self._known
 
 
-def _padded(queries: Any, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Queries as a pair of arrays [m, k], checked."""
+def _padded(queries: Any, dim: int) -> tuple[np.ndarray, np.ndarray, str | None]:
+    """Queries as a pair of arrays [m, k], checked, and the fingerprint of their model."""
     rows = read_rows("queries", queries, dim)
-    if rows.starts is None:
-        return rows.values, rows.indices
-    return pad_rows(rows.values, rows.indices, np.diff(rows.starts), max(1, rows.k))
+    arrays = rows.values, rows.indices
+    if rows.starts is not None:
+        arrays = pad_rows(*arrays, np.diff(rows.starts), max(1, rows.k))
+    return *arrays, rows.fingerprint

@@ -25,6 +25,7 @@ import numpy as np
 
 from csrkern import InvertedIndex
 from csrkern.arguments import check_int
+from csrkern.identity import ModelMismatchError, check_fingerprint, check_same_model
 from csrkern.index_input import read_rows
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits, merge_hits
@@ -178,6 +179,7 @@ class Request:
     indices: np.ndarray
     topk: int
     deadline: float  # seconds from now
+    fingerprint: str | None = None  # of the model that made the queries
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,9 @@ class Gateway:
             return JSONResponse({**facts, **now.form})
         try:
             asked = _request_of(await request.json(), int(now.form["dim"]))
+            check_same_model("queries", asked.fingerprint, now.fingerprint)
+        except ModelMismatchError as error:
+            return JSONResponse({"error": str(error)}, status_code=409)
         except (ValueError, TypeError) as error:
             return JSONResponse({"error": str(error)}, status_code=400)
         reply = await self.search(asked)
@@ -240,11 +245,12 @@ class Gateway:
         """Searches every shard; those that nobody could read before the deadline are named.
 
         Raises:
-            ValueError: if a query is not valid.
+            ValueError: if a query is not valid, or (ModelMismatchError) of another model.
         """
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch())
         now = self._current
+        check_same_model("queries", request.fingerprint, now.fingerprint)
         # An empty index refuses what any would; a holder's error is then the fault of a shard.
         _empty_index(int(now.form["dim"])).search((request.values, request.indices), 1)
         until = time.monotonic() + request.deadline
@@ -346,4 +352,5 @@ def _request_of(body: Any, dim: int) -> Request:
     deadline = float(body.get("deadline", 10.0))
     if not 0 < deadline <= 3600:
         raise ValueError(f"deadline: expected seconds, 0 to 3600, got {deadline}")
-    return Request(rows.values, rows.indices, topk, deadline)
+    fingerprint = check_fingerprint("fingerprint", body.get("fingerprint"))
+    return Request(rows.values, rows.indices, topk, deadline, fingerprint)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from csrkern import _C, InvertedIndex
+from csrkern.identity import check_same_model
 from csrtrain.scale.folder import Folder, read_record, record_bytes, write_record
 
 NEWEST, STAGED = "shards.json", "staged.json"
@@ -60,7 +61,7 @@ class Generation:
     Attributes:
         number: 0 is the empty one.
         form: dim, metric, values and largest (value that uint8 or uint16 can hold), the same for
-            all shards.
+            all shards; fingerprint of the model of the first, None if it is not known.
         shards: in the order in which they came, so that the places of the old ones stay.
     """
 
@@ -71,25 +72,42 @@ class Generation:
     def __len__(self) -> int:
         return sum(shard.codes for shard in self.shards)
 
-    def with_shard(self, shard: Shard, form: Mapping[str, Any]) -> Generation:
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the model that made the codes; None: not known."""
+        return self.form.get("fingerprint")
+
+    def with_shard(
+        self, shard: Shard, form: Mapping[str, Any], *, any_model: bool = False
+    ) -> Generation:
         """The next generation, with one shard more.
 
         Raises:
-            ValueError: if the shard is of another form, or ids would be there twice.
+            ValueError: if the shard is of another form, ids would be there twice, or
+                (ModelMismatchError) another model made its codes, unless any_model.
         """
-        if self.shards and dict(form) != dict(self.form):
-            differing = [name for name in form if form[name] != self.form.get(name)]
+        shared = [name for name in form if name != "fingerprint"]
+        differing = [name for name in shared if form[name] != self.form.get(name)]
+        if self.shards and differing:
             raise ValueError(
                 f"shard {shard.name}: expected {_list(self.form, differing)} as the others, "
                 f"got {_list(form, differing)}"
             )
+        check_same_model(
+            f"shard {shard.name}",
+            form.get("fingerprint"),
+            self.fingerprint,
+            any_model=any_model,
+            holder="the other shards",
+        )
         for other in self.shards:
             if shard.first_id <= other.last_id and other.first_id <= shard.last_id:
                 raise ValueError(
                     f"shard {shard.name}: its ids {shard.first_id} to {shard.last_id} meet those "
                     f"of shard {other.name}, {other.first_id} to {other.last_id}"
                 )
-        return Generation(self.number + 1, dict(form), (*self.shards, shard))
+        kept = self.form if self.shards else form
+        return Generation(self.number + 1, dict(kept), (*self.shards, shard))
 
     def holds(self, source: str) -> bool:
         """Whether a shard was made of it."""
@@ -194,15 +212,15 @@ def upload(folder: Folder, local: Path, source: str | None = None) -> tuple[Shar
     index = InvertedIndex.load(local)
     files = {}
     name = f"shard-{uuid.uuid4().hex[:12]}"
-    for file in sorted(local.iterdir()):
+    for file in sorted(file for file in local.iterdir() if file.is_file()):
         files[file.name] = size_and_checksum(file)
         folder.upload(file, f"{name}/{file.name}")
     ids = index.ids
     first, last = (int(ids.min()), int(ids.max())) if len(ids) else (0, -1)
     if source is None:
         source = f"{ADDED} {_C.crc32c(json.dumps(files).encode()):08x}"
-    form = {"dim": index.dim, "metric": index.metric, "values": index.values}
-    form["largest"] = index.stats()["largest"]
+    form: dict[str, Any] = {"dim": index.dim, "metric": index.metric, "values": index.values}
+    form |= {"largest": index.stats()["largest"], "fingerprint": index.fingerprint}
     return Shard(name, len(index), first, last, source, files), form
 
 
