@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,7 @@ class SparseAutoencoder(nn.Module):
         # A move between devices that share no kind of storage, as from "meta", makes new
         # Parameters, one for each module.
         super()._apply(fn, recurse)
+        forget(self)
         if self.tied:
             self._tie()
         return self
@@ -436,10 +437,6 @@ class SparseAutoencoder(nn.Module):
             forget(self)  # steps that a CUDA graph takes leave no trace in a tensor's version
         return super().train(mode)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseAutoencoder:
-        forget(self)  # another dtype
-        return super()._apply(fn, recurse)
-
     def extra_repr(self) -> str:
         """What `print(module)` shows."""
         return (
@@ -475,7 +472,8 @@ class SparseAutoencoder(nn.Module):
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> SparseAutoencoder:
         """Return the model in a directory that `save_pretrained` or sentence-transformers wrote.
 
-        It is float32, on the CPU and in evaluation mode. Either of two tied weights may be absent from the file.
+        It is float32, on the CPU and in evaluation mode. Either of two tied weights may be absent
+        from the file.
 
         Raises:
             FileNotFoundError: if config.json or model.safetensors is missing.
