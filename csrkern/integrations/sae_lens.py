@@ -3,7 +3,8 @@
 `accelerate()` exchanges the forward pass of `sae_lens.saes.topk_sae.TopK`, which TopK autoencoders
 and transcoders have as their activation, in training and at inference. The same values and
 gradients; of equal pre-activations the one of lower index is kept, where `torch.topk` may keep
-either. Everything around it (hooks, losses, decoders) is the package's own.
+either. Everything around it (hooks, losses, decoders) is the package's own, and so is the
+activation itself, with a warning, where it has hooks or is a subclass.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor
 
 import csrkern
-from csrkern.integrations.exchange import Change, Exchange
+from csrkern.codes import SparseCodes
+from csrkern.integrations.exchange import Acceleration, Attribute, Change, Exchange
+from csrkern.integrations.known import as_size, changed, hooked, surrounded
 from csrkern.validation import FLOATS
 
 
-def accelerate() -> Exchange:
+def accelerate() -> Acceleration:
     """Runs SAELens' TopK activations on csrkern from here on.
 
     Returns:
@@ -33,7 +36,7 @@ def accelerate() -> Exchange:
 
 
 def restore() -> None:
-    """Undoes `accelerate`: the package runs its own function again."""
+    """Undoes every `accelerate`: the package runs its own function again."""
     _exchange.restore()
 
 
@@ -44,16 +47,25 @@ def _changes() -> list[Change]:
         raise ImportError(
             f"accelerate needs SAELens 6 or later ({error}); pip install sae-lens"
         ) from error
-    return [(TopK, "forward", _forward)]
+    return [Attribute(TopK, "forward", functools.partial(_forward, TopK))]
 
 
-def _forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _forward(known: type, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(original)
     def forward(self: Any, x: Tensor) -> Tensor:
-        ours = x.device.type in ("cpu", "cuda") and x.dtype in FLOATS and x.dim() > 0
-        if not ours or self.k > x.shape[-1] or not x.numel():
+        if torch.compiler.is_compiling() or not _exchange.covers(self):
             return original(self, x)
-        codes = csrkern.topk_relu(x.reshape(-1, x.shape[-1]), self.k)
+        if reason := surrounded() or changed(self, known, ("forward",)) or hooked([self]):
+            _exchange.tell(self, reason)
+            return original(self, x)
+        k = as_size(self.k)
+        if not _takes(x, k):
+            return original(self, x)
+        rows = x.reshape(-1, x.shape[-1])
+        codes = csrkern.topk_relu(rows.detach(), k)
+        # Gathered by operations of PyTorch, whose gradients can be differentiated again.
+        values = torch.where(codes.active, rows.gather(1, codes.indices.long()), 0)
+        codes = SparseCodes(values, codes.indices, codes.dim)
         if not self.use_sparse_activations:
             return codes.to_dense().reshape(x.shape)
         matrix = codes.to_torch_coo()
@@ -64,6 +76,18 @@ def _forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         )
 
     return forward
+
+
+def _takes(x: Any, k: int) -> bool:
+    return (
+        type(x) is Tensor
+        and x.layout == torch.strided
+        and x.device.type in ("cpu", "cuda")
+        and x.dtype in FLOATS
+        and x.dim() > 0
+        and x.numel() > 0
+        and 1 <= k <= x.shape[-1]
+    )
 
 
 _exchange = Exchange(_changes)

@@ -3,7 +3,7 @@
 `accelerate()` exchanges four functions of the package: the forward pass of its
 `SparseAutoEncoder`, `SparseEncoder.encode`, `CSRLoss.forward` and `semantic_search`. Each does
 the same as before, and hands whatever it has no faster way for to the function it stands for.
-The package's tokenising, batching, sorting and loss terms are still its own.
+The package's tokenizing, batching, sorting and loss terms are still its own.
 
 - `encode`: codes in float32 are those of exact sums, rounded once; the package's differ by the
   rounding of its matrix product, so values agree within it and latents but for near ties.
@@ -12,31 +12,41 @@ The package's tokenising, batching, sorting and loss terms are still its own.
   Until 6.1 the package's module overwrites its pre-activations before L(4k), so that this loss is
   another one there; training then stays as it was.
 - `semantic_search`: the same ids and scores, but for the order of equal scores.
+
+The package's own functions run, and a warning says why, where a model is more than the package
+made: subclasses and replaced methods, hooks on the adapter, on what follows it or on the model,
+parametrized or compiled modules, and modes of torch that look at every operation. Without a
+warning they run outside training under autocast, and for inputs that ours do not take.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
-import weakref
+import sys
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import csrkern
 from csrkern.codes import SparseCodes
-from csrkern.integrations import semantic_search
-from csrkern.integrations.exchange import Change, Exchange
+from csrkern.integrations.exchange import Acceleration, Attribute, Change, Exchange
+from csrkern.integrations.known import as_size, changed, hooked, surrounded, written_in
+from csrkern.integrations.semantic_search import Search
 from csrkern.integrations.sentence_transformers_loss import base_loss, reconstruct
+from csrkern.validation import FLOATS
 
 BLOCK_ROWS = 1024  # embeddings that `encode` takes from the backbone before it encodes them
 
-_in_force: list[Acceleration] = []
-_encoding: ContextVar[_Collected | None] = ContextVar("encoding", default=None)
-_training: ContextVar[nn.Module | None] = ContextVar("training", default=None)
+_PLAIN = object()
+# The call under way: of `encode` what it collects, of `CSRLoss` its adapter; _PLAIN: one that is
+# the package's altogether.
+_call: ContextVar[Any] = ContextVar("call", default=None)
 
 
 def accelerate(model: nn.Module | None = None) -> Acceleration:
@@ -62,43 +72,12 @@ def accelerate(model: nn.Module | None = None) -> Acceleration:
                 "model: expected a SparseEncoder with a SparseAutoEncoder module, got "
                 f"{type(model).__name__} without one"
             )
-    if not _in_force:
-        _exchange.accelerate()
-        semantic_search.install(package.util)
-    acceleration = Acceleration(modules)
-    _in_force.append(acceleration)
-    return acceleration
+    return _exchange.accelerate(modules)
 
 
 def restore() -> None:
     """Undoes every `accelerate`: the package runs its own functions again."""
-    for acceleration in list(_in_force):
-        acceleration.restore()
-
-
-class Acceleration:
-    """One call of `accelerate`, in force until `restore`; also a context manager."""
-
-    def __init__(self, modules: Iterable[nn.Module] | None) -> None:
-        self._modules = None if modules is None else weakref.WeakSet(modules)
-
-    def covers(self, module: nn.Module) -> bool:
-        """Whether it was for this `SparseAutoEncoder`, or for all."""
-        return self._modules is None or module in self._modules
-
-    def restore(self) -> None:
-        """Undoes this call; other calls of `accelerate` stay in force."""
-        if self in _in_force:
-            _in_force.remove(self)
-            if not _in_force:
-                _exchange.restore()
-                semantic_search.remove()
-
-    def __enter__(self) -> Acceleration:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.restore()
+    _exchange.restore()
 
 
 class _Package:
@@ -119,13 +98,13 @@ class _Package:
             raise ImportError(
                 f"accelerate needs sentence-transformers 5.1 or later, got {package.__version__}"
             )
-        if version >= (6, 2):
-            from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
-        else:
-            from sentence_transformers.sparse_encoder.models import SparseAutoEncoder
-        self.autoencoder: type[nn.Module] = SparseAutoEncoder
+        modules = "modules" if version >= (6, 2) else "models"
+        module = importlib.import_module(f"sentence_transformers.sparse_encoder.{modules}")
+        self.autoencoder: type[nn.Module] = module.SparseAutoEncoder
+        self.decoder: type[nn.Module] = sys.modules[self.autoencoder.__module__].TiedTranspose
         self.encoder: type[nn.Module] = SparseEncoder
         self.loss: type[nn.Module] = losses.CSRLoss
+        self.reconstruction_loss: type[nn.Module] = losses.csr.CSRReconstructionLoss
         self.ranking_loss: type[nn.Module] = losses.SparseMultipleNegativesRankingLoss
         self.util = util
         self.trains_4k = version >= (6, 2)
@@ -133,13 +112,16 @@ class _Package:
 
 def _changes() -> list[Change]:
     package = _Package()
-    made: list[Change] = [
-        (package.autoencoder, "forward", _forward),
+    made: list[tuple[Any, str, Callable[..., Any]]] = [
+        (package.autoencoder, "forward", functools.partial(_forward, package)),
         (package.encoder, "encode", functools.partial(_encode, package)),
     ]
     if package.trains_4k:
         made.append((package.loss, "forward", functools.partial(_csr_loss, package)))
-    return [(owner, name, functools.partial(_like, make)) for owner, name, make in made]
+    return [
+        *(Attribute(owner, name, functools.partial(_like, make)) for owner, name, make in made),
+        Search(package.util),
+    ]
 
 
 def _like(make: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
@@ -150,18 +132,65 @@ def _like(make: Callable[..., Any], original: Callable[..., Any]) -> Callable[..
 _exchange = Exchange(_changes)
 
 
-def _covered(module: Any) -> bool:
-    on_device = module.encoder.weight.device.type in ("cpu", "cuda")
-    return on_device and any(acceleration.covers(module) for acceleration in _in_force)
+# ---- what we know ---------------------------------------------------------------------
 
 
-def _last_autoencoder(package: _Package, model: Any) -> nn.Module | None:
-    """The covered `SparseAutoEncoder` that a model (perhaps in a DDP wrapper) ends with."""
-    inside = model if isinstance(model, package.encoder) else getattr(model, "module", model)
-    last = list(inside.children())[-1:]
-    if last and isinstance(last[0], package.autoencoder) and _covered(last[0]):
-        return last[0]
-    return None
+def _unknown_autoencoder(package: _Package, module: Any) -> str | None:
+    """What keeps our functions from standing for those of a `SparseAutoEncoder`, if anything."""
+    reason = surrounded() or changed(
+        module,
+        package.autoencoder,
+        ("forward", "encode_pre_act", "LN", "prepare", "preprocess", "top_k", "decode"),
+    )
+    if reason is None:
+        decoder, encoder = module.decoder, module.encoder
+        weights = (encoder.weight, module.latent_bias, module.pre_bias)
+        reason = (
+            hooked(module.modules())
+            or changed(decoder, package.decoder, ("forward",))
+            or changed(encoder, nn.Linear, ())
+        )
+        if reason is None and (decoder.linear is not encoder or encoder.bias is not None):
+            reason = "its decoder is not its encoder transposed"
+        if reason is None and any(type(weight) is not nn.Parameter for weight in weights):
+            reason = "its weights are no plain parameters"
+    return reason
+
+
+def _unknown_encoder(package: _Package, model: Any, autoencoder: nn.Module) -> str | None:
+    """The same for a `SparseEncoder` that holds the adapter among its modules."""
+    places = [m for parent in model.modules() for m in parent._modules.values() if m is autoencoder]
+    if len(places) > 1:
+        return "its adapter runs more than once"
+    modules = list(model.children())
+    after = modules[modules.index(autoencoder) + 1 :]
+    return (
+        changed(model, package.encoder, ("forward", "encode", "_inference"))
+        or hooked([model, *(m for module in after for m in module.modules())])
+        or _unknown_autoencoder(package, autoencoder)
+    )
+
+
+def _autoencoder_of(package: _Package, model: Any) -> nn.Module | None:
+    """The covered `SparseAutoEncoder` among the modules of a model, the last one."""
+    found = [m for m in model.children() if isinstance(m, package.autoencoder)]
+    return found[-1] if found and _exchange.covers(found[-1]) else None
+
+
+def _takes(module: Any, x: Any, k: int) -> bool:
+    """Whether our kernels take embeddings x, and give the dtype that the package would."""
+    if k < 1 or type(x) is not Tensor or x.layout != torch.strided:
+        return False
+    weight = module.encoder.weight
+    return (
+        k <= len(weight)
+        and x.shape[1:] == weight.shape[1:]
+        and x.device == weight.device
+        and x.device.type in ("cpu", "cuda")
+        and x.dtype in FLOATS
+        and torch.promote_types(x.dtype, module.pre_bias.dtype) == weight.dtype
+        and module.latent_bias.dtype == weight.dtype
+    )
 
 
 # ---- encoding -------------------------------------------------------------------------
@@ -184,10 +213,20 @@ class _Collected:
     def add(self, prepared: Tensor, k: int) -> Tensor:
         """Takes the rows and returns their numbers, int64 [n, 1]."""
         self.waiting.append((prepared, k))
-        begin, self.rows = self.rows, self.rows + len(prepared)
+        numbers = self._numbers(prepared)
         if self.rows - sum(len(part) for part in self.parts) >= BLOCK_ROWS:
             self._encode_waiting()
-        return torch.arange(begin, self.rows, device=prepared.device).unsqueeze(1)
+        return numbers
+
+    def add_dense(self, codes: Tensor, k: int) -> Tensor:
+        """Takes codes that the package made, [n, h], and returns their numbers."""
+        self._encode_waiting()
+        self.parts.append(csrkern.topk_relu(codes, max(1, min(k, codes.shape[1]))))
+        return self._numbers(codes)
+
+    def _numbers(self, rows: Tensor) -> Tensor:
+        begin, self.rows = self.rows, self.rows + len(rows)
+        return torch.arange(begin, self.rows, device=rows.device).unsqueeze(1)
 
     def codes(self) -> SparseCodes:
         """The codes of all rows, in the order of their numbers."""
@@ -211,7 +250,7 @@ def _encode(package: _Package, original: Callable[..., Any]) -> Callable[..., An
     signature = inspect.signature(original)
 
     def encode(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        autoencoder = _last_autoencoder(package, self)
+        autoencoder = _autoencoder_of(package, self)
         call = signature.bind_partial(self, *args, **kwargs)
         asked = dict(call.arguments)
         in_processes = (
@@ -221,17 +260,19 @@ def _encode(package: _Package, original: Callable[..., Any]) -> Callable[..., An
         )
         if autoencoder is None or in_processes:
             return original(self, *args, **kwargs)
+        if reason := _unknown_encoder(package, self, autoencoder):
+            _exchange.tell(autoencoder, reason)
+            return _under(_PLAIN, original, self, *args, **kwargs)
+        if autoencoder is not list(self.children())[-1]:
+            return original(self, *args, **kwargs)  # what follows reads codes as they come
         collected = _Collected(autoencoder)
         call.arguments |= {
             "convert_to_tensor": True,
             "convert_to_sparse_tensor": False,
             "save_to_cpu": True,
         }
-        token = _encoding.set(collected)
-        try:
-            rows = original(*call.args, **call.kwargs)
-        finally:
-            _encoding.reset(token)
+        with _exchange:
+            rows = _under(collected, original, *call.args, **call.kwargs)
         if not collected.rows:
             return original(self, *args, **kwargs)
         codes = collected.codes()
@@ -248,6 +289,15 @@ def _encode(package: _Package, original: Callable[..., Any]) -> Callable[..., An
     return encode
 
 
+def _under(call: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a function returns while `call` is under way."""
+    token = _call.set(call)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _call.reset(token)
+
+
 def _sparse_rows(codes: SparseCodes) -> list[Tensor]:
     """One COO tensor [dim] a row: taking row after row out of a COO matrix reads it n times."""
     matrix = codes.to_torch_coo()
@@ -259,23 +309,38 @@ def _sparse_rows(codes: SparseCodes) -> list[Tensor]:
     ]
 
 
-def _forward(original: Callable[..., Any]) -> Callable[..., Any]:
+def _forward(package: _Package, original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(
         self: Any, features: dict[str, Any], max_active_dims: int | None = None
     ) -> dict[str, Any]:
-        collected = _encoding.get()
-        collecting = collected is not None and collected.autoencoder is self
-        training = _training.get() is self
-        if not (collecting or training or torch.is_inference_mode_enabled()) or not _covered(self):
+        if torch.compiler.is_compiling():
             return original(self, features, max_active_dims)
-        k = self.k if max_active_dims is None else max_active_dims
+        call = _call.get()
+        collected = call if isinstance(call, _Collected) and call.autoencoder is self else None
+        training = call is self
+        inference = torch.is_inference_mode_enabled() and _exchange.covers(self)
+        if call is _PLAIN or not (collected or training or inference):
+            return original(self, features, max_active_dims)
+        if reason := _unknown_autoencoder(package, self):
+            _exchange.tell(self, reason)
+            k = 0
+        else:
+            k = as_size(self.k if max_active_dims is None else max_active_dims)
         x = features["sentence_embedding"]
+        taken = _takes(self, x, k)
+        if not taken or (torch.is_autocast_enabled(x.device.type) and not training):
+            features = _under(_PLAIN, original, self, features, max_active_dims)
+            if collected:
+                codes = features["sentence_embedding"]
+                asked = self.k if max_active_dims is None else max_active_dims
+                features["sentence_embedding"] = collected.add_dense(codes, int(asked))
+            return features
         prepared, mean, deviation = self.LN(x) if self.normalize else (x, 0, 1)
+        prepared = prepared.to(self.encoder.weight.dtype)
         if training:
             features.update(reconstruct(self, x, prepared, mean, deviation, k))
             del features["sentence_embedding"]  # dense; the loss reads the codes instead
-            return features
-        if collecting and collected is not None:
+        elif collected:
             features["sentence_embedding"] = collected.add(prepared, k)
         else:
             features["sentence_embedding"] = _codes(self, prepared, k).to_dense()
@@ -291,17 +356,42 @@ def _csr_loss(package: _Package, original: Callable[..., Any]) -> Callable[..., 
     def forward(
         self: Any, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
     ) -> dict[str, Tensor]:
-        autoencoder = _last_autoencoder(package, self.model)
-        if autoencoder is None:
+        model = self.model.module if type(self.model) is DistributedDataParallel else self.model
+        autoencoder = _autoencoder_of(package, model)
+        if autoencoder is None or autoencoder is not list(model.children())[-1]:
             return original(self, sentence_features, labels)
-        token = _training.set(autoencoder)
-        try:
-            outputs = [self.model(features) for features in sentence_features]
-        finally:
-            _training.reset(token)
+        reason = (
+            changed(self, package.loss, ("forward",))
+            or changed(
+                self.reconstruction_loss,
+                package.reconstruction_loss,
+                ("compute_loss_from_embeddings",),
+            )
+            or hooked([self.model])
+            or _unknown_encoder(package, model, autoencoder)
+            or _unknown_mask(package, autoencoder)
+        )
+        if reason:
+            _exchange.tell(autoencoder, reason)
+            return _under(_PLAIN, original, self, sentence_features, labels)
+        with _exchange:
+            outputs = [_under(autoencoder, self.model, features) for features in sentence_features]
         terms = self.reconstruction_loss.compute_loss_from_embeddings(outputs)
-        base = base_loss(package, self.loss, [out["sentence_codes"] for out in outputs], labels)
+        # An input that our kernels do not take has the package's codes.
+        codes = [out.get("sentence_codes", out.get("sentence_embedding")) for out in outputs]
+        base = base_loss(package, self.loss, codes, labels)
         parts = base if isinstance(base, dict) else {"base_loss": base}
         return {**terms, **{name: part * self.gamma for name, part in parts.items()}}
 
     return forward
+
+
+def _unknown_mask(package: _Package, module: Any) -> str | None:
+    """Whether the function that bars latents in use reads what ours reads, or why it does not."""
+    mask = module.auxk_mask_fn
+    if not written_in(package.autoencoder, mask):
+        return "its auxk_mask_fn was replaced"
+    reads = inspect.getclosurevars(mask).nonlocals
+    if reads.get("self") is not module or reads.get("dead_threshold") != module.dead_threshold:
+        return "its auxk_mask_fn reads another module or threshold, as that of a copy does"
+    return None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import csrkern
 from csrkern.codes import SparseCodes
+from csrkern.integrations.known import changed
 
 USED = 1e-5  # above it, a value counts as use of its latent
 
@@ -68,19 +69,22 @@ def _count_use(steps_since: Tensor, codes: SparseCodes) -> None:
 
 
 def base_loss(
-    package: Any, loss: Any, codes: list[SparseCodes], labels: Tensor | None
+    package: Any, loss: Any, codes: list[Any], labels: Tensor | None
 ) -> Tensor | dict[str, Tensor]:
     """The loss over codes: InfoNCE where it is the plain one, else the package's on [n, h]."""
     plain = (
-        type(loss) is package.ranking_loss
+        changed(loss, package.ranking_loss, ("compute_loss_from_embeddings",)) is None
+        and all(isinstance(c, SparseCodes) for c in codes)
         and loss.similarity_fct in (package.util.dot_score, package.util.cos_sim)
+        and type(loss.scale) in (int, float)
         and loss.scale > 0
         and not getattr(loss, "gather_across_devices", False)
         and set(getattr(loss, "directions", ["query_to_doc"])) == {"query_to_doc"}
         and not (getattr(loss, "hardness_mode", None) and loss.hardness_strength)
     )
     if not plain or len(codes) < 2 or any(len(c) != len(codes[0]) for c in codes):
-        return loss.compute_loss_from_embeddings([c.to_dense() for c in codes], labels)
+        dense = [c.to_dense() if isinstance(c, SparseCodes) else c for c in codes]
+        return loss.compute_loss_from_embeddings(dense, labels)
     queries, *documents = codes
     every = SparseCodes.cat(documents)
     n = torch.arange(len(every), device=queries.device)  # document i belongs to query i

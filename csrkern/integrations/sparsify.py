@@ -3,8 +3,8 @@
 `accelerate()` exchanges two functions that `sparsify`'s `SparseCoder` calls:
 
 - `fused_encoder`, for activation "topk": the same latents, values and gradients. The latents of a
-  row come by value descending; where fewer than k pre-activations of a row are positive, the
-  remaining places hold value 0 at latent 0, and no gradient.
+  row come by value descending. In batches with a row of fewer than k positive pre-activations,
+  torch.topk chooses, as in the package, where gradients pass through places of value 0, too.
 - `decoder_impl`: the same sums, summed in the order of the places. The package's own needs a GPU
   where Triton is installed, or SPARSIFY_DISABLE_TRITON=1.
 
@@ -19,15 +19,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import csrkern
 from csrkern.codes import SparseCodes
-from csrkern.integrations.exchange import Change, Exchange
+from csrkern.integrations.exchange import Acceleration, Attribute, Change, Exchange
+from csrkern.integrations.known import as_size, surrounded
 from csrkern.ops.encode import encoder_gradients
+from csrkern.validation import FLOATS
 
 
-def accelerate() -> Exchange:
+def accelerate() -> Acceleration:
     """Runs sparsify's TopK autoencoders on csrkern from here on.
 
     Returns:
@@ -40,34 +42,59 @@ def accelerate() -> Exchange:
 
 
 def restore() -> None:
-    """Undoes `accelerate`: the package runs its own functions again."""
+    """Undoes every `accelerate`: the package runs its own functions again."""
     _exchange.restore()
 
 
 def _changes() -> list[Change]:
     try:
         from sparsify import sparse_coder
-        from sparsify.fused_encoder import EncoderOutput
+        from sparsify.fused_encoder import EncoderOutput, FusedEncoder
 
         vars(sparse_coder)["fused_encoder"], vars(sparse_coder)["decoder_impl"]
     except (ImportError, KeyError) as error:
         raise ImportError(
             f"accelerate needs sparsify, of a version like 1.3 ({error}); pip install eai-sparsify"
         ) from error
+    encoder = functools.partial(_encoder, EncoderOutput, FusedEncoder)
     return [
-        (sparse_coder, "fused_encoder", functools.partial(_encoder, EncoderOutput)),
-        (sparse_coder, "decoder_impl", _decoder),
+        Attribute(sparse_coder, "fused_encoder", encoder),
+        Attribute(sparse_coder, "decoder_impl", _decoder),
     ]
 
 
-def _encoder(output: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+def _serves(function: Callable[..., Any]) -> bool:
+    """Whether ours stands for a function now; says why not, if something looks at what it does."""
+    if torch.compiler.is_compiling() or not _exchange.covers(function):
+        return False
+    reason = surrounded()
+    if reason:
+        _exchange.tell(function, reason)
+    return reason is None
+
+
+def _encoder(
+    output: Callable[..., Any], package: Any, original: Callable[..., Any]
+) -> Callable[..., Any]:
     @functools.wraps(original)
     def fused_encoder(input: Tensor, weight: Tensor, bias: Tensor, k: int, activation: str) -> Any:
-        plain = type(weight) is torch.nn.Parameter and input.dtype == weight.dtype
-        autocast = torch.is_autocast_enabled(input.device.type)
-        if activation != "topk" or not plain or autocast or input.dim() != 2:
-            return original(input, weight, bias, k, activation)
-        return output(*_TopK.apply(input, weight, bias, k))
+        size = as_size(k)
+        if (
+            _serves(original)
+            and activation == "topk"
+            and type(input) is Tensor
+            and type(weight) is nn.Parameter
+            and (bias is None or type(bias) is nn.Parameter)
+            and weight.dim() == input.dim() == 2
+            and input.dtype == weight.dtype
+            and weight.dtype in FLOATS
+            and input.device.type in ("cpu", "cuda")
+            and not torch.is_autocast_enabled(input.device.type)
+            and len(input)
+            and 1 <= size <= len(weight)
+        ):
+            return output(*_TopK.apply(input, weight, bias, size, package))
+        return original(input, weight, bias, k, activation)
 
     return fused_encoder
 
@@ -77,32 +104,64 @@ class _TopK(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, k: int
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, k: int, package: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         pre_acts = F.relu(F.linear(input, weight, bias))
         codes = csrkern.topk_relu(pre_acts, k)
-        ctx.save_for_backward(input, weight, codes.values, codes.indices)
-        indices = codes.indices.long()
+        values, indices = codes.values, codes.indices.long()
+        if not bool((values[:, -1] > 0).all()):
+            values, indices = torch.topk(pre_acts, k, dim=-1, sorted=False)
+        ctx.package = package
+        ctx.save_for_backward(input, weight, bias, indices)
         ctx.mark_non_differentiable(indices, pre_acts)
-        return codes.values, indices, pre_acts
+        return values, indices, pre_acts
 
     @staticmethod
-    def backward(ctx: Any, grad_values: Tensor, *_others: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, values, indices = ctx.saved_tensors
+    def backward(ctx: Any, grad_values: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # gradients of gradients are asked for
+            return ctx.package.backward(ctx, grad_values, *others)
+        input, weight, _, indices = ctx.saved_tensors
+        used = torch.ones_like(grad_values)  # gradients pass through every place
         needs = (*ctx.needs_input_grad[:3], False)
-        grads = encoder_gradients(input, weight, None, values, indices, grad_values, needs)
-        return (*grads[:3], None)
+        grads = encoder_gradients(input, weight, None, used, indices.int(), grad_values, needs)
+        return (*grads[:3], None, None)
 
 
 def _decoder(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(original)
     def decoder_impl(top_indices: Tensor, top_acts: Tensor, W_dec: Tensor) -> Tensor:
         """W_dec [d, h], as the package hands it over: the transpose of its weight."""
-        if type(top_acts) is not Tensor or top_acts.dim() != 2:
-            return original(top_indices, top_acts, W_dec)
-        codes = SparseCodes(top_acts, top_indices.int(), W_dec.shape[1])
-        return csrkern.decode(codes, W_dec.mT)
+        if (
+            _serves(original)
+            and type(top_acts) is type(top_indices) is Tensor
+            and type(W_dec) in (Tensor, nn.Parameter)
+            and W_dec.dim() == top_acts.dim() == 2
+            and top_indices.shape == top_acts.shape
+            and top_indices.dtype in (torch.int32, torch.int64)
+            and top_acts.dtype == W_dec.dtype
+            and W_dec.dtype in FLOATS
+            and top_indices.device == top_acts.device == W_dec.device
+            and W_dec.device.type in ("cpu", "cuda")
+            and top_acts.numel()
+            and top_acts.shape[1] <= W_dec.shape[1]
+            and _decodes(top_indices, top_acts, W_dec.shape[1])
+        ):
+            codes = SparseCodes(top_acts, top_indices.int(), W_dec.shape[1])
+            # The package's sums are in the dtype of its weight under autocast, too.
+            with torch.autocast(W_dec.device.type, enabled=False):
+                return csrkern.decode(codes, W_dec.mT)
+        return original(top_indices, top_acts, W_dec)
 
     return decoder_impl
+
+
+def _decodes(indices: Tensor, acts: Tensor, dim: int) -> bool:
+    """Whether latents are in range, and values such that ours has the package's gradient."""
+    low, high = torch.aminmax(indices)
+    least = acts.detach().min()
+    # Our decoder takes a value of 0 for an empty place, whose value gets no gradient.
+    values = least > 0 if acts.requires_grad else least >= 0
+    return bool((low >= 0) & (high < dim) & values)
 
 
 _exchange = Exchange(_changes)
