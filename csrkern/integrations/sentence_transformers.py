@@ -392,6 +392,6 @@ def _unknown_mask(package: _Package, module: Any) -> str | None:
     if not written_in(package.autoencoder, mask):
         return "its auxk_mask_fn was replaced"
     reads = inspect.getclosurevars(mask).nonlocals
-    if reads.get("self") is not module or reads.get("dead_threshold") != module.dead_threshold:
+    if (reads.get("self"), reads.get("dead_threshold")) != (module, module.dead_threshold):
         return "its auxk_mask_fn reads another module or threshold, as that of a copy does"
     return None
