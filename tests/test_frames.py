@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +70,101 @@ def test_through_parquet_and_other_list_types(tmp_path):
     assert from_arrow(table, DIM, k=2, indices="i", values="v").equal(codes.truncate(2))
 
 
+def table_of(codes: SparseCodes, kind: Callable[[Any], Any]) -> pa.Table:
+    """The columns of `to_arrow`, each made by `kind` of an array of lists."""
+    plain = to_arrow(codes)
+    return pa.table(
+        {name: kind(plain.column(name).combine_chunks()) for name in ("indices", "values")}
+    )
+
+
+def as_views(lists: Any, large: bool = False) -> Any:
+    """List views, whose rows lie in reversed order."""
+    kind = pa.LargeListViewArray if large else pa.ListViewArray
+    starts = lists.offsets.to_numpy()
+    items = np.concatenate([lists.values.to_numpy()[a:b] for a, b in pairwise(starts)][::-1])
+    sizes = np.diff(starts)
+    begins = (np.cumsum(sizes[::-1])[::-1] - sizes).astype(np.int64 if large else np.int32)
+    return kind.from_arrays(begins, sizes.astype(begins.dtype), items)
+
+
+def as_tensors(lists: Any) -> Any:
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(lists.values.to_numpy().reshape(-1, 4))
+
+
+def of_dictionary_items(lists: Any) -> Any:
+    return pa.ListArray.from_arrays(lists.offsets, lists.values.dictionary_encode())
+
+
+def as_dictionary(lists: Any) -> Any:
+    return pa.DictionaryArray.from_arrays(pa.array(range(len(lists))), lists)
+
+
+def as_runs(lists: Any) -> Any:
+    return pa.RunEndEncodedArray.from_arrays(range(1, len(lists) + 1), lists)
+
+
+def in_chunks(lists: Any) -> Any:
+    empty = lists.slice(0, 0)
+    return pa.chunked_array([empty, lists.slice(0, 2), empty, lists.slice(2, 1), lists.slice(3)])
+
+
+LISTS = {
+    "large_list": lambda lists: lists.cast(pa.large_list(lists.type.value_type)),
+    "fixed_size_list": lambda lists: lists.cast(pa.list_(lists.type.value_type, 4)),
+    "list_view": as_views,
+    "large_list_view": lambda lists: as_views(lists, large=True),
+    "fixed_shape_tensor": as_tensors,
+    "dictionary items": of_dictionary_items,
+    "dictionary": as_dictionary,
+    "run_end_encoded": as_runs,
+    "chunks": in_chunks,
+    "chunks of views": lambda lists: in_chunks(as_views(lists)),
+    "uint8": lambda lists: lists.cast(
+        pa.list_(pa.uint8() if pa.types.is_integer(lists.type.value_type) else pa.float32())
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_of_every_kind(name):
+    codes = SparseCodes.from_dense(torch.rand(7, DIM), k=4)
+    table = table_of(codes, LISTS[name])
+    assert from_arrow(table, DIM).equal(codes)
+    assert from_arrow(table.slice(2, 3), DIM, k=4).equal(codes[2:5])
+    assert from_arrow(table.to_batches()[0], DIM, k=4).equal(codes[: len(table.to_batches()[0])])
+    assert len(from_arrow(table.slice(0, 0), DIM)) == 0
+
+
+class Unjoined:
+    """A column whose chunks together are more than Arrow joins."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self.chunks, self.type = column.chunks, column.type
+
+
+def test_chunks_are_never_joined_by_arrow():
+    """Joined, 2^31 numbers and more overflow the offsets of a list."""
+    codes = SparseCodes.from_dense(torch.rand(7, DIM), k=4)
+    table = table_of(codes, in_chunks)
+    unjoined = SimpleNamespace(
+        schema=table.schema, column=lambda name: Unjoined(table.column(name))
+    )
+    assert from_arrow(unjoined, DIM).equal(codes)
+
+
+def test_columns_without_rows():
+    for kind in (pa.null(), pa.string(), pa.list_(pa.float32()), pa.list_view(pa.int16())):
+        nothing = pa.chunked_array([], kind)
+        for column in (nothing, pa.array([], kind)):
+            table = pa.table({"indices": column, "values": column})
+            if kind == pa.list_(pa.float32()):
+                table = table.set_column(0, "indices", pa.array([], pa.list_(pa.int32())))
+            assert from_arrow(table, DIM, k=3).shape == (0, DIM)
+    rows = pa.table({"indices": [[], []], "values": [[], []]})
+    assert from_arrow(rows, DIM).to_dense().count_nonzero() == 0
+
+
 def test_pandas():
     pandas = pytest.importorskip("pandas")
     codes = SparseCodes.from_dense(torch.relu(torch.randn(9, DIM) - 2), k=4)
@@ -83,11 +185,28 @@ BAD = [
     ({"indices": [[1]]}, KeyError, "no column 'values'; the table has indices"),
     ({"indices": [1], "values": [[1.0]]}, TypeError, "'indices': expected lists"),
     ({"indices": [["a"]], "values": [[1.0]]}, TypeError, "lists of integers"),
+    ({"indices": [[True]], "values": [[1.0]]}, TypeError, "lists of integers"),
+    ({"indices": [[1.0]], "values": [[1.0]]}, TypeError, "lists of integers"),
+    ({"indices": [[1]], "values": [[Decimal(1)]]}, TypeError, "of numbers in 'values'"),
+    ({"indices": [[[1]]], "values": [[1.0]]}, TypeError, "lists of integers"),
     ({"indices": [[1, 2]], "values": [[1.0]]}, ValueError, "row 0: expected as many"),
     ({"indices": [[1], None], "values": [[1.0], None]}, ValueError, "missing"),
     ({"indices": [[None]], "values": [[1.0]]}, ValueError, "missing"),
-    ({"indices": [[DIM]], "values": [[1.0]]}, ValueError, "latents in 0..49, got 50"),
+    ({"indices": pa.nulls(2), "values": pa.nulls(2)}, TypeError, "expected lists of numbers"),
+    ({"indices": [[DIM]], "values": [[1.0]]}, ValueError, "row 0: .*latents in 0..49, got 50"),
+    ({"indices": [[1], [-1]], "values": [[1.0]] * 2}, ValueError, "row 1: .*0..49, got -1"),
     ({"indices": [[3, 3]], "values": [[1.0, 2.0]]}, ValueError, "distinct latents"),
+    ({"indices": [[], [3, 4]], "values": [[], [1.0, -2.0]]}, ValueError, "row 1: .*got -2.0"),
+    ({"indices": [[3]], "values": [[math.nan]]}, ValueError, "row 0: .*got nan"),
+    ({"indices": [[3]], "values": [[math.inf]]}, ValueError, "row 0: .*got inf for latent 3"),
+    (
+        {
+            "indices": [[3]],
+            "values": pa.FixedShapeTensorArray.from_numpy_ndarray(np.ones((1, 1, 2))),
+        },
+        TypeError,
+        "'values': expected lists of numbers, got extension<arrow.fixed_shape_tensor",
+    ),
 ]
 
 
@@ -97,6 +216,86 @@ def test_bad_tables_are_explained(columns, error, message):
         from_arrow(pa.table(columns), DIM)
     with pytest.raises(ValueError, match="row 1: expected as many values"):
         codes_of_pairs([([1], [1.0]), ([1, 2], [1.0])], DIM)
+
+
+def test_what_is_no_table_is_explained():
+    twice = pa.table([[[1]], [[1]], [[1.0]]], names=["indices", "indices", "values"])
+    with pytest.raises(KeyError, match="2 columns 'indices'"):
+        from_arrow(twice, DIM)
+    with pytest.raises(TypeError, match="expected a pyarrow table or record batch, got dict"):
+        from_arrow({"indices": [[1]], "values": [[1.0]]}, DIM)
+    table = pa.table({"indices": [[1]], "values": [[1.0]]})
+    for dim, k in ((0, None), (DIM, 0), (DIM, -1), (DIM, DIM + 1)):
+        with pytest.raises(ValueError, match="expected"):
+            from_arrow(table, dim, k=k)
+    for dim, k in ((5.0, None), (DIM, 1.0), (True, None), (DIM, True)):
+        with pytest.raises(TypeError, match="expected an int"):
+            from_arrow(table, dim, k=k)
+    assert from_arrow(table, np.int64(DIM), k=np.int64(1)).k == 1
+
+
+def test_bad_frames_are_explained():
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(KeyError, match="expected one column 'values'; the frame has indices"):
+        from_pandas(pandas.DataFrame({"indices": [[1]]}), DIM)
+    with pytest.raises(TypeError, match="'values': expected lists of numbers"):
+        from_pandas(pandas.DataFrame({"indices": [[1], [2]], "values": [[1.0], "a"]}), DIM)
+    with pytest.raises(ValueError, match="missing"):
+        from_pandas(pandas.DataFrame({"indices": [[1], [2]], "values": [[1.0], None]}), DIM)
+    with pytest.raises(ValueError, match=r"row 1: .*got -1\.0"):
+        from_pandas(pandas.DataFrame({"indices": [[1], [2]], "values": [[1.0], [-1.0]]}), DIM)
+
+
+@pytest.mark.parametrize(
+    ("latents", "values", "message"),
+    [
+        ([1.7], [1.0], "row 1: latents: expected integers"),
+        (["1"], [1.0], "row 1: latents: expected integers"),
+        ([True], [1.0], "row 1: latents: expected numbers, got a bool"),
+        ([2, True], [1.0, 0.5], "row 1: latents: expected numbers, got a bool"),
+        ([2**70], [1.0], "row 1: latents: expected integers in"),
+        ([1], ["1.0"], "row 1: values: expected real numbers"),
+        ([1, 2], [1.0, True], "row 1: values: expected numbers, got a bool"),
+        ([1], [None], "row 1: values: expected real numbers"),
+        ([1], [10**400], "row 1: values: expected float32"),
+        ([1], [-0.5], "row 1: expected finite weights of at least 0, .* got -0.5 for latent 1"),
+        ([1], [math.nan], "row 1: .*got nan"),
+        ([DIM], [1.0], "row 1: expected latents in 0..49, got 50"),
+        ([3, 3], [1.0, 2.0], "row 1: latent 3 comes twice"),
+        ([[1]], [[1.0]], "row 1: expected as many values"),
+    ],
+)
+def test_pairs_that_are_no_codes_are_refused(latents, values, message):
+    good = (np.array([1, 0], np.uint8), [1.0, 0.0])
+    with pytest.raises(ValueError, match=message):
+        codes_of_pairs([good, (latents, values)], DIM)
+
+
+def test_pairs_of_empty_slots():
+    codes = codes_of_pairs([([5, 0, 0], [1, 0, 0]), ([], []), ([0, 9], [-0.0, 2.5])], DIM)
+    assert codes.to_dense().nonzero().tolist() == [[0, 5], [2, 9]]
+
+
+INVALID = {
+    "distinct latents is broken in row 1": ([[2.0, 1.0], [2.0, 1.0]], [[1, 2], [3, 3]]),
+    "values not negative is broken in row 0": ([[1.0, -2.0]], [[1, 2]]),
+    "indices in 0..dim-1 is broken in row 0": ([[1.0, 1.0]], [[1, DIM]]),
+    "codes: row 1 holds 1 values that are not finite": (
+        [[1.0, 0], [math.nan, 1]],
+        [[1, 0], [1, 2]],
+    ),
+    "codes: row 0 holds 2 values that are not finite": ([[math.inf, math.inf]], [[1, 2]]),
+}
+
+
+@pytest.mark.parametrize("message", INVALID)
+@pytest.mark.parametrize("write", [to_arrow, to_pandas])
+def test_invalid_codes_are_not_written(message, write):
+    pytest.importorskip("pandas")
+    values, indices = INVALID[message]
+    codes = SparseCodes(torch.tensor(values), torch.tensor(indices, dtype=torch.int32), DIM)
+    with pytest.raises(ValueError, match=message):
+        write(codes)
 
 
 def test_hugging_face_datasets_map():

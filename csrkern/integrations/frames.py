@@ -22,11 +22,13 @@ INDICES, VALUES = "indices", "values"
 
 
 def to_arrow(codes: SparseCodes, indices: str = INDICES, values: str = VALUES) -> pa.Table:
-    """A table of two list columns: `indices` list<int32> and `values` list<float>, [n].
+    """Return a table of two list columns: `indices` list<int32> and `values` list<float>, [n].
 
     float16 codes give list<halffloat>, bfloat16 ones list<float>.
 
     Raises:
+        TypeError: if `codes` are not SparseCodes.
+        ValueError: if they are not valid, or a value is not finite.
         OverflowError: if there are 2^31 active slots or more; make several tables.
     """
     import pyarrow as pa
@@ -48,20 +50,21 @@ def to_arrow(codes: SparseCodes, indices: str = INDICES, values: str = VALUES) -
 def from_arrow(
     table: Any, dim: int, *, k: int | None = None, indices: str = INDICES, values: str = VALUES
 ) -> SparseCodes:
-    """Codes [n, k] over `dim` latents from two list columns of a pyarrow table or record batch.
+    """Return codes [n, k] over `dim` latents from two list columns of a pyarrow table.
 
     Args:
-        table: slots of a row in any order, values ≤ 0 meaning an empty slot.
+        table: a table or record batch; lists of any kind, as dictionaries and tensors of one
+            dimension too. Slots of a row in any order, values 0 meaning an empty slot.
         dim: number of latents.
         k: slots a row; None: as many as the longest list has, at least 1. Of longer lists the
             largest values stay.
         indices, values: names of the columns.
 
     Raises:
-        KeyError: if there is no such column.
-        TypeError: if a column is not of lists of numbers.
-        ValueError: if lists or their items are missing (null), the two columns disagree, or a
-            latent is out of range or comes twice in a row.
+        KeyError: if there is no such column, or there are several.
+        TypeError: if `table` is no table, or a column is not of lists of numbers.
+        ValueError: if lists or their items are missing (null), the two columns disagree, a value
+            is negative or not finite, or a latent is out of range or comes twice in a row.
     """
     latents, lengths = _lists(table, indices)
     numbers, other = _lists(table, values)
@@ -80,7 +83,11 @@ def from_arrow(
 
 
 def to_pandas(codes: SparseCodes, indices: str = INDICES, values: str = VALUES) -> pd.DataFrame:
-    """A data frame of two columns of arrays: `indices` int32 and `values`."""
+    """Return a data frame of two columns of arrays: `indices` int32 and `values`.
+
+    Raises:
+        TypeError, ValueError: as `to_arrow`.
+    """
     import pandas as pd
 
     latents, numbers = zip(*rows_of(codes), strict=True) if len(codes) else ((), ())
@@ -95,35 +102,78 @@ def from_pandas(
     indices: str = INDICES,
     values: str = VALUES,
 ) -> SparseCodes:
-    """Codes [n, k] from two columns of lists or arrays; arguments and errors of `from_arrow`."""
+    """Return codes [n, k] from two columns of lists or arrays; see `from_arrow`."""
     import pyarrow as pa
 
-    arrays = {name: pa.array(frame[name], from_pandas=True) for name in (indices, values)}
+    arrays = {}
+    for name in (indices, values):
+        if list(frame.columns).count(name) != 1:
+            found = ", ".join(map(str, frame.columns))
+            raise KeyError(f"expected one column {name!r}; the frame has {found}")
+        try:
+            arrays[name] = pa.array(frame[name], from_pandas=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise TypeError(f"column {name!r}: expected lists of numbers: {error}") from error
     return from_arrow(pa.table(arrays), dim, k=k, indices=indices, values=values)
 
 
 def _lists(table: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A list column's items one after the other, and the length of each list."""
+    """A list column's items one after the other, and the length of each list.
+
+    Chunk by chunk: Arrow cannot combine chunks of 2^31 items and more.
+    """
     import pyarrow as pa
 
-    if name not in table.schema.names:
-        raise KeyError(f"no column {name!r}; the table has {', '.join(table.schema.names)}")
+    names = getattr(getattr(table, "schema", None), "names", None)
+    if names is None:
+        raise TypeError(
+            f"table: expected a pyarrow table or record batch, got {type(table).__name__}"
+        )
+    if names.count(name) != 1:
+        raise KeyError(
+            f"no column {name!r}; the table has {', '.join(names)}"
+            if name not in names
+            else f"the table has {names.count(name)} columns {name!r}; rename all but one"
+        )
     column = table.column(name)
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    kind = column.type
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if not any(is_kind(kind) for is_kind in lists):
-        if len(column) == 0:  # which pandas takes for another type
+    chunks = getattr(column, "chunks", [column]) or [pa.array([], column.type)]
+    items, lengths = zip(*(_items(name, chunk) for chunk in chunks), strict=True)
+    return np.concatenate(items), np.concatenate(lengths)
+
+
+def _items(name: str, chunk: Any) -> tuple[np.ndarray, np.ndarray]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    types = pa.types
+    kind = chunk.type
+    if types.is_dictionary(kind):
+        chunk = chunk.dictionary_decode()
+    elif types.is_run_end_encoded(kind):
+        chunk = pc.run_end_decode(chunk)
+    elif isinstance(kind, pa.BaseExtensionType) and len(getattr(kind, "shape", [0])) == 1:
+        chunk = chunk.storage  # of fixed_shape_tensor, for one
+    if not _is_list(chunk.type):
+        if len(chunk) == 0:  # which pandas takes for another type
             return np.zeros(0, np.int32), np.zeros(0, np.int64)
         raise TypeError(f"column {name!r}: expected lists of numbers, got {kind}")
-    items = column.flatten()
-    if column.null_count or items.null_count:
+    items = chunk.flatten()
+    if chunk.null_count or items.null_count:
         raise ValueError(f"column {name!r} has missing (null) entries; remove such rows first")
-    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-    if pa.types.is_null(items.type):  # as of lists that are all empty
+    if types.is_dictionary(items.type):
+        items = items.dictionary_decode()
+    if types.is_null(items.type):  # as of lists that are all empty
         items = items.cast(pa.int32())
+    lengths = chunk.value_lengths().to_numpy(zero_copy_only=False)
     return items.to_numpy(zero_copy_only=False), lengths.astype(np.int64)
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    names = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
+    known = (getattr(types, f"is_{name}", None) for name in names)  # views since version 16
+    return any(is_kind(kind) for is_kind in known if is_kind is not None)
 
 
 __all__ = ["from_arrow", "from_pandas", "to_arrow", "to_pandas"]
