@@ -57,9 +57,10 @@ def autoencode(
     Source: the tied autoencoder of CSR (Wen et al., ICML 2025, arXiv 2503.01776).
     """
     weight, bias, precision = check_encoder(x, weight, bias, pre_bias, precision)
-    ks = check_ks(ks, len(weight), "h")
+    h = weight.shape[0]
+    ks = check_ks(ks, h, "h")
     values, indices, out = ops.autoencode(x, weight, bias, pre_bias, ks, precision)
-    return SparseCodes(values, indices, len(weight)), out
+    return SparseCodes(values, indices, h), out
 
 
 LIBRARY.define(

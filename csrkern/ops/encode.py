@@ -79,9 +79,10 @@ def encode(
     Source: the encoder of CSR (Wen et al., ICML 2025, arXiv 2503.01776).
     """
     weight, bias, precision = check_encoder(x, weight, bias, pre_bias, precision)
-    k = check_k(k, len(weight), "h")
+    h = weight.shape[0]  # not len(), which torch.export would make a constant
+    k = check_k(k, h, "h")
     values, indices = ops.encode(x, weight, bias, pre_bias, k, precision)
-    return SparseCodes(values, indices, len(weight))
+    return SparseCodes(values, indices, h)
 
 
 def check_encoder(
@@ -91,7 +92,7 @@ def check_encoder(
     check_tensor("x", x, (None, None))
     check_tensor("weight", weight, (None, x.shape[1]))
     check_same("weight", weight, "x", x)
-    for name, value, size in (("bias", bias, len(weight)), ("pre_bias", pre_bias, x.shape[1])):
+    for name, value, size in (("bias", bias, weight.shape[0]), ("pre_bias", pre_bias, x.shape[1])):
         if value is not None:
             check_tensor(name, value, (size,))
             check_same(name, value, "x", x)
@@ -224,7 +225,7 @@ def encoder_gradients(
             [k, *ends],
         )
     if needs_bias or needs_pre_bias:
-        ones = weight.new_ones(len(x), 1)
+        ones = weight.new_ones(x.shape[0], 1)
         grad_bias = ops.scatter_sum(starts, rows, slots, h, [ones], [passed], [0], [k])[:, 0]
         if pre_bias is not None:
             grad_pre_bias = -(grad_bias @ weight).to(pre_bias.dtype)

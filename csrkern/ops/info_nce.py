@@ -16,7 +16,7 @@ from torch import Tensor
 from csrkern import _C, reference
 from csrkern.arguments import check_choice
 from csrkern.codes import SparseCodes
-from csrkern.ops._registry import LIBRARY, address, register_autograd
+from csrkern.ops._registry import LIBRARY, address, autocasts, register_autograd
 from csrkern.ops.similarity import codes_arguments, postings
 from csrkern.validation import (
     check_codes,
@@ -65,22 +65,24 @@ def info_nce(
     (Wen et al., ICML 2025); supervised contrast (Khosla et al. 2020).
     """
     check_codes("a", a)
+    n = m = a.values.shape[0]  # not len(), which torch.export would make a constant
     if b is not None:
         check_codes("b", b, a.dim)
         check_same("b.values", b.values, "a.values", a.values)
-        if labels is None and len(b) != len(a):
+        m = b.values.shape[0]
+        if labels is None and m != n:
             raise ValueError(
-                f"b: expected {len(a)} rows, one for each row of a, got {len(b)}; "
+                f"b: expected {n} rows, one for each row of a, got {m}; "
                 "give labels=(labels_a, labels_b) where rows are not paired"
             )
     temperature = check_temperature(temperature)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
-    labels = check_labels(labels, len(a), len(a) if b is None else len(b), b is not None)
+    labels = check_labels(labels, n, m, b is not None)
     if a.dtype == torch.float64 or a.device.type not in ("cpu", "cuda"):
         return reference.info_nce(
             a, b, temperature=temperature, labels=labels, normalize=normalize, reduction=reduction
         )
-    out_dtype = torch.float32 if torch.is_autocast_enabled(a.device.type) else a.dtype
+    out_dtype = torch.float32 if autocasts(a.device.type) else a.dtype
     sides = [side.to(torch.float32) for side in (a, b) if side is not None]
     if normalize:
         sides = [side.normalize() for side in sides]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from csrkern import _C
 from csrkern.codes import SparseCodes
-from csrkern.ops._registry import LIBRARY, address
+from csrkern.ops._registry import LIBRARY, address, refuse_forward_mode
 from csrkern.validation import check_codes
 
 
@@ -38,8 +38,10 @@ def transpose(codes: SparseCodes) -> Postings:
 
     Raises:
         TypeError: if `codes` is not SparseCodes.
+        RuntimeError: in forward-mode differentiation.
     """
     check_codes("codes", codes)
+    refuse_forward_mode("transpose")
     return Postings(*torch.ops.csrkern.transpose(codes.values.detach(), codes.indices, codes.dim))
 
 
