@@ -87,12 +87,12 @@ def thread_count(num_threads: int | None) -> int:
 def least_float(name: str, value: Any) -> float:
     """The smallest float32 that is at least `value`."""
     exact = as_float(name, value)
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         least = np.float32(exact)
+        if float(least) < exact:
+            least = np.nextafter(least, np.float32(np.inf))
     if np.isnan(least):
         raise ValueError(f"{name}: expected a number, got nan")
-    if float(least) < exact:
-        least = np.nextafter(least, np.float32(np.inf))
     return float(least)
 
 
@@ -109,6 +109,8 @@ def array_of(name: str, given: Any) -> np.ndarray:
                 f"{name}: {type(given).__name__} does not fit NumPy ({error}); "
                 "expected numbers in host memory"
             ) from error
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise ValueError(f"{name}: expected an array without masked values; fill them first")
     try:
         return np.asarray(given)
     except ValueError as error:
@@ -122,7 +124,7 @@ def float32_array(name: str, given: Any) -> np.ndarray:
         raise ValueError(f"{name}: expected float32 numbers, got {shown(max(array.flat, key=abs))}")
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
-    with np.errstate(over="ignore"):  # the caller says which number it was
+    with np.errstate(all="ignore"):  # the caller says which number it was
         return np.ascontiguousarray(array, dtype=np.float32)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from csrkern.arguments import array_of, check_at_least, check_bool, check_choice
 from csrkern.codes import SparseCodes
+from csrkern.embeddings import check_matrix, copy_floats, held_array, open_npy
 from csrkern.fingerprint import fingerprint_of, fingerprint_of_codes, forget
 from csrkern.index_rerank import Rerank
 from csrkern.ops.autoencode import autoencode
@@ -211,19 +212,15 @@ class SparseAutoencoder(nn.Module):
         """Return `given`, an array or the path of one, as floating-point [n, d]."""
         path = isinstance(given, (str, os.PathLike))
         array = _open_array(name, given) if path else array_of(name, given)
-        if array.dtype.kind != "f":
-            raise TypeError(f"{name}: expected floating-point embeddings, got {array.dtype}")
-        if array.ndim != 2 or array.shape[1] != self.input_dim:
-            raise ValueError(
-                f"{name}: expected shape [n, {self.input_dim}], got {list(array.shape)}"
-            )
+        check_matrix(name, held_array(array), self.input_dim)
         return array
 
     def _tensor(self, name: str, rows: np.ndarray, dtype: torch.dtype, start: int = 0) -> Tensor:
         """Return finite rows [n, d], numbered from `start`, on the device of the model."""
-        with np.errstate(over="ignore"):  # the check below names the row
-            copy = np.array(rows, np.float64 if dtype == torch.float64 else np.float32)
-        tensor = torch.from_numpy(copy).to(self.pre_bias.device, dtype)
+        wide = torch.promote_types(dtype, torch.float32)
+        copy = torch.empty(rows.shape, dtype=wide, device="cpu")
+        copy_floats(rows, copy.numpy())
+        tensor = copy.to(self.pre_bias.device, dtype)
         check_rows_finite(tensor, start, name)
         return tensor
 
@@ -604,7 +601,4 @@ def _open_array(name: str, path: str | os.PathLike[str]) -> np.ndarray:
             f"{name}: expected an array or the path of a .npy file, got {os.fspath(path)!r}; "
             "csrtrain.load_embeddings(path) reads .npz, .parquet, .safetensors and .pt files"
         )
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{os.fspath(path)} is not a readable .npy file: {error}") from error
+    return open_npy(path)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
+import re
+import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from csrkern.nn import SparseAutoencoder
+from csrtrain import TrainConfig, encode_all, load_embeddings, load_labels, train, train_two
 from csrtrain import data as data_module
-from csrtrain import load_embeddings, load_labels
-from csrtrain.data import chunks, rows
+from csrtrain.baselines import PCA
+from csrtrain.data import chunks, read_integers, rows
+from csrtrain.evaluate import unexplained_variance
+from csrtrain.formats import split_name
 
 
 @pytest.fixture
@@ -85,49 +96,6 @@ def test_a_pickle_is_refused(tmp_path):
         load_embeddings(tmp_path / "x.pt")
 
 
-@pytest.mark.parametrize("fixed", [False, True])
-def test_parquet_list_columns(tmp_path, x, y, fixed):
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
-
-    kind = pa.list_(pa.float32(), 6) if fixed else pa.list_(pa.float32())
-    names = [f"label {v}" for v in y]
-    table = pa.table({"emb": pa.array(list(x), kind), "label": names, "row": np.arange(50)})
-    pq.write_table(table, tmp_path / "x.parquet", row_group_size=20)
-    assert torch.equal(as_tensor(load_embeddings(tmp_path / "x.parquet")), torch.from_numpy(x))
-    expected = torch.from_numpy(np.unique(names, return_inverse=True)[1])
-    assert torch.equal(load_labels(tmp_path / "x.parquet", "label"), expected)
-    with pytest.raises(ValueError, match="name one as key"):
-        load_labels(tmp_path / "x.parquet")
-
-
-@pytest.mark.parametrize(
-    ("lists", "message"),
-    [
-        ([[1.0, 2.0], [3.0]], "lists of one length, got 1 to 2"),
-        ([[1.0, 2.0], [3.0], [4.0, 5.0, 6.0]], "lists of one length, got 1 to 3"),
-        ([[1.0, 2.0], None], "1 rows are empty"),
-        ([[1.0, None], [1.0, 2.0]], "empty"),
-    ],
-)
-def test_ragged_or_empty_parquet_lists(tmp_path, lists, message):
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
-
-    pq.write_table(
-        pa.table({"emb": pa.array(lists, pa.list_(pa.float32()))}), tmp_path / "x.parquet"
-    )
-    with pytest.raises(ValueError, match=message):
-        load_embeddings(tmp_path / "x.parquet")
-
-
-def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
-    (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"pip install 'csrkern\[parquet\]'"):
-        load_embeddings(tmp_path / "x.parquet")
-
-
 def test_arrays_and_tensors_pass_through(x):
     assert load_embeddings(x) is x
     assert load_embeddings(torch.from_numpy(x)).shape == (50, 6)
@@ -152,7 +120,23 @@ def test_arrays_and_tensors_pass_through(x):
         ),
         (np.zeros((3, 2), np.int64), TypeError, "floating-point embeddings, got int64"),
         (np.zeros((3, 2), object), TypeError, "floating-point embeddings, got object"),
-        ([[1.0]], TypeError, "expected a path, a NumPy array or a tensor, got list"),
+        (np.zeros((3, 2), bool), TypeError, "floating-point embeddings, got bool"),
+        (np.zeros((3, 2), complex), TypeError, "floating-point embeddings, got complex128"),
+        (np.zeros(3, [("a", "f4"), ("b", "f4")]), TypeError, "fields a, b; .*structured_to_unstr"),
+        (
+            torch.zeros(3, 2, dtype=torch.int8),
+            TypeError,
+            "floating-point embeddings, got torch.int8",
+        ),
+        (torch.zeros(3, 2).to_sparse(), TypeError, "expected a dense tensor, got one of"),
+        ([[1.0], [1.0, 2.0]], ValueError, "embeddings: expected an array, got lists of unlike"),
+        ([["a"]], TypeError, "floating-point embeddings, got <U1"),
+        (None, TypeError, "expected a path, .* or lists of numbers, got NoneType"),
+        (
+            np.ma.masked_array(np.zeros((3, 2)), [[0, 0], [0, 1], [0, 0]]),
+            ValueError,
+            "without masked values",
+        ),
     ],
 )
 def test_arrays_that_are_not_embeddings(array, error, message):
@@ -182,8 +166,232 @@ def test_damaged_files_give_one_clear_line(tmp_path, suffix):
 
 def test_a_pickled_npy_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.array([{"a": 1}], object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"not a readable \.npy file"):
+    with pytest.raises(ValueError, match=r"not a readable \.npy file: it holds pickled Python"):
         load_embeddings(tmp_path / "x.npy")
+
+
+def kinds_of_numbers() -> list[tuple[str, np.ndarray]]:
+    """An array in every form that NumPy can hold floats in, by name."""
+    values = np.random.default_rng(1).standard_normal((9, 4))
+    wide = np.asfortranarray(values.astype(">f8"))
+    return [
+        *((f"{kind}", values.astype(kind)) for kind in (">f2", ">f4", ">f8", "<f2", "<f4", "<f8")),
+        ("longdouble", values.astype(np.longdouble)),
+        ("by column", np.asfortranarray(values.astype(np.float32))),
+        ("by column, swapped", wide),
+        ("one row", values[:1].astype(">f4")),
+        ("one column", values[:, :1].astype(">f4")),
+        ("backwards", values.astype(np.float32)[::-1, ::-1]),
+        ("with gaps", values.astype(">f4")[::2, ::3]),
+    ]
+
+
+@pytest.mark.parametrize(("name", "array"), kinds_of_numbers())
+def test_every_form_of_floats(tmp_path, name, array):
+    array.flags.writeable = False
+    right = torch.from_numpy(np.array(array, np.float32))
+    np.save(tmp_path / "x.npy", array)
+    np.savez(tmp_path / "x.npz", a=array)
+    np.savez_compressed(tmp_path / "z.npz", a=array)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for source in (array, *(tmp_path / file for file in ("x.npy", "x.npz", "z.npz"))):
+            held = load_embeddings(source)
+            assert torch.equal(as_tensor(held), right), source
+            assert torch.equal(rows(held, torch.tensor([0])), right[:1])
+    assert isinstance(load_embeddings(tmp_path / "x.npy"), np.memmap)
+
+
+def test_labels_and_pairs_in_the_other_byte_order(tmp_path, y):
+    for kind in (">i8", ">i2", ">u4", ">U3"):
+        np.save(tmp_path / "y.npy", y.astype(kind))
+        for source in (tmp_path / "y.npy", y.astype(kind)):
+            assert torch.equal(load_labels(source), torch.from_numpy(y))
+    pairs = y.reshape(25, 2)
+    np.savez(tmp_path / "p.npz", pairs=pairs.astype(">i4"))
+    found = read_integers(tmp_path / "p.npz")
+    assert found.dtype.isnative
+    assert np.array_equal(found, pairs)
+
+
+def test_bfloat16_of_numpy(tmp_path):
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="needs ml_dtypes")
+    array = np.random.default_rng(0).standard_normal((20, 6)).astype(ml_dtypes.bfloat16)
+    np.save(tmp_path / "x.npy", array)  # as two untyped bytes each
+    np.savez(tmp_path / "x.npz", a=array)
+    for source in (array, array[::-2, ::3], tmp_path / "x.npy", tmp_path / "x.npz"):
+        right = source if isinstance(source, np.ndarray) else array
+        got = as_tensor(load_embeddings(source))
+        assert torch.equal(got, torch.from_numpy(right.astype(np.float32)))
+    array[3, 1] = np.inf
+    with pytest.raises(ValueError, match="row 3 holds 1 values"):
+        load_embeddings(array)
+
+
+def test_data_frames_and_other_arrays(x, y):
+    pandas = pytest.importorskip("pandas", reason="needs pandas")
+    frame = pandas.DataFrame(x)
+    assert torch.equal(as_tensor(load_embeddings(frame)), torch.from_numpy(x))
+    assert torch.equal(as_tensor(load_embeddings(x.tolist())), torch.from_numpy(x))
+    assert torch.equal(load_labels(pandas.Series(y)), torch.from_numpy(y))
+    assert load_labels(pandas.Series(["b", "a"])).tolist() == [1, 0]
+    assert load_labels(pandas.Categorical(["b", "a"])).tolist() == [1, 0]
+    column = pandas.DataFrame({"embedding": list(x)})
+    with pytest.raises(TypeError, match=r"got object; make numbers of them .* numpy\.stack"):
+        load_embeddings(column)
+
+
+def test_what_is_given_stays_as_it_is(x, y):
+    model = SparseAutoencoder(6, 24, 3).eval()
+    for given in (x, torch.from_numpy(x), x.astype(">f8"), np.asfortranarray(x)):
+        before = given.clone() if isinstance(given, torch.Tensor) else given.copy()
+        encode_all(model, given)
+        train(given, y, TrainConfig(hidden_dim=24, k=3, steps=2, batch_size=16), progress=False)
+        assert np.array_equal(given, before)
+
+
+def test_npz_members_are_read_alone(tmp_path, x):
+    names = np.array([{"a": 1}], object)
+    np.savez(tmp_path / "x.npz", **{"emb:1": x, "emb:2": x[:2]}, names=names)
+    assert len(load_embeddings(tmp_path / "x.npz", "emb:2")) == 2
+    with pytest.raises(ValueError, match=r"holds: emb:1 \[50, 6\] float32, .*names \[1\] object"):
+        load_embeddings(tmp_path / "x.npz")
+    with pytest.raises(TypeError, match=r"x\.npz\[names\]: expected floating-point .* object"):
+        load_embeddings(tmp_path / "x.npz", "names")
+    with pytest.raises(TypeError, match=r"got object; make strings of them with \.astype\(str\)"):
+        load_labels(tmp_path / "x.npz", "names")
+    for path in (tmp_path / "x.npz", tmp_path / "a:b.npz"):
+        path.write_bytes((tmp_path / "x.npz").read_bytes())
+        assert len(load_embeddings(f"{path}:emb:2")) == 2
+        assert split_name(f"{path}:emb:1") == (path, "emb:1")
+    assert split_name("not:there.npz:a") == (Path("not:there.npz"), "a")
+
+
+def test_many_arrays_make_a_short_message(tmp_path, x):
+    np.savez(tmp_path / "x.npz", **{f"a{i}": x for i in range(200)})
+    with pytest.raises(ValueError, match=r"and 190 more$") as caught:
+        load_embeddings(tmp_path / "x.npz")
+    assert len(str(caught.value)) < 500
+
+
+def test_names_of_files(tmp_path, x):
+    for name in ("a[1].npy", "b*?.npy", "c d.npy", "\u00e9.NPY", "e:f.npy", "g::h.npy"):
+        np.save(tmp_path / "x.npy", x)
+        path = (tmp_path / "x.npy").rename(tmp_path / name)
+        for source in (path, str(path), os.fsencode(path)):
+            assert np.array_equal(load_embeddings(source), x)
+    (tmp_path / "link.npy").symlink_to(path)
+    assert np.array_equal(load_embeddings(tmp_path / "link.npy"), x)
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder\.npy is a folder; expected a file"):
+        load_embeddings(tmp_path / "folder.npy")
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(ValueError, match=r"pipe\.npy is a device or a pipe"):
+        load_embeddings(tmp_path / "pipe.npy")
+    with pytest.raises(FileNotFoundError, match="no file at"):
+        load_embeddings("a word " * 60)
+
+
+def test_files_that_were_cut_off(tmp_path, x):
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", a=x)
+    np.savez_compressed(tmp_path / "z.npz", a=x)
+    for name in ("x.npy", "x.npz", "z.npz"):
+        whole = (tmp_path / name).read_bytes()
+        for length in (0, 1, 5, 9, 50, 127, 128, 200, len(whole) - 1):
+            (tmp_path / name).write_bytes(whole[:length])
+            with pytest.raises(ValueError, match="is not a readable") as caught:
+                load_embeddings(tmp_path / name)
+            assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "z.npz"])
+def test_files_with_a_wrong_byte(tmp_path, x, name):
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", a=x)
+    np.savez_compressed(tmp_path / "z.npz", a=x)
+    whole = (tmp_path / name).read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        broken = bytearray(whole)
+        broken[rng.integers(min(len(whole), 300))] = rng.integers(256)
+        (tmp_path / name).write_bytes(broken)
+        # Some such files are other arrays; what is none is refused in these words alone.
+        with contextlib.suppress(ValueError, TypeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            load_embeddings(tmp_path / name, check_finite=False)
+
+
+def test_empty_arrays_are_refused(tmp_path):
+    for shape in ((0, 4), (4, 0), (0, 0)):
+        np.save(tmp_path / "x.npy", np.zeros(shape, ">f4"))
+        with pytest.raises(ValueError, match="expected at least one row and one column, got"):
+            load_embeddings(tmp_path / "x.npy")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_mapped_file_is_never_held_whole(tmp_path):
+    """A file of half a gigabyte, all holes; the process stays smaller."""
+    rows_, d = 1 << 17, 1024
+    header = np.lib.format.header_data_from_array_1_0(np.zeros((1, d), ">f4"))
+    with open(tmp_path / "x.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (rows_, d)})
+        file.truncate(file.tell() + rows_ * d * 4)
+    code = (
+        "import sys; from csrtrain import load_embeddings\n"
+        "array = load_embeddings(sys.argv[1])\n"
+        "status = dict(line.split(':', 1) for line in open('/proc/self/status'))\n"
+        "print(len(array), int(status['RssAnon'].split()[0]) // 1024)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x.npy")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    count, megabytes = map(int, done.stdout.split())
+    assert count == rows_
+    assert megabytes < 400
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_encodes_and_trains_names_the_row(x, y, bad, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_module, "_CHUNK_BYTES", 4 * 6 * 8)
+    good = x.copy()
+    x[37, 2] = bad
+    np.save(tmp_path / "x.npy", x)
+    model = SparseAutoencoder(6, 24, 3).eval()
+    config = TrainConfig(hidden_dim=24, k=3, steps=2, batch_size=16)
+    clip = TrainConfig(hidden_dim=24, k=3, steps=2, batch_size=16, contrast="clip")
+    auto = dataclasses.replace(config, input_subspace="auto")
+    calls = {
+        "embeddings": [
+            lambda: encode_all(model, x),
+            lambda: unexplained_variance(model, x, [1, 3]),
+            lambda: train(x, None, config, progress=False),
+            lambda: train(x, None, auto, progress=False),
+            lambda: train_two(x, good, clip, progress=False),
+            lambda: PCA(x),
+        ],
+        "partners": [
+            lambda: train(good, None, clip, partners=x, progress=False),
+            lambda: train_two(good, x, clip, progress=False),
+        ],
+        str(tmp_path / "x.npy"): [
+            lambda: load_embeddings(tmp_path / "x.npy"),
+            lambda: encode_all(model, tmp_path / "x.npy"),
+            lambda: train(tmp_path / "x.npy", None, config, progress=False),
+        ],
+    }
+    for name, named in calls.items():
+        for call in named:
+            with pytest.raises(ValueError, match=f"^{re.escape(name)}: row 37 holds 1 values"):
+                call()
+
+
+def test_large_numbers_that_float32_holds_are_no_infinity(x):
+    huge = np.full((4, 6), 3e38, np.float32)
+    assert load_embeddings(huge) is huge
+    with pytest.raises(ValueError, match=r"row 2 holds 1 values .* \(the first: inf\)"):
+        load_embeddings(np.where(np.arange(4)[:, None] == 2, [1e300, 0, 0, 0, 0, 0], 1.0))
 
 
 def test_missing_files_and_unknown_suffixes(tmp_path, x):
@@ -201,8 +409,12 @@ def test_arrays_are_called_what_the_argument_is(x, y):
     for wrong in (x[0], torch.from_numpy(x[0])):
         with pytest.raises(ValueError, match=r"^embeddings: expected embeddings of shape"):
             load_embeddings(wrong)
-    with pytest.raises(TypeError, match=r"^labels: expected a path, a NumPy array or a tensor"):
-        load_labels(y.tolist())
+    with pytest.raises(TypeError, match=r"^labels: expected a path, a NumPy array, a tensor"):
+        load_labels({"a": 1})
+    with pytest.raises(ValueError, match=r"^pairs: expected integers in rows, got \[50\] int64"):
+        read_integers(y, argument="pairs")
+    with pytest.raises(ValueError, match="key: expected None for embeddings in memory, got 'emb'"):
+        load_embeddings(x, "emb")
 
 
 def test_labels_of_every_kind(y):
@@ -215,6 +427,10 @@ def test_labels_of_every_kind(y):
         load_labels(y.astype(float))
     with pytest.raises(ValueError, match=r"shape \[n\], got \[5, 10\]"):
         load_labels(y.reshape(5, 10))
+    with pytest.raises(ValueError, match=r"labels: expected integers below 2\^63, got 1844674407"):
+        load_labels(np.array([1, 2**64 - 1], np.uint64))
+    assert load_labels(["b", "a"]).tolist() == [1, 0]
+    assert load_labels([3, 1]).tolist() == [3, 1]
 
 
 def test_chunks_cover_every_row_once(x, monkeypatch):

@@ -187,7 +187,7 @@ BAD = [
     ({"indices": [["a"]], "values": [[1.0]]}, TypeError, "lists of integers"),
     ({"indices": [[True]], "values": [[1.0]]}, TypeError, "lists of integers"),
     ({"indices": [[1.0]], "values": [[1.0]]}, TypeError, "lists of integers"),
-    ({"indices": [[1]], "values": [[Decimal(1)]]}, TypeError, "of numbers in 'values'"),
+    ({"indices": [[Decimal(1)]], "values": [[1.0]]}, TypeError, "lists of integers"),
     ({"indices": [[[1]]], "values": [[1.0]]}, TypeError, "lists of integers"),
     ({"indices": [[1, 2]], "values": [[1.0]]}, ValueError, "row 0: expected as many"),
     ({"indices": [[1], None], "values": [[1.0], None]}, ValueError, "missing"),

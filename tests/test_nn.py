@@ -307,9 +307,9 @@ def test_encode_of_arrays_leaves_them_alone():
 def test_encode_refuses_what_is_not_embeddings(tmp_path, monkeypatch):
     model, x = make(torch.float32), np.ones((9, D))
     for wrong, error, message in (
-        (x[:, 1:], ValueError, rf"x: expected shape \[n, {D}\], got \[9, {D - 1}\]"),
-        (x[0], ValueError, rf"x: expected shape \[n, {D}\], got \[{D}\]"),
-        (np.float64(3), ValueError, rf"x: expected shape \[n, {D}\], got \[\]"),
+        (x[:, 1:], ValueError, rf"x: expected embeddings of shape \[n, {D}\], got \[9, {D - 1}\]"),
+        (x[0], ValueError, rf"x: expected embeddings of shape \[n, {D}\], got \[{D}\]"),
+        (np.float64(3), ValueError, rf"x: expected embeddings of shape \[n, {D}\], got \[\]"),
         (x.astype(int), TypeError, "x: expected floating-point embeddings, got int64"),
         ("rows.parquet", ValueError, r"got 'rows.parquet'; csrtrain.load_embeddings"),
         (None, TypeError, "x: expected floating-point embeddings, got object"),

@@ -32,7 +32,7 @@ from csrtrain.scale.folder import Folder
 
 def encode_here(_ray, job, todo, *_):
     worker = encode.Encoder(job)
-    return (worker(piece.as_row()) for piece in todo)
+    return (worker.encode(piece) for piece in todo)
 
 def build_here(_ray, source, out, todo, form, _workers):
     return (build.build_one(source, out, plan, form) for plan in todo)

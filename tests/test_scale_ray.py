@@ -21,7 +21,8 @@ from benchmarks.scale.drill import kill_process
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.evaluate import encode_all
-from csrtrain.scale import ShardedIndex, add_shard, build_shards, encode_corpus
+from csrtrain.scale import ShardedIndex, add_shard, build_shards, encode, encode_corpus
+from csrtrain.scale.corpus import Reader
 from csrtrain.scale.search import GRACE
 
 ray = pytest.importorskip("ray", reason="needs csrkern[ray]")
@@ -103,7 +104,7 @@ def test_a_worker_dies_while_encoding(cluster: Any, made: tuple[Path, np.ndarray
 
     def kill() -> None:
         while not killed.is_set():
-            if kill_process("ray::MapWorker"):
+            if kill_process("ray::Encoder"):
                 killed.set()
             time.sleep(0.02)
 
@@ -122,6 +123,59 @@ def test_a_worker_dies_while_encoding(cluster: Any, made: tuple[Path, np.ndarray
     np.testing.assert_array_equal(
         loaded(folder / "codes2", manifest)[1], stored(expected, 1)[0].numpy()[1]
     )
+
+
+def test_a_bad_piece_ends_the_run_with_one_message(
+    cluster: Any, made: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    folder, rows = made
+    wrong = rows[:300].copy()
+    wrong[170, 3] = np.nan
+    np.save(tmp_path / "a[1].npy", wrong)
+    began = time.monotonic()
+    with pytest.raises(ValueError) as caught:
+        encode_corpus(
+            tmp_path / "a[1].npy", folder / "model", tmp_path / "codes", piece_rows=20, workers=2
+        )
+    assert time.monotonic() - began < 120
+    assert str(caught.value) == (
+        f"file://{tmp_path}/a[1].npy: row 170 holds 1 values that are not finite "
+        "(the first: nan); remove or repair such rows"
+    )
+    np.save(tmp_path / "a.npy", rows[:100])
+    manifest = encode_corpus(
+        tmp_path / "a.npy", folder / "model", tmp_path / "good", piece_rows=20, workers=2
+    )
+    piece = tmp_path / "good" / manifest["pieces"][3]["file"]
+    piece.write_bytes(piece.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"^{piece} is damaged: its checksum is wrong") as caught:
+        build_shards(tmp_path / "good", tmp_path / "index", shards=2, workers=2)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_piece_that_kills_its_workers_is_given_up(
+    cluster: Any, made: tuple[Path, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = made
+    monkeypatch.setattr(encode, "RETRIES", 1)
+    monkeypatch.setattr(encode, "Reader", Killing)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        with pytest.raises(RuntimeError, match="died 2 times of one piece"):
+            encode_corpus(
+                str(folder / "corpus"), folder / "model", tmp_path, piece_rows=200, workers=1
+            )
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+class Killing(Reader):
+    """Rows that no process survives."""
+
+    def read(self, source: str, first: int, rows: int) -> np.ndarray:
+        if first == 200:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(source, first, rows)
 
 
 def test_a_holder_dies_under_load(encoded: tuple[Path, SparseCodes]) -> None:

@@ -135,7 +135,7 @@ def encode_under_fire(nodes: Nodes, folder: Path, n: int) -> dict[str, Any]:
     """Encodes the corpus while a worker and a node die; checks every piece."""
     faults = Faults(
         {
-            0.2: ("worker killed", lambda: kill_process("ray::MapWorker")),
+            0.2: ("worker killed", lambda: kill_process("ray::Encoder")),
             0.5: ("node killed", nodes.replace_one),
         }
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from csrkern.codes import SparseCodes
+from csrkern.integrations.arrow import item_type, list_items
 from csrkern.integrations.rows import codes_of, flat_rows, rows_of
 
 if TYPE_CHECKING:
@@ -136,44 +137,18 @@ def _lists(table: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
             else f"the table has {names.count(name)} columns {name!r}; rename all but one"
         )
     column = table.column(name)
-    chunks = getattr(column, "chunks", [column]) or [pa.array([], column.type)]
-    items, lengths = zip(*(_items(name, chunk) for chunk in chunks), strict=True)
-    return np.concatenate(items), np.concatenate(lengths)
-
-
-def _items(name: str, chunk: Any) -> tuple[np.ndarray, np.ndarray]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    types = pa.types
-    kind = chunk.type
-    if types.is_dictionary(kind):
-        chunk = chunk.dictionary_decode()
-    elif types.is_run_end_encoded(kind):
-        chunk = pc.run_end_decode(chunk)
-    elif isinstance(kind, pa.BaseExtensionType) and len(getattr(kind, "shape", [0])) == 1:
-        chunk = chunk.storage  # of fixed_shape_tensor, for one
-    if not _is_list(chunk.type):
-        if len(chunk) == 0:  # which pandas takes for another type
+    if item_type(column.type) is None:
+        if len(column) == 0:  # which pandas takes for another type
             return np.zeros(0, np.int32), np.zeros(0, np.int64)
-        raise TypeError(f"column {name!r}: expected lists of numbers, got {kind}")
-    items = chunk.flatten()
-    if chunk.null_count or items.null_count:
-        raise ValueError(f"column {name!r} has missing (null) entries; remove such rows first")
-    if types.is_dictionary(items.type):
-        items = items.dictionary_decode()
-    if types.is_null(items.type):  # as of lists that are all empty
-        items = items.cast(pa.int32())
-    lengths = chunk.value_lengths().to_numpy(zero_copy_only=False)
-    return items.to_numpy(zero_copy_only=False), lengths.astype(np.int64)
-
-
-def _is_list(kind: Any) -> bool:
-    from pyarrow import types
-
-    names = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
-    known = (getattr(types, f"is_{name}", None) for name in names)  # views since version 16
-    return any(is_kind(kind) for is_kind in known if is_kind is not None)
+        raise TypeError(f"column {name!r}: expected lists of numbers, got {column.type}")
+    chunks = getattr(column, "chunks", [column]) or [pa.array([], column.type)]
+    starts = np.cumsum([0, *map(len, chunks)])
+    parts = [
+        list_items(f"column {name!r}", chunk, int(first))
+        for chunk, first in zip(chunks, starts, strict=False)
+    ]
+    items, lengths = zip(*parts, strict=True)
+    return np.concatenate(items), np.concatenate(lengths)
 
 
 __all__ = ["from_arrow", "from_pandas", "to_arrow", "to_pandas"]

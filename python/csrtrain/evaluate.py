@@ -9,7 +9,7 @@ from torch import Tensor
 
 from csrkern.codes import SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain.data import Array, Source, chunks, load_embeddings
+from csrtrain.data import Array, Source, chunks, open_embeddings
 from csrtrain.metrics import search
 
 
@@ -20,14 +20,28 @@ def encode_all(
     *,
     on_rows: Callable[[int], object] | None = None,
 ) -> SparseCodes:
-    """Codes of all embeddings [n, d], a path or an array, encoded piece by piece, on the CPU.
+    """Return codes of all embeddings [n, d], a path or an array, encoded piece by piece.
 
-    `on_rows` is told of each piece how many rows it had. Not differentiable; `model.encode` is.
-    Raises what `load_embeddings` raises.
+    The codes are on the CPU. `on_rows` is told of each piece how many rows it had. Not
+    differentiable; `model.encode` is. Raises what `load_embeddings` raises.
     """
+    name, array = open_embeddings("embeddings", embeddings)
+    return encode_rows(model, array, k, name=name, on_rows=on_rows)
+
+
+def encode_rows(
+    model: SparseAutoencoder,
+    array: Array,
+    k: int | None = None,
+    *,
+    name: str,
+    first: int = 0,
+    on_rows: Callable[[int], object] | None = None,
+) -> SparseCodes:
+    """`encode_all` of an opened array, which messages call `name`, with rows from `first` on."""
     parts = []
     with torch.inference_mode():
-        for _, chunk in chunks(load_embeddings(embeddings, check_finite=False)):
+        for _, chunk in chunks(array, name, first):
             parts.append(model.encode(chunk.to(model.pre_bias.device), k).to("cpu"))
             if on_rows is not None:
                 on_rows(len(chunk))

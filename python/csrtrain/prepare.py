@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from csrkern.nn import SparseAutoencoder
-from csrkern.validation import check_rows_finite
 from csrtrain import distributed
 from csrtrain.baselines import PCA
 from csrtrain.batches import Batch, Examples, view_noise
@@ -23,8 +22,8 @@ from csrtrain.data import (
     Array,
     Source,
     chunks,
-    load_embeddings,
     load_labels,
+    open_embeddings,
     read_integers,
 )
 from csrtrain.spectrum import settled_whitening
@@ -116,10 +115,13 @@ def prepare(
     Raises:
         TypeError, ValueError: if the data or the settings do not fit.
     """
-    array = load_embeddings(embeddings, check_finite=False)
+    name, array = open_embeddings("embeddings", embeddings)
     if len(array) < 2:
         raise ValueError(f"embeddings: expected at least 2 rows to train on, got {len(array)}")
-    other = None if partners is None else load_embeddings(partners, check_finite=False)
+    named, other = [(name, array)], None
+    if partners is not None:
+        other_name, other = open_embeddings("partners", partners)
+        named.append((other_name, other))
     paired = config.contrast in ("pair", "clip")
     if paired != (other is not None):
         raise ValueError(
@@ -135,7 +137,7 @@ def prepare(
         )
     n = len(array) if pair_tensor is None else len(pair_tensor)
     config = config.resolve(n, array.shape[1])
-    groups = [[array]] if other is None else [[array], [other]] if two else [[array, other]]
+    groups = [[one] for one in named] if two else [named]
     sides = [_side(group, config) for group in groups]
     projections = [None if side.subspace is None else side.subspace.project for side in sides]
     examples = Examples(array, label_tensor, other, pair_tensor, projections[0], projections[-1])
@@ -162,10 +164,12 @@ def new_model(config: TrainConfig, d: int) -> SparseAutoencoder:
     )
 
 
-def _side(arrays: Sequence[Array], config: TrainConfig) -> Side:
+def _side(named: Sequence[tuple[str, Array]], config: TrainConfig) -> Side:
+    """What an adapter is for, of embeddings and what messages call them."""
+    arrays = [array for _, array in named]
     with torch.device("meta"):  # no weights, and no random numbers drawn for them
         model = new_model(config, arrays[0].shape[1])
-    mean, variance = _moments(arrays, model)
+    mean, variance = _moments(named, model)
     if config.input_subspace is None and not config.whitening and not config.unit_scale:
         return Side(len(mean), mean, variance, None, mean)
     width = config.input_subspace or len(mean)
@@ -175,14 +179,13 @@ def _side(arrays: Sequence[Array], config: TrainConfig) -> Side:
     return Side(width, torch.zeros(width), subspace.variance, subspace, mean)
 
 
-def _moments(arrays: Sequence[Array], model: SparseAutoencoder) -> tuple[Tensor, float]:
+def _moments(named: Sequence[tuple[str, Array]], model: SparseAutoencoder) -> tuple[Tensor, float]:
     """(mean [d], variance per dimension) in the model's space; refuses rows not finite."""
-    total = torch.zeros(arrays[0].shape[1], dtype=torch.float64)
+    total = torch.zeros(named[0][1].shape[1], dtype=torch.float64)
     square = 0.0
-    n = sum(map(len, arrays))
-    for array, name in zip(arrays, ("embeddings", "partners"), strict=False):
-        for start, chunk in chunks(array):
-            check_rows_finite(chunk, start, name)
+    n = sum(len(array) for _, array in named)
+    for name, array in named:
+        for _, chunk in chunks(array, name):
             x = model.standardize(chunk)[0].double()
             total += x.sum(0)
             square += float(x.square().sum())
@@ -213,7 +216,7 @@ def read_pairs(pairs: Source | None, n: int, m: int) -> Tensor:
                 "give pairs=[p, 2] where they do not belong together row by row"
             )
         return torch.arange(n)[:, None].expand(n, 2).contiguous()
-    found = torch.from_numpy(read_integers(pairs).astype(np.int64))
+    found = torch.from_numpy(read_integers(pairs, argument="pairs").astype(np.int64))
     if found.shape[1] != 2 or len(found) < 2:
         raise ValueError(
             f"pairs: expected integers [p, 2] and at least 2 pairs, got {list(found.shape)}"

@@ -12,7 +12,7 @@ from torch import Tensor
 import csrkern
 from csrkern.nn import SparseAutoencoder
 from csrtrain.config import TrainConfig
-from csrtrain.data import Source, load_embeddings, load_labels, rows
+from csrtrain.data import Source, load_labels, open_embeddings, read_through, rows
 from csrtrain.evaluate import encode_all, nearest_accuracy
 from csrtrain.prepare import read_pairs
 
@@ -45,7 +45,9 @@ def choose_subspace(
 
     Arguments as for `csrtrain.train`. Raises what that raises.
     """
-    array = load_embeddings(embeddings, check_finite=False)
+    # Checked here, since a short training would number the rows of its sample.
+    name, array = open_embeddings("embeddings", embeddings)
+    read_through(name, array)
     d = array.shape[1]
     candidates = [
         dataclasses.replace(config, input_subspace=width, whitening=whitening)
@@ -57,7 +59,8 @@ def choose_subspace(
     judge: Any
     fitting: tuple[Tensor, Tensor | None]
     if partners is not None:
-        other = load_embeddings(partners, check_finite=False)
+        name, other = open_embeddings("partners", partners)
+        read_through(name, other)
         both = read_pairs(pairs, len(array), len(other))
         fit, held = _split(len(both), config.seed)
         fitting = (rows(array, both[fit, 0]), None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from csrkern import _C, InvertedIndex, codes_file
+from csrkern.arguments import check_int
 from csrkern.identity import common_fingerprint
 from csrkern.index_input import Rows
+from csrkern.index_segment import check_form
 from csrtrain.scale.cluster import connected, import_ray
-from csrtrain.scale.encode import read_codes_manifest
-from csrtrain.scale.folder import Folder
+from csrtrain.scale.encode import RETRIES, read_codes_manifest
+from csrtrain.scale.folder import Folder, Place
 from csrtrain.scale.scratch import scratch_folder
 from csrtrain.scale.shards import (
     ADDED,
@@ -59,8 +62,8 @@ class ShardPlan:
 
 
 def build_shards(
-    codes: str | PathLike[str],
-    output: str | PathLike[str],
+    codes: Place,
+    output: Place,
     *,
     shards: int = 8,
     metric: str = "cosine",
@@ -95,14 +98,20 @@ def build_shards(
 
     Raises:
         FileNotFoundError: if `codes` has no manifest.
+        OSError: if nothing can be written to `output`.
         ValueError: if pieces are damaged, or `output` holds other shards without `replace`.
+        RuntimeError: if the worker on a shard died again and again.
         ImportError: without Ray.
     """
     import_ray()
+    check_int("shards", shards, 1, 2**31)
+    workers = None if workers is None else check_int("workers", workers, 1, 2**31)
+    check_form(metric, values, None, None, largest)
     if values in ("uint8", "uint16") and metric == "ip" and largest is None:
         raise ValueError(f"largest: expected a number with values={values!r} and metric='ip'")
     source, out = Folder.of(codes, options), Folder.of(output, options)
     manifest = read_codes_manifest(source)
+    out.check_writable()
     plans = list(shard_plans(manifest["pieces"], shards))
     form = {"dim": manifest["dim"], "metric": metric, "values": values, "largest": largest}
     form["fingerprint"] = manifest.get("fingerprint")
@@ -123,8 +132,11 @@ def build_shards(
     if progress is not None:
         progress(done, total)
     if todo:
-        with connected(address) as ray:
-            for shard, shard_form in _run(ray, source, out, todo, form, workers):
+        with (
+            connected(address) as ray,
+            contextlib.closing(_run(ray, source, out, todo, form, workers)) as running,
+        ):
+            for shard, shard_form in running:
                 if staging:
                     found = found.with_shard(shard, shard_form)
                     write_staged(out, found)
@@ -142,7 +154,7 @@ def build_shards(
 
 def add_shard(
     index: str | PathLike[str],
-    output: str | PathLike[str],
+    output: Place,
     *,
     any_model: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -161,6 +173,7 @@ def add_shard(
             (ModelMismatchError) another model made its codes.
     """
     out = Folder.of(output, options)
+    out.check_writable()
     return _add(out, *upload(out, Path(index)), any_model=any_model)
 
 
@@ -198,8 +211,6 @@ def _strange(found: Generation, plans: Sequence[ShardPlan], form: Mapping[str, A
 
 def shard_plans(pieces: Sequence[Mapping[str, Any]], shards: int) -> Iterator[ShardPlan]:
     """Cuts pieces into at most `shards` runs of nearly the same number of codes."""
-    if shards < 1:
-        raise ValueError(f"shards: expected at least 1, got {shards}")
     ends = np.cumsum([piece["rows"] for piece in pieces])
     targets = ends[-1] * np.arange(1, shards + 1) / shards
     cuts = [0, *(int(np.argmin(np.abs(ends - target))) + 1 for target in targets[:-1]), len(pieces)]
@@ -239,8 +250,10 @@ def _read_pieces(source: Folder, plan: ShardPlan, scratch: Path) -> Iterator[Row
             )
         file = scratch / piece["file"]
         file.write_bytes(payload)
-        held.append(codes_file.read(file))
-        file.unlink()  # the mapping stays
+        found = codes_file.read(file)
+        # Copies: a mapping holds its file open.
+        held.append(found._replace(values=np.array(found.values), indices=np.array(found.indices)))
+        file.unlink()
         if number == len(plan.pieces) or sum(len(one.values) for one in held) >= SEGMENT_CODES:
             yield Rows(
                 np.concatenate([one.values for one in held]),
@@ -259,15 +272,26 @@ def _run(
     todo: Sequence[ShardPlan],
     form: Mapping[str, Any],
     workers: int | None,
-) -> Iterator[tuple[Shard, dict[str, Any]]]:
+) -> Generator[tuple[Shard, dict[str, Any]], None, None]:
     """Shards as they are done, at most `workers` at a time."""
     if workers is None:
         workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    task = ray.remote(num_cpus=1, max_retries=-1)(build_one)
+    task = ray.remote(num_cpus=1, max_retries=RETRIES)(build_one)
     waiting = list(todo)
     running: list[Any] = []
-    while waiting or running:
-        while waiting and len(running) < workers:
-            running.append(task.remote(source, out, waiting.pop(0), form))
-        (ready, *_), running = ray.wait(running, num_returns=1)
-        yield ray.get(ready)
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(task.remote(source, out, waiting.pop(0), form))
+            (ready, *_), running = ray.wait(running, num_returns=1)
+            yield ray.get(ready)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None  # without the tracebacks that Ray puts into the message
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
+        raise RuntimeError(
+            f"the workers on a shard died {RETRIES + 1} times; did they run out of memory? "
+            "More shards, or fewer workers, take less"
+        ) from error
+    finally:
+        for left in running:
+            ray.cancel(left)  # which removes its scratch

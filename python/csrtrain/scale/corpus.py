@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import fnmatch
+import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from csrtrain.scale.folder import patiently
+from csrkern.embeddings import check_matrix, damaged, npy_header
+from csrtrain.formats import Columns, ParquetTable, read_rows, readable, table_columns
+from csrtrain.scale.folder import Place, file_system, patiently
+
+KNOWN = (".npy", ".parquet", ".lance")
 
 
 @dataclass(frozen=True)
@@ -42,101 +47,97 @@ class Piece:
         """Name of the file that says that the piece is written, and how."""
         return f"piece-{self.number:06d}.json"
 
-    def as_row(self) -> dict[str, Any]:
-        """For a Ray dataset."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Reader:
     """How embeddings are read from files.
 
     Attributes:
-        column: of Parquet and Lance files; None: the only one that holds lists of floats.
+        column: of Parquet and Lance files; None: the only one that holds lists of floats;
+            "emb_*": all columns of floats with such names, as the columns of a matrix.
         options: of the file system, as fsspec takes them.
     """
 
     column: str | None = None
     options: Mapping[str, Any] | None = None
 
-    def files(self, sources: Sequence[str]) -> list[str]:
-        """URLs of all files that paths, folders and patterns name, sorted within each."""
-        import fsspec
+    def files(self, sources: Sequence[Place]) -> list[str]:
+        """Return the URLs of all files that paths, folders and patterns name, sorted within each.
 
+        A name with *, ? or [ is a pattern only where no file or folder has this very name.
+
+        Raises:
+            FileNotFoundError: if a source names no file.
+            ValueError: if it names a file of another kind.
+        """
         found: list[str] = []
         for source in sources:
-            if source.rstrip("/").endswith(".lance"):
-                found.append(source.rstrip("/"))
-                continue
-            system, path = fsspec.core.url_to_fs(source, **(self.options or {}))
+            system, path = file_system(source, self.options)
             system.invalidate_cache()  # what was listed before may have changed
-            if system.isdir(path):
-                names = [name for name in system.ls(path, detail=False) if _known(name)]
-            elif any(sign in path for sign in "*?["):
-                names = [name for name in system.glob(path) if _known(name)]
+            is_pattern = any(sign in path for sign in "*?[")
+            if path.endswith(".lance") and (not is_pattern or system.isdir(path)):
+                names = [path]  # Lance has ways of its own to object stores
+            elif system.isdir(path):
+                names = [name for name in system.ls(path, detail=False) if _is_known(name)]
+            elif system.exists(path):
+                if not _is_known(path):
+                    raise ValueError(f"{path}: expected a file that ends in {', '.join(KNOWN)}")
+                names = [path]
             else:
-                names = [path] if system.exists(path) else []
+                names = list(filter(_is_known, system.glob(path))) if is_pattern else []
             if not names:
-                raise FileNotFoundError(f"no .npy, .parquet or .lance files at {source}")
+                raise FileNotFoundError(f"no {', '.join(KNOWN)} files at {os.fsdecode(source)}")
             found += [system.unstrip_protocol(name) for name in sorted(names)]
         return found
 
     def stamp(self, source: str) -> str:
-        """What changes when the file does: a version, an entity tag, or size and time."""
-        if source.endswith(".lance"):
-            return str(self._lance(source).version)
-        import fsspec
-
-        system, path = fsspec.core.url_to_fs(source, **(self.options or {}))
+        """Return what changes when the file does: a version, an entity tag, or size and time."""
+        if _suffix(source) == ".lance":
+            return str(_Lance(source).version)
+        system, path = file_system(source, self.options)
+        if "file" in system.protocol:
+            path = os.path.realpath(path)  # a link keeps its time when its file changes
         facts = patiently(lambda: system.info(path))
         tag = facts.get("ETag") or facts.get("mtime") or facts.get("LastModified")
         return f"{facts['size']} {tag}"
 
     def shape(self, source: str) -> tuple[int, int]:
-        """Rows and columns of a file, of which little more than the header is read."""
+        """Return rows and columns of a file, of which little more than the header is read.
+
+        The columns of a file without rows may be 0, whatever it says of them.
+
+        Raises:
+            ValueError, TypeError: if it holds no embeddings [n, d] or is damaged.
+        """
         return patiently(lambda: self._shape(source))
 
     def _shape(self, source: str) -> tuple[int, int]:
-        if source.endswith(".lance"):
-            dataset = self._lance(source)
-            column = self._column(dataset.schema, source)
-            return dataset.count_rows(), _width(dataset.schema.field(column).type) or len(
-                dataset.take([0], columns=[column]).column(0)[0]
-            )
-        with self._open(source) as file:
-            if source.endswith(".npy"):
-                shape, _, _ = _npy_header(file, source)
-                return shape
-            import pyarrow.parquet as pq
-
-            parquet = pq.ParquetFile(file)
-            rows = parquet.metadata.num_rows
-            column = self._column(parquet.schema_arrow, source)
-            width = _width(parquet.schema_arrow.field(column).type)
-            if width is None and rows:
-                width = len(next(parquet.iter_batches(1, columns=[column])).column(0)[0])
-            return rows, width or 0
+        with self._opened(source) as file:
+            if _suffix(source) == ".npy":
+                n, width = file.header.shape
+                return n, width
+            if not file.rows:  # writers give the columns of empty parts any type
+                return 0, 0
+            columns = self._columns(file, source)
+            width = columns.held.shape[1]
+            if isinstance(width, int):
+                return file.rows, width
+            return file.rows, read_rows(file, columns, 0, 1).shape[1]
 
     def read(self, source: str, first: int, rows: int) -> np.ndarray:
-        """Rows first..first + rows of a file, float [rows, d].
+        """Return rows first..first + rows of a file, floats [rows, d] as they are stored.
 
         Raises:
-            ValueError: if the file is not what it was when its pieces were planned.
+            ValueError, TypeError: if the file is not what it was when its pieces were planned.
         """
         return patiently(lambda: self._read(source, first, rows))
 
     def _read(self, source: str, first: int, rows: int) -> np.ndarray:
-        if source.endswith(".lance"):
-            dataset = self._lance(source)
-            column = self._column(dataset.schema, source)
-            table = dataset.to_table(columns=[column], offset=first, limit=rows)
-            out = _matrix(table.column(0), source)
-        else:
-            with self._open(source) as file:
-                if source.endswith(".npy"):
-                    out = _npy_rows(file, source, first, rows)
-                else:
-                    out = self._parquet_rows(file, source, first, rows)
+        with self._opened(source) as file:
+            if _suffix(source) == ".npy":
+                out = file.read(first, rows)
+            else:
+                out = read_rows(file, self._columns(file, source), first, rows)
         if len(out) != rows:
             raise ValueError(
                 f"{source}: expected {rows} rows from row {first} on, found {len(out)}; "
@@ -144,45 +145,24 @@ class Reader:
             )
         return out
 
-    def _parquet_rows(self, file: Any, source: str, first: int, rows: int) -> np.ndarray:
-        import pyarrow.parquet as pq
+    def _columns(self, table: ParquetTable | _Lance, source: str) -> Columns:
+        found = table_columns(source, table.schema, self.column, lambda h: h.is_matrix, "column")
+        check_matrix(found.name, found.held)
+        return found
 
-        parquet = pq.ParquetFile(file)
-        column = self._column(parquet.schema_arrow, source)
-        sizes = [
-            parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)
-        ]
-        ends = np.cumsum(sizes)
-        left, right = np.searchsorted(ends, [first, first + rows - 1], side="right")
-        table = parquet.read_row_groups(list(range(left, right + 1)), columns=[column])
-        skipped = int(ends[left] - sizes[left])
-        return _matrix(table.column(0).slice(first - skipped, rows), source)
-
-    def _open(self, source: str) -> Any:
-        import fsspec
-
-        return fsspec.open(source, "rb", **(self.options or {})).open()
-
-    def _lance(self, source: str) -> Any:
-        try:
-            import lance
-        except ImportError as error:
-            raise ImportError(f"reading {source} needs Lance: pip install pylance") from error
-        return lance.dataset(source.removeprefix("file://"), storage_options=None)
-
-    def _column(self, schema: Any, source: str) -> str:
-        if self.column is not None:
-            if self.column not in schema.names:
-                held = ", ".join(schema.names)
-                raise ValueError(f"{source} has no column {self.column!r}; it holds: {held}")
-            return self.column
-        fitting = [name for name in schema.names if _holds_floats(schema.field(name).type)]
-        if len(fitting) != 1:
-            raise ValueError(
-                f"{source}: expected one column with lists of floats, found "
-                f"{', '.join(fitting) or 'none'}; name one as column"
-            )
-        return str(fitting[0])
+    @contextlib.contextmanager
+    def _opened(self, source: str) -> Iterator[Any]:
+        """Yield a file as `_Npy`, `ParquetTable` or `_Lance`."""
+        form = _suffix(source)
+        if form == ".lance":
+            yield _Lance(source)
+            return
+        system, path = file_system(source, self.options)
+        with readable(source, form), system.open(path, "rb") as file:
+            if form == ".npy":
+                yield _Npy(source, system, path, file)
+            else:
+                yield ParquetTable(file, source)
 
 
 def plan(files: Sequence[tuple[str, int]], piece_rows: int) -> Iterator[Piece]:
@@ -195,66 +175,57 @@ def plan(files: Sequence[tuple[str, int]], piece_rows: int) -> Iterator[Piece]:
             number, first_id = number + 1, first_id + taken
 
 
-def _known(name: str) -> bool:
-    base = name.rsplit("/", 1)[-1]
-    return not base.startswith(".") and any(
-        fnmatch.fnmatch(base, pattern) for pattern in ("*.npy", "*.parquet", "*.lance")
-    )
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
-def _npy_header(file: Any, source: str) -> tuple[tuple[int, int], np.dtype[Any], int]:
-    """Shape, type and where the rows begin."""
-    reason = "it is not an .npy file"
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, in_columns, dtype = read(file)
-    except (ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"{source}: {reason}") from error
-    if len(shape) != 2 or in_columns or dtype.kind != "f":
-        raise ValueError(
-            f"{source}: expected floats [n, d] in row order, got {dtype} {list(shape)}"
-            + (" in column order" if in_columns else "")
-        )
-    return shape, dtype, file.tell()
+def _is_known(name: str) -> bool:
+    return not name.rsplit("/", 1)[-1].startswith(".") and _suffix(name) in KNOWN
 
 
-def _npy_rows(file: Any, source: str, first: int, rows: int) -> np.ndarray:
-    (n, width), dtype, begin = _npy_header(file, source)
-    rows = max(0, min(rows, n - first))
-    file.seek(begin + first * width * dtype.itemsize)
-    data = file.read(rows * width * dtype.itemsize)
-    if len(data) != rows * width * dtype.itemsize:
-        raise ValueError(f"{source} is damaged: it ends before its last row")
-    return np.frombuffer(data, dtype).reshape(rows, width)
+class _Npy:
+    """An .npy file on any file system, opened."""
+
+    def __init__(self, source: str, system: Any, path: str, file: Any) -> None:
+        self._source, self._system, self._path, self._file = source, system, path, file
+        self.header = npy_header(file, source, system.info(path)["size"])
+        check_matrix(source, self.header.held)
+
+    def read(self, first: int, rows: int) -> np.ndarray:
+        """Return rows first..first + rows, fewer where the file ends."""
+        (n, width), dtype = self.header.shape, self.header.dtype
+        rows = max(0, min(rows, n - first))
+        size = rows * dtype.itemsize
+        if not self.header.by_column:
+            self._file.seek(self.header.begin + first * width * dtype.itemsize)
+            data = self._file.read(width * size)
+        else:
+            begins = [
+                self.header.begin + (column * n + first) * dtype.itemsize for column in range(width)
+            ]
+            ends = [begin + size for begin in begins]
+            # Object stores answer these all at once.
+            parts = self._system.cat_ranges([self._path] * width, begins, ends, on_error="raise")
+            data = b"".join(parts)
+        if len(data) != width * size:
+            raise damaged(self._source, ".npy", "it ends before its last row")
+        array = np.frombuffer(data, dtype)
+        return array.reshape(width, rows).T if self.header.by_column else array.reshape(rows, width)
 
 
-def _holds_floats(kind: Any) -> bool:
-    import pyarrow.types as types
+class _Lance:
+    """A Lance dataset, with what `ParquetTable` has."""
 
-    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    return bool(is_list and types.is_floating(kind.value_type))
+    def __init__(self, source: str) -> None:
+        try:
+            import lance
+        except ImportError as error:
+            raise ImportError(f"reading {source} needs Lance: pip install pylance") from error
+        self._dataset = lance.dataset(source.removeprefix("file://"), storage_options=None)
+        self.schema = self._dataset.schema
+        self.rows = int(self._dataset.count_rows())
+        self.version = self._dataset.version
 
-
-def _width(kind: Any) -> int | None:
-    """Of lists of a fixed size."""
-    import pyarrow.types as types
-
-    return int(kind.list_size) if types.is_fixed_size_list(kind) else None
-
-
-def _matrix(column: Any, source: str) -> np.ndarray:
-    """A column of lists as an array [n, d]."""
-    import pyarrow as pa
-
-    chunks = [chunk for chunk in column.chunks if len(chunk)]
-    if not chunks:
-        return np.zeros((0, 0), np.float32)
-    whole = pa.concat_arrays(chunks)
-    flat = whole.flatten()
-    if whole.null_count or flat.null_count or len(flat) % len(whole):
-        raise ValueError(f"{source}: expected lists of one length without empty (null) values")
-    return flat.to_numpy(zero_copy_only=False).reshape(len(whole), -1)
+    def batches(self, names: Sequence[str], first: int, count: int) -> Iterator[Any]:
+        """Yield rows first..first + count of columns."""
+        yield from self._dataset.to_batches(columns=list(names), offset=first, limit=count)

@@ -1,4 +1,4 @@
-"""A corpus of any size becomes pieces of codes: a Ray Data pipeline that can be broken off.
+"""A corpus of any size becomes pieces of codes, by workers of Ray, in runs that can be broken off.
 
 Pieces are planned before anything is encoded, and the plan is written down. A worker reads the
 rows of a piece, encodes them, writes the codes and then a receipt: rows, bytes and checksum. A
@@ -8,31 +8,33 @@ piece that is done twice is the same file, and the manifest at the end is made o
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
-import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from csrkern.arguments import check_choice, check_int
 from csrtrain.scale.cluster import connected, import_ray
 from csrtrain.scale.corpus import Piece, Reader, plan
-from csrtrain.scale.folder import Folder, read_record, write_record
+from csrtrain.scale.folder import Folder, Place, read_record, write_record
 
 PLAN, MANIFEST = "plan.json", "codes.json"
 KIND, RECEIPT, VERSION = "csrkern-corpus", "csrkern-piece", 1
+# How often work is done again after its worker died; where that is not enough, it is its cause.
+RETRIES = 3
 
 Progress = Callable[[int, int], None]
 """Called with rows done and rows altogether."""
 
 
 def encode_corpus(
-    sources: Sequence[str] | str,
+    sources: Sequence[Place] | Place,
     model: str | os.PathLike[str],
-    output: str | os.PathLike[str],
+    output: Place,
     *,
     k: int | None = None,
     values: str = "float16",
@@ -51,12 +53,14 @@ def encode_corpus(
 
     Args:
         sources: .npy, .parquet or .lance files, folders of them, or patterns, on any file
-            system that fsspec knows; rows are numbered in the order of the files.
+            system that fsspec knows; rows are numbered in the order of the files. The name of a
+            file or folder that exists is no pattern, whatever signs it holds.
         model: folder of a `SparseAutoencoder`, on this machine; a copy goes to `output`.
         output: folder or URL for the pieces and their manifest, codes.json.
         k: active latents a row; None: the model's.
         values: "float16" or "float32", the form in which codes are stored.
-        column: of Parquet and Lance files; None: the only one that holds lists of floats.
+        column: of Parquet and Lance files; None: the only one that holds lists of floats;
+            "emb_*": all columns of floats with such names, as the columns of a matrix.
         piece_rows: rows of one piece; 100,000 of k = 32 take 13 MB as float16.
         workers: processes that encode; None: one for each core, or each GPU asked for.
         gpus_per_worker: 1 encodes on GPUs, a part of 1 shares them.
@@ -69,18 +73,28 @@ def encode_corpus(
 
     Raises:
         FileNotFoundError: if a source is not there.
-        ValueError: if files do not fit the model or each other, or `output` holds the codes
-            of another corpus, model or setting.
+        OSError: if nothing can be written to `output`, or a worker cannot read a source.
+        TypeError, ValueError: if files do not fit the model or each other, a row is not finite
+            (the message names the file and the row), or `output` holds the codes of another
+            corpus, model or setting.
+        RuntimeError: if the worker on a piece died again and again.
         ImportError: without Ray.
     """
     import_ray()
     from csrkern.nn import SparseAutoencoder
 
     adapter = SparseAutoencoder.from_pretrained(model)
-    k = adapter.k if k is None else k
+    k = adapter.k if k is None else check_int("k", k, 1, adapter.hidden_dim)
+    piece_rows = check_int("piece_rows", piece_rows, 1, 2**31)
+    workers = None if workers is None else check_int("workers", workers, 1, 2**31)
+    check_choice("values", values, ("float16", "float32"))
     out = Folder.of(output, options)
     reader = Reader(column, options)
-    files = _shapes(reader, [sources] if isinstance(sources, str) else sources, adapter.input_dim)
+    if isinstance(sources, (str, bytes, os.PathLike)):
+        sources = [sources]
+    names = reader.files(sources)
+    out.check_writable()
+    files = _shapes(reader, names, adapter.input_dim)
     work = {
         "files": [[source, rows, reader.stamp(source)] for source, rows in files],
         "piece_rows": piece_rows,
@@ -103,13 +117,15 @@ def encode_corpus(
             # From there a worker on any machine can read it, whichever machines have died.
             out.write(model_file, _packed(adapter))
             job = Job(out, reader, model_file, k, values, gpus_per_worker > 0)
-            for receipt in _run(ray, job, todo, workers, gpus_per_worker):
-                receipts[receipt["number"]] = receipt
-                done += receipt["rows"]
-                if progress is not None:
-                    progress(done, total)
+            with contextlib.closing(_run(ray, job, todo, workers, gpus_per_worker)) as running:
+                for receipt in running:
+                    receipts[receipt["number"]] = receipt
+                    done += receipt["rows"]
+                    if progress is not None:
+                        progress(done, total)
     manifest = {**work, "rows": total, "pieces": [receipts[piece.number] for piece in pieces]}
     write_record(out, MANIFEST, KIND, VERSION, manifest)
+    out.remove_unfinished("piece-")
     return manifest
 
 
@@ -140,26 +156,33 @@ class Job:
 
 
 class Encoder:
-    """A Ray Data worker: pieces in, receipts out."""
+    """A worker of Ray: pieces in, receipts out."""
 
     def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def ready(self) -> None:
+        """Return once the model is loaded."""
+        self._model  # noqa: B018
+
+    @functools.cached_property
+    def _model(self) -> Any:
         import torch
 
-        self._job = job
-        self._model = _unpacked(job.output.read(job.model_file)).eval()
-        if job.on_gpu:
-            self._model.to("cuda")
-        else:
-            torch.set_num_threads(1)  # one worker a core
+        model = _unpacked(self._job.output.read(self._job.model_file)).eval()
+        if self._job.on_gpu:
+            return model.to("cuda")
+        torch.set_num_threads(1)  # one worker a core
+        return model
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Encodes and writes a piece, and then its receipt."""
-        from csrkern import _C, SparseCodes
-        from csrtrain.evaluate import encode_all
+    def encode(self, piece: Piece) -> dict[str, Any]:
+        """Encode and write a piece, and then its receipt."""
+        from csrkern import _C
+        from csrtrain.evaluate import encode_rows
 
-        piece, job = Piece(**row), self._job
+        job = self._job
         embeddings = job.reader.read(piece.source, piece.first, piece.rows)
-        codes: SparseCodes = encode_all(self._model, np.asarray(embeddings), job.k)
+        codes = encode_rows(self._model, embeddings, job.k, name=piece.source, first=piece.first)
         payload = codes.to_bytes(values=job.values)
         checksum = int(_C.crc32c(payload))
         receipt = {
@@ -177,32 +200,50 @@ class Encoder:
 
 def _run(
     ray: Any, job: Job, todo: Sequence[Piece], workers: int | None, gpus: float
-) -> Iterable[dict[str, Any]]:
-    """Receipts as pieces are done; a worker or node that dies is replaced, its piece done again."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    for name in ("ray.data", "ray.data._internal.progress", "ray.data._internal.util"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+) -> Generator[dict[str, Any], None, None]:
+    """Yield receipts as pieces are done, at most `workers` at a time.
+
+    A worker or node that dies is replaced, and its piece done again. At the end of the generator
+    idle workers end, and the others after the piece that they are at.
+
+    Raises: what a worker raises, in its words; RuntimeError if `RETRIES` + 1 workers died of a
+        piece.
+    """
     if workers is None:
         resources = ray.cluster_resources()
         there = resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 1)
         workers = max(1, int(there))
-    workers = min(workers, len(todo))
-    rows = [piece.as_row() for piece in todo]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        Encoder,
-        fn_constructor_args=(job,),
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=0 if gpus else 1,
-        num_gpus=gpus or None,
-    )
-    yield from dataset.iter_rows()
+    options = {"num_cpus": 0 if gpus else 1, "num_gpus": gpus}
+    worker = ray.remote(**options, max_restarts=-1, max_task_retries=RETRIES)(Encoder)
+    encoders = [worker.remote(job) for _ in range(min(workers, len(todo)))]
+    # One for which the cluster has no room yet is never ready, and gets no piece.
+    busy = {encoder.ready.remote(): number for number, encoder in enumerate(encoders)}
+    waiting, left = list(todo), len(todo)
+    try:
+        while left:
+            (done, *_), _ = ray.wait(list(busy), num_returns=1)
+            number, receipt = busy.pop(done), ray.get(done)
+            if waiting:
+                busy[encoders[number].encode.remote(waiting.pop(0))] = number
+            if receipt is not None:
+                left -= 1
+                yield receipt
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None  # without the tracebacks that Ray puts into the message
+    except ray.exceptions.RayActorError as error:
+        raise RuntimeError(
+            f"workers could not begin, or died {RETRIES + 1} times of one piece "
+            f"({str(error).splitlines()[-1]}); if memory ran out, smaller piece_rows take less"
+        ) from error
+    finally:
+        for number in set(range(len(encoders))) - set(busy.values()):
+            ray.kill(encoders[number])
 
 
-def _shapes(reader: Reader, sources: Sequence[str], width: int) -> list[tuple[str, int]]:
+def _shapes(reader: Reader, files: Sequence[str], width: int) -> list[tuple[str, int]]:
     """(URL, rows) of every file, all `width` wide."""
     found = []
-    for source in reader.files(sources):
+    for source in files:
         rows, columns = reader.shape(source)
         if rows and columns != width:
             raise ValueError(f"{source}: the model expects {width} columns, the file has {columns}")

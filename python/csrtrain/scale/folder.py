@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,9 @@ _FINAL = (
 )
 T = TypeVar("T")
 
+Place = str | bytes | os.PathLike[str]
+"""A path on this machine, or a URL that fsspec knows."""
+
 
 def patiently(call: Callable[[], T]) -> T:
     """What `call` returns, called again after errors of a network or a server, a few times."""
@@ -36,6 +41,34 @@ def patiently(call: Callable[[], T]) -> T:
                 raise
             time.sleep(FIRST_PAUSE * 2**turn * random.uniform(0.5, 1))
     raise AssertionError
+
+
+def import_fsspec() -> Any:
+    """Return fsspec, or raise an ImportError that says how to install it."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise ImportError("this needs fsspec: pip install 'csrkern[ray]'") from error
+    return fsspec
+
+
+def file_system(place: Place, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
+    """Return the fsspec file system of a URL or a path, and the path on it.
+
+    A path on this machine, also after "file://", is taken to the letter: "::" and "*" are
+    characters of its name.
+
+    Raises:
+        ImportError: without fsspec.
+    """
+    fsspec = import_fsspec()
+    from fsspec.implementations.local import LocalFileSystem
+
+    url = os.fsdecode(place)
+    if url.startswith("file://") or "://" not in url:
+        return LocalFileSystem(), os.path.abspath(url.removeprefix("file://"))
+    system, path = fsspec.core.url_to_fs(url, **(options or {}))
+    return system, path.rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -53,24 +86,18 @@ class Folder:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(place: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Folder:
+    def of(place: Place, options: Mapping[str, Any] | None = None) -> Folder:
         """From a URL or a path, which is made absolute: workers run in other folders.
 
         Raises:
             ImportError: without fsspec.
         """
-        try:
-            import fsspec  # noqa: F401
-        except ImportError as error:
-            raise ImportError("this needs fsspec: pip install 'csrkern[ray]'") from error
-        url = os.fspath(place)
+        import_fsspec()
+        url = os.fsdecode(place)
         return Folder(url if "://" in url else os.path.abspath(url), dict(options or {}))
 
     def _open(self) -> tuple[Any, str]:
-        import fsspec
-
-        system, path = fsspec.core.url_to_fs(self.url, **self.options)
-        return system, path.rstrip("/")
+        return file_system(self.url, self.options)
 
     @property
     def local(self) -> Path | None:
@@ -79,6 +106,26 @@ class Folder:
         from fsspec.implementations.local import LocalFileSystem
 
         return Path(path) if isinstance(system, LocalFileSystem) else None
+
+    def check_writable(self) -> None:
+        """Write a small file and remove it, so that hours of work do not end in an error.
+
+        Raises:
+            NotADirectoryError: if the folder is a file.
+            OSError: if nothing can be written there.
+        """
+        name = f".csrkern-probe-{uuid.uuid4().hex}"
+        if (here := self.local) is not None:
+            if here.exists() and not here.is_dir():
+                raise NotADirectoryError(f"{here} is a file; expected a folder, or a name for one")
+            here.mkdir(parents=True, exist_ok=True)
+            write_durably(here / name, b"csrkern")
+            (here / name).unlink()
+            return
+        system, path = self._open()
+        patiently(lambda: system.pipe_file(f"{path}/{name}", b"csrkern"))
+        with contextlib.suppress(PermissionError):  # may write but not remove
+            patiently(lambda: system.rm_file(f"{path}/{name}"))
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.
@@ -150,15 +197,25 @@ class Folder:
         system, path = self._open()
         patiently(lambda: system.get_file(f"{path}/{name}", str(file)))
 
+    def remove_unfinished(self, prefix: str) -> None:
+        """Remove what killed writers of files whose names begin with `prefix` left of them."""
+        if (here := self.local) is not None:  # object stores put whole objects
+            for file in here.iterdir():
+                if file.name.startswith(f".{prefix}") and file.suffix == ".tmp":
+                    file.unlink(missing_ok=True)
+
     def sizes(self, prefix: str) -> dict[str, int]:
         """Bytes of the files directly in the folder whose names begin with `prefix`."""
         system, path = self._open()
 
-        def ask() -> dict[str, Any]:
+        def ask() -> list[dict[str, Any]]:
             system.invalidate_cache()
-            return dict(system.glob(f"{path}/{prefix}*", detail=True))
+            try:
+                return list(system.ls(path, detail=True))
+            except FileNotFoundError:
+                return []
 
-        found = {name.rsplit("/", 1)[-1]: facts for name, facts in patiently(ask).items()}
+        found = {facts["name"].rsplit("/", 1)[-1]: facts for facts in patiently(ask)}
         return {name: int(f["size"] or 0) for name, f in found.items() if name.startswith(prefix)}
 
 

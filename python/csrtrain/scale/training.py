@@ -32,7 +32,8 @@ def train_on_ray(
 
     Returns: `output`.
 
-    Raises: what `train` raises, in the worker's words.
+    Raises: what `train` raises, in the worker's words; OSError if nothing can be written to
+        `output`, before training.
     """
     with connected(address):
         from ray.train import RunConfig, ScalingConfig
@@ -41,8 +42,8 @@ def train_on_ray(
         trainer = TorchTrainer(
             _loop,
             train_loop_config={
-                "embeddings": os.path.abspath(embeddings),
-                "output": os.path.abspath(output),
+                "embeddings": os.path.abspath(os.fsdecode(embeddings)),
+                "output": os.path.abspath(os.fsdecode(output)),
                 "options": options,
             },
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
@@ -55,7 +56,10 @@ def train_on_ray(
 def _loop(work: dict[str, Any]) -> None:
     """What each process does; Ray Train has made the process group."""
     from csrtrain import distributed, train
+    from csrtrain.scale.folder import Folder
 
+    if distributed.rank() == 0:
+        Folder.of(work["output"]).check_writable()
     model = train(work["embeddings"], progress=False, **work["options"])
     if distributed.rank() == 0:
         model.save_pretrained(work["output"])
