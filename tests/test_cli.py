@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from safetensors.numpy import save_file
 
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain import cli, cli_io
+from csrtrain import cli, cli_io, quantize
 
 COMMANDS = ["demo", "train", "embed", "encode", "index", "search", "eval", "info", "warmup"]
 
@@ -99,6 +100,46 @@ def test_eval_finds_the_clusters_and_writes_a_table(folder, capsys):
     page = Path("accuracy.html").read_text()
     assert page.count("<svg") == 2
     assert page.count("<tr>") == len(lines)
+
+
+def test_eval_names_the_methods_that_too_few_rows_leave_out(tmp_path):
+    """In a process of its own, which FAISS would end: double free, or a segmentation fault."""
+    pytest.importorskip("faiss")
+    sizes = ((300, 384), (400, 384), (256, 768), (1000, 1536))
+    random = np.random.default_rng(0)
+    for n, d in sizes:
+        rows, labels = random.normal(size=(n, d)).astype(np.float32), random.integers(0, 5, n)
+        np.savez(tmp_path / f"{n}.npz", rows=rows, y=labels)
+    code = "from csrtrain import cli\n" + "".join(
+        f"try: cli.main('eval {n}.npz:rows --labels {n}.npz:y --k 4 --json'.split())\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        for n, _ in sizes
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path)
+    assert (found.returncode, found.stderr) == (0, b"")
+    records = [json.loads(line) for line in found.stdout.splitlines()]
+    few = "expected at least 256 rows, got"
+    fewer = "expected at least as many rows as dimensions,"
+    assert [record["left_out"] for record in records] == [
+        {"PQ": f"{few} 240", "OPQ": f"{few} 240"},
+        {"OPQ": f"{fewer} 384, got 320"},
+        {"PQ": f"{few} 205", "OPQ": f"{few} 205"},
+        {"OPQ": f"{fewer} 1536, got 800"},
+    ]
+    for record in records:
+        methods = {result["method"] for result in record["results"]}
+        assert methods & {"PQ", "OPQ"} == {"PQ", "OPQ"} - record["left_out"].keys()
+        assert {"dense", "PCA", "int8"} <= methods
+
+
+def test_eval_without_faiss_says_how_to_get_what_is_missing(folder, monkeypatch, capsys):
+    monkeypatch.setattr(quantize, "find_spec", lambda name: None)
+    line = "eval rows.npy --labels data.npz:y --k 4 --report without.html"
+    assert exit_code(line) == 0
+    needs = "is left out: needs FAISS, which is not installed: pip install 'csrkern[eval]'"
+    out = capsys.readouterr().out.splitlines()
+    assert out[-3:] == [f"PQ {needs}", f"OPQ {needs}", "Wrote without.html"]
+    assert "<p>OPQ is left out: needs FAISS" in Path("without.html").read_text()
 
 
 def test_eval_of_retrieval_scores_rankings(folder, capsys):

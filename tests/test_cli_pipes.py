@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pty
@@ -15,7 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import clusters, exit_code, inside_the_folder, run_in  # noqa: F401
+from command_line import (  # noqa: F401
+    clusters,
+    exit_code,
+    inside_the_folder,
+    json_lines,
+    run_in,
+    type_in,
+)
 
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.integrations.rows import rows_of
@@ -35,14 +41,6 @@ def folder(tmp_path_factory) -> Path:
     )
     run_in(folder, lines)
     return folder
-
-
-def type_in(monkeypatch, text: str) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-
-
-def json_lines(capsys) -> list[dict]:
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import exit_code
+from command_line import exit_code, json_lines, type_in
 from st_models import SparseEncoder, text_encoder, texts, words_backbone
-from test_cli_pipes import json_lines, type_in
 
 import csrtrain.texts
 from csrkern import InvertedIndex, SparseCodes

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -95,8 +98,12 @@ def test_ndcg_equals_that_of_scikit_learn(seed):
 def test_judgements_that_do_not_fit():
     with pytest.raises(ValueError, match="rows of \\(query, document, grade\\)"):
         Judgements([(1, 2, 3, 4)], 2)
-    with pytest.raises(ValueError, match=r"queries in 0\.\.1"):
+    with pytest.raises(ValueError, match=r"queries in 0\.\.1, got 2"):
         Judgements([(2, 1, 1)], 2)
+    with pytest.raises(ValueError, match=r"documents in 0\.\.4, got 5"):
+        Judgements([(1, 4, 1), (1, 5, 0)], 2, 5)
+    with pytest.raises(ValueError, match=r"documents in 0\.\., got -1"):
+        Judgements([(1, -1, 1)], 2)
     with pytest.raises(ValueError, match="at least one relevant"):
         Judgements([(0, 1, 0)], 2)
 
@@ -149,6 +156,36 @@ def test_product_quantisation_gets_closer_with_more_bytes(rotate):
         product_quantized(x, x, 3)
     with pytest.raises(ValueError, match="at least 256 rows, got 255"):
         product_quantized(x[:255], x, 2)
+
+
+def test_product_quantisation_leaves_out_what_ends_the_process_in_faiss():
+    """Of fewer rows than dimensions OPQ writes past its buffers; large squares end it, too."""
+    pytest.importorskip("faiss")
+    code = """
+import torch
+from csrtrain.quantize import product_obstacle, product_quantized
+
+for rows, d in ((256, 256), (300, 384), (383, 384), (256, 768), (1000, 1536)):
+    x = torch.randn(rows, d, generator=torch.Generator().manual_seed(0))
+    try:
+        product_quantized(x, x[:9], 16, rotate=True)
+    except ValueError as error:
+        assert rows < d
+        assert str(error) == (
+            f"train: expected at least as many rows as dimensions, {d}, got {rows}"
+        ), error
+    else:
+        assert rows == d
+assert product_obstacle(torch.zeros(20_000, 10_001), rotate=True)
+x = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
+for rotate in (False, True):
+    stored = product_quantized(x, x, 4, rotate=rotate)
+    large = product_quantized(x * 2.0**120, x * 2.0**120, 4, rotate=rotate)
+    assert torch.equal(large, stored * 2.0**120)
+print("done")
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "done\n", "")
 
 
 @pytest.mark.parametrize("given", [None, "labels", "partners"])

@@ -155,10 +155,37 @@ def test_reload(client, shelf, folder):
     assert found(client.post("/search", json=ask)) == expected(new, codes(1, seed=3), 3)
 
 
-def test_documents_that_are_no_json_are_named(folder, modules):
-    (folder / "documents.jsonl").write_text('{"id": 1}\n{"name": "no id"}\n')
-    with pytest.raises(ValueError, match="line 2"):
-        modules[1].Shelf(folder / "index", folder / "documents.jsonl")
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"name": "no id"}', 'expected an integer "id" >= 0, got None'),
+        (b'{"id": 0.9}', "got 0.9"),
+        (b'{"id": "7"}', "got '7'"),
+        (b'{"id": true}', "got True"),
+        (b'{"id": -1}', "got -1"),
+        (b'{"id": 9223372036854775808}', "got 9223372036854775808"),
+        (b'{"id": 1e400}', "got inf"),
+        (b'{"id": 1}', 'expected each "id" once, got 1 twice'),
+        (b"[1]", "expected a JSON object"),
+        (b'{"id": 2', "expected a JSON object"),
+        (b'{"id": 2, "x": ' + 100_000 * b"[", "expected a JSON object of at most 100 nested"),
+        (b'{"id": 2, "x": "\xff"}', "is not UTF-8"),
+    ],
+)
+def test_documents_that_are_not_as_they_must_be_are_named(folder, modules, line, message):
+    path = folder / "documents.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf\n{"id": 1}\n' + line + b"\n")
+    with pytest.raises(ValueError) as caught:
+        modules[1].Shelf(folder / "index", path)
+    assert str(caught.value).startswith(f"{path}: line 3")
+    assert message in str(caught.value)
+
+
+def test_documents_are_lines_of_json_as_everywhere(folder, modules):
+    path = folder / "documents.jsonl"
+    path.write_bytes('\ufeff\r\n{"id": 1, "x": "a\u2028b\x85"}\r\n\n{"id": 2}'.encode())
+    documents = modules[1].Shelf(folder / "index", path).library.documents
+    assert documents == {1: {"id": 1, "x": "a\u2028b\x85"}, 2: {"id": 2}}
 
 
 def test_a_process_without_torch_that_reloads_and_stops_in_order(folder):

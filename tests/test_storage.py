@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from csrkern.storage import write_atomically
+from csrkern.storage import check_file, check_folder, write_atomically
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
@@ -31,3 +31,24 @@ def test_the_content_reaches_the_disk_before_the_name(tmp_path, monkeypatch):
     write_atomically(str(tmp_path / "file"), b"new")
     assert order == ["fsync", "replace"]
     assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_places_are_tried_without_a_trace(tmp_path):
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_bytes(b"old")
+    folder.mkdir()
+    (tmp_path / "link").symlink_to("new")
+    before = file.stat().st_mtime_ns
+    for free in ("file", "link", "x" * 255, "/dev/null", "/dev/full"):
+        check_file(tmp_path / free)
+    for free in ("folder", "link", "new/one/in/another"):
+        check_folder(tmp_path / free)
+    for wrong in ("folder", "x" * 256, "file/inside", "nowhere/new", "/proc/new"):
+        with pytest.raises(OSError, match=wrong):
+            check_file(tmp_path / wrong)
+    for wrong in ("file", "x" * 256, "file/inside", "/proc/new", "/dev/null"):
+        with pytest.raises(OSError, match=wrong):
+            check_folder(tmp_path / wrong)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder", "link"]
+    assert file.stat().st_mtime_ns == before
+    assert file.read_bytes() == b"old"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from csrkern import InvertedIndex
+from csrtrain.lines import read_records
 
 log = logging.getLogger("uvicorn.error")
 
@@ -93,18 +93,17 @@ def read_documents(path: Path) -> dict[int, Document]:
     """Documents by id.
 
     Raises:
-        ValueError: naming the line that is not a JSON object with an integer "id".
+        ValueError: naming the line that is not a JSON object with an integer "id" of its own.
     """
-    found = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                document = json.loads(line)
-                found[int(document["id"])] = document
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f'{path}, line {number}: expected a JSON object with an integer "id"'
-                ) from error
+    found: dict[int, Document] = {}
+    with path.open("rb") as stream:
+        for record in read_records(stream, str(path), as_json=True):
+            id = record.fields.get("id")
+            if type(id) is not int or not 0 <= id < 2**63:
+                raise ValueError(f'{record.where}: expected an integer "id" >= 0, got {id!a:.60}')
+            if id in found:
+                raise ValueError(f'{record.where}: expected each "id" once, got {id} twice')
+            found[id] = record.fields
     return found
 
 

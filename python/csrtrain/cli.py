@@ -7,7 +7,9 @@ CSRKERN_DEBUG=1 shows it. Commands import what they need when they run, so that
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +24,7 @@ from csrtrain import (
     cli_train,
     cli_warmup,
 )
+from csrtrain.lines import printable
 
 INTERRUPTED = 130
 
@@ -53,22 +56,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    if sys.stderr is None:  # closed; what is printed there goes nowhere, and not into a file
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if sys.stdout is None:
+        return _fail("standard output is closed", 2)
+    if hasattr(sys.stdout, "reconfigure"):  # what an encoding lacks is escaped, not an error
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(args=arguments, prog_name="csrkern", standalone_mode=False)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader (`| head`) has gone. Quietly, also when Python flushes at exit; 1 as typer.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
+        _drop_output()
+        if isinstance(error, BrokenPipeError) and error.filename is None:
+            return 1  # the reader (`| head`) has gone: quietly, and 1 as typer
         if os.environ.get("CSRKERN_DEBUG", "0") not in ("", "0"):
             raise
         return _fail(*_explain(error))
     if code == INTERRUPTED:  # typer may have turned Ctrl-C into its exit code
         return _fail("interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _drop_output() -> None:
+    """Forgets what standard output does not take, which Python would complain of at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(error: Exception) -> tuple[str, int]:
@@ -79,16 +95,21 @@ def _explain(error: Exception) -> tuple[str, int]:
         return (f"{message} (see {command} --help)" if message else ""), 2
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 2
-    message = " ".join(str(error).split())
+    message = str(error).strip()
+    # PyTorch's allocators raise a RuntimeError, or one of their own that is one.
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search("out of memory|can't allocate", message)
+    ):
+        return f"not enough memory. {message}", 2
     if isinstance(error, (ValueError, TypeError, OSError, ImportError)):
         return message, 2
-    if isinstance(error, MemoryError):
-        return f"not enough memory. {message}", 2
     name = type(error).__name__
     return f"{name}: {message} (a bug: CSRKERN_DEBUG=1 shows where; please report it)", 1
 
 
 def _fail(message: str, code: int) -> int:
     if message:
-        print(f"csrkern: {message}", file=sys.stderr)
+        line = printable(re.sub(r"\s*\n\s*", " ", message))
+        with contextlib.suppress(OSError):
+            print(f"csrkern: {line}", file=sys.stderr)
     return code

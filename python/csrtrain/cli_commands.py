@@ -24,11 +24,19 @@ from csrtrain.cli_io import (
     console,
     folder_for,
     load_codes,
+    quoted,
     report,
     split_name,
     use_threads,
 )
-from csrtrain.cli_lines import codes_of_records, emit, read_records
+from csrtrain.cli_lines import (
+    JSON_LINES,
+    codes_of_records,
+    emit,
+    read_records,
+    recipe_of_records,
+)
+from csrtrain.lines import check_text
 
 
 class Metric(str, Enum):
@@ -81,6 +89,8 @@ def demo(
       csrkern demo --ask "a device for telling time"
     """
     out = console(stderr=as_json)
+    if ask is not None:
+        check_text("--ask", ask)
     if ask is None:
         from csrtrain.demo import run
 
@@ -120,7 +130,7 @@ def encode(
 
       csrkern encode model embeddings.npy -o codes.safetensors
     """
-    check_free(output, force)
+    check_free(output, force, ".safetensors")
     use_threads(threads)
     from csrkern.nn import SparseAutoencoder
     from csrtrain.data import load_embeddings
@@ -135,19 +145,13 @@ def encode(
         codes = encode_all(adapter, rows, k, on_rows=advance)
     recipe = Recipe(text_model, str(model))
     codes.save(output, values=values.value, notes={RECIPE_KEY: recipe.to_json()})
-    size = output.stat().st_size / len(codes)
-    report(
-        {
-            "output": str(output),
-            "codes": len(codes),
-            "k": codes.k,
-            "dim": codes.dim,
-            "bytes_per_code": size,
-        },
-        f"Wrote {output}: {len(codes)} codes, {codes.k} of {codes.dim} latents, "
-        f"{size:.0f} bytes a code.\nNext: csrkern index {output} -o index",
-        as_json,
-    )
+    facts = {"output": str(output), "codes": len(codes), "k": codes.k, "dim": codes.dim}
+    message = f"Wrote {output}: {len(codes)} codes, {codes.k} of {codes.dim} latents"
+    if output.is_file():  # not a device or a pipe
+        size = output.stat().st_size / len(codes)
+        facts["bytes_per_code"] = size
+        message += f", {size:.0f} bytes a code.\nNext: csrkern index {quoted(output)} -o index"
+    report(facts, message, as_json, output)
 
 
 def index(
@@ -184,7 +188,7 @@ def index(
 
       csrkern index codes.safetensors -o index
     """
-    check_free(output, force)
+    check_free(output, force, folder=True)
     from csrkern import InvertedIndex
     from csrkern.storage import write_atomically
     from csrtrain.progress import working
@@ -192,8 +196,10 @@ def index(
 
     recipe = Recipe(text_model, None if model is None else str(model))
     with working("reading the codes"):
-        if codes == "-" or codes.endswith(".jsonl"):
-            read = codes_of_records(list(read_records(codes, "text")))
+        if codes == "-" or codes.lower().endswith(JSON_LINES):
+            records = list(read_records(codes))
+            read = codes_of_records(records)
+            recipe = recipe.over(recipe_of_records(records))
         else:
             read = load_codes(Path(codes), "make codes of embeddings with csrkern encode")
             recipe = recipe.over(Recipe.of_codes(Path(codes)))
@@ -208,11 +214,12 @@ def index(
             built.save(folder)
             if recipe != Recipe():
                 write_atomically(folder / RECIPE, recipe.to_json().encode())
-    words = "QUERIES" if recipe.text_model is None else '"some words"'
+    # Words, or the codes themselves: something that search takes.
+    queries = "some words" if recipe.text_model else None if codes == "-" else codes
     report(
         {"output": str(output), "codes": len(built), "dim": built.dim, "seconds": seconds},
         f"Wrote {output}: {len(built)} codes over {built.dim} latents, built in {seconds:.2f} s."
-        f"\nNext: csrkern search {output} {words}",
+        + ("" if queries is None else f"\nNext: csrkern search {quoted(output, queries)}"),
         as_json,
     )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from csrkern.storage import is_stream
 from csrtrain.cli_io import (
     Force,
     Json,
@@ -15,13 +17,24 @@ from csrtrain.cli_io import (
     Threads,
     Values,
     check_free,
+    quoted,
     report,
     use_threads,
 )
-from csrtrain.cli_lines import count_lines, emit, field_of, numbers_of, read_records
+from csrtrain.cli_lines import (
+    MADE_BY,
+    count_lines,
+    emit,
+    numbers_of,
+    read_records,
+    text_of,
+)
+from csrtrain.lines import Record, set_aside, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from csrtrain.texts import Recipe, TextCoder
 
 CHUNK = 512  # texts that are read, embedded and written at a time
 SUFFIXES = (".npy", ".safetensors", ".jsonl")
@@ -66,7 +79,8 @@ def embed(
 
     A dense model gives embeddings or, with an adapter, codes; a SparseEncoder gives codes.
 
-    JSON lines keep what each line held and add embedding, or indices, values and dim.
+    JSON lines keep what each line held and add embedding, or indices, values, dim and csrkern, the
+    models that made them. A field of its own that has such a name is kept as embedding_ and so on.
 
     [bold]Examples[/bold]
 
@@ -76,9 +90,13 @@ def embed(
 
       cat lines.txt | csrkern embed --model model | csrkern search index -
     """
+    suffix = ".jsonl"
     if output is not None:
         check_free(output, force)
-        if output.suffix not in SUFFIXES:
+        # A device or a pipe takes lines, as standard output does, unless its name says otherwise.
+        if output.suffix.lower() in SUFFIXES or not is_stream(output):
+            suffix = output.suffix.lower()
+        if suffix not in SUFFIXES:
             raise ValueError(f"{output}: expected a file that ends in {', '.join(SUFFIXES)}")
     use_threads(threads)
     records = read_records(texts, field)
@@ -89,38 +107,41 @@ def embed(
     with working("loading the text model"):
         coder = TextCoder(recipe)
         gives_codes = coder.text_model.sparse or model is not None
-    if output is not None and output.suffix == (".npy" if gives_codes else ".safetensors"):
+    if suffix == (".npy" if gives_codes else ".safetensors"):
         given = "codes, which go" if gives_codes else "embeddings without --model, which go"
         raise ValueError(f"{output}: the model gives {given} into another kind of file")
     with working("embedding texts", count_lines(texts), prints=output is None) as advance:
         chunks = _embedded(records, field, coder, query, batch_size, advance)
-        if output is None or output.suffix == ".jsonl":
-            count = _write_lines(chunks, output)
+        if output is None or suffix == ".jsonl":
+            count = _write_lines(chunks, output, recipe)
         else:
             count = _write_array(chunks, output, values.value, recipe)
     if output is not None:
         report(
             {"output": str(output), "texts": count, "codes": gives_codes},
-            f"Wrote {output}: {count} texts"
+            f"Wrote {output}: {count} texts."
             + (
-                f".\nNext: csrkern index {output} -o index" if output.suffix == SUFFIXES[1] else "."
+                f"\nNext: csrkern index {quoted(output)} -o index"
+                if output.is_file() and gives_codes
+                else ""
             ),
             as_json,
+            output,
         )
 
 
 def _embedded(
-    records: Iterator[dict[str, Any]],
+    records: Iterator[Record],
     field: str,
-    coder: Any,
+    coder: TextCoder,
     query: bool,
     batch_size: int,
     advance: Callable[[int], None],
-) -> Iterator[tuple[list[dict[str, Any]], Any]]:
+) -> Iterator[tuple[list[Record], Any]]:
     """Records, some at a time, and their embeddings or codes."""
     while chunk := list(itertools.islice(records, CHUNK)):
-        texts = [field_of(record, field, str) for record in chunk]
-        options = {"query": query, "batch_size": batch_size}
+        texts = [text_of(record, field) for record in chunk]
+        options: dict[str, Any] = {"query": query, "batch_size": batch_size}
         if coder.text_model.sparse or coder.recipe.adapter is not None:
             yield chunk, coder.codes_of_texts(texts, **options)
         else:
@@ -128,7 +149,7 @@ def _embedded(
         advance(len(chunk))
 
 
-def _lines(embedded: Any) -> Iterator[dict[str, Any]]:
+def _lines(embedded: Any, recipe: Recipe) -> Iterator[dict[str, Any]]:
     """What is added to each record."""
     import numpy as np
 
@@ -138,31 +159,33 @@ def _lines(embedded: Any) -> Iterator[dict[str, Any]]:
         return
     from csrkern.integrations.rows import rows_of
 
+    rest = {"dim": embedded.dim, MADE_BY: json.loads(recipe.to_json())}
     for indices, values in rows_of(embedded):
-        yield {"indices": indices.tolist(), "values": numbers_of(values), "dim": embedded.dim}
+        yield {"indices": indices.tolist(), "values": numbers_of(values), **rest}
 
 
-def _write_lines(chunks: Iterator[tuple[list[dict[str, Any]], Any]], output: Path | None) -> int:
-    import json
-
+def _write_lines(
+    chunks: Iterator[tuple[list[Record], Any]], output: Path | None, recipe: Recipe
+) -> int:
     from csrkern.storage import write_atomically
 
     lines: list[str] = []
     count = 0
     for records, embedded in chunks:
-        for record, added in zip(records, _lines(embedded), strict=True):
+        for record, added in zip(records, _lines(embedded, recipe), strict=True):
             count += 1
+            line = set_aside(record.fields, added) | added
             if output is None:
-                emit(record | added)
+                emit(line)
             else:
-                lines.append(json.dumps(record | added, ensure_ascii=False) + "\n")
+                lines.append(to_json(line) + "\n")
     if output is not None:
         write_atomically(output, "".join(lines).encode())
     return count
 
 
 def _write_array(
-    chunks: Iterator[tuple[list[dict[str, Any]], Any]], output: Path, values: str, recipe: Any
+    chunks: Iterator[tuple[list[Record], Any]], output: Path, values: str, recipe: Recipe
 ) -> int:
     import io
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from csrkern.storage import is_stream, resolve
 from csrtrain.cli_io import (
     ARRAY,
     Embeddings,
@@ -19,6 +21,7 @@ from csrtrain.cli_io import (
     numbers,
     say,
     split_name,
+    stream_beside,
     use_threads,
 )
 from csrtrain.cli_lines import emit
@@ -73,8 +76,8 @@ def evaluate(
 
     With labels, each query takes the label of its nearest row by cosine; with --qrels, rankings
     are scored by nDCG@10 and others. Every k is shown at as many numbers and at as many bytes.
-    PQ and OPQ need FAISS. A model must not have been trained on the labels of the rows that ask:
-    give those as --test.
+    PQ and OPQ need FAISS, and enough rows. A model must not have been trained on the labels of the
+    rows that ask: give those as --test.
 
     [bold]Examples[/bold]
 
@@ -82,11 +85,14 @@ def evaluate(
 
       csrkern eval data.npz:docs --test data.npz:queries --qrels data.npz:qrels --report out.html
     """
-    for path in (output, report):
+    for path, suffix in ((output, ".csv"), (report, ".html")):
         if path is not None:
-            check_free(path, force)
+            check_free(path, force, suffix)
+    if output and report and not is_stream(output) and resolve(output) == resolve(report):
+        raise ValueError(f"--output and --report: expected two files, got {output} for both")
     use_threads(threads)
     from csrkern.storage import write_atomically
+    from csrtrain.comparison import left_out
     from csrtrain.eval_report import to_csv, to_html
     from csrtrain.progress import working
 
@@ -94,18 +100,23 @@ def evaluate(
         task = _task(embeddings, labels, test, test_labels, qrels, holdout, probes)
         adapter = None if model is None else _adapter(model, task.database.shape[1])
         results = list(_results(task, adapter, numbers(k, "--k"), matryoshka))
+    without = left_out(task.database)
+    notes = [f"{name} is left out: {reason}" for name, reason in without.items()]
     title = f"{len(task.queries):,} queries, {len(task.database):,} rows"
     if as_json:
         sizes = {"queries": len(task.queries), "rows": len(task.database)}
-        emit({**sizes, "results": [dataclasses.asdict(result) for result in results]})
+        table = [dataclasses.asdict(result) for result in results]
+        emit({**sizes, "results": table, "left_out": without}, stream_beside(output, report))
     else:
-        _print(results, title)
+        _print(results, title, stream_beside(output, report))
+        for note in notes:
+            say(note, output, report)
 
-    for path, text in ((output, to_csv(results)), (report, to_html(results, title))):
+    for path, text in ((output, to_csv(results)), (report, to_html(results, title, notes))):
         if path is not None:
             write_atomically(path, text.encode())
             if not as_json:
-                say(f"Wrote {path}")
+                say(f"Wrote {path}", output, report)
 
 
 def _task(
@@ -140,7 +151,7 @@ def _task(
         from csrtrain.data import read_integers
         from csrtrain.metrics import Judgements
 
-        judged = Judgements(read_integers(*split_name(qrels)), len(queries))
+        judged = Judgements(read_integers(*split_name(qrels)), len(queries), len(database))
         return Task(database, queries, judgements=judged)
     assert labels is not None
     stored = read_labels(*split_name(labels), n=len(database))
@@ -158,9 +169,12 @@ def _split(task: Task, holdout: float) -> Task:
 
     assert task.database_labels is not None
     n = len(task.database)
-    asking = round(holdout * n)
+    asking = round(holdout * n) if 0 < holdout < 1 else 0
     if not 0 < asking < n:
-        raise ValueError(f"--holdout: expected a share that leaves rows on both sides of {n}")
+        raise ValueError(
+            f"--holdout: expected a share between 0 and 1 of {n} rows that leaves some on both "
+            f"sides, got {holdout}"
+        )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     left, right = order[asking:].sort().values, order[:asking].sort().values
     return dataclasses.replace(
@@ -197,7 +211,7 @@ def _results(
         yield from compare_adapter(task, trained, ks, "Matryoshka-Adaptor")
 
 
-def _print(results: list[Result], title: str) -> None:
+def _print(results: list[Result], title: str, stream: TextIO) -> None:
     from rich.table import Table
 
     measures = list(dict.fromkeys(name for result in results for name in result.scores))
@@ -217,4 +231,4 @@ def _print(results: list[Result], title: str) -> None:
             *(f"{100 * result.scores[n]:.1f}%" if n in result.scores else "" for n in measures),
             style="bold cyan" if result.method.startswith("CSR") else None,
         )
-    console().print(table)
+    console(stderr=stream is sys.stderr).print(table)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
+import sys
 import tempfile
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from csrtrain.cli_lines import emit
+from csrkern.storage import check_file, check_folder, is_standard_output, is_stream, resolve
+from csrtrain.cli_lines import JSON_LINES, emit
+from csrtrain.lines import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 
 ARRAY = "FILE[:ARRAY]"
 EMBEDDING_FILES = (".npy", ".npz", ".parquet", ".pt", ".pth")  # and .safetensors, as codes are
+SUFFIXES = (*EMBEDDING_FILES, ".safetensors", ".txt", ".csv", ".html", *JSON_LINES)
+MOST_THREADS = 1024
 
 Embeddings = Annotated[
     str,
@@ -36,7 +42,8 @@ Embeddings = Annotated[
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="Where to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="CPU threads (default: every core).")
+    int | None,
+    typer.Option(min=1, max=MOST_THREADS, metavar="N", help="CPU threads (default: every core)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, on a line, in place of text.")]
 TextModelName = Annotated[
@@ -58,7 +65,7 @@ class Values(str, Enum):
 
 def split_name(name: str) -> tuple[Path, str | None]:
     """(file, array) of "file:array"; the array is None if only a file is named."""
-    if ":" in name and not Path(name).exists():
+    if ":" in name and not os.path.exists(name):
         path, _, key = name.rpartition(":")
         return Path(path), key
     return Path(name), None
@@ -72,13 +79,35 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def check_free(path: Path, force: bool) -> Path:
-    """`path`, in a folder that exists, and free unless `force` allows overwriting."""
-    if path.exists() and not force:
+def check_free(path: Path, force: bool, *suffixes: str, folder: bool = False) -> None:
+    """Refuse an output, before any work, that is taken, of another kind or cannot be written.
+
+    Args:
+        path: the output; a device, a pipe and the standard output are always free.
+        force: overwrite what is there.
+        suffixes: how files of this kind end; other endings that this command knows are refused.
+        folder: the output is a folder.
+    """
+    if str(path) == "-":
+        raise ValueError("--output: expected a path, got -; /dev/stdout is the standard output")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # bytes of an argument that Python keeps as surrogates
+        raise ValueError(
+            f"--output: expected a name in UTF-8, as safetensors does, got {path}"
+        ) from error
+    if not folder and is_stream(path):
+        return check_file(path)
+    if suffixes and (suffix := path.suffix.lower()) in SUFFIXES and suffix not in suffixes:
+        raise ValueError(
+            f"{path}: expected a name that ends in {' or '.join(suffixes)}, which is what will be "
+            f"written, such as {quoted(path.with_suffix(suffixes[0]))}"
+        )
+    if os.path.exists(path) and not force and folder == os.path.isdir(path):
         raise ValueError(f"{path} exists; choose another --output or add --force")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"{path.parent} is not a folder; create it first")
-    return path
+    (check_folder if folder else check_file)(path)
 
 
 @contextlib.contextmanager
@@ -88,16 +117,22 @@ def folder_for(path: Path) -> Iterator[Path]:
     A new one is made beside it and renamed; an error or Ctrl-C leaves nothing of it. One that is
     there is written to, file by file, and Ctrl-C waits until that is done.
     """
-    if path.is_dir():
+    target = resolve(path)
+    if target.is_dir():
         with _uninterrupted():
-            yield path
+            yield target
         return
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    beside = Path(tempfile.mkdtemp(prefix=".csrkern-", dir=target.parent))
     try:
-        folder = beside / path.name
+        folder = beside / target.name
         folder.mkdir()
         yield folder
-        os.replace(folder, path)
+        os.replace(folder, target)
+    except OSError as error:
+        if not str(error.filename).startswith(str(beside)):
+            raise
+        place = path / os.path.relpath(error.filename, folder)
+        raise OSError(error.errno, error.strerror, os.path.normpath(place)) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -136,17 +171,6 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def read_lines(path: Path, expected: int) -> list[str]:
-    """The lines of a text file, which must be `expected` many."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a UTF-8 text file: {error.reason}") from error
-    if len(lines) != expected:
-        raise ValueError(f"{path}: expected {expected} lines, one for each code, got {len(lines)}")
-    return lines
-
-
 def console(*, stderr: bool = False) -> Console:
     """Where tables and messages go; wide enough for tables when not a terminal."""
     from rich.console import Console
@@ -155,14 +179,37 @@ def console(*, stderr: bool = False) -> Console:
     return plain if plain.is_terminal else Console(width=110, stderr=stderr)
 
 
-def say(message: str) -> None:
-    """Prints a message as it is, however narrow the terminal."""
-    console().print(message, soft_wrap=True, highlight=False)
+def say(message: str, *outputs: Path | None) -> None:
+    """Prints a message as it is, where none of the `outputs` goes."""
+    print(printable(message, keep="\n"), file=stream_beside(*outputs), flush=True)
 
 
-def report(record: dict[str, Any], message: str, as_json: bool) -> None:
-    """What a command did: the record if JSON is asked for, else the message."""
+def report(record: dict[str, Any], message: str, as_json: bool, output: Path | None = None) -> None:
+    """What a command did: the record if JSON is asked for, else the message; as `say`."""
     if as_json:
-        emit(record)
+        emit(record, stream_beside(output))
     else:
-        say(message)
+        say(message, output)
+
+
+def stream_beside(*outputs: Path | None) -> TextIO:
+    """Where to print: on standard output, unless one of the `outputs` goes there."""
+    taken = any(output is not None and is_standard_output(output) for output in outputs)
+    return sys.stderr if taken else sys.stdout
+
+
+def quoted(*words: str | Path) -> str:
+    """Words of a command line as a shell reads them back; file names of whatever bytes."""
+    return " ".join(map(_quoted, map(str, words)))
+
+
+def _quoted(word: str) -> str:
+    if word.startswith("-"):
+        word = f"./{word}"
+    if printable(word) == word:
+        return shlex.quote(word)
+    escaped = (
+        chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\x{byte:02x}"
+        for byte in os.fsencode(word)
+    )
+    return f"$'{''.join(escaped)}'"

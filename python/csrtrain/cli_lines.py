@@ -1,99 +1,197 @@
-"""Lines in and out: texts and JSON, from files and pipes."""
+"""Lines in and out: texts, embeddings and codes, from files and pipes."""
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
+import stat
 import sys
-from typing import TYPE_CHECKING, Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from csrtrain import lines
+from csrtrain.lines import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
 
     from csrkern import SparseCodes
+    from csrtrain.texts import Recipe
+
+JSON_LINES = (".jsonl", ".ndjson")
+FIELD = "text"
+MADE_BY = "csrkern"  # the recipe of a line's code
+CODE_FIELDS = ("indices", "values", "dim", MADE_BY)
+MOST_LATENTS = 2**31 - 1
 
 
-def read_records(source: str, field: str) -> Iterator[dict[str, Any]]:
+def read_records(source: str, field: str = FIELD) -> Iterator[Record]:
     """A record for each line of a file, or of standard input where `source` is "-".
 
-    JSON objects as they are, or {field: line}: the first line decides.
+    JSON objects as they are, where the file is named so or the first line begins like one; else
+    {field: line}.
 
     Raises:
         OSError: at once, if the file cannot be opened.
-        ValueError: later, naming the first line that is not as the first one was.
+        ValueError: later, naming the first line that is not as the others.
     """
     if source != "-":
-        return _records(open(source, "rb"), source, field)
+        as_json = True if Path(source).suffix.lower() in JSON_LINES else None
+        return lines.read_records(open(source, "rb"), source, field, as_json=as_json)
+    if sys.stdin is None:
+        raise OSError("standard input is closed; expected lines there")
     if sys.stdin.isatty():
         print("csrkern: reading lines; Ctrl-D ends them", file=sys.stderr)
-    return _records(sys.stdin.buffer, "standard input", field)
+    return lines.read_records(sys.stdin.buffer, "standard input", field)
 
 
 def count_lines(source: str) -> int | None:
-    """How many records `read_records` will give at most; None: there is no telling."""
-    if source == "-":
+    """How many records `read_records` will give at most; None: a pipe, which is read once."""
+    if source == "-" or not stat.S_ISREG(os.stat(source).st_mode):
         return None
     with open(source, "rb") as stream:
         return sum(1 for _ in stream)
 
 
-def _records(stream: BinaryIO, name: str, field: str) -> Iterator[dict[str, Any]]:
-    as_json = False
-    for number, raw in enumerate(stream, start=1):
-        try:
-            line = raw.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{name}: line {number} is not UTF-8: {error.reason}") from error
-        record = _json_object(line)
-        as_json |= number == 1 and record is not None
-        if not as_json:
-            yield {field: line}
-        elif record is not None:
-            yield record
-        elif line.strip():
-            raise ValueError(f"{name}: line {number}: expected a JSON object, got {line[:60]!r}")
-
-
-def _json_object(line: str) -> dict[str, Any] | None:
-    if not line.lstrip().startswith("{"):
-        return None
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def field_of(record: dict[str, Any], name: str, kind: type) -> Any:
-    """What a JSON line holds under a name.
+def field_of(record: Record, name: str, kind: type) -> Any:
+    """What a line holds under a name.
 
     Raises:
         ValueError: if it holds nothing there, or something of another kind.
     """
-    if not isinstance(record.get(name), kind):
+    if not isinstance(record.fields.get(name), kind):
         wanted = {str: "a text", list: "a list", int: "an integer"}[kind]
-        held = ", ".join(record) or "nothing"
-        raise ValueError(f"expected {wanted} under {name!r} in every line, got one with {held}")
-    return record[name]
+        held = ", ".join(record.fields) or "nothing"
+        raise ValueError(
+            f"{record.where}: expected {wanted} under {name!r} in every line, got one with {held}"
+        )
+    return record.fields[name]
 
 
-def codes_of_records(records: list[dict[str, Any]], dim: int | None = None) -> SparseCodes:
+def text_of(record: Record, field: str = FIELD) -> str:
+    """The text of a line, for a model to read.
+
+    Raises:
+        ValueError: if it holds none, or one that is not made of characters.
+    """
+    return lines.check_text(record.where, field_of(record, field, str))
+
+
+def numbers_in(record: Record, name: str, *kinds: type) -> list[Any]:
+    """The list of numbers that a line holds under a name; true and false are none."""
+    held = field_of(record, name, list)
+    for value in held:
+        if type(value) not in kinds:
+            wanted = "numbers" if float in kinds else "integers"
+            shown = json.dumps(value)[:60]
+            raise ValueError(f"{record.where}: {name}: expected {wanted}, got {shown}")
+    return held
+
+
+def floats_in(record: Record, name: str) -> np.ndarray:
+    """The list of finite numbers that a line holds under a name, float32."""
+    import numpy as np
+
+    from csrkern.arguments import float32_array
+
+    array = float32_array(f"{record.where}: {name}", numbers_in(record, name, int, float))
+    if not np.isfinite(array).all():
+        wrong = array[~np.isfinite(array)][0]
+        raise ValueError(f"{record.where}: {name}: expected finite float32 numbers, got {wrong}")
+    return array
+
+
+def embeddings_of(records: Sequence[Record]) -> np.ndarray:
+    """Embeddings float32 [n, d] of JSON lines.
+
+    Raises:
+        ValueError: naming the first line that has none, or one of another width.
+    """
+    import numpy as np
+
+    rows = []
+    for record in records:
+        rows.append(floats_in(record, "embedding"))
+        if len(rows[-1]) != len(rows[0]):
+            raise ValueError(
+                f"{record.where}: embedding: expected {len(rows[0])} numbers, as in the first "
+                f"line, got {len(rows[-1])}"
+            )
+    return np.stack(rows)
+
+
+def codes_of_records(records: Sequence[Record], dim: int | None = None) -> SparseCodes:
     """Codes of JSON lines with indices, values and dim, as `embed` writes them.
 
     Raises:
-        ValueError: if there is none, or a line has not these fields or another dim.
+        ValueError: naming the first line that has not these fields or another dim.
     """
     from csrkern.integrations.rows import codes_of_pairs
 
     if not records:
         raise ValueError("expected at least one JSON line with codes, got none")
-    width = field_of(records[0], "dim", int) if dim is None else dim
-    for record in records:
-        if record.get("dim", width) != width:
-            raise ValueError(f"expected codes over {width} latents, got {record['dim']}")
-    lists = ((field_of(r, "indices", list), field_of(r, "values", list)) for r in records)
-    return codes_of_pairs(lists, width)
+    if dim is None:
+        dim = _dim_of(records[0])
+    return codes_of_pairs((_pair_of(record, dim) for record in records), dim)
+
+
+def recipe_of_records(records: Sequence[Record]) -> Recipe:
+    """What the lines say made their codes, as `embed` notes it; nothing, if they say nothing.
+
+    Raises:
+        ValueError: naming the first line that says something else.
+    """
+    from csrtrain.texts import Recipe
+
+    saying = [record for record in records if record.fields.get(MADE_BY) is not None]
+    for record in saying:
+        if record.fields[MADE_BY] != saying[0].fields[MADE_BY]:
+            raise ValueError(
+                f"{record.where}: expected codes of the models of {saying[0].where}, got codes of "
+                f"others: {json.dumps(record.fields[MADE_BY])[:200]}"
+            )
+    if not saying:
+        return Recipe()
+    try:
+        return Recipe.from_json(json.dumps(saying[0].fields[MADE_BY]))
+    except ValueError as error:
+        raise ValueError(f"{saying[0].where}: {MADE_BY}: {error}") from error
+
+
+def _dim_of(record: Record) -> int:
+    from csrkern.arguments import check_int
+
+    return check_int(f"{record.where}: dim", field_of(record, "dim", int), 1, MOST_LATENTS)
+
+
+def _pair_of(record: Record, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """The latents and values of a line, checked where the line is known."""
+    import numpy as np
+
+    from csrkern.arguments import shown
+
+    where = record.where
+    if "dim" in record.fields and (held := _dim_of(record)) != dim:
+        raise ValueError(f"{where}: expected codes over {dim} latents, got {held}")
+    latents, values = numbers_in(record, "indices", int), floats_in(record, "values")
+    if len(latents) != len(values):
+        raise ValueError(
+            f"{where}: expected as many values as indices, got {len(values)} and {len(latents)}"
+        )
+    for latent in latents:
+        if not 0 <= latent < dim:
+            raise ValueError(
+                f"{where}: indices: expected latents in 0..{dim - 1}, got {shown(latent)}"
+            )
+    if len(set(latents)) < len(latents):
+        twice = next(latent for latent in latents if latents.count(latent) > 1)
+        raise ValueError(f"{where}: indices: expected each latent once, got {twice} twice")
+    if (values < 0).any():
+        raise ValueError(f"{where}: values: expected values >= 0, got {values.min()}")
+    return np.array(latents, np.int64), values
 
 
 def numbers_of(row: np.ndarray) -> list[float]:
@@ -101,7 +199,11 @@ def numbers_of(row: np.ndarray) -> list[float]:
     return [float(str(value)) for value in row]
 
 
-def emit(record: dict[str, Any]) -> None:
+def emit(record: dict[str, Any], stream: TextIO | None = None) -> None:
     """Prints a line of JSON at once, so that a reader need not wait for the next."""
-    sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")  # in one piece, or not at all
-    sys.stdout.flush()
+    stream = stream or sys.stdout
+    # JSON is UTF-8, or ASCII where the stream encodes otherwise.
+    utf_8 = codecs.lookup(stream.encoding or "utf-8").name == "utf-8"
+    line = lines.to_json(record, ascii_only=not utf_8)
+    stream.write(line + "\n")  # in one piece, or not at all
+    stream.flush()

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from csrkern.storage import check_folder
 from csrtrain.cli_commands import Metric, StoredValues
-from csrtrain.cli_io import Json, Values, load_codes, report
+from csrtrain.cli_io import MOST_THREADS, Json, Values, load_codes, quoted, report
 from csrtrain.cli_search import emit_hits, print_hits
 
 app = typer.Typer(
@@ -56,6 +57,10 @@ def encode(
     as_json: Json = False,
 ) -> None:
     """Encode a corpus of many files; run it again to go on after an interruption."""
+    _check_place(output)
+    from csrkern.arguments import check_number
+
+    check_number("--gpus", gpus)
     from csrtrain.scale import encode_corpus
 
     with _progress("encoding", "rows") as progress:
@@ -77,7 +82,7 @@ def encode(
     report(
         {"output": output, "codes": rows, "pieces": pieces},
         f"Wrote {output}: {rows} codes in {pieces} pieces.\n"
-        f"Next: csrkern ray build {output} -o index",
+        f"Next: csrkern ray build {quoted(output)} -o index",
         as_json,
     )
 
@@ -103,6 +108,11 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Build a sharded index; run it again to go on after an interruption."""
+    _check_place(output)
+    from csrkern.arguments import check_number
+
+    if largest is not None:
+        check_number("--largest", largest)
     from csrtrain.scale import build_shards
 
     with _progress("building", "codes") as progress:
@@ -123,7 +133,7 @@ def build(
     report(
         {"output": output, "codes": len(found), "shards": shards, "generation": found.number},
         f"Wrote {output}: {len(found)} codes in {shards} shards, generation {found.number}.\n"
-        f"Next: csrkern ray serve {output}",
+        f"Next: csrkern ray serve {quoted(output)}",
         as_json,
     )
 
@@ -135,7 +145,7 @@ def serve(
     groups: Annotated[
         int | None, typer.Option(min=1, help="Processes to divide the shards among.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Cores a process.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Cores a process.")] = 1,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the HTTP interface.")] = 8000,
     host: Annotated[str, typer.Option(help="To listen on.")] = "127.0.0.1",
     address: Address = None,
@@ -159,7 +169,7 @@ def serve(
         report(
             {"url": url, **facts},
             f"Serving {len(found)} codes in {len(found.shards)} shards at {url}\n"
-            f"Next: csrkern ray search {url} queries.safetensors",
+            f"Ask it: csrkern ray search {url} CODES",
             as_json,
         )
         try:
@@ -184,6 +194,9 @@ def search(
     """
     import numpy as np
 
+    from csrkern.arguments import check_number
+
+    check_number("--deadline", deadline)
     codes = load_codes(queries, "make codes of embeddings with csrkern encode")
     values, indices = codes.numpy()
     missing: set[str] = set()
@@ -238,6 +251,12 @@ def _ask(url: str, body: dict[str, Any], deadline: float) -> dict[str, Any]:
                 "running there?"
             )
         time.sleep(0.2)
+
+
+def _check_place(output: str) -> None:
+    """Refuse a folder of this machine that cannot be written, before any work."""
+    if "://" not in output:
+        check_folder(output)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from csrkern.storage import is_stream
 from csrtrain.cli_io import (
     EMBEDDING_FILES,
     Force,
@@ -17,21 +20,33 @@ from csrtrain.cli_io import (
     check_free,
     console,
     load_codes,
-    read_lines,
     say,
     split_name,
+    stream_beside,
     use_threads,
 )
-from csrtrain.cli_lines import codes_of_records, emit, field_of, numbers_of, read_records
+from csrtrain.cli_lines import (
+    CODE_FIELDS,
+    FIELD,
+    JSON_LINES,
+    codes_of_records,
+    embeddings_of,
+    emit,
+    field_of,
+    numbers_of,
+    read_records,
+    text_of,
+)
+from csrtrain.lines import Record, printable, set_aside
 
 if TYPE_CHECKING:
-    from csrkern import SparseCodes
+    from collections.abc import Mapping, Sequence
+
+    from csrkern import InvertedIndex, SparseCodes
     from csrtrain.texts import TextCoder
 
-LINES = (".txt", ".jsonl", ".ndjson")
+LINES = (".txt", *JSON_LINES)
 FILES = (*LINES, *EMBEDDING_FILES, ".safetensors")
-CODE_FIELDS = ("embedding", "indices", "values", "dim")
-FIELD = "text"
 
 
 def search(
@@ -53,7 +68,12 @@ def search(
     text_model: TextModelName = None,
     topk: Annotated[int, typer.Option(min=1, help="Hits a query.")] = 10,
     texts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A text line for each code, to print.")
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="What to print beside hits: a line for each code of INDEX, in their order; of "
+            "JSON lines, the text.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -68,7 +88,8 @@ def search(
 ) -> None:
     """Find the best matches in an index, exactly.
 
-    With --json a line for each query: {"query": 0, "text": ..., "hits": [...]}.
+    With --json a line for each query: {"query": 0, "text": ..., "hits": [...]}. A field query or
+    hits of the query's own JSON line is printed as query_ or hits_.
 
     [bold]Examples[/bold]
 
@@ -79,17 +100,17 @@ def search(
       csrkern search index queries.npy --model model --json
     """
     if output is not None:
-        check_free(output, force)
+        check_free(output, force, ".npz")
     from csrkern import InvertedIndex
     from csrtrain.progress import working
     from csrtrain.texts import Recipe, TextCoder
 
     found_in = InvertedIndex.load(index)
-    lines = None if texts is None else read_lines(texts, len(found_in))
+    lines = None if texts is None else _texts_by_id(texts, found_in)
     use_threads(threads)
     recipe = Recipe(text_model, None if model is None else str(model))
     coder = TextCoder(recipe.over(Recipe.of_index(index)))
-    records, codes = _read_queries(queries, coder, found_in.dim, model is not None)
+    fields, codes = _read_queries(queries, coder, found_in.dim, model is not None)
     with working("searching"):
         started = time.perf_counter()
         scores, ids = found_in.search(codes, topk=topk, num_threads=threads)
@@ -97,19 +118,31 @@ def search(
     if output is not None:
         _write_hits(output, scores, ids)
     if as_json:
-        emit_hits(records, scores, ids, lines)
+        emit_hits(fields, scores, ids, lines, output)
         return
-    print_hits(scores[:show], ids[:show], lines)
+    print_hits(scores[:show], ids[:show], lines, output)
     say(
         f"{len(codes)} queries in {seconds * 1e3:.1f} ms, {1e6 * seconds / max(1, len(codes)):.1f} "
-        "µs each" + (f"; wrote {output}" if output else "")
+        "µs each" + (f"; wrote {output}" if output else ""),
+        output,
     )
+
+
+def _texts_by_id(source: str, index: InvertedIndex) -> dict[int, str]:
+    """The text of each document of an index: lines are in the order of its ids."""
+    texts = [field_of(record, FIELD, str) for record in read_records(source)]
+    if len(texts) != len(index):
+        raise ValueError(
+            f"{source}: expected {len(index)} lines, one for each code of the index, "
+            f"got {len(texts)}"
+        )
+    return dict(zip(index.ids.tolist(), texts, strict=True))
 
 
 def _read_queries(
     queries: str, coder: TextCoder, dim: int, embeddings: bool
 ) -> tuple[list[dict[str, Any]], SparseCodes]:
-    """A record for each query, with what its JSON line held, and their codes.
+    """What each query's JSON line held but for the query itself, and the codes.
 
     A file that could hold codes or embeddings holds `embeddings`, or else codes.
     """
@@ -117,14 +150,14 @@ def _read_queries(
     suffix = file.suffix.lower()
     # A name of a file that is not there is a mistake, not a query of one word.
     named = suffix in FILES and " " not in queries
-    if queries == "-" or (suffix in LINES and (named or file.is_file())):
-        records = list(read_records(queries, FIELD))
+    piped = is_stream(queries)  # such as <(a command)
+    if queries == "-" or piped or (suffix in LINES and (named or os.path.isfile(file))):
+        records = list(read_records(queries))
         if not records:
             raise ValueError("expected at least one query, got none")
-        return records, _codes_of(records, coder, dim)
-    if not named and not file.is_file():
-        records = [{FIELD: queries}]
-        return records, _codes_of(records, coder, dim)
+        return _codes_of(records, coder, dim)
+    if not named and not os.path.isfile(file):
+        return _codes_of([Record("QUERIES", {FIELD: queries})], coder, dim)
     if embeddings or (suffix in EMBEDDING_FILES and coder.recipe.adapter is not None):
         from csrtrain.data import load_embeddings
 
@@ -134,20 +167,38 @@ def _read_queries(
     return [{} for _ in range(len(codes))], codes
 
 
-def _codes_of(records: list[dict[str, Any]], coder: TextCoder, dim: int) -> SparseCodes:
-    """Codes of JSON lines; the first one decides of what kind they are."""
+def _codes_of(
+    records: list[Record], coder: TextCoder, dim: int
+) -> tuple[list[dict[str, Any]], SparseCodes]:
+    """What JSON lines held but for codes and embeddings, and their codes.
+
+    The first line decides what all are: codes or embeddings where it holds lists of that name,
+    else texts.
+    """
     from csrtrain.progress import working
 
-    if "indices" in records[0]:
-        return codes_of_records(records, dim)
+    if _holds(records[0], "indices", "values"):
+        return _without(records, CODE_FIELDS), codes_of_records(records, dim)
     with working("encoding the queries"):
-        if "embedding" in records[0]:
-            import numpy as np
+        if _holds(records[0], "embedding"):
+            codes = coder.codes_of_embeddings(embeddings_of(records))
+            return _without(records, ("embedding",)), codes
+        codes = coder.codes_of_texts([text_of(record) for record in records], query=True)
+        return _without(records, ()), codes
 
-            return coder.codes_of_embeddings(
-                np.array([field_of(record, "embedding", list) for record in records], np.float32)
-            )
-        return coder.codes_of_texts([field_of(r, FIELD, str) for r in records], query=True)
+
+def _holds(record: Record, *names: str) -> bool:
+    """Whether a line has lists of these names, or means to, as it has no text."""
+    if FIELD not in record.fields:
+        return names[0] in record.fields
+    return all(isinstance(record.fields.get(name), list) for name in names)
+
+
+def _without(records: list[Record], names: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in record.fields.items() if name not in names}
+        for record in records
+    ]
 
 
 def _write_hits(path: Path, scores: Any, ids: Any) -> None:
@@ -162,35 +213,50 @@ def _write_hits(path: Path, scores: Any, ids: Any) -> None:
     write_atomically(path, payload.getvalue())
 
 
-def emit_hits(records: list[dict[str, Any]], scores: Any, ids: Any, lines: Any = None) -> None:
-    """A JSON line for each query: its record, and hits, with the `lines` that they stand for."""
-    for query, record in enumerate(records):
+def emit_hits(
+    fields: Sequence[dict[str, Any]],
+    scores: Any,
+    ids: Any,
+    texts: Mapping[int, str] | None = None,
+    output: Path | None = None,
+) -> None:
+    """A JSON line for each query: its number, its fields, and hits, with the texts by their ids.
+
+    On standard error if the `output` is on standard output.
+    """
+    for query, own in enumerate(fields):
         found = zip(ids[query].tolist(), numbers_of(scores[query]), strict=True)
         hits = [
-            {"id": hit, "score": score} | ({} if lines is None else {FIELD: lines[hit]})
+            {"id": hit, "score": score} | ({} if texts is None else {FIELD: texts[hit]})
             for hit, score in found
             if hit >= 0
         ]
-        kept = {name: value for name, value in record.items() if name not in CODE_FIELDS}
-        emit({"query": query, **kept, "hits": hits})
+        own = set_aside(own, ("query", "hits"))
+        emit({"query": query, **own, "hits": hits}, stream_beside(output))
 
 
-def print_hits(scores: Any, ids: Any, lines: list[str] | None = None) -> None:
-    """A table of every query's hits."""
-    from rich.markup import escape
+def print_hits(
+    scores: Any,
+    ids: Any,
+    texts: Mapping[int, str] | None = None,
+    output: Path | None = None,
+) -> None:
+    """A table of every query's hits; as `emit_hits`."""
     from rich.table import Table
+    from rich.text import Text
 
     if not len(ids):
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("query", "rank", "score", "id"):
         table.add_column(name, justify="right")
-    if lines is not None:
+    if texts is not None:
         table.add_column("text")
     for query, (row_scores, row_ids) in enumerate(zip(scores, ids, strict=True)):
         for rank, (score, hit) in enumerate(zip(row_scores, row_ids, strict=True), start=1):
             if hit < 0:
                 continue
             cells = [str(query), str(rank), f"{score:.4f}", str(hit)]
-            table.add_row(*cells, *([] if lines is None else [escape(lines[hit])]))
-    console().print(table)
+            shown = [] if texts is None else [Text(printable(texts[int(hit)], keep="\t"))]
+            table.add_row(*cells, *shown)
+    console(stderr=stream_beside(output) is sys.stderr).print(table)

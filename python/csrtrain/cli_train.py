@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from csrkern.storage import check_folder
 from csrtrain.cli_io import (
     ARRAY,
     Embeddings,
@@ -18,10 +19,12 @@ from csrtrain.cli_io import (
     check_free,
     folder_for,
     numbers,
+    quoted,
     report,
     split_name,
     use_threads,
 )
+from csrtrain.cli_lines import MOST_LATENTS
 
 
 class Contrast(str, Enum):
@@ -90,7 +93,8 @@ def train(
         str, typer.Option(metavar="K,K,...", help="Smaller k's the model shall serve as well.")
     ] = "",
     hidden_dim: Annotated[
-        int | None, typer.Option(min=1, help="Latents (default: 4 times the width).")
+        int | None,
+        typer.Option(min=1, max=MOST_LATENTS, help="Latents (default: 4 times the width)."),
     ] = None,
     gamma: Annotated[
         float | None, typer.Option(help="Weight of the contrast (default: 0.1, with labels 1).")
@@ -134,7 +138,10 @@ def train(
 
       torchrun --nproc-per-node 8 -m csrtrain train embeddings.npy -o model
     """
-    check_free(output, force)
+    check_free(output, force, folder=True)
+    for place in (checkpoints, log_dir):
+        if place is not None:
+            check_folder(place)
     use_threads(threads)
     from csrtrain import distributed
     from csrtrain import train as train_model
@@ -180,7 +187,7 @@ def train(
     report(
         {"output": str(output), **model.config()},
         f"Wrote {output}: {model.input_dim} dimensions to {model.k} of {model.hidden_dim} latents."
-        f"\nNext: csrkern encode {output} {embeddings} -o codes.safetensors",
+        f"\nNext: csrkern encode {quoted(output, embeddings)} -o codes.safetensors",
         as_json,
     )
 

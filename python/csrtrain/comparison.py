@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -28,9 +27,10 @@ from csrtrain.evaluate import encode_all
 from csrtrain.least_squares import pursue, refit
 from csrtrain.matryoshka import MatryoshkaAdapter
 from csrtrain.metrics import Judgements, Vectors, linear_probe, search, v_measure
-from csrtrain.quantize import CENTROIDS, int8, product_quantized, search_binary
+from csrtrain.quantize import int8, product_obstacle, product_quantized, search_binary
 
 SOFT = 0.5
+PRODUCT = {"PQ": False, "OPQ": True}  # whether it rotates
 MOST_PACKED = 128  # latents; fitting the values of 200, which 256 bytes hold, takes 3 ms a row
 
 
@@ -113,7 +113,7 @@ def compare_dense(
 
     For every k: PCA and the first dimensions at k numbers and at the bytes of a k-sparse code
     (2k numbers), the k largest entries, and what takes at most those 4k bytes of int8 on
-    principal directions, signs, and, with `product`, PQ and OPQ (where FAISS is installed).
+    principal directions, signs, and, with `product`, PQ and OPQ, but for those `left_out`.
     """
     d = train.shape[1]
     both = task.database, task.queries
@@ -141,9 +141,16 @@ def compare_dense(
         if 4 * k <= d:
             x, database, queries = (pca.project(side, 4 * k) for side in (train, *both))
             yield _dense(task, "PCA int8", 4 * k, 4 * k, int8(x, database), queries)
-    if product and find_spec("faiss") is not None and len(train) >= CENTROIDS:
-        for rotate in (False, True):
-            yield from compare_product(task, train, ks, rotate=rotate)
+    if product:
+        for name, rotate in PRODUCT.items():
+            if name not in left_out(train):
+                yield from compare_product(task, train, ks, rotate=rotate)
+
+
+def left_out(train: Tensor) -> dict[str, str]:
+    """Why `compare_dense` leaves methods out that cannot learn from `train`, by their names."""
+    reasons = {name: product_obstacle(train, rotate=rotate) for name, rotate in PRODUCT.items()}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def compare_product(

@@ -17,9 +17,9 @@ from rich.markup import escape
 import csrkern
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrkern.storage import write_atomically
+from csrkern.storage import check_folder, write_atomically
 from csrtrain import StepReport, TrainConfig, demo_search, train
-from csrtrain.cli_io import console
+from csrtrain.cli_io import console, quoted
 from csrtrain.demo_data import DemoData, load_demo
 from csrtrain.evaluate import encode_all, latent_use
 from csrtrain.report import FAMILIES, DemoResult, Example, Method, Training, render, signed
@@ -111,7 +111,7 @@ def run(folder: Path, *, quick: bool = False, out: Console | None = None) -> Dem
         f"\n  models   {folder / MODELS['self']} (self contrast: no labels), "
         f"{folder / MODELS['label']} (label contrast)"
         f"\n  index    {folder / INDEX}, with its words in {folder / WORDS}"
-        '\nAsk it: csrkern demo --ask "a device for telling time"',
+        f'\nAsk it: csrkern demo -o {quoted(folder)} --ask "a device for telling time"',
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -127,6 +127,7 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(
             f"{folder} holds {foreign[0]}, which is not from a demo; choose another --output"
         )
+    check_folder(folder)
 
 
 def _train(family: str, data: DemoData, quick: bool, out: Console) -> Trained:

@@ -12,6 +12,7 @@ from csrkern import InvertedIndex
 from csrkern.nn import SparseAutoencoder
 from csrtrain import demo
 from csrtrain.evaluate import encode_all
+from csrtrain.lines import read_lines
 from csrtrain.texts import MINILM, TextModel
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def answer(
             f"got {embedding.shape[1]}; {MINILM} fits"
         )
     index = InvertedIndex.load(folder / demo.INDEX)
-    lines = (folder / demo.WORDS).read_text(encoding="utf-8").splitlines()
+    with open(folder / demo.WORDS, "rb") as stream:
+        lines = [text for _, text in read_lines(stream, demo.WORDS)]
     scores, ids = index.search(encode_all(model, embedding), topk=HITS)
     return [
         Hit(float(score), *lines[row].split("\t"))

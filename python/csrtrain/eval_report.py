@@ -42,8 +42,8 @@ def to_csv(results: Sequence[Result]) -> str:
     return text.getvalue()
 
 
-def to_html(results: Sequence[Result], title: str) -> str:
-    """A page with the main score against bytes and against active dimensions, and the table."""
+def to_html(results: Sequence[Result], title: str, notes: Sequence[str] = ()) -> str:
+    """A page with the main score against bytes and against active dimensions, table and notes."""
     measures = list(dict.fromkeys(name for result in results for name in result.scores))
     main = measures[0]
     methods = list(dict.fromkeys(result.method for result in results))
@@ -90,6 +90,7 @@ def to_html(results: Sequence[Result], title: str) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}'
         f"</title><style>{STYLE}{colours}</style></head><body><h1>{escape(title)}</h1>\n"
-        f"{figures}\n<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
-        "</body></html>\n"
+        f"{figures}\n<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>\n"
+        + "".join(f"<p>{escape(note)}</p>\n" for note in notes)
+        + "</body></html>\n"
     )

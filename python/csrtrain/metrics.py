@@ -24,19 +24,25 @@ class Judgements:
         rows: [m, 3] integers (query, document, grade), or [m, 2] where every grade is 1; rows of
             grade 0 or less do not count.
         n_queries: queries without a relevant document are left out of every mean.
+        n_documents: None: any number from 0 on may be a document.
 
     Raises:
-        ValueError: if the shape does not fit, a query is out of range, or nothing is relevant.
+        ValueError: if the shape does not fit, a query or a document is out of range, or nothing
+            is relevant.
     """
 
-    def __init__(self, rows: Any, n_queries: int) -> None:
+    def __init__(self, rows: Any, n_queries: int, n_documents: int | None = None) -> None:
         found = np.asarray(rows)
         if found.ndim != 2 or found.shape[1] not in (2, 3):
             raise ValueError(
                 f"qrels: expected rows of (query, document, grade), got {list(found.shape)}"
             )
-        if len(found) and not (found[:, 0].min() >= 0 and found[:, 0].max() < n_queries):
-            raise ValueError(f"qrels: expected queries in 0..{n_queries - 1}")
+        for column, what, count in ((0, "queries", n_queries), (1, "documents", n_documents)):
+            numbers = found[:, column]
+            wrong = numbers[(numbers < 0) | (numbers >= (np.inf if count is None else count))]
+            if len(wrong):
+                last = "" if count is None else count - 1
+                raise ValueError(f"qrels: expected {what} in 0..{last}, got {wrong[0]}")
         self.relevant: dict[int, dict[int, float]] = {}
         for row in found.tolist():
             query, document, grade = (*row, 1)[:3]

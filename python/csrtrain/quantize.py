@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,22 @@ def search_binary(
     return torch.cat(found).numpy()
 
 
+def product_obstacle(train: Tensor, *, rotate: bool = False) -> str:
+    """Return why `product_quantized` cannot learn from `train` [m, d]; "" if it can.
+
+    FAISS raises below 256 rows; OPQ of fewer rows than dimensions writes past its buffers, which
+    ends the process.
+    """
+    m, d = min(len(train), _PQ_SAMPLE), train.shape[1]
+    if find_spec("faiss") is None:
+        return "needs FAISS, which is not installed: pip install 'csrkern[eval]'"
+    if m < CENTROIDS:
+        return f"expected at least {CENTROIDS} rows, got {m}"
+    if rotate and m < d:
+        return f"expected at least as many rows as dimensions, {d}, got {m}"
+    return ""
+
+
 def product_quantized(train: Tensor, x: Tensor, n_bytes: int, *, rotate: bool = False) -> Tensor:
     """x [n, d] as stored in `n_bytes` bytes by PQ, or with `rotate` OPQ, and read back.
 
@@ -53,20 +71,23 @@ def product_quantized(train: Tensor, x: Tensor, n_bytes: int, *, rotate: bool = 
 
     Raises:
         ImportError: if FAISS is missing.
-        ValueError: if d is not a multiple of n_bytes, or m < 256.
+        ValueError: if d is not a multiple of n_bytes, or `train` has too few rows: m < 256 or,
+            with `rotate`, m < d.
     """
     d = x.shape[1]
-    if len(train) < CENTROIDS:
-        raise ValueError(f"train: expected at least {CENTROIDS} rows, got {len(train)}")
+    if obstacle := product_obstacle(train, rotate=rotate):
+        raise (ValueError if "rows" in obstacle else ImportError)(f"train: {obstacle}")
     if d % n_bytes:
         raise ValueError(f"n_bytes: expected a divisor of {d} dimensions, got {n_bytes}")
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError("PQ and OPQ need FAISS: pip install 'csrkern[eval]'") from error
+    import faiss
+
     step = max(1, len(train) // _PQ_SAMPLE)
-    sample = np.ascontiguousarray(train[::step][:_PQ_SAMPLE].numpy(), dtype=np.float32)
-    x_numpy = np.ascontiguousarray(x.numpy(), dtype=np.float32)
+    # FAISS ends the process where the square of a number overflows. Powers of two scale exactly.
+    _, exponent = math.frexp(max(float(train.abs().max()), float(x.abs().max())))
+    sample, x_numpy = (
+        np.ldexp(np.ascontiguousarray(rows.numpy(), dtype=np.float32), -exponent)
+        for rows in (train[::step][:_PQ_SAMPLE], x)
+    )
     quantizer = faiss.ProductQuantizer(d, n_bytes, CENTROIDS.bit_length() - 1)
     quantizer.cp.min_points_per_centroid = 1  # or it warns for every subquantiser
     rotation: Any = None
@@ -80,4 +101,4 @@ def product_quantized(train: Tensor, x: Tensor, n_bytes: int, *, rotate: bool = 
     stored = quantizer.decode(quantizer.compute_codes(x_numpy))
     if rotation is not None:
         stored = rotation.reverse_transform(stored)
-    return torch.from_numpy(np.ascontiguousarray(stored))
+    return torch.from_numpy(np.ldexp(np.ascontiguousarray(stored), exponent))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class Recipe:
 
 def _absolute(name: str | None) -> str | None:
     """A folder's full path; the name of a model on the Hub as it is."""
-    return str(Path(name).absolute()) if name and Path(name).is_dir() else name
+    return str(Path(name).absolute()) if name and os.path.isdir(name) else name
 
 
 class TextModel:
@@ -112,7 +113,7 @@ class TextModel:
         self.name = name
         if name == MINILM:
             name = _minilm()
-        offline = not Path(name).is_dir() and not _hub_answers()
+        offline = not os.path.isdir(name) and not _hub_answers()
         try:
             self.sparse = _is_sparse(name, offline)
             self.model = (SparseEncoder if self.sparse else SentenceTransformer)(
