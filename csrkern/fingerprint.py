@@ -24,27 +24,33 @@ State = tuple[int, int, bytes]
 class _Known(NamedTuple):
     tensors: list[weakref.ref[Tensor]]
     states: list[State]
-    fingerprint: str
+    own: str  # the fingerprint of the model without a partner
 
 
 _known: weakref.WeakKeyDictionary[SparseAutoencoder, _Known] = weakref.WeakKeyDictionary()
 
 
-def fingerprint_of(model: SparseAutoencoder) -> str:
-    """See `SparseAutoencoder.fingerprint`."""
+def fingerprint_of(model: SparseAutoencoder, *, alone: bool = False) -> str:
+    """Return `SparseAutoencoder.fingerprint`, or with `alone` that without a partner."""
+    partner = None if alone else model.partner
     encoder = model.encoder.weight, model.latent_bias, model.pre_bias
     if not all(map(_is_whole, encoder)):
         kinds = ", ".join(f"{type(t).__name__} on {t.device}" for t in encoder)
         raise ValueError(f"fingerprint: expected a model with its weights in memory, got {kinds}")
     known = None if model.training else _known.get(model)
     if known is not None and _are_as_known(encoder, known):
-        return known.fingerprint
+        return of_two(known.own, partner)
     sizes = {name: getattr(model, name) for name in ("input_dim", "hidden_dim", "normalize")}
     with torch.no_grad():
-        found = digest(sizes, map(_numbers, encoder))
+        own = digest(sizes, map(_numbers, encoder))
     if not model.training:
-        _known[model] = _Known([weakref.ref(t) for t in encoder], [*map(_state, encoder)], found)
-    return found
+        _known[model] = _Known([weakref.ref(t) for t in encoder], [*map(_state, encoder)], own)
+    return of_two(own, partner)
+
+
+def of_two(own: str, partner: str | None) -> str:
+    """Return what two models that share their latents have in common; one alone has its own."""
+    return own if partner is None else digest({"models": sorted((own, partner))}, ())
 
 
 def fingerprint_of_codes(model: SparseAutoencoder, encoder: Encoder) -> str | None:
@@ -67,7 +73,7 @@ def fingerprint_of_codes(model: SparseAutoencoder, encoder: Encoder) -> str | No
         return None
     known = _known.get(model)
     if known is not None and _are_as_known(encoder, known):
-        return known.fingerprint
+        return of_two(known.own, model.partner)
     if not all(map(_is_whole, encoder)) or _is_capturing(encoder[0]):
         return None
     return fingerprint_of(model)

@@ -16,6 +16,7 @@ from csrkern.arguments import array_of, check_at_least, check_bool, check_choice
 from csrkern.codes import SparseCodes
 from csrkern.embeddings import check_matrix, copy_floats, held_array, open_npy
 from csrkern.fingerprint import fingerprint_of, fingerprint_of_codes, forget
+from csrkern.identity import check_fingerprint
 from csrkern.index_rerank import Rerank
 from csrkern.ops.autoencode import autoencode
 from csrkern.ops.decode import decode
@@ -92,6 +93,8 @@ class SparseAutoencoder(nn.Module):
             it after decoding.
         dead_threshold: a latent is dead after this many optimiser steps without use.
         tied: decode with the encoder's weight.
+        partner: the fingerprint, without a partner, of another model over the same latents; see
+            `share_latents_with`.
         device, dtype: of the tensors, as for `nn.Linear`.
 
     Attributes:
@@ -123,6 +126,7 @@ class SparseAutoencoder(nn.Module):
         dead_threshold: int = 30,
         tied: bool = True,
         *,
+        partner: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -136,6 +140,7 @@ class SparseAutoencoder(nn.Module):
         self.normalize = check_bool("normalize", normalize)
         self.dead_threshold = check_at_least("dead_threshold", dead_threshold, 0)
         self.tied = check_bool("tied", tied)
+        self.partner = check_fingerprint("partner", partner)
         self.dead_capacity: int | None = None
         d, h = self.input_dim, self.hidden_dim
         place: Any = {"device": device, "dtype": dtype}
@@ -237,6 +242,7 @@ class SparseAutoencoder(nn.Module):
 
         They are the BLAKE2b hash of input_dim, hidden_dim, normalize and of encoder.weight,
         latent_bias and pre_bias as float32: not of k, the decoder, the device or a file's name.
+        Models that `share_latents_with` each other have one together.
         Codes, their files and indexes keep it, so that those of another model are refused
         (csrkern.ModelMismatchError). Codes that `encode` makes of a tensor in training mode or
         while a function is traced have none.
@@ -247,6 +253,22 @@ class SparseAutoencoder(nn.Module):
             ValueError: if the weights are not whole and in memory (meta device, FSDP).
         """
         return fingerprint_of(self)
+
+    def share_latents_with(self, other: SparseAutoencoder) -> None:
+        """Give both models one fingerprint, as codes of either mean the same latents.
+
+        So the codes of one can be searched in an index of the other's. Models of
+        `csrtrain.train_two` are such. When one of them changes, it has another fingerprint.
+
+        Raises:
+            ValueError: if the models have other numbers of latents.
+        """
+        if other.hidden_dim != self.hidden_dim:
+            raise ValueError(
+                f"other: expected a model of {self.hidden_dim} latents, got {other.hidden_dim}"
+            )
+        self.partner = fingerprint_of(other, alone=True)
+        other.partner = fingerprint_of(self, alone=True)
 
     def autoencode(
         self, x: Tensor, ks: Sequence[int], precision: str = "auto"
@@ -445,7 +467,8 @@ class SparseAutoencoder(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {name: getattr(self, name) for name in _CONFIG_NAMES}
+        shared = {} if self.partner is None else {"partner": self.partner}
+        return {name: getattr(self, name) for name in _CONFIG_NAMES} | shared
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes config.json and model.safetensors into `directory`, each renamed into place.
@@ -501,7 +524,8 @@ class SparseAutoencoder(nn.Module):
                     f"{folder / CONFIG_NAME}: {name}: expected {expected.__name__}, got {value!r}"
                 )
         try:
-            model = cls(**known, device="meta")  # no memory or random numbers before the checks
+            # No memory or random numbers before the checks.
+            model = cls(**known, partner=config.get("partner"), device="meta")
         except ValueError as error:
             raise ValueError(f"{folder / CONFIG_NAME}: {error}") from error
         does_not_fit = f"{folder / WEIGHTS_NAME} does not fit its config"

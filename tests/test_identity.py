@@ -22,7 +22,7 @@ from csrkern.fingerprint import fingerprint_of_codes
 from csrkern.identity import check_same_model
 from csrkern.index_file import HEADER
 from csrkern.nn import SparseAutoencoder
-from csrtrain import encode_all
+from csrtrain import TrainConfig, encode_all, train_two
 
 D, H, K = 8, 32, 4
 OTHER = "00112233445566ff"
@@ -90,6 +90,38 @@ def steps(model: SparseAutoencoder, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
         model(rows())[0].square().sum().backward()
         optimizer.step()
+
+
+def test_models_that_share_latents_have_one(tmp_path):
+    torch.manual_seed(3)
+    image, text = make(1), SparseAutoencoder(5, H, K).eval()
+    alone = image.fingerprint, text.fingerprint
+    image.share_latents_with(text)
+    shared = image.fingerprint
+    assert shared == text.fingerprint
+    assert shared not in alone
+    index = InvertedIndex.build(image.encode(rows()))
+    index.search(text.encode(torch.randn(4, 5)), 3)
+    text.save_pretrained(tmp_path / "text")
+    assert SparseAutoencoder.from_pretrained(tmp_path / "text").fingerprint == shared
+    assert SparseAutoencoder(**text.config()).partner == text.partner == alone[0]
+    with torch.no_grad():
+        text.latent_bias.add_(1)
+    assert text.fingerprint != image.fingerprint == shared
+    with pytest.raises(ValueError, match="other: expected a model of 32 latents, got 16"):
+        image.share_latents_with(SparseAutoencoder(D, 16, K))
+    config = json.loads((tmp_path / "text/config.json").read_text())
+    (tmp_path / "text/config.json").write_text(json.dumps({**config, "partner": "it"}))
+    with pytest.raises(ValueError, match="json: partner: expected 16 hexadecimal digits"):
+        SparseAutoencoder.from_pretrained(tmp_path / "text")
+
+
+def test_adapters_that_are_trained_together_have_one():
+    x = rows(64).numpy()
+    config = TrainConfig(contrast="clip", k=4, hidden_dim=H, steps=3, batch_size=32)
+    first, second = train_two(x, x[:, :5].copy(), config, progress=False)
+    assert first.encode(rows()).fingerprint == second.encode(rows()[:, :5]).fingerprint
+    assert first.fingerprint == second.fingerprint
 
 
 CHANGES = {

@@ -98,6 +98,8 @@ class Prepared:
             assert isinstance(model, SparseAutoencoder)
             copied = copy.deepcopy(model).cpu()
             done.append((copied if side.subspace is None else side.subspace.fold(copied)).eval())
+        if len(done) == 2:
+            done[0].share_latents_with(done[1])
         return done
 
 
