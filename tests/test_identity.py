@@ -362,6 +362,23 @@ def test_files_of_codes_hold_it(form, codes, tmp_path):
         save(codes, path)
 
 
+def test_tables_hold_it(codes, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    from csrkern.integrations.frames import FINGERPRINT, from_arrow, to_arrow
+
+    pq.write_table(to_arrow(codes), tmp_path / "codes.parquet")
+    table = pq.read_table(tmp_path / "codes.parquet")
+    assert from_arrow(table, H).fingerprint == codes.fingerprint
+    assert from_arrow(table.to_batches()[0], H).fingerprint == codes.fingerprint
+    assert from_arrow(table.replace_schema_metadata(), H).fingerprint is None
+    assert from_arrow(pa.table(table.to_pydict()), H).fingerprint is None
+    codes.fingerprint = None
+    assert from_arrow(to_arrow(codes), H).fingerprint is None
+    with pytest.raises(ValueError, match="fingerprint of the table: expected 16"):
+        from_arrow(table.replace_schema_metadata({FINGERPRINT: b"\xff"}), H)
+
+
 def metadata(path) -> dict[str, str]:
     from safetensors import safe_open
 

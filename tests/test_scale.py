@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scale_shards import DIM, build_sharded, random_codes
 
-from csrkern import InvertedIndex
+from csrkern import InvertedIndex, ModelMismatchError
 from csrkern.nn import SparseAutoencoder
 from csrtrain.evaluate import encode_all
 from csrtrain.scale import build, encode, shards
@@ -174,6 +174,51 @@ def test_manifest_refuses_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected metric='ip' as the others, got metric='cosine'"):
         build.add_shard(tmp_path / "cosine", tmp_path / "index")
     assert shards.newest(folder).number == 2
+
+
+def test_pieces_and_shards_are_of_one_model(
+    tmp_path: Path,
+    model: Path,
+    without_ray: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from csrkern import SparseCodes
+
+    def build_here(_ray: Any, source: Folder, out: Folder, todo: Any, form: Any, _: Any) -> Any:
+        return (build.build_one(source, out, plan, form) for plan in todo)
+
+    without_ray()
+    monkeypatch.setattr(build, "connected", encode.connected)
+    monkeypatch.setattr(build, "import_ray", encode.import_ray)
+    monkeypatch.setattr(build, "_run", build_here)
+    np.save(tmp_path / "rows.npy", embeddings(60))
+    own = SparseAutoencoder.from_pretrained(model).fingerprint
+    encode.encode_corpus(str(tmp_path / "rows.npy"), model, tmp_path / "codes", piece_rows=25)
+    manifest = encode.read_codes_manifest(Folder.of(tmp_path / "codes"))
+    assert manifest["fingerprint"] == own
+    for piece in manifest["pieces"]:
+        assert SparseCodes.load(tmp_path / "codes" / piece["file"]).fingerprint == own
+    found = build.build_shards(tmp_path / "codes", tmp_path / "index", shards=2)
+    assert found.fingerprint == own
+    for shard in found.shards:
+        assert InvertedIndex.load(tmp_path / "index" / shard.name).fingerprint == own
+
+    SparseAutoencoder(8, DIM, 6).save_pretrained(model)  # trained anew, under the same name
+    with pytest.raises(ValueError, match="differs in: fingerprint"):
+        encode.encode_corpus(str(tmp_path / "rows.npy"), model, tmp_path / "codes", piece_rows=25)
+    encode.encode_corpus(str(tmp_path / "rows.npy"), model, tmp_path / "codes2", piece_rows=25)
+    other = SparseAutoencoder.from_pretrained(model)
+    with pytest.raises(ValueError, match=f"holds codes of another model .fingerprint {own}"):
+        build.build_shards(tmp_path / "codes2", tmp_path / "index", shards=2)
+    more = InvertedIndex.build(other.encode(embeddings(4)), np.arange(90, 94), metric="cosine")
+    more.save(tmp_path / "more")
+    (tmp_path / "more/adapter").mkdir()  # as the command line keeps it
+    with pytest.raises(ModelMismatchError, match=f"{other.fingerprint}.* than the other shards"):
+        build.add_shard(tmp_path / "more", tmp_path / "index")
+    forced = build.add_shard(tmp_path / "more", tmp_path / "index", any_model=True)
+    assert forced.fingerprint == own
+    replaced = build.build_shards(tmp_path / "codes2", tmp_path / "index", shards=2, replace=True)
+    assert replaced.fingerprint == other.fingerprint
 
 
 @pytest.mark.parametrize("dies_at", ["create", "write"])

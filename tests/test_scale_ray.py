@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from benchmarks.scale.drill import kill_process
-from csrkern import InvertedIndex, SparseCodes
+from csrkern import InvertedIndex, ModelMismatchError, SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.evaluate import encode_all
 from csrtrain.scale import ShardedIndex, add_shard, build_shards, encode, encode_corpus
@@ -95,6 +95,10 @@ def test_sharded_is_one_index(encoded: tuple[Path, SparseCodes]) -> None:
     np.testing.assert_array_equal(answer.ids, expected[1])
     np.testing.assert_array_equal(answer.scores, expected[0])
     assert ShardedIndex.connect("two").dim == H
+    queries = SparseAutoencoder(D, H, K).eval().encode(np.zeros((2, D), np.float32))
+    with pytest.raises(ModelMismatchError, match="queries: made by another model"):
+        with_two.search(queries)
+    assert with_two.search(queries, any_model=True).complete
     serve.delete("two")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from scale_shards import DIM, build_sharded, random_codes
 
-from csrkern import InvertedIndex
+from csrkern import InvertedIndex, ModelMismatchError
 from csrtrain.scale import build, shards
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits, merge_hits
@@ -221,6 +222,46 @@ def test_gateway_turns_to_a_new_generation(tmp_path: Path) -> None:
 def test_bad_requests_are_refused(body: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         _request_of(body, DIM)
+
+
+OWN, OTHER = "0123456789abcdef", "fedcba9876543210"
+
+
+class FakeRequest:
+    """One of Starlette's."""
+
+    def __init__(self, body: Any = None) -> None:
+        self.method = "GET" if body is None else "POST"
+        self.body = body
+
+    async def json(self) -> Any:
+        return self.body
+
+
+def test_requests_of_another_model_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("starlette")
+    index = InvertedIndex.build(random_codes(50), dim=DIM)
+    index.fingerprint = OWN
+    index.save(tmp_path / "part")
+    build.add_shard(tmp_path / "part", tmp_path / "index")
+    folder = Folder.of(tmp_path / "index")
+    values, indices = random_codes(2, seed=1)
+    body = {"values": values.tolist(), "indices": indices.tolist()}
+
+    async def run() -> None:
+        gateway = Gateway(folder, [FakeHandle(Holder(folder, 1), [])], 60.0)
+        facts = json.loads((await gateway(FakeRequest())).body)
+        assert facts["fingerprint"] == OWN
+        for told in ({}, {"fingerprint": OWN}, {"fingerprint": None}):
+            assert (await gateway(FakeRequest(body | told))).status_code == 200
+        refused = await gateway(FakeRequest(body | {"fingerprint": OTHER}))
+        assert refused.status_code == 409
+        assert OWN in json.loads(refused.body)["error"]
+        assert (await gateway(FakeRequest(body | {"fingerprint": "mine"}))).status_code == 400
+        with pytest.raises(ModelMismatchError):
+            await gateway.search(Request(values, indices, 5, 5.0, OTHER))
+
+    asyncio.run(run())
 
 
 def test_hits_of_nothing() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from csrkern.codes import SparseCodes
+from csrkern.identity import check_fingerprint
 from csrkern.integrations.arrow import item_type, list_items
 from csrkern.integrations.rows import codes_of, flat_rows, rows_of
 
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 INDICES, VALUES = "indices", "values"
+FINGERPRINT = b"csrkern.fingerprint"  # in the metadata of a table's schema
 
 
 def to_arrow(codes: SparseCodes, indices: str = INDICES, values: str = VALUES) -> pa.Table:
     """Return a table of two list columns: `indices` list<int32> and `values` list<float>, [n].
 
-    float16 codes give list<halffloat>, bfloat16 ones list<float>.
+    float16 codes give list<halffloat>, bfloat16 ones list<float>. The fingerprint of the codes is
+    in the metadata of the schema, which Parquet and Feather files keep.
 
     Raises:
         TypeError: if `codes` are not SparseCodes.
@@ -45,7 +48,8 @@ def to_arrow(codes: SparseCodes, indices: str = INDICES, values: str = VALUES) -
         indices: pa.ListArray.from_arrays(offsets, pa.array(flat_indices)),
         values: pa.ListArray.from_arrays(offsets, pa.array(flat_values)),
     }
-    return pa.table(columns)
+    known = {} if codes.fingerprint is None else {FINGERPRINT: codes.fingerprint}
+    return pa.table(columns, metadata=known)
 
 
 def from_arrow(
@@ -80,7 +84,11 @@ def from_arrow(
             f"row {row}: expected as many {values!r} as {indices!r}, "
             f"got {other[row]} and {lengths[row]}"
         )
-    return codes_of(latents, numbers, lengths, dim, k)
+    codes = codes_of(latents, numbers, lengths, dim, k)
+    metadata = table.schema.metadata or {}
+    fingerprint = metadata.get(FINGERPRINT, b"").decode(errors="replace") or None
+    codes.fingerprint = check_fingerprint("fingerprint of the table", fingerprint)
+    return codes
 
 
 def to_pandas(codes: SparseCodes, indices: str = INDICES, values: str = VALUES) -> pd.DataFrame:
