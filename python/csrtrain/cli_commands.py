@@ -79,8 +79,9 @@ def demo(
     """Show it all on real data: a reverse dictionary, from a definition to its word.
 
     Trains two adapters on 16,060 WordNet definitions that are part of this package, one without
-    labels and one with, searches 3,877 others, and compares accuracy, bytes and time with dense
-    vectors and PCA. Writes report.html, the models and the index; a second run replaces them.
+    labels and one with, searches with 3,877 others, and compares accuracy, bytes and time with
+    dense vectors and PCA. Asks twelve everyday questions. Writes report.html, the models and the
+    index; a second run replaces them.
 
     [bold]Examples[/bold]
 
@@ -102,7 +103,9 @@ def demo(
 
     found = answer(output, ask, text_model, quick=quick, out=out)
     if as_json:
-        emit({"definition": ask, "hits": [hit._asdict() for hit in found]})
+        kinds = {"hits": found.hits, "dense": found.dense}
+        hits = {kind: [hit._asdict() for hit in hits] for kind, hits in kinds.items()}
+        emit({"definition": ask, **hits})
     else:
         show(ask, found, out)
 

@@ -20,30 +20,35 @@ from csrkern.nn import SparseAutoencoder
 from csrkern.storage import check_folder, write_atomically
 from csrtrain import StepReport, TrainConfig, demo_search, train
 from csrtrain.cli_io import console, quoted
-from csrtrain.demo_data import DemoData, load_demo
+from csrtrain.demo_data import QUESTIONS, DemoData, Text, dictionary, load_demo, load_everyday
 from csrtrain.evaluate import encode_all, latent_use
-from csrtrain.report import FAMILIES, DemoResult, Example, Method, Training, render, signed
+from csrtrain.report import (
+    FAMILIES,
+    DemoResult,
+    Example,
+    Method,
+    Training,
+    method_name,
+    render,
+    signed,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
     from rich.table import Table
 
 ACTIVE = (2, 4, 8, 16, 32)
-BASELINE_ACTIVE = (8, 16, 32)
-PCA_DIMS = (8, 16, 32, 64)
+PCA_DIMS = tuple(2 * k for k in ACTIVE)  # as many bytes: a code takes two more for each latent
 # Each one adapter for every k, trained at k = 8: CSR-32 is 4k, which the loss trains as well.
 _RECIPE = TrainConfig(hidden_dim=1536, k=8, steps=400, lr=2e-3, decay=1.0)
 RECIPES = {"self": _RECIPE, "label": dataclasses.replace(_RECIPE, contrast="label")}
 QUICK_STEPS = 10
 QUICK_NOTE = "This was a quick run, far from trained: leave out --quick for the real figures.\n"
 ROUNDS, QUICK_ROUNDS = 5, 1
-N_EXAMPLES = 6
-SHOWN = {
-    ("dense", 384): "dense 384",
-    ("self", 32): "CSR-32 self contrast",
-    ("self", 8): "CSR-8 self contrast",
-}
-N_WORDS = 4
+EXAMPLE_ACTIVE = (32, 8)
+N_WORDS = 5
 # The files of a demo folder; `model` and `index` are what --ask uses again.
 MODELS = {"self": "model", "label": "model-label"}
 INDEX, WORDS, RESULTS, REPORT = "index", "words.txt", "results.json", "report.html"
@@ -75,15 +80,16 @@ def run(folder: Path, *, quick: bool = False, out: Console | None = None) -> Dem
     trained = {family: _train(family, data, quick, out) for family in RECIPES}
     training_seconds = sum(t.history.seconds for t in trained.values())
     rounds = QUICK_ROUNDS if quick else ROUNDS
+    rows, texts = dictionary()
+    codes = encode_all(trained["self"].model, rows, ACTIVE[-1])
     out.print("Comparing with dense search, top-k and PCA ...", highlight=False)
     best = f"The fastest of {rounds} runs." if rounds > 1 else "A single run."
-    methods, searches = _compare(data, trained, rounds)
+    methods = _compare(data, trained, rounds)
     encoding = _encoding_micros(trained["self"].model, data, rounds)
-    examples = _examples(data, searches)
     result = DemoResult(
         methods=methods,
         trainings=[t.history for t in trained.values()],
-        examples=examples,
+        examples=_examples(rows, texts, trained["self"].model, codes),
         timing=(
             f"All {len(data.test):,} queries in one batch on {torch.get_num_threads()} threads, "
             "from the dense query embedding to the ids of its ten nearest: encoding or projecting "
@@ -97,14 +103,8 @@ def run(folder: Path, *, quick: bool = False, out: Console | None = None) -> Dem
     out.print(_table(result))
     out.print(f"[dim]{result.timing}[/dim]\n")
     out.print(_summary(result, quick), highlight=False)
-    for example in examples[:4]:
-        words = " · ".join(example.found["CSR-32 self contrast"])
-        out.print(
-            f"“{escape(example.definition)}” [dim]is {escape(example.words)};[/dim] "
-            f"found: [bold]{escape(words)}[/bold]",
-            highlight=False,
-        )
-    _write(folder, result, data, trained)
+    out.print(_answers(result.examples, len(codes)))
+    _write(folder, result, trained, codes, texts)
     out.print(
         f"\nTrained twice in {training_seconds:.0f} s, {time.perf_counter() - began:.0f} s in all."
         f"\n  report   {folder / REPORT}"
@@ -151,20 +151,18 @@ def _train(family: str, data: DemoData, quick: bool, out: Console) -> Trained:
     return Trained(model, codes, history)
 
 
-def _compare(
-    data: DemoData, trained: dict[str, Trained], n_rounds: int
-) -> tuple[list[Method], list[demo_search.Search]]:
+def _compare(data: DemoData, trained: dict[str, Trained], n_rounds: int) -> list[Method]:
     rows, queries = torch.from_numpy(data.train), torch.from_numpy(data.test)
     searches = [
         demo_search.dense_search(rows),
-        *demo_search.topk_searches(rows, BASELINE_ACTIVE),
+        *demo_search.topk_searches(rows, ACTIVE),
         *demo_search.pca_searches(rows, PCA_DIMS),
     ]
     for family, adapter in trained.items():
         searches += demo_search.csr_searches(family, adapter.model, adapter.codes, ACTIVE)
     # In rounds over all searches, so that a busy moment of the machine does not hit one alone.
     rounds = [[search.seconds(queries) for search in searches] for _ in range(n_rounds)]
-    methods = [
+    return [
         Method(
             family=search.family,
             active=search.active,
@@ -174,7 +172,6 @@ def _compare(
         )
         for search, times in zip(searches, zip(*rounds, strict=True), strict=True)
     ]
-    return methods, searches
 
 
 def _encoding_micros(model: SparseAutoencoder, data: DemoData, n_rounds: int) -> float:
@@ -186,28 +183,29 @@ def _encoding_micros(model: SparseAutoencoder, data: DemoData, n_rounds: int) ->
     return 1e6 * min(times) / len(queries)
 
 
-def _examples(data: DemoData, searches: list[demo_search.Search]) -> list[Example]:
-    """Test definitions of readable length, drawn at random, with the words found."""
-    shown = [s for s in searches if (s.family, s.active) in SHOWN]
-    lengths = np.array([len(text.definition.split()) for text in data.test_texts])
-    readable = np.flatnonzero((lengths >= 5) & (lengths <= 14))
-    picked = np.random.default_rng(0).choice(readable, N_EXAMPLES, replace=False)
-    queries = torch.from_numpy(data.test[picked])
-    found = {SHOWN[s.family, s.active]: s.run(queries) for s in shown}
-    return [
-        Example(
-            data.test_texts[row].definition,
-            data.test_texts[row].words,
-            {name: _words(data, ids[i]) for name, ids in found.items()},
-        )
-        for i, row in enumerate(picked)
-    ]
+def _examples(
+    rows: np.ndarray, texts: list[Text], model: SparseAutoencoder, codes: SparseCodes
+) -> list[Example]:
+    """All packaged questions, each with the words that dense search and codes find for it."""
+    searches = [demo_search.dense_search(torch.from_numpy(rows))]
+    searches += demo_search.csr_searches("self", model, codes, EXAMPLE_ACTIVE)
+    asked = torch.from_numpy(load_everyday().questions)
+    names = [method_name(s.family, s.active).removesuffix(" self contrast") for s in searches]
+    found = {
+        f"{name}, {search.bytes} bytes": search.run(asked)
+        for name, search in zip(names, searches, strict=True)
+    }
+    examples = []
+    for i, (question, answers) in enumerate(QUESTIONS.items()):
+        words = {kind: _words(texts, ids[i], answers) for kind, ids in found.items()}
+        examples.append(Example(question, answers, words))
+    return examples
 
 
-def _words(data: DemoData, ids: np.ndarray) -> list[str]:
-    """The first word of each of the nearest definitions, without repeats."""
-    words = [data.texts[row].words.split(", ")[0] for row in ids if row >= 0]
-    return list(dict.fromkeys(words))[:N_WORDS]
+def _words(texts: list[Text], ids: np.ndarray, answers: tuple[str, ...]) -> list[str]:
+    """A word of each of the nearest definitions: one that answers, or else the first."""
+    words = [texts[row].words.split(", ") for row in ids[:N_WORDS] if row >= 0]
+    return [next((word for word in some if word in answers), some[0]) for some in words]
 
 
 def _table(result: DemoResult) -> Table:
@@ -216,33 +214,62 @@ def _table(result: DemoResult) -> Table:
     table = Table(
         title="Words by definition: nearest neighbour in the same class", title_justify="left"
     )
+    table.add_column("bytes a vector", justify="right")
     table.add_column("method")
-    for name in ("1-NN accuracy", "bytes a vector", "µs a query", "speed"):
-        table.add_column(name, justify="right")
+    for heading in ("1-NN accuracy", "µs a query", "speed"):
+        table.add_column(heading, justify="right")
     styles = {"self": "bold cyan", "label": "bold yellow"}
-    family = "dense"
-    for method in result.methods:
-        if method.family != family:
-            table.add_section()
-            family = method.family
-        table.add_row(
-            method.name,
-            f"{method.accuracy:.1f}%",
-            str(method.bytes),
-            f"{method.micros:.1f}",
-            f"{result.speed(method):.1f}×",
-            style=styles.get(family),
-        )
+    for n_bytes, methods in result.by_bytes():
+        for method in methods:
+            table.add_row(
+                str(n_bytes),
+                method.name,
+                f"{method.accuracy:.1f}%",
+                f"{method.micros:.1f}",
+                f"{result.speed(method):.1f}×",
+                style=styles.get(method.family),
+            )
+        table.add_section()
+    return table
+
+
+def _answers(examples: Sequence[Example], n: int) -> Table:
+    """The place of the answer to each question, and the words that the longest codes found."""
+    from rich.table import Table
+
+    kinds = list(examples[0].found)
+    table = Table(
+        title=f"{len(examples)} questions, written before they were searched for, to {n:,} "
+        f"definitions:\nthe place of the answer among the first {N_WORDS}",
+        title_justify="left",
+        show_footer=True,
+    )
+    table.add_column("question", footer="answered")
+    for kind in kinds:
+        answered = sum(example.place(kind) is not None for example in examples)
+        heading = kind.replace(", ", "\n")
+        table.add_column(heading, justify="right", footer=f"{answered} of {len(examples)}")
+    table.add_column(f"nearest by {kinds[1].split(',')[0]}")
+    for example in examples:
+        words = [
+            f"[bold cyan]{escape(word)}[/]" if word in example.answers else escape(word)
+            for word in example.found[kinds[1]][:3]
+        ]
+        places = [str(example.place(kind) or "–") for kind in kinds]
+        table.add_row(escape(example.question), *places, " · ".join(words))
     return table
 
 
 def _summary(result: DemoResult, quick: bool) -> str:
-    plain, labelled, pca = (result.method(family, 8) for family in ("self", "label", "pca"))
+    plain, labelled, pca = (
+        result.method(*kind) for kind in (("self", 8), ("label", 8), ("pca", 16))
+    )
     dense = result.dense
     return (
-        "[bold cyan]Without labels, CSR-8[/bold cyan] is "
-        f"{signed(plain.accuracy - pca.accuracy)} points against PCA-8, in {plain.bytes} bytes "
-        f"where dense takes {dense.bytes}, {result.speed(plain):.1f}× as fast.\n"
+        f"[bold cyan]Without labels, CSR-8[/bold cyan] is {signed(plain.accuracy - pca.accuracy)} "
+        f"points against PCA-16, in the same {plain.bytes} bytes, and "
+        f"{signed(plain.accuracy - dense.accuracy)} against dense, in {dense.bytes}; "
+        f"{result.speed(plain):.1f}× as fast as dense.\n"
         "[bold yellow]With labels, CSR-8[/bold yellow] is "
         f"{signed(labelled.accuracy - dense.accuracy)} points against the dense vectors it is made "
         "from.\n" + QUICK_NOTE * quick
@@ -279,16 +306,20 @@ def _processor() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def _write(folder: Path, result: DemoResult, data: DemoData, trained: dict[str, Trained]) -> None:
+def _write(
+    folder: Path,
+    result: DemoResult,
+    trained: dict[str, Trained],
+    codes: SparseCodes,
+    texts: list[Text],
+) -> None:
     """Fills the folder; results.json goes first and comes last, so it stands for the whole."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULTS).unlink(missing_ok=True)
     for family, name in MODELS.items():
         trained[family].model.save_pretrained(folder / name)
-    adapter = trained["self"]
-    codes = SparseCodes.cat([adapter.codes, encode_all(adapter.model, data.test, ACTIVE[-1])])
     InvertedIndex.build(codes, metric="cosine").save(folder / INDEX)
-    lines = "".join(f"{text.words}\t{text.definition}\n" for text in data.texts)
+    lines = "".join(f"{text.words}\t{text.definition}\n" for text in texts)
     write_atomically(folder / WORDS, lines.encode())
     write_atomically(folder / REPORT, render(result).encode())
     results = json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False)

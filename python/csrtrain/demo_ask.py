@@ -11,6 +11,8 @@ from rich.markup import escape
 from csrkern import InvertedIndex
 from csrkern.nn import SparseAutoencoder
 from csrtrain import demo
+from csrtrain.baselines import dense_bytes, sparse_bytes
+from csrtrain.demo_data import dictionary
 from csrtrain.evaluate import encode_all
 from csrtrain.lines import read_lines
 from csrtrain.texts import MINILM, TextModel
@@ -29,6 +31,15 @@ class Hit(NamedTuple):
     definition: str
 
 
+class Answer(NamedTuple):
+    """The nearest definitions, best first, by codes and by embeddings, and what these take."""
+
+    hits: list[Hit]
+    dense: list[Hit]
+    code_bytes: int
+    dense_bytes: int
+
+
 def answer(
     folder: Path,
     definition: str,
@@ -36,8 +47,8 @@ def answer(
     *,
     quick: bool = False,
     out: Console | None = None,
-) -> list[Hit]:
-    """The words whose definitions are nearest, best first, running the demo first if need be.
+) -> Answer:
+    """Return the words whose definitions are nearest; run the demo first if need be.
 
     Args:
         folder: where a demo has been, or shall be, written.
@@ -66,21 +77,35 @@ def answer(
     with open(folder / demo.WORDS, "rb") as stream:
         lines = [text for _, text in read_lines(stream, demo.WORDS)]
     scores, ids = index.search(encode_all(model, embedding), topk=HITS)
-    return [
+    hits = [
         Hit(float(score), *lines[row].split("\t"))
         for score, row in zip(scores[0], ids[0], strict=True)
         if row >= 0
     ]
+    rows, texts = dictionary()
+    dense = (rows @ embedding[0]).astype(float)
+    nearest = np.argsort(-dense)[:HITS]
+    return Answer(
+        hits,
+        [Hit(dense[row], *texts[row]) for row in nearest],
+        sparse_bytes(index.k, index.dim),
+        dense_bytes(rows.shape[1]),
+    )
 
 
-def show(definition: str, hits: list[Hit], out: Console) -> None:
+def show(definition: str, found: Answer, out: Console) -> None:
     """Prints what was found."""
     out.print(f"“{definition}”", style="italic", markup=False, highlight=False)
-    for hit in hits:
-        out.print(
-            f"  {hit.score:.2f}  [bold]{escape(hit.words)}[/bold]: {escape(hit.definition)}",
-            highlight=False,
-        )
+    for title, hits in (
+        (f"by codes, {found.code_bytes} bytes a definition", found.hits),
+        (f"by the embeddings themselves, {found.dense_bytes} bytes", found.dense),
+    ):
+        out.print(title, style="dim")
+        for hit in hits:
+            out.print(
+                f"  {hit.score:.2f}  [bold]{escape(hit.words)}[/bold]: {escape(hit.definition)}",
+                highlight=False,
+            )
 
 
 def embed(definition: str, text_model: str) -> np.ndarray:

@@ -8,6 +8,24 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Twelve questions in our own words about things that the packaged definitions hold, written down
+# before any of them was searched for. None was changed or left out for what it finds.
+QUESTIONS = {
+    "a device for telling time": ("clock", "watch", "timepiece"),
+    "a large animal with a trunk": ("elephant",),
+    "sweet stuff that bees make": ("honey",),
+    "someone who fixes water pipes": ("plumber",),
+    "a vehicle with two wheels and pedals": ("bicycle",),
+    "white flakes that fall in winter": ("snow",),
+    "a thing to sleep on": ("bed",),
+    "what keeps you dry in the rain": ("umbrella",),
+    "the season when leaves fall": ("autumn",),
+    "a place where books are lent": ("library",),
+    "a machine that keeps food cold": ("refrigerator",),
+    "where sick people are treated": ("hospital",),
+}
+"""What the demo asks, and the words that answer it."""
+
 
 class Text(NamedTuple):
     """One WordNet synset."""
@@ -36,20 +54,54 @@ class DemoData(NamedTuple):
         return self.texts[len(self.train) :]
 
 
+class Everyday(NamedTuple):
+    """2,786 everyday things, so that there is an answer to an everyday question.
+
+    They are the nouns for animals, artifacts, body parts, food, objects, people, phenomena, plants,
+    substances and times that occur at least twice in WordNet's sense-tagged texts and are not in
+    `DemoData` (scripts/make_everyday_data.py).
+
+    things [2786, 384] has the rows of `texts`, questions [12, 384] those of `QUESTIONS`; both are
+    stored as those of `DemoData`.
+    """
+
+    things: np.ndarray
+    questions: np.ndarray
+    texts: list[Text]
+
+
 def load_demo() -> DemoData:
-    """Reads the packaged data (WordNet 3.0, see csrkern/data/NOTICE-wordnet.txt)."""
-    folder = files("csrkern") / "data"
-    with as_file(folder / "wordnet45.npz") as path, np.load(path, allow_pickle=False) as stored:
-        arrays = dict(stored)
-    lines = gzip.decompress((folder / "wordnet45.tsv.gz").read_bytes()).decode().splitlines()
+    """Read the packaged data (WordNet 3.0, see csrkern/data/NOTICE-wordnet.txt)."""
+    arrays, texts = _read("wordnet45")
     return DemoData(
         train=_unit_scale(arrays["train"]),
         test=_unit_scale(arrays["test"]),
         train_labels=arrays["train_labels"].astype(np.int64),
         test_labels=arrays["test_labels"].astype(np.int64),
-        texts=[Text(*line.split("\t")) for line in lines],
+        texts=texts,
         label_names=arrays["label_names"].tolist(),
     )
+
+
+def load_everyday() -> Everyday:
+    """Read the packaged everyday things and questions."""
+    arrays, texts = _read("everyday")
+    return Everyday(_unit_scale(arrays["things"]), _unit_scale(arrays["questions"]), texts)
+
+
+def dictionary() -> tuple[np.ndarray, list[Text]]:
+    """Return all embeddings [22723, 384] and their texts: train, test, then everyday rows."""
+    data, everyday = load_demo(), load_everyday()
+    return np.concatenate([data.train, data.test, everyday.things]), data.texts + everyday.texts
+
+
+def _read(name: str) -> tuple[dict[str, np.ndarray], list[Text]]:
+    """The arrays and the texts of a packaged set."""
+    folder = files("csrkern") / "data"
+    with as_file(folder / f"{name}.npz") as path, np.load(path, allow_pickle=False) as stored:
+        arrays = dict(stored)
+    lines = gzip.decompress((folder / f"{name}.tsv.gz").read_bytes()).decode().splitlines()
+    return arrays, [Text(*line.split("\t")) for line in lines]
 
 
 def _unit_scale(stored: np.ndarray) -> np.ndarray:

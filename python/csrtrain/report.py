@@ -41,14 +41,19 @@ class Method:
 
     @property
     def name(self) -> str:
-        """The short name used in tables: "CSR-8 self contrast"."""
-        if self.family == "dense":
-            return f"dense {self.active}"
-        if self.family == "topk":
-            return f"top-k-{self.active} untrained"
-        if self.family == "pca":
-            return f"PCA-{self.active}"
-        return f"CSR-{self.active} {self.family} contrast"
+        """The short name used in tables."""
+        return method_name(self.family, self.active)
+
+
+def method_name(family: str, active: int) -> str:
+    """Return the short name of a method: "CSR-8 self contrast"."""
+    if family == "dense":
+        return f"dense {active}"
+    if family == "topk":
+        return f"top-k-{active} untrained"
+    if family == "pca":
+        return f"PCA-{active}"
+    return f"CSR-{active} {family} contrast"
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,16 @@ class Training:
 
 @dataclass(frozen=True)
 class Example:
-    """A test definition, its word, and the words that each kind of code found."""
+    """A question, the words that answer it, and what each kind of vector found, best first."""
 
-    definition: str
-    words: str
+    question: str
+    answers: Sequence[str]
     found: Mapping[str, Sequence[str]]
+
+    def place(self, kind: str) -> int | None:
+        """The place of the first answer among the words found, from 1; None if there is none."""
+        places = (i for i, word in enumerate(self.found[kind], 1) if word in self.answers)
+        return next(places, None)
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,11 @@ class DemoResult:
     def dense(self) -> Method:
         """The row everything is compared with."""
         return next(m for m in self.methods if m.family == "dense")
+
+    def by_bytes(self) -> list[tuple[int, list[Method]]]:
+        """Methods of equal bytes together, the most bytes first; within one, the order given."""
+        sizes = sorted({m.bytes for m in self.methods}, reverse=True)
+        return [(size, [m for m in self.methods if m.bytes == size]) for size in sizes]
 
     def speed(self, method: Method) -> float:
         """How many times faster than dense search."""
@@ -123,8 +138,11 @@ def render(result: DemoResult) -> str:
         ),
         usage=_usage(result.trainings),
         usage_notes="\n".join(map(_usage_note, result.trainings)),
-        table="\n".join(_table_row(result, method) for method in result.methods),
+        table="\n".join(
+            _table_row(result, method) for _, methods in result.by_bytes() for method in methods
+        ),
         examples="\n".join(_example(example) for example in result.examples),
+        answered=escape(_answered(result.examples)),
         timing=escape(result.timing),
         facts="\n".join(
             f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in result.facts.items()
@@ -134,7 +152,9 @@ def render(result: DemoResult) -> str:
 
 def _tiles(result: DemoResult) -> list[str]:
     """The three findings at the head of the page, in figures."""
-    plain, labelled, pca = (result.method(f, 8) for f in ("self", "label", "pca"))
+    plain, labelled, pca, topk = (
+        result.method(*kind) for kind in (("self", 8), ("label", 8), ("pca", 16), ("topk", 8))
+    )
     dense = result.dense
     speed = result.speed(plain)
     faster = f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"
@@ -142,8 +162,9 @@ def _tiles(result: DemoResult) -> list[str]:
         (
             "self",
             f"{plain.accuracy:.1f}% without labels",
-            f"1-NN accuracy of CSR-8; PCA-8 has {pca.accuracy:.1f}%, "
-            f"all {dense.active} dense numbers {dense.accuracy:.1f}%",
+            f"1-NN accuracy of CSR-8. In the same {plain.bytes} bytes, {pca.name} has "
+            f"{pca.accuracy:.1f}% and untrained top-k {topk.accuracy:.1f}%; all {dense.active} "
+            f"dense numbers have {dense.accuracy:.1f}%",
         ),
         (
             "label",
@@ -233,17 +254,25 @@ def _table_row(result: DemoResult, method: Method) -> str:
     speed = "1" if method.family == "dense" else f"{result.speed(method):.1f}"
     return (
         f'<tr><th scope="row"><i class="key k-{method.family}"></i>{escape(method.name)}</th>'
-        f"<td>{method.accuracy:.1f}%</td><td>{method.bytes}</td>"
+        f"<td>{method.bytes}</td><td>{method.accuracy:.1f}%</td>"
         f"<td>{method.micros:.1f}</td><td>{speed}×</td></tr>"
     )
 
 
+def _answered(examples: Sequence[Example]) -> str:
+    """How many questions each kind of vector answers."""
+    kinds = examples[0].found if examples else ()
+    counts = (f"{kind}: {sum(e.place(kind) is not None for e in examples)}" for kind in kinds)
+    return f"Answered, of {len(examples)}: {'; '.join(counts)}."
+
+
 def _example(example: Example) -> str:
     found = "".join(
-        f"<dt>{escape(kind)}</dt><dd>{escape(' · '.join(words))}</dd>"
+        f"<dt>{escape(kind)}</dt><dd>{' · '.join(_word(w, example) for w in words)}</dd>"
         for kind, words in example.found.items()
     )
-    return (
-        f"<article><p>“{escape(example.definition)}”</p><h3>{escape(example.words)}</h3>"
-        f"<dl>{found}</dl></article>"
-    )
+    return f"<article><p>“{escape(example.question)}”</p><dl>{found}</dl></article>"
+
+
+def _word(word: str, example: Example) -> str:
+    return f"<strong>{escape(word)}</strong>" if word in example.answers else escape(word)
