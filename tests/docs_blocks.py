@@ -1,179 +1,145 @@
-"""The Python blocks of the documentation, and what each page takes as given."""
+"""The code blocks of the documentation: where they are, what they need, and how a page is run.
+
+A page is run as a reader would type it: in a fresh interpreter and an empty folder, block after
+block. Python blocks share their names, shell blocks the folder. Nothing else is given.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib.util
+import json
+import os
 import re
-from collections.abc import Callable
+import signal
+import socket
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-
-import csrkern
-import csrtrain
-from csrkern.nn import SparseAutoencoder
 
 ROOT = Path(__file__).parent.parent
-FENCE = re.compile(r"^```python(?: needs=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RUNNER = Path(__file__).parent / "run_page.py"
+FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RUN, SHOWN, OUTPUT = ("python", "bash"), ("json", "text", "http"), "output"
+SECONDS = 900  # a page takes 5 to 20 on a quiet machine
 
-
+# What a block may need that no test machine has, and what is tested instead.
 ELSEWHERE = {
-    "server": "needs a running server; tests/test_serve.py asks one",
-    "engines": "needs clients of search engines; tests/test_engines.py has them",
-    "cluster": "needs a cluster; tests/test_scale.py has one",
-    "network": "needs a model from the network",
+    "checkout": "builds or installs the package; the tests need it installed",
+    "network": "downloads from a package index or a model hub",
+    "minutes": "takes minutes; tests/test_demo.py runs the demo",
+    "cluster": "needs a cluster; tests/test_scale_ray.py starts one",
+    "engines": "needs running search engines; tests/test_engines.py has them",
 }
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block: its page, first line, code, and what it needs beyond the test suite."""
+    """One fenced block.
+
+    Attributes:
+        page: its file, relative to the repository.
+        line: the line where its code begins.
+        language: the first word after the fence.
+        needs: what it needs beyond the test suite, from `needs=` after the language.
+        code: what is between the fences.
+        output: the `output` block that follows it, if one does.
+    """
 
     page: str
     line: int
-    code: str
+    language: str
     needs: str | None
+    code: str
+    output: str | None = None
 
     @property
     def id(self) -> str:
-        """Its place, for the name of its test."""
+        """Its place, for the name of a test."""
         return f"{self.page}:{self.line}"
 
 
 def pages() -> list[Path]:
     """Every page whose blocks are run."""
-    return [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *ROOT.glob("examples/*/*.md")]
+    found = ["README.md", "CONTRIBUTING.md", "docs/**/*.md", "examples/*/*.md", "benchmarks/*.md"]
+    return sorted({path for pattern in found for path in ROOT.glob(pattern)})
 
 
 def blocks(page: Path) -> list[Block]:
-    """The Python blocks of a page, in order."""
-    text = page.read_text()
-    name = page.relative_to(ROOT).as_posix()
-    return [
-        Block(name, text.count("\n", 0, found.start(2)) + 1, found[2], found[1])
-        for found in FENCE.finditer(text)
-    ]
+    """The fenced blocks of a page, in order, each with the output that follows it."""
+    text, name = page.read_text(), page.relative_to(ROOT).as_posix()
+    found: list[Block] = []
+    end = 0
+    for fence in FENCE.finditer(text):
+        language, _, needs = fence[1].partition(" needs=")
+        if language == OUTPUT:
+            assert text[end : fence.start()].strip() == "", f"{name}: whose output is {fence[2]!r}?"
+            found[-1] = dataclasses.replace(found[-1], output=fence[2])
+        else:
+            line = text.count("\n", 0, fence.start(2)) + 1
+            found.append(Block(name, line, language, needs or None, fence[2]))
+        end = fence.end()
+    return found
 
 
 def why_not(needs: str | None) -> str | None:
     """Why a block cannot run here; None if it can."""
     if needs is None:
         return None
-    if needs == "gpu":
-        there = torch.cuda.is_available() and importlib.util.find_spec("csrkern._cuda")
-        return None if there else "needs a GPU"
     if needs in ELSEWHERE:
         return ELSEWHERE[needs]
+    if needs == "gpu":
+        import torch
+
+        there = torch.cuda.is_available() and importlib.util.find_spec("csrkern._cuda")
+        return None if there else "needs a GPU"
     return None if importlib.util.find_spec(needs) else f"needs {needs}"
 
 
-def namespace(page: str) -> dict[str, Any]:
-    """The names that a page's blocks may use without saying where they come from."""
-    torch.manual_seed(0)
-    rows = torch.nn.functional.normalize(
-        torch.randn(20, 16)[torch.arange(300) % 20] + 0.3 * torch.randn(300, 16)
-    )
-    common = {
-        "np": np,
-        "torch": torch,
-        "csrkern": csrkern,
-        "csrtrain": csrtrain,
-        "embeddings": rows[:256],
-        "queries": rows[256:],
-        "labels": torch.arange(256) % 20,
-    }
-    prepare = PREPARED.get(page)
-    return common if prepare is None else {**common, **prepare(common)}
+def run_page(page: str, of_page: list[Block], folder: Path) -> None:
+    """Run the blocks of a page that can run here, in `folder`; AssertionError if one fails."""
+    runs = [b for b in of_page if b.language in RUN and why_not(b.needs) is None]
+    if any(re.search(r"^python examples/", b.code, re.MULTILINE) for b in runs):
+        (folder / "examples").symlink_to(ROOT / "examples")  # the reader is in a checkout
+    content = json.dumps([dataclasses.asdict(b) for b in runs])
+    # Another program may listen where the page's server would.
+    content = re.sub(r"(localhost:|--port )8000", rf"\g<1>{free_port()}", content)
+    log = folder.with_suffix(".log")  # no pipe: a server that the page leaves would keep it open
+    with log.open("w") as output:
+        program = subprocess.Popen(
+            [sys.executable, RUNNER, ROOT / page],
+            cwd=folder,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            program.communicate(content, timeout=SECONDS)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)  # servers, too
+            print(log.read_text())
+    assert program.returncode == 0, f"{page} does not run as typed; see above"
 
 
-def _model(common: dict[str, Any]) -> SparseAutoencoder:
-    return SparseAutoencoder(16, 64, 8).eval()
-
-
-def _backbone() -> None:
-    """A folder "minilm" as a SentenceTransformer leaves it, without weights."""
-    Path("minilm").mkdir()
-    Path("minilm/modules.json").write_text("[]")
-
-
-def _readme(common: dict[str, Any]) -> dict[str, Any]:
-    from csrkern.integrations.checkpoints import save_pth, save_sparsify
-
-    _backbone()
-    save_pth(_model(common), "checkpoint_9.pth")
-    untied = SparseAutoencoder(16, 64, 8, tied=False)
-    save_sparsify(untied, "sae/layers.5")
+def environment() -> dict[str, str]:
+    """The reader's: this Python's commands first; no colors, no network, one thread."""
     return {
-        "pre_activations": torch.randn(10, 64),
-        "x": common["queries"],
-        "weight": torch.randn(64, 16),
-        "bias": torch.zeros(64),
-        "pre_bias": torch.zeros(16),
-        "codes_a": csrkern.topk_relu(torch.randn(5, 64), 8),
-        "codes_b": csrkern.topk_relu(torch.randn(6, 64), 8),
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+        "NO_COLOR": "1",
+        "OMP_NUM_THREADS": "1",
     }
 
 
-def _integrations(common: dict[str, Any]) -> dict[str, Any]:
-    import pyarrow.parquet
-
-    names = _searching(common)
-    codes, labels = names["codes"], common["labels"].numpy()
-    names |= {"pyarrow": pyarrow, "embeddings": common["embeddings"].numpy(), "labels": labels}
-    if importlib.util.find_spec("pandas"):
-        import pandas
-
-        values, latents = codes.numpy()
-        names["frame"] = pandas.DataFrame({"latents": list(latents), "weights": list(values)})
-    return names
-
-
-def _migrating(common: dict[str, Any]) -> dict[str, Any]:
-    _backbone()
-    return {}
-
-
-def _serving(common: dict[str, Any]) -> dict[str, Any]:
-    from csrtrain.demo_data import load_demo
-
-    return {"data": load_demo(), "codes": _searching(common)["codes"]}
-
-
-def _searching(common: dict[str, Any]) -> dict[str, Any]:
-    model = _model(common)
-    codes = csrtrain.encode_all(model, common["embeddings"])
-    queries = csrtrain.encode_all(model, common["queries"])
-    decoder = model.decoder.linear.weight.detach()
-    return {
-        "model": model,
-        "codes": codes,
-        "queries": queries,
-        "query": queries[0],
-        "id": 0,
-        "mask": np.arange(len(codes)) % 2 == 0,
-        "dense_queries": (common["queries"] @ decoder.T).numpy(),
-        "more_codes": codes[:10],
-        "index": csrkern.InvertedIndex.build(codes),
-    }
-
-
-def _training(common: dict[str, Any]) -> dict[str, Any]:
-    from csrtrain import CSRLoss
-
-    return {"model": _model(common), "CSRLoss": CSRLoss, "x": common["queries"]}
-
-
-PREPARED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "README.md": _readme,
-    "examples/serve/README.md": _serving,
-    "docs/how-search-works.md": _searching,
-    "docs/index-cuda.md": _searching,
-    "docs/gpu.md": _training,
-    "docs/training.md": _training,
-    "docs/integrations.md": _integrations,
-    "docs/migrating.md": _migrating,
-    "docs/faq.md": _searching,
-}
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -3,64 +3,62 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any
+import subprocess
 
 import pytest
-from docs_blocks import ROOT, Block, blocks, namespace, pages, why_not
+from docs_blocks import ELSEWHERE, ROOT, RUN, SHOWN, Block, blocks, pages, run_page
 
 import csrkern
 import csrtrain
 import csrtrain.scale
 
 BLOCKS = {page.relative_to(ROOT).as_posix(): blocks(page) for page in pages()}
+ALL = [block for page in BLOCKS.values() for block in page]
 
 
-class Run:
-    """A page being run: its names, its folder, and how many blocks have been passed."""
-
-    def __init__(self, page: str, folder: Path) -> None:
-        self.folder = folder
-        self.page = page
-        self.names: dict[str, Any] | None = None
-        self.done = 0
-
-    def up_to(self, block: Block) -> None:
-        """Runs what comes before a block and can run here, and the block."""
-        if self.names is None:
-            self.names = {"__name__": "docs", **namespace(self.page)}
-        of_page = BLOCKS[self.page]
-        end = of_page.index(block) + 1
-        for one in of_page[self.done : end]:
-            self.done += 1
-            if why_not(one.needs) is None:
-                lines = "\n" * (one.line - 1)  # so that a traceback names the line of the page
-                exec(compile(lines + one.code, ROOT / one.page, "exec"), self.names)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    return {page: Run(page, tmp_path_factory.mktemp("page")) for page in BLOCKS}
-
-
-@pytest.mark.parametrize("block", [b for page in BLOCKS.values() for b in page], ids=lambda b: b.id)
-def test_block(block: Block, runs: dict[str, Run], monkeypatch, restored, one_thread):
-    if reason := why_not(block.needs):
-        pytest.skip(reason)
-    run = runs[block.page]
-    monkeypatch.chdir(run.folder)
-    run.up_to(block)
+@pytest.mark.parametrize("page", [p for p in BLOCKS if any(b.language in RUN for b in BLOCKS[p])])
+def test_a_page_runs_as_typed(page, tmp_path):
+    run_page(page, BLOCKS[page], tmp_path)
 
 
 def test_blocks_are_found():
-    assert len(BLOCKS["README.md"]) >= 4
-    assert sum(map(len, BLOCKS.values())) > 25
+    assert len(BLOCKS["README.md"]) >= 7
+    assert len(ALL) > 40
+    for page in BLOCKS:
+        assert len(re.findall("^```", (ROOT / page).read_text(), re.MULTILINE)) % 2 == 0
+
+
+@pytest.mark.parametrize("block", ALL, ids=lambda b: b.id)
+def test_a_block_is_either_run_or_marked(block):
+    assert block.language in (*RUN, *SHOWN), "name the language: python, bash, or text"
+    if block.needs is None:
+        return
+    assert block.code.startswith("# "), "say in a comment at the top what it needs"
+    if block.language == "python":
+        compile(block.code, block.page, "exec")
+    else:
+        subprocess.run(["bash", "-n", "-c", block.code], check=True)
 
 
 @pytest.mark.parametrize("page", sorted(BLOCKS))
-def test_every_python_fence_is_read(page):
-    """A fence that is not understood would not be run either."""
-    assert (ROOT / page).read_text().count("```python") == len(BLOCKS[page])
+def test_commands_stand_in_fences(page):
+    """An indented block has no language and would not be run."""
+    text = _without_code((ROOT / page).read_text())
+    assert not re.search(r"^(?: {4}|\t)(?:csrkern|pip|python|make|torchrun|pytest) ", text, re.M)
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.needs in ELSEWHERE], ids=lambda b: b.id)
+def test_what_is_not_run_is_there(block: Block):
+    targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    extras = re.findall(r"^([a-z]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    for target in re.findall(r"^(?:\w+=\S+ )*make (\w+)", block.code, re.MULTILINE):
+        assert target in targets
+    for names in re.findall(r"pip install .*\[([a-z,]+)\]", block.code):
+        assert set(names.split(",")) <= set(extras)
+    for path in re.findall(r"(?:^|[ (])((?:benchmarks|scripts|examples)/[\w./]+)", block.code):
+        assert (ROOT / path).is_file()
+    for module in re.findall(r"python -m (benchmarks[.\w]+)", block.code):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
 
 
 MARKDOWN = sorted(

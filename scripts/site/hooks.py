@@ -41,7 +41,7 @@ PAGES = {
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)((?:#[^)\s]*)?)(?=\))")
 PICTURE = re.compile(r"^!\[(.+)\]\((\S+\.svg)\)$", re.MULTILINE)
 FIGURE = re.compile(r"^<!-- figure: (\S+) -->$", re.MULTILINE)
-NEEDS = re.compile(r"^(\s*```python) needs=.*$", re.MULTILINE)
+NEEDS = re.compile(r"^(\s*```\w+) needs=.*$", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
