@@ -16,9 +16,10 @@ from csrkern import _C
 
 def as_int(name: str, value: Any) -> int:
     """Return `value` as an int: Python's, NumPy's, or any number with `__index__`; no bool."""
-    is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value  # also a size that torch.compile keeps open
     try:
-        if not is_bool:
+        if not isinstance(value, bool) and not str(getattr(value, "dtype", "")).endswith("bool"):
             return operator.index(value)
     except TypeError:
         pass

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csrkern.arguments import as_int, check_number, shown
+from csrkern.arguments import as_float, as_int, shown
 
 MAX_PREFIXES = 8
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -31,7 +31,7 @@ def check_tensor(name: str, value: Any, shape: tuple[Any, ...]) -> Tensor:
             f"{name}: expected float32, float16, bfloat16 or float64, got {value.dtype}; "
             f"convert it with {name}.float()"
         )
-    ends = shape[1:] if shape[0] is ... else shape
+    ends = shape[1:] if shape[:1] == (...,) else shape
     have = value.shape if ends is shape else value.shape[max(0, value.dim() - len(ends)) :]
     fits = len(have) == len(ends) and all(
         want is None or want == size for want, size in zip(ends, have, strict=True)
@@ -114,9 +114,9 @@ def check_codes(name: str, value: Any, dim: int | None = None) -> Any:
 
 def check_temperature(temperature: Any) -> float:
     """`temperature` is a positive finite number."""
-    number = check_number("temperature", temperature)
-    if number <= 0:
-        raise ValueError(f"temperature: expected a positive number, got {number}")
+    number = as_float("temperature", temperature)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"temperature: expected a positive finite number, got {temperature}")
     return number
 
 

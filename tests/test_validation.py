@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from csrkern import SparseCodes
+from csrkern.arguments import check_choice
 from csrkern.validation import (
-    check_choice,
     check_codes,
     check_k,
     check_labels,
@@ -42,7 +42,7 @@ def test_right_values_come_back():
     for temperature in (0.2, 1, np.float64(0.5), 1e-30):
         assert check_temperature(temperature) == temperature
         assert type(check_temperature(temperature)) is float
-    assert check_choice("reduction", "sum", ("mean", "sum")) == "sum"
+    check_choice("reduction", "sum", ("mean", "sum"))
 
 
 def test_right_masks_and_labels_come_back():
@@ -110,9 +110,9 @@ WRONG = [
         )
         for value in (0, -0.1, float("inf"), float("nan"))
     ),
-    (check_temperature, ("0.2",), TypeError, "temperature: expected a float, got str"),
-    (check_temperature, (True,), TypeError, "temperature: expected a float, got bool"),
-    (check_temperature, (ONES[0, 0],), TypeError, "temperature: expected a float, got Tensor"),
+    (check_temperature, ("0.2",), TypeError, "temperature: expected a number, got str"),
+    (check_temperature, (True,), TypeError, "temperature: expected a number, got bool"),
+    (check_temperature, (ONES[0, 0],), TypeError, "temperature: expected a number, got Tensor"),
     (
         check_choice,
         ("reduction", "avg", ("mean", "sum")),
