@@ -490,7 +490,9 @@ def test_encode_under_autocast_is_the_packages() -> None:
 
 
 @pytest.mark.filterwarnings("error:.*not accelerated")
-@pytest.mark.parametrize("make", [np.int64, np.int32, torch.tensor], ids=["int64", "int32", "tensor"])
+@pytest.mark.parametrize(
+    "make", [np.int64, np.int32, torch.tensor], ids=["int64", "int32", "tensor"]
+)
 def test_k_as_any_integer(make: Any) -> None:
     model, words = text_encoder(), texts(6)
     expected = model.encode(words, max_active_dims=3).to_dense()
