@@ -57,6 +57,22 @@ def check_number(name: str, value: Any) -> float:
     return number
 
 
+def check_positive(name: str, value: Any) -> float:
+    """Return `value` as a finite float above 0."""
+    number = check_number(name, value)
+    if number <= 0:
+        raise ValueError(f"{name}: expected a positive number, got {number}")
+    return number
+
+
+def check_not_negative(name: str, value: Any) -> float:
+    """Return `value` as a finite float of at least 0."""
+    number = check_number(name, value)
+    if number < 0:
+        raise ValueError(f"{name}: expected a number >= 0, got {number}")
+    return number
+
+
 def as_float(name: str, value: Any) -> float:
     """Return `value` as a float: Python's or NumPy's int or float; no bool."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):

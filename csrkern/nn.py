@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -419,16 +419,24 @@ class SparseAutoencoder(nn.Module):
             "trained apart from its encoder, so they have no one space"
         )
 
-    def forward(self, x: Tensor, k: int | None = None) -> tuple[Tensor, SparseCodes]:
+    def forward(
+        self, x: Any, k: int | None = None, *, compute: Callable[..., Any] | None = None
+    ) -> Any:
         """Encode and decode x.
 
         Args:
             x: embeddings [n, d], or of any number of leading dimensions, or one row [d].
             k: active latents per row; default self.k.
+            compute: what to return instead, compute(self, x), for any x. Wrappers such as
+                DistributedDataParallel and FSDP do their work around `forward` alone: only there
+                are sharded weights whole, and only of it are gradients synchronized. `CSRLoss`
+                computes its terms so.
 
         Returns:
             (reconstruction in the shape and scale of x, SparseCodes [n, k] of its n rows).
         """
+        if compute is not None:
+            return compute(self, x)
         check_tensor("x", x, (..., self.input_dim))
         rows, mean, deviation = self.standardize(x.reshape(-1, self.input_dim))
         codes = self.encode_standardized(rows, k)
@@ -440,14 +448,21 @@ class SparseAutoencoder(nn.Module):
         return self.stats_last_nonzero > self.dead_threshold
 
     @torch.no_grad()
-    def update_stats(self, codes: SparseCodes, threshold: float = 1e-5) -> None:
-        """Counts one optimiser step in which `codes` were used (values above `threshold`)."""
+    def update_stats(
+        self, codes: SparseCodes, threshold: float = 1e-5, *, new_step: bool = True
+    ) -> None:
+        """Count an optimizer step in which `codes` were used (values above `threshold`).
+
+        With new_step=False the codes are further ones of the step that was counted last, as where
+        gradients accumulate over several batches.
+        """
         # One place more, for slots that hold nothing: no shape depends on what the codes hold,
         # so a GPU need not be waited for.
         latents = torch.where(codes.values > threshold, codes.indices, self.hidden_dim).long()
         used = self.stats_last_nonzero.new_zeros(self.hidden_dim + 1)
         used.scatter_(0, latents.flatten(), 1)
-        self.stats_last_nonzero += 1
+        if new_step:
+            self.stats_last_nonzero += 1
         self.stats_last_nonzero.masked_fill_(used[:-1] != 0, 0)
 
     def train(self, mode: bool = True) -> SparseAutoencoder:

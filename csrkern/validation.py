@@ -26,6 +26,12 @@ def check_tensor(name: str, value: Any, shape: tuple[Any, ...]) -> Tensor:
     if not isinstance(value, Tensor):
         hint = f"; use torch.from_numpy({name})" if type(value).__name__ == "ndarray" else ""
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}{hint}")
+    if type(value).__name__ == "DTensor":
+        raise TypeError(
+            f"{name}: expected a whole tensor, got a DTensor. FSDP makes weights whole in forward; "
+            "for other methods call torch.distributed.fsdp.register_fsdp_forward_method(model, "
+            "'encode'), or take tensor.full_tensor()"
+        )
     if value.dtype not in FLOATS:
         raise TypeError(
             f"{name}: expected float32, float16, bfloat16 or float64, got {value.dtype}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -207,6 +208,25 @@ def test_statistics_count_the_top_k_and_not_the_4k():
     assert torch.equal(model.stats_last_nonzero == 1, ~used)
 
 
+def test_batches_of_one_step_count_as_one():
+    whole, split, loss = make(k=2), make(k=2), CSRLoss(contrast=None)
+    for seed in range(4):
+        x = batch(seed=seed)
+        loss(whole, x)
+        for i, part in enumerate(x.split(5)):
+            loss(split, part, new_step=i == 0)
+        assert torch.equal(split.stats_last_nonzero, whole.stats_last_nonzero)
+    assert int(whole.stats_last_nonzero.max()) > 1
+
+
+def test_k_aux_of_0_means_no_auxiliary_loss():
+    without, model, x = make(dead=20, k_aux=0), make(dead=20), batch()
+    terms, expected = (CSRLoss(beta=beta)(m, x) for m, beta in ((without, 1.0), (model, 0.0)))
+    assert float(terms["aux"]) == 0
+    torch.testing.assert_close(terms["loss"], expected["loss"])
+    assert float(terms["dead"]) == float(expected["dead"]) > 0
+
+
 def test_a_latent_below_the_threshold_counts_as_unused():
     model, x = make(k=2), batch()
     CSRLoss(contrast=None, threshold=1e9)(model, x)
@@ -253,6 +273,44 @@ def test_errors_teach():
         CSRLoss(temperature=0)
     with pytest.raises(ValueError, match="gamma"):
         CSRLoss(gamma=-1)
+    with pytest.raises(TypeError, match="model: expected a SparseAutoencoder, or a wrapper of one"):
+        CSRLoss()(torch.nn.Linear(12, 40), x)
+    with pytest.raises(TypeError, match="partner_model: expected a SparseAutoencoder"):
+        CSRLoss(contrast="pair")(model, x, partners=x, partner_model=torch.nn.Identity())
+
+
+RATES = ("beta", "gamma", "temperature", "recon_weight", "threshold", "balance")
+
+
+@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (np.float32("-inf"), ValueError),
+        (-1, ValueError),
+        (True, TypeError),
+        (np.bool_(True), TypeError),
+        ("1", TypeError),
+    ],
+)
+def test_rates_that_are_none_are_refused(name, value, error):
+    with pytest.raises(error, match=f"{name}: expected a"):
+        CSRLoss(**{name: value})
+
+
+def test_numpys_numbers_are_numbers():
+    loss = CSRLoss(**dict.fromkeys(RATES, np.float32(0.5)), prefixes=np.array([3, 1, 3]))
+    assert {type(getattr(loss, name)) for name in RATES} == {float}
+    assert loss.prefixes == (1, 3)
+    assert all(type(k) is int for k in loss.prefixes)
+    for prefixes in ((0,), (-1,)):
+        with pytest.raises(ValueError, match="prefixes: expected at least 1, got"):
+            CSRLoss(prefixes=prefixes)
+    for prefixes in ((2.0,), (True,), ("2",)):
+        with pytest.raises(TypeError, match="prefixes: expected an int, got"):
+            CSRLoss(prefixes=prefixes)
 
 
 def contrast_of_pairs(za, zb, labels, temperature):

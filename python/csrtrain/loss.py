@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import csrkern
+from csrkern.arguments import check_at_least, check_bool, check_not_negative, check_positive
 from csrkern.codes import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain import distributed
@@ -50,10 +53,12 @@ class CSRLoss(nn.Module):
 
     The model works in its own space (standardised rows where it normalises), and so does
     the loss. While both the loss and the model are in training mode, each call counts as one
-    optimiser step in the model's use statistics; nothing else about the model changes.
+    optimizer step in the model's use statistics, from which latents are dead; nothing else about
+    the model changes. Where gradients accumulate over several batches, pass new_step=False for
+    all but the first of a step.
 
     Raises:
-        ValueError: if an argument is out of range.
+        TypeError, ValueError: if an argument is of another type or out of range.
 
     Source: Wen et al., ICML 2025 (arXiv 2503.01776); the auxiliary term is that of Gao et
     al. 2024 (arXiv 2406.04093), the label contrast that of CSRv2 (arXiv 2602.05735), the load
@@ -75,23 +80,15 @@ class CSRLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_contrast(contrast)
-        weights = {"beta": beta, "gamma": gamma, "recon_weight": recon_weight, "balance": balance}
-        for name, weight in {**weights, "threshold": threshold}.items():
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"{name}: expected a number >= 0, got {weight}")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature: expected a positive number, got {temperature}")
-        if any(k < 1 for k in prefixes):
-            raise ValueError(f"prefixes: expected positive k's, got {tuple(prefixes)}")
-        self.beta = beta
-        self.gamma = gamma
-        self.temperature = temperature
+        self.beta = check_not_negative("beta", beta)
+        self.gamma = check_not_negative("gamma", gamma)
+        self.temperature = check_positive("temperature", temperature)
         self.contrast = contrast
-        self.prefixes = tuple(sorted(set(prefixes)))
-        self.recon_weight = recon_weight
-        self.threshold = threshold
-        self.balance = balance
-        self.gather = gather
+        self.prefixes = tuple(sorted({check_at_least("prefixes", k, 1) for k in prefixes}))
+        self.recon_weight = check_not_negative("recon_weight", recon_weight)
+        self.threshold = check_not_negative("threshold", threshold)
+        self.balance = check_not_negative("balance", balance)
+        self.gather = check_bool("gather", gather)
 
     def extra_repr(self) -> str:
         """What `print(loss)` shows."""
@@ -103,19 +100,21 @@ class CSRLoss(nn.Module):
 
     def forward(
         self,
-        model: SparseAutoencoder,
+        model: nn.Module,
         x: Tensor,
         labels: Tensor | None = None,
         *,
         partners: Tensor | None = None,
-        partner_model: SparseAutoencoder | None = None,
+        partner_model: nn.Module | None = None,
         views: Tensor | None = None,
         k: int | None = None,
+        new_step: bool = True,
     ) -> dict[str, Tensor]:
         """The loss of a batch.
 
         Args:
-            model: the autoencoder.
+            model: a SparseAutoencoder, or a wrapper of one: DistributedDataParallel, or what
+                `fully_shard` or torch.compile made of it.
             x: embeddings [n, d].
             labels: [n] integers, for contrast="label". With "pair" and "clip" they may say
                 which partners are the same (captions of one image, a document asked for
@@ -126,6 +125,8 @@ class CSRLoss(nn.Module):
             views: second views of the rows of x, such as the rows with noise, [n, d], for
                 contrast="self"; encoded for the contrast alone. None: the rows themselves.
             k: active latents in this step, where they are annealed; default the model's.
+            new_step: False where the gradients are added to those of a batch before, so that both
+                make one optimizer step.
 
         Returns:
             Scalars by name: "loss" (the total, to call backward on), its unweighted terms
@@ -133,23 +134,32 @@ class CSRLoss(nn.Module):
             that are dead. With two adapters each is the mean of both.
 
         Raises:
+            TypeError: if `model` holds no SparseAutoencoder.
             ValueError: if labels or partners are missing, views do not fit, or a prefix is not
                 below k.
         """
-        k = model.k if k is None else k
-        self._check(model, labels, partners, partner_model, k)
+        inner = unwrapped("model", model)
+        partner = None if partner_model is None else unwrapped("partner_model", partner_model)
+        k = inner.k if k is None else k
+        self._check(inner, labels, partners, partner, k)
         if views is not None:
             self._check_views(views, x)
+
+        def compute(model: nn.Module, rows: Tensor, *more: Tensor) -> Any:
+            # Within the wrapper's forward: gradients synchronize only of what is computed there.
+            terms = functools.partial(self._terms, k=k, new_step=new_step)
+            return _uncompiled(model)((rows, *more), compute=terms)
+
         if partners is None:
-            terms, codes = self._terms(model, x, k)
-            sides = [codes] if views is None else [codes, model.encode(views, k)]
+            terms, sides = compute(model, x) if views is None else compute(model, x, views)
         elif partner_model is None:
             # One pass over both, so that dead latents are counted and revived over both.
-            terms, codes = self._terms(model, torch.cat([x, partners]), k)
-            sides = [codes[: len(x)], codes[len(x) :]]
+            n = x.shape[0]
+            terms, (codes,) = compute(model, torch.cat([x, partners]))
+            sides = [codes[:n], codes[n:]]
         else:
-            terms, codes = self._terms(model, x, k)
-            others, other_codes = self._terms(partner_model, partners, k)
+            terms, (codes,) = compute(model, x)
+            others, (other_codes,) = compute(partner_model, partners)
             terms = {name: (term + others[name]) / 2 for name, term in terms.items()}
             sides = [codes, other_codes]
         contrast = x.new_zeros(())
@@ -209,17 +219,20 @@ class CSRLoss(nn.Module):
             )
 
     def _terms(
-        self, model: SparseAutoencoder, x: Tensor, k: int
-    ) -> tuple[dict[str, Tensor], SparseCodes]:
-        """The terms that need no other side, and the codes at k."""
-        x, _, _ = model.standardize(x)
+        self, model: SparseAutoencoder, inputs: tuple[Tensor, ...], *, k: int, new_step: bool
+    ) -> tuple[dict[str, Tensor], list[SparseCodes]]:
+        """The terms that need no other side, and the codes at k of all inputs.
+
+        The first of `inputs` are the rows, which the terms are of.
+        """
+        x, _, _ = model.standardize(inputs[0])
         widths = (*self.prefixes, k)
         widest = min(4 * k, model.hidden_dim)
         ks = widths if widest == k else (*widths, widest)
         wide, reconstructions = model.autoencode(x, ks)
         codes = wide.truncate(k)
         if self.training and model.training:
-            model.update_stats(codes, self.threshold)
+            model.update_stats(codes, self.threshold, new_step=new_step)
             if self.gather:
                 distributed.minimum_(model.stats_last_nonzero)
         errors = [F.mse_loss(reconstruction, x) for reconstruction in reconstructions]
@@ -231,7 +244,7 @@ class CSRLoss(nn.Module):
             "load": load(codes, self.gather) if self.balance else x.new_zeros(()),
             "dead": model.dead.float().mean(),
         }
-        return terms, codes
+        return terms, [codes, *(model.encode(more, k) for more in inputs[1:])]
 
     def _aux(self, model: SparseAutoencoder, x: Tensor, error: Tensor) -> Tensor:
         """What the dead latents leave of `error` [n, d], as a share of its variance."""
@@ -260,6 +273,29 @@ class CSRLoss(nn.Module):
         if self.contrast != "clip":
             return forth
         return (forth + csrkern.info_nce(b, a, temperature=self.temperature, labels=both)) / 2
+
+
+def unwrapped(name: str, model: nn.Module) -> SparseAutoencoder:
+    """Return the autoencoder in `model`, which may be one, or wrap one.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    inner: Any = model
+    while not isinstance(inner, SparseAutoencoder):
+        # Of torch.compile, and of DistributedDataParallel and its like.
+        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+        if inner is None:
+            raise TypeError(
+                f"{name}: expected a SparseAutoencoder, or a wrapper of one such as "
+                f"DistributedDataParallel, got {type(model).__name__}"
+            )
+    return inner
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    # What torch.compile made of `forward` is no help: the loss computes something else.
+    return getattr(model, "_orig_mod", model)
 
 
 def load(codes: SparseCodes, gather: bool = False) -> Tensor:
