@@ -22,8 +22,13 @@ from csrkern.ops.autoencode import autoencode
 from csrkern.ops.decode import decode
 from csrkern.ops.encode import encode
 from csrkern.ops.topk_relu import topk_relu
-from csrkern.storage import write_atomically
-from csrkern.validation import check_codes, check_rows_finite, check_tensor
+from csrkern.storage import read_json, write_atomically
+from csrkern.validation import (
+    check_codes,
+    check_rows_finite,
+    check_tensor,
+    check_tensors_finite,
+)
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -497,7 +502,7 @@ class SparseAutoencoder(nn.Module):
 
         folder = Path(directory)
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        _check_finite("the model", tensors)
+        check_tensors_finite("the model", tensors)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / WEIGHTS_NAME, save(tensors))
         text = json.dumps(self.config(), indent=2) + "\n"
@@ -521,10 +526,10 @@ class SparseAutoencoder(nn.Module):
         for name in (CONFIG_NAME, WEIGHTS_NAME):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no {name} in {folder}; expected a saved model there")
+        config = read_json(folder / CONFIG_NAME)
         try:
-            config = json.loads((folder / CONFIG_NAME).read_text())
             tensors = load_file(folder / WEIGHTS_NAME)
-        except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
+        except SafetensorError as error:
             raise ValueError(f"{folder} is damaged: {error}") from error
         if not isinstance(config, dict):
             raise ValueError(f"{folder / CONFIG_NAME} holds no settings")
@@ -545,7 +550,7 @@ class SparseAutoencoder(nn.Module):
             raise ValueError(f"{folder / CONFIG_NAME}: {error}") from error
         does_not_fit = f"{folder / WEIGHTS_NAME} does not fit its config"
         _check_fits(does_not_fit, tensors, model)
-        _check_finite(f"{folder / WEIGHTS_NAME}", tensors)
+        check_tensors_finite(f"{folder / WEIGHTS_NAME}", tensors)
         own = {
             name: t.to(torch.float32 if t.is_floating_point() else torch.long, copy=True)
             for name, t in tensors.items()
@@ -621,16 +626,6 @@ def _check_fits(what: str, tensors: dict[str, Tensor], model: SparseAutoencoder)
         if wanted.is_floating_point() != found.is_floating_point():
             kind = "floating-point numbers" if wanted.is_floating_point() else "integers"
             raise ValueError(f"{what}: {name}: expected {kind}, got {found.dtype}")
-
-
-def _check_finite(what: str, tensors: dict[str, Tensor]) -> None:
-    """Raise ValueError if a tensor holds NaN or infinity."""
-    for name, tensor in tensors.items():
-        wrong = int((~torch.isfinite(tensor)).sum())
-        if wrong:
-            raise ValueError(
-                f"{what}: {name}: expected finite numbers, got {wrong} that are NaN or infinite"
-            )
 
 
 def _open_array(name: str, path: str | os.PathLike[str]) -> np.ndarray:

@@ -1,16 +1,32 @@
-"""Write files so that a crash at any instant leaves the old one or the new one."""
+"""Write files so that a crash at any instant leaves the old one or the new one.
+
+And read the small ones that describe others.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return what a JSON file holds, with or without a byte-order mark in front.
+
+    Raises:
+        ValueError: if it holds no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{os.fspath(path)} is damaged: {error}") from error
 
 
 def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:

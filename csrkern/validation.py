@@ -76,6 +76,16 @@ def check_rows_finite(rows: Tensor, start: int, name: str) -> None:
         )
 
 
+def check_tensors_finite(what: str, tensors: dict[str, Tensor]) -> None:
+    """Raise ValueError if a tensor holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        wrong = int((~torch.isfinite(tensor)).sum())
+        if wrong:
+            raise ValueError(
+                f"{what}: {name}: expected finite numbers, got {wrong} that are NaN or infinite"
+            )
+
+
 def check_same(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
     """`value` has the device and dtype of `like`."""
     if value.device != like.device:

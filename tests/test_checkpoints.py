@@ -146,6 +146,13 @@ def test_sparsify_gives_what_its_formula_gives(tmp_path: Path) -> None:
     torch.testing.assert_close(out.double(), dense @ t["W_dec"] + t["b_dec"], rtol=0, atol=1e-5)
 
 
+def test_sparsify_without_an_auxiliary_loss_and_with_a_byte_order_mark(tmp_path: Path) -> None:
+    write_sparsify(tmp_path / "sae")
+    cfg = tmp_path / "sae" / "cfg.json"
+    cfg.write_bytes(b"\xef\xbb\xbf" + cfg.read_bytes())
+    assert load_sparsify(tmp_path / "sae", k_aux=0).k_aux == 0
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_sparsify_round_trip(tmp_path: Path, tied: bool) -> None:
     model = make(tied=tied)
@@ -167,6 +174,8 @@ def test_sparsify_round_trip(tmp_path: Path, tied: bool) -> None:
         ({"transcode": True}, "transcode"),
         ({"skip_connection": True}, "skip_connection"),
         ({"k": "many"}, "integer k"),
+        ({"k": True}, "integer k"),
+        ({"k": 5.0}, "integer k"),
     ],
 )
 def test_sparsify_that_is_no_topk_autoencoder(
@@ -229,6 +238,77 @@ def test_folder_round_trip(tmp_path: Path) -> None:
     assert settings["model_type"] == "SparseEncoder"
     assert (target / "README.md").read_text() == model_card(model, "csr")
     assert [path.name for path in target.parent.iterdir()] == ["csr"]
+
+
+TYPES = [
+    "sentence_transformers.sparse_encoder.models.SparseAutoEncoder",  # 5.1
+    "sentence_transformers.sparse_encoder.modules.sparse_auto_encoder.SparseAutoEncoder",  # 6.2
+]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "marked"])
+def test_folders_of_all_versions_with_or_without_a_byte_order_mark(
+    tmp_path: Path, kind: str, mark: bytes
+) -> None:
+    model = make(k_aux=9, normalize=True, dead_threshold=4)
+    target = tmp_path / "csr"
+    save_sentence_transformers(model, target, write_backbone(tmp_path / "backbone"))
+    modules = json.loads((target / "modules.json").read_text())
+    modules[-1]["type"] = kind
+    (target / "modules.json").write_bytes(mark + json.dumps(modules).encode())
+    for file in [*target.glob("*/config.json"), target / "config_sentence_transformers.json"]:
+        file.write_bytes(mark + file.read_bytes())
+    assert_same(load_sentence_transformers(target), model)
+    (backbone := tmp_path / "marked").mkdir()
+    (backbone / "modules.json").write_bytes(mark + json.dumps(modules[:1]).encode())
+    save_sentence_transformers(model, tmp_path / "again", backbone)
+
+
+@pytest.mark.parametrize("kind", ["mine.SparseAutoEncoder", "sentence_transformers.a.Other"])
+def test_modules_of_other_packages_are_no_adapters(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "csr"
+    save_sentence_transformers(make(), target, write_backbone(tmp_path / "backbone"))
+    modules = json.loads((target / "modules.json").read_text())
+    modules[-1]["type"] = kind
+    (target / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ValueError, match=rf"expected one SparseAutoEncoder .*{kind}"):
+        load_sentence_transformers(target)
+
+
+def with_nan() -> SparseAutoencoder:
+    model = make()
+    with torch.no_grad():
+        model.encoder.weight[3, 2] = torch.nan
+    return model
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    message = r"encoder\.weight: expected finite numbers, got 1 that are NaN or infinite"
+    writers = {
+        "pth": lambda: save_pth(with_nan(), tmp_path / "a.pth"),
+        "sparsify": lambda: save_sparsify(with_nan(), tmp_path / "sae"),
+        "folder": lambda: save_sentence_transformers(
+            with_nan(), tmp_path / "csr", write_backbone(tmp_path / "backbone")
+        ),
+    }
+    for write in writers.values():
+        with pytest.raises(ValueError, match=message):
+            write()
+    assert [path.name for path in tmp_path.iterdir()] == ["backbone"]
+    torch.save(with_nan().state_dict(), tmp_path / "nan.pth")
+    with pytest.raises(ValueError, match=rf"nan\.pth: {message}"):
+        load_pth(tmp_path / "nan.pth", k=K)
+    tensors = write_sparsify(tmp_path / "sae")
+    tensors["encoder.bias"][0] = torch.inf
+    save_file(tensors, tmp_path / "sae" / "sae.safetensors")
+    with pytest.raises(ValueError, match="latent_bias: expected finite numbers"):
+        load_sparsify(tmp_path / "sae")
+    save_sentence_transformers(make(), tmp_path / "csr", tmp_path / "backbone")
+    weights = tmp_path / "csr" / "2_SparseAutoEncoder" / "model.safetensors"
+    save_file(load_file(weights) | {"pre_bias": torch.full((D,), torch.nan)}, weights)
+    with pytest.raises(ValueError, match="pre_bias: expected finite numbers"):
+        load_sentence_transformers(tmp_path / "csr")
 
 
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:

@@ -57,6 +57,56 @@ def test_we_load_the_packages_folder(tmp_path: Path) -> None:
     torch.testing.assert_close(model.encode(x).to_dense(), expected, rtol=0, atol=2e-6)
 
 
+def test_a_folder_without_an_auxiliary_loss(tmp_path: Path) -> None:
+    module = adapter(k_aux=0)
+    SparseEncoder(modules=[words_backbone(), module], device="cpu").save(str(tmp_path / "saved"))
+    model = load_sentence_transformers(tmp_path / "saved")
+    assert model.k_aux == 0
+    assert torch.equal(model.encoder.weight, module.encoder.weight)
+    SentenceTransformer(modules=[words_backbone()], device="cpu").save(str(tmp_path / "backbone"))
+    save_sentence_transformers(model, tmp_path / "again", tmp_path / "backbone")
+    assert SparseEncoder(str(tmp_path / "again"), device="cpu")[1].k_aux == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_are_no_safetensors(tmp_path: Path) -> None:
+    module = adapter(normalize=True, dead_threshold=3, k_aux=5)
+    encoder = SparseEncoder(modules=[words_backbone(), module], device="cpu")
+    encoder.save_pretrained(str(tmp_path / "saved"), safe_serialization=False)
+    model = load_sentence_transformers(tmp_path / "saved")
+    assert model.config() == {**module.get_config_dict(), "tied": True}
+    assert not model.training
+    x = torch.randn(9, D)
+    with torch.inference_mode():
+        expected = module.eval()({"sentence_embedding": x.clone()})["sentence_embedding"]
+    torch.testing.assert_close(model.encode(x).to_dense(), expected, rtol=0, atol=2e-6)
+    config = tmp_path / "saved" / "1_SparseAutoEncoder" / "config.json"
+    good = config.read_text()
+    config.write_text(good.replace(f'"hidden_dim": {H}', '"hidden_dim": 32'))
+    with pytest.raises(ValueError, match="does not fit its config: expected 32 latents"):
+        load_sentence_transformers(tmp_path / "saved")
+    config.write_text("{}")
+    with pytest.raises(ValueError, match="lacks hidden_dim, input_dim, k"):
+        load_sentence_transformers(tmp_path / "saved")
+    config.write_text(good)
+    with torch.no_grad():
+        module.latent_bias[3] = torch.nan
+    encoder.save_pretrained(str(tmp_path / "nan"), safe_serialization=False)
+    with pytest.raises(ValueError, match=r"latent_bias: expected finite numbers"):
+        load_sentence_transformers(tmp_path / "nan")
+
+
+class DoubledAdapter(type(adapter())):  # type: ignore[misc]
+    """What somebody made of the package's, with other codes."""
+
+
+def test_a_subclass_is_no_adapter_of_ours(tmp_path: Path) -> None:
+    modules = [words_backbone(), DoubledAdapter(D, hidden_dim=H, k=K, k_aux=4)]
+    SparseEncoder(modules=modules, device="cpu").save(str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match=r"expected one SparseAutoEncoder .*DoubledAdapter"):
+        load_sentence_transformers(tmp_path / "saved")
+
+
 def test_minilm_from_training_to_accelerated_search(tmp_path: Path) -> None:
     """The whole chain: embed, train an adapter, save, load with the package, encode, search."""
     minilm = pytest.importorskip(

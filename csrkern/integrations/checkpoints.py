@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from csrkern.nn import SparseAutoencoder
-from csrkern.storage import write_atomically
+from csrkern.storage import read_json, write_atomically
+from csrkern.validation import check_tensors_finite
 
 _ENCODER, _DECODER = "encoder.weight", "decoder.linear.weight"
 _ADAPTER = {"pre_bias", "latent_bias", _ENCODER, _DECODER, "stats_last_nonzero"}
@@ -35,19 +36,20 @@ def load_pth(
     normalize: bool = False,
     dead_threshold: int = 30,
 ) -> SparseAutoencoder:
-    """The adapter in a `.pth` of the paper's scripts (or a bare state dict of its names).
+    """Return the adapter in a `.pth` of the paper's scripts (or a bare state dict of its names).
 
     The file holds tensors only, so what it was trained with is for the caller to say.
 
     Args:
-        path: the file. Optimiser state, `module.` in front of names and the weights of a
+        path: the file. Optimizer state, `module.` in front of names and the weights of a
             backbone are passed over.
         k: active latents per row; `k_aux`, `normalize`, `dead_threshold` as for
             `SparseAutoencoder`, with the scripts' defaults.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a file of weights, or holds no adapter.
+        ValueError: if it is not a file of weights, holds no adapter, or one with weights that
+            are NaN or infinite.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}; expected a .pth of the paper's scripts there")
@@ -76,15 +78,17 @@ def load_pth(
 
 
 def save_pth(model: SparseAutoencoder, path: str | os.PathLike[str]) -> None:
-    """Writes {"state_dict": …} with the names of the paper's scripts, renamed into place.
+    """Write {"state_dict": …} with the names of the paper's scripts, renamed into place.
 
     Raises:
-        ValueError: if the model is not tied, which those scripts always are.
+        ValueError: if the model is not tied, which those scripts always are, or a weight is NaN
+            or infinite; nothing is written then.
     """
     if not model.tied:
         raise ValueError("model: expected tied weights, the only kind that the scripts have")
     payload = io.BytesIO()
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    check_tensors_finite("the model", state)
     torch.save({"state_dict": {**state, _DECODER: state[_ENCODER]}}, payload)
     write_atomically(path, payload.getvalue())
 
@@ -92,7 +96,7 @@ def save_pth(model: SparseAutoencoder, path: str | os.PathLike[str]) -> None:
 def load_sparsify(
     directory: str | os.PathLike[str], *, k_aux: int | None = None
 ) -> SparseAutoencoder:
-    """The TopK autoencoder in a folder that EleutherAI's `sparsify` saved; untied.
+    """Return the TopK autoencoder in a folder that EleutherAI's `sparsify` saved; untied.
 
     Args:
         directory: holds cfg.json and sae.safetensors (one hookpoint's folder).
@@ -100,8 +104,9 @@ def load_sparsify(
 
     Raises:
         FileNotFoundError: if one of the two files is missing.
-        ValueError: if they are damaged, or of a coder that `SparseAutoencoder` cannot
-            express: another activation than TopK, signed, transcoding, with skip connections.
+        ValueError: if they are damaged, hold weights that are NaN or infinite, or are of a coder
+            that `SparseAutoencoder` cannot express: another activation than TopK, signed,
+            transcoding, with skip connections.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -110,12 +115,12 @@ def load_sparsify(
     for name in (CFG_NAME, SAE_NAME):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no {name} in {folder}; expected one hookpoint's folder")
+    cfg = read_json(folder / CFG_NAME)
     try:
-        cfg = json.loads((folder / CFG_NAME).read_text())
         tensors = load_file(folder / SAE_NAME)
-    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder} is damaged: {error}") from error
-    if not isinstance(cfg, dict) or not isinstance(cfg.get("k"), int):
+    except SafetensorError as error:
+        raise ValueError(f"{folder / SAE_NAME} is damaged: {error}") from error
+    if not isinstance(cfg, dict) or type(cfg.get("k")) is not int:
         raise ValueError(f"{folder / CFG_NAME}: expected settings with an integer k")
     if cfg.get("activation", "topk") != "topk":
         raise ValueError(
@@ -139,27 +144,29 @@ def load_sparsify(
         raise ValueError(f"{folder / SAE_NAME} lacks {', '.join(sorted(missing))}")
     found = {ours: tensors[theirs] for theirs, ours in names.items()}
     half = max(1, found["pre_bias"].numel() // 2)
-    return _model(folder, found, k=cfg["k"], k_aux=k_aux or half, tied=False)
+    return _model(folder, found, k=cfg["k"], k_aux=half if k_aux is None else k_aux, tied=False)
 
 
 def save_sparsify(model: SparseAutoencoder, directory: str | os.PathLike[str]) -> None:
-    """Writes cfg.json and sae.safetensors, from which `sparsify` loads the same autoencoder.
+    """Write cfg.json and sae.safetensors, from which `sparsify` loads the same autoencoder.
 
     Raises:
-        ValueError: if the model standardises its input, which `sparsify` cannot express.
+        ValueError: if the model standardizes its input, which `sparsify` cannot express, or a
+            weight is NaN or infinite; nothing is written then.
     """
     from safetensors.torch import save
 
     if model.normalize:
         raise ValueError("model: expected normalize=False; sparsify has no such step")
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         "b_dec": model.pre_bias,
         "encoder.bias": model.latent_bias,
         "encoder.weight": model.encoder.weight,
         "W_dec": model.decoder.linear.weight,
     }
+    check_tensors_finite("the model", tensors)
+    folder.mkdir(parents=True, exist_ok=True)
     cfg = {
         "activation": "topk",
         "expansion_factor": max(1, model.hidden_dim // model.input_dim),
@@ -182,6 +189,7 @@ def _model(
     source: str | os.PathLike[str], tensors: dict[str, Tensor], *, tied: bool = True, **config: Any
 ) -> SparseAutoencoder:
     """A model with these tensors, its sizes read off the encoder's weight."""
+    check_tensors_finite(os.fspath(source), tensors)
     weight = tensors[_ENCODER]
     if weight.dim() != 2:
         raise ValueError(f"{source}: {_ENCODER}: expected [h, d], got {list(weight.shape)}")

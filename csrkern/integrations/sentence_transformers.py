@@ -104,7 +104,8 @@ class _Package:
         self.decoder: type[nn.Module] = sys.modules[self.autoencoder.__module__].TiedTranspose
         self.encoder: type[nn.Module] = SparseEncoder
         self.loss: type[nn.Module] = losses.CSRLoss
-        self.reconstruction_loss: type[nn.Module] = losses.csr.CSRReconstructionLoss
+        terms = sys.modules[self.loss.__module__].CSRReconstructionLoss
+        self.reconstruction_loss: type[nn.Module] = terms
         self.ranking_loss: type[nn.Module] = losses.SparseMultipleNegativesRankingLoss
         self.util = util
         self.trains_4k = version >= (6, 2)

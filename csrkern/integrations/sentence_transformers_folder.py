@@ -14,33 +14,52 @@ from pathlib import Path
 from typing import Any
 
 from csrkern import __version__
-from csrkern.nn import CONFIG_NAME, SparseAutoencoder
-from csrkern.storage import write_atomically
+from csrkern.integrations.checkpoints import load_pth
+from csrkern.nn import CONFIG_NAME, WEIGHTS_NAME, SparseAutoencoder
+from csrkern.storage import read_json, write_atomically
 
 MODULES_NAME = "modules.json"
+PICKLED_NAME = "pytorch_model.bin"  # the weights, where safe_serialization=False saved them
 # Versions from 5.0 on know the module by this name.
 _TYPE = "sentence_transformers.sparse_encoder.models.SparseAutoEncoder"
 _KEYS = ("input_dim", "hidden_dim", "k", "k_aux", "normalize", "dead_threshold")
 
 
 def load_sentence_transformers(directory: str | os.PathLike[str]) -> SparseAutoencoder:
-    """The adapter of a saved `SparseEncoder`, or of its `SparseAutoEncoder` folder alone.
+    """Return the adapter of a saved `SparseEncoder`, or of its `SparseAutoEncoder` folder alone.
+
+    Of sentence-transformers 5.1 and later. Weights are read without running code, also of
+    pytorch_model.bin.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if no module is a `SparseAutoEncoder`, or its files do not fit together.
+        ValueError: if no module is the package's `SparseAutoEncoder`, its files do not fit
+            together, or a weight is NaN or infinite.
     """
     folder = Path(directory)
     if (folder / MODULES_NAME).is_file():
         modules = _modules(folder)
-        ours = [m for m in modules if str(m.get("type", "")).endswith("SparseAutoEncoder")]
+        ours = [m for m in modules if _is_adapter(m)]
         if len(ours) != 1:
             types = ", ".join(str(m.get("type")) for m in modules)
             raise ValueError(
                 f"{folder}: expected one SparseAutoEncoder among its modules, got {types}"
             )
         folder = folder / str(ours[0].get("path", ""))
-    return SparseAutoencoder.from_pretrained(folder)
+    if (folder / WEIGHTS_NAME).is_file() or not (folder / PICKLED_NAME).is_file():
+        return SparseAutoencoder.from_pretrained(folder)
+    config = read_json(folder / CONFIG_NAME)
+    missing = set(_KEYS[:3]) - (config.keys() if isinstance(config, dict) else set())
+    if missing:
+        raise ValueError(f"{folder / CONFIG_NAME} lacks {', '.join(sorted(missing))}")
+    settings = {name: config[name] for name in _KEYS[2:] if name in config}
+    model = load_pth(folder / PICKLED_NAME, **settings)
+    if (model.input_dim, model.hidden_dim) != (config["input_dim"], config["hidden_dim"]):
+        raise ValueError(
+            f"{folder / PICKLED_NAME} does not fit its config: expected {config['hidden_dim']} "
+            f"latents of width {config['input_dim']}, got {model.hidden_dim} of {model.input_dim}"
+        )
+    return model.eval()
 
 
 def save_sentence_transformers(
@@ -50,7 +69,7 @@ def save_sentence_transformers(
     *,
     name: str | None = None,
 ) -> None:
-    """Writes a folder that `SparseEncoder(directory)` loads: the backbone, then the adapter.
+    """Write a folder that `SparseEncoder(directory)` loads: the backbone, then the adapter.
 
     Every module of the backbone is copied, so the adapter should have been trained on what
     the whole of it gives. A model card (README.md) says how to use the folder.
@@ -58,7 +77,8 @@ def save_sentence_transformers(
     Args:
         model: tied; in the folder it is the last module.
         directory: new, or an empty folder; appears at one instant, complete.
-        backbone: the folder of a `SentenceTransformer` with embeddings [n, model.input_dim].
+        backbone: the folder of a `SentenceTransformer` with embeddings [n, model.input_dim], as
+            `SentenceTransformer(name).save(folder)` writes it.
         name: of the model in its card; None: the folder's name.
 
     Raises:
@@ -71,12 +91,13 @@ def save_sentence_transformers(
     source, target = Path(backbone), Path(directory)
     if not (source / MODULES_NAME).is_file():
         raise FileNotFoundError(
-            f"no {MODULES_NAME} in {source}; expected a folder that SentenceTransformer.save wrote"
+            f"backbone: no {MODULES_NAME} in {source}; expected a folder that "
+            "SentenceTransformer(name).save(folder) wrote"
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is not empty; expected a new folder")
     modules = _modules(source)
-    if any(str(m.get("type", "")).endswith("SparseAutoEncoder") for m in modules):
+    if any(map(_is_adapter, modules)):
         raise ValueError(f"{source} ends with an adapter already; expected a dense backbone")
     width = _width(source, modules)
     if width not in (None, model.input_dim):
@@ -94,7 +115,7 @@ def save_sentence_transformers(
         _write_json(inner / MODULES_NAME, [*modules, entry])
         _write_module(model, inner / path)
         settings_path = inner / "config_sentence_transformers.json"
-        settings = json.loads(settings_path.read_text()) if settings_path.is_file() else {}
+        settings = read_json(settings_path) if settings_path.is_file() else {}
         # Codes are compared as they are searched: by cosine.
         settings |= {"model_type": "SparseEncoder", "similarity_fn_name": "cosine"}
         _write_json(settings_path, settings)
@@ -159,11 +180,14 @@ def _write_module(model: SparseAutoencoder, folder: Path) -> None:
     _write_json(folder / CONFIG_NAME, {key: getattr(model, key) for key in _KEYS})
 
 
+def _is_adapter(module: dict[str, Any]) -> bool:
+    """Whether it is the package's own: a subclass of that name may make other codes."""
+    package, _, name = str(module.get("type", "")).rpartition(".")
+    return name == "SparseAutoEncoder" and package.partition(".")[0] == "sentence_transformers"
+
+
 def _modules(folder: Path) -> list[dict[str, Any]]:
-    try:
-        modules = json.loads((folder / MODULES_NAME).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / MODULES_NAME} is damaged: {error}") from error
+    modules = read_json(folder / MODULES_NAME)
     if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
         raise ValueError(f"{folder / MODULES_NAME}: expected a list of modules")
     return modules
@@ -175,7 +199,7 @@ def _width(folder: Path, modules: list[dict[str, Any]]) -> int | None:
     for module in modules:
         config = folder / str(module.get("path", "")) / CONFIG_NAME
         if module.get("path") and config.is_file():
-            settings = json.loads(config.read_text())
+            settings = read_json(config)
             for key in ("word_embedding_dimension", "embedding_dimension", "out_features"):
                 width = settings.get(key, width)
     return width
