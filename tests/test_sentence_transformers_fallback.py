@@ -76,6 +76,14 @@ class DoubledEncoder(SparseEncoder):
         return DoubledEmbedding()(super().forward(*args, **kwargs))
 
 
+class SimpleEncoder(nn.Module):
+    """The weight alone, which is all that the package reads."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+
 def double_output(_module: Any, _args: Any, output: Any) -> Any:
     return DoubledEmbedding()(output)
 
@@ -168,6 +176,9 @@ UNKNOWN = {
     ),
     "weight_norm": with_change(lambda m: nn.utils.parametrizations.weight_norm(m[1].encoder)),
     "another encoder": with_encoder(lambda e: copy.deepcopy(e)),
+    "the weight alone": with_change(
+        lambda m: setattr(m[1], "encoder", SimpleEncoder(m[1].encoder.weight))
+    ),
 }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 
+joblib = pytest.importorskip("joblib")
 sklearn = pytest.importorskip("sklearn", minversion="1.6", reason="pip install 'csrkern[sklearn]'")
 from sklearn.base import clone  # noqa: E402
 from sklearn.cluster import DBSCAN  # noqa: E402
@@ -112,6 +114,147 @@ def test_labels_of_any_kind_and_settings_by_name(rows):
         CSRTransformer(config={"no_such": 1}).fit(x)
 
 
+def missing(y: np.ndarray, value: object, dtype: object = None) -> np.ndarray:
+    y = y.astype(dtype)
+    y[3] = value
+    return y
+
+
+BAD_CLASSES = {
+    "nan": lambda y: missing(y, np.nan, float),
+    "inf": lambda y: missing(y, np.inf, float),
+    "None": lambda y: missing(y, None, object),
+    "None among names": lambda y: missing(np.array(list("abcd"))[y], None, object),
+    "NaN among names": lambda y: missing(np.array(list("abcd"))[y], np.nan, object),
+    "continuous": lambda y: y + np.linspace(0, 0.5, len(y)),
+    "too few": lambda y: y[:7],
+    "one-hot": lambda y: np.eye(4)[y],
+}
+
+
+@pytest.mark.parametrize("name", BAD_CLASSES)
+def test_classes_are_refused_as_a_classifier_does(rows, name):
+    x, y = rows
+    y = BAD_CLASSES[name](y)
+    with pytest.raises((ValueError, TypeError)) as expected:
+        LogisticRegression().fit(x, y)
+    with pytest.raises(ValueError, match=re.escape(str(expected.value))):
+        CSRTransformer(**SMALL, contrast="label").fit(x, y)
+    CSRTransformer(**SMALL | {"steps": 2}).fit(x, y)  # to which y means nothing
+
+
+def test_parameters_of_numpy_types(rows):
+    x, y = rows
+    pipeline = make_pipeline(CSRTransformer(**SMALL), LogisticRegression())
+    grid = {
+        "csrtransformer__k": np.array([2, 4]),
+        "csrtransformer__hidden_dim": np.array([32], np.int32),
+        "csrtransformer__steps": np.arange(3, 5),
+        "csrtransformer__random_state": np.array([1], np.uint8),
+    }
+    search = GridSearchCV(pipeline, grid, cv=2, error_score="raise").fit(x, y)
+    k = search.best_params_["csrtransformer__k"]
+    transformer = search.best_estimator_[0]
+    assert transformer.get_params()["k"] is transformer.k
+    assert transformer.k == k
+    again = CSRTransformer(int(k), hidden_dim=32, steps=int(transformer.steps), random_state=1)
+    assert abs(again.fit(x).transform(x) - transformer.transform(x)).max() == 0
+    for name, wrong in {"k": 2.0, "steps": True, "hidden_dim": "64"}.items():
+        with pytest.raises(TypeError, match=f"{name}: expected an int"):
+            CSRTransformer(**SMALL | {name: wrong}).fit(x)
+    with pytest.raises(ValueError, match="random_state: expected 0 <="):
+        CSRTransformer(**SMALL, random_state=-1).fit(x)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, -1, -2, -100, np.int64(2), None])
+def test_jobs_are_joblibs(codes, n_jobs):
+    threads: list[object] = []
+
+    class Spied(InvertedIndex):
+        def search(self, *args, num_threads=None, **options):
+            threads.append(num_threads)
+            return super().search(*args, num_threads=num_threads, **options)
+
+    neighbours = CSRNeighborsTransformer(n_jobs=n_jobs).fit(codes)
+    neighbours.index_.__class__ = Spied
+    expected = CSRNeighborsTransformer().fit(codes).kneighbors(codes)
+    assert np.array_equal(neighbours.kneighbors(codes)[1], expected[1])
+    assert threads == [None if n_jobs is None else joblib.effective_n_jobs(n_jobs)]
+
+
+def test_jobs_that_joblib_refuses(codes):
+    with pytest.raises(ValueError, match="n_jobs == 0"):
+        CSRNeighborsTransformer(n_jobs=0).fit(codes)
+    for wrong in (1.5, "2", True):
+        with pytest.raises(TypeError, match="n_jobs: expected an int"):
+            CSRNeighborsTransformer(n_jobs=wrong).fit(codes)
+
+
+FORMS = {
+    "csr_array": sp.csr_array,
+    "csc_matrix": sp.csc_matrix,
+    "coo_array": sp.coo_array,
+    "lil_array": sp.lil_array,
+    "float64": lambda m: m.astype(np.float64),
+    "dense": lambda m: m.toarray(),
+    "dense float64": lambda m: m.toarray().astype(np.float64),
+    "long indices": lambda m: sp.csr_array(
+        (m.data, m.indices.astype(np.int64), m.indptr.astype(np.int64)), m.shape
+    ),
+    "lists": lambda m: m.toarray().tolist(),
+    "SparseCodes": SparseCodes.from_scipy,
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_codes_in_every_form(codes, name):
+    matrix = codes.to_scipy()
+    expected = CSRNeighborsTransformer().fit(codes).kneighbors(codes)
+    form = FORMS[name](matrix)
+    found = CSRNeighborsTransformer().fit(form).kneighbors(form)
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_embeddings_in_every_form(rows):
+    x, _ = rows
+    expected = CSRTransformer(**SMALL).fit(x)
+    for form in (x.astype(np.float64), np.asfortranarray(x), x.tolist(), x.astype(">f4")):
+        transformer = CSRTransformer(**SMALL).fit(form)
+        assert abs(transformer.transform(form) - expected.transform(x)).max() == 0
+    codes = expected.transform(x)
+    for form in (SparseCodes.from_scipy(codes), codes.toarray(), codes.tocsc()):
+        back = expected.inverse_transform(form)
+        assert np.array_equal(back, expected.inverse_transform(codes))
+    with pytest.raises(ValueError, match="contains NaN"):
+        expected.inverse_transform(np.full((1, 64), np.nan))
+    with pytest.raises(ValueError, match="negative"):
+        expected.inverse_transform(-codes)
+
+
+def test_names_of_columns_and_outputs(rows):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(rows[0], columns=[f"width {i}" for i in range(16)])
+    transformer = CSRTransformer(**SMALL).fit(frame)
+    assert transformer.feature_names_in_.tolist() == list(frame.columns)
+    with pytest.raises(ValueError, match="feature names should match"):
+        transformer.transform(frame[frame.columns[::-1]])
+    again = pickle.loads(pickle.dumps(transformer))
+    assert abs(again.transform(frame) - transformer.transform(frame)).max() == 0
+    # As of every transformer whose output is sparse.
+    with pytest.raises(ValueError, match="scipy sparse matrix"):
+        transformer.set_output(transform="pandas").transform(frame)
+
+
+@pytest.mark.parametrize("values", ["float32", "float16", "uint8"])
+def test_no_distance_is_below_zero(values):
+    generator = torch.Generator().manual_seed(3)
+    codes = SparseCodes.from_dense(torch.rand(300, 50, generator=generator), k=7)
+    neighbours = CSRNeighborsTransformer(values=values).fit(codes)
+    distances, _ = neighbours.kneighbors(codes, 3)
+    assert distances.min() >= 0
+    assert neighbours.transform(codes).data.min() >= 0
+
+
 @pytest.mark.parametrize("wanted", [1, 7, 119])
 def test_neighbours_are_those_of_brute_force(codes, wanted):
     matrix = codes.to_scipy()
@@ -196,9 +339,14 @@ def test_bad_input_is_explained(codes):
         fitted.kneighbors(codes, 121)
     with pytest.raises(ValueError, match="the row itself"):
         fitted.kneighbors(None, 120)
-    with pytest.raises(TypeError, match="n_neighbors: expected an integer"):
+    with pytest.raises(TypeError, match="n_neighbors: expected an int"):
         fitted.kneighbors(codes, 2.5)
     with pytest.raises(ValueError, match="mode: expected"):
         fitted.kneighbors_graph(codes, mode="far")
+    for wrong in (2.5, "3", True):
+        with pytest.raises(TypeError, match="n_neighbors: expected an int"):
+            CSRNeighborsTransformer(n_neighbors=wrong).fit(codes).transform(codes)
+    with pytest.raises(ValueError, match="n_neighbors: expected 1 <="):
+        CSRNeighborsTransformer(n_neighbors=0).fit(codes).transform(codes)
     with pytest.raises(ValueError, match="30 features"):
         fitted.kneighbors(np.ones((1, 30)))

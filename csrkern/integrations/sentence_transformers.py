@@ -143,19 +143,22 @@ def _unknown_autoencoder(package: _Package, module: Any) -> str | None:
         package.autoencoder,
         ("forward", "encode_pre_act", "LN", "prepare", "preprocess", "top_k", "decode"),
     )
-    if reason is None:
-        decoder, encoder = module.decoder, module.encoder
-        weights = (encoder.weight, module.latent_bias, module.pre_bias)
-        reason = (
-            hooked(module.modules())
-            or changed(decoder, package.decoder, ("forward",))
-            or changed(encoder, nn.Linear, ())
-        )
-        if reason is None and (decoder.linear is not encoder or encoder.bias is not None):
-            reason = "its decoder is not its encoder transposed"
-        if reason is None and any(type(weight) is not nn.Parameter for weight in weights):
-            reason = "its weights are no plain parameters"
-    return reason
+    if reason:
+        return reason
+    decoder, encoder = module.decoder, module.encoder
+    reason = (
+        hooked(module.modules())
+        or changed(decoder, package.decoder, ("forward",))
+        or changed(encoder, nn.Linear, ())
+    )
+    if reason:
+        return reason
+    if decoder.linear is not encoder or encoder.bias is not None:
+        return "its decoder is not its encoder transposed"
+    weights = (encoder.weight, module.latent_bias, module.pre_bias)
+    if any(type(weight) is not nn.Parameter for weight in weights):
+        return "its weights are no plain parameters"
+    return None
 
 
 def _unknown_encoder(package: _Package, model: Any, autoencoder: nn.Module) -> str | None:

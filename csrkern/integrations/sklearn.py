@@ -12,17 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from csrkern.arguments import as_int, check_int
 from csrkern.index import InvertedIndex
 
 try:
     import scipy.sparse as sp
+    from joblib import effective_n_jobs
     from sklearn.base import (
         BaseEstimator,
         ClassNamePrefixFeaturesOutMixin,
         TransformerMixin,
     )
     from sklearn.utils import check_random_state
-    from sklearn.utils.validation import check_is_fitted, validate_data
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError(
         f"this needs scikit-learn 1.6 or later ({error}); pip install 'csrkern[sklearn]'"
@@ -71,10 +74,12 @@ class CSRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.device = device
 
     def fit(self, X: Any, y: Any = None) -> CSRTransformer:
-        """Trains on embeddings X [n, d]; y [n] are classes, for contrast="label" only.
+        """Train on embeddings X [n, d]; y [n] are classes, for contrast="label" only.
 
         Raises:
-            ValueError: if X is not finite and of at least 2 rows, or a parameter does not fit.
+            TypeError: if a parameter has the wrong type.
+            ValueError: if X is not finite and of at least 2 rows, y is not of classes (a missing
+                one is none), or a parameter does not fit.
         """
         from csrtrain import TrainConfig, train
 
@@ -84,29 +89,33 @@ class CSRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 "contrast='label' requires y to be passed, but the target y is None: "
                 "give the class of each row, or contrast='self'"
             )
-        X = validate_data(self, X, dtype=np.float32, ensure_min_samples=2)
+        checks = {"dtype": np.float32, "ensure_min_samples": 2}
+        labels = None
+        if needs_y:
+            X, y = validate_data(self, X, y, **checks)
+            labels = _class_numbers(y)
+        else:
+            X = validate_data(self, X, **checks)
         seed = self.random_state
-        if not isinstance(seed, (int, np.integer)):
-            seed = check_random_state(seed).randint(2**31)
-        chosen = {"hidden_dim": self.hidden_dim, "steps": self.steps}
+        if isinstance(seed, (int, np.integer)):
+            seed = check_int("random_state", int(seed), 0, 2**32 - 1)
+        else:
+            seed = int(check_random_state(seed).randint(2**31))
+        sizes = {"k": self.k, "hidden_dim": self.hidden_dim, "steps": self.steps}
         changes = {
-            "k": self.k,
+            **{name: as_int(name, size) for name, size in sizes.items() if size is not None},
             "contrast": self.contrast,
-            "seed": int(seed),
-            **{name: value for name, value in chosen.items() if value is not None},
+            "seed": seed,
             **(self.config or {}),
         }
         config = (
             TrainConfig.preset(self.preset, **changes) if self.preset else TrainConfig(**changes)
         )
-        labels = None
-        if needs_y:
-            labels = np.unique(np.asarray(y), return_inverse=True)[1].reshape(-1)
         self.model_ = train(X, labels, config, progress=False, device=self.device)
         return self
 
     def transform(self, X: Any) -> sp.csr_array:
-        """Codes of embeddings X [m, d]: float32 [m, h], at most k entries a row."""
+        """Return the codes of embeddings X [m, d]: float32 [m, h], at most k entries a row."""
         from csrtrain import encode_all
 
         check_is_fitted(self)
@@ -114,10 +123,11 @@ class CSRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return encode_all(self.model_, X).to_scipy()
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Embeddings float32 [m, d] that codes X [m, h] stand for.
+        """Return the embeddings float32 [m, d] that codes X [m, h] stand for.
 
         Raises:
-            ValueError: if X has another width, or the model standardises its input.
+            ValueError: if X has another width or is negative or not finite, or the model
+                standardizes its input.
         """
         import torch
 
@@ -129,13 +139,14 @@ class CSRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 "normalize=True takes out each row's mean and scale, which codes do not keep; "
                 "train without it to get embeddings back"
             )
-        X = sp.csr_array(X)
+        X = X.to_scipy() if hasattr(X, "to_scipy") else X
+        X = sp.csr_array(check_array(X, accept_sparse="csr", dtype=np.float32, input_name="X"))
         if X.shape[1] != self.model_.hidden_dim:
             raise ValueError(
                 f"X: expected codes over {self.model_.hidden_dim} latents, got {X.shape[1]}"
             )
         with torch.inference_mode():
-            return self.model_.decode(SparseCodes.from_scipy(X.astype(np.float32))).numpy()
+            return self.model_.decode(SparseCodes.from_scipy(X)).numpy()
 
     @property
     def _n_features_out(self) -> int:
@@ -159,7 +170,8 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         mode: what `transform` gives: "distance" (of one neighbour more, for a row of the
             training set is its own) or "connectivity".
         values: how the index stores values; "float16" is smaller, and rounds distances.
-        n_jobs: threads; None: one for each processor.
+        n_jobs: threads, as joblib counts them: −1 is one for each processor, −2 one less. None
+            is one for each processor too.
 
     Attributes:
         index_: the `InvertedIndex` of the codes, by cosine.
@@ -213,9 +225,7 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             ValueError: if there are not that many codes.
         """
         check_is_fitted(self)
-        wanted = self.n_neighbors if n_neighbors is None else n_neighbors
-        if isinstance(wanted, bool) or not isinstance(wanted, (int, np.integer)):
-            raise TypeError(f"n_neighbors: expected an integer, got {type(wanted).__name__}")
+        wanted = as_int("n_neighbors", self.n_neighbors if n_neighbors is None else n_neighbors)
         most = self.n_samples_fit_ - (X is None)
         if not 1 <= wanted <= most:
             raise ValueError(
@@ -247,8 +257,8 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     def transform(self, X: Any) -> sp.csr_matrix:
         """The graph of neighbours of X [m, h] among the indexed codes, [m, n]."""
         check_is_fitted(self)
-        extra = self.mode == "distance"
-        return self.kneighbors_graph(X, self.n_neighbors + extra, self.mode)
+        wanted = check_int("n_neighbors", self.n_neighbors, 1, self.n_samples_fit_)
+        return self.kneighbors_graph(X, wanted + (self.mode == "distance"), self.mode)
 
     def fit_transform(self, X: Any, y: Any = None) -> sp.csr_matrix:
         """`fit(X)`, then `transform(X)`: each row is its own first neighbour."""
@@ -256,7 +266,9 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 
     @property
     def _threads(self) -> int | None:
-        return None if self.n_jobs in (None, -1) else self.n_jobs
+        if self.n_jobs is None:
+            return None
+        return int(effective_n_jobs(as_int("n_jobs", self.n_jobs)))
 
     def _codes(self, X: Any, *, reset: bool) -> sp.csr_array:
         if hasattr(X, "to_scipy"):
@@ -288,6 +300,16 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         tags.input_tags.positive_only = True
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+
+def _class_numbers(y: np.ndarray) -> np.ndarray:
+    try:
+        check_classification_targets(y)
+        return np.unique(y, return_inverse=True)[1]
+    except TypeError as error:  # as of names among which there is a None
+        raise ValueError(
+            f"y: expected classes that are all names or all numbers, with none missing ({error})"
+        ) from error
 
 
 def _without_own(distances: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
