@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <sys/mman.h>
 
 #include <memory>
 #include <optional>
@@ -40,6 +41,28 @@ py::array_t<uint8_t> adopt(csrkern::Buffer owner) {
 
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
+
+// The bytes of an open file, read-only. The descriptor may be closed at once; Python's mmap keeps
+// a copy of it for as long as the array lives, and a process may have 1,024.
+py::array map_file(int descriptor, size_t bytes) {
+  void* data = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, descriptor, 0);
+  if (data == MAP_FAILED) {
+    PyErr_SetFromErrno(PyExc_OSError);
+    throw py::error_already_set();
+  }
+  struct Mapping {
+    void* data;
+    size_t bytes;
+  };
+  const py::capsule unmap(new Mapping{data, bytes}, [](void* p) {
+    const std::unique_ptr<Mapping> mapping(static_cast<Mapping*>(p));
+    munmap(mapping->data, mapping->bytes);
+  });
+  py::array array = py::array_t<uint8_t>(static_cast<py::ssize_t>(bytes),
+                                         static_cast<const uint8_t*>(data), unmap);
+  array.attr("setflags")(py::arg("write") = false);
+  return array;
+}
 
 csrkern::ValueType value_type(const std::string& name) {
   if (name == "float16") return csrkern::ValueType::float16;
@@ -276,6 +299,8 @@ void bind_index(py::module_& m) {
         return adopt(std::move(buffer));
       },
       "Uninitialised bytes in huge pages where the system grants them.");
+  m.def("map_file", &map_file,
+        "The first bytes of an open file as a read-only array, which needs no descriptor.");
   m.def(
       "cluster_order",
       [](const Array<float>& values, const Array<int32_t>& indices,

@@ -122,14 +122,16 @@ def search(
     query_indices: np.ndarray,
     topk: int,
     ids: np.ndarray | None = None,
+    most: float = np.inf,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Maximum-inner-product search, exact, as `InvertedIndex` defines it.
 
     values/indices [N, k] are the stored codes, query_values/query_indices [n, k'] the
     queries, both as float32 and in SparseCodes order. A score is summed in float32 over
-    the query's slots from first to last, each product rounded before it is added. Returns
-    scores [n, topk] and ids [n, topk]: best first, equal scores by lower id, documents
-    that share no latent with the query left out, missing places (-inf, -1).
+    the query's slots from first to last, each product rounded before it is added; a sum of
+    more than `most`, which is 1 for cosines, counts as that. Returns scores [n, topk] and
+    ids [n, topk]: best first, equal scores by lower id, documents that share no latent with
+    the query left out, missing places (-inf, -1).
     """
     n_docs, n_queries = len(values), len(query_values)
     ids = np.arange(n_docs, dtype=np.int64) if ids is None else np.asarray(ids, np.int64)
@@ -144,6 +146,7 @@ def search(
         for value, latent in zip(query_values[i], query_indices[i], strict=True):
             if value != 0:
                 score += np.float32(value) * dense[:, latent]
+        score = np.minimum(score, np.float32(most))
         found = np.flatnonzero(score)
         best = found[np.lexsort((ids[found], -score[found]))][:topk]
         scores_out[i, : len(best)] = score[best]
@@ -152,11 +155,16 @@ def search(
 
 
 def stored_values(values: np.ndarray, form: str, largest: float = 1.0) -> np.ndarray:
-    """Values ≥ 0 (float32) as an `InvertedIndex` of values="uint8" or "uint16" holds them.
+    """Values ≥ 0 (float32) as an `InvertedIndex` holds them.
 
-    Squares of 1..256 (1..65536), times what makes the last one `largest`, a power of two.
-    Each value becomes the nearest, the lower of two; none becomes 0.
+    "float16" and "float32" round to the nearest number; "uint8" and "uint16" to the nearest,
+    the lower of two, of the squares of 1..256 (1..65536), times what makes the last one
+    `largest`, a power of two. No positive value becomes 0.
     """
+    if form.startswith("float"):
+        rounded = values.astype(form).astype(np.float32)
+        least = np.float32(np.finfo(form).smallest_subnormal)
+        return np.where((values > 0) & (rounded == 0), least, rounded)
     roots = np.arange(1.0, {"uint8": 257, "uint16": 65537}[form])
     unit = largest / roots[-1] ** 2
     middles = (roots[:-1] ** 2 + roots[1:] ** 2) / 2

@@ -53,6 +53,35 @@ def test_finds_what_the_cpu_finds(device, kind, metric, values):
             same(found, expected)
 
 
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("distinct", [3, 40, 1500])
+def test_cosines_are_at_most_1(device, values, distinct):
+    """Many documents whose sums are above 1: hits go to the lower ids, whatever the sums."""
+    codes = [part[np.arange(1500) % distinct] for part in skewed(1500, DIM, 7)]
+    index = InvertedIndex.build(codes, dim=DIM, metric="cosine", values=values, cluster=False)
+    there = index.to("cuda")
+    queries = codes[0][:60], codes[1][:60]
+    assert index.search(queries)[0].max() == 1
+    for topk, least in ((1, None), (10, None), (600, None), (10, 1.0), (10, 1.00001)):
+        expected = index.search(queries, topk, min_score=least)
+        for way in ("walk", "gather"):
+            same(there.search(queries, topk, min_score=least, way=way), expected)
+
+
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+@pytest.mark.parametrize("values", VALUES)
+def test_no_active_latent_is_lost(device, metric, values):
+    small = np.float32([[1e-8, 0.5], [1e-30, 0.5], [1e-45, 0.5], [2**-25, 0.5]])
+    codes = small, np.tile(np.int32([3, 7]), (4, 1))
+    index = InvertedIndex.build(codes, dim=DIM, metric=metric, values=values)
+    query = np.ones((1, 1), np.float32), np.full((1, 1), 3, np.int32)
+    expected = index.search(query, 5)
+    assert sorted(expected[1][0]) == [-1, 0, 1, 2, 3]
+    same(index.to("cuda").search(query, 5), expected)
+    built = CudaIndex.build(sparse(codes, device), metric=metric, values=values)
+    same(built.search(query, 5), expected)
+
+
 def changed_index(metric="ip"):
     """Of segments, with ids in no order, some removed."""
     rng = np.random.default_rng(5)

@@ -40,6 +40,9 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 
 namespace {
 
+// Bitmaps of latents of 512 KB are always small; larger ones have up to 128 bytes for each entry.
+constexpr int32_t kSmallBitmap = 1 << 22, kLatentsPerEntry = 1024;
+
 // The stored form of one row at a time: latents and values as the index will hold them.
 class Stored {
  public:
@@ -61,7 +64,7 @@ class Stored {
     if (normalize_) {
       scaled_.resize(n);
       const double scale = unit_scale(values, n);
-      for (int64_t j = 0; j < n; ++j) scaled_[j] = static_cast<float>(values[j] * scale);
+      for (int64_t j = 0; j < n; ++j) scaled_[j] = scaled_value(values[j], scale);
       values = scaled_.data();
     }
     size = n;
@@ -69,13 +72,13 @@ class Stored {
     if (type_ == ValueType::float16) {
       shorts_.resize(n);
       index_kernels().to_half(values, n, shorts_.data());
+      // What would round to 0 becomes the least positive number: a code keeps its latents.
+      for (int64_t j = 0; j < n; ++j) shorts_[j] += values[j] > 0 && shorts_[j] == 0;
     }
     if (check) check_size(i);
   }
 
-  bool is_zero(int64_t j) const {
-    return type_ == ValueType::float16 ? (shorts_[j] & 0x7fff) == 0 : floats_[j] == 0;
-  }
+  bool is_zero(int64_t j) const { return floats_[j] == 0; }
 
   // The values as the lists hold them.
   const uint8_t* bytes() {
@@ -106,7 +109,7 @@ class Stored {
       const bool half = type_ == ValueType::float16;
       if (half ? (shorts_[j] & 0x7fff) < 0x7c00 : floats_[j] <= largest_) continue;
       throw std::invalid_argument(
-          "codes: the value " + std::to_string(floats_[j]) + " in row " + std::to_string(i) +
+          "codes: the value " + shown(floats_[j]) + in_row(rows_, i) +
           (half ? " does not fit in float16; build with values='float32'"
                 : " exceeds 2^" + std::to_string(exponent_) +
                       ", the largest that the index can hold; build it with largest= what is to "
@@ -143,29 +146,56 @@ class Builder {
   }
 
  private:
-  // Checks every entry and lists the latents in use, through a bitmap of all latents.
+  // Checks every entry and lists the latents in use.
   void find_terms() {
-    const size_t words = (static_cast<size_t>(docs_.dim) + 63) / 64;
-    Buffer memory(words * sizeof(std::atomic<uint64_t>));  // zero pages: only those in use cost
-    auto* bitmap = reinterpret_cast<std::atomic<uint64_t>*>(memory.data());
-    parallel_for(docs_.n, 4096, threads_, [&](int64_t begin, int64_t end, int) {
+    const int64_t entries = docs_.starts == nullptr ? docs_.n * docs_.width : docs_.starts[docs_.n];
+    if (docs_.dim <= kSmallBitmap || docs_.dim / kLatentsPerEntry <= entries) {
+      mark_terms();
+    } else {
+      collect_terms();
+    }
+    finder_ = TermFinder(built_.terms.data(), static_cast<int64_t>(built_.terms.size()), docs_.dim);
+  }
+
+  // Checks every entry and calls use(latent, thread) for those that are stored.
+  template <class Use>
+  void each_latent(const Use& use) {
+    parallel_for(docs_.n, 4096, threads_, [&](int64_t begin, int64_t end, int thread) {
       Stored row(docs_, shape_, normalize_);
       for (int64_t i = begin; i < end; ++i) {
         row.read(i, true);
         for (int64_t j = 0; j < row.size; ++j) {
-          if (row.is_zero(j)) continue;
-          std::atomic<uint64_t>& word = bitmap[row.latents[j] / 64];
-          const uint64_t bit = uint64_t{1} << (row.latents[j] % 64);
-          if (!(word.load(std::memory_order_relaxed) & bit)) word.fetch_or(bit);
+          if (!row.is_zero(j)) use(row.latents[j], thread);
         }
       }
+    });
+  }
+
+  // Through a bitmap of all latents.
+  void mark_terms() {
+    const size_t words = (static_cast<size_t>(docs_.dim) + 63) / 64;
+    Buffer memory(words * sizeof(std::atomic<uint64_t>));  // zero pages: only those in use cost
+    auto* bitmap = reinterpret_cast<std::atomic<uint64_t>*>(memory.data());
+    each_latent([&](int32_t latent, int) {
+      std::atomic<uint64_t>& word = bitmap[latent / 64];
+      const uint64_t bit = uint64_t{1} << (latent % 64);
+      if (!(word.load(std::memory_order_relaxed) & bit)) word.fetch_or(bit);
     });
     for (size_t w = 0; w < words; ++w) {
       for (uint64_t bits = bitmap[w]; bits != 0; bits &= bits - 1) {
         built_.terms.push_back(static_cast<int32_t>(w * 64 + __builtin_ctzll(bits)));
       }
     }
-    finder_ = TermFinder(built_.terms.data(), static_cast<int64_t>(built_.terms.size()), docs_.dim);
+  }
+
+  // By sorting them: in few codes over very many latents.
+  void collect_terms() {
+    std::vector<std::vector<int32_t>> of_thread(threads_);
+    each_latent([&](int32_t latent, int thread) { of_thread[thread].push_back(latent); });
+    auto& terms = built_.terms;
+    for (const auto& some : of_thread) terms.insert(terms.end(), some.begin(), some.end());
+    std::sort(terms.begin(), terms.end());
+    terms.erase(std::unique(terms.begin(), terms.end()), terms.end());
   }
 
   // Calls body(window, thread's row reader) for every window.
@@ -192,11 +222,7 @@ class Builder {
         for (int64_t j = 0; j < row.size; ++j) {
           if (row.is_zero(j)) continue;
           const int64_t t = finder_.find(row.latents[j]);
-          if (last[t] == local) {
-            throw std::invalid_argument(
-                "codes: latent " + std::to_string(row.latents[j]) + " comes twice in row " +
-                std::to_string(w * window_ + local) + "; sum or drop duplicates first");
-          }
+          if (last[t] == local) throw_twice(docs_, w * window_ + local, "codes", row.latents[j]);
           last[t] = local;
           ++counts[t];
         }

@@ -50,6 +50,9 @@ struct Strongest {
                             return a.value > b.value || (a.value == b.value && a.latent < b.latent);
                           });
         for (int64_t j = 0; j < kept; ++j) {
+          const auto same = [&](const Entry& e) { return e.latent == entries[j].latent; };
+          const bool twice = std::any_of(entries.begin(), entries.begin() + j, same);
+          if (twice && entries[j].value > 0) throw_twice(rows, i, "codes", entries[j].latent);
           values[i * kEntriesCompared + j] = entries[j].value;
           indices[i * kEntriesCompared + j] = entries[j].latent;
         }

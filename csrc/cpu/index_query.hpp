@@ -41,8 +41,8 @@ inline bool better(const Hit& a, const Hit& b) {
 // The best hits so far, and the bar that a score's bits must reach to matter.
 class TopHits {
  public:
-  // `in_order`: documents come by ascending id.
-  TopHits(int64_t topk, bool in_order) : topk_(topk), in_order_(in_order) {
+  // `in_order`: documents come by ascending id. `most`: what greater scores count as.
+  TopHits(int64_t topk, bool in_order, float most) : topk_(topk), in_order_(in_order), most_(most) {
     hits_.reserve(std::min<int64_t>(topk, kRarely) + kRarely);
   }
 
@@ -64,11 +64,14 @@ class TopHits {
   }
 
   void raise(uint32_t bar) { bar_ = std::max(bar_, bar); }
+  // By a number that topk sums reach, which may be more than a score can be.
+  void raise_by_sums(uint32_t bar) { raise(std::min(bar, bits_of(most_))); }
   uint32_t bar() const { return bar_; }
   // A bar that holds for documents of any number.
   uint32_t shared_bar() const { return full() ? bits_of(hits_.back().score) : 1; }
   bool full() const { return static_cast<int64_t>(hits_.size()) >= topk_; }
   int64_t topk() const { return topk_; }
+  float most() const { return most_; }
   std::vector<Hit>& hits() { return hits_; }
 
  private:
@@ -76,6 +79,7 @@ class TopHits {
 
   int64_t topk_;
   bool in_order_;
+  float most_;
   size_t settled_ = 0;
   uint32_t bar_ = 1;  // any score above 0
   std::vector<Hit> hits_;

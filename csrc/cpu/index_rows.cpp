@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -14,8 +15,6 @@ constexpr int32_t kLargestTable = 1 << 22;
 // A small index over many latents makes do with the search: its table would be its largest part.
 constexpr int64_t kLatentsPerTerm = 16;
 
-std::string in_row(int64_t i) { return " in row " + std::to_string(i); }
-
 // By value descending, then by latent. Most queries come like that.
 void put_in_order(std::vector<Entry>& entries) {
   const auto before = [](const Entry& a, const Entry& b) {
@@ -27,6 +26,21 @@ void put_in_order(std::vector<Entry>& entries) {
 }
 
 }  // namespace
+
+std::string shown(float value) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%g", static_cast<double>(value));
+  return text;
+}
+
+std::string in_row(const SparseRows& rows, int64_t i) {
+  return " in row " + std::to_string(rows.order == nullptr ? i : rows.order[i]);
+}
+
+void throw_twice(const SparseRows& rows, int64_t i, const char* name, int32_t latent) {
+  throw std::invalid_argument(std::string(name) + ": latent " + std::to_string(latent) +
+                              " comes twice" + in_row(rows, i) + "; sum or drop duplicates first");
+}
 
 void check_starts(const SparseRows& rows, const char* name) {
   if (rows.starts == nullptr) return;
@@ -52,12 +66,12 @@ void check_row(const SparseRows& rows, int64_t i, const char* name) {
     if (rows.indices[j] < 0 || rows.indices[j] >= rows.dim) {
       throw std::invalid_argument(std::string(name) + ": expected latents in 0.." +
                                   std::to_string(rows.dim - 1) + ", got " +
-                                  std::to_string(rows.indices[j]) + in_row(i));
+                                  std::to_string(rows.indices[j]) + in_row(rows, i));
     }
     if (!(value >= 0 && value <= std::numeric_limits<float>::max())) {
       throw std::invalid_argument(std::string(name) +
                                   ": expected finite values that are not negative, got " +
-                                  std::to_string(value) + in_row(i));
+                                  shown(value) + in_row(rows, i));
     }
   }
 }
@@ -82,8 +96,7 @@ void read_query(const SparseRows& rows, int64_t i, bool normalize, int64_t most,
   std::sort(latents.begin(), latents.end());
   const auto twice = std::adjacent_find(latents.begin(), latents.end());
   if (twice != latents.end()) {
-    throw std::invalid_argument("queries: latent " + std::to_string(*twice) + " comes twice" +
-                                in_row(i) + "; sum or drop duplicates first");
+    throw_twice(rows, i, "queries", *twice);
   }
   put_in_order(entries);
   if (static_cast<int64_t>(entries.size()) > most) entries.resize(most);

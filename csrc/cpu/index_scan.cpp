@@ -122,7 +122,7 @@ void SegmentSearch::score_listed(const Forward& forward, TopHits& best, Scratch&
   const auto score_those = [&] {
     for (int i = 0; i < n; ++i) forward.prefetch(docs[i]);
     for (int i = 0; i < n; ++i) {
-      const float score = scorer.score(docs[i]);
+      const float score = std::min(scorer.score(docs[i]), best.most());
       if (bits_of(score) >= best.bar()) best.add(score, id_of(docs[i]), first_doc_ + docs[i]);
       best.settle_rarely();
     }
@@ -164,13 +164,14 @@ void SegmentSearch::take(int64_t window, int64_t begin, int64_t end, TopHits& be
   if (count > best.topk()) {
     static_assert(sizeof(float) == sizeof(uint32_t));
     std::memcpy(s.maxima.data(), s.taken.data(), count * sizeof(float));
-    best.raise(reached_by(s.maxima.data(), count, best.topk()));
+    best.raise_by_sums(reached_by(s.maxima.data(), count, best.topk()));
   }
   for (int64_t i = 0; i < count; ++i) {
-    if (bits_of(s.taken[i]) < best.bar()) continue;
+    const float score = std::min(s.taken[i], best.most());
+    if (bits_of(score) < best.bar()) continue;
     const int64_t doc = base + s.ids[i];
     if (bounds != nullptr && bounds->done(doc / view_.block)) continue;
-    best.add(s.taken[i], id_of(doc), first_doc_ + doc);
+    best.add(score, id_of(doc), first_doc_ + doc);
   }
   best.settle();
 }
@@ -182,7 +183,7 @@ void SegmentSearch::raise_by_lanes(const float* scores, int64_t n, TopHits& best
   if (lanes > n / 2) return;
   n = std::min(n, std::max(2 * lanes, kEnoughForABar));
   kernels_.lane_maxima(scores, n, lanes, s.maxima.data());
-  best.raise(reached_by(s.maxima.data(), lanes, topk));
+  best.raise_by_sums(reached_by(s.maxima.data(), lanes, topk));
 }
 
 bool SegmentSearch::any_allowed(int64_t first, int64_t n) const {

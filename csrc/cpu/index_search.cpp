@@ -156,7 +156,7 @@ class Search {
     s.reserve(largest_window_);
     read_query(queries_, i, options_.normalize, options_.query_k, s.entries, s.latents);
     entries = options_.kept < 1 ? strongest(s.entries, options_.kept) : s.entries;
-    TopHits best(wanted_, in_order_);
+    TopHits best(wanted_, in_order_, most_score(options_.normalize));
     if (!rescored() && options_.min_score > 0) best.raise(bits_of(options_.min_score));
     return best;
   }
@@ -217,12 +217,15 @@ class Search {
       const int64_t end = first_docs_[g] + segments_[g].index->view().n_docs;
       const auto last = std::find_if(hit, hits.end(), [&](const Hit& h) { return h.doc >= end; });
       for (auto h = hit; h != last; ++h) forward.prefetch(h->doc - first_docs_[g]);
+      const float most = most_score(options_.normalize);
       if (s.terms.size() > RowScorer::kMostTerms) {
-        for (; hit != last; ++hit) hit->score = slow_score(g, hit->doc, s.entries);
+        for (; hit != last; ++hit) hit->score = std::min(slow_score(g, hit->doc, s.entries), most);
         continue;
       }
       const RowScorer scorer(forward, s.terms, s.rows);
-      for (; hit != last; ++hit) hit->score = scorer.score(hit->doc - first_docs_[g]);
+      for (; hit != last; ++hit) {
+        hit->score = std::min(scorer.score(hit->doc - first_docs_[g]), most);
+      }
     }
   }
 
@@ -288,7 +291,7 @@ SearchCost Index::explain(const SparseRows& queries, int64_t i, int64_t topk,
   s.reserve(view_.window);
   read_query(queries, i, normalize, queries.dim, s.entries, s.latents);
   query.find_terms(s.entries, s.terms);
-  TopHits best(topk, ids_ascend_ && view_.block == 0);
+  TopHits best(topk, ids_ascend_ && view_.block == 0, most_score(normalize));
   return query.run_counted(best, s);
 }
 

@@ -91,6 +91,7 @@ struct Batch {
   uint32_t slots;  // of each query
   uint32_t topk;   // at most kMostHits
   uint32_t keys_pitch;
+  float most_score;   // what greater scores count as
   Entry* unsorted;    // [n_queries, slots] memory to work in
   Entry* entries;     // [n_queries, slots] by value descending, then by latent
   uint32_t* weights;  // [n_queries, slots] of an impact of 2^bits, rounded up

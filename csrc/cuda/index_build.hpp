@@ -45,8 +45,10 @@ struct RowReader {
   // Rounded to float16, but not yet to a square; 0 if it will not be stored.
   CSRKERN_DEVICE float rounded(uint64_t entry, double scale) const {
     float value = raw(entry);
-    if (normalize) value = static_cast<float>(value * scale);
-    return type == ValueType::float16 ? from_half(to_half(value)) : value;
+    if (normalize) value = scaled_value(value, scale);
+    if (type != ValueType::float16) return value;
+    const uint16_t half = to_half(value);
+    return from_half(half == 0 && value > 0 ? 1 : half);
   }
   // Stores it as the `at`-th.
   CSRKERN_DEVICE void put(float value, void* values, uint32_t at) const {

@@ -203,6 +203,7 @@ void Index::search(const SearchRequest& request, Stream stream) const {
   const Plan plan = plan_of(own.info, own.view, queries.n, slots, topk);
   Parts parts(request.workspace);
   Batch batch = batch_of(parts, plan, slots, topk, own.view.n_blocks);
+  batch.most_score = most_score(request.normalize);
   const size_t number = queries.type == Number::float32 ? 4 : 2;
   const float least = std::max(request.min_score, std::numeric_limits<float>::denorm_min());
   uint32_t least_bits;

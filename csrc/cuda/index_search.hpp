@@ -257,7 +257,10 @@ struct SearchBlocks {
       block.phase([&](uint32_t t) {
         if (t != 0) return;
         const uint32_t sum = static_cast<uint32_t>(keys[topk - 1]);
-        const uint32_t guaranteed = sum > 0 ? threshold_below(facts, sum) : 0;
+        uint32_t guaranteed = sum > 0 ? threshold_below(facts, sum) : 0;
+        // Sums of the greatest score and more are equal.
+        const uint32_t greatest = threshold_of(facts, job.batch.most_score);
+        if (guaranteed > greatest) guaranteed = greatest;
         if (guaranteed > shared.threshold) shared.threshold = guaranteed;
         shared.n_candidates = 0;
       });
@@ -312,6 +315,7 @@ struct SearchBlocks {
             for (uint32_t e = 0; e < terms; ++e) score += shared.products[t * kPitch + e];
             shared.sums[t] = score;
             if (first + terms < facts.n_entries) return;
+            if (score > job.batch.most_score) score = job.batch.most_score;
             const uint32_t doc = first_doc + shared.candidates[begin + t];
             push_key(shared.top, keys, key_of(bits_of(score), doc));
           });

@@ -138,6 +138,7 @@ inline std::vector<Answer> plain_search(const IndexView& view, const Documents& 
         if (docs.latents[i] == entry.latent) score += docs.values[i] * entry.value;
       }
     }
+    score = std::min(score, most_score(normalize));
     if (score > 0) answers.push_back({score, view.ids == nullptr ? doc : view.ids[doc]});
   }
   std::sort(answers.begin(), answers.end(), [](const Answer& a, const Answer& b) {

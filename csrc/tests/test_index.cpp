@@ -28,11 +28,11 @@ void check_documents(const OwnedCodes& codes, ValueType type, int32_t exponent, 
     for (size_t j = 0; j < row.size(); ++j) {
       const int64_t at = docs.starts[i] + static_cast<int64_t>(j);
       float value = row[j].value;
-      if (normalize) value = static_cast<float>(value * (1 / std::sqrt(square)));
+      if (normalize) value = scaled_value(value, 1 / std::sqrt(square));
       if (type == ValueType::float16) {
         uint16_t half;
         index_kernels().to_half(&value, 1, &half);
-        value = half_to_float(half);
+        value = half_to_float(half == 0 ? 1 : half);
       } else if (is_squares(type)) {
         const float unit = unit_of(type, exponent);
         value = csrkern::square(number_of(value, unit), unit);

@@ -95,9 +95,9 @@ struct BuiltIndex {
   std::vector<float> scales;
 };
 
-// Inverts `docs`, with rows at L2 norm 1 if `normalize`. Values are rounded to `type`; those
-// that become 0 are left out. Throws std::invalid_argument if an entry is out of range,
-// negative, not finite, too large for `type` (and `exponent`) or given twice in its row.
+// Inverts `docs`, with rows at L2 norm 1 if `normalize`. Values are rounded to `type`, to a
+// positive number wherever they are positive. Throws std::invalid_argument if an entry is out of
+// range, negative, not finite, too large for `type` (and `exponent`) or given twice in its row.
 // With `block` > 0, maxima of blocks of that many documents are found too.
 BuiltIndex build_index(const SparseRows& docs, int32_t window, int32_t block, ValueType type,
                        bool normalize, int num_threads, int32_t exponent = 0);
@@ -221,7 +221,7 @@ struct Segment {
 
 struct SearchOptions {
   int64_t topk = 10;
-  bool normalize = false;                                     // queries at L2 norm 1
+  bool normalize = false;                                     // queries at L2 norm 1: cosines
   int64_t query_k = std::numeric_limits<int64_t>::max();      // strongest entries that count
   float min_score = -std::numeric_limits<float>::infinity();  // of what is found
   int num_threads = 1;
@@ -235,8 +235,9 @@ struct SearchOptions {
 
 // The best `topk` documents of each query: scores [n, topk] and ids [n, topk], best first,
 // equal scores by lower id, documents of score 0 left out, missing places (-inf, -1). A
-// score is summed in float32 over the query's entries by value descending, then by latent; a
-// dense score over the document's latents, ascending, plus offset, divided by its norm.
+// score is summed in float32 over the query's entries by value descending, then by latent, and a
+// cosine of more than 1 is 1; a dense score over the document's latents, ascending, plus offset,
+// divided by its norm.
 void search(const std::vector<Segment>& segments, const SparseRows& queries,
             const SearchOptions& options, float* scores, int64_t* ids);
 

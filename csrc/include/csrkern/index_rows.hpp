@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -14,6 +15,12 @@ inline std::pair<int64_t, int64_t> row_range(const SparseRows& rows, int64_t i) 
   if (rows.starts == nullptr) return {i * rows.width, (i + 1) * rows.width};
   return {rows.starts[i], rows.starts[i + 1]};
 }
+
+// A value, and which row of the user's it is in, for messages.
+std::string shown(float value);
+std::string in_row(const SparseRows& rows, int64_t i);
+
+[[noreturn]] void throw_twice(const SparseRows& rows, int64_t i, const char* name, int32_t latent);
 
 // Throws std::invalid_argument unless starts begin at 0 and never decrease. `name` is the
 // argument's name in messages, here and below. (That the last start is within the arrays is

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "csrkern/host_device.hpp"
 #include "csrkern/index_kernels.hpp"
@@ -21,6 +22,8 @@ inline bool is_squares(ValueType type) {
 inline int64_t value_bytes(ValueType type) {
   return type == ValueType::uint8 ? 1 : type == ValueType::float32 ? 4 : 2;
 }
+
+constexpr float kLeastFloat = 0x1p-149f;
 
 // A local document number (uint16) and a value.
 inline int64_t posting_bytes(ValueType type) { return 2 + value_bytes(type); }
@@ -43,6 +46,17 @@ inline float unit_of(ValueType type, int32_t exponent) {
 CSRKERN_BOTH inline float square(uint32_t number, float unit) {
   const float root = static_cast<float>(number + 1);
   return root * root * unit;
+}
+
+// The greatest score: a cosine is 1 at most, though products of rounded rows can come to more.
+inline float most_score(bool cosine) {
+  return cosine ? 1.0f : std::numeric_limits<float>::infinity();
+}
+
+// A value of a row that is brought to norm 1; one that is positive stays so.
+CSRKERN_BOTH inline float scaled_value(float value, double scale) {
+  const float scaled = static_cast<float>(value * scale);
+  return scaled > 0 || !(value > 0) ? scaled : kLeastFloat;
 }
 
 // The number whose square is nearest to a positive value of at most the largest, the lower one of
