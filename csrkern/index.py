@@ -13,7 +13,6 @@ import numpy as np
 
 from csrkern import index_file
 from csrkern.arguments import check_int, integers, thread_count
-from csrkern.identity import check_same_model
 from csrkern.index_collection import stats
 from csrkern.index_input import Rows, check_ids, read_rows
 from csrkern.index_rerank import Rerank
@@ -34,9 +33,10 @@ class InvertedIndex(Searchable):
 
     Exact means exact in the stored values: a score is the float32 sum over the query's
     entries, by value descending and then by latent, of query value times stored value, each
-    product rounded before it is added. The results depend on the codes and ids that the index
-    holds and on nothing else: not on the number of threads, the window, the instruction set, a
-    detour through a file, or the order of `add`, `remove` and `compact` that led there.
+    product rounded before it is added; a cosine that rounding makes more than 1 is 1. The
+    results depend on the codes and ids that the index holds and on nothing else: not on the
+    number of threads, the window, the instruction set, a detour through a file, or the order
+    of `add`, `remove` and `compact` that led there.
 
     Attributes:
         dim: number of latents.
@@ -76,7 +76,8 @@ class InvertedIndex(Searchable):
             values: "float16" rounds values to 2 bytes each, "float32" keeps them. "uint8" and
                 "uint16" round each to the nearest of 256 or 65,536 squares of whole numbers,
                 up to one largest value: relative to a value, uint8 is off by 1/256 of the
-                root of largest / value at most. No positive value becomes 0.
+                root of largest / value at most. No positive value becomes 0: float16 rounds
+                those below its least positive number, 2^-24, up to it.
             largest: for "uint8" and "uint16", the least value that the largest may have, which
                 is then a power of two; codes of a larger value cannot be added. None: that of
                 `codes`, or 1 with cosine.
@@ -125,16 +126,18 @@ class InvertedIndex(Searchable):
 
         One segment for each chunk is built in memory, written and then mapped; the directory
         becomes the new index at the end, at one instant. Memory: a chunk and its lists, 400
-        bytes a code of k = 32, and what the system keeps of the mapped files.
+        bytes a code of k = 32, and what the system keeps of the mapped files. After a failure
+        the directory holds what it held before.
 
         Args:
             codes: a file of `SparseCodes.save`, a pair of (mapped) arrays (values, indices)
                 [n, k] with `dim`, or an iterable of codes in any form that `build` takes.
             path: the directory; an index that is there is replaced.
             ids: n distinct integers ≥ 0 (a mapped array will do); None: 0..n-1.
-            chunk: codes a chunk; an iterable makes its own.
+            chunk: codes a chunk, at most. Smaller pieces of an iterable are gathered, larger
+                ones stay whole.
             metric, values, dim, cluster, num_threads: as for `build`.
-            largest: as for `build`; None: that of the first piece, if `codes` is an iterable.
+            largest: as for `build`; None: that of the first chunk, if `codes` is an iterable.
 
         Returns: the index, mapped from `path`.
 
@@ -145,31 +148,37 @@ class InvertedIndex(Searchable):
         form = check_form(metric, values, cluster, None, largest)
         threads = thread_count(num_threads)
         chunk = check_int("chunk", chunk, 1, 2**31 - 1)
+        if dim is not None:
+            dim = check_int("dim", dim, 1, 2**31 - 1)
         if ids is not None:
             ids = np.atleast_1d(integers("ids", ids))
+            ids = check_ids(ids, ids.size)
         if values in SQUARES and can_be_read_twice(codes):
-            tops = [piece[0].max(initial=0) for piece, _ in code_chunks(codes, dim, chunk)]
+            tops = [rows.values.max(initial=0) for rows in code_chunks(codes, dim, chunk)]
             form = form.holding(np.array(tops))
         index: InvertedIndex | None = None
         n = 0
-        for piece, piece_dim in code_chunks(codes, dim, chunk):
-            rows = read_rows("codes", piece, piece_dim if index is None else index.dim)
+        with index_file.unfinished(path) as written:
+            for rows in code_chunks(codes, dim, chunk):
+                if index is None:
+                    check_int("dim", rows.dim, 1, 2**31 - 1)
+                    index = cls([], dim=rows.dim, k=0, next_id=0, form=form)
+                own = None if ids is None else ids[n : n + rows.n]
+                try:
+                    segment = index._build(rows, own, None, n, threads, plain=n == 0)
+                except ValueError as error:
+                    if n == 0:
+                        raise
+                    raise ValueError(f"{error} (of the codes from row {n:,} on)") from error
+                n += rows.n
+                with index_file.SAVING:
+                    segment = index_file.move_to(path, index._state()[1], segment, written)
+                index._append(segment, rows)
             if index is None:
-                index = cls(
-                    [], dim=check_int("dim", rows.dim, 1, 2**31 - 1), k=0, next_id=0, form=form
-                )
-            check_same_model("codes", rows.fingerprint, index.fingerprint, holder="those before")
-            own = None if ids is None else ids[n : n + rows.n]
-            segment = index._build(rows, own, None, n, threads, plain=n == 0)
-            n += rows.n
-            with index_file.SAVING:
-                segment = index_file.move_to(path, index._state()[1], segment)
-            index._append(segment, rows)
-        if index is None:
-            raise ValueError("codes: expected at least one piece, got none")
-        if ids is not None:
-            check_ids(ids, n)
-        index.save(path)
+                raise ValueError("codes: expected at least one piece, got none")
+            if ids is not None:
+                check_ids(ids, n)
+            index.save(path)
         return index
 
     def truncated(self, k: int, *, num_threads: int | None = None) -> InvertedIndex:

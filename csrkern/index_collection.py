@@ -146,7 +146,7 @@ class Collection:
             TypeError: if ids are not integers.
             ValueError: if an id comes twice or is not in the index; nothing is removed then.
         """
-        array = integers("ids", ids).ravel()
+        array = np.atleast_1d(integers("ids", ids))
         if array.size == 0:
             return
         array = check_ids(array, array.size)
@@ -226,7 +226,7 @@ class Collection:
             ValueError: if the files are damaged or of another version.
         """
         facts, arrays = index_file.read(path, mmap)
-        here = os.path.realpath(path)
+        here = os.path.realpath(os.fsdecode(path))
         try:
             index = cls._restore(facts, arrays)
             for segment, part in zip(index._segments, facts["segments"], strict=True):
@@ -235,7 +235,7 @@ class Collection:
                 if verify:
                     segment.native.verify(thread_count(None))
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
+            raise ValueError(f"{os.fsdecode(path)}: {error}") from error
         return index
 
     @classmethod

@@ -14,6 +14,7 @@ import numpy as np
 
 from csrkern import _C
 from csrkern.arguments import check_choice, thread_count
+from csrkern.index_input import Rows, concatenate_rows
 from csrkern.index_rerank import Rerank
 from csrkern.index_segment import Segment
 
@@ -136,9 +137,8 @@ def _sample(segments: Sequence[Segment], n: int) -> tuple[np.ndarray, tuple[np.n
         chosen = np.linspace(0, max(codes - 1, 0), share).astype(np.int64)
         docs = chosen if segment.alive is None else np.flatnonzero(segment.mask())[chosen]
         ids.append(docs if segment.native.ids is None else segment.native.ids[docs])
-        parts.append(segment.native.rows_of(docs))
-    lengths = np.concatenate([np.diff(starts) for starts, _, _ in parts])
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    latents = np.concatenate([part[1] for part in parts])
-    values = np.concatenate([part[2] for part in parts])
-    return np.concatenate(ids), (values, latents, starts)
+        starts, latents, values = segment.native.rows_of(docs)
+        parts.append(Rows(values, latents, starts, dim=1))
+    rows = concatenate_rows(parts)
+    assert rows.starts is not None
+    return np.concatenate(ids), (rows.values, rows.indices, rows.starts)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ OPTIONAL = {"ids", "maxima", "scales", "norms", "alive"}
 CHECKED_LATER = {"postings", "maxima", "scales"}
 _FILE_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{16}}\.bin")
 _LARGEST_HEADER = 1 << 24
+# Smaller arrays are read, not mapped: a process may have 65,530 mappings.
+_LEAST_MAPPED = 1 << 16
 
 # Held by whoever writes to a directory, from taking the state of its index on: an older state
 # must not replace a newer one, nor one thread remove the files that another is about to name.
@@ -58,69 +61,115 @@ def write(path: str | os.PathLike[str], facts: dict[str, Any], segments: Sequenc
 
     So at any instant the directory holds one whole index: the old one until the header is
     renamed, the new one from then on. Files that the header does not name are then removed.
-    Lists that are in the directory already are not written again. The caller holds `SAVING`.
+    Lists that are in the directory already are not written again. After a failure the directory
+    holds what it held before. The caller holds `SAVING`.
     """
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: expected a directory to save the index in, found a file")
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = [_write_segment(folder, segment) for segment in segments]
-    body = {**facts, "segments": parts}
-    header = {
-        "format": FORMAT,
-        "version": _version(body),
-        "crc32c": _C.crc32c(_canonical(body)),
-        "index": body,
-    }
-    flush_folder(folder)
-    write_atomically(folder / HEADER, json.dumps(header, indent=1).encode())
-    flush_folder(folder)
-    kept = {entry["file"] for part in parts for entry in part["arrays"].values()}
+    folder = Path(os.fsdecode(path))
+    with unfinished(path) as written:
+        parts = [_write_segment(folder, segment, written) for segment in segments]
+        body = {**facts, "segments": parts}
+        header = {
+            "format": FORMAT,
+            "version": _version(body),
+            "crc32c": _C.crc32c(_canonical(body)),
+            "index": body,
+        }
+        text = json.dumps(header, indent=1).encode()
+        if len(text) > _LARGEST_HEADER:
+            raise ValueError(
+                f"{folder}: the header of an index cannot name {len(parts)} segments; merge them "
+                "with compact(), or stream in larger chunks"
+            )
+        flush_folder(folder)
+        write_atomically(folder / HEADER, text)
+        flush_folder(folder)
+    kept = _files_of(parts)
     for file in folder.iterdir():
         ours = _FILE_NAME.fullmatch(file.name) or file.name.startswith(f".{HEADER}")
         if ours and file.name not in kept:
             file.unlink(missing_ok=True)
 
 
-def move_to(path: str | os.PathLike[str], facts: dict[str, Any], segment: Segment) -> Segment:
+@contextlib.contextmanager
+def unfinished(path: str | os.PathLike[str]) -> Iterator[list[str]]:
+    """Make a directory and give a list for the names of the files that are written to it.
+
+    After a failure these are removed, unless the directory's header names them, and so is the
+    directory if it was made here.
+
+    Raises:
+        ValueError: if `path` names no directory.
+    """
+    folder = Path(os.fsdecode(path))
+    if not os.fspath(path):
+        raise ValueError("path: expected a directory to save the index in, got an empty string")
+    made = not folder.exists()
+    if not made and not folder.is_dir():
+        raise ValueError(f"{folder}: expected a directory to save the index in, found a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[str] = []
+    try:
+        yield written
+    except BaseException:
+        with contextlib.suppress(OSError):
+            try:
+                kept = _files_of(_read_header(folder)["segments"])
+            except (FileNotFoundError, ValueError):
+                kept = set()
+            for name in set(written) - kept:
+                (folder / name).unlink(missing_ok=True)
+            if made:
+                folder.rmdir()
+        raise
+
+
+def move_to(
+    path: str | os.PathLike[str], facts: dict[str, Any], segment: Segment, written: list[str]
+) -> Segment:
     """Writes a segment's arrays to a directory, not yet its index, and maps them from there.
 
-    The caller holds `SAVING`.
+    Appends the names of the files to `written`. The caller holds `SAVING`.
     """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = _write_segment(folder, segment)
+    folder = Path(os.fsdecode(path))
+    part = _write_segment(folder, segment, written)
     moved = restore_segment(facts, part, _read_arrays(folder, part, mmap=True))
     moved.files = segment.files
     return moved
 
 
-def _write_segment(folder: Path, segment: Segment) -> dict[str, Any]:
+def _files_of(parts: Iterable[dict[str, Any]]) -> set[str]:
+    return {entry["file"] for part in parts for entry in part["arrays"].values()}
+
+
+def _write_segment(folder: Path, segment: Segment, written: list[str]) -> dict[str, Any]:
     """Writes a segment's arrays, as far as `folder` lacks them; its entry in the header."""
     here = os.path.realpath(folder)
     entries = segment.files.get(here)
     if entries is None or not all(_is_there(folder, name, e) for name, e in entries.items()):
         arrays = arrays_of(segment)
         arrays.pop("alive", None)
-        entries = _write_arrays(folder, arrays)
+        entries = _write_arrays(folder, arrays, written)
         segment.files[here] = entries
     entries = dict(entries)
     if segment.alive is not None:
-        entries |= _write_arrays(folder, {"alive": segment.alive})
+        entries |= _write_arrays(folder, {"alive": segment.alive}, written)
     sizes = {name: getattr(segment, name) for name in ("documents", "window", "block")}
     return {**sizes, "arrays": entries}
 
 
-def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def _write_arrays(
+    folder: Path, arrays: dict[str, np.ndarray], written: list[str]
+) -> dict[str, Any]:
     generation = os.urandom(8).hex()
-    written = {}
+    entries = {}
     for name, array in arrays.items():
         file_name = f"{name}-{generation}.bin"
+        written.append(file_name)
         write_durably(folder / file_name, array.data.cast("B") if array.size else b"")
-        written[name] = {"file": file_name, "size": array.size}
+        entries[name] = {"file": file_name, "size": array.size}
         if name not in CHECKED_LATER:
-            written[name]["crc32c"] = _C.crc32c(array)
-    return written
+            entries[name]["crc32c"] = _C.crc32c(array)
+    return entries
 
 
 def _is_there(folder: Path, name: str, entry: dict[str, Any]) -> bool:
@@ -140,7 +189,7 @@ def read(
         FileNotFoundError: if there is no index at `path`.
         ValueError: if its files are not a whole, unaltered index of this version.
     """
-    folder = Path(path)
+    folder = Path(os.fsdecode(path))
     facts = _read_header(folder)
     while True:
         try:
@@ -258,11 +307,12 @@ def _read_arrays(folder: Path, part: dict[str, Any], mmap: bool) -> dict[str, np
                 raise ValueError(
                     f"{file} is damaged: expected {size * dtype.itemsize} bytes, found {found}"
                 )
-            if mmap and size:
-                array: np.ndarray = np.memmap(stream, dtype=dtype, mode="r", shape=(size,))
+            if mmap and found >= _LEAST_MAPPED:
+                array: np.ndarray = _C.map_file(stream.fileno(), found).view(dtype)
             else:
-                array = _C.empty_pages(found).view(dtype)
-                if stream.readinto(array.data.cast("B")) != found:
+                large = found >= _LEAST_MAPPED
+                array = _C.empty_pages(found).view(dtype) if large else np.empty(size, dtype)
+                if found and stream.readinto(array.data.cast("B")) != found:
                     raise ValueError(f"{file} is damaged: it ended early")
         if name not in CHECKED_LATER and _C.crc32c(array) != entry.get("crc32c"):
             raise ValueError(f"{file} is damaged: its checksum is wrong")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,9 +28,42 @@ class Rows(NamedTuple):
     @property
     def k(self) -> int:
         """The most slots in one row."""
+        return self.values.shape[1] if self.starts is None else int(self.lengths.max(initial=0))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Slots of each row, int64 [n]."""
         if self.starts is None:
-            return self.values.shape[1]
-        return int(np.diff(self.starts).max(initial=0))
+            return np.full(self.n, self.k, np.int64)
+        return np.diff(self.starts)
+
+    def copy(self) -> Rows:
+        """Return the same rows in memory of their own."""
+        starts = None if self.starts is None else self.starts.copy()
+        return self._replace(values=self.values.copy(), indices=self.indices.copy(), starts=starts)
+
+    def flat(self) -> Rows:
+        """Return the same rows with starts, and no entries behind the last one."""
+        starts = self.starts
+        if starts is None:
+            starts = np.arange(self.n + 1, dtype=np.int64) * self.k
+        values, indices = (array.ravel()[: starts[-1]] for array in self[:2])
+        return self._replace(values=values, indices=indices, starts=starts)
+
+
+def concatenate_rows(pieces: Sequence[Rows]) -> Rows:
+    """Return the rows of several pieces, at least one, over the same latents, as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    flat = [rows.flat() for rows in pieces]
+    lengths = np.concatenate([rows.lengths for rows in flat])
+    return Rows(
+        np.concatenate([rows.values for rows in flat]),
+        np.concatenate([rows.indices for rows in flat]),
+        np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+        pieces[0].dim,
+        pieces[0].fingerprint,
+    )
 
 
 def pad_rows(
@@ -96,9 +130,10 @@ def _fixed_width(name: str, given_values: Any, given_indices: Any, dim: int) -> 
 
 
 def _scipy(name: str, matrix: Any, dim: int | None) -> Rows:
-    matrix = matrix.tocsr()
     if len(matrix.shape) != 2:
         raise ValueError(f"{name}: expected a matrix [n, dim], got shape {list(matrix.shape)}")
+    _check_scipy(name, matrix)
+    matrix = matrix.tocsr()
     dim = _same_dim(name, matrix.shape[1], dim)
     starts = _starts(
         name, matrix.indptr, matrix.shape[0], min(len(matrix.indices), matrix.data.size)
@@ -113,11 +148,36 @@ def _scipy(name: str, matrix: Any, dim: int | None) -> Rows:
     return Rows(values, _int32(name, indices, dim), starts, dim)
 
 
+def _check_scipy(name: str, matrix: Any) -> None:
+    """Refuse arrays that SciPy's own conversion to CSR would follow out of bounds."""
+    n, dim = matrix.shape
+    if matrix.format == "coo":
+        axes = [(matrix.row, n), (matrix.col, dim)]
+        if any(len(indices) != len(matrix.data) for indices, _ in axes):
+            raise ValueError(f"{name}: expected a row and a column for each entry")
+    elif matrix.format in ("csc", "bsr"):
+        lines, limit = dim, n
+        if matrix.format == "bsr":
+            lines, limit = (
+                size // of for size, of in zip(matrix.shape, matrix.blocksize, strict=True)
+            )
+        _starts(name, matrix.indptr, lines, min(len(matrix.indices), len(matrix.data)))
+        axes = [(matrix.indices, limit)]
+    else:
+        return
+    for indices, limit in axes:
+        wrong = indices[(indices < 0) | (indices >= limit)]
+        if len(wrong):
+            raise ValueError(f"{name}: expected indices in 0..{limit - 1}, got {wrong[0]}")
+
+
 def _torch(name: str, tensor: Any, dim: int | None) -> Rows:
     if tensor.dim() != 2:
         raise ValueError(f"{name}: expected a tensor [n, dim], got shape {list(tensor.shape)}")
     dim = _same_dim(name, tensor.shape[1], dim)
     layout = str(tensor.layout)
+    if tensor.is_sparse and tensor.dense_dim() > 0:
+        raise ValueError(f"{name}: expected a tensor with two sparse axes, got one that is dense")
     tensor = tensor.detach().cpu()
     if layout == "torch.sparse_coo":
         tensor = tensor.coalesce()

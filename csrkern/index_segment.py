@@ -11,7 +11,7 @@ import numpy as np
 
 from csrkern import _C
 from csrkern.arguments import check_choice, check_int, least_float
-from csrkern.index_input import Rows
+from csrkern.index_input import Rows, concatenate_rows
 
 # Scores of 32,768 documents, 128 KB: with more, the scan of a window costs more than the
 # longer lists save; with fewer, the reverse (10% at 16,384, 5 to 25% at 65,536). Where the mean
@@ -274,14 +274,12 @@ def build_segment(
 def merge(segments: list[Segment], dim: int, form: Form, threads: int) -> Segment:
     """One segment of the living codes of several."""
     parts = [segment.rows() for segment in segments]
-    lengths = np.concatenate([np.diff(starts) for starts, _, _ in parts])
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    latents = np.concatenate([latents for _, latents, _ in parts])
-    values = np.concatenate([values for _, _, values in parts])
+    rows = concatenate_rows(
+        [Rows(values, latents, starts, dim) for starts, latents, values in parts]
+    )
     ids = np.concatenate([segment.ids for segment in segments])
     norms = norms_of(segments)
     plain = (ids == np.arange(len(ids))).all()
-    rows = Rows(values, latents, starts, dim)
     # What is stored has been brought to norm 1 and rounded: it is kept as it is.
     return build_segment(rows, None if plain else ids, norms, form, threads, normalize=False)
 

@@ -108,6 +108,28 @@ def test_a_crash_while_saving_leaves_the_old_index(tmp_path, monkeypatch, step):
     assert (tmp_path / "someone-elses.txt").read_text() == "stays"
 
 
+@pytest.mark.parametrize("step", range(6))
+def test_a_failed_save_leaves_no_files(tmp_path, monkeypatch, step):
+    InvertedIndex.build(CODES, dim=64).save(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    calls = iter(range(100))
+
+    def full(descriptor):
+        if next(calls) == step:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(index_file.os, "fsync", full)
+    few = InvertedIndex.build((CODES[0][:10], CODES[1][:10]), dim=64)
+    for folder in (tmp_path, tmp_path / "new"):
+        calls = iter(range(100))
+        with pytest.raises(OSError, match="No space left"):
+            few.save(folder)
+    monkeypatch.undo()
+    assert sorted(tmp_path.iterdir()) == before
+    few.save(tmp_path / "new")
+    assert len(InvertedIndex.load(tmp_path / "new")) == 10
+
+
 def test_kill_while_saving(tmp_path):
     """Processes that save two indexes in turn are killed; one of the two is always whole."""
     small = InvertedIndex.build((CODES[0][:100], CODES[1][:100]), dim=64)
@@ -159,5 +181,11 @@ def test_missing_and_misplaced(tmp_path):
         InvertedIndex.load(tmp_path / "nowhere")
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(ValueError, match="expected a directory"):
-        InvertedIndex.build(CODES, dim=64).save(file)
+    index = InvertedIndex.build(CODES, dim=64)
+    for wrong in (file, str(file), ""):
+        with pytest.raises(ValueError, match="expected a directory"):
+            index.save(wrong)
+        with pytest.raises(ValueError, match="expected a directory"):
+            InvertedIndex.build_streaming(CODES, wrong, dim=64)
+    index.save(os.fsencode(tmp_path / "bytes"))
+    assert len(InvertedIndex.load(os.fsencode(tmp_path / "bytes"))) == 3000

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import resource
 import subprocess
 import sys
 
@@ -38,7 +40,6 @@ def test_build_streaming(form, tmp_path):
     whole.truncated(2).save(tmp_path / "index")
     index = InvertedIndex.build_streaming(source, tmp_path / "index", ids=ids, chunk=900, dim=DIM)
     assert index.stats()["segments"] == 5
-    assert not index._segments[0].native.postings.flags.writeable  # mapped
     again = InvertedIndex.load(tmp_path / "index", verify=True)
     for one in (index, again):
         assert_same(one.search(QUERIES, 12), whole.search(QUERIES, 12))
@@ -56,6 +57,7 @@ def test_a_stream_that_fails_leaves_the_old_index(tmp_path):
         yield CODES
         yield -CODES[0], CODES[1]
 
+    before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match="not negative"):
         InvertedIndex.build_streaming(pieces(), tmp_path, dim=DIM)
     assert len(InvertedIndex.load(tmp_path, verify=True)) == 4000
@@ -74,6 +76,127 @@ def test_a_stream_that_fails_leaves_the_old_index(tmp_path):
     with pytest.raises(ValueError, match="not a csrkern code file"):
         InvertedIndex.build_streaming(tmp_path / "codes", tmp_path / "new")
     assert len(InvertedIndex.load(tmp_path, verify=True)) == 4000
+    (tmp_path / "codes").unlink()
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(ValueError, match="one shape"):
+        InvertedIndex.build_streaming((CODES[0][:10], CODES[1]), tmp_path, dim=DIM)
+
+
+class Stopped(BaseException):
+    """As Ctrl-C."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, Stopped])
+@pytest.mark.parametrize("there", [False, True])
+def test_what_an_unfinished_stream_wrote_is_removed(error, there, tmp_path):
+    folder = tmp_path / "index"
+    if there:
+        InvertedIndex.build(CODES, dim=DIM).save(folder)
+        (folder / "text.json").write_text("{}")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+
+    def pieces():
+        for first in range(0, 3000, 100):
+            yield CODES[0][first : first + 100], CODES[1][first : first + 100]
+        assert len(list(folder.glob("postings-*"))) >= 5
+        raise error
+
+    with pytest.raises(error):
+        InvertedIndex.build_streaming(pieces(), folder, dim=DIM, chunk=500)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    assert folder.exists() == there
+
+
+@pytest.mark.parametrize("call", [1, 4, 7, 40])
+def test_a_full_disk_leaves_the_old_index(call, tmp_path, monkeypatch):
+    InvertedIndex.build(CODES, dim=DIM).save(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    calls = itertools.count(1)
+
+    def full(descriptor):
+        if next(calls) == call:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("csrkern.storage.os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        InvertedIndex.build_streaming(CODES, tmp_path, dim=DIM, chunk=450)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_errors_name_the_row():
+    def pieces():
+        yield CODES
+        wrong = CODES[0].copy()
+        wrong[7, 1] = np.nan
+        yield wrong, CODES[1]
+
+    with pytest.raises(ValueError, match=r"got nan in row 7 \(of the codes from row 4,000 on\)"):
+        InvertedIndex.build_streaming(pieces(), "unused", dim=DIM, chunk=4000)
+
+
+def test_pieces_are_gathered_whatever_their_form(tmp_path):
+    codes = SparseCodes.from_numpy(*CODES, DIM)
+    buffer = np.zeros((100, 9), np.float32), np.zeros((100, 9), np.int32)
+
+    def pieces():
+        for i in range(40):
+            rows = slice(100 * i, 100 * i + 100)
+            if i % 4 == 0:
+                yield codes[rows].to_scipy()
+            elif i % 4 == 1:
+                yield codes[rows]
+            elif i % 4 == 2:
+                yield codes[rows].to_torch_csr()
+            else:  # one that fills the same memory again and again
+                buffer[0][:], buffer[1][:] = CODES[0][rows], CODES[1][rows]
+                yield buffer
+        yield CODES[0][:0, :3], CODES[1][:0, :3]
+
+    index = InvertedIndex.build_streaming(pieces(), tmp_path, chunk=1050)
+    assert [len(segment) for segment in index._segments] == [1000, 1000, 1000, 1000]
+    whole = InvertedIndex.build(codes)
+    assert index.k == whole.k
+    assert_same(index.search(QUERIES, 12), whole.search(QUERIES, 12))
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors as Linux does")
+@pytest.mark.parametrize("chunk", [32, 10**6])
+def test_very_many_pieces_hold_no_descriptors(chunk, tmp_path):
+    values, indices = index_codes.uniform(3000 * 32, 64, 4)
+    pieces = ((values[i : i + 32], indices[i : i + 32]) for i in range(0, len(values), 32))
+    if chunk == 32:
+        pieces = itertools.islice(pieces, 600)
+    before = descriptors()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        index = InvertedIndex.build_streaming(pieces, tmp_path, dim=64, chunk=chunk)
+        loaded = InvertedIndex.load(tmp_path)
+        assert descriptors() == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    n = len(index)
+    assert n == (600 * 32 if chunk == 32 else 96_000)
+    whole = InvertedIndex.build((values[:n], indices[:n]), dim=64)
+    queries = values[:9], indices[:9]
+    assert_same(loaded.search(queries, 12), whole.search(queries, 12))
+    assert_same(index.search(queries, 12), whole.search(queries, 12))
+    if chunk > 32:
+        postings = loaded._segments[0].native.postings
+        assert not postings.flags.writeable  # mapped, and it stays so once the file is gone
+        InvertedIndex.build(CODES, dim=DIM).save(tmp_path)
+        assert_same(loaded.search(queries, 12), whole.search(queries, 12))
+
+
+def test_an_index_of_too_many_segments_is_not_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr("csrkern.index_file._LARGEST_HEADER", 4000)
+    with pytest.raises(ValueError, match=r"cannot name 10 segments.*larger chunks"):
+        InvertedIndex.build_streaming(CODES, tmp_path / "index", dim=DIM, chunk=400)
+    assert not (tmp_path / "index").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
