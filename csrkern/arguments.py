@@ -91,14 +91,19 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{expected}, got {type(value).__name__}")
     if value not in choices:
-        raise ValueError(f"{expected}, got {value!r}")
+        raise ValueError(f"{expected}, got {value[:40]!r}")
 
 
 def thread_count(num_threads: int | None) -> int:
-    """The number asked for, or of the processors that the process may run on."""
+    """Return the number asked for, or that of the processors that the process may run on.
+
+    Far more threads than processors gain nothing, and where the system refuses one, OpenMP ends
+    the process: beyond 64, there are as many as processors.
+    """
+    available = _C.available_threads()
     if num_threads is None:
-        return _C.available_threads()
-    return check_int("num_threads", num_threads, 1, 4096)
+        return available
+    return min(check_int("num_threads", num_threads, 1, 4096), max(available, 64))
 
 
 def least_float(name: str, value: Any) -> float:
@@ -146,24 +151,40 @@ def float32_array(name: str, given: Any) -> np.ndarray:
 
 
 def integers(name: str, given: Any) -> np.ndarray:
-    """Integers of some NumPy type; an empty list is of any type."""
+    """Integers of some NumPy type; an empty list is of any type, and a bool is no integer."""
     array = array_of(name, given)
     if array.dtype.kind in "iu":
+        if _holds_bool(given):
+            raise TypeError(f"{name}: expected integers, got a list with a bool in it")
         return array
     if array.size == 0:
         return array.astype(np.int64)
     # Lists of integers that no one type of NumPy holds become objects or floats.
     whole = np.array(given, dtype=object) if isinstance(given, (list, tuple)) else array
     if _of_python_integers(whole):
-        wrong = shown(max(whole.flat, key=abs))
-        raise ValueError(f"{name}: expected integers in 0..2^63-1, got {wrong}")
+        wrong = max(map(int, whole.flat), key=abs)
+        if abs(wrong) < 2**63:
+            return whole.astype(np.int64)
+        raise ValueError(f"{name}: expected integers in 0..2^63-1, got {shown(wrong)}")
     raise TypeError(f"{name}: expected integers, got {array.dtype}")
+
+
+def _holds_bool(given: Any) -> bool:
+    """Whether lists hold a bool, which NumPy makes an integer of among integers."""
+    if not isinstance(given, (list, tuple)):
+        return isinstance(given, np.ndarray) and given.dtype == bool
+    kinds = set(map(type, given))
+    if kinds & {bool, np.bool_}:
+        return True
+    return any(map(_holds_bool, given)) if kinds & {list, tuple, np.ndarray} else False
 
 
 def _of_python_integers(array: np.ndarray) -> bool:
     if array.dtype != object or array.size == 0:
         return False
-    return all(isinstance(one, (int, np.integer)) for one in array.flat)
+    return all(
+        isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in array.flat
+    )
 
 
 def shown(number: Any) -> str:

@@ -169,9 +169,9 @@ def host_queries(queries: Any, dim: int, most: int) -> tuple[np.ndarray, np.ndar
         TypeError, ValueError: as a search of the index on the CPU.
     """
     rows = read_rows("queries", queries, dim)
+    if rows.k > most:
+        raise ValueError(f"queries: expected at most {most} slots each, got {rows.k}")
     values, indices = _padded(rows)
-    if values.shape[1] > most:
-        raise ValueError(f"queries: expected at most {most} slots each, got {values.shape[1]}")
     _refuse((indices < 0) | (indices >= dim), f"expected latents in 0..{dim - 1}, got", indices)
     _refuse(
         ~((values >= 0) & (values < np.inf)),

@@ -40,11 +40,23 @@ def allowed_bits(
     if array.ndim == 1 or array.size == 0:
         with contextlib.suppress(TypeError):  # the one below says more
             ids = integers("filter", chosen).ravel()
+            _refuse_mask_of_numbers(ids)
             return [_from_ids(ids, segment) for segment in segments]
     raise TypeError(
         "filter: expected a boolean mask, a list of ids, or a list of these for each query, "
         f"got {array.dtype} of shape {list(array.shape)}"
     )
+
+
+def _refuse_mask_of_numbers(ids: np.ndarray) -> None:
+    """Refuse what is a mask in numbers: as ids, it would let codes 0 and 1 pass."""
+    if (ids[:3] > 1).any() or ids.size < 2:
+        return
+    if np.isin(ids, (0, 1)).all() and (ids.size > 2 or ids[0] == ids[1]):
+        raise ValueError(
+            "filter: expected a boolean mask or ids, got a mask in numbers 0 and 1; "
+            "give mask.astype(bool), or each id once"
+        )
 
 
 def _one_for_each_query(chosen: Any) -> bool:

@@ -21,12 +21,23 @@ from csrkern.index_rerank import DenseSearch, Rerank
 from csrkern.index_segment import Segment
 
 _ALL = 2**62
+_LEAST_WIDTH = 1024
+
+
+def hits_width(topk: int, n: int) -> int:
+    """Return how many columns results of n codes have: more than n only up to 1,024."""
+    return min(topk, max(n, _LEAST_WIDTH))
 
 
 class Searchable(Collection, DenseSearch):
     """Codes that can be searched for; `InvertedIndex` is how they are made and kept."""
 
     def __init__(self, *args: Any, **facts: Any) -> None:
+        if "form" not in facts:
+            name = type(self).__name__
+            raise TypeError(
+                f"{name}: make an index with {name}.build(codes), build_streaming or load"
+            )
         super().__init__(*args, **facts)
         self._plans: dict[float, tuple[int, index_fast.Plan]] = {}  # and how many codes there were
 
@@ -48,10 +59,12 @@ class Searchable(Collection, DenseSearch):
 
         Args:
             queries: m codes in any form that `build` takes; a pair of arrays needs no dim.
-            topk: results for each query; may exceed the number of documents.
+            topk: results for each query; may exceed the number of documents. Above 1,024, no
+                more than there are documents.
             filter: which codes may be found: a boolean mask in the order of `ids`, or the ids
                 themselves (those that the index does not hold are passed over); None: all. A
-                mask [m, n], or a list of m filters, has one for each query.
+                mask [m, n], or a list of m filters, has one for each query. A mask in numbers
+                0 and 1 is refused.
             query_k: only this many of a query's strongest latents count (with cosine, they
                 are then brought to norm 1); None: all.
             min_score: documents with a lower score are left out.
@@ -66,7 +79,7 @@ class Searchable(Collection, DenseSearch):
         Returns:
             scores float32 [m, topk] and ids int64 [m, topk]: best first, equal scores by
             lower id. Documents that share no latent with the query are left out; missing
-            places hold score -inf and id -1.
+            places hold score -inf and id -1. With cosine, a score is at most 1.
 
         Raises:
             TypeError: if an argument has the wrong type.
@@ -77,7 +90,8 @@ class Searchable(Collection, DenseSearch):
         segments = self._segments
         share = index_fast.check_mode(mode, recall, rerank)
         rows = self._read("queries", queries, any_model)
-        options: dict[str, Any] = {"topk": check_int("topk", topk, 1, 2**40)}
+        n = sum(len(segment) for segment in segments)
+        options: dict[str, Any] = {"topk": hits_width(check_int("topk", topk, 1, 2**40), n)}
         if share is not None:
             options |= self._plan(segments, share).options(options["topk"])
         if rerank is not None:
@@ -143,7 +157,8 @@ class Searchable(Collection, DenseSearch):
 
         Returns:
             latents int32 [j] that both have, and contributions float32 [j], in the order in
-            which a search adds them up: their float32 sum is the score.
+            which a search adds them up: their float32 sum is the score, but that a cosine is
+            1 at most.
 
         Raises:
             ValueError: if the index has no such id.

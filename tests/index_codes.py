@@ -54,9 +54,7 @@ def normalised(values: np.ndarray) -> np.ndarray:
 
 def stored(values: np.ndarray, form: str, largest: float | None) -> np.ndarray:
     """Values as an index holds them."""
-    if largest is None:
-        return values.astype(form).astype(np.float32)
-    return reference.stored_values(values, form, largest)
+    return reference.stored_values(values, form, 1.0 if largest is None else largest)
 
 
 KINDS = {"uniform": uniform, "skewed": skewed, "ties": ties}

@@ -17,7 +17,8 @@ KINDS = index_codes.KINDS
 
 def expected(index, queries, topk):
     values, indices = index.to_numpy()
-    return reference.search(values, indices, index.dim, *queries, topk, index.ids)
+    most = 1 if index.metric == "cosine" else np.inf
+    return reference.search(values, indices, index.dim, *queries, topk, index.ids, most)
 
 
 def assert_exact(index, queries, topk, **options):
@@ -289,10 +290,101 @@ def test_extreme_values():
     for query in (values, np.float32([[1e-30, 1e-30]]), np.float32([[1e10, 1e10]])):
         assert_exact(index, index_codes.in_order(query, indices[: len(query)]), 4)
     index = InvertedIndex.build((values[1:], indices[1:]), dim=2)
-    np.testing.assert_array_equal(
-        index.to_numpy()[0], index_codes.in_order(values[1:].astype(np.float16), indices[1:])[0]
-    )
+    stored = index_codes.stored(values[1:], "float16", None)
+    assert (stored > 0).all()
+    np.testing.assert_array_equal(index.to_numpy()[0], index_codes.in_order(stored, indices[1:])[0])
     assert_exact(index, (values[:1], indices[:1]), 4)
+
+
+@pytest.mark.parametrize("values", ["float16", "float32", "uint8", "uint16"])
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+def test_no_active_latent_is_lost(values, metric):
+    """Values too small for the form become its least positive number, also once normalised."""
+    small = np.float32([[1e-8], [1e-30], [1e-45], [3e38], [0.5]])
+    codes = np.hstack([small, np.full((5, 1), 0.25, np.float32)]), np.tile([3, 7], (5, 1))
+    if values != "float32" and metric == "ip":  # the others hold no 3e38, or nothing beside it
+        codes = codes[0][[0, 1, 2, 4]], codes[1][[0, 1, 2, 4]]
+    index = InvertedIndex.build(codes, dim=9, values=values, metric=metric)
+    query = np.ones((1, 1)), np.full((1, 1), 3)
+    scores, ids = index.search(query, 5)
+    assert sorted(ids[0][ids[0] >= 0]) == list(range(len(codes[0])))
+    assert (scores[0][ids[0] >= 0] > 0).all()
+    if values == "float16" and metric == "ip":
+        assert scores[0].tolist() == [0.5, *[2.0**-24] * 3, -np.inf]
+    assert (index.to_numpy()[0] > 0).all()
+    index.add(codes)
+    index.compact()
+    assert (index.to_numpy()[0] > 0).all()
+
+
+@pytest.mark.parametrize("values", ["float16", "float32", "uint8", "uint16"])
+@pytest.mark.parametrize("cluster", [False, True])
+def test_cosines_are_at_most_1(values, cluster):
+    """Rounded rows can have norms above 1; equal cosines of 1 go to the lower id."""
+    codes = index_codes.skewed(3000, 64, 9)
+    for rows in codes:
+        rows[1500:] = rows[:1500]
+    options = {"dim": 64, "metric": "cosine", "values": values, "window": 512, "cluster": cluster}
+    index = InvertedIndex.build(codes, **options)
+    index.add((codes[0][:800], codes[1][:800]))
+    queries = codes[0][:300], codes[1][:300]
+    unit = index_codes.in_order(index_codes.normalised(queries[0]), queries[1])
+    stored, indices = index.to_numpy()
+    unclipped = reference.search(stored, indices, 64, *unit, 5, index.ids)
+    assert unclipped[0].max() > 1
+    for topk in (1, 5, 600):
+        want = reference.search(stored, indices, 64, *unit, topk, index.ids, 1.0)
+        assert want[0].max() == 1
+        for options in (
+            {},
+            {"num_threads": 3},
+            {"filter": np.ones(3800, bool)},
+            {"filter": index.ids},
+        ):
+            scores, ids = index.search(queries, topk, **options)
+            np.testing.assert_array_equal(ids, want[1])
+            np.testing.assert_array_equal(scores, want[0])
+    starts, scores, ids = index.search_above(queries, 1.0)
+    for i, row in enumerate(zip(*want, strict=True)):
+        hits = row[1][row[0] == 1]
+        np.testing.assert_array_equal(ids[starts[i] : starts[i + 1]], hits)
+    assert (scores == 1).all()
+    assert len(index.search_above(queries, np.nextafter(np.float32(1), np.float32(2)))[2]) == 0
+    assert (index.search(queries, min_score=1.0001)[1] == -1).all()
+    for segment in index._segments:
+        segment.native.make_forward(1)
+    few = index.ids[::40]
+    near = np.isin(index.ids, few)
+    want = reference.search(stored[near], indices[near], 64, *unit, 8, index.ids[near], 1.0)
+    np.testing.assert_array_equal(index.search(queries, 8, filter=few)[1], want[1])
+    assert index.search(queries, mode="fast", recall=0.6)[0].max() == 1
+
+
+def test_a_single_query_split_over_windows_is_at_most_1():
+    row = np.float32([[2, 3]]), np.array([[0, 1]])  # stored with a norm of 1.004
+    codes = [np.repeat(part, 300_000, 0) for part in row]
+    index = InvertedIndex.build(codes, dim=3, metric="cosine", values="uint8", window=4096)
+    assert index.search(row, 1, num_threads=1)[0] == 1
+    assert index.search(row, 4, num_threads=3)[1].tolist() == [[0, 1, 2, 3]]
+    assert index.search(row, 4, num_threads=3)[0].tolist() == [[1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("topk", [1025, 10**9, 2**40])
+def test_results_are_no_wider_than_the_index(topk):
+    codes = index_codes.uniform(1500, 16, 4)
+    index = InvertedIndex.build((codes[0][:64], codes[1][:64]), dim=16)
+    queries = codes[0][:3], codes[1][:3]
+    want = index.search(queries, 64)
+    for scores, ids in (index.search(queries, topk), index.search(queries, topk, mode="fast")):
+        assert scores.shape == ids.shape == (3, 1024)
+        np.testing.assert_array_equal(ids[:, :64], want[1])
+        assert (ids[:, 64:] == -1).all()
+    rerank = Rerank(np.ones((3, 16)), topk)
+    assert index.search(queries, topk, rerank=rerank)[1].shape == (3, 1024)
+    assert index.search_dense(np.ones((3, 16)), topk, shortlist=topk)[1].shape == (3, 1024)
+    assert index.explain(queries, topk)["terms"] == 4
+    index.add((codes[0][64:], codes[1][64:]))
+    assert index.search(queries, topk)[1].shape == (3, min(topk, 1500))
 
 
 @pytest.mark.parametrize("dim", [2**31 - 1, 5_000_000])

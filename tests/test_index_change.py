@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -275,6 +276,41 @@ def test_pickle_keeps_everything():
     assert_same(again.search(QUERIES, 20), index.search(QUERIES, 20))
     again.add(some(np.arange(1)), norms=[2.0])
     assert again.ids[-1] == 900
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_an_index_of_its_own(tmp_path):
+    """Forked while other threads search, as worker processes of a server are."""
+    script = f"""
+import os, sys, threading
+import numpy as np
+from csrkern import InvertedIndex
+rng = np.random.default_rng(0)
+codes = rng.random((3000, 5)) + 0.1, np.argsort(rng.random((3000, 30)), 1)[:, :5]
+index = InvertedIndex.build(codes, dim=30)
+want = index.search(codes, 3)[1]
+done = threading.Event()
+def keep_searching():
+    while not done.is_set():
+        index.search(codes, 3, num_threads=3)
+for _ in range(3):
+    threading.Thread(target=keep_searching).start()
+for child in range(5):
+    pid = os.fork()
+    if pid == 0:
+        index.add((codes[0][:child], codes[1][:child]))
+        index.remove(np.arange(3000))
+        index.compact(num_threads=3)
+        index.save({str(tmp_path)!r} + f"/{{child}}")
+        loaded = InvertedIndex.load({str(tmp_path)!r} + f"/{{child}}")
+        loaded.search(codes, 3, num_threads=3)
+        os._exit(0 if len(index) == child else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+done.set()
+assert len(index) == 3000
+assert (index.search(codes, 3)[1] == want).all()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 def test_ids_reach_the_largest_integer():

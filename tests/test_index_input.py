@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 import scipy.sparse
 import torch
 
-from csrkern import InvertedIndex, SparseCodes
+from csrkern import InvertedIndex, Rerank, SparseCodes
 
 DIM = 96
 
@@ -123,6 +124,31 @@ def test_hostile_scipy_arrays(codes, change, message):
         InvertedIndex.build(matrix)
     with pytest.raises(ValueError, match=message):
         InvertedIndex.build(codes).search(matrix)
+
+
+@pytest.mark.parametrize(
+    ("form", "array", "wrong", "message"),
+    [
+        ("coo", "row", [0, 2**30], r"indices in 0\.\.1, got 1073741824"),
+        ("coo", "col", [0, -1], "got -1"),
+        ("coo", "row", [0], "a row and a column for each entry"),
+        ("csc", "indices", [0, 2**30], "got 1073741824"),
+        ("csc", "indptr", [0, 2**30, 1], "row starts"),
+        ("bsr", "indices", [-(2**30), 0], "got -1073741824"),
+        ("bsr", "indptr", [0, 1, 2**30], "row starts"),
+    ],
+)
+def test_scipy_arrays_that_its_own_conversion_would_follow(form, array, wrong, message):
+    matrix = scipy.sparse.csr_matrix(np.eye(2, dtype=np.float32))
+    matrix = matrix.tobsr((1, 1)) if form == "bsr" else matrix.asformat(form)
+    setattr(matrix, array, np.array(wrong, np.int32))
+    with pytest.raises(ValueError, match=message):
+        InvertedIndex.build(matrix)
+
+
+def test_tensors_with_dense_axes(codes):
+    with pytest.raises(ValueError, match="two sparse axes"):
+        InvertedIndex.build(torch.eye(DIM).to_sparse(1))
 
 
 @pytest.mark.parametrize("wrong", [[0, 2**63], [0, 2**64], [-1, 2**63], [5, -(10**400)]])
@@ -247,6 +273,73 @@ def test_bad_search_options(codes):
         index.search(codes, min_score=10**400)
     with pytest.raises(TypeError, match="min_score: expected a number, got str"):
         index.search_above(codes, "1")
+
+
+def test_a_mask_in_numbers_is_not_taken_for_ids(codes):
+    index = InvertedIndex.build(codes)
+    mask = np.arange(700) % 3 == 0
+    message = r"filter: expected a boolean mask or ids, got a mask in numbers 0 and 1.*astype\(bool"
+    for wrong in (
+        mask.astype(int),
+        mask.astype(np.uint8),
+        mask.astype(int).tolist(),
+        np.zeros(700, int),
+        [0, 0],
+        [1, 1],
+        np.array([1, 0, 1]),
+        [mask.astype(int)] * 700,
+        torch.from_numpy(mask).int(),
+    ):
+        with pytest.raises(ValueError, match=message):
+            index.search(codes, filter=wrong)
+    with pytest.raises(TypeError, match="filter: expected a boolean mask, a list of ids"):
+        index.search(codes, filter=[True, 1])
+    for ids in ([0], [1], [0, 1], [1, 0], [0, 1, 2], [6, 6], np.array([1, 0], np.uint8)):
+        found = index.search(codes, 700, filter=ids)[1]
+        assert set(np.unique(found[found >= 0])) == set(np.asarray(ids))
+
+
+@pytest.mark.parametrize("call", [InvertedIndex, lambda: InvertedIndex(1, dim=3)])
+def test_an_index_is_made_by_build(call):
+    with pytest.raises(TypeError, match=r"make an index with InvertedIndex\.build\(codes\)"):
+        call()
+
+
+def test_bools_among_integers_are_refused(codes):
+    index = InvertedIndex.build(codes)
+    with pytest.raises(TypeError, match="ids: expected integers, got a list with a bool"):
+        index.remove([3, True])
+    with pytest.raises(TypeError, match="ids: expected integers"):
+        InvertedIndex.build(codes[:2], ids=[np.True_, 5])
+    with pytest.raises(TypeError, match="indices of codes: expected integers"):
+        InvertedIndex.build(([[1.0, 2.0]], [[True, 2]]), dim=DIM)
+    index.remove(np.array([3, 4], object))  # as columns of pandas are
+    assert len(index) == 698
+
+
+def test_floating_point_errors_that_the_user_asked_for(codes, tmp_path):
+    """np.seterr(all="raise") is about the user's own arithmetic."""
+    tiny = np.array([[1e-50, 1e-40, 1.0]]), np.array([[1, 2, 3]])
+    query = np.array([[1e-300, 2.0]]), np.array([[1, 3]])
+    with np.errstate(all="raise"):
+        for values in ("float16", "float32", "uint8", "uint16"):
+            for metric in ("ip", "cosine"):
+                index = InvertedIndex.build(codes, values=values, metric=metric, norms=np.ones(700))
+                index.add(tiny, norms=[1e-40])
+                index.search(query, min_score=1e-50)
+                index.search(codes, 5, mode="fast", recall=0.7)
+                index.search(query, rerank=Rerank(np.full((1, DIM), 1e-60), offsets=[1e-60]))
+                index.search_dense(np.full((2, DIM), 1e-60))
+                index.search_above(query, 1e-60)
+                index.explain_score(query, 700)
+                index.remove([3])
+                index.compact()
+                index.save(tmp_path)
+                index = InvertedIndex.load(tmp_path)
+                index.truncated(2).stats()
+                pickle.loads(pickle.dumps(index)).search(codes)
+        streamed = InvertedIndex.build_streaming([tiny, tiny], tmp_path, dim=DIM, values="uint8")
+        assert len(streamed) == 2
 
 
 def test_runs_where_torch_is_not_installed(tmp_path):
