@@ -8,6 +8,11 @@ from types import ModuleType
 import pytest
 import simulated_gpu
 import torch
+from hypothesis import settings
+
+# On a loaded machine any deadline is missed.
+settings.register_profile("csrkern", settings(), deadline=None)
+settings.load_profile("csrkern")
 
 
 @pytest.fixture(autouse=True)

@@ -42,9 +42,7 @@ def test_round_trips(h, k, values, tmp_path):
         assert back.equal(codes), name
 
 
-@settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_codes_round_trip(data, tmp_path):
     n, h = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 12))

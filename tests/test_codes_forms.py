@@ -51,7 +51,7 @@ def test_round_trips(form, dtype):
 
 
 @CSR_IS_BETA
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_any_codes_round_trip(data):
     n, h = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 12))

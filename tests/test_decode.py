@@ -91,7 +91,7 @@ def test_integers_come_out_exactly(h, k, d, dtype):
         assert torch.equal(ours.double(), theirs)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_codes(data):
     h, d = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 70))

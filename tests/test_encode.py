@@ -69,7 +69,7 @@ def test_integers_come_out_exactly(n, d, h, k, dtype):
         assert_exact({name: leaves[name] for name in ("x", "weight")}, k, precision)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_shape(data):
     n, d = data.draw(st.integers(0, 40)), data.draw(st.integers(1, 30))

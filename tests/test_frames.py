@@ -42,7 +42,7 @@ def some_codes(draw) -> SparseCodes:
     return SparseCodes.from_dense(dense.to(dtype), k)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(some_codes())
 def test_there_and_back(codes):
     table = to_arrow(codes)

@@ -129,7 +129,7 @@ def test_int8_keeps_all_but_a_step():
 
 
 @given(seed=st.integers(0, 20), topk=st.sampled_from([1, 4]))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_binary_search_with_the_whole_database_as_shortlist_is_exact(seed, topk):
     x, q = (clusters(n, seed + n)[0] for n in (70, 6))
     mean = x.mean(0)

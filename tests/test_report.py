@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from csrtrain import charts
@@ -132,7 +132,6 @@ def test_log_axis_covers_its_values(values, base):
     assert all(0 <= axis.share(tick) <= 1 for tick, _ in axis.ticks)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(20, 380), st.floats(20, 280)), min_size=1, max_size=12))
 def test_optional_labels_never_cover_each_other(points):
     labeller = Labeller(Box(0, 0, 400, 300))

@@ -38,7 +38,7 @@ def model(p: int, tied: bool = True, seed: int = 0) -> SparseAutoencoder:
 
 
 @given(p=st.integers(1, D), whitening=st.sampled_from([-0.5, 0.0, 0.5, 1.0]), tied=st.booleans())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_folded_model_does_what_the_projected_one_does(p, whitening, tied):
     x = rows()
     subspace = Subspace(PCA(x), p, whitening)

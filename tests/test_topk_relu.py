@@ -56,7 +56,7 @@ def test_unknown_instruction_set_is_named():
     assert "CSRKERN_ISA=sse9: expected portable, avx2 or avx512" in run.stderr
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_any_row(data):
     h = data.draw(st.integers(1, 400))

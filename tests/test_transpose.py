@@ -51,7 +51,7 @@ def test_sorts_adversarial_codes(h, k, dtype):
             raise AssertionError(f"{name}, h={h}, k={k}, {dtype}: {error}") from error
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_codes(data):
     h, n = data.draw(st.integers(1, 40)), data.draw(st.integers(0, 30))
