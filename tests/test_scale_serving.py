@@ -217,7 +217,13 @@ def test_gateway_turns_to_a_new_generation(tmp_path: Path) -> None:
     "body",
     [[], {}, {"values": [[1]], "indices": [[-1]]}, {"values": [[1]], "indices": [["x"]]}]
     + [{"values": [[1]], "indices": [[1]], "deadline": bad} for bad in (0, -1, 1e9, "soon")]
-    + [{"values": [[1]], "indices": [[1]], "topk": bad} for bad in (0, 1.5, 10**9)],
+    + [{"values": [[1]], "indices": [[1]], "deadline": bad} for bad in (True, float("nan"))]
+    + [{"values": [[1]], "indices": [[1]], "topk": bad} for bad in (0, 1.5, 10**9, True)]
+    + [{"values": [[1]], "indices": [[bad]]} for bad in (0.9, True, "1", 2**70, DIM)]
+    + [{"values": [[bad]], "indices": [[1]]} for bad in ("1", None, -1, float("nan"), 1e300)]
+    + [{"values": [[1, 1]], "indices": [[1, 1]]}, {"values": [[1]], "indices": [[1]], "x": 1}]
+    + [{"values": [[1]] * 4097, "indices": [[1]] * 4097}]
+    + [{"values": [[1]] * 101, "indices": [[1]] * 101, "topk": 10_000}],
 )
 def test_bad_requests_are_refused(body: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
@@ -227,15 +233,17 @@ def test_bad_requests_are_refused(body: Any) -> None:
 OWN, OTHER = "0123456789abcdef", "fedcba9876543210"
 
 
-class FakeRequest:
-    """One of Starlette's."""
+class HttpRequest:
+    """What Ray Serve hands to the gateway."""
 
-    def __init__(self, body: Any = None) -> None:
+    def __init__(self, body: bytes | None = None, times: int = 1) -> None:
         self.method = "GET" if body is None else "POST"
-        self.body = body
+        self.body, self.times, self.read = body, times, 0
 
-    async def json(self) -> Any:
-        return self.body
+    async def stream(self) -> Any:
+        for _ in range(self.times):
+            self.read += 1
+            yield self.body
 
 
 def test_requests_of_another_model_are_refused(tmp_path: Path) -> None:
@@ -250,18 +258,80 @@ def test_requests_of_another_model_are_refused(tmp_path: Path) -> None:
 
     async def run() -> None:
         gateway = Gateway(folder, [FakeHandle(Holder(folder, 1), [])], 60.0)
-        facts = json.loads((await gateway(FakeRequest())).body)
+        facts = json.loads((await gateway(HttpRequest())).body)
         assert facts["fingerprint"] == OWN
+
+        async def asked(**told: Any) -> Any:
+            return await gateway(HttpRequest(json.dumps(body | told).encode()))
+
         for told in ({}, {"fingerprint": OWN}, {"fingerprint": None}):
-            assert (await gateway(FakeRequest(body | told))).status_code == 200
-        refused = await gateway(FakeRequest(body | {"fingerprint": OTHER}))
+            assert (await asked(**told)).status_code == 200
+        refused = await asked(fingerprint=OTHER)
         assert refused.status_code == 409
         assert OWN in json.loads(refused.body)["error"]
-        assert (await gateway(FakeRequest(body | {"fingerprint": "mine"}))).status_code == 400
+        assert (await asked(fingerprint="mine")).status_code == 400
         with pytest.raises(ModelMismatchError):
             await gateway.search(Request(values, indices, 5, 5.0, OTHER))
 
     asyncio.run(run())
+
+
+def over_http(folder: Folder, request: HttpRequest, faults: list[str]) -> tuple[int, Any]:
+    async def run() -> Any:
+        return await Gateway(folder, [FakeHandle(Holder(folder, 1), faults)], 60.0)(request)
+
+    answer = asyncio.run(run())
+    return answer.status_code, json.loads(answer.body)
+
+
+def test_requests_over_http(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("starlette")
+    folder = build_sharded(tmp_path, random_codes(100), [50])
+    values, indices = random_codes(3, seed=1)
+    asked = {"values": values.tolist(), "indices": indices.tolist(), "topk": 2000}
+    good = json.dumps(asked).encode()
+    status, answer = over_http(folder, HttpRequest(good), [])
+    assert status == 200
+    want = InvertedIndex.build(random_codes(100), dim=DIM).search((values, indices), 2000)
+    assert answer["ids"] == [[i for i in row if i >= 0] for row in want[1].tolist()]
+    for body in (b"", b"{", b"[" * 10**6, b"\xff\xfe\x00", b'{"' + b"x" * 10**6 + b'": 1}'):
+        status, answer = over_http(folder, HttpRequest(body), [])
+        assert status == 400
+        assert 0 < len(answer["error"]) <= 300
+    endless = HttpRequest(b" " * 2**20, 10**9)
+    status, answer = over_http(folder, endless, [])
+    assert (status, endless.read) == (413, 17)
+    assert caplog.records == []
+    status, answer = over_http(folder, HttpRequest(good), ["wrong"])
+    assert status == 500
+    assert "log" in answer["error"]
+    assert [record.getMessage() for record in caplog.records] == ["ArithmeticError: a bug"]
+
+
+def test_scores_over_http_are_finite(tmp_path: Path) -> None:
+    pytest.importorskip("starlette")
+    huge = np.full((2, 1), 3e38, np.float32), np.array([[1], [2]], np.int32)
+    InvertedIndex.build(huge, dim=DIM, values="float32").save(tmp_path / "one")
+    build.add_shard(tmp_path / "one", tmp_path / "index")
+    body = json.dumps({"values": [[3e38]], "indices": [[1]]}).encode()
+    status, answer = over_http(Folder.of(tmp_path / "index"), HttpRequest(body), [])
+    assert status == 200
+    assert answer["scores"] == [[pytest.approx(3.4028235e38)]]
+
+
+def test_hits_are_no_wider_than_the_index(tmp_path: Path) -> None:
+    documents, queries = random_codes(1500), random_codes(2, seed=3)
+    folder = build_sharded(tmp_path, documents, [20, 900])
+    want = InvertedIndex.build(documents, dim=DIM).search(queries, 2**40)
+    assert want[1].shape == (2, 1500)
+
+    async def run() -> Any:
+        gateway = Gateway(folder, [FakeHandle(Holder(folder, 1), []) for _ in range(2)], 60.0)
+        return await gateway.search(Request(*queries, 2**40, 5.0))
+
+    hits = asyncio.run(run()).hits
+    np.testing.assert_array_equal(hits.ids, want[1])
+    np.testing.assert_array_equal(hits.scores, want[0])
 
 
 def test_hits_of_nothing() -> None:

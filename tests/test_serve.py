@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
@@ -51,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 def modules(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     yield importlib.import_module("app"), importlib.import_module("library")
-    for name in ("app", "library"):
+    for name in ("app", "guard", "library"):
         sys.modules.pop(name, None)
 
 
@@ -123,11 +124,28 @@ def test_filters(client, shelf):
         ({"queries": [{"latents": [1], "values": [1, 2]}]}, 400, "value for each of the 1 latents"),
         ({"queries": [{"latents": [DIM], "values": [1]}]}, 400, f"0..{DIM - 1}"),
         ({"queries": [{"latents": [-1], "values": [1]}]}, 422, "latents"),
-        ({"queries": [{"latents": [1], "values": [-1]}]}, 400, "negative"),
-        ({"queries": [{"latents": [1], "values": [1e300]}]}, 400, "finite"),
+        ({"queries": [{"latents": [1], "values": [-1]}]}, 422, "greater than or equal to 0"),
+        ({"queries": [{"latents": [1], "values": [1e300]}]}, 422, "less than or equal to 3"),
+        ({"queries": [{"latents": [1.5], "values": [1]}]}, 422, "valid integer"),
+        ({"queries": [{"latents": ["1"], "values": [1]}]}, 422, "valid integer"),
+        ({"queries": [{"latents": [True], "values": [1]}]}, 422, "valid integer"),
+        ({"queries": [{"latents": [1], "values": ["1"]}]}, 422, "valid number"),
+        ({"queries": [{"latents": [1], "values": [1], "id": 3}]}, 422, "Extra inputs"),
+        ({"queries": [{"latents": [1]}]}, 422, "required"),
+        ({"queries": [{}] * 1025}, 422, "at most 1024"),
+        ({"queries": [{"latents": [1] * 4097, "values": [1] * 4097}]}, 422, "at most 4096"),
         ({"queries": [{"latents": [1, 1], "values": [1, 2]}]}, 400, "twice"),
         ({"topk": 0}, 422, "topk"),
         ({"topk": "many"}, 422, "topk"),
+        ({"topk": 1.5}, 422, "topk"),
+        ({"topk": True}, 422, "topk"),
+        ({"topk": 10**9}, 422, "topk"),
+        ({"topk": 10**400}, 422, "topk"),
+        ({"min_score": "1"}, 422, "min_score"),
+        ({"x" * 10**6: 1}, 422, "Extra inputs"),
+        ({"where": {"x" * 10**6: "1"}}, 400, "no document has a text field"),
+        ({"where": {"color": 7}}, 422, "where"),
+        ({"ids": [1.0]}, 422, "ids"),
         ({"topk": 1000, "queries": as_json(codes(21))}, 400, "21 queries times 1000"),
         ({"where": {"colour": "red"}}, 400, "no text field|no document has a text field"),
         ({"ids": [2**70]}, 422, "ids"),
@@ -138,6 +156,89 @@ def test_mistakes_are_told(client, change, status, says):
     answer = client.post("/search", json={"queries": as_json(codes(1)), **change})
     assert answer.status_code == status, answer.text
     assert re.search(says, json.dumps(answer.json()["detail"]))
+    assert len(answer.content) < 2500
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 422),
+        (b"", 422),
+        (b"null", 422),
+        (b'"' + b"x" * 10**6 + b'"', 422),
+        (b"[" * 10**6, 400),
+        (b"\xff\xfe\x00", 400),
+        (b'{"queries": [{"latents": [1], "values": [NaN]}]}', 422),
+        (b'{"queries": [{"latents": [1], "values": [1e999]}]}', 422),
+        (b'{"queries": [{"latents": [1], "values": [1]}], "topk": NaN}', 422),
+        (b'{"queries": [{"latents": [1], "values": [1]}], "topk": 1e400}', 422),
+        (b'{"queries": [{"latents": [1], "values": [1]}], "min_score": Infinity}', 422),
+        (b'{"queries": [{"latents": [1], "values": [1]}], "where": {"\\ud83d": "\\ud83d"}}', 400),
+        (b'{"\\ud83d": 1, "queries": [{"latents": [1], "values": [1]}]}', 422),
+        (b" " * (9 << 20) + b"{}", 413),
+    ],
+)
+def test_bodies_that_are_no_request(client, body, status):
+    answer = client.post("/search", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text[:300]
+    assert 10 < len(json.dumps(answer.json()["detail"])) < 2000
+
+
+def test_a_request_of_another_type(client):
+    answer = client.post("/search", content=b"x" * 10**6, headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 422
+    assert len(answer.content) < 1000
+
+
+def test_a_request_that_never_ends_is_not_read_to_its_end(shelf, modules):
+    app, read, sent = modules[0].create_app(shelf), [], []
+
+    async def receive():
+        read.append(1)
+        return {"type": "http.request", "body": b" " * 2**20, "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app({"type": "http", "method": "POST", "path": "/search"}, receive, send))
+    assert sent[0]["status"] == 413
+    assert b"at most" in sent[1]["body"]
+    assert len(read) == 9
+
+
+def test_an_empty_code_finds_nothing(client):
+    ask = {"queries": [{"latents": [], "values": []}, *as_json(codes(1))], "ids": [3, 3, 0, 0]}
+    hits = client.post("/search", json=ask).json()["hits"]
+    assert hits[0] == []
+
+
+def test_scores_that_no_float_holds(tmp_path, modules):
+    from fastapi.testclient import TestClient
+
+    huge = np.full((2, 1), 3e38, np.float32), np.array([[1], [2]])
+    InvertedIndex.build(huge, dim=DIM, values="float32").save(tmp_path)
+    with TestClient(modules[0].create_app(modules[1].Shelf(tmp_path, None))) as client:
+        ask = {"queries": [{"latents": [1], "values": [3e38]}]}
+        hits = client.post("/search", json=ask).json()["hits"]
+    assert hits == [[{"id": 0, "score": pytest.approx(3.4028235e38)}]]
+
+
+def test_what_is_the_servers_fault_is_said_in_one_line_of_its_log(client, shelf, caplog):
+    ask = {"queries": as_json(codes(1))}
+
+    def damaged(*args: object, **options: object) -> None:
+        raise ValueError("the index is damaged:\nthe postings of latent 3")
+
+    shelf.library.index.search = damaged
+    answer = client.post("/search", json=ask)
+    assert answer.status_code == 500
+    assert "log" in answer.json()["detail"]
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    said = errors[0].getMessage()
+    assert said == "/search: ValueError: the index is damaged: the postings of latent 3"
+    assert errors[0].exc_info is None
+    assert client.get("/health").status_code == 200
 
 
 def test_reload(client, shelf, folder):
@@ -159,6 +260,7 @@ def test_reload(client, shelf, folder):
     ("line", "message"),
     [
         (b'{"name": "no id"}', 'expected an integer "id" >= 0, got None'),
+        (b'{"id": 2.0}', "got 2.0"),
         (b'{"id": 0.9}', "got 0.9"),
         (b'{"id": "7"}', "got '7'"),
         (b'{"id": true}', "got True"),
@@ -169,23 +271,39 @@ def test_reload(client, shelf, folder):
         (b"[1]", "expected a JSON object"),
         (b'{"id": 2', "expected a JSON object"),
         (b'{"id": 2, "x": ' + 100_000 * b"[", "expected a JSON object of at most 100 nested"),
+        (b'{"id": 2, "x": ' + b"1" * 5000 + b"}", "expected a JSON object"),
         (b'{"id": 2, "x": "\xff"}', "is not UTF-8"),
+        (b'{"id": 2, "x": NaN}', "expected what JSON can hold"),
+        (b'{"id": 2, "x": [-Infinity]}', "expected what JSON can hold"),
+        (b'{"id": 2, "x": 1e999}', "expected what JSON can hold"),
+        (b'{"id": 2, "x": "\\ud83d"}', "surrogates not allowed"),
+        (b'{"id": 2, "\\ud83d": 1}', "surrogates not allowed"),
     ],
 )
-def test_documents_that_are_not_as_they_must_be_are_named(folder, modules, line, message):
+def test_documents_that_no_answer_could_hold_are_named(folder, modules, line, message):
     path = folder / "documents.jsonl"
     path.write_bytes(b'\xef\xbb\xbf\n{"id": 1}\n' + line + b"\n")
     with pytest.raises(ValueError) as caught:
         modules[1].Shelf(folder / "index", path)
     assert str(caught.value).startswith(f"{path}: line 3")
     assert message in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
-def test_documents_are_lines_of_json_as_everywhere(folder, modules):
-    path = folder / "documents.jsonl"
-    path.write_bytes('\ufeff\r\n{"id": 1, "x": "a\u2028b\x85"}\r\n\n{"id": 2}'.encode())
-    documents = modules[1].Shelf(folder / "index", path).library.documents
-    assert documents == {1: {"id": 1, "x": "a\u2028b\x85"}, 2: {"id": 2}}
+def test_odd_documents_come_back_as_they_were(client, shelf, folder):
+    nested = json.loads("[" * 90 + "]" * 90)
+    lines = [
+        {"id": 0, "x": "a\u2028b\x85\x0c\U0001f600", "n": 10**40, "f": 1e300, "deep": nested},
+        {"id": 2**63 - 1, "never": "found"},
+    ]
+    text = "\ufeff\n" + json.dumps(lines[0], ensure_ascii=False) + "\r\n\n" + json.dumps(lines[1])
+    (folder / "documents.jsonl").write_bytes(text.encode())
+    shelf.reload()
+    assert shelf.reload_error is None
+    ask = {"queries": as_json(codes(200))[:1], "topk": 10, "ids": [0, 1]}
+    hits = client.post("/search", json=ask).json()["hits"][0]
+    assert {hit["id"]: hit.get("document") for hit in hits}[0] == lines[0]
+    assert client.get("/health").json()["fields"] == ["never", "x"]
 
 
 def test_a_process_without_torch_that_reloads_and_stops_in_order(folder):

@@ -7,6 +7,7 @@ has been asked and stops; SIGHUP takes the index that is on disk now, without lo
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import threading
@@ -15,33 +16,42 @@ from typing import Annotated, Any
 
 import numpy as np
 import uvicorn
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, HTTPException
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from guard import Guard
 from library import Library, Shelf
 from pydantic import BaseModel, ConfigDict, Field
 
 GRACE_SECONDS = 30
 MOST_HITS = 20_000  # an answer: a tenth of a second of JSON
+MOST_BYTES = 8 << 20  # a request: 1,024 queries of 256 latents
+LARGEST = float(np.finfo(np.float32).max)
 
 Latent = Annotated[int, Field(ge=0, lt=2**31)]
+Value = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 DocumentId = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class Query(BaseModel):
+class Form(BaseModel):
+    """What a request is made of: a misspelt filter must not go unnoticed, nor "7" pass for 7."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Query(Form):
     """The code of one query: its active latents and their values, in any order."""
 
     latents: list[Latent] = Field(max_length=4096)
-    values: list[float] = Field(max_length=4096)
+    values: list[Value] = Field(max_length=4096)
 
 
-class Search(BaseModel):
+class Search(Form):
     """What is asked for."""
-
-    model_config = ConfigDict(extra="forbid")  # a misspelt filter must not go unnoticed
 
     queries: list[Query] = Field(min_length=1, max_length=1024)
     topk: int = Field(10, ge=1, le=1000)
-    min_score: float | None = None
+    min_score: float | None = Field(None, allow_inf_nan=False)
     where: dict[str, str] | None = Field(None, description="Fields that documents must have.")
     ids: list[DocumentId] | None = Field(None, description="The only documents that may be found.")
 
@@ -49,10 +59,16 @@ class Search(BaseModel):
 def create_app(shelf: Shelf) -> FastAPI:
     """The application over whatever library is on the shelf."""
     app = FastAPI(title="csrkern search")
+    app.add_middleware(Guard, most_bytes=MOST_BYTES)
 
-    @app.exception_handler(ValueError)
-    async def refuse(request: Any, error: ValueError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, status_code=400)
+    @app.exception_handler(RequestValidationError)
+    async def refuse(request: Any, error: RequestValidationError) -> JSONResponse:
+        # The first few, without the input, which may be megabytes.
+        faults = [
+            {"loc": [cut(part) for part in fault["loc"]], "msg": cut(fault["msg"])}
+            for fault in error.errors()[:5]
+        ]
+        return JSONResponse({"detail": faults}, status_code=422)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -71,27 +87,45 @@ def create_app(shelf: Shelf) -> FastAPI:
 
     # Not async: a search runs in a thread, so that a large one does not hold up the others.
     @app.post("/search")
-    def search(wanted: Search) -> JSONResponse:
-        if len(wanted.queries) * wanted.topk > MOST_HITS:
-            raise ValueError(
-                f"topk: expected at most {MOST_HITS} hits in an answer, got {len(wanted.queries)} "
-                f"queries times {wanted.topk}; ask in several requests"
-            )
+    def search(wanted: Search) -> Response:
         library = shelf.library
+        try:
+            check_size(wanted)
+            queries = read_queries(wanted.queries)
+            library.nothing.search(queries, 1)  # refuses what is not valid: the client's errors
+            chosen = allowed(library, wanted)
+        except ValueError as error:
+            raise HTTPException(400, cut(error)) from error
         scores, ids = library.index.search(
-            read_queries(wanted.queries),
-            wanted.topk,
-            filter=allowed(library, wanted),
-            min_score=wanted.min_score,
-            num_threads=1,
+            queries, wanted.topk, filter=chosen, min_score=wanted.min_score, num_threads=1
         )
+        scores = np.minimum(scores, LARGEST)  # JSON has no infinity
         hits = [
             [hit(library, i, s) for i, s in zip(row_ids, row_scores, strict=True) if i >= 0]
             for row_ids, row_scores in zip(ids.tolist(), scores.tolist(), strict=True)
         ]
-        return JSONResponse({"hits": hits})
+        answer = ",".join(f"[{','.join(of_query)}]" for of_query in hits)
+        return Response(f'{{"hits":[{answer}]}}', media_type="application/json")
 
     return app
+
+
+def cut(what: Any) -> Any:
+    """What an error says of the input, a number or a text of at most 300 characters."""
+    return what if isinstance(what, int) else str(what)[:300]
+
+
+def check_size(wanted: Search) -> None:
+    """The hits of an answer are few enough.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if len(wanted.queries) * wanted.topk > MOST_HITS:
+        raise ValueError(
+            f"topk: expected at most {MOST_HITS} hits in an answer, got {len(wanted.queries)} "
+            f"queries times {wanted.topk}; ask in several requests"
+        )
 
 
 def read_queries(queries: list[Query]) -> tuple[np.ndarray, np.ndarray]:
@@ -120,16 +154,15 @@ def allowed(library: Library, wanted: Search) -> np.ndarray | None:
     mask = library.mask(wanted.where)
     if wanted.ids is None:
         return mask
-    if mask is None:
-        return np.array(wanted.ids, np.int64)
-    return mask & np.isin(library.index.ids, wanted.ids)
+    ids = np.unique(np.array(wanted.ids, np.int64))
+    return ids if mask is None else mask & np.isin(library.index.ids, ids)
 
 
-def hit(library: Library, id: int, score: float) -> dict[str, Any]:
-    """One result, with the document where there is one."""
-    found = {"id": id, "score": score}
+def hit(library: Library, id: int, score: float) -> str:
+    """One result in JSON, with the document where there is one."""
     document = library.documents.get(id)
-    return found if document is None else {**found, "document": document}
+    rest = "" if document is None else f',"document":{document.text}'
+    return f'{{"id":{id},"score":{json.dumps(score)}{rest}}}'
 
 
 def main() -> None:

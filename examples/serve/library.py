@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from csrkern import InvertedIndex
-from csrtrain.lines import read_records
+from csrtrain.lines import Record, read_records
 
 log = logging.getLogger("uvicorn.error")
 
-Document = dict[str, Any]
+
+class Document(NamedTuple):
+    """What is known of one document: its JSON, ready to be sent, and its text fields."""
+
+    text: str
+    fields: dict[str, str]
+
+    @classmethod
+    def of(cls, record: Record) -> Document:
+        """Encoded once, so that no answer that contains it can fail.
+
+        Raises:
+            ValueError: if JSON cannot hold it: NaN, 1e999, half of a surrogate pair.
+        """
+        try:
+            text = json.dumps(record.fields, ensure_ascii=False, allow_nan=False)
+            text.encode()
+        except ValueError as error:
+            raise ValueError(f"{record.where}: expected what JSON can hold: {error}") from error
+        return cls(text, {name: v for name, v in record.fields.items() if isinstance(v, str)})
 
 
 @dataclass(frozen=True)
@@ -36,6 +56,7 @@ class Library:
     """An index with its documents; never changed, only replaced as a whole."""
 
     index: InvertedIndex
+    nothing: InvertedIndex  # the same without documents
     documents: dict[int, Document]
     columns: dict[str, Column]
     loaded_at: float
@@ -48,8 +69,10 @@ class Library:
             FileNotFoundError, ValueError: if either is missing or damaged.
         """
         index = InvertedIndex.load(folder)
+        none = np.zeros((0, 1), np.float32), np.zeros((0, 1), np.int32)
+        nothing = InvertedIndex.build(none, dim=index.dim)
         known = {} if documents is None else read_documents(documents)
-        return cls(index, known, columns_of(index.ids, known), time.time())
+        return cls(index, nothing, known, columns_of(index.ids, known), time.time())
 
     def mask(self, where: dict[str, str] | None) -> np.ndarray | None:
         """Which documents have all of these fields, bool [n]; None: no matter which.
@@ -84,13 +107,13 @@ class Shelf:
                 self.library = Library.load(*self._where)
                 self.reload_error = None
                 log.info("reloaded: %d documents", len(self.library.index))
-            except (OSError, ValueError) as error:
+            except Exception as error:
                 self.reload_error = str(error)
                 log.error("not reloaded, still serving the old index: %s", error)
 
 
 def read_documents(path: Path) -> dict[int, Document]:
-    """Documents by id.
+    """Documents by id. What an answer could not hold is refused here: it would spoil the others.
 
     Raises:
         ValueError: naming the line that is not a JSON object with an integer "id" of its own.
@@ -103,20 +126,19 @@ def read_documents(path: Path) -> dict[int, Document]:
                 raise ValueError(f'{record.where}: expected an integer "id" >= 0, got {id!a:.60}')
             if id in found:
                 raise ValueError(f'{record.where}: expected each "id" once, got {id} twice')
-            found[id] = record.fields
+            found[id] = Document.of(record)
     return found
 
 
 def columns_of(ids: np.ndarray, documents: dict[int, Document]) -> dict[str, Column]:
     """A column for each field that holds text in some document."""
-    fields = {name for d in documents.values() for name, v in d.items() if isinstance(v, str)}
+    fields = {name for document in documents.values() for name in document.fields}
     columns = {}
     for name in fields:
         numbers: dict[str, int] = {}
         rows = np.full(len(ids), -1, np.int32)
         for row, id in enumerate(ids.tolist()):
-            value = documents.get(id, {}).get(name)
-            if isinstance(value, str):
-                rows[row] = numbers.setdefault(value, len(numbers))
+            if id in documents and name in documents[id].fields:
+                rows[row] = numbers.setdefault(documents[id].fields[name], len(numbers))
         columns[name] = Column(numbers, rows)
     return columns

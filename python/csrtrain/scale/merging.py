@@ -30,8 +30,12 @@ def merge_hits(parts: Sequence[Hits], topk: int) -> Hits:
     """
     if not parts:
         return Hits.none(0, topk)
-    if len(parts) == 1:
+    if len(parts) == 1 and parts[0].ids.shape[1] == topk:
         return parts[0]
+    # What small shards return may be narrower.
+    lacking = topk - sum(part.ids.shape[1] for part in parts)
+    if lacking > 0:
+        parts = [*parts, Hits.none(len(parts[0].ids), lacking)]
     scores = np.concatenate([part.scores for part in parts], axis=1)
     ids = np.concatenate([part.ids for part in parts], axis=1)
     # Missing hits have score -inf, so they come last whatever their id.

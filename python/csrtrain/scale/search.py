@@ -12,6 +12,7 @@ import numpy as np
 
 from csrkern.arguments import check_int
 from csrkern.index_input import pad_rows, read_rows
+from csrkern.index_search import hits_width
 from csrtrain.scale.cluster import import_ray
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits
@@ -158,7 +159,7 @@ class ShardedIndex:
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
-        check_int("topk", topk, 1, 2**31 - 1)
+        check_int("topk", topk, 1, 2**40)
         values, indices, fingerprint = _padded(queries, self.dim)
         if any_model:
             fingerprint = None
@@ -180,7 +181,8 @@ class ShardedIndex:
                 continue
             return Answer(reply.hits.scores, reply.hits.ids, reply.missing, reply.generation)
         missing = tuple(shard.name for shard in self._known.shards)
-        return Answer(*Hits.none(len(values), topk), missing, self._known.number)
+        none = Hits.none(len(values), hits_width(topk, len(self._known)))
+        return Answer(*none, missing, self._known.number)
 
     def generation(self) -> Generation:
         """What is served at the moment."""

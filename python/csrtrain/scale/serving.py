@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import logging
 import shutil
 import threading
@@ -24,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from csrkern import InvertedIndex
-from csrkern.arguments import check_int
+from csrkern.arguments import check_int, check_number
 from csrkern.identity import ModelMismatchError, check_fingerprint, check_same_model
 from csrkern.index_input import read_rows
+from csrkern.index_search import hits_width
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits, merge_hits
 from csrtrain.scale.scratch import scratch_folder
@@ -36,6 +38,9 @@ KEPT_GENERATIONS = 3
 # A lookup without an answer after this share of the time left is asked of another holder, too:
 # one that hangs, or whose machine has gone without a word, breaks no connection.
 PATIENCE = 0.25
+# Of a request over HTTP.
+MOST_BYTES, MOST_QUERIES, MOST_HITS = 16 << 20, 4096, 1_000_000
+FIELDS = {"values", "indices", "topk", "deadline", "fingerprint"}
 log = logging.getLogger(__name__)
 
 
@@ -215,23 +220,32 @@ class Gateway:
         if request.method == "GET":
             facts = {"generation": now.number, "codes": len(now), "shards": len(now.shards)}
             return JSONResponse({**facts, **now.form})
+        body = await _body_of(request)
+        if body is None:
+            says = f"expected a request of at most {MOST_BYTES:,} bytes"
+            return JSONResponse({"error": says}, status_code=413)
         try:
-            asked = _request_of(await request.json(), int(now.form["dim"]))
+            asked = _request_of(json.loads(body), int(now.form["dim"]))
             check_same_model("queries", asked.fingerprint, now.fingerprint)
         except ModelMismatchError as error:
             return JSONResponse({"error": str(error)}, status_code=409)
-        except (ValueError, TypeError) as error:
-            return JSONResponse({"error": str(error)}, status_code=400)
-        reply = await self.search(asked)
+        except (ValueError, TypeError, RecursionError) as error:
+            return JSONResponse({"error": str(error)[:300]}, status_code=400)
+        try:
+            reply = await self.search(asked)
+        except Exception as error:
+            log.error("%s: %s", type(error).__name__, " ".join(str(error).split())[:500])
+            says = "the index could not be searched; the server's log says why"
+            return JSONResponse({"error": says}, status_code=500)
         found = reply.hits.ids >= 0
+        # JSON has no infinity.
+        scores = np.minimum(reply.hits.scores, np.finfo(np.float32).max)
         return JSONResponse(
             {
                 "ids": [
                     row[there].tolist() for row, there in zip(reply.hits.ids, found, strict=True)
                 ],
-                "scores": [
-                    row[there].tolist() for row, there in zip(reply.hits.scores, found, strict=True)
-                ],
+                "scores": [row[there].tolist() for row, there in zip(scores, found, strict=True)],
                 "missing": list(reply.missing),
                 "generation": reply.generation,
             }
@@ -251,8 +265,8 @@ class Gateway:
             self._watching = asyncio.create_task(self._watch())
         now = self._current
         check_same_model("queries", request.fingerprint, now.fingerprint)
-        # An empty index refuses what any would; a holder's error is then the fault of a shard.
-        _empty_index(int(now.form["dim"])).search((request.values, request.indices), 1)
+        _check_queries(request.values, request.indices, int(now.form["dim"]))
+        topk = hits_width(request.topk, len(now))
         until = time.monotonic() + request.deadline
         groups = [
             (holder, group)
@@ -263,13 +277,13 @@ class Gateway:
             *(
                 self._ask(
                     holder,
-                    Lookup(now.number, group, request.values, request.indices, request.topk),
+                    Lookup(now.number, group, request.values, request.indices, topk),
                     until,
                 )
                 for holder, group in groups
             )
         )
-        hits = merge_hits([answer.hits for answer in answers], request.topk)
+        hits = merge_hits([answer.hits for answer in answers], topk)
         missing = tuple(now.shards[place].name for one in answers for place in one.missing)
         return Reply(hits, missing, now.number)
 
@@ -324,6 +338,21 @@ class Gateway:
         )
 
 
+async def _body_of(request: Any) -> bytes | None:
+    """The body of a request over HTTP, None if it is too long."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MOST_BYTES:
+            return None
+    return bytes(body)
+
+
+def _check_queries(values: np.ndarray, indices: np.ndarray, dim: int) -> None:
+    """An empty index refuses what any would; a holder's error is then the fault of a shard."""
+    _empty_index(dim).search((values, indices), 1)
+
+
 @functools.lru_cache(maxsize=4)
 def _empty_index(dim: int) -> InvertedIndex:
     none = np.zeros((0, 1), np.float32), np.zeros((0, 1), np.int32)
@@ -343,14 +372,18 @@ def _request_of(body: Any, dim: int) -> Request:
     """
     if not isinstance(body, dict) or not {"values", "indices"} <= set(body):
         raise ValueError("expected an object with values and indices, both [m][k]")
-    rows = read_rows(
-        "queries",
-        (np.asarray(body["values"], np.float32), np.asarray(body["indices"], np.int64)),
-        dim,
-    )
+    if unknown := set(body) - FIELDS:
+        raise ValueError(f"expected {', '.join(sorted(FIELDS))}, got {min(unknown)[:60]!r}, too")
+    rows = read_rows("queries", (body["values"], body["indices"]), dim)
     topk = check_int("topk", body.get("topk", 10), 1, 10_000)
-    deadline = float(body.get("deadline", 10.0))
+    if rows.n > MOST_QUERIES or rows.n * topk > MOST_HITS:
+        raise ValueError(
+            f"expected at most {MOST_QUERIES:,} queries and {MOST_HITS:,} hits in an answer, got "
+            f"{rows.n:,} queries times {topk:,}; ask in several requests"
+        )
+    deadline = check_number("deadline", body.get("deadline", 10.0))
     if not 0 < deadline <= 3600:
         raise ValueError(f"deadline: expected seconds, 0 to 3600, got {deadline}")
     fingerprint = check_fingerprint("fingerprint", body.get("fingerprint"))
+    _check_queries(rows.values, rows.indices, dim)
     return Request(rows.values, rows.indices, topk, deadline, fingerprint)
