@@ -63,6 +63,7 @@ BAD = {
     "ray search http://127.0.0.1:1 codes.safetensors --deadline nan": "--deadline",
     "ray encode model rows.npy -o new --gpus nan": "--gpus",
     "ray build codes -o new --largest inf": "--largest: expected a finite number",
+    "ray build codes -o new --storage [1]": "--storage: expected a JSON object, got '[1]'",
     "embed rows.npy": "rows.npy: line 1 is not UTF-8",
 }
 

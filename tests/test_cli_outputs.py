@@ -39,6 +39,7 @@ FILES = {
 FOLDERS = [
     "train rows.npy --k 2 --hidden-dim 8 --steps 2",
     "index codes.safetensors",
+    "index codes.safetensors --model model",
 ]
 
 

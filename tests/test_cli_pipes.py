@@ -164,7 +164,7 @@ def test_words_need_a_text_model_and_damaged_recipes_are_named(folder, tmp_path,
     assert exit_code("search", "index", "missing.txt") == 2
     assert "missing.txt: No such file" in capsys.readouterr().err
     assert exit_code(f"index codes.safetensors -o {tmp_path}/index") == 0
-    for text in ("{", "[]", '{"text_model": 5}', '{"other": "a"}'):
+    for text in ("{", "[]", "[" * 100_000, '{"text_model": 5}', '{"other": "a"}'):
         (tmp_path / "index" / "text.json").write_text(text)
         capsys.readouterr()
         assert exit_code(f"search {tmp_path}/index codes.safetensors") == 2

@@ -203,3 +203,14 @@ def test_an_interrupted_save_leaves_the_old_model(tmp_path, monkeypatch):
         make(torch.float32, seed=5).save_pretrained(tmp_path)
     assert_same_model(SparseAutoencoder.from_pretrained(tmp_path), old)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_the_settings_may_begin_with_a_byte_order_mark_and_not_nest_without_end(tmp_path):
+    model = make(torch.float32)
+    model.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert_same_model(SparseAutoencoder.from_pretrained(tmp_path), model)
+    config.write_bytes(b"[" * 100_000)
+    with pytest.raises(ValueError, match="is damaged"):
+        SparseAutoencoder.from_pretrained(tmp_path)

@@ -213,10 +213,11 @@ def index(
         )
         seconds = time.perf_counter() - started
         with folder_for(output) as folder:
-            (folder / RECIPE).unlink(missing_ok=True)  # of the index before
-            built.save(folder)
+            built.save(folder)  # first: where it fails, the index before keeps its recipe
             if recipe != Recipe():
                 write_atomically(folder / RECIPE, recipe.to_json().encode())
+            else:
+                (folder / RECIPE).unlink(missing_ok=True)
     # Words, or the codes themselves: something that search takes.
     queries = "some words" if recipe.text_model else None if codes == "-" else codes
     report(

@@ -16,6 +16,7 @@ from csrkern.storage import check_folder
 from csrtrain.cli_commands import Metric, StoredValues
 from csrtrain.cli_io import MOST_THREADS, Json, Values, load_codes, quoted, report
 from csrtrain.cli_search import emit_hits, print_hits
+from csrtrain.lines import parse_object
 
 app = typer.Typer(
     help="More than one machine: encode, build, serve and search on a Ray cluster, or on a Ray of "
@@ -276,12 +277,4 @@ def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _options(storage: str | None) -> dict[str, object] | None:
-    if storage is None:
-        return None
-    try:
-        found = json.loads(storage)
-    except ValueError as error:
-        raise ValueError(f"--storage: expected a JSON object, got {storage!r}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"--storage: expected a JSON object, got {storage!r}")
-    return found
+    return None if storage is None else parse_object("--storage", storage)

@@ -19,6 +19,7 @@ from csrkern import codes_file
 from csrkern.codes import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.evaluate import encode_all
+from csrtrain.lines import parse_object
 
 RECIPE = "text.json"  # in the folder of an index
 RECIPE_KEY = "csrkern-text"  # among the notes of a file of codes
@@ -52,9 +53,9 @@ class Recipe:
     @staticmethod
     def from_json(text: str) -> Recipe:
         """Raises ValueError if `text` is not what `to_json` gives."""
-        fields = json.loads(text)
+        fields = parse_object("models", text)
         known = {field.name for field in dataclasses.fields(Recipe)}
-        if not isinstance(fields, dict) or not all(
+        if not all(
             name in known and (value is None or isinstance(value, str))
             for name, value in fields.items()
         ):
@@ -63,9 +64,13 @@ class Recipe:
 
     @staticmethod
     def of_codes(file: Path) -> Recipe:
-        """What a file of codes remembers."""
+        """What a file of codes remembers.
+
+        Raises:
+            ValueError: if that is damaged.
+        """
         text = codes_file.notes(file).get(RECIPE_KEY)
-        return Recipe() if text is None else Recipe.from_json(text)
+        return Recipe() if text is None else Recipe._of(file, text)
 
     @staticmethod
     def of_index(folder: Path) -> Recipe:
@@ -75,10 +80,12 @@ class Recipe:
             ValueError: if its file is damaged.
         """
         file = folder / RECIPE
-        if not file.is_file():
-            return Recipe()
+        return Recipe._of(file, file.read_bytes()) if file.is_file() else Recipe()
+
+    @staticmethod
+    def _of(file: Path, text: str | bytes) -> Recipe:
         try:
-            return Recipe.from_json(file.read_text(encoding="utf-8"))
+            return Recipe.from_json(text if isinstance(text, str) else text.decode("utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"{file} is damaged: {error}") from error
 
