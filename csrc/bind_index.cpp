@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -87,6 +88,19 @@ csrkern::SparseRows sparse_rows(const Array<float>& values, const Array<int32_t>
   return {starts->size() - 1, dim, 0, starts->data(), values.data(), indices.data()};
 }
 
+bool possible_window(int32_t window, int32_t block) {
+  return window >= 64 && window <= 65536 && window % 64 == 0 && block >= 0 && block % 64 == 0 &&
+         (block == 0 || window % block == 0);
+}
+
+// Throws unless all are rows: numbers in 0..n-1.
+void check_rows(const Array<int64_t>& chosen, int64_t n) {
+  const int64_t* rows = chosen.data();
+  if (!std::all_of(rows, rows + chosen.size(), [&](int64_t i) { return i >= 0 && i < n; })) {
+    throw std::invalid_argument("expected numbers of rows that are there");
+  }
+}
+
 // An index and the NumPy arrays it reads.
 struct PyIndex {
   Array<int32_t> terms;
@@ -116,8 +130,7 @@ struct PyIndex {
     const auto damaged = [](const std::string& what) {
       throw std::invalid_argument("the index is damaged: " + what);
     };
-    if (n_docs < 0 || dim < 1 || window < 64 || window > 65536 || window % 64 != 0 || block < 0 ||
-        block % 64 != 0 || (block > 0 && window % block != 0)) {
+    if (n_docs < 0 || dim < 1 || !possible_window(window, block)) {
       damaged("impossible sizes in its header");
     }
     const int64_t n_windows = n_docs / window + (n_docs % window != 0);
@@ -202,6 +215,9 @@ PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segment
   }
   if ((dense && dense->size() != n * dim) || (offsets && offsets->size() != n)) {
     throw std::invalid_argument("expected dense queries [n, dim] and offsets [n]");
+  }
+  if (topk < 1 || query_k < 0 || shortlist < 0 || num_threads < 1) {
+    throw std::invalid_argument("expected topk and threads of at least 1, and nothing below 0");
   }
   search.options.topk = topk;
   search.options.normalize = normalize;
@@ -289,6 +305,7 @@ void bind_searches(py::module_& m) {
 void bind_index(py::module_& m) {
   m.def("crc32c", [](const py::buffer& data) {
     const py::buffer_info info = data.request();
+    if (!PyBuffer_IsContiguous(info.view(), 'C')) throw py::value_error("expected whole memory");
     return csrkern::crc32c(info.ptr, static_cast<size_t>(info.size * info.itemsize));
   });
   m.def("plausible_documents", &csrkern::plausible_documents);
@@ -324,8 +341,10 @@ void bind_index(py::module_& m) {
         csrkern::SparseRows rows = sparse_rows(values, indices, starts, dim);
         if (order) {
           if (order->size() != rows.n) throw std::invalid_argument("expected an order of all rows");
+          check_rows(*order, rows.n);
           rows.order = order->data();
         }
+        if (!possible_window(window, block)) throw std::invalid_argument("impossible window");
         csrkern::BuiltIndex built;
         {
           py::gil_scoped_release release;
@@ -379,12 +398,7 @@ void bind_index(py::module_& m) {
            })
       .def("rows_of",
            [](const PyIndex& self, const Array<int64_t>& docs) {
-             const int64_t n_docs = self.index->view().n_docs;
-             for (int64_t i = 0; i < docs.size(); ++i) {
-               if (docs.at(i) < 0 || docs.at(i) >= n_docs) {
-                 throw std::invalid_argument("expected documents of the index");
-               }
-             }
+             check_rows(docs, self.index->view().n_docs);
              csrkern::OwnedRows rows;
              {
                py::gil_scoped_release release;
@@ -398,8 +412,10 @@ void bind_index(py::module_& m) {
       .def("explain",
            [](const PyIndex& self, const Array<float>& values, const Array<int32_t>& indices,
               const std::optional<Array<int64_t>>& starts, int64_t topk, bool normalize) {
-             const csrkern::SearchCost cost = self.index->explain(
-                 sparse_rows(values, indices, starts, self.index->view().dim), 0, topk, normalize);
+             const csrkern::SparseRows rows =
+                 sparse_rows(values, indices, starts, self.index->view().dim);
+             if (rows.n < 1 || topk < 1) throw std::invalid_argument("expected a query and a topk");
+             const csrkern::SearchCost cost = self.index->explain(rows, 0, topk, normalize);
              py::dict counts;
              counts["terms"] = cost.terms;
              counts["postings"] = cost.postings;
@@ -413,7 +429,9 @@ void bind_index(py::module_& m) {
               bool normalize) {
              csrkern::SparseRows rows =
                  sparse_rows(values, indices, starts, self.index->view().dim);
-             rows.n = chosen.size();
+             check_rows(chosen, rows.n);
+             csrkern::check_starts(rows, "queries");
+             rows.n = std::min<int64_t>(chosen.size(), rows.n);
              rows.order = chosen.data();
              return self.index->gain_of_blocks(rows, normalize);
            })

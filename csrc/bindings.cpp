@@ -29,7 +29,26 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-void bind_transpose(py::module_& m) {
+void bind_codes(py::module_& m) {
+  m.def(
+      "check_latents",
+      [](uintptr_t values, uintptr_t indices, int64_t n, int64_t k, int64_t dim, int num_threads) {
+        py::gil_scoped_release release;
+        csrkern::check_latents(
+            {pointer<const float>(values), pointer<const int32_t>(indices), n, k, dim},
+            num_threads);
+      },
+      "See csrkern/codes.hpp; addresses are integers.");
+  m.def(
+      "check_postings",
+      [](uintptr_t starts, uintptr_t rows, uintptr_t slots, int64_t entries, int64_t n, int64_t k,
+         int64_t dim) {
+        py::gil_scoped_release release;
+        csrkern::check_postings({pointer<const int64_t>(starts), pointer<const int32_t>(rows),
+                                 pointer<const int32_t>(slots), nullptr},
+                                n, k, dim, entries);
+      },
+      "See csrkern/codes.hpp; addresses are integers.");
   m.def(
       "transpose",
       [](uintptr_t values, uintptr_t indices, int64_t n, int64_t k, int64_t dim, uintptr_t starts,
@@ -132,12 +151,13 @@ void bind_gather(py::module_& m) {
       "See csrkern/gather.hpp; sources are (rows, row_stride, begin, end, 0).");
   m.def(
       "scatter_sum",
-      [](uintptr_t starts, uintptr_t rows, uintptr_t slots, int64_t n, int64_t k, int64_t dim,
-         csrkern::DType dtype, int64_t d, const std::vector<SourceArgs>& sources, uintptr_t out,
-         int num_threads) {
+      [](uintptr_t starts, uintptr_t rows, uintptr_t slots, int64_t entries, int64_t n, int64_t k,
+         int64_t dim, csrkern::DType dtype, int64_t d, const std::vector<SourceArgs>& sources,
+         uintptr_t out, int num_threads) {
         csrkern::ScatterSum args{pointer<const int64_t>(starts),
                                  pointer<const int32_t>(rows),
                                  pointer<const int32_t>(slots),
+                                 entries,
                                  n,
                                  k,
                                  dim,
@@ -303,7 +323,7 @@ PYBIND11_MODULE(_C, m) {
   bind_topk_relu(m);
   bind_encode(m);
   bind_gather(m);
-  bind_transpose(m);
+  bind_codes(m);
   bind_packed(m);
   bind_similarity(m);
   bind_info_nce(m);

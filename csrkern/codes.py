@@ -15,7 +15,9 @@ from csrkern import codes_file
 from csrkern.arguments import array_of
 from csrkern.codes_slots import in_order, of_entries, powers_of_two
 from csrkern.identity import common_fingerprint
+from csrkern.ops.latents import latents_of
 from csrkern.storage import write_atomically
+from csrkern.validation import check_dim, check_slots
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -54,27 +56,8 @@ class SparseCodes:
     def __init__(
         self, values: Tensor, indices: Tensor, dim: int, fingerprint: str | None = None
     ) -> None:
-        for name, tensor in (("values", values), ("indices", indices)):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(
-                    f"{name}: expected a torch.Tensor, got {type(tensor).__name__}; "
-                    "SparseCodes.from_numpy takes arrays"
-                )
-        if values.dim() != 2 or values.shape != indices.shape:
-            raise ValueError(
-                "values and indices: expected two tensors of one shape [n, k], "
-                f"got {list(values.shape)} and {list(indices.shape)}"
-            )
-        if values.device != indices.device:
-            raise ValueError(
-                f"values are on {values.device} but indices on {indices.device}; use one device"
-            )
-        if indices.dtype != torch.int32:
-            raise TypeError(f"indices: expected int32, got {indices.dtype}; use indices.int()")
-        if not values.dtype.is_floating_point:
-            raise TypeError(f"values: expected a floating-point dtype, got {values.dtype}")
-        if values.shape[1] > dim:
-            raise ValueError(f"dim: expected at least k = {values.shape[1]} latents, got {dim}")
+        check_slots(values, indices)
+        dim = check_dim(dim, values.shape[1])
         self.values = values
         self.indices = indices
         self.dim = dim
@@ -221,6 +204,8 @@ class SparseCodes:
         Raises:
             ValueError: naming the first invariant that is broken and the row that breaks it.
         """
+        check_slots(self.values, self.indices)
+        check_dim(self.dim, self.k)
         values, indices, active = self.values.detach(), self.indices, self.active
         left, right = values[:, :-1], values[:, 1:]
         in_order = indices[:, :-1] < indices[:, 1:]
@@ -244,9 +229,9 @@ class SparseCodes:
 
     def to_dense(self) -> Tensor:
         """[n, dim], differentiable in the values."""
+        latents = latents_of(self.values, self.indices, self.dim)
         values = torch.where(self.active, self.values, torch.zeros_like(self.values))
-        dense = values.new_zeros(self.shape)
-        return dense.scatter_add_(1, self.indices.long(), values)
+        return values.new_zeros(self.shape).scatter_add_(1, latents, values)
 
     @staticmethod
     def from_dense(dense: Tensor, k: int | None = None) -> SparseCodes:
@@ -269,7 +254,7 @@ class SparseCodes:
     def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
         """Row, latent and value of every active slot, by row and then by latent."""
         rows, slots = self.active.nonzero(as_tuple=True)
-        latents = self.indices[rows, slots].long()
+        latents = latents_of(self.values, self.indices, self.dim)[rows, slots]
         order = torch.argsort(rows * self.dim + latents)
         return rows[order], latents[order], self.values[rows[order], slots[order]]
 
@@ -398,7 +383,7 @@ class SparseCodes:
         """
         if values not in ("float32", "float16"):
             raise ValueError(f"values: expected 'float32' or 'float16', got {values!r}")
-        codes = self.detach().to(device="cpu", dtype=getattr(torch, values))
+        codes = self.detach().to("cpu").validate().to(getattr(torch, values))
         if bool((codes.values.isinf() & self.values.detach().cpu().isfinite()).any()):
             raise ValueError(
                 f"values: {float(self.values.max()):.4g} does not fit in {values}"

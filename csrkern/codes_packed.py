@@ -16,6 +16,7 @@ from csrkern.codes import SparseCodes
 from csrkern.identity import check_fingerprint
 from csrkern.ops._registry import address
 from csrkern.storage import write_atomically
+from csrkern.validation import check_slots
 
 VALUE_BITS = 4
 MAX_VALUE_BITS = 8
@@ -61,23 +62,29 @@ class PackedCodes:
         largest: float,
         fingerprint: str | None = None,
     ) -> None:
-        size = packed_bytes(k, dim, value_bits)
+        self.rows, self.k, self.dim = rows, k, dim
+        self.value_bits, self.largest = value_bits, largest
+        self.fingerprint = check_fingerprint("fingerprint", fingerprint)
+        self._check()
+
+    def _check(self) -> None:
+        """Raises TypeError or ValueError unless the rows are as long as the other numbers say."""
+        rows, largest = self.rows, self.largest
+        size = packed_bytes(self.k, self.dim, self.value_bits)
         if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8:
             raise TypeError("rows: expected a uint8 array; SparseCodes.pack makes one of codes")
         if rows.ndim != 2 or rows.shape[1] != size:
             raise ValueError(
-                f"rows: expected [n, {size}] for {k} of {dim} latents and values of "
-                f"{value_bits} bits, got {list(rows.shape)}"
+                f"rows: expected [n, {size}] for {self.k} of {self.dim} latents and values of "
+                f"{self.value_bits} bits, got {list(rows.shape)}"
             )
         if not isinstance(largest, float) or not _SMALLEST <= largest <= _LARGEST:
             raise ValueError(f"largest: expected a number in 2^-60..2^100, got {largest!r}")
-        self.rows, self.k, self.dim = rows, k, dim
-        self.value_bits, self.largest = value_bits, largest
-        self.fingerprint = check_fingerprint("fingerprint", fingerprint)
 
     @classmethod
     def of(cls, codes: SparseCodes, value_bits: int = VALUE_BITS) -> PackedCodes:
         """`SparseCodes.pack`."""
+        check_slots(codes.values, codes.indices)
         size = packed_bytes(codes.k, codes.dim, value_bits)
         values = codes.values.detach().to("cpu", torch.float32).contiguous()
         indices = codes.indices.cpu().contiguous()
@@ -134,6 +141,7 @@ class PackedCodes:
         Raises:
             ValueError: if a row is damaged.
         """
+        self._check()
         rows = np.ascontiguousarray(self.rows)
         values = torch.empty(len(self), self.k, dtype=torch.float32, device="cpu")
         indices = torch.empty_like(values, dtype=torch.int32)
@@ -152,6 +160,7 @@ class PackedCodes:
         """Writes a safetensors file beside `path` and renames it: never half a file."""
         from safetensors.numpy import save
 
+        self._check()
         header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "k": self.k}
         header |= {"dim": self.dim, "value_bits": self.value_bits, "largest": self.largest}
         if self.fingerprint is not None:

@@ -1,11 +1,13 @@
-"""Argument checks for the public operators: the one place where they raise.
+"""Argument checks of tensors: the one place where operators raise.
 
-Every message names the argument, what was expected and what came. Kernels trust their input.
+Every message names the argument, what was expected and what came. Public functions check what they
+are given, and the registered operators below them, which anyone can call, check again whatever an
+address is taken of. That latents are in range the kernels find out while they read them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -84,6 +86,60 @@ def check_tensors_finite(what: str, tensors: dict[str, Tensor]) -> None:
             raise ValueError(
                 f"{what}: {name}: expected finite numbers, got {wrong} that are NaN or infinite"
             )
+
+
+def check_operand(
+    name: str, value: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
+) -> None:
+    """`value` is what native code expects at its address, but for the strides."""
+    if value.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
+    if value.shape != shape or value.device != device:
+        raise ValueError(
+            f"{name}: expected shape {list(shape)} on {device}, "
+            f"got {list(value.shape)} on {value.device}"
+        )
+
+
+def check_slots(values: Any, indices: Any) -> None:
+    """`values` and `indices` are tensors [n, k] such as SparseCodes has."""
+    for name, tensor in (("values", values), ("indices", indices)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"{name}: expected a torch.Tensor, got {type(tensor).__name__}; "
+                "SparseCodes.from_numpy takes arrays"
+            )
+    if values.dim() != 2 or values.shape != indices.shape:
+        raise ValueError(
+            "values and indices: expected two tensors of one shape [n, k], "
+            f"got {list(values.shape)} and {list(indices.shape)}"
+        )
+    if values.device != indices.device:
+        raise ValueError(
+            f"values are on {values.device} but indices on {indices.device}; use one device"
+        )
+    if indices.dtype != torch.int32:
+        raise TypeError(f"indices: expected int32, got {indices.dtype}; use indices.int()")
+    if not values.dtype.is_floating_point:
+        raise TypeError(f"values: expected a floating-point dtype, got {values.dtype}")
+
+
+def check_dim(dim: Any, k: int = 0) -> int:
+    """`dim` is a number of latents that int32 can name, and at least k."""
+    # torch.compile takes sizes that it keeps open for int; export has a type for them.
+    if type(dim) is not int and not isinstance(dim, torch.SymInt):
+        dim = as_int("dim", dim)
+    if dim >= 2**31:
+        raise ValueError(f"dim: expected at most 2^31 - 1 latents, got {shown(dim)}")
+    if dim < k:
+        raise ValueError(f"dim: expected at least k = {k} latents, got {shown(dim)}")
+    return dim
+
+
+def check_ends(ends: Sequence[int], k: int) -> None:
+    """`ends` are ascending numbers of slots, at most k."""
+    if any(a >= b for a, b in pairwise([-1, *ends, k + 1])):
+        raise ValueError(f"ends: expected ascending numbers in 0..k = {k}, got {list(ends)}")
 
 
 def check_same(name: str, value: Tensor, like_name: str, like: Tensor) -> None:

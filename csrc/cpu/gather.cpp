@@ -28,16 +28,20 @@ int64_t grain(int64_t work_per_row) {
 }  // namespace
 
 void gather_sum(const GatherSum& args, int num_threads) {
+  check_latents(args.codes, num_threads);
   parallel_for(args.codes.n, grain(args.codes.k * args.d), num_threads,
                [&](int64_t begin, int64_t end, int) { kernels().gather_sum(args, begin, end); });
 }
 
 void gather_dot(const GatherDot& args, int num_threads) {
+  check_latents(args.codes, num_threads);
   parallel_for(args.codes.n, grain(args.codes.k * args.d), num_threads,
                [&](int64_t begin, int64_t end, int) { kernels().gather_dot(args, begin, end); });
 }
 
 void scatter_sum(ScatterSum args, int num_threads) {
+  check_postings({args.starts, args.rows, args.slots, nullptr}, args.n, args.k, args.dim,
+                 args.entries);
   const int64_t entries = args.starts[args.dim];
   const int64_t per_latent = entries / std::max<int64_t>(1, args.dim);
   // Factors in the order in which they are used, which each tile of columns does anew.

@@ -54,6 +54,7 @@ float square_norm(const Codes& a, int64_t i) {
 
 void info_nce(const InfoNce& args, float* loss, float* peak, float* log_total, int num_threads) {
   const Codes& a = args.a;
+  check_latents(a, num_threads);
   const Windows windows(args.b, a.dim, args.m);
   const bool labelled = args.classes_a != nullptr;
   Scratch scratch(num_threads, 2 * Windows::kRows + kSlack);
@@ -102,6 +103,7 @@ void info_nce(const InfoNce& args, float* loss, float* peak, float* log_total, i
 void info_nce_backward(const InfoNce& args, const InfoNceRows& rows, bool of_columns,
                        float* grad_values, int num_threads) {
   const Codes& a = args.a;
+  check_latents(a, num_threads);
   const Windows windows(args.b, a.dim, args.m);
   const bool labelled = args.classes_a != nullptr;
   const bool by_row = args.one_set || !of_columns, by_column = args.one_set || of_columns;

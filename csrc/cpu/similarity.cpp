@@ -48,6 +48,7 @@ void stage(const float* from, const Strided& grad, int64_t n, int64_t m, float* 
 }  // namespace
 
 void similarity(const Codes& a, const Postings& b, int64_t m, float* out, int num_threads) {
+  check_latents(a, num_threads);
   const Windows windows(b, a.dim, m);
   advise_huge_pages(out, a.n * m);
   parallel_for(a.n, kBlock, num_threads, [&](int64_t begin, int64_t end, int) {
@@ -63,6 +64,7 @@ void similarity(const Codes& a, const Postings& b, int64_t m, float* out, int nu
 
 void similarity_backward(const Codes& a, const Postings& b, int64_t m, const Strided& grad,
                          float* grad_values, int num_threads) {
+  check_latents(a, num_threads);
   const Windows windows(b, a.dim, m);
   std::vector<std::unique_ptr<float[]>> staged(std::max(num_threads, 1));
   parallel_for(a.n, kTile, num_threads, [&](int64_t begin, int64_t end, int thread) {

@@ -74,7 +74,7 @@ class Windows {
     const float* values = a.values + i * a.k;
     const int32_t* latents = a.indices + i * a.k;
     for (int64_t slot = 0; slot < a.k; ++slot) {
-      if (slot + 2 < a.k) prefetch(bounds[latents[slot + 2] * count_]);
+      if (slot + 2 < a.k && values[slot + 2] != 0) prefetch(bounds[latents[slot + 2] * count_]);
       if (values[slot] == 0) continue;
       const int64_t* list = bounds + latents[slot] * count_;
       visit(slot, list[0], list[1]);

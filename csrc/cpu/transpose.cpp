@@ -1,5 +1,8 @@
 #include <algorithm>
+#include <atomic>
+#include <limits>
 #include <memory>
+#include <stdexcept>
 #include <vector>
 
 #include "csrkern/codes.hpp"
@@ -12,6 +15,9 @@ namespace csrkern {
 // the lists are in row order however many parts there are.
 void transpose(const Codes& codes, int64_t* starts, int32_t* rows, int32_t* slots, float* values,
                int num_threads) {
+  if (std::max(codes.n, codes.k) > std::numeric_limits<int32_t>::max()) {
+    throw std::length_error("values: expected at most 2^31 - 1 rows and slots");
+  }
   // A part costs a table of dim counts; below 16 Ki entries a thread is not worth one.
   const int64_t entries = codes.n * codes.k;
   const int64_t parts = std::max<int64_t>(
@@ -28,12 +34,23 @@ void transpose(const Codes& codes, int64_t* starts, int32_t* rows, int32_t* slot
       }
     }
   };
+  const auto limit = static_cast<uint64_t>(codes.dim);
+  std::atomic<bool> good{true};
   parallel_for(parts, 1, num_threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t part = begin; part < end; ++part) {
       int64_t* count = next.data() + part * codes.dim;
-      each_entry(part, [&](int64_t, int64_t, int32_t latent, float) { ++count[latent]; });
+      bool mine = true;
+      each_entry(part, [&](int64_t, int64_t, int32_t latent, float) {
+        if (static_cast<uint32_t>(latent) < limit) {
+          ++count[latent];
+        } else {
+          mine = false;
+        }
+      });
+      if (!mine) good.store(false, std::memory_order_relaxed);
     }
   });
+  if (!good.load(std::memory_order_relaxed)) check_latents(codes, num_threads);  // throws
   int64_t place = 0;
   for (int64_t latent = 0; latent < codes.dim; ++latent) {
     starts[latent] = place;

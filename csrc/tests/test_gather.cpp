@@ -113,6 +113,7 @@ void check_scatter(DType dtype, const OwnedCodes& codes, int64_t d, int64_t extr
   ScatterSum args{postings.starts.data(),
                   postings.rows.data(),
                   postings.slots.data(),
+                  codes.n * k,
                   codes.n,
                   k,
                   codes.dim,
@@ -139,15 +140,48 @@ void check_scatter(DType dtype, const OwnedCodes& codes, int64_t d, int64_t extr
   }
 }
 
+void check_out_of_range(DType dtype) {
+  Random random(1);
+  const OwnedCodes good = random_codes(9, 6, 30, 1);
+  const Typed table = random_table(dtype, 30, 40, 40, random);
+  const Typed rows = random_table(dtype, 9, 40, 40, random), out(dtype, 30 * 40);
+  const Exact<float> dots(9 * 6);
+  check_refused(good, [&](const OwnedCodes& codes) {
+    gather_sum({codes.view(), dtype, {table.data(), 40}, 40, nullptr, 1, {6}, {out.data()}}, 2);
+  });
+  const Source source{{rows.data(), 40}, 0, 6, good.values.data()};
+  check_refused(good, [&](const OwnedCodes& codes) {
+    gather_dot({codes.view(), dtype, {table.data(), 40}, 40, 1, {source}, dots.data()}, 2);
+  });
+  OwnedPostings postings(good);
+  postings.rows[3] = 9;
+  CHECK_THROWS(scatter_sum({postings.starts.data(),
+                            postings.rows.data(),
+                            postings.slots.data(),
+                            9 * 6,
+                            9,
+                            6,
+                            30,
+                            dtype,
+                            40,
+                            1,
+                            {source},
+                            out.data(),
+                            0},
+                           2),
+               std::out_of_range);
+}
+
 }  // namespace
 }  // namespace csrkern
 
 int main() {
   using namespace csrkern;
   for (DType dtype : kDTypes) {
+    check_out_of_range(dtype);
     for (int64_t d : {1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 300}) {
       for (int64_t k : {1, 6, 24}) {
-        const OwnedCodes codes = random_codes(9, k, 30, d * 100 + k);
+        const OwnedCodes codes = with_wild_padding(random_codes(9, k, 30, d * 100 + k));
         const int64_t extra = d % 3;
         const int threads = 1 + static_cast<int>(d % 3);
         check_sum(dtype, codes, d, extra, d % 2 == 0, threads);
@@ -155,7 +189,7 @@ int main() {
         check_scatter(dtype, codes, d, extra, threads);
       }
     }
-    const OwnedCodes many = random_codes(400, 5, 50, 1);
+    const OwnedCodes many = with_wild_padding(random_codes(400, 5, 50, 1));
     check_sum(dtype, many, 40, 0, true, 3);
     check_dot(dtype, many, 40, 0, 3);
     check_scatter(dtype, many, 40, 0, 3);

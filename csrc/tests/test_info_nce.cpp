@@ -83,8 +83,8 @@ void check(Variant variant, int64_t n, int64_t m, double temperature, int num_th
   const int64_t k = 3, dim = 12;
   const bool one_set = variant == Variant::one_set || variant == Variant::labels_in_one_set;
   const bool labelled = variant == Variant::labels || variant == Variant::labels_in_one_set;
-  const OwnedCodes a = random_codes(n, k, dim, 1);
-  const OwnedCodes b = one_set ? a : random_codes(m, k, dim, 2);
+  const OwnedCodes a = with_wild_padding(random_codes(n, k, dim, 1));
+  const OwnedCodes b = one_set ? a : with_wild_padding(random_codes(m, k, dim, 2));
   const OwnedPostings postings_a(a), postings_b(b);
   const Exact<int32_t> classes_a = random_classes(n, 3);
   const Exact<int32_t> classes_b = one_set ? classes_a : random_classes(m, 4);
@@ -132,11 +132,28 @@ void check(Variant variant, int64_t n, int64_t m, double temperature, int num_th
   check_gradient(b, true, grad_b);
 }
 
+void check_out_of_range() {
+  const OwnedCodes a = random_codes(9, 4, 20, 1);
+  const OwnedPostings postings(random_codes(9, 4, 20, 2));
+  const Exact<float> loss(9), peak(9), log_total(9), grad_values(9 * 4);
+  const auto args = [&](const OwnedCodes& codes) {
+    return InfoNce{codes.view(), postings.view(), 9, false, 1, nullptr, nullptr, nullptr};
+  };
+  check_refused(a, [&](const OwnedCodes& codes) {
+    info_nce(args(codes), loss.data(), peak.data(), log_total.data(), 2);
+  });
+  check_refused(a, [&](const OwnedCodes& codes) {
+    const InfoNceRows rows{loss.data(), peak.data(), log_total.data()};
+    info_nce_backward(args(codes), rows, false, grad_values.data(), 2);
+  });
+}
+
 }  // namespace
 }  // namespace csrkern
 
 int main() {
   using namespace csrkern;
+  check_out_of_range();
   for (Variant variant :
        {Variant::pairs, Variant::one_set, Variant::labels, Variant::labels_in_one_set}) {
     const bool square = variant != Variant::labels;

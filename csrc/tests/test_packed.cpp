@@ -13,7 +13,7 @@ void test_round_trip() {
   for (const int64_t dim : {1, 2, 33, 4096, 100000}) {
     for (const int64_t k : {int64_t{1}, int64_t{5}, int64_t{40}}) {
       if (k > dim) continue;
-      const OwnedCodes codes = random_codes(700, k, dim, 3);
+      const OwnedCodes codes = with_wild_padding(random_codes(700, k, dim, 3));
       const float largest = *std::max_element(codes.values.data(), codes.values.data() + 700 * k);
       for (int bits = 1; bits <= kMaxValueBits; ++bits) {
         const PackedForm form = packed_form(k, dim, bits);

@@ -7,7 +7,8 @@ namespace {
 
 void check(int64_t n, int64_t m, int64_t k, int num_threads) {
   const int64_t dim = 20;
-  const OwnedCodes a = random_codes(n, k, dim, m), b = random_codes(m, k + 1, dim, n + 1);
+  const OwnedCodes a = with_wild_padding(random_codes(n, k, dim, m));
+  const OwnedCodes b = with_wild_padding(random_codes(m, k + 1, dim, n + 1));
   const OwnedPostings postings(b);
   const Exact<float> out(n * m, std::nanf(""));
   similarity(a.view(), postings.view(), m, out.data(), num_threads);
@@ -47,10 +48,25 @@ void check(int64_t n, int64_t m, int64_t k, int num_threads) {
   }
 }
 
+void check_out_of_range() {
+  const OwnedCodes b = random_codes(30, 4, 20, 2);
+  const OwnedPostings postings(b);
+  const Exact<float> out(9 * 30), grad_values(9 * 4);
+  const OwnedCodes a = random_codes(9, 4, 20, 1);
+  check_refused(a, [&](const OwnedCodes& codes) {
+    similarity(codes.view(), postings.view(), 30, out.data(), 2);
+  });
+  check_refused(a, [&](const OwnedCodes& codes) {
+    similarity_backward(codes.view(), postings.view(), 30, {out.data(), 30, 1}, grad_values.data(),
+                        2);
+  });
+}
+
 }  // namespace
 }  // namespace csrkern
 
 int main() {
+  csrkern::check_out_of_range();
   for (int64_t n : {0, 1, 2, 33, 65}) {
     for (int64_t m : {0, 1, 16, 100}) {
       for (int64_t k : {1, 4, 19}) csrkern::check(n, m, k, 1 + static_cast<int>(n % 3));

@@ -46,6 +46,7 @@ def decode(
     Raises:
         TypeError, ValueError: if a tensor has the wrong dtype, device or shape, or `ks` are not
             ascending within 1..k.
+        IndexError: on a CPU, if an active latent is not in 0..h-1; so does the backward pass.
     """
     check_codes("codes", codes)
     check_tensor("weight", weight, (codes.dim, None))

@@ -27,7 +27,7 @@ from csrkern.ops._registry import LIBRARY, NATIVE_DTYPES, autocast, register_aut
 from csrkern.ops.encode_cpu import layer_for
 from csrkern.ops.encode_cpu import verified_rows as verified_rows
 from csrkern.ops.gather import interval_begins, unit_columns
-from csrkern.validation import check_k, check_same, check_tensor
+from csrkern.validation import check_dim, check_k, check_operand, check_same, check_tensor
 
 ops = torch.ops.csrkern
 
@@ -116,6 +116,21 @@ LIBRARY.define(
 )
 
 
+def _check_operands(
+    x: Tensor, weight: Tensor, bias: Tensor | None, pre_bias: Tensor | None, k: int
+) -> None:
+    """Checks the arguments of the registered operator, where weight and bias may be autocast."""
+    check_tensor("x", x, (None, None))
+    check_tensor("weight", weight, (None, x.shape[1]))
+    check_operand("weight", weight, weight.dtype, weight.shape, x.device)
+    if bias is not None:
+        check_operand("bias", bias, weight.dtype, (len(weight),), x.device)
+    if pre_bias is not None:
+        check_tensor("pre_bias", pre_bias, (x.shape[1],))
+        check_operand("pre_bias", pre_bias, pre_bias.dtype, pre_bias.shape, x.device)
+    check_k(k, check_dim(len(weight)), "h")
+
+
 @torch.library.impl(LIBRARY, "encode", "CPU")
 def _encode_cpu(
     x: Tensor,
@@ -125,6 +140,7 @@ def _encode_cpu(
     k: int,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
+    _check_operands(x, weight, bias, pre_bias, k)
     if weight.dtype not in NATIVE_DTYPES:
         codes = reference.encode(x, weight, bias, k=k, pre_bias=pre_bias)
         return codes.values.contiguous(), codes.indices.contiguous()
@@ -154,6 +170,7 @@ def _encode_cuda(
     k: int,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
+    _check_operands(x, weight, bias, pre_bias, k)
     if weight.dtype not in NATIVE_DTYPES:
         codes = reference.encode(x, weight, bias, k=k, pre_bias=pre_bias)
         return codes.values.contiguous(), codes.indices.contiguous()

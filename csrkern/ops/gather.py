@@ -20,6 +20,8 @@ from torch import Tensor
 from csrkern import _C
 from csrkern.codes import SparseCodes
 from csrkern.ops._registry import LIBRARY, NATIVE_DTYPES, address
+from csrkern.ops.latents import latents_of
+from csrkern.validation import check_dim, check_ends, check_operand, check_slots, check_tensor
 
 LIBRARY.define(
     "gather_sum(Tensor values, Tensor indices, Tensor table, Tensor? bias, SymInt[] ends) -> Tensor"
@@ -43,6 +45,52 @@ def interval_begins(ends: Sequence[int]) -> list[int]:
     return [0, *ends[:-1]] if ends else []
 
 
+def check_gather_sum(
+    values: Tensor, indices: Tensor, table: Tensor, bias: Tensor | None, ends: Sequence[int]
+) -> None:
+    """Checks the arguments of `gather_sum`, but for what indices hold."""
+    check_slots(values, indices)
+    check_tensor("table", table, (None, None))
+    check_operand("table", table, table.dtype, table.shape, values.device)
+    if bias is not None:
+        check_operand("bias", bias, table.dtype, table.shape[1:], table.device)
+    check_ends(ends, values.shape[1])
+
+
+def check_gather_dot(
+    values: Tensor, indices: Tensor, table: Tensor, rows: Tensor, ends: Sequence[int]
+) -> None:
+    """Checks the arguments of `gather_dot`, but for what indices hold."""
+    check_gather_sum(values, indices, table, None, ends)
+    shape = len(ends), len(values), table.shape[1]
+    check_operand("rows", rows, table.dtype, shape, table.device)
+
+
+def check_scatter_sum(
+    starts: Tensor,
+    rows: Tensor,
+    slots: Tensor,
+    dim: int,
+    sources: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    begins: Sequence[int],
+    ends: Sequence[int],
+) -> None:
+    """Checks the arguments of `scatter_sum`, but for what starts, rows and slots hold."""
+    if not sources or not len(sources) == len(scales) == len(begins) == len(ends):
+        raise ValueError("sources, scales, begins and ends: expected as many of each, at least one")
+    source, scale, device = sources[0], scales[0], starts.device
+    check_tensor("sources", source, (None, None))
+    check_tensor("scales", scale, (len(source), None))
+    check_operand("starts", starts, torch.int64, (check_dim(dim) + 1,), device)
+    entries = (rows.numel(),)
+    check_operand("rows", rows, torch.int32, entries, device)
+    check_operand("slots", slots, torch.int32, entries, device)
+    for one, factor in zip(sources, scales, strict=True):
+        check_operand("sources", one, source.dtype, source.shape, device)
+        check_operand("scales", factor, scale.dtype, scale.shape, device)
+
+
 def _dense(values: Tensor, indices: Tensor, dim: int) -> Tensor:
     return SparseCodes(values, indices, dim).to_dense()
 
@@ -52,6 +100,7 @@ def gather_sum(
     values: Tensor, indices: Tensor, table: Tensor, bias: Tensor | None, ends: Sequence[int]
 ) -> Tensor:
     """out[q, i] = Σ over s < ends[q] of values[i, s] · table[indices[i, s]] + bias, [P, n, d]."""
+    check_gather_sum(values, indices, table, bias, ends)
     n, k = values.shape
     dim, d = table.shape
     if table.dtype not in NATIVE_DTYPES:
@@ -86,14 +135,16 @@ def gather_dot(
     q is the first prefix whose end lies beyond s. `rows` [P, n, d] in the dtype of `table`;
     the result is float32 (float64 for float64).
     """
+    check_gather_dot(values, indices, table, rows, ends)
     n, k = values.shape
     dim, d = table.shape
     begins = interval_begins(ends)
     if table.dtype not in NATIVE_DTYPES:
         out = torch.zeros_like(values)
+        latents = latents_of(values, indices, dim)
         for part, begin, end in zip(rows, begins, ends, strict=True):
             every = part @ table.T
-            out[:, begin:end] = every.gather(1, indices[:, begin:end].long())
+            out[:, begin:end] = every.gather(1, latents[:, begin:end])
         return out * (values != 0)
     values, indices = values.float().contiguous(), indices.contiguous()
     table, rows = unit_columns(table), unit_columns(rows)
@@ -134,9 +185,14 @@ def scatter_sum(
     Source q takes part where begins[q] <= s < ends[q]. Sources [n, d] in one dtype, which is
     the result's; scales [n, k]; returns [dim, d]. The sum over each latent runs in row order.
     """
+    check_scatter_sum(starts, rows, slots, dim, sources, scales, begins, ends)
     n, d = sources[0].shape
     dtype = sources[0].dtype
+    starts, rows, slots = starts.contiguous(), rows.contiguous(), slots.contiguous()
+    lists = address(starts), address(rows), address(slots), len(rows), n, scales[0].shape[1], dim
     if dtype not in NATIVE_DTYPES:
+        if starts.device.type == "cpu":
+            _C.check_postings(*lists)
         out = sources[0].new_zeros(dim, d)
         every = torch.arange(dim, device=starts.device)
         latents = torch.repeat_interleave(every, starts.diff())
@@ -149,12 +205,7 @@ def scatter_sum(
     scales = [scale.float().contiguous() for scale in scales]
     out = sources[0].new_empty(dim, d)
     _C.scatter_sum(
-        address(starts),
-        address(rows),
-        address(slots),
-        n,
-        scales[0].shape[1],
-        dim,
+        *lists,
         NATIVE_DTYPES[dtype],
         d,
         [
@@ -173,6 +224,7 @@ def _gather_sum_cuda(
 ) -> Tensor:
     if table.dtype not in NATIVE_DTYPES:
         return gather_sum(values, indices, table, bias, ends)
+    check_gather_sum(values, indices, table, bias, ends)
     from csrkern.kernels import gather as kernels
 
     return kernels.gather_sum(values, indices, unit_columns(table), bias, ends)
@@ -184,6 +236,7 @@ def _gather_dot_cuda(
 ) -> Tensor:
     if table.dtype not in NATIVE_DTYPES:
         return gather_dot(values, indices, table, rows, ends)
+    check_gather_dot(values, indices, table, rows, ends)
     from csrkern.kernels import gather as kernels
 
     return kernels.gather_dot(values, indices, unit_columns(table), rows, ends)
@@ -202,6 +255,7 @@ def _scatter_sum_cuda(
 ) -> Tensor:
     if sources[0].dtype not in NATIVE_DTYPES:
         return scatter_sum(starts, rows, slots, dim, sources, scales, begins, ends)
+    check_scatter_sum(starts, rows, slots, dim, sources, scales, begins, ends)
     from csrkern.kernels import gather as kernels
 
     sources = [unit_columns(source) for source in sources]

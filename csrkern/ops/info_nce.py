@@ -17,10 +17,11 @@ from csrkern import _C, reference
 from csrkern.arguments import check_choice
 from csrkern.codes import SparseCodes
 from csrkern.ops._registry import LIBRARY, address, autocasts, register_autograd
-from csrkern.ops.similarity import codes_arguments, postings
+from csrkern.ops.similarity import codes_arguments, contiguous_codes, postings
 from csrkern.validation import (
     check_codes,
     check_labels,
+    check_operand,
     check_same,
     check_temperature,
 )
@@ -60,6 +61,7 @@ def info_nce(
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type, shape or range.
+        IndexError: on a CPU, if an active latent is not in 0..dim-1.
 
     Source: van den Oord et al. 2018; non-negative contrast (Wang et al. 2024) as used in CSR
     (Wen et al., ICML 2025); supervised contrast (Khosla et al. 2020).
@@ -140,6 +142,9 @@ Codes = tuple[Tensor, Tensor]  # values, indices
 
 # values_b and indices_b None: one set. classes and n_positives None: no labels. Returns loss,
 # peak and log_total [n], the last two for the backward pass (csrc/include/csrkern/info_nce.hpp).
+PerRow = tuple[Tensor, Tensor, Tensor]  # grad, peak and log_total of each row
+Classes = tuple[Tensor | None, Tensor | None, Tensor | None]  # of a, of b, n_positives
+_CLASSES = ("classes_a", "classes_b", "n_positives")
 _INPUTS = (
     "Tensor values_a, Tensor indices_a, Tensor? values_b, Tensor? indices_b, SymInt dim, "
     "float temperature, Tensor? classes_a, Tensor? classes_b, Tensor? n_positives"
@@ -163,45 +168,87 @@ def _info_nce_cpu(
     n_positives: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     a, b, one_set = _sides(values_a, indices_a, values_b, indices_b)
+    classes = _classes_of(a, b, (classes_a, classes_b, n_positives))
     of_b = postings(*b, dim)
-    loss, peak, log_total = (values_a.new_empty(len(values_a)) for _ in range(3))
-    args = _C.InfoNce(
+    loss, peak, log_total = (a[0].new_empty(len(a[0])) for _ in range(3))
+    args = _native(a, b, of_b, dim, one_set, temperature, classes)
+    outputs = address(loss), address(peak), address(log_total)
+    _C.info_nce(args, *outputs, torch.get_num_threads())
+    return loss, peak, log_total
+
+
+def _native(
+    a: Codes,
+    b: Codes,
+    of_b: tuple[Tensor, ...],
+    dim: int,
+    one_set: bool,
+    temperature: float,
+    classes: Classes,
+) -> _C.InfoNce:
+    """The arguments as the native kernels take them; tensors must outlive it."""
+    classes_a, classes_b, n_positives = map(address, classes)
+    return _C.InfoNce(
         a=codes_arguments(*a, dim),
         b=tuple(map(address, of_b)),
         m=len(b[0]),
         one_set=one_set,
         temperature=temperature,
-        classes_a=address(classes_a),
-        classes_b=address(classes_b),
-        n_positives=address(n_positives),
+        classes_a=classes_a,
+        classes_b=classes_b,
+        n_positives=n_positives,
     )
-    outputs = address(loss), address(peak), address(log_total)
-    _C.info_nce(args, *outputs, torch.get_num_threads())
-    return loss, peak, log_total
 
 
 def _sides(
     values_a: Tensor, indices_a: Tensor, values_b: Tensor | None, indices_b: Tensor | None
 ) -> tuple[Codes, Codes, bool]:
     """Both sets contiguous, and whether they are one."""
-    a = values_a.contiguous(), indices_a.contiguous()
+    a = contiguous_codes(values_a, indices_a)
     if values_b is None or indices_b is None:
         return a, a, True
-    return a, (values_b.contiguous(), indices_b.contiguous()), False
+    return a, contiguous_codes(values_b, indices_b), False
+
+
+def _classes_of(a: Codes, b: Codes, classes: Classes) -> Classes:
+    """classes_a, classes_b and n_positives, checked and contiguous; without labels, None."""
+    n, m, device = len(a[0]), len(b[0]), a[0].device
+    given = [one for one in classes if one is not None]
+    if not given:
+        if n != m:
+            raise ValueError(f"values_b: expected {n} rows, one for each row of a, got {m}")
+        return None, None, None
+    if len(given) < 3:
+        raise ValueError(f"{', '.join(_CLASSES)}: expected all of them or none")
+    for name, one, size in zip(_CLASSES, given, (n, m, n), strict=True):
+        check_operand(name, one, torch.int32, (size,), device)
+    return given[0].contiguous(), given[1].contiguous(), given[2].contiguous()
+
+
+def _rows_of(a: Codes, grad: Tensor, peak: Tensor, log_total: Tensor) -> PerRow:
+    """What the backward pass has of each row of a, checked and contiguous."""
+    rows = {"grad": grad, "peak": peak, "log_total": log_total}
+    for name, row in rows.items():
+        check_operand(name, row, torch.float32, (len(a[0]),), a[0].device)
+    return grad.contiguous(), peak.contiguous(), log_total.contiguous()
 
 
 def _of_both_sides(
     gradient: Callable[..., Tensor],
+    rows: PerRow,
     codes: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
-    classes_a: Tensor | None,
-    classes_b: Tensor | None,
+    classes: Classes,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of values_a and values_b; the second has no elements for one set."""
     a, b, one_set = _sides(*codes)
-    grad_a = gradient(a, b, classes_a, classes_b, one_set, of_columns=False)
+    classes_a, classes_b, n_positives = _classes_of(a, b, classes)
+    rows_of_a = _rows_of(a, *rows)
+    of_a = classes_a, classes_b, n_positives
+    grad_a = gradient(rows_of_a, a, b, of_a, one_set, of_columns=False)
     if one_set:
         return grad_a, grad_a.new_empty(0)
-    return grad_a, gradient(b, a, classes_b, classes_a, one_set, of_columns=True)
+    of_b = classes_b, classes_a, n_positives
+    return grad_a, gradient(rows_of_a, b, a, of_b, one_set, of_columns=True)
 
 
 @torch.library.impl(LIBRARY, "info_nce_backward", "CPU")
@@ -219,34 +266,31 @@ def _info_nce_backward_cpu(
     classes_b: Tensor | None,
     n_positives: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    grad = grad.contiguous()
-
     def gradient(
+        rows: PerRow,
         of: Codes,
         other: Codes,
-        classes: Tensor | None,
-        other_classes: Tensor | None,
+        classes: Classes,
         one_set: bool,
         of_columns: bool,
     ) -> Tensor:
         of_other = postings(*other, dim)
         grad_values = torch.empty_like(of[0])
-        args = _C.InfoNce(
-            a=codes_arguments(*of, dim),
-            b=tuple(map(address, of_other)),
-            m=len(other[0]),
-            one_set=one_set,
-            temperature=temperature,
-            classes_a=address(classes),
-            classes_b=address(other_classes),
-            n_positives=address(n_positives),
+        args = _native(of, other, of_other, dim, one_set, temperature, classes)
+        _C.info_nce_backward(
+            args,
+            *map(address, rows),
+            of_columns,
+            address(grad_values),
+            torch.get_num_threads(),
         )
-        rows = address(grad), address(peak), address(log_total)
-        _C.info_nce_backward(args, *rows, of_columns, address(grad_values), torch.get_num_threads())
         return grad_values
 
     return _of_both_sides(
-        gradient, (values_a, indices_a, values_b, indices_b), classes_a, classes_b
+        gradient,
+        (grad, peak, log_total),
+        (values_a, indices_a, values_b, indices_b),
+        (classes_a, classes_b, n_positives),
     )
 
 
@@ -258,12 +302,15 @@ def _info_nce_cuda(
     indices_b: Tensor | None,
     dim: int,
     temperature: float,
-    *labels: Tensor | None,
+    classes_a: Tensor | None,
+    classes_b: Tensor | None,
+    n_positives: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from csrkern.kernels import info_nce as kernels
 
     a, b, one_set = _sides(values_a, indices_a, values_b, indices_b)
-    return kernels.info_nce(*a, postings(*b, dim), len(b[0]), one_set, temperature, *labels)
+    classes = _classes_of(a, b, (classes_a, classes_b, n_positives))
+    return kernels.info_nce(*a, postings(*b, dim), len(b[0]), one_set, temperature, *classes)
 
 
 @torch.library.impl(LIBRARY, "info_nce_backward", "CUDA")
@@ -283,13 +330,11 @@ def _info_nce_backward_cuda(
 ) -> tuple[Tensor, Tensor]:
     from csrkern.kernels import info_nce as kernels
 
-    rows = grad.contiguous(), peak, log_total
-
     def gradient(
+        rows: PerRow,
         of: Codes,
         other: Codes,
-        classes: Tensor | None,
-        other_classes: Tensor | None,
+        classes: Classes,
         one_set: bool,
         of_columns: bool,
     ) -> Tensor:
@@ -301,13 +346,14 @@ def _info_nce_backward_cuda(
             one_set,
             of_columns,
             temperature,
-            classes,
-            other_classes,
-            n_positives,
+            *classes,
         )
 
     return _of_both_sides(
-        gradient, (values_a, indices_a, values_b, indices_b), classes_a, classes_b
+        gradient,
+        (grad, peak, log_total),
+        (values_a, indices_a, values_b, indices_b),
+        (classes_a, classes_b, n_positives),
     )
 
 

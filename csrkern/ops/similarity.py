@@ -15,7 +15,7 @@ from csrkern import _C, reference
 from csrkern.codes import SparseCodes
 from csrkern.ops import transpose  # noqa: F401  (registers what the kernels call)
 from csrkern.ops._registry import LIBRARY, address, autocast, register_autograd
-from csrkern.validation import check_codes, check_same
+from csrkern.validation import check_codes, check_operand, check_same, check_slots
 
 
 def similarity(a: SparseCodes, b: SparseCodes) -> Tensor:
@@ -28,6 +28,7 @@ def similarity(a: SparseCodes, b: SparseCodes) -> Tensor:
     Raises:
         TypeError, ValueError: if either is not SparseCodes, or they differ in dim, dtype or
             device.
+        IndexError: on a CPU, if an active latent of either is not in 0..dim-1.
     """
     check_codes("a", a)
     check_codes("b", b, a.dim)
@@ -39,6 +40,12 @@ def similarity(a: SparseCodes, b: SparseCodes) -> Tensor:
         values_a.float(), a.indices, values_b.float(), b.indices, a.dim
     )
     return out.to(values_a.dtype)
+
+
+def contiguous_codes(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 values and indices [n, k], checked, as `codes_arguments` takes them."""
+    check_slots(values, indices)
+    return values.float().contiguous(), indices.contiguous()
 
 
 def codes_arguments(values: Tensor, indices: Tensor, dim: int) -> tuple[int, int, int, int, int]:
@@ -66,7 +73,7 @@ LIBRARY.define(
 def _similarity_cpu(
     values_a: Tensor, indices_a: Tensor, values_b: Tensor, indices_b: Tensor, dim: int
 ) -> Tensor:
-    values_a, indices_a = values_a.contiguous(), indices_a.contiguous()
+    values_a, indices_a = contiguous_codes(values_a, indices_a)
     of_b = postings(values_b, indices_b, dim)
     m = len(values_b)
     out = values_a.new_empty(len(values_a), m)
@@ -90,8 +97,9 @@ def _similarity_backward_cpu(
     dim: int,
 ) -> Tensor:
     """The gradient of values_a, from grad [n, m] of any strides."""
-    values_a, indices_a = values_a.contiguous(), indices_a.contiguous()
+    values_a, indices_a = contiguous_codes(values_a, indices_a)
     of_b = postings(values_b, indices_b, dim)
+    check_operand("grad", grad, torch.float32, (len(values_a), len(values_b)), values_a.device)
     grad_values = torch.empty_like(values_a)
     _C.similarity_backward(
         codes_arguments(values_a, indices_a, dim),
@@ -111,8 +119,7 @@ def _similarity_cuda(
 ) -> Tensor:
     from csrkern.kernels import similarity as kernels
 
-    a = values_a.contiguous(), indices_a.contiguous()
-    b = values_b.contiguous(), indices_b.contiguous()
+    a, b = contiguous_codes(values_a, indices_a), contiguous_codes(values_b, indices_b)
     return kernels.similarity(a, b, postings(*b, dim))
 
 
@@ -128,7 +135,8 @@ def _similarity_backward_cuda(
     from csrkern.kernels import similarity as kernels
 
     of_b = postings(values_b, indices_b, dim)
-    codes = values_a.contiguous(), indices_a.contiguous()
+    codes = contiguous_codes(values_a, indices_a)
+    check_operand("grad", grad, torch.float32, (len(values_a), len(values_b)), values_a.device)
     return kernels.similarity_backward(grad, *codes, of_b)
 
 

@@ -15,7 +15,15 @@ from torch import Tensor
 from csrkern import _C, reference
 from csrkern.codes import SparseCodes
 from csrkern.ops._registry import LIBRARY, NATIVE_DTYPES, address, register_autograd
-from csrkern.validation import check_k, check_latent_mask, check_tensor
+from csrkern.ops.latents import latents_of
+from csrkern.validation import (
+    check_dim,
+    check_k,
+    check_latent_mask,
+    check_operand,
+    check_slots,
+    check_tensor,
+)
 
 
 def topk_relu(pre: Tensor, k: int, *, latent_mask: Tensor | None = None) -> SparseCodes:
@@ -40,11 +48,17 @@ def topk_relu(pre: Tensor, k: int, *, latent_mask: Tensor | None = None) -> Spar
     Source: the activation of TopK autoencoders (Makhzani & Frey 2013; Gao et al. 2024) with
     the ReLU of CSR (Wen et al., ICML 2025, arXiv 2503.01776).
     """
-    check_tensor("pre", pre, (None, None))
-    k = check_k(k, pre.shape[1], "h")
-    check_latent_mask(latent_mask, pre)
+    k = check_pre(pre, k, latent_mask)
     values, indices = torch.ops.csrkern.topk_relu(pre, k, latent_mask)
     return SparseCodes(values, indices, pre.shape[1])
+
+
+def check_pre(pre: Tensor, k: int, latent_mask: Tensor | None) -> int:
+    """Checks the arguments of `topk_relu`; returns k."""
+    check_tensor("pre", pre, (None, None))
+    check_dim(pre.shape[1])
+    check_latent_mask(latent_mask, pre)
+    return check_k(k, pre.shape[1], "h")
 
 
 LIBRARY.define("topk_relu(Tensor pre, SymInt k, Tensor? latent_mask) -> (Tensor, Tensor)")
@@ -55,6 +69,7 @@ LIBRARY.define(
 
 @torch.library.impl(LIBRARY, "topk_relu", "CPU")
 def _topk_relu_cpu(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    check_pre(pre, k, latent_mask)
     if pre.dtype not in NATIVE_DTYPES:
         codes = reference.topk_relu(pre, k, latent_mask)
         # The slices are views of the whole sort; the operator owns what it returns.
@@ -87,14 +102,17 @@ def topk_into(
 
 @torch.library.impl(LIBRARY, "topk_relu_backward", "CPU")
 def _topk_relu_backward_cpu(grad: Tensor, values: Tensor, indices: Tensor, dim: int) -> Tensor:
+    check_operand("grad", grad, grad.dtype, values.shape, values.device)
     passed = torch.where(values > 0, grad, torch.zeros_like(grad))
-    return passed.new_zeros(len(grad), dim).scatter_add_(1, indices.long(), passed)
+    latents = latents_of(values, indices, dim)
+    return passed.new_zeros(len(grad), dim).scatter_add_(1, latents, passed)
 
 
 @torch.library.impl(LIBRARY, "topk_relu", "CUDA")
 def _topk_relu_cuda(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     from csrkern.kernels import topk_relu as kernels
 
+    check_pre(pre, k, latent_mask)
     if pre.dtype not in NATIVE_DTYPES or k > kernels.MAX_K:
         # A stable sort of whole rows; ranking so many candidates would cost more.
         codes = reference.topk_relu(pre, k, latent_mask)
@@ -106,6 +124,9 @@ def _topk_relu_cuda(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Te
 def _topk_relu_backward_cuda(grad: Tensor, values: Tensor, indices: Tensor, dim: int) -> Tensor:
     from csrkern.kernels import topk_relu as kernels
 
+    check_slots(values, indices)
+    check_operand("grad", grad, values.dtype, values.shape, values.device)
+    check_dim(dim)
     return kernels.topk_relu_backward(grad, values, indices, dim)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from csrkern import _C
 from csrkern.codes import SparseCodes
 from csrkern.ops._registry import LIBRARY, address, refuse_forward_mode
-from csrkern.validation import check_codes
+from csrkern.validation import check_codes, check_dim, check_slots
 
 
 class Postings(NamedTuple):
@@ -38,6 +38,7 @@ def transpose(codes: SparseCodes) -> Postings:
 
     Raises:
         TypeError: if `codes` is not SparseCodes.
+        IndexError: on a CPU, if an active latent is not in 0..dim-1.
         RuntimeError: in forward-mode differentiation.
     """
     check_codes("codes", codes)
@@ -52,6 +53,8 @@ LIBRARY.define(
 
 @torch.library.impl(LIBRARY, "transpose", "CPU")
 def _transpose_cpu(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, ...]:
+    check_slots(values, indices)
+    check_dim(dim)
     values, indices = values.float().contiguous(), indices.contiguous()
     n, k = values.shape
     starts = indices.new_empty(dim + 1, dtype=torch.int64)
@@ -77,6 +80,8 @@ def _transpose_cpu(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, .
 def _transpose_cuda(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, ...]:
     from csrkern.kernels import transpose as kernels
 
+    check_slots(values, indices)
+    check_dim(dim)
     return kernels.transpose(values, indices, dim)
 
 

@@ -5,7 +5,8 @@
 
 namespace csrkern {
 
-// n rows of k slots over dim latents; a slot whose value is 0 is empty.
+// n rows of k slots over dim latents. A slot whose value is 0 is empty: its index means nothing and
+// is never followed.
 struct Codes {
   const float* values;     // [n, k] contiguous
   const int32_t* indices;  // [n, k] contiguous
@@ -23,8 +24,17 @@ struct Postings {
   const float* values;    // [n * k]
 };
 
+// Throws std::out_of_range, naming the first bad row, unless the latent of every slot that is not
+// empty is in 0..dim-1. Kernels that take codes check them; this is for what else follows indices.
+void check_latents(const Codes& codes, int num_threads);
+
+// Throws std::out_of_range unless the lists of dim latents begin at 0, never decrease, end within
+// `entries` places, and name rows in 0..n-1 and slots in 0..k-1.
+void check_postings(const Postings& postings, int64_t n, int64_t k, int64_t dim, int64_t entries);
+
 // Fills starts [dim + 1] and the first starts[dim] places of rows, slots and values [n * k].
-// The result does not depend on num_threads.
+// The result does not depend on num_threads. Throws as check_latents, or std::length_error if rows
+// or slots cannot be numbered in int32.
 void transpose(const Codes& codes, int64_t* starts, int32_t* rows, int32_t* slots, float* values,
                int num_threads);
 

@@ -1,5 +1,6 @@
 // Sums of table rows selected by codes, and their gradients. Tables are row-major with unit
-// column stride; all sums run in float32, in the order of the slots or rows.
+// column stride; all sums run in float32, in the order of the slots or rows. Codes are checked as
+// by check_latents, postings as by check_postings.
 #pragma once
 
 #include <cstdint>
@@ -59,6 +60,7 @@ struct ScatterSum {
   const int64_t* starts;  // [dim + 1]; see Postings
   const int32_t* rows;
   const int32_t* slots;
+  int64_t entries;  // places in rows and slots
   int64_t n;
   int64_t k;
   int64_t dim;

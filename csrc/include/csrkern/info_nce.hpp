@@ -6,6 +6,8 @@
 // - one set (b is a): c_ii = 1, c_ij = 2, P_i = {i};
 // - labels: P_i are the rows of i's class; c = 1, but in one set i counts for neither. L_i is 0
 //   where P_i is empty.
+//
+// Codes are checked as by check_latents; postings are those that transpose filled.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// The inner products between two sets of codes.
+// The inner products between two sets of codes. Codes are checked as by check_latents; postings are
+// those that transpose filled.
 #pragma once
 
 #include <cstdint>
