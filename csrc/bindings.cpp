@@ -40,6 +40,15 @@ void bind_codes(py::module_& m) {
       },
       "See csrkern/codes.hpp; addresses are integers.");
   m.def(
+      "first_invalid",
+      [](uintptr_t values, uintptr_t indices, int64_t n, int64_t k, int64_t dim, int num_threads) {
+        py::gil_scoped_release release;
+        return csrkern::first_invalid(
+            {pointer<const float>(values), pointer<const int32_t>(indices), n, k, dim},
+            num_threads);
+      },
+      "See csrkern/codes.hpp; addresses are integers.");
+  m.def(
       "check_postings",
       [](uintptr_t starts, uintptr_t rows, uintptr_t slots, int64_t entries, int64_t n, int64_t k,
          int64_t dim) {

@@ -7,6 +7,7 @@ integer everywhere, and a bool is not.
 from __future__ import annotations
 
 import operator
+import sys
 from typing import Any
 
 import numpy as np
@@ -120,9 +121,10 @@ def least_float(name: str, value: Any) -> float:
 
 def array_of(name: str, given: Any) -> np.ndarray:
     """An array, a torch tensor wherever it is, nested lists, or what only speaks DLPack."""
-    if hasattr(given, "detach"):
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(given, torch.Tensor):
         given = given.detach().cpu()
-        given = (given.float() if str(given.dtype) == "torch.bfloat16" else given).numpy()
+        given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
     if hasattr(given, "__dlpack__") and not hasattr(given, "__array__"):
         try:
             return np.from_dlpack(given)
@@ -139,27 +141,38 @@ def array_of(name: str, given: Any) -> np.ndarray:
         raise ValueError(f"{name}: expected an array, got lists of unlike lengths") from error
 
 
+# The least positive float32.
+_LEAST = np.float32(2.0**-149)
+
+
 def float32_array(name: str, given: Any) -> np.ndarray:
-    """Real numbers as contiguous float32; those that are too large become infinite."""
+    """Real numbers as contiguous float32.
+
+    Those that are too large become infinite, and none but 0 becomes 0: a weak latent stays active.
+    """
     array = array_of(name, given)
     if _of_python_integers(array):
         raise ValueError(f"{name}: expected float32 numbers, got {shown(max(array.flat, key=abs))}")
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
     with np.errstate(all="ignore"):  # the caller says which number it was
-        return np.ascontiguousarray(array, dtype=np.float32)
+        floats = np.ascontiguousarray(array, dtype=np.float32)
+        if array.dtype.kind == "f" and array.dtype.itemsize > 4:
+            lost = (floats == 0) & (array != 0)
+            np.copyto(floats, np.copysign(_LEAST, array), where=lost, casting="same_kind")
+    return floats
 
 
 def integers(name: str, given: Any) -> np.ndarray:
-    """Integers of some NumPy type; an empty list is of any type, and a bool is no integer."""
+    """Integers of some NumPy type; an empty list is of any type, and no bool is an integer."""
     array = array_of(name, given)
-    if array.dtype.kind in "iu":
-        if _holds_bool(given):
-            raise TypeError(f"{name}: expected integers, got a list with a bool in it")
-        return array
-    if array.size == 0:
+    if array.size == 0 and array.dtype.kind not in "iu":
         return array.astype(np.int64)
-    # Lists of integers that no one type of NumPy holds become objects or floats.
+    if _holds_bool(given):
+        raise TypeError(f"{name}: expected integers, got a bool")
+    if array.dtype.kind in "iu":
+        return array
+    # Integers of a list that no one NumPy type holds become objects or floats.
     whole = np.array(given, dtype=object) if isinstance(given, (list, tuple)) else array
     if _of_python_integers(whole):
         wrong = max(map(int, whole.flat), key=abs)
@@ -169,14 +182,128 @@ def integers(name: str, given: Any) -> np.ndarray:
     raise TypeError(f"{name}: expected integers, got {array.dtype}")
 
 
+def int64_array(name: str, given: Any) -> np.ndarray:
+    """Integers as int64."""
+    array = integers(name, given)
+    if array.dtype.kind == "u" and array.size and array.max() >= 2**63:
+        raise ValueError(f"{name}: expected integers in 0..2^63-1, got {array.max()}")
+    return array.astype(np.int64)
+
+
+def row_numbers(rows: Any, n: int) -> np.ndarray | slice:
+    """What selects from n rows, as a slice, numbers int64 [m] or a mask bool [n].
+
+    Raises:
+        IndexError: if `rows` is neither a slice, nor an integer, nor integers or bools in one
+            dimension, or names a row that is not there.
+    """
+    if isinstance(rows, slice):
+        return rows
+    if isinstance(rows, tuple):
+        raise IndexError("rows: expected one index, got several; codes[[0, 1]] are two rows")
+    try:
+        array = array_of("rows", rows)
+        if array.dtype != bool:
+            array = int64_array("rows", rows)
+    except (TypeError, ValueError) as error:
+        raise IndexError(f"{error}; rows are selected by integers, bools or a slice") from error
+    if array.dtype == bool:
+        if array.shape != (n,):
+            raise IndexError(f"rows: expected a mask [{n}], got bools of shape {list(array.shape)}")
+        return array
+    if array.ndim > 1:
+        raise IndexError(f"rows: expected numbers in one dimension, got {list(array.shape)}")
+    wrong = array[(array < -n) | (array >= n)]
+    if wrong.size:
+        raise IndexError(f"row {wrong.flat[0]} is out of range for {n} codes")
+    if array.ndim == 0:
+        return slice(int(array), int(array) + 1 or None)
+    return array
+
+
+def row_starts(name: str, starts: Any, n: int, entries: int) -> np.ndarray:
+    """Where each of n rows of a sparse matrix starts, and the last ends, as int64 [n + 1]."""
+    array = np.ascontiguousarray(int64_array(f"starts of {name}", starts))
+    if (
+        array.shape != (n + 1,)
+        or array[0] != 0
+        or array[-1] > entries
+        or (np.diff(array) < 0).any()
+    ):
+        raise ValueError(
+            f"{name}: expected {n + 1} row starts from 0 that never decrease and end within "
+            f"the {entries} entries"
+        )
+    return array
+
+
+def check_places(name: str, rows: Any, latents: Any, shape: tuple[int, int]) -> None:
+    """Rows and latents of entries, both arrays or both tensors, are numbers within `shape`."""
+    if len(rows.shape) != 1 or rows.shape != latents.shape:
+        raise ValueError(
+            f"{name}: expected a row and a latent for each entry, "
+            f"got {list(rows.shape)} and {list(latents.shape)}"
+        )
+    n, dim = shape
+    wrong = (rows < 0) | (rows >= n) | (latents < 0) | (latents >= dim)
+    if wrong.any():
+        row, latent = (int(part[wrong][0]) for part in (rows, latents))
+        if not 0 <= row < n:
+            raise ValueError(f"{name}: expected rows in 0..{n - 1}, got {row}")
+        raise ValueError(f"{name}: expected latents in 0..{dim - 1}, got {latent} in row {row}")
+
+
+def matrix_entries(name: str, matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, columns (int64) and values of what a SciPy sparse matrix [n, m] stores, in any order.
+
+    Nothing is asked of SciPy that trusts the arrays: what is out of range would crash it.
+
+    Raises:
+        TypeError, ValueError: if the arrays of the matrix do not fit together.
+    """
+    n, m = matrix.shape
+    if matrix.format in ("csr", "csc"):
+        along = n if matrix.format == "csr" else m
+        entries = min(len(matrix.indices), len(matrix.data))
+        starts = row_starts(name, matrix.indptr, along, entries)
+        major = np.repeat(np.arange(along), np.diff(starts))
+        minor = int64_array(f"indices of {name}", matrix.indices[: len(major)])
+        rows, columns = (major, minor) if matrix.format == "csr" else (minor, major)
+        data = matrix.data[: len(major)]
+    else:
+        if matrix.format == "bsr":
+            entries = min(len(matrix.indices), len(matrix.data))
+            row_starts(name, matrix.indptr, n // matrix.blocksize[0], entries)
+        matrix = matrix.tocoo()
+        rows, columns = (int64_array(f"indices of {name}", i) for i in (matrix.row, matrix.col))
+        data = matrix.data
+    check_places(name, rows, columns, (n, m))
+    if data.shape != rows.shape:
+        raise ValueError(f"{name}: expected a value for each of {len(rows)} entries")
+    return rows, columns, data
+
+
+def as_csr(name: str, matrix: Any) -> Any:
+    """A SciPy sparse matrix [n, m] of any format as CSR; errors of `matrix_entries`."""
+    import scipy.sparse
+
+    rows, columns, data = matrix_entries(name, matrix)
+    return scipy.sparse.csr_array((data, (rows, columns)), shape=matrix.shape)
+
+
 def _holds_bool(given: Any) -> bool:
-    """Whether lists hold a bool, which NumPy makes an integer of among integers."""
+    """Whether a bool is among these numbers; NumPy makes integers of bools in lists."""
+    if isinstance(given, np.ndarray):
+        objects = given.dtype == object and any(
+            isinstance(one, (bool, np.bool_)) for one in given.flat
+        )
+        return given.dtype == bool or objects
     if not isinstance(given, (list, tuple)):
-        return isinstance(given, np.ndarray) and given.dtype == bool
+        return False
     kinds = set(map(type, given))
     if kinds & {bool, np.bool_}:
         return True
-    return any(map(_holds_bool, given)) if kinds & {list, tuple, np.ndarray} else False
+    return bool(kinds & {list, tuple, np.ndarray}) and any(map(_holds_bool, given))
 
 
 def _of_python_integers(array: np.ndarray) -> bool:

@@ -10,19 +10,41 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree
+from torch.utils.data._utils.collate import default_collate_fn_map
 
-from csrkern import codes_file
-from csrkern.arguments import array_of
-from csrkern.codes_slots import in_order, of_entries, powers_of_two
+from csrkern import _C, codes_file
+from csrkern.arguments import (
+    array_of,
+    as_float,
+    as_int,
+    check_places,
+    integers,
+    matrix_entries,
+    row_numbers,
+    shown,
+)
+from csrkern.codes_slots import (
+    as_floats,
+    check_entries,
+    float_tensor,
+    in_order,
+    keep_active,
+    of_entries,
+    powers_of_two,
+    rows_of_starts,
+)
 from csrkern.identity import common_fingerprint
+from csrkern.ops._registry import NATIVE_DTYPES, address
 from csrkern.ops.latents import latents_of
 from csrkern.storage import write_atomically
-from csrkern.validation import check_dim, check_slots
+from csrkern.validation import check_codes, check_dim, check_slots, check_tensor
 
 if TYPE_CHECKING:
     import scipy.sparse
 
     from csrkern.codes_packed import PackedCodes
+
+_Real = float  # a name that no method of SparseCodes has
 
 
 class SparseCodes:
@@ -39,7 +61,8 @@ class SparseCodes:
     padded with value 0 and index 0; a padded slot means nothing, everywhere. So the first
     k' columns are exactly the code at k' < k (`truncate`). Operators produce codes in this
     form; `validate` checks it for codes from elsewhere, and the `from_*` constructors
-    establish it.
+    establish it. What follows an index checks that it is in range, and raises IndexError; on a
+    GPU, which would have to be waited for, kernels take such a slot for an empty one.
 
     Raises:
         TypeError, ValueError: if the two arrays are not 2-D tensors of one shape and
@@ -90,6 +113,14 @@ class SparseCodes:
         """[n, k] bool: True where a slot holds an active latent, False where it is padding."""
         return self.values != 0
 
+    def latents(self) -> Tensor:
+        """The latent of each slot, int64 [n, k], and 0 in empty slots: indices for PyTorch.
+
+        Raises:
+            IndexError: on a CPU, if an active latent is not in 0..dim-1.
+        """
+        return latents_of(self.values, self.indices, self.dim)
+
     def _with(self, values: Tensor, indices: Tensor) -> SparseCodes:
         """Return other codes of the same model."""
         return SparseCodes(values, indices, self.dim, self.fingerprint)
@@ -98,16 +129,27 @@ class SparseCodes:
         return self.values.shape[0]
 
     def __getitem__(self, rows: int | slice | Tensor | np.ndarray | Sequence[int]) -> SparseCodes:
-        """Rows by number, slice, index list or boolean mask; always SparseCodes [m, k]."""
-        if isinstance(rows, (int, np.integer)) or getattr(rows, "shape", None) == ():
-            position = int(rows)  # type: ignore[arg-type]
-            if not -len(self) <= position < len(self):
-                raise IndexError(f"row {position} is out of range for {len(self)} codes")
-            rows = slice(position, position + 1 or None)
-        elif not isinstance(rows, (slice, Tensor)):
-            chosen = np.asarray(rows)
-            rows = torch.from_numpy(chosen if chosen.dtype == bool else chosen.astype(np.int64))
+        """Rows by number, slice, list of numbers or boolean mask; always SparseCodes [m, k].
+
+        Raises:
+            IndexError: if `rows` is anything else, or names a row that is not there.
+        """
+        # PyTorch checks these itself, and can trace them.
+        kinds = torch.int64, torch.bool
+        if not (isinstance(rows, Tensor) and rows.dim() == 1 and rows.dtype in kinds):
+            found = row_numbers(rows, len(self))
+            rows = found if isinstance(found, slice) else torch.from_numpy(found)
         return self._with(self.values[rows], self.indices[rows])
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        """Say what to call: NumPy would make an array of objects of them, row by row."""
+        raise TypeError(
+            "SparseCodes are no array: codes.numpy() gives values and indices, "
+            "codes.to_dense() the matrix [n, dim] and codes.to_scipy() a sparse one"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SparseCodes, (self.values, self.indices, self.dim, self.fingerprint)
 
     def __repr__(self) -> str:
         return (
@@ -120,22 +162,46 @@ class SparseCodes:
         Raises:
             ValueError: if k is not in 1..self.k.
         """
+        if type(k) is not int and not isinstance(k, torch.SymInt):
+            k = as_int("k", k)
         if not 1 <= k <= self.k:
-            raise ValueError(f"k: expected 1 <= k <= {self.k}, got {k}")
+            raise ValueError(f"k: expected 1 <= k <= {self.k}, got {shown(k)}")
         return self._with(self.values[:, :k], self.indices[:, :k])
 
     def to(self, *args: Any, **kwargs: Any) -> SparseCodes:
         """Like `Tensor.to`: a device moves both tensors, a dtype converts the values.
 
-        Slots that rounding to a narrower dtype makes equal, or empty, are put back in order.
+        No active latent is lost: a value too small for a narrower dtype becomes the least
+        positive one. Slots that rounding makes equal are put back in order.
         """
         values = self.values.to(*args, **kwargs)
         if not values.dtype.is_floating_point:
             raise TypeError(f"values: expected a floating-point dtype, got {values.dtype}")
         indices = self.indices.to(values.device)
-        if torch.finfo(values.dtype).eps > torch.finfo(self.dtype).eps:
-            return self._with(*in_order(values, indices.long(), self.dim))
-        return self._with(values, indices)
+        if torch.promote_types(self.dtype, values.dtype) == values.dtype:
+            return self._with(values, indices)
+        values = keep_active(self.values.to(values.device), values)
+        return self._with(*in_order(values, indices.long(), self.dim))
+
+    def cpu(self) -> SparseCodes:
+        """The same codes on the CPU."""
+        return self.to("cpu")
+
+    def float(self) -> SparseCodes:
+        """The codes with float32 values."""
+        return self.to(torch.float32)
+
+    def clone(self) -> SparseCodes:
+        """The same codes in memory of their own; differentiable."""
+        return self._with(self.values.clone(), self.indices.clone())
+
+    def contiguous(self) -> SparseCodes:
+        """The same codes, each tensor in one piece."""
+        return self._with(self.values.contiguous(), self.indices.contiguous())
+
+    def pin_memory(self) -> SparseCodes:
+        """The same codes in page-locked memory, as a DataLoader asks for."""
+        return self._with(self.values.pin_memory(), self.indices.pin_memory())
 
     def detach(self) -> SparseCodes:
         """The same codes outside the autograd graph."""
@@ -146,12 +212,13 @@ class SparseCodes:
         values = self.values
         if values.dtype in (torch.float16, torch.bfloat16):
             values = values.float()
-        values = values / powers_of_two(values.detach()[:, :1].contiguous())
+        if self.k:
+            values = values / powers_of_two(values.detach().abs().amax(1, keepdim=True))
         square = values.square().sum(1, keepdim=True)
         inverse = torch.where(square > 0, square, torch.ones_like(square)).rsqrt()
         return self._with((values * inverse).to(self.dtype), self.indices)
 
-    def power(self, exponent: float) -> SparseCodes:
+    def power(self, exponent: _Real) -> SparseCodes:
         """Codes with every active value raised to `exponent` > 0. Differentiable.
 
         An exponent of 0.5 evens out the latents of a code, so that search by codes on both sides
@@ -160,6 +227,7 @@ class SparseCodes:
         Raises:
             ValueError: if the exponent is not a positive number.
         """
+        exponent = as_float("exponent", exponent)
         if not 0 < exponent < float("inf"):
             raise ValueError(f"exponent: expected a positive number, got {exponent}")
         active = self.active
@@ -180,6 +248,8 @@ class SparseCodes:
         parts = list(parts)
         if not parts:
             raise ValueError("parts: expected at least one SparseCodes, got none")
+        for part in parts:
+            check_codes("parts", part)
         if len({(p.k, p.dim) for p in parts}) > 1:
             raise ValueError(f"parts: expected one (k, dim), got {[(p.k, p.dim) for p in parts]}")
         return SparseCodes(
@@ -206,6 +276,8 @@ class SparseCodes:
         """
         check_slots(self.values, self.indices)
         check_dim(self.dim, self.k)
+        if self._is_valid():
+            return self
         values, indices, active = self.values.detach(), self.indices, self.active
         left, right = values[:, :-1], values[:, 1:]
         in_order = indices[:, :-1] < indices[:, 1:]
@@ -225,11 +297,20 @@ class SparseCodes:
                 raise ValueError(f"not SparseCodes: {rule} is broken in row {int(rows[0])}")
         return self
 
+    def _is_valid(self) -> bool:
+        """Whether the native check, where there is one, finds that every invariant holds."""
+        if self.device.type != "cpu" or self.dtype not in NATIVE_DTYPES:
+            return False
+        values, indices = self.values.detach().float().contiguous(), self.indices.contiguous()
+        form = len(self), self.k, self.dim
+        row = _C.first_invalid(address(values), address(indices), *form, torch.get_num_threads())
+        return bool(row == len(self))
+
     # ---- dense and sparse forms -------------------------------------------------------
 
     def to_dense(self) -> Tensor:
         """[n, dim], differentiable in the values."""
-        latents = latents_of(self.values, self.indices, self.dim)
+        latents = self.latents()
         values = torch.where(self.active, self.values, torch.zeros_like(self.values))
         return values.new_zeros(self.shape).scatter_add_(1, latents, values)
 
@@ -238,23 +319,28 @@ class SparseCodes:
         """Codes of a non-negative matrix [n, dim]: its k largest entries a row.
 
         With k None, k is the largest number of non-zeros in a row (at least 1), so nothing
-        is lost.
+        is lost. Integers become float32.
 
         Raises:
-            ValueError: if an entry is negative, or k is out of range.
+            TypeError: if it is no tensor of real numbers.
+            ValueError: if an entry is negative or not finite, or k is out of range.
         """
         from csrkern.ops.topk_relu import topk_relu
 
-        if bool((dense < 0).any()):
-            raise ValueError("dense: expected no negative entries; codes are non-negative")
+        if isinstance(dense, Tensor):
+            dense = as_floats("dense", dense)
+        check_tensor("dense", dense, (None, None))
+        check_entries("dense", dense)
         if k is None:
             k = max(1, int((dense != 0).sum(1).max()) if dense.numel() else 1)
+            if dense.shape[1] == 0:
+                return SparseCodes(dense, dense.int(), 0)
         return topk_relu(dense, k)
 
     def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
         """Row, latent and value of every active slot, by row and then by latent."""
         rows, slots = self.active.nonzero(as_tuple=True)
-        latents = latents_of(self.values, self.indices, self.dim)[rows, slots]
+        latents = self.latents()[rows, slots]
         order = torch.argsort(rows * self.dim + latents)
         return rows[order], latents[order], self.values[rows[order], slots[order]]
 
@@ -278,19 +364,29 @@ class SparseCodes:
 
     @staticmethod
     def from_torch(sparse: Tensor, k: int | None = None) -> SparseCodes:
-        """Codes of a torch sparse COO or CSR tensor [n, dim]; k as in `from_dense`."""
-        if sparse.layout == torch.sparse_csr:
-            starts, latents = sparse.crow_indices(), sparse.col_indices()
-            rows = torch.repeat_interleave(torch.arange(len(sparse)).to(starts), starts.diff())
-            values = sparse.values()
-        elif sparse.layout == torch.sparse_coo:
-            sparse = sparse.coalesce()
-            rows, latents = sparse.indices()
-            values = sparse.values()
+        """Codes of a torch sparse COO or CSR tensor [n, dim]; duplicates summed, k as above.
+
+        Raises:
+            TypeError, ValueError: as `from_scipy`.
+        """
+        layout = getattr(sparse, "layout", type(sparse).__name__)
+        if layout not in (torch.sparse_coo, torch.sparse_csr):
+            raise TypeError(f"sparse: expected a COO or CSR tensor, got layout {layout}")
+        if sparse.dim() != 2 or sparse.dense_dim():
+            raise ValueError(f"sparse: expected a matrix [n, dim], got {list(sparse.shape)}")
+        n, dim = sparse.shape
+        if layout == torch.sparse_csr:
+            latents = sparse.col_indices()
+            rows = rows_of_starts("sparse", sparse.crow_indices(), n, len(latents))
+            values = sparse.values()[: len(rows)]
+            latents = latents[: len(rows)]
         else:
-            raise TypeError(f"sparse: expected a COO or CSR tensor, got layout {sparse.layout}")
-        shape = sparse.shape[0], sparse.shape[1]
-        return SparseCodes(*of_entries(rows, latents, values, shape, k), shape[1])
+            # Coalescing reads places, and takes wild ones for others.
+            rows, latents = sparse._indices()
+            check_places("sparse", rows, latents, (n, dim))
+            sparse = sparse.coalesce()
+            (rows, latents), values = sparse.indices(), sparse.values()
+        return SparseCodes(*of_entries("sparse", rows, latents, values, (n, dim), k), dim)
 
     def to_scipy(self) -> scipy.sparse.csr_array:
         """A SciPy CSR array [n, dim] with sorted indices (needs SciPy)."""
@@ -307,20 +403,25 @@ class SparseCodes:
 
     @staticmethod
     def from_scipy(matrix: Any, k: int | None = None) -> SparseCodes:
-        """Codes of any SciPy sparse matrix [n, dim], duplicates summed; k as in `from_dense`."""
-        matrix = matrix.tocsr()
-        if not matrix.has_canonical_format:
-            matrix = matrix.copy()
-            matrix.sum_duplicates()
-        rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-        entries = of_entries(
-            torch.from_numpy(rows),
-            torch.from_numpy(matrix.indices.astype(np.int64)),
-            torch.from_numpy(np.ascontiguousarray(matrix.data)),
-            matrix.shape,
-            k,
-        )
-        return SparseCodes(*entries, matrix.shape[1])
+        """Codes of any SciPy sparse matrix [n, dim], duplicates summed; k as in `from_dense`.
+
+        Integers become float32.
+
+        Raises:
+            TypeError: if it is no sparse matrix of real numbers.
+            ValueError: if its arrays do not fit together, a row or latent is out of range, an
+                entry is negative or not finite, or k is out of range.
+        """
+        if not hasattr(matrix, "tocoo"):
+            raise TypeError(
+                f"matrix: expected a SciPy sparse matrix, got {type(matrix).__name__}; "
+                "SparseCodes.from_dense takes a dense tensor"
+            )
+        if len(matrix.shape) != 2:
+            raise ValueError(f"matrix: expected shape [n, dim], got {list(matrix.shape)}")
+        rows, latents, data = matrix_entries("matrix", matrix)
+        entries = torch.from_numpy(rows), torch.from_numpy(latents), float_tensor("matrix", data)
+        return SparseCodes(*of_entries("matrix", *entries, matrix.shape, k), matrix.shape[1])
 
     def numpy(self) -> tuple[np.ndarray, np.ndarray]:
         """(values, indices) as NumPy arrays; bfloat16 values come as float32."""
@@ -332,28 +433,31 @@ class SparseCodes:
     def from_numpy(values: Any, indices: Any, dim: int) -> SparseCodes:
         """Codes of two arrays [n, k] (NumPy's, or any with DLPack in host memory).
 
-        Slots may come in any order; any value ≤ 0 means an empty slot.
+        Slots may come in any order; a slot of value 0 is empty, whatever its index. Integer
+        values become float32.
 
         Raises:
-            ValueError: if a latent is out of range or comes twice in a row.
+            TypeError: if values are not real numbers, or indices not integers.
+            ValueError: if a value is negative or not finite, or a latent is out of range or comes
+                twice in a row.
         """
-        values, indices = array_of("values", values), array_of("indices", indices)
+        values, indices = array_of("values", values), integers("indices", indices)
         if values.ndim != 2 or values.shape != indices.shape:
             raise ValueError(
                 "values and indices: expected two arrays of one shape [n, k], "
                 f"got {list(values.shape)} and {list(indices.shape)}"
             )
-        used = indices[~(values <= 0)]
-        if used.size and not 0 <= used.min() <= used.max() < dim:
+        dim = check_dim(dim, values.shape[1])
+        slots = float_tensor("values", values)
+        check_entries("values", slots)
+        wrong = (values != 0) & ~((indices >= 0) & (indices < dim))
+        if wrong.any():
+            row, slot = (int(part[0]) for part in wrong.nonzero())
             raise ValueError(
-                f"indices: expected latents in 0..{dim - 1}, got {used.min()}..{used.max()}"
+                f"indices: expected latents in 0..{dim - 1}, got {indices[row, slot]} in row {row}"
             )
-        slots = in_order(
-            torch.from_numpy(np.ascontiguousarray(values)),
-            torch.from_numpy(np.ascontiguousarray(indices).astype(np.int64)),
-            dim,
-        )
-        return SparseCodes(*slots, dim).validate()
+        latents = torch.from_numpy(indices.astype(np.int64))
+        return SparseCodes(*in_order(slots, latents, dim), dim).validate()
 
     # ---- storage ----------------------------------------------------------------------
 
@@ -375,18 +479,22 @@ class SparseCodes:
         """The packed form: a safetensors file, 2 or 4 bytes an index and a value.
 
         Indices are uint16 where dim ≤ 65,536, else int32. With values="float16" the codes
-        are rounded, and slots that the rounding makes equal are put back in order. `notes`
-        are kept in the metadata, for `csrkern.codes_file.notes`.
+        are rounded as by `to`, which loses no latent. `notes` are kept in the metadata, for
+        `csrkern.codes_file.notes`. A file holds what `load` reads: finite values, and codes that
+        `validate` passes.
 
         Raises:
-            ValueError: if `values` is not "float32" or "float16", or a value overflows it.
+            ValueError: if `values` is not "float32" or "float16", or a value overflows it; naming
+                the row, if these are no valid codes or a value is not finite.
         """
         if values not in ("float32", "float16"):
             raise ValueError(f"values: expected 'float32' or 'float16', got {values!r}")
-        codes = self.detach().to("cpu").validate().to(getattr(torch, values))
-        if bool((codes.values.isinf() & self.values.detach().cpu().isfinite()).any()):
+        whole = self.detach().cpu().validate()
+        check_entries("values", whole.values)
+        codes = whole.to(getattr(torch, values))
+        if bool(codes.values.isinf().any()):
             raise ValueError(
-                f"values: {float(self.values.max()):.4g} does not fit in {values}"
+                f"values: {float(whole.values.max()):.4g} does not fit in {values}"
                 + ("; save as float32" if values == "float16" else "")
             )
         return codes_file.pack(
@@ -397,7 +505,8 @@ class SparseCodes:
         """The codes in about two bytes a latent: latents exact, values in `value_bits` bits.
 
         `PackedCodes.unpack` gives them back; `packed_k` says how many latents fit in how many
-        bytes. For float16 values and what an index takes, see `to_bytes`.
+        bytes. No active latent is lost. For float16 values and what an index takes, see
+        `to_bytes`.
 
         Raises:
             TypeError, ValueError: if value_bits is not in 1..8, k is 0, a value is negative, NaN
@@ -417,14 +526,16 @@ class SparseCodes:
         """
         stored = codes_file.read(path)
         try:
-            return SparseCodes(
+            codes = SparseCodes(
                 torch.from_numpy(np.array(stored.values)),
                 torch.from_numpy(stored.indices.astype(np.int32)),
                 stored.dim,
                 stored.fingerprint,
             ).validate()
+            check_entries("values", codes.values)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)} is damaged: {error}") from error
+        return codes
 
 
 class _Context(int):
@@ -464,3 +575,13 @@ _pytree.register_pytree_node(
     serialized_type_name="csrkern.SparseCodes",
     flatten_with_keys_fn=_flatten_with_keys,
 )
+
+# torch.load takes them once this module is imported, and default_collate stacks rows of them.
+torch.serialization.add_safe_globals([SparseCodes])
+
+
+def _collate(batch: list[SparseCodes], *, collate_fn_map: Any = None) -> SparseCodes:
+    return SparseCodes.cat(batch)
+
+
+default_collate_fn_map[SparseCodes] = _collate

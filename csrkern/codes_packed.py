@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from csrkern import _C, codes_file
-from csrkern.arguments import check_int
+from csrkern.arguments import check_int, row_numbers
 from csrkern.codes import SparseCodes
+from csrkern.codes_slots import keep_active
 from csrkern.identity import check_fingerprint
 from csrkern.ops._registry import address
 from csrkern.storage import write_atomically
@@ -86,11 +87,15 @@ class PackedCodes:
         """`SparseCodes.pack`."""
         check_slots(codes.values, codes.indices)
         size = packed_bytes(codes.k, codes.dim, value_bits)
-        values = codes.values.detach().to("cpu", torch.float32).contiguous()
+        exact = codes.values.detach().cpu()
+        values = keep_active(exact, exact.float()).contiguous()
         indices = codes.indices.cpu().contiguous()
         strongest = float(values.max()) if len(codes) else 0.0
         if not strongest <= _LARGEST:  # nor NaN
-            raise ValueError(f"values: expected numbers of at most 2^100, got {strongest}")
+            row, slot = (~(values <= _LARGEST)).nonzero()[0].tolist()
+            raise ValueError(
+                f"values: expected numbers of at most 2^100, got {values[row, slot]} in row {row}"
+            )
         largest = float(np.float32(max(strongest, _SMALLEST)))
         empty = np.empty((len(codes), size), np.uint8)
         packed = cls(empty, codes.k, codes.dim, value_bits, largest, codes.fingerprint)
@@ -119,15 +124,23 @@ class PackedCodes:
     def __len__(self) -> int:
         return self.rows.shape[0]
 
-    def __getitem__(self, rows: slice | np.ndarray | Sequence[int]) -> PackedCodes:
-        """Rows by slice, list of numbers or boolean mask, as PackedCodes [m, k]."""
-        if not isinstance(rows, slice):
-            rows = np.asarray(rows)
-            if rows.ndim != 1:
-                raise IndexError("rows: expected a slice or a list of numbers; for one row, [i]")
-            rows = rows if rows.dtype == bool else rows.astype(np.int64)
+    def __getitem__(self, rows: int | slice | np.ndarray | Sequence[int]) -> PackedCodes:
+        """Rows by number, slice, list of numbers or boolean mask, as PackedCodes [m, k].
+
+        Raises:
+            IndexError: if `rows` is anything else, or names a row that is not there.
+        """
         form = self.k, self.dim, self.value_bits, self.largest, self.fingerprint
-        return PackedCodes(self.rows[rows], *form)
+        return PackedCodes(self.rows[row_numbers(rows, len(self))], *form)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        """Say what to call: NumPy would make an array of objects of them, row by row."""
+        raise TypeError(
+            "PackedCodes are no array: packed.rows are their bytes, packed.unpack() codes"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedCodes, (self.rows, *self._form[1:], self.fingerprint)
 
     def __repr__(self) -> str:
         return (

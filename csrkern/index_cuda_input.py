@@ -98,6 +98,8 @@ def device_rows(native: Any, name: str, codes: Any, dim: int | None) -> DeviceRo
         )
     if indices.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name}: expected int32 or int64 indices, got {indices.dtype}")
+    if indices.dtype == torch.int64:  # none that is out of range may wrap around into it
+        indices = indices.clamp(-1, 2**31 - 1)
     values = values.detach()
     if values.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         values = values.float()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from csrkern.arguments import float32_array, integers
+from csrkern.arguments import as_csr, check_places, float32_array, integers, row_starts
 
 
 class Rows(NamedTuple):
@@ -132,10 +132,10 @@ def _fixed_width(name: str, given_values: Any, given_indices: Any, dim: int) -> 
 def _scipy(name: str, matrix: Any, dim: int | None) -> Rows:
     if len(matrix.shape) != 2:
         raise ValueError(f"{name}: expected a matrix [n, dim], got shape {list(matrix.shape)}")
-    _check_scipy(name, matrix)
-    matrix = matrix.tocsr()
+    if matrix.format != "csr":
+        matrix = as_csr(name, matrix)
     dim = _same_dim(name, matrix.shape[1], dim)
-    starts = _starts(
+    starts = row_starts(
         name, matrix.indptr, matrix.shape[0], min(len(matrix.indices), matrix.data.size)
     )
     if not matrix.has_canonical_format:
@@ -148,29 +148,6 @@ def _scipy(name: str, matrix: Any, dim: int | None) -> Rows:
     return Rows(values, _int32(name, indices, dim), starts, dim)
 
 
-def _check_scipy(name: str, matrix: Any) -> None:
-    """Refuse arrays that SciPy's own conversion to CSR would follow out of bounds."""
-    n, dim = matrix.shape
-    if matrix.format == "coo":
-        axes = [(matrix.row, n), (matrix.col, dim)]
-        if any(len(indices) != len(matrix.data) for indices, _ in axes):
-            raise ValueError(f"{name}: expected a row and a column for each entry")
-    elif matrix.format in ("csc", "bsr"):
-        lines, limit = dim, n
-        if matrix.format == "bsr":
-            lines, limit = (
-                size // of for size, of in zip(matrix.shape, matrix.blocksize, strict=True)
-            )
-        _starts(name, matrix.indptr, lines, min(len(matrix.indices), len(matrix.data)))
-        axes = [(matrix.indices, limit)]
-    else:
-        return
-    for indices, limit in axes:
-        wrong = indices[(indices < 0) | (indices >= limit)]
-        if len(wrong):
-            raise ValueError(f"{name}: expected indices in 0..{limit - 1}, got {wrong[0]}")
-
-
 def _torch(name: str, tensor: Any, dim: int | None) -> Rows:
     if tensor.dim() != 2:
         raise ValueError(f"{name}: expected a tensor [n, dim], got shape {list(tensor.shape)}")
@@ -180,6 +157,9 @@ def _torch(name: str, tensor: Any, dim: int | None) -> Rows:
         raise ValueError(f"{name}: expected a tensor with two sparse axes, got one that is dense")
     tensor = tensor.detach().cpu()
     if layout == "torch.sparse_coo":
+        # Coalescing reads places, and takes wild ones for others.
+        rows, indices = tensor._indices().numpy()
+        check_places(name, rows, indices, tuple(tensor.shape))
         tensor = tensor.coalesce()
         rows, indices = tensor.indices().numpy()
         counts = np.bincount(rows, minlength=tensor.shape[0])
@@ -192,24 +172,9 @@ def _torch(name: str, tensor: Any, dim: int | None) -> Rows:
             f"{name}: expected a sparse COO or CSR tensor, got layout {layout}; "
             "SparseCodes.from_dense converts a dense matrix"
         )
-    starts = _starts(name, starts, tensor.shape[0], len(indices))
+    starts = row_starts(name, starts, tensor.shape[0], len(indices))
     values = float32_array(f"values of {name}", tensor.values())
     return Rows(values, _int32(name, indices, dim), starts, dim)
-
-
-def _starts(name: str, starts: Any, n: int, entries: int) -> np.ndarray:
-    starts = np.ascontiguousarray(starts, dtype=np.int64)
-    if (
-        starts.shape != (n + 1,)
-        or starts[0] != 0
-        or starts[-1] > entries
-        or (np.diff(starts) < 0).any()
-    ):
-        raise ValueError(
-            f"{name}: expected {n + 1} row starts from 0 that never decrease and end within "
-            f"the {entries} entries"
-        )
-    return starts
 
 
 def _int32(name: str, indices: np.ndarray, dim: int) -> np.ndarray:

@@ -21,7 +21,6 @@ from csrkern.index_rerank import Rerank
 from csrkern.ops.autoencode import autoencode
 from csrkern.ops.decode import decode
 from csrkern.ops.encode import encode
-from csrkern.ops.latents import latents_of
 from csrkern.ops.topk_relu import topk_relu
 from csrkern.storage import read_json, write_atomically
 from csrkern.validation import (
@@ -464,8 +463,8 @@ class SparseAutoencoder(nn.Module):
         """
         # One place more, for slots that hold nothing: no shape depends on what the codes hold,
         # so a GPU need not be waited for.
-        latents = latents_of(codes.values, codes.indices, self.hidden_dim)
-        latents = torch.where(codes.values > threshold, latents, self.hidden_dim)
+        check_codes("codes", codes, self.hidden_dim)
+        latents = torch.where(codes.values > threshold, codes.latents(), self.hidden_dim)
         used = self.stats_last_nonzero.new_zeros(self.hidden_dim + 1)
         used.scatter_(0, latents.flatten(), 1)
         if new_step:

@@ -112,6 +112,87 @@ def test_rows():
     assert [part.shape for part in codes] == [(1, 30)] * 6  # by rows, as it ends with IndexError
 
 
+@pytest.mark.parametrize("kind", [SparseCodes, SparseCodes.pack])
+def test_rows_are_selected_by_integers_and_bools_alone(kind):
+    codes = random_codes(3)
+    codes = codes if kind is SparseCodes else codes.pack()
+    pd = pytest.importorskip("pandas")
+    for rows in (
+        [0.9, 1.9],
+        ["1", "2"],
+        [None],
+        [[0, 1]],
+        [True, 2],
+        0.0,
+        "1",
+        None,
+        ...,
+        True,
+        np.True_,
+        (0, 1),
+        (),
+        (slice(None), 0),
+        np.array([True, False, True], object),
+        np.array([0, 1], object),
+        np.array([[0, 1]]),
+        np.array(1.0),
+        np.array(True),
+        np.array([True, False]),
+        [True] * 4,
+        [2**63],
+        [2**70],
+        np.array([2**64 - 1], np.uint64),
+        pd.Series([1, None]),
+        pd.Series([True, None, True]),
+        torch.tensor([0.0, 1.0]),
+        torch.tensor([0.0, 1.0]).bfloat16(),
+        torch.tensor([True, False]),
+        torch.tensor([[0, 1]]),
+        torch.tensor(True),
+    ):
+        with pytest.raises(IndexError) as caught:
+            codes[rows]
+        assert len(str(caught.value)) > 20
+
+
+@pytest.mark.parametrize("kind", [SparseCodes, SparseCodes.pack])
+def test_integers_and_masks_of_any_type_select(kind):
+    codes = random_codes(3)
+    made = codes if kind is SparseCodes else codes.pack()
+    for rows, want in (
+        (np.array([2, 1], np.uint8), [2, 1]),
+        (np.array([2, -3], ">i2"), [2, 0]),
+        (torch.tensor([1, 0], dtype=torch.uint8), [1, 0]),
+        (torch.tensor([1, -1], dtype=torch.int32), [1, 2]),
+        (torch.tensor(2), [2]),
+        (np.array(-1), [2]),
+        (np.uint64(1), [1]),
+        (2, [2]),
+        ([], []),
+        (range(1, 3), [1, 2]),
+        ([True, False, True], [0, 2]),
+        ([np.True_, np.False_, np.True_], [0, 2]),
+        (np.array([1, 0, 1], bool)[::-1], [0, 2]),
+    ):
+        part = made[rows]
+        assert type(part) is type(made)
+        values = (part if kind is SparseCodes else part.unpack()).indices
+        assert torch.equal(values, codes.indices[torch.tensor(want, dtype=torch.long)])
+
+
+def test_a_row_that_is_not_there_is_named():
+    codes = random_codes(3)
+    for rows, row in (
+        ([0, 3], 3),
+        (np.array([-4, 0]), -4),
+        (np.int8(3), 3),
+        (torch.tensor([9]), 9),
+    ):
+        for made in (codes, codes.pack()):
+            with pytest.raises(IndexError, match=str(row)):
+                made[rows]
+
+
 @pytest.mark.parametrize("rows", [[], torch.tensor(2), np.array([1, 2], np.uint16)], ids=str)
 def test_rows_by_less_common_indices(rows):
     assert random_codes(6)[rows].k == 5
@@ -175,6 +256,8 @@ def test_cat():
     assert whole[3:].equal(parts[2])
     with pytest.raises(ValueError, match="parts: expected at least one SparseCodes, got none"):
         SparseCodes.cat([])
+    with pytest.raises(TypeError, match="parts: expected SparseCodes, got tuple"):
+        SparseCodes.cat([parts[0], parts[0].numpy()])
     for other in (random_codes(k=4), random_codes(h=31)):
         with pytest.raises(ValueError, match=r"parts: expected one \(k, dim\), got \[\(5, 30\), "):
             SparseCodes.cat([parts[0], other])
@@ -300,3 +383,40 @@ def test_power_acts_on_active_values_alone():
     for exponent in (0, -1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="exponent: expected a positive number"):
             codes.power(exponent)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_native_check_agrees_with_the_rules(dtype, monkeypatch):
+    """On codes of few latents and values, of which most are broken somewhere."""
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.tensor([0.0, -0.0, 1.0, 1.0, 2.0, 3.0, -1.0, NAN, INF]).to(dtype)
+    n, k = 3000, 3
+    values = numbers[torch.randint(0, len(numbers), (n, k), generator=generator)]
+    values[: n // 2] = values[: n // 2].sort(1, descending=True).values
+    indices = torch.randint(-1, 5, (n, k), generator=generator).int()
+    good = 0
+    for row in range(n):
+        codes = SparseCodes(values[row : row + 1], indices[row : row + 1], 4)
+        with monkeypatch.context() as without:
+            without.setattr(SparseCodes, "_is_valid", lambda self: False)
+            try:
+                codes.validate()
+                valid = True
+            except ValueError:
+                valid = False
+        assert codes._is_valid() == valid, codes.numpy()
+        good += valid
+    assert 20 < good < n - 20
+    values[:], indices[:] = torch.tensor([3.0, 2.0, 1.0]), torch.arange(k)
+    for row in (0, 1700, n - 1):
+        indices[row, 1] = 0
+        with pytest.raises(ValueError, match=f"distinct latents is broken in row {row}"):
+            SparseCodes(values, indices, 4).validate()
+        indices[row, 1] = 1
+
+
+def test_norms_of_any_order_and_sign():
+    codes = make([[1e-30, 1e30], [-1e30, 1e-30], [3.0, -4.0]], [[1, 2], [1, 2], [1, 2]])
+    np.testing.assert_allclose(codes.normalize().values, [[0, 1], [-1, 0], [0.6, -0.8]], atol=1e-6)
+    none = SparseCodes(torch.empty(3, 0), torch.empty(3, 0).int(), 5)
+    assert none.normalize().shape == (3, 5)

@@ -36,6 +36,10 @@ def test_round_trips(h, k, values, tmp_path):
     for name, pre in adversarial_rows(h, k).items():
         codes = reference.topk_relu(pre.to(getattr(torch, values)), k)
         wide = codes.to(torch.float32)
+        if not bool(wide.values.isfinite().all()):
+            with pytest.raises(ValueError, match=r"values: expected finite entries, got .* in row"):
+                wide.save(tmp_path / "codes", values=values)
+            continue
         back = saved(wide, tmp_path / "codes", values=values)
         assert back.dtype == getattr(torch, values)
         assert (back.dim, back.k) == (h, k)
@@ -47,14 +51,16 @@ def test_round_trips(h, k, values, tmp_path):
 def test_any_codes_round_trip(data, tmp_path):
     n, h = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 12))
     k = data.draw(st.integers(1, h))
-    element = st.one_of(st.floats(width=32), st.sampled_from([0.0, 1.0, 1.0 + 1e-6, float("nan")]))
+    finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    element = st.one_of(finite, st.sampled_from([0.0, 1.0, 1.0 + 1e-6, 1e-9]))
     rows = st.lists(st.lists(element, min_size=h, max_size=h), min_size=n, max_size=n)
     pre = torch.tensor(data.draw(rows), dtype=torch.float32).reshape(n, h)
     codes = reference.topk_relu(pre, k)
     assert saved(codes, tmp_path / "codes").equal(codes)
-    if not bool((codes.values.to(torch.float16).isinf() & codes.values.isfinite()).any()):
+    if not bool(codes.values.to(torch.float16).isinf().any()):
         narrow = saved(codes, tmp_path / "codes", values="float16")
-        rounded = codes.to_dense().to(torch.float16)
+        dense = codes.to_dense()
+        rounded = torch.where(dense > 0, dense.half().clamp(min=2**-24), 0)
         assert narrow.equal(SparseCodes.from_dense(rounded, k))
 
 
@@ -85,10 +91,11 @@ def test_stores_two_or_four_bytes_an_entry(tmp_path):
 
 
 def test_slots_that_rounding_makes_equal_are_put_back_in_order(tmp_path):
+    """And none of them is lost: what is too small becomes the least positive value."""
     codes = make([[1.0 + 1e-6, 1.0, 1e-9], [1e-9, 1e-10, 0.0]], [[5, 2, 7], [3, 1, 0]])
     back = saved(codes, tmp_path / "codes", values="float16")
-    assert back.values.tolist() == [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
-    assert back.indices.tolist() == [[2, 5, 0], [0, 0, 0]]
+    assert back.values.tolist() == [[1.0, 1.0, 2**-24], [2**-24, 2**-24, 0.0]]
+    assert back.indices.tolist() == [[2, 5, 7], [1, 3, 0]]
 
 
 @pytest.mark.parametrize(
@@ -106,14 +113,14 @@ def test_a_saved_file_can_be_read_whatever_the_dtype(codes, tmp_path):
 
 def test_overflow_is_an_error_and_writes_nothing(tmp_path):
     path = tmp_path / "codes"
-    infinite = make([[float("inf"), 65504.0]], [[1, 2]])
-    assert saved(infinite, path, values="float16").values[0, 0] == float("inf")
+    largest = make([[65504.0, 1.0]], [[1, 2]])
+    assert saved(largest, path, values="float16").values[0, 0] == 65504.0
     codes = make([[7e4, 1.0]], [[1, 2]])
     with pytest.raises(
         ValueError, match=r"values: 7e\+04 does not fit in float16; save as float32"
     ):
         codes.save(path, values="float16")
-    assert SparseCodes.load(path).values[0, 1] == 65504.0
+    assert SparseCodes.load(path).values[0, 0] == 65504.0
     assert saved(codes, path).equal(codes)
     with pytest.raises(ValueError, match="values: expected 'float32' or 'float16', got 'int8'"):
         codes.save(path, values="int8")
@@ -131,6 +138,63 @@ def test_loaded_codes_are_writable_and_outlive_the_file(tmp_path):
     path.unlink()
     back.values.mul_(2)
     assert torch.equal(back.values, codes.values * 2)
+
+
+BROKEN = {
+    "negative": (make([[1.0, 0.5], [1.0, -2.0]], [[3, 4], [3, 4]]), "values not negative"),
+    "unsorted": (make([[1.0, 0.5], [1.0, 2.0]], [[3, 4], [3, 4]]), "values non-increasing"),
+    "ties": (make([[1.0, 0.5], [1.0, 1.0]], [[3, 4], [4, 3]]), "equal values by lower index"),
+    "twice": (make([[1.0, 0.5], [2.0, 1.0]], [[3, 4], [3, 3]]), "distinct latents"),
+    "too large": (make([[1.0, 0.5], [2.0, 1.0]], [[3, 4], [3, 10]]), "indices in 0..dim-1"),
+    "wraps in uint16": (make([[1.0], [2.0]], [[3], [65_539]]), "indices in 0..dim-1"),
+    "below 0": (make([[1.0, 0.5], [2.0, 1.0]], [[3, 4], [3, -1]]), "indices in 0..dim-1"),
+    "padding": (make([[1.0, 0.5], [2.0, 0.0]], [[3, 4], [3, 4]]), "padded slots with index 0"),
+    "NaN": (make([[1.0, 0.5], [float("nan"), 0.5]], [[3, 4], [3, 4]]), "finite entries, got nan"),
+    "inf": (make([[1.0, 0.5], [float("inf"), 0.5]], [[3, 4], [3, 4]]), "finite entries, got inf"),
+}
+
+
+@pytest.mark.parametrize("values", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_load_would_refuse_is_not_written(kind, dtype, values, tmp_path):
+    broken, message = BROKEN[kind]
+    codes = SparseCodes(broken.values.to(dtype), broken.indices, broken.dim)
+    with pytest.raises(ValueError, match=f"{message}.* in row 1"):
+        codes.save(tmp_path / "codes", values=values)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_files_of_others_hold_finite_values(value, tmp_path):
+    tensors = {**TENSORS, "values": np.full((1, 1), value, np.float32)}
+    forge(tmp_path / "codes", HEADER, tensors)
+    with pytest.raises(ValueError, match=r"codes is damaged: values: expected finite entries"):
+        SparseCodes.load(tmp_path / "codes")
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (torch.float32, torch.float16),
+        (torch.bfloat16, torch.float16),
+        (torch.float64, torch.float16),
+        (torch.float64, torch.float32),
+        (torch.float64, torch.bfloat16),
+        (torch.float32, torch.bfloat16),
+        (torch.float16, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_no_conversion_loses_a_latent(source, target):
+    least = torch.finfo(source).smallest_normal
+    numbers = [1.0, 2**-24, max(1e-9, least), least, 0.0]
+    values = torch.tensor([sorted(numbers, reverse=True)], dtype=source)
+    codes = SparseCodes(values, torch.tensor([[9, 6, 7, 8, 0]], dtype=torch.int32), 10)
+    narrow = codes.to(target).validate()
+    assert narrow.active.tolist() == codes.active.tolist()
+    smallest = torch.finfo(target).smallest_normal * torch.finfo(target).eps
+    assert float(narrow.values[narrow.active].min()) >= smallest
 
 
 # ---- in pieces ------------------------------------------------------------------------

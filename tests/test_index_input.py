@@ -129,9 +129,9 @@ def test_hostile_scipy_arrays(codes, change, message):
 @pytest.mark.parametrize(
     ("form", "array", "wrong", "message"),
     [
-        ("coo", "row", [0, 2**30], r"indices in 0\.\.1, got 1073741824"),
+        ("coo", "row", [0, 2**30], r"rows in 0\.\.1, got 1073741824"),
         ("coo", "col", [0, -1], "got -1"),
-        ("coo", "row", [0], "a row and a column for each entry"),
+        ("coo", "row", [0], "a row and a latent for each entry"),
         ("csc", "indices", [0, 2**30], "got 1073741824"),
         ("csc", "indptr", [0, 2**30, 1], "row starts"),
         ("bsr", "indices", [-(2**30), 0], "got -1073741824"),
@@ -307,7 +307,7 @@ def test_an_index_is_made_by_build(call):
 
 def test_bools_among_integers_are_refused(codes):
     index = InvertedIndex.build(codes)
-    with pytest.raises(TypeError, match="ids: expected integers, got a list with a bool"):
+    with pytest.raises(TypeError, match="ids: expected integers, got a bool"):
         index.remove([3, True])
     with pytest.raises(TypeError, match="ids: expected integers"):
         InvertedIndex.build(codes[:2], ids=[np.True_, 5])

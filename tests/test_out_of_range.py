@@ -14,6 +14,9 @@ import csrkern.nn
 import csrkern.ops.gather
 import csrkern.ops.info_nce
 import csrkern.ops.transpose
+import csrtrain.evaluate
+import csrtrain.least_squares
+import csrtrain.loss
 from csrkern import SparseCodes
 
 ops = torch.ops.csrkern
@@ -77,6 +80,7 @@ CONSUMERS: dict[str, Callable[[SparseCodes], object]] = {
     "info_nce with labels": lambda c: csrkern.info_nce(c, temperature=0.1, labels=labels(c)),
     "transpose": csrkern.ops.transpose.transpose,
     "to_dense": SparseCodes.to_dense,
+    "latents": SparseCodes.latents,
     "to_torch_coo": SparseCodes.to_torch_coo,
     "to_torch_csr": SparseCodes.to_torch_csr,
     "to_scipy": SparseCodes.to_scipy,
@@ -92,6 +96,11 @@ CONSUMERS: dict[str, Callable[[SparseCodes], object]] = {
         c, 0.1
     ),
     "InvertedIndex.add": lambda c: csrkern.InvertedIndex.build(good_codes()).add(c),
+    "loss.load": lambda c: csrtrain.loss.load(c),
+    "latent_use": lambda c: csrtrain.evaluate.latent_use(c),
+    "refit": lambda c: csrtrain.least_squares.refit(
+        dictionary(c), torch.randn(9, D).to(c.dtype), c
+    ),
     "reference.decode": lambda c: csrkern.reference.decode(c, weight(c.dtype)),
     "reference.similarity": lambda c: csrkern.reference.similarity(c, c),
     "reference.info_nce": lambda c: csrkern.reference.info_nce(c, temperature=0.1),

@@ -74,8 +74,7 @@ def test_rows_are_chosen_and_threads_change_nothing() -> None:
         assert torch.equal(packed.unpack().values, codes.pack().unpack().values)
     finally:
         torch.set_num_threads(threads)
-    with pytest.raises(IndexError, match="list of numbers"):
-        packed[3]
+    assert torch.equal(packed[3].unpack().values, packed.unpack()[3].values)
 
 
 def test_nothing_and_no_rows() -> None:
@@ -84,6 +83,39 @@ def test_nothing_and_no_rows() -> None:
     assert len(zeros[:0].pack().unpack()) == 0
     half = random_codes(9, 4, 30).to(dtype=torch.float16)
     assert torch.equal(half.pack(8).unpack().indices.shape and half.indices, half.indices)
+
+
+def test_no_weak_latent_is_lost() -> None:
+    values = torch.tensor([[1.0, 1e-30, 1e-60]], dtype=torch.float64)
+    codes = SparseCodes(values, torch.tensor([[5, 2, 7]], dtype=torch.int32), 9)
+    assert sorted(codes.pack().unpack().indices[0].tolist()) == [2, 5, 7]
+
+
+def test_forged_sizes() -> None:
+    packed = random_codes(50, 8, 300).pack()
+    form = packed.k, packed.dim, packed.value_bits, packed.largest
+    for name, wrong in (
+        ("rows", packed.rows[:, :-1]),
+        ("rows", packed.rows.ravel()),
+        ("rows", packed.rows.astype(np.int64)),
+        ("rows", None),
+        ("k", 9),
+        ("k", -1),
+        ("k", 2**40),
+        ("dim", 7),
+        ("dim", 2**40),
+        ("value_bits", 9),
+        ("largest", float("nan")),
+        ("largest", "1"),
+    ):
+        forged = PackedCodes(packed.rows, *form)
+        setattr(forged, name, wrong)
+        for use in (PackedCodes.unpack, lambda codes: codes.save("/nowhere/codes")):
+            with pytest.raises((TypeError, ValueError)):
+                use(forged)
+    wide = np.zeros((50, 2 * packed.row_bytes), np.uint8)[:, ::2]
+    wide[:] = packed.rows
+    assert PackedCodes(wide, *form).unpack().equal(packed.unpack())
 
 
 def test_damaged_rows_are_named() -> None:
@@ -177,7 +209,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for wrong in (float("nan"), float("inf"), 2.0**101):
         values = codes.values.clone()
         values[4, 0] = wrong
-        with pytest.raises(ValueError, match=r"at most 2\^100"):
+        with pytest.raises(ValueError, match=r"at most 2\^100, got .* in row 4"):
             SparseCodes(values, codes.indices, 30).pack()
     rows = codes.pack().rows
     with pytest.raises(TypeError, match="uint8"):

@@ -4,11 +4,19 @@
 #include <atomic>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "csrkern/parallel.hpp"
 
 namespace csrkern {
 namespace {
+
+constexpr int64_t kRowsAtOnce = 4096;
+
+// Latents below it are in range: int32 names no more than 2^31.
+uint32_t latent_limit(int64_t dim) {
+  return static_cast<uint32_t>(std::min<int64_t>(dim, int64_t{1} << 31));
+}
 
 // Without a jump, so that the compiler makes vectors of it: 0.2 ns an entry.
 bool good_latents(const float* values, const int32_t* indices, int64_t n, uint32_t limit) {
@@ -20,10 +28,52 @@ bool good_latents(const float* values, const int32_t* indices, int64_t n, uint32
   return bad == 0;
 }
 
+// Whether a row is in order. `seen` has a bit for each latent, all 0 here and afterwards.
+bool good_row(const float* values, const int32_t* indices, int64_t k, uint32_t limit,
+              uint64_t* seen) {
+  bool good = true;
+  int64_t active = 0;
+  for (; active < k && values[active] != 0; ++active) {
+    const float value = values[active];
+    const auto latent = static_cast<uint32_t>(indices[active]);
+    if (latent >= limit || value < 0) break;
+    if (active > 0) {
+      const float before = values[active - 1];
+      const bool falls = before > value || (before != before && value == value);
+      const bool ties = before == value && indices[active - 1] < indices[active];
+      if (!falls && !ties && !(before != before && value != value)) break;
+    }
+    uint64_t& word = seen[latent / 64];
+    const uint64_t bit = uint64_t{1} << (latent % 64);
+    if (word & bit) break;
+    word |= bit;
+  }
+  for (int64_t s = active; s < k; ++s) good &= values[s] == 0 && indices[s] == 0;
+  for (int64_t s = 0; s < active; ++s) seen[static_cast<uint32_t>(indices[s]) / 64] = 0;
+  return good;
+}
+
 }  // namespace
 
+int64_t first_invalid(const Codes& codes, int num_threads) {
+  const uint32_t limit = latent_limit(codes.dim);
+  std::atomic<int64_t> first{codes.n};
+  parallel_for(codes.n, kRowsAtOnce, num_threads, [&](int64_t begin, int64_t end, int) {
+    std::vector<uint64_t> seen(limit / 64 + 1);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t at = i * codes.k;
+      if (good_row(codes.values + at, codes.indices + at, codes.k, limit, seen.data())) continue;
+      int64_t known = first.load();
+      while (i < known && !first.compare_exchange_weak(known, i)) {
+      }
+      return;
+    }
+  });
+  return first;
+}
+
 void check_latents(const Codes& codes, int num_threads) {
-  const auto limit = static_cast<uint32_t>(std::min<int64_t>(codes.dim, int64_t{1} << 31));
+  const uint32_t limit = latent_limit(codes.dim);
   const int64_t n = codes.n * codes.k;
   std::atomic<bool> good{true};
   parallel_for(n, 1 << 18, num_threads, [&](int64_t begin, int64_t end, int) {

@@ -155,6 +155,27 @@ void check_vanishing_values() {
   }
 }
 
+// Weak values of documents are rounded up to the least that there is, and found.
+void check_weak_values() {
+  const Exact<float> values{60'000.0f, 1e-8f, 1e-45f, 3e38f, 1e-30f, 0.0f};
+  const Exact<int32_t> indices{3, 1, 2, 0, 4, 1};
+  for (ValueType type :
+       {ValueType::float16, ValueType::float32, ValueType::uint8, ValueType::uint16}) {
+    for (bool normalize : {false, true}) {
+      if (!normalize && type != ValueType::float32) continue;  // 3e38 would not fit
+      OwnedIndex owned({2, 5, 3, nullptr, values.data(), indices.data()}, 64, 0, type, normalize,
+                       {}, 1);
+      const Documents docs{Index(owned.view(), false)};
+      CHECK(docs.starts[1] == 3 && docs.starts[2] == 5);
+      for (float value : docs.values) CHECK(value > 0);
+    }
+  }
+  OwnedIndex owned({1, 5, 3, nullptr, values.data(), indices.data()}, 64, 0, ValueType::float16,
+                   false, {}, 1);
+  const Documents docs{Index(owned.view(), false)};
+  CHECK(docs.values[0] == 0x1p-24f && docs.values[1] == 0x1p-24f);
+}
+
 // A file may claim any number of documents if none of them has a term.
 void check_claimed_documents() {
   OwnedIndex empty(rows_of(random_codes(0, 1, 40, 12)), 64, 0, ValueType::float16, false, {}, 1);
@@ -312,6 +333,7 @@ int main() {
   csrkern::check_clusters();
   csrkern::check_directory();
   csrkern::check_vanishing_values();
+  csrkern::check_weak_values();
   csrkern::check_claimed_documents();
   csrkern::check_concurrent_searches();
   csrkern::check_refused_codes();

@@ -76,6 +76,16 @@ def narrow(x, element: tl.constexpr):
 
 
 @triton.jit
+def is_active(value, latent, dim):
+    """Whether a slot holds a latent that there is.
+
+    A GPU is not waited for to say that one is out of range: kernels take such a slot for an empty
+    one, and follow no index out of bounds.
+    """
+    return (value != 0) & (latent >= 0) & (latent < dim)
+
+
+@triton.jit
 def tree_sum_rows(x, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """Sums of the columns of [ROWS, WIDTH], ROWS a power of two; see `tree_sum`."""
     if ROWS == 1:

@@ -27,6 +27,7 @@ from csrkern.kernels import tuning
 from csrkern.kernels._common import (
     as_bits,
     batched_jit,
+    is_active,
     narrow,
     on_device_of,
     power_of_2,
@@ -51,6 +52,7 @@ def gather_sum_kernel(
     out,  # [P, n, d]
     n,
     k,
+    dim,
     d,
     stride_table,
     ENDS: tl.constexpr,
@@ -70,8 +72,10 @@ def gather_sum_kernel(
         for first in range(begin, ENDS[q], ROWS):
             slots = first + tl.arange(0, ROWS)
             value = tl.load(values + row * k + slots, mask=slots < ENDS[q], other=0.0)
-            active = value != 0
-            latent = tl.load(indices + row * k + slots, mask=active, other=0).to(tl.int64)
+            latent = tl.load(indices + row * k + slots, mask=slots < ENDS[q], other=0)
+            active = is_active(value, latent, dim)
+            value = tl.where(active, value, 0.0)
+            latent = latent.to(tl.int64)
             where = table + latent[:, None] * stride_table + columns[None, :]
             rows = widen(tl.load(where, mask=active[:, None] & inside[None, :], other=0))
             total += tree_sum_rows(value[:, None] * rows, ROWS, BLOCK)
@@ -89,6 +93,7 @@ def gather_dot_kernel(
     out,  # [n, k] float32
     n,
     k,
+    dim,
     d,
     stride_table,
     ENDS: tl.constexpr,
@@ -103,8 +108,9 @@ def gather_dot_kernel(
         for first in range(begin, ENDS[q], ROWS):
             slots = first + tl.arange(0, ROWS)
             value = tl.load(values + row * k + slots, mask=slots < ENDS[q], other=0.0)
-            active = value != 0
-            latent = tl.load(indices + row * k + slots, mask=active, other=0).to(tl.int64)
+            latent = tl.load(indices + row * k + slots, mask=slots < ENDS[q], other=0)
+            active = is_active(value, latent, dim)
+            latent = latent.to(tl.int64)
             products = tl.zeros([ROWS, BLOCK], tl.float32)
             for column in range(0, d, BLOCK):
                 columns = column + tl.arange(0, BLOCK)
@@ -124,16 +130,21 @@ def gather_dot_kernel(
 
 @triton.jit
 def sum_entries(
-    begin, end, rows, slots, source, scale, k, stride_source, columns, inside,
+    begin, end, rows, slots, source, scale, entries, n, k, stride_source, columns, inside,
     begin_slot, end_slot, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Σ over postings begin <= e < end with a slot in range of scale[i, s] · source[i, columns]."""
     total = tl.zeros([BLOCK], tl.float32)
+    begin = tl.maximum(begin, 0)  # nothing is read out of bounds, whatever the lists hold
+    end = tl.minimum(end, entries)
+    begin_slot = tl.maximum(begin_slot, 0)
+    end_slot = tl.minimum(end_slot, k)
     for first in range(begin, end, ROWS):
-        entries = first + tl.arange(0, ROWS)
-        slot = tl.load(slots + entries, mask=entries < end, other=0)
-        takes = (entries < end) & (slot >= begin_slot) & (slot < end_slot)
-        row = tl.load(rows + entries, mask=takes, other=0).to(tl.int64)
+        e = first + tl.arange(0, ROWS)
+        slot = tl.load(slots + e, mask=e < end, other=0)
+        row = tl.load(rows + e, mask=e < end, other=0)
+        takes = (e < end) & (slot >= begin_slot) & (slot < end_slot) & (row >= 0) & (row < n)
+        row = row.to(tl.int64)
         factor = tl.load(scale + row * k + slot, mask=takes, other=0.0)
         where = source + row[:, None] * stride_source + columns[None, :]
         x = widen(tl.load(where, mask=takes[:, None] & inside[None, :], other=0))
@@ -150,6 +161,8 @@ def scatter_pieces_kernel(
     source,  # [n, d], rows of stride_source
     scale,  # [n, k] float32
     partial,  # [pieces, d] float32
+    entries,
+    n,
     dim,
     k,
     d,
@@ -175,7 +188,7 @@ def scatter_pieces_kernel(
         columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = columns < d
         total = sum_entries(
-            begin, end, rows, slots, source, scale, k, stride_source, columns, inside,
+            begin, end, rows, slots, source, scale, entries, n, k, stride_source, columns, inside,
             begin_slot, end_slot, ROWS, BLOCK,
         )  # fmt: skip
         tl.store(partial + piece * d + columns, total, mask=inside)
@@ -191,6 +204,9 @@ def scatter_sum_kernel(
     scale,  # [n, k] float32
     partial,  # [pieces, d] float32
     out,  # [dim, d] float32
+    entries,
+    pieces,
+    n,
     k,
     d,
     stride_source,
@@ -208,10 +224,10 @@ def scatter_sum_kernel(
     begin = tl.load(starts + latent)
     end = tl.minimum(begin + PIECE, tl.load(starts + latent + 1))
     total = sum_entries(
-        begin, end, rows, slots, source, scale, k, stride_source, columns, inside,
+        begin, end, rows, slots, source, scale, entries, n, k, stride_source, columns, inside,
         begin_slot, end_slot, ROWS, BLOCK,
     )  # fmt: skip
-    last = tl.load(first_pieces + latent + 1)
+    last = tl.minimum(tl.load(first_pieces + latent + 1), pieces)
     for first in range(tl.load(first_pieces + latent), last, ROWS):
         pieces = first + tl.arange(0, ROWS)
         where = partial + pieces[:, None] * d + columns[None, :]
@@ -269,6 +285,7 @@ def gather_sum(
             as_bits(out),
             n,
             k,
+            dim,
             d,
             table.stride(0),
             ENDS=tuple(ends),
@@ -303,6 +320,7 @@ def gather_dot(
             out,
             n,
             k,
+            dim,
             d,
             table.stride(0),
             ENDS=tuple(ends),
@@ -344,13 +362,16 @@ def scatter_sum(
 
             def run(config: tuning.Config, q=q, source=source, table=table, scale=scale) -> None:
                 lists = starts, first_pieces, rows, slots, table, scale, partial
+                entries = len(rows)
                 sizes = scale.shape[1], d, source.stride(0), begins[q], ends[q]
                 width = triton.cdiv(d, config["BLOCK"])
                 constants = {"PIECE": PIECE, "ROWS": ROWS_AT_ONCE, "enable_fp_fusion": False}
                 if most:
-                    scatter_pieces_kernel[(most, width)](*lists, dim, *sizes, **constants, **config)
+                    scatter_pieces_kernel[(most, width)](
+                        *lists, entries, n, dim, *sizes, **constants, **config
+                    )
                 scatter_sum_kernel[(dim, width)](
-                    *lists, out, *sizes, FIRST=q == 0, **constants, **config
+                    *lists, out, entries, most, n, *sizes, FIRST=q == 0, **constants, **config
                 )
 
             # What adds to `out` can run only once: the first source's choice serves all.

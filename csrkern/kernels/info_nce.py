@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from csrkern.kernels import tuning
-from csrkern.kernels._common import batched_jit, on_device_of
+from csrkern.kernels._common import batched_jit, is_active, on_device_of
 from csrkern.kernels.similarity import POSTINGS_AT_ONCE, Postings, add_scores
 
 SCRATCH_BYTES = 2**28
@@ -43,6 +43,7 @@ def info_nce_kernel(
     n,
     k,
     m,
+    dim,
     scale,
     ONE_SET: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -52,7 +53,7 @@ def info_nce_kernel(
     scores = scratch + program.to(tl.int64) * m
     for i in range(program, n, tl.num_programs(0)):
         at = tl.cast(i, tl.int64) * k
-        add_scores(values + at, indices + at, starts, rows, sorted_values, k, scores, BLOCK)
+        add_scores(values + at, indices + at, starts, rows, sorted_values, k, dim, scores, BLOCK)
         # In one set the row itself comes last, with its own factor or with none.
         mate = 0.0
         if ONE_SET or classes is None:
@@ -66,8 +67,8 @@ def info_nce_kernel(
         if ONE_SET and classes is None:
             top += mate
         for slot in range(0, k):
-            if tl.load(values + at + slot) != 0:
-                latent = tl.load(indices + at + slot)
+            latent = tl.load(indices + at + slot)
+            if is_active(tl.load(values + at + slot), latent, dim):
                 end = tl.load(starts + latent + 1)
                 for first in range(tl.load(starts + latent), end, BLOCK):
                     e = first + tl.arange(0, BLOCK)
@@ -79,8 +80,8 @@ def info_nce_kernel(
         positive = tl.zeros([BLOCK], tl.float32)
         met = tl.zeros([BLOCK], tl.int32)
         for slot in range(0, k):
-            if tl.load(values + at + slot) != 0:
-                latent = tl.load(indices + at + slot)
+            latent = tl.load(indices + at + slot)
+            if is_active(tl.load(values + at + slot), latent, dim):
                 end = tl.load(starts + latent + 1)
                 for first in range(tl.load(starts + latent), end, BLOCK):
                     e = first + tl.arange(0, BLOCK)
@@ -137,6 +138,7 @@ def info_nce_backward_kernel(
     n,
     k,
     m,
+    dim,
     scale,
     ONE_SET: tl.constexpr,
     BY_ROW: tl.constexpr,  # the losses are of rows of `values`
@@ -151,7 +153,7 @@ def info_nce_backward_kernel(
     scores = scratch + program.to(tl.int64) * m
     for i in range(program, n, tl.num_programs(0)):
         at = tl.cast(i, tl.int64) * k
-        add_scores(values + at, indices + at, starts, rows, sorted_values, k, scores, BLOCK)
+        add_scores(values + at, indices + at, starts, rows, sorted_values, k, dim, scores, BLOCK)
         partner = 0.0
         if classes is None:
             # Where the partner has nearly all the probability, p - 1 needs more digits.
@@ -161,8 +163,8 @@ def info_nce_backward_kernel(
             partner += (tl.load(weight + i).to(tl.float64) * (p - 1.0)).to(tl.float32)
         for slot in range(0, k):
             total = tl.zeros([BLOCK], tl.float32)
-            if tl.load(values + at + slot) != 0:
-                latent = tl.load(indices + at + slot)
+            latent = tl.load(indices + at + slot)
+            if is_active(tl.load(values + at + slot), latent, dim):
                 end = tl.load(starts + latent + 1)
                 for first in range(tl.load(starts + latent), end, BLOCK):
                     e = first + tl.arange(0, BLOCK)
@@ -195,8 +197,8 @@ def info_nce_backward_kernel(
             tl.store(grad_values + at + slot, tl.sum(total))
         tl.debug_barrier()
         for slot in range(0, k):
-            if tl.load(values + at + slot) != 0:
-                latent = tl.load(indices + at + slot)
+            latent = tl.load(indices + at + slot)
+            if is_active(tl.load(values + at + slot), latent, dim):
                 end = tl.load(starts + latent + 1)
                 for first in range(tl.load(starts + latent), end, BLOCK):
                     e = first + tl.arange(0, BLOCK)
@@ -252,6 +254,7 @@ def info_nce(
             n,
             k,
             m,
+            len(postings[0]) - 1,
             1 / temperature,
             ONE_SET=one_set,
             BLOCK=POSTINGS_AT_ONCE,
@@ -304,6 +307,7 @@ def info_nce_backward(
             n,
             k,
             m,
+            len(postings[0]) - 1,
             1 / temperature,
             ONE_SET=one_set,
             BY_ROW=one_set or not of_columns,

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from csrkern.kernels import tuning
-from csrkern.kernels._common import batched_jit, on_device_of, power_of_2, tree_sum
+from csrkern.kernels._common import batched_jit, is_active, on_device_of, power_of_2, tree_sum
 
 POSTINGS_AT_ONCE = 64  # two a lane: lists of even use are about this long
 CONFIGS = [{"BLOCK": POSTINGS_AT_ONCE, "num_warps": 1}, {"BLOCK": 32, "num_warps": 1}]
@@ -36,12 +36,12 @@ LOOKED_AT = tl.constexpr(32)  # rows
 
 
 @triton.jit
-def add_scores(values, indices, starts, rows, sorted_values, k, sums, BLOCK: tl.constexpr):
+def add_scores(values, indices, starts, rows, sorted_values, k, dim, sums, BLOCK: tl.constexpr):
     """sums[j] += values of a row · code j, over the row's k slots in order."""
     for slot in range(0, k):
         value = tl.load(values + slot)
-        if value != 0:
-            latent = tl.load(indices + slot)
+        latent = tl.load(indices + slot)
+        if is_active(value, latent, dim):
             end = tl.load(starts + latent + 1)
             for first in range(tl.load(starts + latent), end, BLOCK):
                 e = first + tl.arange(0, BLOCK)
@@ -63,6 +63,7 @@ def similarity_kernel(
     skewed,  # [n] int32: rows with more postings than `limit`, which are left out
     k,
     m,
+    dim,
     limit,
     K_PAD: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -71,8 +72,9 @@ def similarity_kernel(
     """out[i, j] = ⟨a_i, b_j⟩."""
     row = tl.program_id(0).to(tl.int64)
     slots = tl.arange(0, K_PAD)
-    active = tl.load(values + row * k + slots, mask=slots < k, other=0.0) != 0
-    latent = tl.load(indices + row * k + slots, mask=active, other=0)
+    value = tl.load(values + row * k + slots, mask=slots < k, other=0.0)
+    latent = tl.load(indices + row * k + slots, mask=slots < k, other=0)
+    active = is_active(value, latent, dim)
     end = tl.load(starts + latent + 1, mask=active, other=0)
     postings = tl.sum(end - tl.load(starts + latent, mask=active, other=0))
     tl.store(skewed + row, (postings > limit).to(tl.int32))
@@ -82,7 +84,8 @@ def similarity_kernel(
             columns = begin + tl.arange(0, FILL)
             tl.store(sums + columns, tl.zeros([FILL], tl.float32), mask=columns < m)
         tl.debug_barrier()
-        add_scores(values + row * k, indices + row * k, starts, rows, sorted_values, k, sums, BLOCK)
+        at = row * k
+        add_scores(values + at, indices + at, starts, rows, sorted_values, k, dim, sums, BLOCK)
 
 
 @batched_jit
@@ -122,15 +125,15 @@ def similarity_gather_kernel(
                     tl.debug_barrier()
                     value = tl.load(values + row * k + slots, mask=slots < k, other=0.0)
                     latent = tl.load(indices + row * k + slots, mask=slots < k, other=0)
-                    tl.store(mine + latent, value, mask=(slots < k) & (value != 0))
+                    tl.store(mine + latent, value, mask=is_active(value, latent, dim))
                     tl.debug_barrier()
                     for begin in range(0, m, BLOCK):
                         j = begin + tl.arange(0, BLOCK)
                         at = j.to(tl.int64)[:, None] * other_k + others[None, :]
                         inside = (j < m)[:, None] & (others < other_k)[None, :]
                         weight = tl.load(other_values + at, mask=inside, other=0.0)
-                        active = weight != 0
-                        where = tl.load(other_indices + at, mask=active, other=0)
+                        where = tl.load(other_indices + at, mask=inside, other=0)
+                        active = is_active(weight, where, dim)
                         met = tl.load(mine + where, mask=active, other=0.0)
                         sums = tree_sum(weight * met, BLOCK, OTHER_PAD)
                         tl.store(out + row * m + j, sums, mask=j < m)
@@ -148,14 +151,15 @@ def similarity_backward_kernel(
     sorted_values,
     grad_values,  # [n, k] float32
     k,
+    dim,
     BLOCK: tl.constexpr,
 ):
     """grad_values[i, s] = Σ over postings (j, v) of the slot's latent of grad[i, j] · v."""
     row = tl.program_id(0).to(tl.int64)
     for slot in range(0, k):
         total = tl.zeros([BLOCK], tl.float32)
-        if tl.load(values + row * k + slot) != 0:
-            latent = tl.load(indices + row * k + slot)
+        latent = tl.load(indices + row * k + slot)
+        if is_active(tl.load(values + row * k + slot), latent, dim):
             end = tl.load(starts + latent + 1)
             for first in range(tl.load(starts + latent), end, BLOCK):
                 e = first + tl.arange(0, BLOCK)
@@ -184,6 +188,7 @@ def similarity(a: Codes, b: Codes, postings: Postings) -> Tensor:
             skewed,
             k,
             m,
+            dim,
             m * other_k // SKEWED,
             K_PAD=k_pad,
             FILL=1024,
@@ -232,6 +237,7 @@ def similarity_backward(
                 *postings,
                 grad_values,
                 k,
+                len(postings[0]) - 1,
                 BLOCK=POSTINGS_AT_ONCE,
                 num_warps=1,
             )

@@ -250,7 +250,8 @@ def topk_relu_backward_kernel(
     passed = tl.load(grad + row * k + slots, mask=inside, other=0)
     # A positive int16 is a positive bfloat16 or the NaN that CPU comparisons reject.
     positive = (value > 0) & (value <= 0x7F80) if value.dtype == tl.int16 else value > 0
-    tl.store(start + index, passed, mask=inside & positive)
+    there = (index >= 0) & (index < dim)
+    tl.store(start + index, passed, mask=inside & positive & there)
 
 
 class Plan(NamedTuple):

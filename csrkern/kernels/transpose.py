@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from csrkern.kernels import tuning
-from csrkern.kernels._common import batched_jit, on_device_of, power_of_2
+from csrkern.kernels._common import batched_jit, is_active, on_device_of, power_of_2
 
 MAX_BLOCKS = (128, 64, 256)  # the first unless another was measured to be faster
 MAX_COUNTS = 2**23  # blocks · dim: 32 MiB, within the L2 cache
@@ -39,8 +39,9 @@ def count_kernel(
     end = tl.minimum((block + 1) * entries_per_block, entries)
     for begin in range(block * entries_per_block, end, BLOCK):
         e = begin + tl.arange(0, BLOCK)
-        active = tl.load(values + e, mask=e < end, other=0.0) != 0
-        latent = tl.load(indices + e, mask=active, other=0)
+        value = tl.load(values + e, mask=e < end, other=0.0)
+        latent = tl.load(indices + e, mask=e < end, other=0)
+        active = is_active(value, latent, dim)
         tl.atomic_add(counts + block * dim + latent, 1, mask=active, sem="relaxed")
 
 
@@ -87,8 +88,8 @@ def place_kernel(
     for row in range(first, tl.minimum(first + rows_per_block, n)):
         e = tl.cast(row, tl.int64) * k + slot
         value = tl.load(values + e, mask=slot < k, other=0.0)
-        active = value != 0
-        latent = tl.load(indices + e, mask=active, other=0)
+        latent = tl.load(indices + e, mask=slot < k, other=0)
+        active = is_active(value, latent, dim)
         before = tl.load(cursor + latent, mask=active, other=0)
         place = tl.load(starts + latent, mask=active, other=0) + before
         tl.store(rows + place, tl.zeros([K_PAD], tl.int32) + row, mask=active)

@@ -106,7 +106,7 @@ def unexplained_variance(
 
 def latent_use(codes: SparseCodes) -> Tensor:
     """[dim] int64: in how many rows each latent is active."""
-    return torch.bincount(codes.indices[codes.active].long(), minlength=codes.dim)
+    return torch.bincount(codes.latents()[codes.active], minlength=codes.dim)
 
 
 def use_skew(codes: SparseCodes) -> float:

@@ -48,7 +48,7 @@ def refit(
     parts = []
     for i, part in enumerate(target.split(_ROWS)):
         piece = codes[i * _ROWS : (i + 1) * _ROWS]
-        values, _ = fit.values(part, piece.indices.long(), piece.active)
+        values, _ = fit.values(part, piece.latents(), piece.active)
         parts.append(_in_order(values, piece.indices, codes.dim))
     fitted = SparseCodes.cat(parts).to(dtype=x.dtype)
     fitted.fingerprint = codes.fingerprint
@@ -177,4 +177,4 @@ class _Fit:
 
 
 def _in_order(values: Tensor, indices: Tensor, dim: int) -> SparseCodes:
-    return SparseCodes(*in_order(values, indices.long(), dim), dim)
+    return SparseCodes(*in_order(values.clamp(min=0), indices.long(), dim), dim)

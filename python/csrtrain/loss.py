@@ -307,7 +307,7 @@ def load(codes: SparseCodes, gather: bool = False) -> Tensor:
     if gather:
         codes = distributed.gather_codes(codes)
     active = codes.active
-    indices = codes.indices.long()
+    indices = codes.latents()
     use = torch.zeros(codes.dim, dtype=codes.dtype, device=codes.device)
     use = use.index_add(0, indices.flatten(), active.flatten().to(codes.dtype))
     share = use / use.sum().clamp(min=1)

@@ -77,7 +77,8 @@ def cases() -> list[Case]:
     for element in (FLOATS, "*i16"):
         width = {"ROWS": gather.ROWS_AT_ONCE, "BLOCK": 512}
         wide = 4 if element == FLOATS else 2
-        sizes = {"n": "i32", "k": "i32", "d": "i32", "stride_table": "i32", "ENDS": (32, 128)}
+        sizes = {"n": "i32", "k": "i32", "dim": "i32", "d": "i32", "stride_table": "i32"}
+        sizes["ENDS"] = (32, 128)
         summed = {**codes, "table": element, "bias": element, "out": element, **sizes, **width}
         found.append(
             Case(f"gather_sum {element[1:]}", gather.gather_sum_kernel, summed, wide, 128, 40_000)
@@ -90,7 +91,8 @@ def cases() -> list[Case]:
             found.append(Case(name, gather.gather_dot_kernel, config, warps, 168, 40_000))
         scattered = {"starts": LONGS, "first_pieces": LONGS, "rows": INTS, "slots": INTS}
         scattered |= {"source": element, "scale": FLOATS, "partial": FLOATS, "out": FLOATS}
-        scattered |= {"dim": "i32", "k": "i32", "d": "i32", "stride_source": "i32"}
+        scattered |= {"entries": "i32", "pieces": "i32", "n": "i32", "dim": "i32", "k": "i32"}
+        scattered |= {"d": "i32", "stride_source": "i32"}
         scattered |= {"begin_slot": "i32", "end_slot": "i32", "FIRST": False}
         scattered |= {"PIECE": gather.PIECE, **width}
         name = f"scatter_sum {element[1:]}"
@@ -100,21 +102,22 @@ def cases() -> list[Case]:
 
     block = {"BLOCK": similarity.POSTINGS_AT_ONCE}
     scored = {**codes, **lists, "out": FLOATS, "skewed": INTS, "k": "i32", "m": "i32"}
-    scored |= {"limit": "i32", "K_PAD": 32, **block, "FILL": 1024}
+    scored |= {"dim": "i32", "limit": "i32", "K_PAD": 32, **block, "FILL": 1024}
     found.append(Case("similarity", similarity.similarity_kernel, scored, 1, 64, 20_000))
     gathered = {**scored, "other_values": FLOATS, "other_indices": CODES, "dense": FLOATS}
-    gathered |= {"n": "i32", "other_k": "i32", "dim": "i32", "OTHER_PAD": 32}
+    gathered |= {"n": "i32", "other_k": "i32", "OTHER_PAD": 32}
     gathered |= {"BLOCK": similarity.GATHERED_AT_ONCE // 32}
     kernel = similarity.similarity_gather_kernel
     found.append(Case("similarity gather", kernel, gathered, 8, 64, 20_000, 16_384))
     slopes = {"grad": FLOATS, "stride_n": "i32", "stride_m": "i32", **codes, **lists}
-    slopes |= {"grad_values": FLOATS, "k": "i32", **block}
+    slopes |= {"grad_values": FLOATS, "k": "i32", "dim": "i32", **block}
     kernel = similarity.similarity_backward_kernel
     found.append(Case("similarity backward", kernel, slopes, 1, 64, 20_000))
     for labelled in (None, INTS):
         name = "labels" if labelled else "pairs"
         classes = {"classes": labelled, "other_classes": labelled}
-        tail = {"n": "i32", "k": "i32", "m": "i32", "scale": "fp32", "ONE_SET": bool(labelled)}
+        tail = {"n": "i32", "k": "i32", "m": "i32", "dim": "i32", "scale": "fp32"}
+        tail["ONE_SET"] = bool(labelled)
         forward = {**codes, **lists, **classes, "n_positives": labelled, "scratch": FLOATS}
         forward |= {"loss": FLOATS, "peak": FLOATS, "log_total": FLOATS, **tail, **block}
         found.append(Case(f"info_nce {name}", info_nce.info_nce_kernel, forward, 1, 96, 40_000))

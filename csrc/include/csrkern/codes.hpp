@@ -32,6 +32,11 @@ void check_latents(const Codes& codes, int num_threads);
 // `entries` places, and name rows in 0..n-1 and slots in 0..k-1.
 void check_postings(const Postings& postings, int64_t n, int64_t k, int64_t dim, int64_t entries);
 
+// The first row that is not in the form that codes promise, or n: values not negative and not
+// increasing, NaN first, equal ones by latent; latents in range and distinct; empty slots at the
+// end, with index 0.
+int64_t first_invalid(const Codes& codes, int num_threads);
+
 // Fills starts [dim + 1] and the first starts[dim] places of rows, slots and values [n * k].
 // The result does not depend on num_threads. Throws as check_latents, or std::length_error if rows
 // or slots cannot be numbered in int32.
