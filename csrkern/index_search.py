@@ -172,7 +172,8 @@ class Searchable(Collection, DenseSearch):
             if doc >= 0:
                 stored = [segment.native.value(doc, int(latent)) for latent in entries[0]]
                 both = np.array(stored, np.float32) > 0
-                products = entries[1] * np.array(stored, np.float32)
+                with np.errstate(all="ignore"):  # as the search multiplies
+                    products = entries[1] * np.array(stored, np.float32)
                 return entries[0][both], products[both]
         raise ValueError(f"id: {id} is not in the index")
 

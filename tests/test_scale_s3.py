@@ -49,6 +49,31 @@ def test_records_and_rows_on_s3(bucket: tuple[str, dict[str, Any]], tmp_path: Pa
     np.testing.assert_array_equal(np.concatenate(read), rows)
 
 
+def test_odd_names_on_s3(bucket: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    url, options = bucket
+    rows = np.random.default_rng(0).standard_normal((40, 8)).astype(">f4")
+    np.save(tmp_path / "x.npy", np.asfortranarray(rows))
+    names = ["a[1].npy", "b*.npy", "c d+e%20.npy", "f#g=1.npy", "\u00fc.npy"]
+    folder = Folder.of(f"{url}/in [x] *", options)
+    folder.check_writable()
+    for name in names:
+        folder.upload(tmp_path / "x.npy", name)
+    assert sorted(folder.sizes("")) == sorted(names)
+    reader = Reader(options=options)
+    assert len(reader.files([folder.url])) == len(names)
+    for name in names:
+        (file,) = reader.files([f"{folder.url}/{name}"])
+        assert reader.stamp(file)
+        assert reader.shape(file) == (40, 8)
+        np.testing.assert_array_equal(reader.read(file, 7, 20), rows[7:27])
+    assert len(reader.files([f"{url}/in [[]x] */?[[]1].npy"])) == 1  # a pattern
+    folder.write("bad.npy", b"no array")
+    with pytest.raises(ValueError, match=r"bad\.npy is not a readable \.npy file"):
+        reader.shape(f"{folder.url}/bad.npy")
+    with pytest.raises(FileNotFoundError, match=r"no \.npy, \.parquet, \.lance files at s3://"):
+        reader.files([f"{folder.url}/none.npy"])
+
+
 def test_shards_on_s3_are_one_index(bucket: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     from csrkern import InvertedIndex
     from csrtrain.scale import add_shard

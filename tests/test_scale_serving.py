@@ -215,7 +215,8 @@ def test_gateway_turns_to_a_new_generation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [[], {}, {"values": [[1]], "indices": [[-1]]}, {"values": [[1]], "indices": [["x"]]}]
+    [[], {}, {"values": [["1"]], "indices": [[1]]}]
+    + [{"values": [[1]], "indices": [[bad]]} for bad in (-1, "x", "1", 0.9, True, 2**70)]
     + [{"values": [[1]], "indices": [[1]], "deadline": bad} for bad in (0, -1, 1e9, "soon")]
     + [{"values": [[1]], "indices": [[1]], "deadline": bad} for bad in (True, float("nan"))]
     + [{"values": [[1]], "indices": [[1]], "topk": bad} for bad in (0, 1.5, 10**9, True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from scale_shards import random_codes
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.evaluate import encode_all
-from csrtrain.scale import build, encode
+from csrtrain.scale import build, encode, training
 from csrtrain.scale.corpus import Piece, Reader
 from csrtrain.scale.folder import Folder
 
@@ -45,7 +46,6 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers of Ray run in this process, one after the other."""
-    import contextlib
 
     def encode_here(_ray: Any, job: encode.Job, todo: list[Piece], *_: Any) -> Any:
         worker = encode.Encoder(job)
@@ -220,6 +220,18 @@ def test_a_place_that_takes_no_files_is_found_at_once(
     with pytest.raises(OSError, match="/proc/nothing"):
         calls[call](Path("/proc/nothing"))
     assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_a_training_proves_its_output_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import csrtrain
+
+    monkeypatch.setattr(csrtrain, "train", lambda *_, **__: pytest.fail("work was begun"))
+    (tmp_path / "file").write_text("not a folder")
+    work = {"embeddings": "x.npy", "output": str(tmp_path / "file"), "options": {}}
+    with pytest.raises(NotADirectoryError, match="file is a file; expected a folder"):
+        training._loop(work)
 
 
 def test_proving_a_place_leaves_nothing_there(tmp_path: Path) -> None:

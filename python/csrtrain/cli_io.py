@@ -65,10 +65,9 @@ class Values(str, Enum):
 
 def split_name(name: str) -> tuple[Path, str | None]:
     """(file, array) of "file:array"; the array is None if only a file is named."""
-    if ":" in name and not os.path.exists(name):
-        path, _, key = name.rpartition(":")
-        return Path(path), key
-    return Path(name), None
+    from csrtrain.formats import split_name as split
+
+    return split(name)
 
 
 def numbers(text: str, option: str) -> tuple[int, ...]:
