@@ -65,8 +65,8 @@ def check_same_model(
         return
     raise ModelMismatchError(
         f"{name}: made by another model (fingerprint {fingerprint}) than {holder} "
-        f"({expected}), so scores between them mean nothing; encode {name} with the model of "
-        f"{holder}, or pass any_model=True (--any-model)"
+        f"({expected}), so scores between them mean nothing; encode both with one model, or pass "
+        "any_model=True (--any-model)"
     )
 
 

@@ -84,6 +84,7 @@ class Words:
     """A text model that needs no package: embeddings by the bytes of a text."""
 
     sparse = False
+    fingerprint = None
     read: ClassVar[list[str]] = []
 
     def __init__(self, name: str, device: str | None = None) -> None:

@@ -335,7 +335,7 @@ def test_codes_of_two_models_make_no_index(folder, capsys, monkeypatch):
     )
     type_in(monkeypatch, json.dumps({**CODE, "csrkern": {"other": 1}}) + "\n")
     assert exit_code("index - -o new") == 2
-    assert "standard input: line 1: csrkern: expected adapter and text_model" in error_of(capsys)
+    assert "standard input: line 1: csrkern: expected adapter, codes, " in error_of(capsys)
 
 
 # ---- search --texts -------------------------------------------------------------------

@@ -121,19 +121,21 @@ def test_embeddings_in_json_lines_by_the_adapter_that_the_index_remembers(
     assert json_lines(capsys) == records
 
 
-def test_an_index_remembers_the_models_by_name(folder, tmp_path):
-    full = str(folder / "model")
-    assert Recipe.of_codes(folder / "codes.safetensors") == Recipe(None, full)
-    assert Recipe.of_index(folder / "index") == Recipe(None, full)
+def test_an_index_remembers_the_models(folder, tmp_path):
+    full, n = str(folder / "model"), 300
     codes, index = tmp_path / "codes.safetensors", tmp_path / "index"
+    inside = str(index / "adapter")
+    assert Recipe.of_codes(folder / "codes.safetensors") == Recipe(None, full)
+    assert exit_code(f"index codes.safetensors -o {index}") == 0
+    assert Recipe.of_index(index) == Recipe(None, inside, codes=n)
     assert exit_code(f"encode model rows.npy -o {codes} --text-model some/model") == 0
-    assert exit_code(f"index {codes} -o {index}") == 0
-    assert Recipe.of_index(index) == Recipe("some/model", full)
-    assert exit_code(f"index {codes} -o {index} --force --text-model other --model new") == 0
-    assert Recipe.of_index(index) == Recipe("other", "new")
+    assert exit_code(f"index {codes} -o {index} --force") == 0
+    assert Recipe.of_index(index) == Recipe("some/model", inside, codes=n)
+    assert exit_code(f"index {codes} -o {index} --force --text-model other --model model") == 0
+    assert Recipe.of_index(index) == Recipe("other", inside, codes=n)
     SparseCodes.load(codes).save(codes)  # notes nothing
     assert exit_code(f"index {codes} -o {index} --force") == 0
-    assert Recipe.of_index(index) == Recipe()
+    assert Recipe.of_index(index) == Recipe(codes=n)
     assert InvertedIndex.load(index, verify=True).dim == 64
 
 

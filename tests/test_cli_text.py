@@ -164,8 +164,10 @@ BAD = {
     "embed lines.txt --text-model dense -o rows.npy": "rows.npy exists",
     "embed lines.txt --text-model dense --model nothing": "no config.json in nothing",
     "embed empty.txt --text-model dense -o new.npy": "at least one line",
-    "search index words --text-model sparse": "over 32 latents, got 64",
-    "search sparse-index words --text-model dense --model model": "over 64 latents, got 32",
+    "search index words --text-model sparse": "the text model sparse is not the one of the index",
+    "search sparse-index words --text-model dense --model model": "model dense is not the one of",
+    "search index words --text-model sparse --any-model": "over 32 latents, got 64",
+    "search sparse-index words --text-model dense --model model --any-model": "got 32",
 }
 
 

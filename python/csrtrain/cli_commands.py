@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from csrtrain.cli_io import (
+    AnyModel,
     Embeddings,
     Force,
     Json,
@@ -179,13 +180,15 @@ def index(
             metavar="MODEL", help="The adapter that made the codes (default: as CODES say)."
         ),
     ] = None,
+    any_model: AnyModel = False,
     threads: Threads = None,
     as_json: Json = False,
     force: Force = False,
 ) -> None:
     """Build an inverted index over codes, for exact search.
 
-    It remembers the names of the models that made the codes, and so search takes words.
+    It keeps a copy of the adapter that made the codes and the name of the text model, and so search
+    takes words.
 
     [bold]Example[/bold]
 
@@ -193,9 +196,9 @@ def index(
     """
     check_free(output, force, folder=True)
     from csrkern import InvertedIndex
-    from csrkern.storage import write_atomically
+    from csrkern.identity import check_same_model
     from csrtrain.progress import working
-    from csrtrain.texts import RECIPE, Recipe
+    from csrtrain.texts import Recipe, load_adapter
 
     recipe = Recipe(text_model, None if model is None else str(model))
     with working("reading the codes"):
@@ -206,6 +209,17 @@ def index(
         else:
             read = load_codes(Path(codes), "make codes of embeddings with csrkern encode")
             recipe = recipe.over(Recipe.of_codes(Path(codes)))
+        adapter = load_adapter(recipe, needed=model is not None)
+        if adapter is not None:
+            check_same_model(
+                "standard input" if codes == "-" else codes,
+                read.fingerprint,
+                adapter.fingerprint,
+                any_model=any_model,
+                holder=f"the adapter {recipe.adapter}",
+            )
+            if model is not None and read.fingerprint is None:
+                read.fingerprint = adapter.fingerprint
     with working("building the index"):
         started = time.perf_counter()
         built = InvertedIndex.build(
@@ -214,10 +228,8 @@ def index(
         seconds = time.perf_counter() - started
         with folder_for(output) as folder:
             built.save(folder)  # first: where it fails, the index before keeps its recipe
-            if recipe != Recipe():
-                write_atomically(folder / RECIPE, recipe.to_json().encode())
-            else:
-                (folder / RECIPE).unlink(missing_ok=True)
+            recipe = dataclasses.replace(recipe, fingerprint=None, codes=len(built))
+            recipe.save_to_index(folder, adapter)
     # Words, or the codes themselves: something that search takes.
     queries = "some words" if recipe.text_model else None if codes == "-" else codes
     report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -107,6 +108,7 @@ def embed(
     with working("loading the text model"):
         coder = TextCoder(recipe)
         gives_codes = coder.text_model.sparse or model is not None
+        recipe = dataclasses.replace(recipe, text_fingerprint=coder.text_model.fingerprint)
     if suffix == (".npy" if gives_codes else ".safetensors"):
         given = "codes, which go" if gives_codes else "embeddings without --model, which go"
         raise ValueError(f"{output}: the model gives {given} into another kind of file")
@@ -159,7 +161,8 @@ def _lines(embedded: Any, recipe: Recipe) -> Iterator[dict[str, Any]]:
         return
     from csrkern.integrations.rows import rows_of
 
-    rest = {"dim": embedded.dim, MADE_BY: json.loads(recipe.to_json())}
+    made_by = dataclasses.replace(recipe, fingerprint=embedded.fingerprint)
+    rest = {"dim": embedded.dim, MADE_BY: json.loads(made_by.to_json())}
     for indices, values in rows_of(embedded):
         yield {"indices": indices.tolist(), "values": numbers_of(values), **rest}
 

@@ -41,6 +41,12 @@ Embeddings = Annotated[
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="Where to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+AnyModel = Annotated[
+    bool,
+    typer.Option(
+        "--any-model", help="Take codes of another model, too, though scores mean nothing then."
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, max=MOST_THREADS, metavar="N", help="CPU threads (default: every core)."),

