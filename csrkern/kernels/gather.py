@@ -229,9 +229,9 @@ def scatter_sum_kernel(
     )  # fmt: skip
     last = tl.minimum(tl.load(first_pieces + latent + 1), pieces)
     for first in range(tl.load(first_pieces + latent), last, ROWS):
-        pieces = first + tl.arange(0, ROWS)
-        where = partial + pieces[:, None] * d + columns[None, :]
-        mask = (pieces < last)[:, None] & inside[None, :]
+        piece = first + tl.arange(0, ROWS)
+        where = partial + piece[:, None] * d + columns[None, :]
+        mask = (piece < last)[:, None] & inside[None, :]
         total += tree_sum_rows(tl.load(where, mask=mask, other=0.0), ROWS, BLOCK)
     to = out + latent * d + columns
     if not FIRST:
