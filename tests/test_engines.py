@@ -199,8 +199,9 @@ def test_fields_do_not_hide_the_code():
             milvus.upload(some_codes(1, 0), Unused(), "few", fields=[{key: 1}])
     with pytest.raises(ValueError, match="row 0 has the key 'code'"):
         elasticsearch.bulk_lines(some_codes(1, 0), fields=[{"code": 1}], field="code")
-    with pytest.raises(ValueError, match="those of id 0 are no JSON"):
-        list(elasticsearch.bulk_lines(some_codes(1, 0), fields=[{"price": math.nan}]))
+    for wrong in (math.nan, math.inf, {1}, np.float32(1)):
+        with pytest.raises(ValueError, match="those of id 0 are no JSON"):
+            list(elasticsearch.bulk_lines(some_codes(1, 0), fields=[{"price": wrong}]))
 
 
 def test_batches_of_any_size():

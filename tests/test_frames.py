@@ -224,6 +224,8 @@ def test_what_is_no_table_is_explained():
         from_arrow(twice, DIM)
     with pytest.raises(TypeError, match="expected a pyarrow table or record batch, got dict"):
         from_arrow({"indices": [[1]], "values": [[1.0]]}, DIM)
+    with pytest.raises(TypeError, match="got RecordBatchReader"):
+        from_arrow(twice.to_reader(), DIM)
     table = pa.table({"indices": [[1]], "values": [[1.0]]})
     for dim, k in ((0, None), (DIM, 0), (DIM, -1), (DIM, DIM + 1)):
         with pytest.raises(ValueError, match="expected"):

@@ -498,6 +498,33 @@ def test_encode_under_autocast_is_the_packages() -> None:
     assert torch.equal(found.to_dense(), expected.to_dense())
 
 
+@trains
+@pytest.mark.filterwarnings("error:.*not accelerated")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backbone", [torch.float32, torch.bfloat16])
+def test_the_loss_under_autocast(backbone: torch.dtype, dtype: torch.dtype) -> None:
+    """Within the rounding of the narrower dtype, of which the package makes as much."""
+
+    def run() -> Any:
+        model = mixed(backbone, torch.float32).train()
+        model[2].stats_last_nonzero[H - 20 :] = model[2].dead_threshold + 5
+        torch.manual_seed(4)
+        features = [model.tokenize(texts(8)), model.tokenize(texts(8))]
+        with torch.autocast("cpu", dtype):
+            terms = losses.CSRLoss(model, gamma=0.3)(features)
+        sum(terms.values()).backward()
+        return terms, {name: p.grad for name, p in model.named_parameters()}
+
+    expected = run()
+    with integration.accelerate():
+        found = run()
+    for name, term in expected[0].items():
+        assert float(found[0][name]) == pytest.approx(float(term), rel=0.02), name
+    for name, grad in expected[1].items():
+        assert found[1][name].dtype == grad.dtype
+        assert F.cosine_similarity(found[1][name].flatten(), grad.flatten(), 0) > 0.98, name
+
+
 # ---- numbers --------------------------------------------------------------------------
 
 

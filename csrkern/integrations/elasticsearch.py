@@ -102,7 +102,7 @@ def _lines(found: Iterable[Any], index: str | None, field: str) -> Iterator[str]
         yield json.dumps({"index": action}) + "\n"
         try:
             yield json.dumps(document, allow_nan=False) + "\n"
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"fields: those of id {id} are no JSON: {error}") from error
 
 

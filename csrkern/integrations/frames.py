@@ -134,7 +134,7 @@ def _lists(table: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     import pyarrow as pa
 
     names = getattr(getattr(table, "schema", None), "names", None)
-    if names is None:
+    if not isinstance(names, list) or not hasattr(table, "column"):
         raise TypeError(
             f"table: expected a pyarrow table or record batch, got {type(table).__name__}"
         )
