@@ -90,6 +90,22 @@ def test_health(client):
     assert health["reload_error"] is None
 
 
+def test_queries_of_another_model_are_refused(client, shelf):
+    own, other = "0123456789abcdef", "fedcba9876543210"
+    asked = {"queries": as_json(codes(2, seed=1))}
+    assert client.get("/health").json()["fingerprint"] is None
+    assert client.post("/search", json={**asked, "fingerprint": other}).status_code == 200
+    shelf.library.index.fingerprint = own
+    assert client.get("/health").json()["fingerprint"] == own
+    for told in ({}, {"fingerprint": None}, {"fingerprint": own}):
+        assert client.post("/search", json=asked | told).status_code == 200
+    refused = client.post("/search", json={**asked, "fingerprint": other})
+    assert refused.status_code == 409
+    assert own in refused.json()["detail"]
+    for wrong in ("", own.upper(), own + "0", 7):
+        assert client.post("/search", json={**asked, "fingerprint": wrong}).status_code == 422
+
+
 def test_search_finds_what_the_index_finds(client, shelf):
     queries = codes(7, seed=1)
     answer = client.post("/search", json={"queries": as_json(queries), "topk": 5})

@@ -23,6 +23,9 @@ from guard import Guard
 from library import Library, Shelf
 from pydantic import BaseModel, ConfigDict, Field
 
+from csrkern import ModelMismatchError
+from csrkern.identity import check_same_model
+
 GRACE_SECONDS = 30
 MOST_HITS = 20_000  # an answer: a tenth of a second of JSON
 MOST_BYTES = 8 << 20  # a request: 1,024 queries of 256 latents
@@ -54,6 +57,9 @@ class Search(Form):
     min_score: float | None = Field(None, allow_inf_nan=False)
     where: dict[str, str] | None = Field(None, description="Fields that documents must have.")
     ids: list[DocumentId] | None = Field(None, description="The only documents that may be found.")
+    fingerprint: str | None = Field(
+        None, pattern="^[0-9a-f]{16}$", description="Of the model that made the queries."
+    )
 
 
 def create_app(shelf: Shelf) -> FastAPI:
@@ -80,6 +86,7 @@ def create_app(shelf: Shelf) -> FastAPI:
             "dim": index.dim,
             "k": index.k,
             "metric": index.metric,
+            "fingerprint": index.fingerprint,
             "fields": sorted(library.columns),
             "loaded_at": library.loaded_at,
             "reload_error": shelf.reload_error,
@@ -90,10 +97,13 @@ def create_app(shelf: Shelf) -> FastAPI:
     def search(wanted: Search) -> Response:
         library = shelf.library
         try:
+            check_same_model("queries", wanted.fingerprint, library.index.fingerprint)
             check_size(wanted)
             queries = read_queries(wanted.queries)
             library.nothing.search(queries, 1)  # refuses what is not valid: the client's errors
             chosen = allowed(library, wanted)
+        except ModelMismatchError as error:
+            raise HTTPException(409, cut(error)) from error
         except ValueError as error:
             raise HTTPException(400, cut(error)) from error
         scores, ids = library.index.search(
