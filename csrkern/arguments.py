@@ -203,22 +203,25 @@ def row_numbers(rows: Any, n: int) -> np.ndarray | slice:
         raise IndexError("rows: expected one index, got several; codes[[0, 1]] are two rows")
     try:
         array = array_of("rows", rows)
-        if array.dtype != bool:
-            array = int64_array("rows", rows)
     except (TypeError, ValueError) as error:
-        raise IndexError(f"{error}; rows are selected by integers, bools or a slice") from error
+        raise IndexError(str(error)) from error
+    if isinstance(rows, list) and not rows:
+        array = array.astype(np.int64)
     if array.dtype == bool:
         if array.shape != (n,):
             raise IndexError(f"rows: expected a mask [{n}], got bools of shape {list(array.shape)}")
-        return array
-    if array.ndim > 1:
-        raise IndexError(f"rows: expected numbers in one dimension, got {list(array.shape)}")
+        return array.copy(order="C")
+    if array.dtype.kind not in "iu" or array.ndim > 1 or _holds_bool(rows):
+        raise IndexError(
+            "rows: expected a slice, an integer, or a list of integers or of bools, "
+            f"got {array.dtype} of shape {list(array.shape)}"
+        )
     wrong = array[(array < -n) | (array >= n)]
     if wrong.size:
         raise IndexError(f"row {wrong.flat[0]} is out of range for {n} codes")
     if array.ndim == 0:
         return slice(int(array), int(array) + 1 or None)
-    return array
+    return array.astype(np.int64, order="C")
 
 
 def row_starts(name: str, starts: Any, n: int, entries: int) -> np.ndarray:

@@ -211,10 +211,10 @@ def test_pieces_are_the_whole(values, tmp_path):
         whole = saved(codes, path, values=values)
         for rows in (1, 3, 8, 100):
             parts = pieces(path, rows)
-            assert {dim for _, dim in parts} == {codes.dim}
-            assert all(len(part[0]) <= rows for part, _ in parts)
-            for column, stored in enumerate(whole.numpy()):
-                together = np.concatenate([part[column] for part, _ in parts])
+            assert {part.dim for part in parts} == {codes.dim}
+            assert all(part.n <= rows for part in parts)
+            for name, stored in zip(("values", "indices"), whole.numpy(), strict=True):
+                together = np.concatenate([getattr(part, name) for part in parts])
                 assert np.array_equal(together, stored)
 
 

@@ -191,7 +191,7 @@ def test_sparse_forms_hold_the_dense_matrix(dtype):
 
 @pytest.mark.parametrize(
     "latents",
-    [[[1.7]], [[True]], [["1"]], [[None]], [[b"1"]], [[1 + 0j]], np.array([[1]], object)],
+    [[[1.7]], [[True]], [["1"]], [[None]], [[b"1"]], [[1 + 0j]], np.array([[1.0]], object)],
     ids=str,
 )
 def test_latents_are_integers(latents):

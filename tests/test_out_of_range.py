@@ -187,7 +187,6 @@ def test_codes_that_were_changed_after_they_were_made():
         changed(indices=torch.zeros(36, dtype=torch.int32)),
         changed(indices=torch.zeros(9, 4)),
         changed(values=torch.ones(90, 4)),
-        changed(values=torch.ones(9, 4, dtype=torch.int32)),
         changed(values=None),
         changed(dim=1),
         changed(dim=-1),
