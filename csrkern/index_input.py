@@ -86,8 +86,9 @@ def read_rows(name: str, codes: Any, dim: int | None) -> Rows:
     """
     if is_codes(codes):
         values, indices = codes.numpy()
-        rows = _fixed_width(name, values, indices, _same_dim(name, codes.dim, dim))
-        return rows._replace(fingerprint=codes.fingerprint)
+        values = values if values.dtype == np.float32 else float32_array(name, values)
+        arrays = np.ascontiguousarray(values), np.ascontiguousarray(indices)
+        return Rows(*arrays, None, _same_dim(name, codes.dim, dim), codes.fingerprint)
     if isinstance(codes, Rows) and codes.starts is None:
         rows = _fixed_width(name, codes.values, codes.indices, _same_dim(name, codes.dim, dim))
         return rows._replace(fingerprint=codes.fingerprint)
@@ -160,6 +161,8 @@ def _torch(name: str, tensor: Any, dim: int | None) -> Rows:
         # Coalescing reads places, and takes wild ones for others.
         rows, indices = tensor._indices().numpy()
         check_places(name, rows, indices, tuple(tensor.shape))
+        if (np.diff(rows) < 0).any():
+            tensor = tensor._coalesced_(False)  # whatever it says of itself
         tensor = tensor.coalesce()
         rows, indices = tensor.indices().numpy()
         counts = np.bincount(rows, minlength=tensor.shape[0])

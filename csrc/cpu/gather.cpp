@@ -28,15 +28,13 @@ int64_t grain(int64_t work_per_row) {
 }  // namespace
 
 void gather_sum(const GatherSum& args, int num_threads) {
-  check_latents(args.codes, num_threads);
-  parallel_for(args.codes.n, grain(args.codes.k * args.d), num_threads,
-               [&](int64_t begin, int64_t end, int) { kernels().gather_sum(args, begin, end); });
+  for_checked_rows(args.codes, grain(args.codes.k * args.d), num_threads,
+                   [&](int64_t begin, int64_t end) { kernels().gather_sum(args, begin, end); });
 }
 
 void gather_dot(const GatherDot& args, int num_threads) {
-  check_latents(args.codes, num_threads);
-  parallel_for(args.codes.n, grain(args.codes.k * args.d), num_threads,
-               [&](int64_t begin, int64_t end, int) { kernels().gather_dot(args, begin, end); });
+  for_checked_rows(args.codes, grain(args.codes.k * args.d), num_threads,
+                   [&](int64_t begin, int64_t end) { kernels().gather_dot(args, begin, end); });
 }
 
 void scatter_sum(ScatterSum args, int num_threads) {

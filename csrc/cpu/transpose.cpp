@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <atomic>
 #include <limits>
 #include <memory>
 #include <stdexcept>
@@ -34,23 +33,13 @@ void transpose(const Codes& codes, int64_t* starts, int32_t* rows, int32_t* slot
       }
     }
   };
-  const auto limit = static_cast<uint64_t>(codes.dim);
-  std::atomic<bool> good{true};
+  check_latents(codes, num_threads);
   parallel_for(parts, 1, num_threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t part = begin; part < end; ++part) {
       int64_t* count = next.data() + part * codes.dim;
-      bool mine = true;
-      each_entry(part, [&](int64_t, int64_t, int32_t latent, float) {
-        if (static_cast<uint32_t>(latent) < limit) {
-          ++count[latent];
-        } else {
-          mine = false;
-        }
-      });
-      if (!mine) good.store(false, std::memory_order_relaxed);
+      each_entry(part, [&](int64_t, int64_t, int32_t latent, float) { ++count[latent]; });
     }
   });
-  if (!good.load(std::memory_order_relaxed)) check_latents(codes, num_threads);  // throws
   int64_t place = 0;
   for (int64_t latent = 0; latent < codes.dim; ++latent) {
     starts[latent] = place;

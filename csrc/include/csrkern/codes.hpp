@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 namespace csrkern {
 
@@ -27,6 +28,12 @@ struct Postings {
 // Throws std::out_of_range, naming the first bad row, unless the latent of every slot that is not
 // empty is in 0..dim-1. Kernels that take codes check them; this is for what else follows indices.
 void check_latents(const Codes& codes, int num_threads);
+
+// Calls body(begin, end) over the rows, in pieces of at most `grain` on up to `num_threads`
+// threads. The rows of a piece have been through check_latents just before, while they enter the
+// cache; bad ones are not given to body, and what it throws is thrown at the end.
+void for_checked_rows(const Codes& codes, int64_t grain, int num_threads,
+                      const std::function<void(int64_t begin, int64_t end)>& body);
 
 // Throws std::out_of_range unless the lists of dim latents begin at 0, never decrease, end within
 // `entries` places, and name rows in 0..n-1 and slots in 0..k-1.
