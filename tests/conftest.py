@@ -5,19 +5,14 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 
-import hypothesis
 import pytest
 import simulated_gpu
 import torch
 from hypothesis import settings
 
 # On a loaded machine any deadline is missed.
-settings.register_profile("csrkern", settings(), deadline=None)
+settings.register_profile("csrkern", deadline=None)
 settings.load_profile("csrkern")
-
-# A busy machine takes its time.
-hypothesis.settings.register_profile("csrkern", deadline=None)
-hypothesis.settings.load_profile("csrkern")
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -360,22 +359,16 @@ def run_fresh(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
-def test_help_is_fast_and_needs_neither_torch_nor_numpy():
-    code = (
+def test_help_needs_neither_torch_nor_numpy():
+    """Loading them would take a second or more; without them help takes 0.2 s."""
+    result = run_fresh(
         "import sys; from csrtrain import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit as stop: assert not stop.code\n"
         "assert not {'torch', 'numpy'} & sys.modules.keys()"
     )
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        result = run_fresh(code)
-        times.append(time.perf_counter() - started)
-        assert result.returncode == 0, result.stderr
-        assert "Usage: csrkern" in result.stdout
-    # Measured 0.2 s alone; the bound leaves room for a busy machine.
-    assert min(times) < 1.0
+    assert result.returncode == 0, result.stderr
+    assert "Usage: csrkern" in result.stdout
 
 
 def test_a_reader_that_leaves_ends_quietly():

@@ -69,6 +69,18 @@ def test_scipy_duplicates_are_summed(codes):
     )
 
 
+def test_coo_tensors_that_only_say_they_are_in_order():
+    rows, latents = torch.tensor([1, 0, 1]), torch.tensor([3, 2, 0])
+    values, shape = torch.tensor([1.0, 2.0, 3.0]), (2, 5)
+    parts = torch.stack([rows, latents]), values, shape
+    tensor = torch.sparse_coo_tensor(*parts, is_coalesced=True)
+    index = InvertedIndex.build(tensor, values="float32")
+    assert index.search(torch.eye(5)[[2]].to_sparse(), 1)[1].tolist() == [[0]]
+    assert index.search(torch.eye(5)[[3]].to_sparse(), 1)[1].tolist() == [[1]]
+    dense = torch.sparse_coo_tensor(*parts).to_dense()
+    assert torch.equal(SparseCodes.from_torch(tensor).to_dense(), dense)
+
+
 def test_low_precision_codes(codes):
     for dtype in (torch.float16, torch.bfloat16):
         low = codes.to(dtype)

@@ -23,7 +23,6 @@ from csrkern.nn import SparseAutoencoder
 from csrtrain.evaluate import encode_all
 from csrtrain.scale import ShardedIndex, add_shard, build_shards, encode, encode_corpus
 from csrtrain.scale.corpus import Reader
-from csrtrain.scale.search import GRACE
 
 ray = pytest.importorskip("ray", reason="needs csrkern[ray]")
 serve = pytest.importorskip("ray.serve", reason="needs csrkern[ray]")
@@ -232,7 +231,7 @@ def test_without_a_replica_the_answer_says_what_is_missing(
     assert kill_process("ray::ServeReplica:alone:holder-1", sign=sign)
     began = time.monotonic()
     answer = served.search(queries, 10, deadline=0.8)
-    assert time.monotonic() - began < 0.8 + GRACE + 0.5
+    assert time.monotonic() - began < 30  # a stopped one would never answer
     assert set(answer.missing) == {shard.name for shard in second}
     np.testing.assert_array_equal(answer.ids, part)
     until = time.monotonic() + 60
@@ -386,6 +385,15 @@ def test_commands(made: tuple[Path, np.ndarray], tmp_path: Path) -> None:
         assert all(len(answer["hits"]) == 4 and answer["missing"] == [] for answer in answers)
         table = run("ray", "search", url, queries, "--topk", 1).stdout.splitlines()
         assert [line.split()[3] for line in table] == ["id", "0", "1", "2"]
+        foreign = SparseCodes.load(queries)
+        foreign.fingerprint = "0" * 16
+        foreign.save(queries)
+        with pytest.raises(subprocess.CalledProcessError) as refused:
+            run("ray", "search", url, queries)
+        assert refused.value.returncode == 2
+        assert "made by another model" in refused.value.stderr
+        again = run("ray", "search", url, queries, "--topk", 4, "--json", "--any-model")
+        assert again.stdout == done.stdout
     finally:
         serving.send_signal(signal.SIGINT)
         assert serving.wait(60) == 130
