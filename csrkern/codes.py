@@ -137,7 +137,7 @@ class SparseCodes:
         # PyTorch checks these itself, and can trace them.
         kinds = torch.int64, torch.bool
         if not (isinstance(rows, Tensor) and rows.dim() == 1 and rows.dtype in kinds):
-            found = row_numbers(rows, len(self))
+            found = row_numbers(rows, self.values.shape[0])  # not len(), a constant when traced
             rows = found if isinstance(found, slice) else torch.from_numpy(found)
         return self._with(self.values[rows], self.indices[rows])
 
@@ -281,7 +281,8 @@ class SparseCodes:
         values, indices, active = self.values.detach(), self.indices, self.active
         left, right = values[:, :-1], values[:, 1:]
         in_order = indices[:, :-1] < indices[:, 1:]
-        latents = torch.where(active, indices.long(), self.dim + torch.arange(self.k).to(indices))
+        slots = torch.arange(self.k, device=indices.device)
+        latents = torch.where(active, indices.long(), self.dim + slots)
         repeats = latents.sort(1).values.diff(dim=1) == 0
         broken = {
             "indices in 0..dim-1": (indices < 0) | (indices >= self.dim),

@@ -115,7 +115,7 @@ def rows_of_starts(name: str, starts: Tensor, n: int, entries: int) -> Tensor:
             f"{name}: expected {n + 1} row starts from 0 that never decrease and end within the "
             f"{entries} entries"
         )
-    return torch.repeat_interleave(torch.arange(n).to(starts), starts.diff())
+    return torch.repeat_interleave(torch.arange(n, device=starts.device), starts.diff())
 
 
 def of_entries(
@@ -152,7 +152,7 @@ def of_entries(
     rows, latents, values = rows[stored], latents[stored], values[stored]
     counts = torch.bincount(rows, minlength=n)
     width = max(min(1, dim), int(counts.max()) if n else 0)
-    slots = torch.arange(len(rows)).to(rows) - (counts.cumsum(0) - counts)[rows]
+    slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
     all_values, all_indices = values.new_zeros(n, width), latents.new_zeros(n, width)
     all_values[rows, slots] = values
     all_indices[rows, slots] = latents

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from csrkern.arguments import array_of, check_at_least, check_bool, check_choice
 from csrkern.codes import SparseCodes
@@ -304,9 +305,9 @@ class SparseAutoencoder(nn.Module):
         """What each row's k_aux strongest dead latents add up to, [n, d]; None if none is dead
         or k_aux is 0.
 
-        The host must wait to learn how many are dead. With `dead_capacity` set, and under
-        torch.compile, it need not: shapes follow from the sizes of the model alone, and zeros
-        are returned while none is dead.
+        The host must wait to learn how many are dead. With `dead_capacity` set, under
+        torch.compile and torch.func, and for tensors without data, it need not: shapes follow
+        from the sizes of the model alone, and zeros are returned while none is dead.
 
         Args:
             x: standardised rows [n, d].
@@ -316,20 +317,25 @@ class SparseAutoencoder(nn.Module):
         capacity = self.dead_capacity
         if capacity == 0 or k == 0:
             return None
-        if capacity is not None or torch.compiler.is_compiling():
+        dead = self.dead
+        if (
+            capacity is not None
+            or torch.compiler.is_compiling()
+            or torch._C._functorch.peek_interpreter_stack() is not None
+            or dead.is_meta
+            or isinstance(dead, FakeTensor)
+        ):
             # Latents by how long they were unused: the dead come first, and others are barred.
-            latents = self.stats_last_nonzero.topk(
-                min(capacity or self.hidden_dim, self.hidden_dim)
-            )
-            bias = self.latent_bias[latents.indices]
-            bias = bias.masked_fill(latents.values <= self.dead_threshold, -torch.inf)
+            unused = self.stats_last_nonzero.topk(min(capacity or self.hidden_dim, self.hidden_dim))
+            bias = self.latent_bias[unused.indices]
+            bias = bias.masked_fill(unused.values <= self.dead_threshold, -torch.inf)
             k = min(k, len(bias))
-            _, out = self._autoencode(x, latents.indices, [k], "fast", bias)
+            _, out = self._autoencode(x, unused.indices, [k], "fast", bias)
             return out[0] - self.pre_bias
-        dead = self.dead.nonzero().squeeze(1)
-        if len(dead) == 0:
+        latents = dead.nonzero().squeeze(1)
+        if len(latents) == 0:
             return None
-        _, out = self._autoencode(x, dead, [min(k, len(dead))], "fast")
+        _, out = self._autoencode(x, latents, [min(k, len(latents))], "fast")
         return out[0] - self.pre_bias
 
     def decode(self, codes: SparseCodes) -> Tensor:
@@ -461,6 +467,14 @@ class SparseAutoencoder(nn.Module):
         With new_step=False the codes are further ones of the step that was counted last, as where
         gradients accumulate over several batches.
         """
+        transformed = torch._C._are_functorch_transforms_active()
+        if transformed and not torch._C._functorch.is_functorch_wrapped_tensor(
+            self.stats_last_nonzero
+        ):
+            raise RuntimeError(
+                "update_stats: counts change in place, which torch.func refuses of a buffer that "
+                "is no argument of the transformed function; call loss.eval() first"
+            )
         # One place more, for slots that hold nothing: no shape depends on what the codes hold,
         # so a GPU need not be waited for.
         check_codes("codes", codes, self.hidden_dim)

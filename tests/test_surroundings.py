@@ -7,19 +7,28 @@ A result is compared with that of `csrkern.reference`, in float64.
 from __future__ import annotations
 
 import contextlib
+import copy
+import pickle
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.export import Dim
+from torch.utils.data import DataLoader, default_collate
 
 import csrkern
+import csrkern.nn
 from csrkern import SparseCodes, reference
+from csrkern.nn import SparseAutoencoder, TopKReLU
 from csrkern.ops.transpose import transpose
+from csrtrain import CSRLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -367,8 +376,9 @@ def test_modes_and_defaults_do_not_matter(name, mode, monkeypatch):
     leaves, call, _ = OPERATORS[name]
     given = single(leaves(N))
     indices, labels = latents(N), classes(N)
-    monkeypatch.setattr(__import__(__name__), "latents", lambda n, first=0: (indices + first) % 11)
-    monkeypatch.setattr(__import__(__name__), "classes", lambda n: labels)
+    here = sys.modules[__name__]
+    monkeypatch.setattr(here, "latents", lambda n, first=0: (indices + first) % 11)
+    monkeypatch.setattr(here, "classes", lambda n: labels)
     want = call(csrkern, *given)
     with MODES[mode]():
         found = call(csrkern, *given)
@@ -427,3 +437,364 @@ def test_copies_are_no_views_of_arguments(name):
         for out in OPERATORS[name].call(csrkern, *given):
             out.fill_(7.0)
     assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+
+
+# ---- modules ------------------------------------------------------------------------------
+
+
+class Loss(nn.Module):
+    """A model and its loss, as a trainer holds them."""
+
+    def __init__(self, model: SparseAutoencoder, **options: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = CSRLoss(recon_weight=0.5, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        labels = classes(x.shape[0]) if self.loss.contrast == "label" else None
+        partners = {"partners": x.flip(1)} if self.loss.contrast == "clip" else {}
+        terms = self.loss(self.model, x, labels, **partners)
+        return torch.stack([terms[name] for name in ("loss", "recon", "aux", "contrast")])
+
+
+def autoencoder(dead: int = 0, **options: Any) -> SparseAutoencoder:
+    model = SparseAutoencoder(D, H, K, k_aux=2, dtype=DOUBLE, **options)
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            parameter.copy_(some(*parameter.shape, seed=i))
+        if dead:
+            model.stats_last_nonzero[-dead:] = 1000
+    return model
+
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "TopKReLU": lambda: TopKReLU(K),
+    "TopKReLU, dense": lambda: TopKReLU(K, dense=True),
+    "tied": autoencoder,
+    "untied": lambda: autoencoder(tied=False),
+    "normalized": lambda: autoencoder(normalize=True),
+    "loss": lambda: Loss(autoencoder(dead=5), contrast="self", prefixes=(2,), balance=0.1),
+    "loss, labels": lambda: Loss(autoencoder(tied=False), contrast="label"),
+    "loss, partners": lambda: Loss(autoencoder(normalize=True), contrast="clip"),
+}
+every_module = pytest.mark.parametrize("name", MODULES)
+
+
+def width(name: str) -> int:
+    return H if name.startswith("TopKReLU") else D
+
+
+def rows(name: str, n: int = N) -> Tensor:
+    return some(n, width(name), seed=40)
+
+
+def tensors(result: Any) -> list[Tensor]:
+    """The floating-point tensors of a result."""
+    leaves = torch.utils._pytree.tree_leaves(result)
+    return [leaf for leaf in leaves if leaf.is_floating_point()]
+
+
+def of_module(module: nn.Module) -> Callable[..., Tensor]:
+    """A scalar of the module's parameters and its input."""
+
+    def total(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        found = tensors(torch.func.functional_call(module, parameters, (x,)))
+        return sum((out.square().sum() + out.sum() for out in found), torch.zeros(()))
+
+    return total
+
+
+def parameters_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+
+def pair(name: str) -> tuple[nn.Module, nn.Module]:
+    """The module in float32, and in float64, both in evaluation mode."""
+    return MODULES[name]().float().eval(), MODULES[name]().eval()
+
+
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """Modules compute by `csrkern.reference`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for op in ("topk_relu", "encode", "decode", "autoencode"):
+            patch.setattr(csrkern.nn, op, without_precision(getattr(reference, op)))
+        patch.setattr(csrkern, "info_nce", reference.info_nce)
+        yield
+
+
+def without_precision(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, precision="auto", **options: function(*args, **options)
+
+
+def near(found: Any, expected: Any) -> None:
+    """Gradients are near, for their size: a loss that divides by small numbers has large ones."""
+    leaves = torch.utils._pytree.tree_leaves
+    for a, b in zip(leaves(found), leaves(expected), strict=True):
+        close(a, b, atol=1e-4 + 1e-6 * float(b.abs().max()))
+
+
+@every_module
+def test_modules_equal_plain_pytorch(name):
+    module, exactly = pair(name)
+    x = rows(name)
+    with plainly():
+        expected = tensors(exactly(x))
+        want = torch.func.grad(of_module(exactly), (0, 1))(parameters_of(exactly), x)
+    close(tensors(module(x.float())), expected)
+    leaves = [*module.parameters(), x.float().requires_grad_()]
+    total = of_module(module)(dict(module.named_parameters()), leaves[-1])
+    near(torch.autograd.grad(total, leaves), want)
+    found = torch.func.grad(of_module(module), (0, 1))(parameters_of(module), x.float())
+    near(found, want)
+    compute = torch.compile(of_module(module), backend="aot_eager", fullgraph=False)
+    near(torch.func.grad(compute, (0, 1))(parameters_of(module), x.float()), want)
+    near(torch.func.jacrev(of_module(module), 1)(parameters_of(module), x.float()), want[1])
+
+
+@every_module
+def test_gradients_of_each_sample_of_a_module(name):
+    module, exactly = pair(name)
+    x = torch.stack([rows(name), rows(name).flip(0), 2 * rows(name)])
+
+    def of_each(module: nn.Module, x: Tensor) -> Any:
+        gradient = torch.func.grad(of_module(module), (0, 1))
+        return torch.vmap(gradient, (None, 0))(parameters_of(module), x)
+
+    with plainly():
+        want = of_each(exactly, x)
+    near(of_each(module, x.float()), want)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith("TopKReLU")])
+def test_ensembles_of_modules(name):
+    members = [MODULES[name]().eval() for _ in range(3)]
+    for i, member in enumerate(members):
+        with torch.no_grad():
+            for parameter in member.parameters():
+                parameter.mul_(1 + 0.1 * i)
+    with plainly():
+        want = [tensors(member(rows(name))) for member in members]
+    base = copy.deepcopy(members[0]).float()
+    members = [member.float() for member in members]
+    stacked, buffers = torch.func.stack_module_state(members)
+
+    def call(parameters: Any, buffers: Any, x: Tensor) -> list[Tensor]:
+        return tensors(torch.func.functional_call(base, (parameters, buffers), (x,)))
+
+    found = torch.vmap(call, (0, 0, None))(stacked, buffers, rows(name).float())
+    for i, each in enumerate(zip(*want, strict=True)):
+        close(found[i], torch.stack(each))
+
+
+@every_module
+def test_forward_mode_of_a_module_is_right_or_an_error(name):
+    module, exactly = pair(name)
+    x, towards = rows(name), some(N, width(name), seed=50)
+    with plainly():
+        _, want = torch.func.jvp(
+            lambda x: of_module(exactly)(parameters_of(exactly), x), (x,), (towards,)
+        )
+    try:
+        _, found = torch.func.jvp(
+            lambda x: of_module(module)(parameters_of(module), x), (x.float(),), (towards.float(),)
+        )
+    except RuntimeError as error:
+        message = str(error)
+        assert "has no forward-mode derivative" in message
+        assert "csrkern.reference" in message
+    else:
+        close(found, want)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@every_module
+def test_exported_modules(name, strict):
+    module, exactly = pair(name)
+    free = torch.export.export(
+        module,
+        (rows(name).float(),),
+        dynamic_shapes=({0: Dim("rows", min=2)},),
+        strict=strict,
+    )
+    for n in (2, N, 3 * N):
+        x = rows(name, n)
+        with plainly():
+            want = tensors(exactly(x))
+        close(tensors(free.module()(x.float())), want)
+
+
+# A loss takes long to compile; strict export traces it in the same way.
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith("loss")])
+def test_compiled_modules(name):
+    module, exactly = pair(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (3, N):
+        x = rows(name, n)
+        with plainly():
+            want = tensors(exactly(x))
+        close(tensors(compiled(x.float())), want)
+
+
+@every_module
+def test_autocast_of_modules(name):
+    module, exactly = pair(name)
+    x = rows(name).float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = tensors(module(x))
+    with plainly():
+        want = tensors(exactly(x.detach().double()))
+    for a, b in zip(found, want, strict=True):
+        assert float((a.double() - b).norm()) < 0.1 * float(b.norm())
+    leaves = [x, *module.parameters()]
+    grads = torch.autograd.grad(sum(out.float().sum() for out in found), leaves)
+    assert {grad.dtype for grad in grads} == {torch.float32}
+    assert all(bool(grad.isfinite().all()) for grad in grads)
+
+
+@pytest.mark.parametrize("fake", [False, True], ids=["meta", "fake"])
+@every_module
+def test_modules_without_data(name, fake):
+    module, _ = pair(name)
+    want = tensors(module(rows(name).float()))
+    x = rows(name).float()
+    with FakeTensorMode(allow_non_fake_inputs=True) if fake else torch.device("meta") as mode:
+        if not fake:
+            module = module.to("meta")
+        found = tensors(module(mode.from_tensor(x) if fake else x.to("meta")))
+    for a, b in zip(found, want, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def saved_by_torch(module: nn.Module, folder: Path) -> nn.Module:
+    torch.save(module.state_dict(), folder / "a.pt")
+    other = fresh(module)
+    other.load_state_dict(torch.load(folder / "a.pt"))
+    return other
+
+
+def saved_whole(module: nn.Module, folder: Path) -> nn.Module:
+    torch.save(module, folder / "a.pt")
+    return torch.load(folder / "a.pt", weights_only=False)
+
+
+def saved_as_safetensors(module: nn.Module, folder: Path) -> nn.Module:
+    save_file(module.state_dict(), folder / "a.safetensors")
+    other = fresh(module)
+    other.load_state_dict(load_file(folder / "a.safetensors"))
+    return other
+
+
+def saved_as_a_model(module: nn.Module, folder: Path) -> nn.Module:
+    save_model(module, str(folder / "a.safetensors"))
+    other = fresh(module)
+    load_model(other, str(folder / "a.safetensors"))
+    return other
+
+
+def assigned(module: nn.Module, _folder: Path) -> nn.Module:
+    other = fresh(module).to("meta")
+    other.load_state_dict(copy.deepcopy(module.state_dict()), assign=True)
+    return other
+
+
+def fresh(module: nn.Module) -> nn.Module:
+    """A module of the same kind with other weights."""
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        for tensor in (*other.parameters(), *other.buffers()):
+            tensor.zero_()
+    return other
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [
+        lambda module, _: copy.deepcopy(module),
+        lambda module, _: pickle.loads(pickle.dumps(module)),
+        saved_by_torch,
+        saved_whole,
+        saved_as_safetensors,
+        saved_as_a_model,
+        assigned,
+    ],
+    ids=["deepcopy", "pickle", "torch.save", "whole", "safetensors", "save_model", "assign"],
+)
+@every_module
+def test_copies_and_files_of_modules(name, duplicate, tmp_path):
+    module, x = MODULES[name]().float(), rows(name).float()
+    copied = duplicate(module, tmp_path)
+    assert [n for n, _ in copied.named_parameters()] == [n for n, _ in module.named_parameters()]
+    for a, b in zip(copied.state_dict().values(), module.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+        assert a.data_ptr() != b.data_ptr()
+    found, want = tensors(copied(x)), tensors(module(x))
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@every_module
+def test_modules_in_modes_and_by_defaults(name, mode, monkeypatch):
+    module, x = MODULES[name]().float().eval(), rows(name).float()
+    labels = classes(N)
+    monkeypatch.setattr(sys.modules[__name__], "classes", lambda n: labels)
+    want = tensors(module(x))
+    with MODES[mode]():
+        found = tensors(module(x))
+        made = SparseAutoencoder(D, H, K)
+    for a, b in zip(found, want, strict=True):
+        assert (a.dtype, a.device) == (b.dtype, b.device)
+        assert torch.equal(a, b)
+    # New modules follow torch's defaults, as nn.Linear does.
+    dtype = DOUBLE if mode == "default dtype" else torch.float32
+    device = "meta" if mode == "default device" else "cpu"
+    assert {p.dtype for p in made.parameters()} == {dtype}
+    assert {t.device.type for t in (*made.parameters(), *made.buffers())} == {device}
+
+
+def test_a_loss_in_training_mode_under_torch_func():
+    """Counts of use change in place, which torch.func refuses; evaluation mode has none."""
+    module = MODULES["loss"]().float().train()
+    with pytest.raises(RuntimeError, match=r"update_stats: .* torch\.func .* loss\.eval\(\)"):
+        torch.func.grad(of_module(module))(parameters_of(module), rows("loss").float())
+
+
+# ---- codes --------------------------------------------------------------------------------
+
+
+def some_codes(n: int = N) -> SparseCodes:
+    return csrkern.encode(*single(encoder(n)[:2]), k=K)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_codes_pickle(protocol):
+    given = some_codes()
+    given.fingerprint = "0" * 16
+    found = pickle.loads(pickle.dumps(given, protocol))
+    assert found.equal(given)
+    assert (found.dim, found.fingerprint) == (given.dim, given.fingerprint)
+
+
+def test_codes_are_saved_by_torch_and_loaded_by_default(tmp_path):
+    given = some_codes()
+    torch.save({"codes": given, "step": 3}, tmp_path / "codes.pt")
+    found = torch.load(tmp_path / "codes.pt")
+    assert found["codes"].equal(given)
+    deep = copy.deepcopy(given)
+    assert deep.equal(given)
+    assert deep.values.data_ptr() != given.values.data_ptr()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_codes_collate(workers):
+    given = some_codes()
+    assert default_collate([given[0], given[1:3]]).equal(given[:3])
+    batches = DataLoader(given, batch_size=4, num_workers=workers)  # type: ignore[arg-type]
+    found = list(batches)
+    assert [len(part) for part in found] == [4, 2]
+    assert SparseCodes.cat(found).equal(given)
+    pairs = [(given[i], i) for i in range(N)]
+    codes_part, numbers = default_collate(pairs)
+    assert codes_part.equal(given)
+    assert numbers.tolist() == list(range(N))

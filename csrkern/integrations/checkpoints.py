@@ -198,8 +198,9 @@ def _model(
             f"{source}: {_DECODER} differs from {_ENCODER}; expected one tied weight under both"
         )
     h, d = weight.shape
-    tensors.setdefault("stats_last_nonzero", torch.zeros(h, dtype=torch.long))
-    model = SparseAutoencoder(d, h, tied=tied, **config).to(weight.dtype)
+    unused = torch.zeros(h, dtype=torch.long, device="cpu")
+    tensors.setdefault("stats_last_nonzero", unused)
+    model = SparseAutoencoder(d, h, tied=tied, device="cpu", dtype=weight.dtype, **config)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
@@ -23,6 +25,28 @@ class _Library(torch.library.Library):
         name: str = super().define(schema, *args, **kwargs)
         torch.library.register_vmap(f"csrkern::{name}", _slice_by_slice(name), lib=self)
         return name
+
+    def impl(self, op_name: Any, fn: Any, *args: Any, **kwargs: Any) -> None:
+        """Register a kernel, as `torch.library.Library.impl` does."""
+        super().impl(op_name, _untraced(fn), *args, **kwargs)
+
+
+def _untraced(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the kernel, which torch.compile leaves alone where it goes on after a graph break.
+
+    Traced, it would pass the native code addresses of tensors that are gone.
+    """
+
+    @functools.wraps(kernel)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if get_eval_frame_callback() is None:  # nothing is traced
+            return kernel(*args, **kwargs)
+        return _disabled(kernel)(*args, **kwargs)
+
+    return call
+
+
+_disabled = functools.cache(torch.compiler.disable)
 
 
 def _slice_by_slice(name: str) -> Callable[..., Any]:
