@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from csrkern.nn import SparseAutoencoder
 from csrtrain import CSRLoss
@@ -24,10 +24,23 @@ class WithLoss(nn.Module):
         super().__init__()
         self.model = model
         self.loss_of = loss
+        self.new_step = True
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """The terms of the loss."""
-        return self.loss_of(self.model, embeddings, labels)
+        new_step, self.new_step = self.new_step, False
+        return self.loss_of(self.model, embeddings, labels, new_step=new_step)
+
+
+class CountSteps(TrainerCallback):
+    """Tells the loss which batches make one step, with `gradient_accumulation_steps`."""
+
+    def __init__(self, wrapped: WithLoss) -> None:
+        self.wrapped = wrapped
+
+    def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
+        """Called before the first batch of a step."""
+        self.wrapped.new_step = True
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -44,9 +57,15 @@ class Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 def fit(
-    embeddings: Tensor, folder: str, *, k: int = 16, epochs: float = 5, **arguments: Any
+    embeddings: Tensor,
+    folder: str,
+    *,
+    k: int = 16,
+    epochs: float = 5,
+    resume: bool = False,
+    **arguments: Any,
 ) -> SparseAutoencoder:
-    """A model for embeddings [n, d]; checkpoints go to `folder`."""
+    """A model for embeddings [n, d]. Checkpoints go to `folder`; `resume` goes on from the last."""
     model = SparseAutoencoder(embeddings.shape[1], 4 * embeddings.shape[1], k)
     with torch.no_grad():
         model.pre_bias.copy_(embeddings.mean(0))
@@ -64,9 +83,13 @@ def fit(
     optimizer = torch.optim.Adam(wrapped.parameters(), lr=1e-3, eps=6.25e-10)
     # No schedule: a constant rate, as published.
     trainer = Trainer(
-        wrapped, settings, train_dataset=Rows(embeddings), optimizers=(optimizer, None)
+        wrapped,
+        settings,
+        train_dataset=Rows(embeddings),
+        optimizers=(optimizer, None),
+        callbacks=[CountSteps(wrapped)],
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return model.cpu().eval()
 
 

@@ -30,10 +30,11 @@ class CSRModule(lightning.LightningModule):
         self.loss = loss
         self.lr = lr
 
-    def training_step(self, batch: Any, _batch_index: int) -> Tensor:
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """The loss of a batch; its terms are logged."""
         x, labels = (*batch, None)[:2]
-        terms = self.loss(self.model, x, labels)
+        new_step = batch_index % self.trainer.accumulate_grad_batches == 0
+        terms = self.loss(self.model, x, labels, new_step=new_step)
         self.log_dict({name: term.detach() for name, term in terms.items()})
         return terms["loss"]
 
@@ -42,10 +43,28 @@ class CSRModule(lightning.LightningModule):
         return torch.optim.Adam(self.model.parameters(), lr=self.lr, eps=6.25e-10)
 
 
+class RandomState(lightning.Callback):
+    """Keeps torch's random state in checkpoints: a resumed run shuffles as an unbroken one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Called when a checkpoint is saved."""
+        return {"torch": torch.get_rng_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called before a run goes on from a checkpoint."""
+        torch.set_rng_state(state_dict["torch"])
+
+
 def fit(
-    embeddings: Tensor, labels: Tensor, *, k: int = 16, epochs: int = 5, **trainer: Any
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    k: int = 16,
+    epochs: int = 5,
+    resume: str | None = None,
+    **trainer: Any,
 ) -> SparseAutoencoder:
-    """A model for embeddings [n, d] with labels [n]."""
+    """A model for embeddings [n, d] with labels [n]; `resume` is a checkpoint to start from."""
     model = SparseAutoencoder(embeddings.shape[1], 4 * embeddings.shape[1], k)
     with torch.no_grad():
         model.pre_bias.copy_(embeddings.mean(0))
@@ -57,7 +76,8 @@ def fit(
         shuffle=True,
         drop_last=True,
     )
-    lightning.Trainer(max_epochs=epochs, **trainer).fit(CSRModule(model, loss), rows)
+    run = lightning.Trainer(max_epochs=epochs, callbacks=[RandomState()], **trainer)
+    run.fit(CSRModule(model, loss), rows, ckpt_path=resume)
     return model.cpu().eval()
 
 

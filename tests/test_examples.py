@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,6 +64,104 @@ def test_hugging_face(rows, tmp_path):
         rows[0], str(tmp_path), k=4, epochs=100, use_cpu=True, save_strategy="no", disable_tqdm=True
     )
     assert unexplained(model, rows[0]) < 0.95
+
+
+def seeded(fit: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return fit(*args, **options)
+
+
+def same(model, other) -> bool:
+    states = model.state_dict(), other.state_dict()
+    return all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+class Stop(Exception):
+    pass
+
+
+def test_hugging_face_saves_and_resumes(rows, tmp_path, monkeypatch):
+    """As the Trainer comes: checkpoints in safetensors, every 500 steps and at the end."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    module = example("hf_trainer")
+    options = {"k": 4, "epochs": 12, "use_cpu": True, "disable_tqdm": True}
+    whole = seeded(module.fit, rows[0], str(tmp_path / "whole"), **options)
+    assert [path.name for path in (tmp_path / "whole").iterdir()] == ["checkpoint-12"]
+    stored = load_file(tmp_path / "whole" / "checkpoint-12" / "model.safetensors")
+    assert all(torch.equal(stored[f"model.{n}"], t) for n, t in whole.state_dict().items())
+
+    class Interrupted(module.CountSteps):
+        def on_step_end(self, _arguments, state, _control, **_kwargs):
+            if state.global_step == 8:
+                raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "CountSteps", Interrupted)
+        with pytest.raises(Stop):
+            seeded(module.fit, rows[0], str(tmp_path / "run"), **options, save_steps=5)
+    resumed = module.fit(rows[0], str(tmp_path / "run"), **options, save_steps=5, resume=True)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"checkpoint-5", "checkpoint-10", "checkpoint-12"}
+    assert same(resumed, whole)
+
+
+def counted(module: ModuleType) -> list[bool]:
+    """Whether each batch that `module` trains on from now on begins a step."""
+    seen: list[bool] = []
+
+    class Counted(module.CSRLoss):
+        def forward(self, *args, new_step, **options):
+            seen.append(new_step)
+            return super().forward(*args, new_step=new_step, **options)
+
+    module.CSRLoss = Counted
+    return seen
+
+
+def test_hugging_face_counts_the_batches_of_a_step_as_one(rows, tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    module = example("hf_trainer")
+    seen = counted(module)
+    options = {"gradient_accumulation_steps": 3, "save_strategy": "no", "disable_tqdm": True}
+    module.fit(rows[0].repeat(5, 1), str(tmp_path), k=4, epochs=2, use_cpu=True, **options)
+    assert seen == [True, False, False, True, False] * 2
+
+
+def test_lightning_saves_and_resumes(rows, tmp_path):
+    pytest.importorskip("lightning")
+    module = example("lightning_module")
+    options = {"k": 4, "accelerator": "cpu", "enable_progress_bar": False}
+    whole = seeded(module.fit, *rows, epochs=6, default_root_dir=tmp_path / "a", **options)
+    seeded(module.fit, *rows, epochs=3, default_root_dir=tmp_path / "b", **options)
+    (kept,) = (tmp_path / "b").rglob("*.ckpt")
+    loaded = module.CSRModule.load_from_checkpoint(
+        kept, model=module.SparseAutoencoder(24, 96, 4), loss=module.CSRLoss()
+    )
+    assert loaded.model.decoder.linear.weight is loaded.model.encoder.weight
+    resumed = module.fit(
+        *rows, epochs=6, resume=str(kept), default_root_dir=tmp_path / "c", **options
+    )
+    assert same(resumed, whole)
+
+
+def test_lightning_counts_the_batches_of_a_step_as_one(rows, tmp_path):
+    pytest.importorskip("lightning")
+    module = example("lightning_module")
+    seen = counted(module)
+    many = rows[0].repeat(5, 1), rows[1].repeat(5)
+    options = {"accumulate_grad_batches": 3, "enable_checkpointing": False, "logger": False}
+    module.fit(
+        *many,
+        k=4,
+        epochs=2,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+        **options,
+    )
+    assert seen == [True, False, False, True, False] * 2
 
 
 @pytest.mark.parametrize(
