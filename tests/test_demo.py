@@ -147,7 +147,8 @@ def test_codes_keep_what_the_demo_claims(data):
     (pca,) = map(accuracy, demo_search.pca_searches(rows, [8]))
     csr, adapters = {}, {}
     for family, config in demo.RECIPES.items():
-        adapter = adapters[family] = train(data.train, data.train_labels, config, progress=False)
+        labels = data.train_labels if family == "label" else None
+        adapter = adapters[family] = train(data.train, labels, config, progress=False)
         codes = encode_all(adapter, data.train, 32)
         for search in demo_search.csr_searches(family, adapter, codes, [2, 8, 32]):
             csr[family, search.active] = accuracy(search)

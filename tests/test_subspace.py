@@ -142,9 +142,9 @@ def test_settings_that_cannot_be_folded_are_refused():
         TrainConfig(k=4, input_subspace=13).resolve(100, 12)
     with pytest.raises(ValueError, match="whitening"):
         TrainConfig(whitening=1.5)
-    with pytest.raises(ValueError, match="whitening: expected 'auto'"):
+    with pytest.raises(ValueError, match=r"whitening: expected .*'auto'"):
         TrainConfig(whitening="some")
-    with pytest.raises(TypeError, match="input_subspace"):
+    with pytest.raises(ValueError, match="input_subspace"):
         TrainConfig(input_subspace="some")
 
 

@@ -149,7 +149,7 @@ def train(
     from csrtrain.data import load_embeddings, load_labels, read_integers
 
     chosen: dict[str, Any] = {
-        "contrast": _contrast(contrast, preset, labels, partners),
+        "contrast": None if contrast is None else contrast.value,
         "view_noise": view_noise,
         "k": k,
         "hidden_dim": hidden_dim,
@@ -163,8 +163,10 @@ def train(
         "input_subspace": _subspace(input_subspace),
     }
     changes = {name: value for name, value in chosen.items() if value is not None}
-    if changes.get("contrast") is Contrast.NONE:
+    if contrast is Contrast.NONE:
         changes["contrast"] = None
+    if contrast is Contrast.LABEL and not labels:
+        raise ValueError("--contrast label needs --labels; without them use --contrast self")
     if preset is None:
         config = TrainConfig(seed=seed, **changes)
     else:
@@ -190,19 +192,6 @@ def train(
         f"\nNext: csrkern encode {quoted(output, embeddings)} -o codes.safetensors",
         as_json,
     )
-
-
-def _contrast(
-    contrast: Contrast | None, preset: Preset | None, labels: str | None, partners: str | None
-) -> Contrast | str | None:
-    """The contrast asked for, or that goes with what is given; None: the preset's."""
-    if contrast is None:
-        if preset in (Preset.CLIP, Preset.CSRV2):
-            return None
-        contrast = Contrast.LABEL if labels else Contrast.CLIP if partners else Contrast.SELF
-    if contrast is Contrast.LABEL and not labels:
-        raise ValueError("--contrast label needs --labels; without them use --contrast self")
-    return contrast if contrast is Contrast.NONE else contrast.value
 
 
 def _subspace(text: str | None) -> int | str | None:

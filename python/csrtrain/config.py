@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from csrkern.arguments import (
+    check_at_least,
+    check_bool,
+    check_choice,
+    check_int,
+    check_not_negative,
+    check_number,
+    check_positive,
+)
 from csrtrain.presets import preset_fields
 
 _DEFAULT_BATCH = 1024
@@ -22,12 +31,12 @@ class TrainConfig:
         hidden_dim: latents h (None: 4 times the embedding's width, the paper's best).
         k: active latents per row.
         prefixes: further k's, below `k`, that the one model is trained for as well.
-        k_aux: dead latents per row in the auxiliary loss; clipped to what is there.
+        k_aux: dead latents per row in the auxiliary loss, at most what is there; 0: no such loss.
         beta: weight of the auxiliary loss.
         gamma: weight of the contrast (None: 0.1, as published; 1 for "label", "pair", "clip").
         temperature: of the contrast.
         contrast: "self", "label" (needs labels), "pair" or "clip" (need partners) or None; see
-            `CSRLoss`.
+            `CSRLoss`. "auto": "label" if labels are given, "clip" if partners are, else "self".
         view_noise: with contrast="self", compare each row's code with that of a second view of it,
             the row and normal noise of this many standard deviations, drawn anew each step.
             The deviation is one number for all dimensions: the root of their mean variance, in
@@ -73,7 +82,7 @@ class TrainConfig:
     beta: float = 1 / 32
     gamma: float | None = None
     temperature: float = 0.2
-    contrast: str | None = "self"
+    contrast: str | None = "auto"
     view_noise: float = 0.0
     relative_recon: bool = True
     normalize: bool = False
@@ -93,18 +102,15 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prefixes", tuple(sorted(set(self.prefixes))))
-        for name in ("hidden_dim", "k", "k_aux", "dead_threshold", "batch_size", "steps"):
-            _check_count(name, getattr(self, name))
-        for name in ("beta", "gamma", "view_noise", "balance"):
-            _check_number(name, getattr(self, name), zero_fits=True)
-        for name in ("temperature", "lr", "epochs"):
-            _check_number(name, getattr(self, name), zero_fits=False)
-        check_contrast(self.contrast)
+        for names, check in _CHECKS:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None or name not in _OPEN:
+                    object.__setattr__(self, name, check(name, value))
+        object.__setattr__(self, "prefixes", check_prefixes(self.prefixes))
+        if self.contrast != "auto":
+            check_contrast(self.contrast)
         _check_view_noise(self)
-        if self.input_subspace != "auto":
-            _check_count("input_subspace", self.input_subspace)
-        _check_whitening(self.whitening)
         if self.normalize and (self.input_subspace or self.whitening or self.unit_scale):
             raise ValueError(
                 "normalize: expected False with input_subspace, whitening or unit_scale: "
@@ -112,21 +118,15 @@ class TrainConfig:
             )
         if self.hidden_dim is not None and self.k > self.hidden_dim:
             raise ValueError(f"k: expected at most hidden_dim = {self.hidden_dim}, got {self.k}")
-        for k in self.prefixes:
-            _check_count("prefixes", k)
         if self.prefixes and self.prefixes[-1] >= self.k:
             raise ValueError(f"prefixes: expected k's below k = {self.k}, got {self.prefixes}")
-        if not 0 <= self.decay <= 1:
+        if self.decay > 1:
             raise ValueError(f"decay: expected a share of the steps in 0..1, got {self.decay}")
         if self.epochs is not None and self.steps is not None:
             raise ValueError(
                 f"epochs, steps: expected at most one of the two, got {self.epochs} and "
                 f"{self.steps}; a step is one batch"
             )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"seed: expected an integer, got {self.seed!r}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed: expected 0 <= seed < 2**32, got {self.seed}")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> TrainConfig:
@@ -143,8 +143,27 @@ class TrainConfig:
             fields.pop("epochs", None)
         return cls(**{**fields, **changes})
 
+    def settle_contrast(self, *, labels: bool = False, partners: bool = False) -> TrainConfig:
+        """Return the same settings with the contrast that goes with what is given.
+
+        Raises:
+            ValueError: if the contrast is "auto" and both labels and partners are given, or one of
+                them with `view_noise`.
+        """
+        if self.contrast != "auto":
+            return self
+        if labels and partners:
+            raise ValueError(
+                "labels, partners: expected one of the two with contrast='auto'; choose 'label', "
+                "'pair' or 'clip'"
+            )
+        contrast = "label" if labels else "clip" if partners else "self"
+        return dataclasses.replace(self, contrast=contrast)
+
     def resolve(self, n: int, d: int) -> TrainConfig:
         """The same settings with nothing left open, for n embeddings of width d.
+
+        A contrast "auto" that was not settled becomes "self".
 
         Raises:
             ValueError: if k exceeds the number of latents that follows from d.
@@ -163,12 +182,13 @@ class TrainConfig:
             steps = max(1, round(self.epochs * (n // batch_size)))
         elif steps is None:
             steps = _default_steps(n, batch_size)
-        gamma = self.gamma
+        contrast, gamma = self.settle_contrast().contrast, self.gamma
         if gamma is None:
             # On 16,060 definitions in 45 classes, label contrast: CSR-8 48.5% at 0.1, 57.4% at 1.
-            gamma = 0.1 if self.contrast in ("self", None) else 1.0
+            gamma = 0.1 if contrast in ("self", None) else 1.0
         return dataclasses.replace(
             self,
+            contrast=contrast,
             hidden_dim=hidden_dim,
             gamma=gamma,
             batch_size=batch_size,
@@ -207,8 +227,15 @@ def check_contrast(contrast: str | None) -> None:
         raise ValueError(f"contrast: expected {names} or None, got {contrast!r}")
 
 
+def check_prefixes(prefixes: Any) -> tuple[int, ...]:
+    """Return k's in ascending order, each once."""
+    if isinstance(prefixes, str) or not isinstance(prefixes, Iterable):
+        raise TypeError(f"prefixes: expected a list of ints, got {type(prefixes).__name__}")
+    return tuple(sorted({check_at_least("prefixes", k, 1) for k in prefixes}))
+
+
 def _check_view_noise(config: TrainConfig) -> None:
-    if config.view_noise and config.contrast != "self":
+    if config.view_noise and config.contrast not in ("self", "auto"):
         raise ValueError(
             "view_noise: expected 0 unless contrast='self', which alone has a second view of each "
             f"row, got {config.view_noise} with contrast={config.contrast!r}"
@@ -228,26 +255,35 @@ def _default_steps(n: int, batch_size: int) -> int:
     return max(400, min(10 * per_epoch, 20_000_000 // batch_size), per_epoch)
 
 
-def _check_count(name: str, value: Any) -> None:
-    if value is None and name in ("hidden_dim", "batch_size", "steps", "input_subspace"):
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
+def _check_subspace(name: str, value: Any) -> int | str:
+    if isinstance(value, str):
+        check_choice(name, value, ("auto",))
+        return value
+    return check_at_least(name, value, 1)
 
 
-def _check_whitening(value: float | str) -> None:
-    if value != "auto" and (isinstance(value, str) or not -1 <= value <= 1):
-        raise ValueError(f"whitening: expected 'auto' or a number in -1..1, got {value!r}")
+def _check_whitening(name: str, value: Any) -> float | str:
+    if isinstance(value, str):
+        check_choice(name, value, ("auto",))
+        return value
+    number = check_number(name, value)
+    if abs(number) > 1:
+        raise ValueError(f"{name}: expected 'auto' or a number in -1..1, got {value!r}")
+    return number
 
 
-def _check_number(name: str, value: Any, *, zero_fits: bool) -> None:
-    if value is None and name in ("epochs", "gamma"):
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    fits = value >= 0 if zero_fits else value > 0
-    if not fits or not math.isfinite(value):
-        bound = ">= 0" if zero_fits else "> 0"
-        raise ValueError(f"{name}: expected a finite number {bound}, got {value}")
+def _check_size(name: str, value: Any) -> int:
+    return check_at_least(name, value, 1)
+
+
+_OPEN = ("hidden_dim", "gamma", "batch_size", "epochs", "steps", "input_subspace")
+_CHECKS: tuple[tuple[tuple[str, ...], Callable[[str, Any], Any]], ...] = (
+    (("hidden_dim", "k", "dead_threshold", "batch_size", "steps"), _check_size),
+    (("k_aux",), lambda name, value: check_at_least(name, value, 0)),
+    (("seed",), lambda name, value: check_int(name, value, 0, 2**32 - 1)),
+    (("beta", "gamma", "view_noise", "balance", "decay"), check_not_negative),
+    (("temperature", "lr", "epochs"), check_positive),
+    (("relative_recon", "normalize", "tied", "unit_scale", "anneal", "autocast"), check_bool),
+    (("input_subspace",), _check_subspace),
+    (("whitening",), _check_whitening),
+)

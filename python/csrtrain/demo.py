@@ -137,7 +137,8 @@ def _train(family: str, data: DemoData, quick: bool, out: Console) -> Trained:
     reports: list[StepReport] = []
     out.print(f"{FAMILIES[family]}:", highlight=False)
     began = time.perf_counter()
-    model = train(data.train, data.train_labels, config, on_step=reports.append)
+    labels = data.train_labels if family == "label" else None
+    model = train(data.train, labels, config, on_step=reports.append)
     seconds = time.perf_counter() - began
     codes = encode_all(model, data.train, ACTIVE[-1])
     shown = reports[:: max(1, len(reports) // 100)]

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import csrkern
-from csrkern.arguments import check_at_least, check_bool, check_not_negative, check_positive
+from csrkern.arguments import check_bool, check_not_negative, check_positive
 from csrkern.codes import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain import distributed
-from csrtrain.config import check_contrast
+from csrtrain.config import check_contrast, check_prefixes
 
 
 class CSRLoss(nn.Module):
@@ -84,7 +84,7 @@ class CSRLoss(nn.Module):
         self.gamma = check_not_negative("gamma", gamma)
         self.temperature = check_positive("temperature", temperature)
         self.contrast = contrast
-        self.prefixes = tuple(sorted({check_at_least("prefixes", k, 1) for k in prefixes}))
+        self.prefixes = check_prefixes(prefixes)
         self.recon_weight = check_not_negative("recon_weight", recon_weight)
         self.threshold = check_not_negative("threshold", threshold)
         self.balance = check_not_negative("balance", balance)

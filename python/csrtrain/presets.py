@@ -13,7 +13,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "k_aux": 512,
         "beta": 1 / 32,
         "gamma": 0.1,
-        "contrast": "self",
     },
     "text": {
         "lr": 4e-5,
@@ -22,7 +21,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "k_aux": 1024,
         "beta": 0.1,
         "gamma": 1.0,
-        "contrast": "self",
     },
     # The paper names batches of 64 to 1024, and k_aux of 512 to 1024.
     "clip": {

@@ -45,6 +45,7 @@ def choose_subspace(
 
     Arguments as for `csrtrain.train`. Raises what that raises.
     """
+    config = config.settle_contrast(labels=labels is not None, partners=partners is not None)
     # Checked here, since a short training would number the rows of its sample.
     name, array = open_embeddings("embeddings", embeddings)
     read_through(name, array)
@@ -105,12 +106,13 @@ def _short_training(
     resolved = config.resolve(len(x), x.shape[1])
     assert resolved.steps is not None
     short = dataclasses.replace(resolved, steps=min(STEPS, resolved.steps), epochs=None)
-    return train(x, y, short, **options, progress=False, device=device)
+    labels = y if config.contrast == "label" else None
+    return train(x, labels, short, **options, progress=False, device=device)
 
 
 def _split(n: int, seed: int) -> tuple[Tensor, Tensor]:
     """Rows to fit on and rows to judge by, at most a fifth of all."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     held = min(HELD_OUT, max(1, n // 5))
     return order[held : held + FITTING].sort().values, order[:held].sort().values
 

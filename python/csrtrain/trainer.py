@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +97,11 @@ def train(
 
     Args:
         embeddings: [n, d], a path or an array; see `load_embeddings`.
-        labels: [n] integers or strings, a path or an array; needed for contrast="label".
+        labels: [n] integers or strings, a path or an array: rows of one label are brought
+            together (contrast="label", the default where labels are given).
         config: settings; default `TrainConfig()`.
         partners: [m, d] embeddings that belong to those of `embeddings` (documents to queries,
-            captions to images); needed for contrast="pair" and "clip".
+            captions to images), for contrast="clip" (the default where they are given) or "pair".
         pairs: [p, 2] rows of `embeddings` and of `partners` that belong together; None: those
             of the same number.
         checkpoint_dir: folder for checkpoint.pt, written every `checkpoint_every` steps and
@@ -142,7 +144,15 @@ def train(
         device,
         graphs,
     )
-    config = config or TrainConfig()
+    config = (config or TrainConfig()).settle_contrast(
+        labels=labels is not None, partners=partners is not None
+    )
+    if labels is not None and config.contrast != "label" and config.input_subspace != "auto":
+        warnings.warn(
+            f"labels are not used, since contrast={config.contrast!r}; leave it out, or set "
+            "contrast='label', to train on them",
+            stacklevel=2,
+        )
     if config.input_subspace == "auto":
         from csrtrain.subspace_choice import choose_subspace
 
@@ -167,7 +177,7 @@ def train_two(
     Args:
         embeddings: [n, d], of one modality.
         partners: [m, d'], of the other; d' need not be d.
-        config: settings; default `TrainConfig(contrast="clip")`; contrast "clip" or "pair".
+        config: settings; contrast "clip" (the default) or "pair".
         pairs: [p, 2] rows of both that belong together; None: those of the same number.
         **options: those of `train` that say how a run is kept and shown. `evaluate` gets
             the pair of models.
@@ -177,7 +187,7 @@ def train_two(
 
     Raises: as `train`.
     """
-    config = config or TrainConfig(contrast="clip")
+    config = (config or TrainConfig()).settle_contrast(partners=True)
     if config.input_subspace == "auto":
         raise ValueError("input_subspace: expected a number or None for two adapters, got 'auto'")
     prepared = prepare(embeddings, None, config, partners, pairs, two=True)
