@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -11,11 +13,15 @@ import torch
 import csrtrain.batches as batches
 import csrtrain.prepare as prepare
 import csrtrain.trainer as trainer
-from csrtrain import TrainConfig, train
+from csrkern.nn import SparseAutoencoder
+from csrtrain import TrainConfig, encode_all, pursue, refit, train
 from csrtrain.checkpoint import FILE_NAME
+from csrtrain.evaluate import unexplained_variance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+COUNTS = ("hidden_dim", "k", "dead_threshold", "batch_size", "steps", "seed")
+RATES = ("beta", "gamma", "view_noise", "balance", "temperature", "lr", "epochs")
 SMALL = TrainConfig(hidden_dim=64, k=4, batch_size=64, steps=30, dead_threshold=3)
 
 
@@ -46,7 +52,8 @@ def same(a, b) -> bool:
 def test_training_lowers_the_loss_and_returns_an_evaluation_model(x, y, contrast):
     history = []
     config = dataclasses.replace(SMALL, contrast=contrast, steps=150, lr=3e-3)
-    model = quiet(x, y, config, on_step=history.append)
+    labels = y if contrast == "label" else None
+    model = quiet(x, labels, config, on_step=history.append)
     assert [report.step for report in history] == list(range(1, 151))
     first, last = history[0].losses, history[-1].losses
     assert last["loss"] < 0.8 * first["loss"]
@@ -148,6 +155,7 @@ def killed_after(step):
 )
 def test_an_interrupted_run_resumes_to_the_same_model_bit_for_bit(x, y, tmp_path, options):
     config = dataclasses.replace(SMALL, **options)
+    y = y if config.contrast == "label" else None
     expected = quiet(x, y, config)
     for stop in (13, 22, 29):
         with pytest.raises(Killed):
@@ -168,6 +176,71 @@ def test_an_interrupted_run_resumes_to_the_same_model_bit_for_bit(x, y, tmp_path
     assert same(finished, expected)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checkpoint_every": 0}, "checkpoint_every: expected at least 1, got 0"),
+        ({"checkpoint_every": -5}, "checkpoint_every: expected at least 1, got -5"),
+        ({"evaluate_every": 0}, "evaluate_every: expected at least 1, got 0"),
+        ({"patience": 0}, "patience: expected at least 1, got 0"),
+    ],
+)
+def test_intervals_are_positive(x, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        quiet(x, config=SMALL, checkpoint_dir=tmp_path, evaluate=lambda model: 0.0, **options)
+    (name,) = options
+    for value in (2.0, True, "3"):
+        with pytest.raises(TypeError, match=f"{name}: expected an int"):
+            quiet(x, config=SMALL, evaluate=lambda model: 0.0, **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_steps_go_on_where_the_run_ended(x, tmp_path):
+    longer = dataclasses.replace(SMALL, steps=45)
+    expected = quiet(x, config=longer)
+    quiet(x, config=SMALL, checkpoint_dir=tmp_path)
+    steps = []
+    model = quiet(x, config=longer, checkpoint_dir=tmp_path, resume=True, on_step=steps.append)
+    assert steps[0].step == 31
+    assert same(model, expected)
+    with pytest.raises(ValueError, match=r"steps = 45, now 44: expected at least the 45 steps"):
+        quiet(
+            x,
+            config=dataclasses.replace(SMALL, steps=44),
+            checkpoint_dir=tmp_path,
+            resume=True,
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "done"), [({"decay": 0.5}, 24), ({"anneal": True, "hidden_dim": 64}, 4)]
+)
+def test_other_steps_that_change_those_done_are_refused(x, tmp_path, options, done):
+    config = dataclasses.replace(SMALL, **options)
+    with pytest.raises(Killed):
+        quiet(
+            x,
+            config=config,
+            checkpoint_dir=tmp_path,
+            checkpoint_every=1,
+            on_step=killed_after(done),
+        )
+    longer = dataclasses.replace(config, steps=60)
+    with pytest.raises(ValueError, match=r"steps = 30, now 60: step \d+, which is done, would"):
+        quiet(x, config=longer, checkpoint_dir=tmp_path, resume=True)
+
+
+def test_more_steps_before_the_rate_falls_are_the_same_run(x, tmp_path):
+    config = dataclasses.replace(SMALL, decay=0.5)
+    with pytest.raises(Killed):
+        quiet(
+            x, config=config, checkpoint_dir=tmp_path, checkpoint_every=1, on_step=killed_after(12)
+        )
+    longer = dataclasses.replace(config, steps=60)
+    model = quiet(x, config=longer, checkpoint_dir=tmp_path, resume=True)
+    assert same(model, quiet(x, config=longer))
+
+
 def test_a_checkpoint_loads_weights_only(x, tmp_path):
     quiet(x, config=SMALL, checkpoint_dir=tmp_path)
     content = torch.load(tmp_path / FILE_NAME, weights_only=True)
@@ -185,9 +258,40 @@ def test_a_checkpoint_of_another_run_is_refused(x, y, tmp_path):
         quiet(x, config=other, checkpoint_dir=tmp_path, resume=True)
     with pytest.raises(ValueError, match="other embeddings or labels"):
         quiet(x + 1, config=SMALL, checkpoint_dir=tmp_path, resume=True)
+    whole = (tmp_path / FILE_NAME).read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(whole), 50):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << (place % 8)
+        (tmp_path / FILE_NAME).write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+            quiet(x, config=SMALL, checkpoint_dir=tmp_path, resume=True)
     (tmp_path / FILE_NAME).write_bytes(b"half a file")
     with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
         quiet(x, config=SMALL, checkpoint_dir=tmp_path, resume=True)
+
+
+def exchanged(x: np.ndarray) -> np.ndarray:
+    x = x.copy()
+    x[[3, 400]] = x[[400, 3]]
+    return x
+
+
+def balanced(x: np.ndarray) -> np.ndarray:
+    x = x.copy()
+    x[7, 2] += 1
+    x[300, 2] -= 1
+    return x
+
+
+@pytest.mark.parametrize("change", [exchanged, balanced, lambda x: x[:-1], lambda x: x[:, :-1]])
+@pytest.mark.parametrize("options", [{}, {"unit_scale": True}, {"normalize": True}])
+def test_other_rows_are_other_data(x, tmp_path, change, options):
+    config = dataclasses.replace(SMALL, steps=2, **options)
+    quiet(x, config=config, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="other embeddings or labels"):
+        quiet(change(x), config=config, checkpoint_dir=tmp_path, resume=True)
+    quiet(np.asfortranarray(x), config=config, checkpoint_dir=tmp_path, resume=True)
+    quiet(x.astype(np.float64), config=config, checkpoint_dir=tmp_path, resume=True)
 
 
 def test_other_labels_are_other_data(x, y, tmp_path):
@@ -261,6 +365,9 @@ def test_data_that_cannot_be_trained_on(x, y):
         quiet(x[:1])
     with pytest.raises(ValueError, match="all of them are equal"):
         quiet(np.ones((20, 16), np.float32), config=SMALL)
+    for options in ({"normalize": True}, {"unit_scale": True}):
+        with pytest.raises(ValueError, match="all of them are equal"):
+            quiet(np.tile(x[:1], (600, 1)), config=dataclasses.replace(SMALL, **options))
     broken = x.copy()
     broken[123, 4] = np.nan
     with pytest.raises(ValueError, match="row 123"):
@@ -274,12 +381,160 @@ def test_data_that_cannot_be_trained_on(x, y):
         quiet(x, config=SMALL, resume=True)
 
 
+@pytest.mark.parametrize("options", [{}, {"unit_scale": True}, {"whitening": 0.5}])
+@pytest.mark.parametrize("offset", [1e6, -1e6])
+def test_rows_far_from_the_origin_train(x, offset, options):
+    """1e6 is a multiple of what float32 holds there, so the rows are the same but for it."""
+    config = dataclasses.replace(SMALL, steps=60, lr=3e-3, **options)
+    rounded = np.round(4 * x) / 4
+    far = (rounded + np.float32(offset)).astype(np.float32)
+    assert np.array_equal(far - np.float32(offset), rounded)
+    found, expected = [], []
+    quiet(far, config=config, on_step=found.append)
+    quiet(rounded, config=config, on_step=expected.append)
+    assert found[-1].losses["recon"] == pytest.approx(expected[-1].losses["recon"], rel=0.1)
+
+
+def test_lists_and_data_frames_train(x):
+    pandas = pytest.importorskip("pandas")
+    config = dataclasses.replace(SMALL, steps=2)
+    expected = quiet(x, config=config)
+    assert same(quiet(x.tolist(), config=config), expected)
+    assert same(quiet(pandas.DataFrame(x), config=config), expected)
+    labels = pandas.Series(np.arange(500) % 10)
+    assert same(quiet(x, labels, config), quiet(x, labels.tolist(), config))
+
+
+MODES = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "default dtype": lambda: defaults(dtype=torch.float64),
+    "default device": lambda: defaults(device="meta"),
+}
+
+
+@contextlib.contextmanager
+def defaults(dtype=torch.float32, device=None):
+    try:
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(device)
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tied": False, "view_noise": 0.3},
+        {"normalize": True},
+        {"whitening": "auto", "balance": 0.1, "contrast": "label"},
+        {"input_subspace": "auto", "contrast": "label"},
+        {"anneal": True, "unit_scale": True, "contrast": "pair"},
+    ],
+    ids=str,
+)
+def test_training_does_not_depend_on_the_callers_torch(x, y, mode, options):
+    config = dataclasses.replace(SMALL, steps=4, **options)
+    labels = y if config.contrast == "label" else None
+    partners = x[:, ::-1].copy() if config.contrast == "pair" else None
+
+    def results():
+        model = quiet(x, labels, config, partners=partners, evaluate=score, evaluate_every=2)
+        coded = encode_all(model, x)
+        found = [*model.state_dict().values(), coded.values, coded.indices]
+        found.append(torch.tensor(score(model), device="cpu", dtype=torch.float64))
+        if not config.normalize:
+            rows = torch.from_numpy(x[:50])
+            found.append(pursue(model, rows, rounds=2).values)
+            found.append(refit(model, rows, coded[:50]).values)
+        return found
+
+    def score(model) -> float:
+        return -unexplained_variance(model, x, [4])[4]
+
+    expected = results()
+    with MODES[mode]():
+        found = results()
+        given = torch.from_numpy(x).clone()
+        quiet(given, config=dataclasses.replace(SMALL, steps=2))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_adapters_do_not_depend_on_the_callers_torch(x, mode):
+    config = dataclasses.replace(SMALL, steps=3)
+    expected = trainer.train_two(x, x[:, :9], config, progress=False)
+    with MODES[mode]():
+        found = trainer.train_two(x, x[:, :9], config, progress=False)
+    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_codes_of_a_model_of_any_dtype(x):
+    for dtype in (torch.float64, torch.bfloat16):
+        model = SparseAutoencoder(16, 64, 4, dtype=dtype)
+        rows = torch.from_numpy(x).to(dtype)
+        assert encode_all(model, x).equal(model.encode(rows).detach())
+
+
+def test_labels_and_partners_choose_the_contrast(x, y):
+    partners, pairs = x[:, ::-1].copy(), np.stack([np.arange(500)] * 2, 1)
+
+    def model(labels=None, config=SMALL, /, contrast="auto", **given):
+        return quiet(x, labels, dataclasses.replace(config, steps=3, contrast=contrast), **given)
+
+    assert TrainConfig().contrast == "auto"
+    assert same(model(), model(contrast="self"))
+    assert same(model(y), model(y, contrast="label"))
+    assert not same(model(y), model())
+    clip = model(partners=partners, pairs=pairs)
+    assert same(clip, model(partners=partners, contrast="clip"))
+    assert not same(clip, model(partners=partners, contrast="pair"))
+    noisy = dataclasses.replace(SMALL, view_noise=0.3)
+    assert same(model(None, noisy), model(None, noisy, contrast="self"))
+    preset = TrainConfig.preset("imagenet", hidden_dim=64, k=4, steps=3)
+    assert same(quiet(x, y, preset), quiet(x, y, dataclasses.replace(preset, contrast="label")))
+    small = dataclasses.replace(SMALL, steps=3)
+    two = trainer.train_two(x, partners, small, progress=False)
+    clips = trainer.train_two(
+        x, partners, dataclasses.replace(small, contrast="clip"), progress=False
+    )
+    assert all(same(a, b) for a, b in zip(two, clips, strict=True))
+
+
+def test_what_is_given_and_not_used_is_told(x, y):
+    small = dataclasses.replace(SMALL, steps=2)
+    for contrast in ("self", None):
+        config = dataclasses.replace(small, contrast=contrast)
+        with pytest.warns(UserWarning, match=r"labels are not used, since contrast=") as caught:
+            model = quiet(x, y, config)
+        assert caught[0].filename == __file__
+        assert same(model, quiet(x, config=config))
+    with pytest.raises(ValueError, match="view_noise: expected 0 unless contrast='self'"):
+        quiet(x, y, dataclasses.replace(small, view_noise=0.3))
+    with pytest.raises(ValueError, match="labels, partners: expected one of the two"):
+        quiet(x, y, small, partners=x)
+    with pytest.raises(ValueError, match="pairs: expected partners as well"):
+        quiet(x, config=small, pairs=np.array([[0, 1], [1, 0]]))
+    for contrast in ("self", "label", None):
+        with pytest.raises(ValueError, match="partners: expected embeddings with contrast='pair'"):
+            quiet(x, y, dataclasses.replace(small, contrast=contrast), partners=x)
+
+
 def test_defaults_follow_from_the_data():
     config = TrainConfig().resolve(16_000, 384)
     assert (config.hidden_dim, config.k, config.k_aux) == (1536, 32, 512)
     assert (config.beta, config.gamma, config.temperature) == (1 / 32, 0.1, 0.2)
     assert TrainConfig(contrast="label").resolve(16_000, 384).gamma == 1.0
     assert config.steps >= 400
+    assert config.contrast == "self"
+    assert TrainConfig().settle_contrast(labels=True).resolve(16_000, 384).gamma == 1.0
+    assert TrainConfig().settle_contrast(partners=True).contrast == "clip"
     tiny = TrainConfig().resolve(50, 8)
     assert tiny.batch_size == 50
     assert tiny.hidden_dim == 32
@@ -315,11 +570,60 @@ def test_defaults_follow_from_the_data():
         ("seed", -1, ValueError),
         ("prefixes", (32,), ValueError),
         ("prefixes", (0,), ValueError),
+        ("prefixes", 4, TypeError),
+        ("prefixes", "4,8", TypeError),
+        ("prefixes", (2.0,), TypeError),
+        ("contrast", "none", ValueError),
+        ("whitening", 2, ValueError),
+        ("whitening", float("nan"), ValueError),
+        ("whitening", "some", ValueError),
+        ("whitening", True, TypeError),
+        ("input_subspace", 0, ValueError),
+        ("input_subspace", "all", ValueError),
+        ("input_subspace", 2.5, TypeError),
+        ("decay", True, TypeError),
+        ("decay", float("nan"), ValueError),
+        ("decay", -0.5, ValueError),
+        ("tied", 1, TypeError),
+        ("autocast", "yes", TypeError),
+        ("seed", 1.0, TypeError),
+        ("seed", 2**32, ValueError),
+        *((name, np.bool_(True), TypeError) for name in (*COUNTS, *RATES)),
+        *((name, True, TypeError) for name in (*COUNTS, *RATES)),
+        *((name, float("nan"), ValueError) for name in RATES),
+        *((name, np.float32("inf"), ValueError) for name in RATES),
+        *((name, "1", TypeError) for name in (*COUNTS, *RATES)),
     ],
 )
 def test_settings_that_do_not_fit_are_named(field, value, error):
     with pytest.raises(error, match=field):
         TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32])
+def test_numpys_numbers_are_numbers(x, kind):
+    counts = {name: kind(3 if name != "hidden_dim" else 64) for name in COUNTS if name != "epochs"}
+    rates = {name: np.float32(0.5) for name in RATES if name != "epochs"}
+    config = TrainConfig(
+        **counts, **rates, prefixes=np.array([1, 2]), normalize=np.bool_(False), k_aux=kind(0)
+    )
+    assert all(type(getattr(config, name)) is int for name in (*counts, "k_aux"))
+    assert all(type(getattr(config, name)) is float for name in rates)
+    assert type(config.normalize) is bool
+    plain = TrainConfig(**{name: getattr(config, name) for name in config.to_dict()})
+    assert config == plain
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+    small = dataclasses.replace(config, beta=0.1, gamma=0.1, lr=1e-3, batch_size=64, view_noise=0)
+    assert quiet(x, config=small).k_aux == 0
+
+
+def test_k_aux_of_0_means_no_auxiliary_loss(x):
+    reports = []
+    config = dataclasses.replace(SMALL, k_aux=0, dead_threshold=1)
+    model = quiet(x, config=config, on_step=reports.append)
+    assert {report.losses["aux"] for report in reports} == {0.0}
+    assert any(report.losses["dead"] > 0 for report in reports)
+    assert model.k_aux == 0
 
 
 def test_settings_that_do_not_fit_together():

@@ -21,12 +21,12 @@ class PCA:
 
     def __init__(self, *embeddings: Array) -> None:
         n, d = sum(map(len, embeddings)), embeddings[0].shape[1]
-        total = torch.zeros(d, dtype=torch.float64)
+        total = torch.zeros(d, dtype=torch.float64, device="cpu")
         for array in embeddings:
             for _, chunk in chunks(array):
                 total += chunk.sum(0, dtype=torch.float64)
         mean = total / n
-        covariance = torch.zeros(d, d, dtype=torch.float64)
+        covariance = torch.zeros(d, d, dtype=torch.float64, device="cpu")
         for array in embeddings:
             for _, chunk in chunks(array):
                 centred = chunk.double() - mean

@@ -85,13 +85,14 @@ class BatchOrder:
         self._batch_size = batch_size
         self._seed = seed
         self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.long)
+        self._order = torch.empty(0, dtype=torch.long, device="cpu")
 
     def __call__(self, step: int) -> Tensor:
         """Row numbers [batch_size] of a step counted from 0, ascending."""
         epoch, batch = divmod(step, self._n // self._batch_size)
         if epoch != self._epoch:
-            self._order = torch.randperm(self._n, generator=_generator(self._seed, epoch))
+            generator = _generator(self._seed, epoch)
+            self._order = torch.randperm(self._n, generator=generator, device="cpu")
             self._epoch = epoch
         picked = self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
         # Ascending rows read a mapped file forwards; the loss does not depend on the order.
@@ -105,13 +106,14 @@ def view_noise(seed: int, step: int, rows: int, dims: int) -> Tensor:
     them again, and so does each of several processes.
     """
     # A third number, so that no step draws from the generator that shuffles an epoch.
-    return torch.randn(rows, dims, generator=_generator(seed, step, 1))
+    generator = _generator(seed, step, 1)
+    return torch.randn(rows, dims, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _generator(*key: int) -> torch.Generator:
     """A source of random numbers that follow from `key` alone."""
     mixed = np.random.SeedSequence(key).generate_state(1)
-    return torch.Generator().manual_seed(int(mixed[0]))
+    return torch.Generator("cpu").manual_seed(int(mixed[0]))
 
 
 def read_ahead(read: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:

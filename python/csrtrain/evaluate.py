@@ -40,9 +40,9 @@ def encode_rows(
 ) -> SparseCodes:
     """`encode_all` of an opened array, which messages call `name`, with rows from `first` on."""
     parts = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for _, chunk in chunks(array, name, first):
-            parts.append(model.encode(chunk.to(model.pre_bias.device), k).to("cpu"))
+            parts.append(model.encode(chunk.to(model.pre_bias), k).to("cpu"))
             if on_rows is not None:
                 on_rows(len(chunk))
     codes = SparseCodes.cat(parts)
@@ -86,14 +86,14 @@ def unexplained_variance(
 ) -> dict[int, float]:
     """Σ|x − x̂_k|² / Σ|x − mean|² at each k: 0 is perfect, 1 no better than the mean."""
     error = dict.fromkeys(ks, 0.0)
-    total = torch.zeros(embeddings.shape[1], dtype=torch.float64)
+    total = torch.zeros(embeddings.shape[1], dtype=torch.float64, device="cpu")
     for _, chunk in chunks(embeddings):
         total += chunk.sum(0, dtype=torch.float64)
     mean = total / len(embeddings)
     variance = 0.0
     with torch.inference_mode():
         for _, chunk in chunks(embeddings):
-            x, offset, scale = model.standardize(chunk.to(model.pre_bias.device))
+            x, offset, scale = model.standardize(chunk.to(model.pre_bias))
             codes = model.encode_standardized(x, max(ks))
             for k in ks:
                 rebuilt = model.decode(codes.truncate(k)) * scale + offset

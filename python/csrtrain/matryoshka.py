@@ -21,7 +21,7 @@ class MatryoshkaAdapter(nn.Module):
 
     def __init__(self, d: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(d, d)
+        self.linear = nn.Linear(d, d, device="cpu", dtype=torch.float32)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -67,7 +67,8 @@ def train_matryoshka(
         adapter = MatryoshkaAdapter(d)
         heads = nn.ModuleList()
         if labels is not None:
-            heads.extend(nn.Linear(m, int(labels.max()) + 1) for m in widths)
+            classes = int(labels.max()) + 1
+            heads.extend(nn.Linear(m, classes, device="cpu", dtype=torch.float32) for m in widths)
         optimizer = torch.optim.Adam([*adapter.parameters(), *heads.parameters()], lr=lr)
         for step in range(steps):
             index = order(step)
@@ -107,7 +108,7 @@ def _keep_similarities(
 
 
 def _find_partners(adapted: Tensor, partners: Tensor, widths: Sequence[int]) -> Tensor:
-    own = torch.arange(len(adapted))
+    own = torch.arange(len(adapted), device=adapted.device)
     loss = adapted.new_zeros(())
     for m in widths:
         a, b = (F.normalize(side[:, :m], dim=1) for side in (adapted, partners))

@@ -39,14 +39,14 @@ class Side:
         mean: [width], of what it sees.
         variance: of that, per dimension.
         subspace: what the rows are projected to, or None.
-        fingerprint: [d], the mean of the embeddings, to tell one data set from another.
+        checksum: of all rows in order, to tell one data set from another.
     """
 
     width: int
     mean: Tensor
     variance: float
     subspace: Subspace | None
-    fingerprint: Tensor
+    checksum: int
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ def prepare(
     Raises:
         TypeError, ValueError: if the data or the settings do not fit.
     """
+    config = config.settle_contrast(labels=labels is not None, partners=partners is not None)
     name, array = open_embeddings("embeddings", embeddings)
     if len(array) < 2:
         raise ValueError(f"embeddings: expected at least 2 rows to train on, got {len(array)}")
@@ -130,6 +131,8 @@ def prepare(
             "partners: expected embeddings with contrast='pair' or 'clip', and none otherwise; "
             f"contrast is {config.contrast!r}"
         )
+    if pairs is not None and other is None:
+        raise ValueError("pairs: expected partners as well, whose rows they name")
     label_tensor = _labels_for(config, labels, len(array))
     pair_tensor = None if other is None else read_pairs(pairs, len(array), len(other))
     if other is not None and not two and other.shape[1] != array.shape[1]:
@@ -146,14 +149,14 @@ def prepare(
     numbers = label_tensor if pair_tensor is None else pair_tensor
     fingerprint = {
         "shape": [list(part.shape) for part in (array, other) if part is not None],
-        "mean": torch.cat([side.fingerprint for side in sides]),
+        "rows": [side.checksum for side in sides],
         "labels": None if numbers is None else zlib.crc32(numbers.numpy().tobytes()),
     }
     return Prepared(config, examples, sides, fingerprint)
 
 
 def new_model(config: TrainConfig, d: int) -> SparseAutoencoder:
-    """An untrained model of a resolved config for embeddings of width d."""
+    """An untrained float32 model of a resolved config for embeddings of width d."""
     assert config.hidden_dim is not None
     return SparseAutoencoder(
         d,
@@ -163,39 +166,54 @@ def new_model(config: TrainConfig, d: int) -> SparseAutoencoder:
         normalize=config.normalize,
         dead_threshold=config.dead_threshold,
         tied=config.tied,
+        device="cpu",
+        dtype=torch.float32,
     )
 
 
 def _side(named: Sequence[tuple[str, Array]], config: TrainConfig) -> Side:
     """What an adapter is for, of embeddings and what messages call them."""
     arrays = [array for _, array in named]
-    with torch.device("meta"):  # no weights, and no random numbers drawn for them
-        model = new_model(config, arrays[0].shape[1])
-    mean, variance = _moments(named, model)
+    # Without weights, for it only standardizes.
+    model = SparseAutoencoder(arrays[0].shape[1], 1, 1, normalize=config.normalize, device="meta")
+    mean, variance, checksum = _moments(named, model)
     if config.input_subspace is None and not config.whitening and not config.unit_scale:
-        return Side(len(mean), mean, variance, None, mean)
+        return Side(len(mean), mean, variance, None, checksum)
     width = config.input_subspace or len(mean)
     assert isinstance(width, int)
     pca = PCA(*arrays)
     subspace = Subspace(pca, width, settled_whitening(config.whitening, pca, arrays))
-    return Side(width, torch.zeros(width), subspace.variance, subspace, mean)
+    return Side(width, mean.new_zeros(width), subspace.variance, subspace, checksum)
 
 
-def _moments(named: Sequence[tuple[str, Array]], model: SparseAutoencoder) -> tuple[Tensor, float]:
-    """(mean [d], variance per dimension) in the model's space; refuses rows not finite."""
-    total = torch.zeros(named[0][1].shape[1], dtype=torch.float64)
-    square = 0.0
-    n = sum(len(array) for _, array in named)
+def _moments(
+    named: Sequence[tuple[str, Array]], model: SparseAutoencoder
+) -> tuple[Tensor, float, int]:
+    """(mean [d], variance per dimension) in the model's space, and a checksum of the rows.
+
+    Refuses rows that are not finite, or all equal.
+    """
+    d = named[0][1].shape[1]
+    total = torch.zeros(d, dtype=torch.float64, device="cpu")
+    first: Tensor | None = None
+    square, checksum = 0.0, 0
     for name, array in named:
         for _, chunk in chunks(array, name):
+            checksum = zlib.crc32(chunk.contiguous().numpy().data, checksum)
             x = model.standardize(chunk)[0].double()
+            # From the first row on: far from the origin little would be left of the variance.
+            first = x[0].clone() if first is None else first
+            x -= first
             total += x.sum(0)
             square += float(x.square().sum())
-    mean = total / n
-    variance = square / (n * len(mean)) - float(mean.square().mean())
-    if variance <= 1e-12 * float(mean.square().mean()):
+    assert first is not None
+    n = sum(len(array) for _, array in named)
+    offset = total / n
+    variance = square / (n * d) - float(offset.square().mean())
+    # Equal rows may differ by rounding once they are standardised.
+    if variance <= (1e-12 if model.normalize else 0.0):
         raise ValueError("embeddings: expected rows that differ; all of them are equal")
-    return mean.float(), variance
+    return (first + offset).float(), variance, checksum
 
 
 def _labels_for(config: TrainConfig, labels: Source | None, n: int) -> Tensor | None:
@@ -217,7 +235,7 @@ def read_pairs(pairs: Source | None, n: int, m: int) -> Tensor:
                 f"partners: expected {n} rows, one for each embedding, got {m}; "
                 "give pairs=[p, 2] where they do not belong together row by row"
             )
-        return torch.arange(n)[:, None].expand(n, 2).contiguous()
+        return torch.arange(n, device="cpu")[:, None].expand(n, 2).contiguous()
     found = torch.from_numpy(read_integers(pairs, argument="pairs").astype(np.int64))
     if found.shape[1] != 2 or len(found) < 2:
         raise ValueError(

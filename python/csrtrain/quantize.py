@@ -21,7 +21,7 @@ def int8(train: Tensor, x: Tensor) -> Tensor:
     The range of a dimension is that of `train` [m, d], without its outermost 0.1%.
     """
     sample = train[:: max(1, len(train) // 50_000)]
-    low, high = torch.quantile(sample[:50_000], torch.tensor([0.0005, 0.9995]), dim=0)
+    low, high = torch.quantile(sample[:50_000], sample.new_tensor([0.0005, 0.9995]), dim=0)
     step = ((high - low) / 255).clamp(min=1e-12)
     return ((x - low) / step).round().clamp(0, 255) * step + low
 

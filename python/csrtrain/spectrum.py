@@ -69,7 +69,7 @@ def agreement(z: Tensor) -> Tensor:
     Returns: [p], of the first `ASKED` rows.
     """
     asked = z[:ASKED]
-    found = torch.empty(z.shape[1])
+    found = z.new_empty(z.shape[1])
     for half in (0, 1):
         near = _nearest(asked[:, half::2], z[:, half::2])
         a, b = asked[:, 1 - half :: 2], z[near, 1 - half :: 2]
@@ -97,11 +97,15 @@ def _slope(x: Tensor, y: Tensor, weight: Tensor) -> float:
 def _sample(arrays: Sequence[Array]) -> Tensor:
     """At most `ROWS` rows of all arrays, in one random order."""
     lengths = [len(array) for array in arrays]
-    order = torch.randperm(sum(lengths), generator=torch.Generator().manual_seed(0))[:ROWS]
+    order = _shuffled(sum(lengths), 0)[:ROWS]
     parts, start = [], 0
     for array, length in zip(arrays, lengths, strict=True):
         own = order[(order >= start) & (order < start + length)] - start
         parts.append(rows(array, own.sort().values))
         start += length
     joined = torch.cat(parts)
-    return joined[torch.randperm(len(joined), generator=torch.Generator().manual_seed(1))]
+    return joined[_shuffled(len(joined), 1)]
+
+
+def _shuffled(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")

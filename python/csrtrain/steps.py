@@ -39,7 +39,9 @@ class Steps:
         self.config, self.loss, self.device = config, loss, device
         self.models = cast(list[SparseAutoencoder], [*models])
         # A tensor, so that graphs see it change.
-        lr: Any = torch.tensor(config.lr, device=device) if _on_gpu(device) else config.lr
+        lr: Any = config.lr
+        if _on_gpu(device):
+            lr = torch.tensor(config.lr, dtype=torch.float32, device=device)
         self.optimizer = torch.optim.Adam(
             models.parameters(), lr=lr, eps=ADAM_EPS, fused=True, capturable=_on_gpu(device)
         )

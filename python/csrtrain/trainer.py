@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from csrkern.arguments import check_at_least
 from csrkern.nn import SparseAutoencoder
 from csrtrain import distributed
 from csrtrain.batches import Batch, BatchOrder, read_ahead
@@ -64,6 +65,9 @@ class RunOptions:
     graphs: bool = True
 
 
+# Whatever mode the caller is in, as under torch.no_grad().
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     embeddings: Source,
     labels: Source | None = None,
@@ -107,7 +111,9 @@ def train(
         checkpoint_dir: folder for checkpoint.pt, written every `checkpoint_every` steps and
             at the end.
         checkpoint_every: default: ten times a run.
-        resume: go on from the checkpoint in `checkpoint_dir`, or start if there is none.
+        resume: go on from the checkpoint in `checkpoint_dir`, or start if there is none. The
+            number of steps may be another one, as long as those already done are the same in
+            both runs.
         evaluate: scores a model, more being better; then the best one is returned.
         evaluate_every: steps between evaluations; default: ten times a run.
         patience: stop after this many evaluations in a row without a better score.
@@ -151,7 +157,7 @@ def train(
         warnings.warn(
             f"labels are not used, since contrast={config.contrast!r}; leave it out, or set "
             "contrast='label', to train on them",
-            stacklevel=2,
+            stacklevel=4,  # past the two decorators
         )
     if config.input_subspace == "auto":
         from csrtrain.subspace_choice import choose_subspace
@@ -164,6 +170,8 @@ def train(
     return model
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_two(
     embeddings: Source,
     partners: Source,
@@ -202,6 +210,9 @@ def _run(prepared: Prepared, options: RunOptions) -> list[SparseAutoencoder]:
     assert config.batch_size is not None
     if options.resume and options.checkpoint_dir is None:
         raise ValueError("resume: expected a checkpoint_dir to resume from")
+    for name in ("checkpoint_every", "evaluate_every", "patience"):
+        if getattr(options, name) is not None:
+            check_at_least(name, getattr(options, name), 1)
     if options.patience is not None and options.evaluate is None:
         raise ValueError("patience: expected an evaluate function to judge by")
     if config.batch_size % distributed.world_size():
