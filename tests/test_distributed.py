@@ -63,7 +63,8 @@ def run(name: str, config: TrainConfig, **options):
     x, y, partners = data()
     if config.contrast == "clip":
         options["partners"] = np.ascontiguousarray(partners)
-    return train(x, y, config, progress=False, device="cpu", **options)
+    labels = y if config.contrast == "label" else None
+    return train(x, labels, config, progress=False, device="cpu", **options)
 
 
 @pytest.fixture(scope="module")
