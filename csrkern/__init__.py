@@ -14,12 +14,12 @@ from csrkern._version import __version__
 
 if TYPE_CHECKING:
     from csrkern import integrations, nn, reference
-    from csrkern.codes import SparseCodes
-    from csrkern.codes_packed import PackedCodes, packed_bytes, packed_k
+    from csrkern.codes.packed import PackedCodes, packed_bytes, packed_k
+    from csrkern.codes.sparse import SparseCodes
     from csrkern.identity import ModelMismatchError
-    from csrkern.index import InvertedIndex
-    from csrkern.index_cuda import CudaIndex
-    from csrkern.index_rerank import Rerank
+    from csrkern.index.cuda.index import CudaIndex
+    from csrkern.index.inverted import InvertedIndex
+    from csrkern.index.rerank import Rerank
     from csrkern.ops.autoencode import autoencode
     from csrkern.ops.decode import decode
     from csrkern.ops.encode import encode

@@ -14,22 +14,17 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from csrkern.arguments import array_of, check_at_least, check_bool, check_choice
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes, check_codes
 from csrkern.embeddings import check_matrix, copy_floats, held_array, open_npy
 from csrkern.fingerprint import fingerprint_of, fingerprint_of_codes, forget
 from csrkern.identity import check_fingerprint
-from csrkern.index_rerank import Rerank
+from csrkern.index.rerank import Rerank
 from csrkern.ops.autoencode import autoencode
 from csrkern.ops.decode import decode
 from csrkern.ops.encode import encode
 from csrkern.ops.topk_relu import topk_relu
+from csrkern.ops.validation import check_rows_finite, check_tensor, check_tensors_finite
 from csrkern.storage import read_json, write_atomically
-from csrkern.validation import (
-    check_codes,
-    check_rows_finite,
-    check_tensor,
-    check_tensors_finite,
-)
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"

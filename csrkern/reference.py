@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 
 
 def topk_relu(pre: Tensor, k: int, latent_mask: Tensor | None = None) -> SparseCodes:

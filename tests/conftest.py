@@ -53,7 +53,7 @@ def four_threads() -> Iterator[None]:
 @pytest.fixture
 def restored() -> Iterator[None]:
     """Whatever a test exchanges in sentence-transformers is put back."""
-    from csrkern.integrations import sentence_transformers as integration
+    from csrkern.integrations.sentence_transformers import patch as integration
 
     yield
     integration.restore()
@@ -62,7 +62,7 @@ def restored() -> Iterator[None]:
 @pytest.fixture(params=["package", "accelerated"])
 def side(request: pytest.FixtureRequest, restored: None) -> str:
     """sentence-transformers as it comes, and on our kernels."""
-    from csrkern.integrations import sentence_transformers as integration
+    from csrkern.integrations.sentence_transformers import patch as integration
 
     if request.param == "accelerated":
         integration.accelerate()

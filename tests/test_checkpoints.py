@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from csrkern.integrations.checkpoints import load_pth, load_sparsify, save_pth, save_sparsify
-from csrkern.integrations.sentence_transformers_folder import (
+from csrkern.integrations.sentence_transformers.folder import (
     load_sentence_transformers,
     model_card,
     save_sentence_transformers,

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from test_codes import make, random_codes
 
 from csrkern import SparseCodes, reference
-from csrkern.index_stream import code_chunks
+from csrkern.index.rows import code_chunks
 
 HEADER = {"format": "csrkern-codes", "version": 1, "dim": 3}
 TENSORS = {"values": np.ones((1, 1), np.float32), "indices": np.zeros((1, 1), np.uint16)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain import data as data_module
 from csrtrain import evaluate, metrics

@@ -20,7 +20,7 @@ import csrkern
 from csrkern import _C, InvertedIndex, ModelMismatchError, PackedCodes, Rerank, SparseCodes
 from csrkern.fingerprint import fingerprint_of_codes
 from csrkern.identity import check_same_model
-from csrkern.index_file import HEADER
+from csrkern.index.file import HEADER
 from csrkern.nn import SparseAutoencoder
 from csrtrain import TrainConfig, encode_all, train_two
 

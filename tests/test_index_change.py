@@ -13,7 +13,9 @@ import index_codes
 import numpy as np
 import pytest
 
-from csrkern import InvertedIndex, index_collection, index_file
+from csrkern import InvertedIndex
+from csrkern.index import collection as index_collection
+from csrkern.index import file as index_file
 
 DIM = 80
 CODES = index_codes.skewed(6000, DIM, 7)

@@ -17,7 +17,7 @@ from index_codes import KINDS, skewed, ties, uniform
 
 import csrkern
 from csrkern import CudaIndex, InvertedIndex, SparseCodes
-from csrkern.index_segment import VALUES
+from csrkern.index.segment import VALUES
 
 ROOT = Path(__file__).parent.parent
 DIM = 90

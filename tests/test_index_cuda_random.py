@@ -13,7 +13,7 @@ import simulated_gpu
 import torch
 
 from csrkern import CudaIndex, InvertedIndex, Rerank, SparseCodes
-from csrkern.index_segment import VALUES
+from csrkern.index.segment import VALUES
 
 
 def draw_codes(rng, n, dim, k):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from index_codes import skewed, uniform
 
-from csrkern import CudaIndex, InvertedIndex, Rerank, SparseCodes, index_cuda_parts
+from csrkern import CudaIndex, InvertedIndex, Rerank, SparseCodes
+from csrkern.index.cuda import parts as index_cuda_parts
 
 DIM = 90
 

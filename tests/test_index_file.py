@@ -13,8 +13,9 @@ import index_codes
 import numpy as np
 import pytest
 
-from csrkern import InvertedIndex, index_file
-from csrkern.index_segment import SMALL_WINDOW
+from csrkern import InvertedIndex
+from csrkern.index import file as index_file
+from csrkern.index.segment import SMALL_WINDOW
 
 CODES = index_codes.uniform(3000, 64, 6)
 QUERIES = index_codes.uniform(20, 64, 6, seed=1)

@@ -12,7 +12,8 @@ import index_codes
 import numpy as np
 import pytest
 
-from csrkern import _C, InvertedIndex, index_file
+from csrkern import _C, InvertedIndex
+from csrkern.index import file as index_file
 
 CODES = index_codes.uniform(3000, 64, 6)
 QUERIES = index_codes.uniform(20, 64, 6, seed=1)

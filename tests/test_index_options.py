@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from csrkern import _C, InvertedIndex, Rerank, reference
-from csrkern.index_filter import allowed_bits
+from csrkern.index.filter import allowed_bits
 
 DIM = 120
 CODES = index_codes.skewed(4000, DIM, 9)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from csrkern import _C, InvertedIndex, index_file, reference
+from csrkern import _C, InvertedIndex, reference
+from csrkern.index import file as index_file
 
 DIM = 60
 SQUARES = ["uint8", "uint16"]

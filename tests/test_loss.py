@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import csrkern.nn
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain import CSRLoss
 from csrtrain.loss import load

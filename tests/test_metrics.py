@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csrkern.codes import SparseCodes
-from csrkern.codes_packed import packed_k
+from csrkern.codes.packed import packed_k
+from csrkern.codes.sparse import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.comparison import Task, compare_adapter, compare_codes, compare_dense, compare_pursued
 from csrtrain.matryoshka import train_matryoshka

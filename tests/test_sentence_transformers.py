@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from st_models import VERSION, D, H, K, SparseEncoder, adapter, text_encoder, texts
 
-from csrkern.integrations import sentence_transformers as integration
+from csrkern.integrations.sentence_transformers import patch as integration
 
 losses = pytest.importorskip("sentence_transformers.sparse_encoder.losses")
 util = pytest.importorskip("sentence_transformers.util")

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from csrkern.integrations import sentence_transformers as integration
+from csrkern.integrations.sentence_transformers import patch as integration
 
 losses = pytest.importorskip("sentence_transformers.sparse_encoder.losses")
 util = pytest.importorskip("sentence_transformers.util")

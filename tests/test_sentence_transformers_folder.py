@@ -9,8 +9,8 @@ import pytest
 import torch
 from st_models import D, H, K, SparseEncoder, adapter, texts, words_backbone
 
-from csrkern.integrations import sentence_transformers as integration
-from csrkern.integrations.sentence_transformers_folder import (
+from csrkern.integrations.sentence_transformers import patch as integration
+from csrkern.integrations.sentence_transformers.folder import (
     load_sentence_transformers,
     save_sentence_transformers,
 )

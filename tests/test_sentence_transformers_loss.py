@@ -11,7 +11,7 @@ import pytest
 import torch
 from st_models import VERSION, D, H, SparseEncoder, adapter
 
-from csrkern.integrations import sentence_transformers as integration
+from csrkern.integrations.sentence_transformers import patch as integration
 
 losses = pytest.importorskip("sentence_transformers.sparse_encoder.losses")
 util = pytest.importorskip("sentence_transformers.util")

@@ -8,8 +8,8 @@ import torch
 
 from csrkern import SparseCodes
 from csrkern.arguments import check_choice
-from csrkern.validation import (
-    check_codes,
+from csrkern.codes.sparse import check_codes
+from csrkern.ops.validation import (
     check_k,
     check_labels,
     check_latent_mask,

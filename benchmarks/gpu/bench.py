@@ -30,16 +30,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.harness.provenance import commit, versions
 from csrkern import SparseCodes, reference, roofline
-from csrkern.kernels import (
-    encode,
-    encode_verified,
-    gather,
-    info_nce,
-    similarity,
-    topk_relu,
-    transpose,
-    tuning,
-)
+from csrkern.kernels import gather, info_nce, similarity, topk_relu, transpose, tuning
+from csrkern.kernels.encode import product as encode
+from csrkern.kernels.encode import verified as encode_verified
 
 # name: rows, width, latents, active latents
 SHAPES = {

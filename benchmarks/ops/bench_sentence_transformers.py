@@ -32,8 +32,8 @@ try:
     from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
     from sentence_transformers.util import dot_score, semantic_search
 
-    from csrkern.integrations import semantic_search as search_integration
-    from csrkern.integrations.sentence_transformers import accelerate, restore
+    from csrkern.integrations.sentence_transformers import semantic_search as search_integration
+    from csrkern.integrations.sentence_transformers.patch import accelerate, restore
 except ImportError:
     st = None
 

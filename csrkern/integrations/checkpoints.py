@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from csrkern.nn import SparseAutoencoder
+from csrkern.ops.validation import check_tensors_finite
 from csrkern.storage import read_json, write_atomically
-from csrkern.validation import check_tensors_finite
 
 _ENCODER, _DECODER = "encoder.weight", "decoder.linear.weight"
 _ADAPTER = {"pre_bias", "latent_bias", _ENCODER, _DECODER, "stats_last_nonzero"}

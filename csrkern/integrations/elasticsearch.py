@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from csrkern.arguments import check_choice, check_int
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 from csrkern.integrations.rows import MOST, VECTOR, Codes, Stored, collect, records
 
 KINDS = ("sparse_vector", "rank_features")

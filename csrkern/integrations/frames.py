@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 from csrkern.identity import check_fingerprint
 from csrkern.integrations.arrow import item_type, list_items
 from csrkern.integrations.rows import codes_of, flat_rows, rows_of

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 from csrkern.integrations.rows import (
     VECTOR,
     Codes,

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from csrkern.arguments import check_int, float32_array, integers
-from csrkern.codes import SparseCodes
-from csrkern.index import InvertedIndex
-from csrkern.index_input import check_ids, pad_rows
-from csrkern.validation import check_codes, check_rows_finite
+from csrkern.codes.sparse import SparseCodes, check_codes
+from csrkern.index.inverted import InvertedIndex
+from csrkern.index.rows import check_ids, pad_rows
+from csrkern.ops.validation import check_rows_finite
 
 Codes = SparseCodes | InvertedIndex
 VECTOR = "csr"  # what engines call the vector, or its field, unless another name is given

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 import csrkern
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 from csrkern.integrations.exchange import Acceleration, Attribute, Change, Exchange
 from csrkern.integrations.known import as_size, changed, hooked, surrounded
-from csrkern.validation import FLOATS
+from csrkern.ops.validation import FLOATS
 
 
 def accelerate() -> Acceleration:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 from csrkern.integrations.rows import codes_of, float32_rows
 from csrkern.storage import write_atomically
 

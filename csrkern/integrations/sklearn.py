@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from csrkern.arguments import as_int, check_int
-from csrkern.index import InvertedIndex
+from csrkern.index.inverted import InvertedIndex
 
 try:
     import scipy.sparse as sp
@@ -131,7 +131,7 @@ class CSRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         import torch
 
-        from csrkern.codes import SparseCodes
+        from csrkern.codes.sparse import SparseCodes
 
         check_is_fitted(self)
         if self.model_.normalize:

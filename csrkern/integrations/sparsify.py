@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import csrkern
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 from csrkern.integrations.exchange import Acceleration, Attribute, Change, Exchange
 from csrkern.integrations.known import as_size, surrounded
 from csrkern.ops.encode import encoder_gradients
-from csrkern.validation import FLOATS
+from csrkern.ops.validation import FLOATS
 
 
 def accelerate() -> Acceleration:

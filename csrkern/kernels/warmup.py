@@ -7,16 +7,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from csrkern.kernels import (
-    encode,
-    encode_verified,
-    gather,
-    info_nce,
-    similarity,
-    topk_relu,
-    transpose,
-    tuning,
-)
+from csrkern.kernels import gather, info_nce, similarity, topk_relu, transpose, tuning
+from csrkern.kernels.encode import product as encode
+from csrkern.kernels.encode import verified as encode_verified
 
 
 def steps(

@@ -14,8 +14,6 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils._pytree import tree_map
 
-from csrkern import _C
-
 
 class _Library(torch.library.Library):
     """A library whose operators work under `torch.vmap`, slice by slice."""
@@ -70,18 +68,6 @@ def _slice_by_slice(name: str) -> Callable[..., Any]:
 
 
 LIBRARY = _Library("csrkern", "DEF")
-
-# The native kernels take these; other dtypes go through the reference.
-NATIVE_DTYPES = {
-    torch.float32: _C.DType.float32,
-    torch.float16: _C.DType.float16,
-    torch.bfloat16: _C.DType.bfloat16,
-}
-
-
-def address(tensor: Tensor | None) -> int:
-    """Where a tensor's data lies, 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:

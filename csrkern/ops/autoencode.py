@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 from csrkern.ops import gather  # noqa: F401  (registers what is called)
 from csrkern.ops._registry import LIBRARY, register_autograd
 from csrkern.ops.decode import later_sums
 from csrkern.ops.encode import check_encoder, encoder_gradients
-from csrkern.validation import check_ks
+from csrkern.ops.validation import check_ks
 
 ops = torch.ops.csrkern
 

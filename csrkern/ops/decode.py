@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes, check_codes
 from csrkern.ops import gather, transpose  # noqa: F401  (registers what the operator calls)
 from csrkern.ops._registry import LIBRARY, autocast, register_autograd
 from csrkern.ops.gather import interval_begins
-from csrkern.validation import check_codes, check_ks, check_same, check_tensor
+from csrkern.ops.validation import check_ks, check_same, check_tensor
 
 ops = torch.ops.csrkern
 

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from csrkern import _C, reference
 from csrkern.arguments import check_choice
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
+from csrkern.native import NATIVE_DTYPES
 from csrkern.ops import gather, topk_relu, transpose  # noqa: F401  (registers what is called)
-from csrkern.ops._registry import LIBRARY, NATIVE_DTYPES, autocast, register_autograd
+from csrkern.ops._registry import LIBRARY, autocast, register_autograd
 from csrkern.ops.encode_cpu import layer_for
 from csrkern.ops.encode_cpu import verified_rows as verified_rows
 from csrkern.ops.gather import interval_begins, unit_columns
-from csrkern.validation import check_dim, check_k, check_operand, check_same, check_tensor
+from csrkern.ops.validation import check_dim, check_k, check_operand, check_same, check_tensor
 
 ops = torch.ops.csrkern
 
@@ -174,8 +175,8 @@ def _encode_cuda(
     if weight.dtype not in NATIVE_DTYPES:
         codes = reference.encode(x, weight, bias, k=k, pre_bias=pre_bias)
         return codes.values.contiguous(), codes.indices.contiguous()
-    from csrkern.kernels import encode as kernels
-    from csrkern.kernels import encode_verified
+    from csrkern.kernels.encode import product as kernels
+    from csrkern.kernels.encode import verified as encode_verified
     from csrkern.kernels.topk_relu import MAX_K
 
     exact = weight.dtype == torch.float32 and precision != "fast"

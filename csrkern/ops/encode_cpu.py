@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from csrkern import _C
-from csrkern.ops._registry import NATIVE_DTYPES, address
+from csrkern.native import NATIVE_DTYPES, address, topk_into
 from csrkern.ops.gather import unit_columns
-from csrkern.ops.topk_relu import topk_into
 
 # Up to this many rows every pre-activation is summed in double at once: reading the weight is
 # what costs then, and a bound would read it a second time.

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from csrkern import _C
-from csrkern.codes import SparseCodes
-from csrkern.ops._registry import LIBRARY, NATIVE_DTYPES, address
+from csrkern.codes.sparse import SparseCodes
+from csrkern.native import NATIVE_DTYPES, address
+from csrkern.ops._registry import LIBRARY
 from csrkern.ops.latents import latents_of
-from csrkern.validation import check_dim, check_ends, check_operand, check_slots, check_tensor
+from csrkern.ops.validation import check_dim, check_ends, check_operand, check_slots, check_tensor
 
 LIBRARY.define(
     "gather_sum(Tensor values, Tensor indices, Tensor table, Tensor? bias, SymInt[] ends) -> Tensor"

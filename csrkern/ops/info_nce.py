@@ -15,16 +15,11 @@ from torch import Tensor
 
 from csrkern import _C, reference
 from csrkern.arguments import check_choice
-from csrkern.codes import SparseCodes
-from csrkern.ops._registry import LIBRARY, address, autocasts, register_autograd
+from csrkern.codes.sparse import SparseCodes, check_codes
+from csrkern.native import address
+from csrkern.ops._registry import LIBRARY, autocasts, register_autograd
 from csrkern.ops.similarity import codes_arguments, contiguous_codes, postings
-from csrkern.validation import (
-    check_codes,
-    check_labels,
-    check_operand,
-    check_same,
-    check_temperature,
-)
+from csrkern.ops.validation import check_labels, check_operand, check_same, check_temperature
 
 
 def info_nce(

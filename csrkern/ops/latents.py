@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from csrkern import _C
-from csrkern.ops._registry import LIBRARY, address
-from csrkern.validation import check_dim, check_slots
+from csrkern.native import address
+from csrkern.ops._registry import LIBRARY
+from csrkern.ops.validation import check_dim, check_slots
 
 
 def latents_of(values: Tensor, indices: Tensor, dim: int) -> Tensor:

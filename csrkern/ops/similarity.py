@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from csrkern import _C, reference
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes, check_codes
+from csrkern.native import address
 from csrkern.ops import transpose  # noqa: F401  (registers what the kernels call)
-from csrkern.ops._registry import LIBRARY, address, autocast, register_autograd
-from csrkern.validation import check_codes, check_operand, check_same, check_slots
+from csrkern.ops._registry import LIBRARY, autocast, register_autograd
+from csrkern.ops.validation import check_operand, check_same, check_slots
 
 
 def similarity(a: SparseCodes, b: SparseCodes) -> Tensor:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from csrkern import _C, reference
-from csrkern.codes import SparseCodes
-from csrkern.ops._registry import LIBRARY, NATIVE_DTYPES, address, register_autograd
+from csrkern import reference
+from csrkern.codes.sparse import SparseCodes
+from csrkern.native import NATIVE_DTYPES, topk_into
+from csrkern.ops._registry import LIBRARY, register_autograd
 from csrkern.ops.latents import latents_of
-from csrkern.validation import (
+from csrkern.ops.validation import (
     check_dim,
     check_k,
     check_latent_mask,
@@ -78,26 +79,6 @@ def _topk_relu_cpu(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Ten
     indices = pre.new_empty(len(pre), k, dtype=torch.int32)
     topk_into(pre, values, indices, latent_mask)
     return values, indices
-
-
-def topk_into(
-    pre: Tensor, values: Tensor, indices: Tensor, latent_mask: Tensor | None = None
-) -> None:
-    """The native kernel: codes of pre [n, h], any strides, into contiguous outputs [n, k]."""
-    mask = None if latent_mask is None else latent_mask.contiguous()
-    _C.topk_relu(
-        address(pre),
-        NATIVE_DTYPES[pre.dtype],
-        len(pre),
-        pre.shape[1],
-        pre.stride(0),
-        pre.stride(1),
-        address(mask),
-        values.shape[1],
-        address(values),
-        address(indices),
-        torch.get_num_threads(),
-    )
 
 
 @torch.library.impl(LIBRARY, "topk_relu_backward", "CPU")

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from csrkern import _C
-from csrkern.codes import SparseCodes
-from csrkern.ops._registry import LIBRARY, address, refuse_forward_mode
-from csrkern.validation import check_codes, check_dim, check_slots
+from csrkern.codes.sparse import SparseCodes, check_codes
+from csrkern.native import address
+from csrkern.ops._registry import LIBRARY, refuse_forward_mode
+from csrkern.ops.validation import check_dim, check_slots
 
 
 class Postings(NamedTuple):

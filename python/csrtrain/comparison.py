@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csrkern.codes import SparseCodes
-from csrkern.codes_packed import packed_bytes, packed_k
+from csrkern.codes.packed import packed_bytes, packed_k
+from csrkern.codes.sparse import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrkern.ops.decode import decode
 from csrkern.reference import stored_values

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from csrkern.arguments import array_of
 from csrkern.embeddings import Held, check_matrix, copy_floats, damaged, held_array, open_npy
-from csrkern.validation import check_rows_finite
+from csrkern.ops.validation import check_rows_finite
 from csrtrain import formats
 from csrtrain.formats import readable
 

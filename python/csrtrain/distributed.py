@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 
 
 def active() -> bool:

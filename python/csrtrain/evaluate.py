@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.data import Array, Source, chunks, open_embeddings
 from csrtrain.metrics import search

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from csrkern.arguments import check_int
-from csrkern.codes import SparseCodes
-from csrkern.codes_slots import in_order
+from csrkern.codes.slots import in_order
+from csrkern.codes.sparse import SparseCodes, check_codes
 from csrkern.nn import SparseAutoencoder
-from csrkern.validation import check_codes, check_k, check_same
+from csrkern.ops.validation import check_k, check_same
 
 # Rows a piece: their dictionary rows, [256, 32, 768] in float32, are 25 MB.
 _ROWS = 256

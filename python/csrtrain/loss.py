@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import csrkern
 from csrkern.arguments import check_bool, check_not_negative, check_positive
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain import distributed
 from csrtrain.config import check_contrast, check_prefixes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import csrkern
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 
 Vectors = Tensor | SparseCodes
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from csrkern import codes_file
 from csrkern.arguments import check_int
-from csrkern.codes import SparseCodes
+from csrkern.codes import file as codes_file
+from csrkern.codes.sparse import SparseCodes
 from csrkern.identity import ModelMismatchError, check_fingerprint, common_fingerprint, digest
 from csrkern.nn import CONFIG_NAME, SparseAutoencoder
 from csrkern.storage import write_atomically
@@ -196,7 +196,7 @@ class TextModel:
         encode = self.model.encode_query if query else self.model.encode_document
         options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False}
         if self.sparse:
-            from csrkern.integrations.sentence_transformers import accelerate
+            from csrkern.integrations.sentence_transformers.patch import accelerate
 
             with accelerate():
                 matrix = encode(list(texts), convert_to_tensor=True, **options)

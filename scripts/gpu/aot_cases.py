@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from csrkern.kernels import (
-    encode_bounds,
-    encode_propose,
-    encode_verified,
-    gather,
-    info_nce,
-    similarity,
-    topk_relu,
-    transpose,
-)
+from csrkern.kernels import gather, info_nce, similarity, topk_relu, transpose
+from csrkern.kernels.encode import bounds as encode_bounds
+from csrkern.kernels.encode import propose as encode_propose
+from csrkern.kernels.encode import verified as encode_verified
 
 CODES, FLOATS, INTS, LONGS = "*i32", "*fp32", "*i32", "*i64"
 

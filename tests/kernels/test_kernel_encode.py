@@ -9,7 +9,7 @@ from csrkern import SparseCodes, reference
 
 @pytest.fixture
 def kernels():
-    from csrkern.kernels import encode
+    from csrkern.kernels.encode import product as encode
 
     return encode
 

@@ -11,7 +11,7 @@ from csrkern import SparseCodes
 
 @pytest.fixture
 def kernels(monkeypatch):
-    from csrkern.kernels import encode_verified
+    from csrkern.kernels.encode import verified as encode_verified
 
     monkeypatch.setattr(encode_verified, "REPAIR_PROGRAMS", 2)
     monkeypatch.setattr(encode_verified, "RESCORE_PROGRAMS", 2)
@@ -56,7 +56,7 @@ def test_every_configuration_is_tested(kernels):
 
 @pytest.mark.usefixtures("config", "poisoned_empty")
 def test_codes_are_those_of_the_cpu(kernels, device, monkeypatch):
-    from csrkern.kernels import encode as blocks
+    from csrkern.kernels.encode import product as blocks
 
     monkeypatch.setattr(blocks, "LEAST_ROWS", 3)  # several blocks, the last one shorter
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
@@ -122,7 +122,7 @@ def test_small_shapes(kernels, device, h, k):
 
 
 def test_more_groups_than_are_held(kernels, device, monkeypatch):
-    from csrkern.kernels import encode_propose
+    from csrkern.kernels.encode import propose as encode_propose
 
     monkeypatch.setattr(encode_propose, "MOST_GROUPS", 32)
     x, weight = torch.randn(1, 16), torch.randn(1100, 16)
@@ -139,7 +139,7 @@ def test_rounding_is_that_of_bfloat16(kernels, device):
 
 
 def test_memory_does_not_grow_with_the_rows(kernels):
-    from csrkern.kernels.encode_bounds import Bounds
+    from csrkern.kernels.encode.bounds import Bounds
 
     def held(n):
         with torch.device("meta"):

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from csrkern import _C, InvertedIndex, codes_file
+from csrkern import _C, InvertedIndex
 from csrkern.arguments import check_int
+from csrkern.codes import file as codes_file
 from csrkern.identity import common_fingerprint
-from csrkern.index_input import Rows
-from csrkern.index_segment import check_form
+from csrkern.index.rows import Rows
+from csrkern.index.segment import check_form
 from csrtrain.scale.cluster import connected, import_ray
 from csrtrain.scale.encode import RETRIES, read_codes_manifest
 from csrtrain.scale.folder import Folder, Place

@@ -14,9 +14,9 @@ import numpy as np
 
 from csrkern import _C
 from csrkern.arguments import check_choice, thread_count
-from csrkern.index_input import Rows, concatenate_rows
-from csrkern.index_rerank import Rerank
-from csrkern.index_segment import Segment
+from csrkern.index.rerank import Rerank
+from csrkern.index.rows import Rows, concatenate_rows
+from csrkern.index.segment import Segment
 
 _SAMPLE, _COSTED = 400, 100  # codes that recall and cost are measured on
 _TOPK = 10

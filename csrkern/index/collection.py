@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from csrkern import index_file
 from csrkern.arguments import integers, thread_count
 from csrkern.identity import check_fingerprint, check_same_model
-from csrkern.index_input import Rows, check_ids, check_norms, read_rows
-from csrkern.index_segment import (
+from csrkern.index import file as index_file
+from csrkern.index.rows import Rows, check_ids, check_norms, read_rows
+from csrkern.index.segment import (
     SQUARES,
     Form,
     Segment,

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csrkern import index_file
 from csrkern.arguments import check_int, integers, thread_count
-from csrkern.index_collection import stats
-from csrkern.index_input import Rows, check_ids, read_rows
-from csrkern.index_rerank import Rerank
-from csrkern.index_search import Searchable
-from csrkern.index_segment import SQUARES, check_form, norms_of
-from csrkern.index_stream import can_be_read_twice, code_chunks
+from csrkern.index import file as index_file
+from csrkern.index.collection import stats
+from csrkern.index.rerank import Rerank
+from csrkern.index.rows import Rows, can_be_read_twice, check_ids, code_chunks, read_rows
+from csrkern.index.search import Searchable
+from csrkern.index.segment import SQUARES, check_form, norms_of
 
 if TYPE_CHECKING:
-    from csrkern.index_cuda import CudaIndex
+    from csrkern.index.cuda.index import CudaIndex
 
 
 class InvertedIndex(Searchable):
@@ -234,7 +233,7 @@ class InvertedIndex(Searchable):
             ValueError: if an argument is out of range.
             MemoryError: if the index does not fit; the message has the numbers.
         """
-        from csrkern.index_cuda import CudaIndex
+        from csrkern.index.cuda.index import CudaIndex
 
         return CudaIndex.of(self, device, slices=slices, impact_bits=impact_bits, block=block)
 

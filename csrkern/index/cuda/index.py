@@ -14,11 +14,10 @@ import numpy as np
 
 from csrkern.arguments import check_choice, check_int, least_float
 from csrkern.identity import check_same_model
-from csrkern.index import InvertedIndex
-from csrkern.index_collection import Collection
-from csrkern.index_cuda_filter import Filters
-from csrkern.index_cuda_input import (
+from csrkern.index.collection import Collection
+from csrkern.index.cuda.input import (
     DeviceRows,
+    Filters,
     device_rerank,
     device_rows,
     host_queries,
@@ -26,29 +25,28 @@ from csrkern.index_cuda_input import (
     same_device,
     to_host,
 )
-from csrkern.index_cuda_parts import (
+from csrkern.index.cuda.parts import (
     Part,
     address,
     cut,
     keep,
     load_native,
     make_parts,
+    merge_arrays,
+    merge_tensors,
+    rerank_arrays,
+    rerank_tensors,
     search_part,
     search_part_from_host,
     span,
     stored_as,
     work_of_part,
 )
-from csrkern.index_cuda_results import (
-    merge_arrays,
-    merge_tensors,
-    rerank_arrays,
-    rerank_tensors,
-)
-from csrkern.index_fast import check_mode
-from csrkern.index_input import check_ids, check_norms, is_codes
-from csrkern.index_rerank import DenseSearch, Rerank
-from csrkern.index_segment import SQUARES, check_form
+from csrkern.index.fast import check_mode
+from csrkern.index.inverted import InvertedIndex
+from csrkern.index.rerank import DenseSearch, Rerank
+from csrkern.index.rows import check_ids, check_norms, is_codes
+from csrkern.index.segment import SQUARES, check_form
 
 if TYPE_CHECKING:
     import torch

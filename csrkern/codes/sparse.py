@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from csrkern import _C, codes_file
+from csrkern import _C
 from csrkern.arguments import (
     array_of,
     as_float,
@@ -23,7 +23,8 @@ from csrkern.arguments import (
     row_numbers,
     shown,
 )
-from csrkern.codes_slots import (
+from csrkern.codes import file as codes_file
+from csrkern.codes.slots import (
     as_floats,
     check_entries,
     float_tensor,
@@ -34,15 +35,15 @@ from csrkern.codes_slots import (
     rows_of_starts,
 )
 from csrkern.identity import common_fingerprint
-from csrkern.ops._registry import NATIVE_DTYPES, address
+from csrkern.native import NATIVE_DTYPES, address
 from csrkern.ops.latents import latents_of
+from csrkern.ops.validation import check_dim, check_slots, check_tensor
 from csrkern.storage import write_atomically
-from csrkern.validation import check_codes, check_dim, check_slots, check_tensor
 
 if TYPE_CHECKING:
     import scipy.sparse
 
-    from csrkern.codes_packed import PackedCodes
+    from csrkern.codes.packed import PackedCodes
 
 _Real = float  # a name that no method of SparseCodes has
 
@@ -513,7 +514,7 @@ class SparseCodes:
             TypeError, ValueError: if value_bits is not in 1..8, k is 0, a value is negative, NaN
                 or above 2^100, or a latent is out of range or comes twice in a row.
         """
-        from csrkern.codes_packed import PackedCodes
+        from csrkern.codes.packed import PackedCodes
 
         return PackedCodes.of(self, value_bits)
 
@@ -586,3 +587,17 @@ def _collate(batch: list[SparseCodes], *, collate_fn_map: Any = None) -> SparseC
 
 
 default_collate_fn_map[SparseCodes] = _collate
+
+
+def check_codes(name: str, value: Any, dim: int | None = None) -> Any:
+    """`value` is SparseCodes, of width `dim` if one is given."""
+    pass
+
+    if not isinstance(value, SparseCodes):
+        raise TypeError(
+            f"{name}: expected SparseCodes, got {type(value).__name__}; "
+            "SparseCodes.from_dense / from_scipy / from_torch convert other forms"
+        )
+    if dim is not None and value.dim != dim:
+        raise ValueError(f"{name}: expected codes over {dim} latents, got {value.dim}")
+    return value

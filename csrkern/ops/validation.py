@@ -170,20 +170,6 @@ def check_ks(ks: Any, limit: int, limit_name: str) -> list[int]:
     return ks
 
 
-def check_codes(name: str, value: Any, dim: int | None = None) -> Any:
-    """`value` is SparseCodes, of width `dim` if one is given."""
-    from csrkern.codes import SparseCodes
-
-    if not isinstance(value, SparseCodes):
-        raise TypeError(
-            f"{name}: expected SparseCodes, got {type(value).__name__}; "
-            "SparseCodes.from_dense / from_scipy / from_torch convert other forms"
-        )
-    if dim is not None and value.dim != dim:
-        raise ValueError(f"{name}: expected codes over {dim} latents, got {value.dim}")
-    return value
-
-
 def check_temperature(temperature: Any) -> float:
     """`temperature` is a positive finite number."""
     number = as_float("temperature", temperature)

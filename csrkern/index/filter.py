@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from csrkern.arguments import array_of, integers
-from csrkern.index_segment import Segment, pack
+from csrkern.index.segment import Segment, pack
 
 
 def allowed_bits(

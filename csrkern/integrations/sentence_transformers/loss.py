@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import csrkern
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 from csrkern.integrations.known import changed
 
 USED = 1e-5  # above it, a value counts as use of its latent

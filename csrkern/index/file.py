@@ -16,7 +16,7 @@ import numpy as np
 
 from csrkern import _C
 from csrkern.identity import check_fingerprint
-from csrkern.index_segment import (
+from csrkern.index.segment import (
     LEAST_EXPONENT,
     MOST_EXPONENT,
     SQUARES,

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from csrkern import _C, codes_file
+from csrkern import _C
 from csrkern.arguments import check_int, row_numbers
-from csrkern.codes import SparseCodes
-from csrkern.codes_slots import keep_active
+from csrkern.codes import file as codes_file
+from csrkern.codes.slots import keep_active
+from csrkern.codes.sparse import SparseCodes
 from csrkern.identity import check_fingerprint
-from csrkern.ops._registry import address
+from csrkern.native import address
+from csrkern.ops.validation import check_slots
 from csrkern.storage import write_atomically
-from csrkern.validation import check_slots
 
 VALUE_BITS = 4
 MAX_VALUE_BITS = 8

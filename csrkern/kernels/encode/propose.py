@@ -17,8 +17,8 @@ from torch import Tensor
 
 from csrkern.kernels import tuning
 from csrkern.kernels._common import as_bits, batched_jit, narrow, power_of_2, widen
-from csrkern.kernels.encode import block_rows
-from csrkern.kernels.encode_bounds import Bounds, least, slack_of
+from csrkern.kernels.encode.bounds import Bounds, least, slack_of
+from csrkern.kernels.encode.product import block_rows
 from csrkern.kernels.topk_relu import kth_largest
 
 GROUP = 32  # columns that share a maximum, at most

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from csrkern import _C, index_fast
+from csrkern import _C
 from csrkern.arguments import check_int, least_float, thread_count
 from csrkern.identity import check_same_model
-from csrkern.index_collection import Collection
-from csrkern.index_filter import allowed_bits
-from csrkern.index_input import Rows, read_rows
-from csrkern.index_rerank import DenseSearch, Rerank
-from csrkern.index_segment import Segment
+from csrkern.index import fast as index_fast
+from csrkern.index.collection import Collection
+from csrkern.index.filter import allowed_bits
+from csrkern.index.rerank import DenseSearch, Rerank
+from csrkern.index.rows import Rows, read_rows
+from csrkern.index.segment import Segment
 
 _ALL = 2**62
 _LEAST_WIDTH = 1024

@@ -11,7 +11,7 @@ import numpy as np
 
 from csrkern import _C
 from csrkern.arguments import check_choice, check_int, least_float
-from csrkern.index_input import Rows, concatenate_rows
+from csrkern.index.rows import Rows, concatenate_rows
 
 # Scores of 32,768 documents, 128 KB: with more, the scan of a window costs more than the
 # longer lists save; with fewer, the reverse (10% at 16,384, 5 to 25% at 65,536). Where the mean

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from csrkern.arguments import as_int, check_places, shown
-from csrkern.validation import FLOATS, check_dim
+from csrkern.ops.validation import FLOATS, check_dim
 
 # Larger integers are not all float32 numbers.
 _EXACT = 2**24

@@ -34,12 +34,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import csrkern
-from csrkern.codes import SparseCodes
+from csrkern.codes.sparse import SparseCodes
 from csrkern.integrations.exchange import Acceleration, Attribute, Change, Exchange
 from csrkern.integrations.known import as_size, changed, hooked, surrounded, written_in
-from csrkern.integrations.semantic_search import Search
-from csrkern.integrations.sentence_transformers_loss import base_loss, reconstruct
-from csrkern.validation import FLOATS
+from csrkern.integrations.sentence_transformers.loss import base_loss, reconstruct
+from csrkern.integrations.sentence_transformers.semantic_search import Search
+from csrkern.ops.validation import FLOATS
 
 BLOCK_ROWS = 1024  # embeddings that `encode` takes from the backbone before it encodes them
 

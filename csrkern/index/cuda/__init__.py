@@ -1,0 +1,1 @@
+"""CudaIndex: an InvertedIndex on one or several GPUs."""

@@ -1,0 +1,40 @@
+"""Tensors for the native module: their dtypes, addresses and top-k."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from csrkern import _C
+
+# The native kernels take these; other dtypes go through the reference.
+NATIVE_DTYPES = {
+    torch.float32: _C.DType.float32,
+    torch.float16: _C.DType.float16,
+    torch.bfloat16: _C.DType.bfloat16,
+}
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor's data lies, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def topk_into(
+    pre: Tensor, values: Tensor, indices: Tensor, latent_mask: Tensor | None = None
+) -> None:
+    """The native kernel: codes of pre [n, h], any strides, into contiguous outputs [n, k]."""
+    mask = None if latent_mask is None else latent_mask.contiguous()
+    _C.topk_relu(
+        address(pre),
+        NATIVE_DTYPES[pre.dtype],
+        len(pre),
+        pre.shape[1],
+        pre.stride(0),
+        pre.stride(1),
+        address(mask),
+        values.shape[1],
+        address(values),
+        address(indices),
+        torch.get_num_threads(),
+    )
