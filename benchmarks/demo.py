@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.harness import provenance
-from csrtrain import demo
+from csrtrain.demo import run as demo
 
 
 def main(root: Path = provenance.RESULTS, *, quick: bool = False) -> Path:

@@ -16,7 +16,7 @@ from csrkern import InvertedIndex, SparseCodes
 from csrkern.integrations.frames import from_arrow, to_arrow
 from csrkern.nn import SparseAutoencoder
 from csrtrain import TrainConfig, train
-from csrtrain.demo_data import load_demo
+from csrtrain.demo.data import load_demo
 
 
 def encode_column(

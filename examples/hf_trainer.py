@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from csrkern.nn import SparseAutoencoder
 from csrtrain import CSRLoss
-from csrtrain.demo_data import load_demo
+from csrtrain.demo.data import load_demo
 
 
 class WithLoss(nn.Module):

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from csrkern.nn import SparseAutoencoder
 from csrtrain import CSRLoss
-from csrtrain.demo_data import load_demo
+from csrtrain.demo.data import load_demo
 
 
 class CSRModule(lightning.LightningModule):

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from csrkern.nn import SparseAutoencoder
 from csrtrain import CSRLoss
-from csrtrain.demo_data import load_demo
+from csrtrain.demo.data import load_demo
 
 
 def fit(embeddings: torch.Tensor, *, k: int = 16, epochs: int = 5) -> SparseAutoencoder:

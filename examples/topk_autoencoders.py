@@ -15,7 +15,7 @@ from torch import Tensor
 
 from csrkern.integrations import sae_lens as fast_sae_lens
 from csrkern.integrations import sparsify as fast_sparsify
-from csrtrain.demo_data import load_demo
+from csrtrain.demo.data import load_demo
 
 Step = Callable[[Tensor], Tensor]
 

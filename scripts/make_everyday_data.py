@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from make_demo_data import DATA, quantize
 
-from csrtrain.demo_data import QUESTIONS, load_demo
+from csrtrain.demo.data import QUESTIONS, load_demo
 from csrtrain.texts import MINILM, TextModel
 
 # animal, artifact, body, food, object, person, phenomenon, plant, substance, time

@@ -17,7 +17,8 @@ import torch
 
 from csrkern import InvertedIndex
 from csrkern.nn import SparseAutoencoder
-from csrtrain import cli, texts
+from csrtrain import texts
+from csrtrain.cli import app as cli
 
 
 def clusters(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,9 @@ from safetensors.numpy import save_file
 
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain import cli, cli_io, quantize
+from csrtrain.cli import app as cli
+from csrtrain.cli import io as cli_io
+from csrtrain.evaluation import baselines as quantize
 
 COMMANDS = ["demo", "train", "embed", "encode", "index", "search", "eval", "info", "warmup"]
 

@@ -22,7 +22,11 @@ from command_line import (  # noqa: F401
 )
 
 from csrkern import InvertedIndex
-from csrtrain import cli_eval, demo, evaluate, scale, trainer
+from csrtrain import scale
+from csrtrain.cli import eval as cli_eval
+from csrtrain.demo import run as demo
+from csrtrain.evaluation import metrics as evaluate
+from csrtrain.training import loop as trainer
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from safetensors.numpy import load as load_safetensors
 
 from csrkern import InvertedIndex, SparseCodes, storage
 from csrkern.nn import SparseAutoencoder
-from csrtrain import cli_io
+from csrtrain.cli import io as cli_io
 
 # Each command that writes a file, and the file's ending; each that writes a folder.
 FILES = {
@@ -58,7 +58,9 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def idle(monkeypatch) -> None:
     """Any reading of what a command works on fails: the answer must come before."""
-    from csrtrain import cli_embed, data, trainer  # noqa: F401  (binds names of data)
+    from csrtrain import data  # noqa: F401  (binds names of data)
+    from csrtrain.cli import embed as cli_embed  # noqa: F401  (binds names of data)
+    from csrtrain.training import loop as trainer  # noqa: F401  (binds names of data)
 
     def work(*_, **__):
         raise AssertionError("the work has begun")
@@ -149,7 +151,7 @@ def test_ray_proves_its_folder_before_the_work(folder, capsys, monkeypatch, line
 
 
 def test_demo_proves_its_folder_before_the_work(folder, capsys, monkeypatch):
-    from csrtrain import demo
+    from csrtrain.demo import run as demo
 
     monkeypatch.setattr(demo, "load_demo", lambda: pytest.fail("the work has begun"))
     for place in ("/proc/new", "lines.txt/new"):

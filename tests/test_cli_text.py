@@ -141,7 +141,7 @@ def test_json_lines_keep_their_fields(tmp_path, capsys):
 
 
 def test_many_texts_come_in_their_order(tmp_path, monkeypatch):
-    from csrtrain import cli_embed
+    from csrtrain.cli import embed as cli_embed
 
     monkeypatch.setattr(cli_embed, "CHUNK", 7)
     for name in ("dense", "sparse"):

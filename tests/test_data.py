@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from csrkern.nn import SparseAutoencoder
 from csrtrain import TrainConfig, encode_all, load_embeddings, load_labels, train, train_two
 from csrtrain import data as data_module
-from csrtrain.baselines import PCA
 from csrtrain.data import chunks, read_integers, rows
-from csrtrain.evaluate import unexplained_variance
+from csrtrain.evaluation.metrics import unexplained_variance
 from csrtrain.formats import split_name
+from csrtrain.pca import PCA
 
 
 @pytest.fixture

@@ -14,9 +14,13 @@ import torch
 from benchmarks import demo as record_demo
 from csrkern import InvertedIndex, reference
 from csrkern.nn import SparseAutoencoder
-from csrtrain import cli, demo, demo_ask, demo_search, texts, train
-from csrtrain.demo_data import QUESTIONS, dictionary, load_demo, load_everyday
-from csrtrain.evaluate import encode_all
+from csrtrain import texts, train
+from csrtrain.cli import app as cli
+from csrtrain.demo import ask as demo_ask
+from csrtrain.demo import run as demo
+from csrtrain.demo import search as demo_search
+from csrtrain.demo.data import QUESTIONS, dictionary, load_demo, load_everyday
+from csrtrain.encoding import encode_all
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from csrtrain import TrainConfig, train
-from csrtrain.checkpoint import FILE_NAME
+from csrtrain.training.checkpoint import FILE_NAME
 
 CONFIG = TrainConfig(
     hidden_dim=256, k=4, prefixes=(2,), batch_size=60, steps=12, dead_threshold=1, balance=0.1

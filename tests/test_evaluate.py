@@ -9,8 +9,10 @@ import torch
 from csrkern.codes.sparse import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain import data as data_module
-from csrtrain import evaluate, metrics
-from csrtrain.baselines import PCA, dense_bytes, largest_entries, sparse_bytes, truncate
+from csrtrain.evaluation import metrics
+from csrtrain.evaluation import metrics as evaluate
+from csrtrain.evaluation.baselines import dense_bytes, largest_entries, sparse_bytes, truncate
+from csrtrain.pca import PCA
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import csrkern
 from csrkern.nn import SparseAutoencoder
-from csrtrain.graphed import GraphedStep, _tensors, restore, step_once
-from csrtrain.loss import CSRLoss
+from csrtrain.training.graphed import GraphedStep, _tensors, restore, step_once
+from csrtrain.training.loss import CSRLoss
 
 VARIANTS = ["self", "label", None]
 

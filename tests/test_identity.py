@@ -294,7 +294,7 @@ def test_codes_keep_it(kept, codes, model):
 
 
 def test_whole_corpora_have_it(model):
-    from csrtrain.least_squares import pursue, refit
+    from csrtrain.evaluation.least_squares import pursue, refit
 
     own = model.fingerprint
     assert encode_all(model, rows()).fingerprint == own

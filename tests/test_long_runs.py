@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from csrtrain import TrainConfig, batches, train
-from csrtrain.checkpoint import FILE_NAME
+from csrtrain import TrainConfig, train
+from csrtrain.training import batches
+from csrtrain.training.checkpoint import FILE_NAME
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = TrainConfig(hidden_dim=64, k=4, batch_size=64, steps=30, dead_threshold=3)

@@ -11,7 +11,7 @@ import csrkern.nn
 from csrkern.codes.sparse import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain import CSRLoss
-from csrtrain.loss import load
+from csrtrain.training.loss import load
 
 TERMS = ("recon", "recon_4k", "aux", "contrast")
 

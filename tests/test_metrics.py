@@ -15,10 +15,16 @@ from hypothesis import strategies as st
 from csrkern.codes.packed import packed_k
 from csrkern.codes.sparse import SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain.comparison import Task, compare_adapter, compare_codes, compare_dense, compare_pursued
-from csrtrain.matryoshka import train_matryoshka
-from csrtrain.metrics import Judgements, linear_probe, search, v_measure
-from csrtrain.quantize import int8, product_quantized, search_binary
+from csrtrain.evaluation.baselines import int8, product_quantized, search_binary
+from csrtrain.evaluation.comparison import (
+    Task,
+    compare_adapter,
+    compare_codes,
+    compare_dense,
+    compare_pursued,
+)
+from csrtrain.evaluation.metrics import Judgements, linear_probe, search, v_measure
+from csrtrain.training.matryoshka import train_matryoshka
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

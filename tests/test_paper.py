@@ -40,7 +40,7 @@ def paper(monkeypatch, tmp_path):
     np.savez(tmp_path / "captions.npz", train_emb=x, train_image=np.arange(300) // 5, **common)
     monkeypatch.syspath_prepend(str(PAPER))
     from csrtrain import train
-    from csrtrain.matryoshka import train_matryoshka
+    from csrtrain.training.matryoshka import train_matryoshka
 
     def small(*data, config, **options):
         return train(*data, config=dataclasses.replace(config, hidden_dim=64, **STEPS), **options)

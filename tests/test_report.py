@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csrtrain import charts
-from csrtrain.chart_labels import Box, Labeller
-from csrtrain.report import DemoResult, Example, Method, Training, render
+from csrtrain.charts import Box, Labeller
+from csrtrain.demo.report import DemoResult, Example, Method, Training, render
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 

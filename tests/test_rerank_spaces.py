@@ -11,8 +11,8 @@ from torch.nn.functional import cosine_similarity
 
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain.baselines import PCA
-from csrtrain.subspace import Subspace
+from csrtrain.pca import PCA
+from csrtrain.training.subspace import Subspace
 
 D = 12
 

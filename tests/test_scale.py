@@ -14,7 +14,7 @@ from scale_shards import DIM, build_sharded, random_codes
 
 from csrkern import InvertedIndex, ModelMismatchError
 from csrkern.nn import SparseAutoencoder
-from csrtrain.evaluate import encode_all
+from csrtrain.encoding import encode_all
 from csrtrain.scale import build, encode, shards
 from csrtrain.scale.corpus import Piece, Reader, plan
 from csrtrain.scale.folder import Folder, read_record, write_record

@@ -15,7 +15,7 @@ import pytest
 
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain.evaluate import encode_all
+from csrtrain.encoding import encode_all
 from csrtrain.scale import add_shard, encode, shards
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.serving import Holder, Lookup

@@ -20,7 +20,7 @@ import torch
 from benchmarks.scale.drill import kill_process
 from csrkern import InvertedIndex, ModelMismatchError, SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain.evaluate import encode_all
+from csrtrain.encoding import encode_all
 from csrtrain.scale import ShardedIndex, add_shard, build_shards, encode, encode_corpus
 from csrtrain.scale.corpus import Reader
 

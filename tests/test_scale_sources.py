@@ -15,7 +15,7 @@ from scale_shards import random_codes
 
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain.evaluate import encode_all
+from csrtrain.encoding import encode_all
 from csrtrain.scale import build, encode, training
 from csrtrain.scale.corpus import Piece, Reader
 from csrtrain.scale.folder import Folder

@@ -26,7 +26,8 @@ from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.utils.estimator_checks import check_estimator  # noqa: E402
 
 from csrkern import InvertedIndex, SparseCodes  # noqa: E402
-from csrkern.integrations.sklearn import CSRNeighborsTransformer, CSRTransformer  # noqa: E402
+from csrkern.integrations.sklearn import CSRNeighborsTransformer  # noqa: E402
+from csrtrain.sklearn import CSRTransformer  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,9 +13,9 @@ import csrtrain.graphed as graphed
 import csrtrain.steps as steps
 from csrkern.nn import SparseAutoencoder
 from csrtrain import TrainConfig, train
-from csrtrain.graphed import step_once
-from csrtrain.loss import CSRLoss
-from csrtrain.trainer import train_two
+from csrtrain.training.graphed import step_once
+from csrtrain.training.loss import CSRLoss
+from csrtrain.training.train import train_two
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

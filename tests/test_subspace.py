@@ -11,11 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csrkern.nn import SparseAutoencoder
-from csrtrain import TrainConfig, spectrum, subspace_choice, train
-from csrtrain.baselines import PCA
-from csrtrain.least_squares import pursue, refit
-from csrtrain.spectrum import SHRUNK, WHITENED, agreement, agreement_slope, settled_whitening
-from csrtrain.subspace import ROW_NORM, Subspace
+from csrtrain import TrainConfig, train
+from csrtrain.evaluation.least_squares import pursue, refit
+from csrtrain.pca import PCA
+from csrtrain.training import subspace as spectrum
+from csrtrain.training import subspace_choice
+from csrtrain.training.subspace import (
+    ROW_NORM,
+    SHRUNK,
+    WHITENED,
+    Subspace,
+    agreement,
+    agreement_slope,
+    settled_whitening,
+)
 
 D = 12
 

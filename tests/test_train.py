@@ -15,8 +15,8 @@ import csrtrain.prepare as prepare
 import csrtrain.trainer as trainer
 from csrkern.nn import SparseAutoencoder
 from csrtrain import TrainConfig, encode_all, pursue, refit, train
-from csrtrain.checkpoint import FILE_NAME
-from csrtrain.evaluate import unexplained_variance
+from csrtrain.evaluation.metrics import unexplained_variance
+from csrtrain.training.checkpoint import FILE_NAME
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

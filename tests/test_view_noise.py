@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from csrtrain import TrainConfig, batches, train, trainer
+from csrtrain import TrainConfig, train
+from csrtrain.training import batches
+from csrtrain.training import loop as trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -172,7 +172,7 @@ def embeddings(given: Path | None) -> tuple[np.ndarray, np.ndarray]:
         ValueError: if the file given does not hold them.
     """
     if given is None:
-        from csrtrain.demo_data import load_demo
+        from csrtrain.demo.data import load_demo
 
         demo = load_demo()
         return demo.train, demo.test

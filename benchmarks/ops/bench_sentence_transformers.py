@@ -22,7 +22,7 @@ from benchmarks.harness import peak_memory
 from benchmarks.harness.race import Contestant, Race, cases
 from benchmarks.ops.bench_train_step import kill_a_quarter, stepper
 from benchmarks.ops.codes import two_sets
-from csrtrain.demo_data import load_demo
+from csrtrain.demo.data import load_demo
 from csrtrain.texts import MINILM, MINILM_PACKAGE, TextModel
 
 try:

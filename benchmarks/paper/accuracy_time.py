@@ -14,10 +14,10 @@ import torch
 from timing import TOPK, Search, asymmetric_search, code_search, timed
 
 from csrtrain import refit, train
-from csrtrain.baselines import PCA
-from csrtrain.evaluate import encode_all
-from csrtrain.matryoshka import train_matryoshka
-from csrtrain.metrics import search
+from csrtrain.encoding import encode_all
+from csrtrain.evaluation.metrics import search
+from csrtrain.pca import PCA
+from csrtrain.training.matryoshka import train_matryoshka
 
 KS = (4, 8, 16, 32)
 DIMS = (8, 16, 32, 64, 128)

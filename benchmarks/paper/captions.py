@@ -12,10 +12,10 @@ import sets
 import torch
 
 from csrtrain import train
-from csrtrain.baselines import PCA
-from csrtrain.comparison import compare_codes
-from csrtrain.matryoshka import train_matryoshka
-from csrtrain.metrics import search
+from csrtrain.evaluation.comparison import compare_codes
+from csrtrain.evaluation.metrics import search
+from csrtrain.pca import PCA
+from csrtrain.training.matryoshka import train_matryoshka
 
 MEASURES = ("hit@1", "hit@5", "hit@10")
 

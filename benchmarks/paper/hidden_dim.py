@@ -7,7 +7,7 @@ import recipes
 import sets
 
 from csrtrain import train
-from csrtrain.comparison import compare_codes
+from csrtrain.evaluation.comparison import compare_codes
 
 K = 16
 

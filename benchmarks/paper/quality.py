@@ -26,8 +26,8 @@ from torch import Tensor
 
 from csrkern.nn import SparseAutoencoder
 from csrtrain import TrainConfig, train
-from csrtrain.baselines import PCA
-from csrtrain.comparison import (
+from csrtrain.encoding import encode_all
+from csrtrain.evaluation.comparison import (
     Result,
     compare_adapter,
     compare_codes,
@@ -35,11 +35,11 @@ from csrtrain.comparison import (
     compare_product,
     compare_pursued,
 )
-from csrtrain.evaluate import dead_share, encode_all, unexplained_variance, use_skew
-from csrtrain.matryoshka import train_matryoshka
-from csrtrain.spectrum import settled_whitening
-from csrtrain.subspace import Subspace
-from csrtrain.subspace_choice import choose_subspace
+from csrtrain.evaluation.metrics import dead_share, unexplained_variance, use_skew
+from csrtrain.pca import PCA
+from csrtrain.training.matryoshka import train_matryoshka
+from csrtrain.training.subspace import Subspace, settled_whitening
+from csrtrain.training.subspace_choice import choose_subspace
 
 STEPS = 400
 DEDICATED = (8, 32)

@@ -12,8 +12,8 @@ import torch
 from timing import code_search, timed
 
 from csrtrain import train
-from csrtrain.evaluate import encode_all
-from csrtrain.metrics import search
+from csrtrain.encoding import encode_all
+from csrtrain.evaluation.metrics import search
 
 HIDDEN = (1024, 4096)
 KS = (4, 8, 16, 32)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csrtrain.comparison import Task
-from csrtrain.demo_data import load_demo
-from csrtrain.metrics import Judgements
+from csrtrain.demo.data import load_demo
+from csrtrain.evaluation.comparison import Task
+from csrtrain.evaluation.metrics import Judgements
 
 DATA = Path(os.environ.get("CSRKERN_DATA", "data"))
 

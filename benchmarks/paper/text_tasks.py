@@ -9,10 +9,11 @@ import recipes
 import sets
 
 from csrtrain import train
-from csrtrain.baselines import PCA, largest_entries
-from csrtrain.comparison import Task, compare_codes
-from csrtrain.matryoshka import train_matryoshka
-from csrtrain.metrics import Vectors, search
+from csrtrain.evaluation.baselines import largest_entries
+from csrtrain.evaluation.comparison import Task, compare_codes
+from csrtrain.evaluation.metrics import Vectors, search
+from csrtrain.pca import PCA
+from csrtrain.training.matryoshka import train_matryoshka
 
 TASKS = {"linear": "classification", "v-measure": "clustering", "ndcg@10": "retrieval"}
 

@@ -9,8 +9,8 @@ import recipes
 import sets
 
 from csrtrain import train
-from csrtrain.comparison import Result, compare_adapter, compare_codes
-from csrtrain.matryoshka import train_matryoshka
+from csrtrain.evaluation.comparison import Result, compare_adapter, compare_codes
+from csrtrain.training.matryoshka import train_matryoshka
 
 K = 16
 ADAPTOR = "Matryoshka-Adaptor"

@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.harness import provenance
 from csrkern import _C, InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain.evaluate import encode_all
+from csrtrain.encoding import encode_all
 from csrtrain.scale import ShardedIndex, add_shard, build_shards, encode_corpus, shards
 from csrtrain.scale.encode import read_codes_manifest
 from csrtrain.scale.folder import Folder

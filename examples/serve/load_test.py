@@ -118,7 +118,7 @@ def machine() -> str:
 def index_of_definitions(folder: Path) -> Path:
     """The index of docs/start.md."""
     import csrtrain
-    from csrtrain.demo_data import load_demo
+    from csrtrain.demo.data import load_demo
 
     data = load_demo()
     config = csrtrain.TrainConfig(k=32, prefixes=(8,), steps=60)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from csrkern import lazy
 
 if TYPE_CHECKING:
-    from csrtrain.config import TrainConfig
     from csrtrain.data import load_embeddings, load_labels
-    from csrtrain.evaluate import encode_all
-    from csrtrain.least_squares import pursue, refit
-    from csrtrain.loss import CSRLoss
-    from csrtrain.trainer import StepReport, train, train_two
+    from csrtrain.encoding import encode_all
+    from csrtrain.evaluation.least_squares import pursue, refit
+    from csrtrain.training.config import TrainConfig
+    from csrtrain.training.loop import StepReport
+    from csrtrain.training.loss import CSRLoss
+    from csrtrain.training.train import train, train_two
 
 _HOME_OF = {
     "CSRLoss": "loss",

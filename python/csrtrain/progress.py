@@ -7,6 +7,17 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from csrkern.storage import is_standard_output
+from csrtrain.lines import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+
 
 Show = Callable[[int, Mapping[str, float], float], None]
 Log = Callable[[int, Mapping[str, float]], None]
@@ -121,3 +132,22 @@ def scalar_log(folder: str | os.PathLike[str] | None, start: int) -> Iterator[Lo
                 writer.add_scalar(name, value, done)
 
         yield log
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where tables and messages go; wide enough for tables when not a terminal."""
+    from rich.console import Console
+
+    plain = Console(stderr=stderr)
+    return plain if plain.is_terminal else Console(width=110, stderr=stderr)
+
+
+def say(message: str, *outputs: Path | None) -> None:
+    """Prints a message as it is, where none of the `outputs` goes."""
+    print(printable(message, keep="\n"), file=stream_beside(*outputs), flush=True)
+
+
+def stream_beside(*outputs: Path | None) -> TextIO:
+    """Where to print: on standard output, unless one of the `outputs` goes there."""
+    taken = any(output is not None and is_standard_output(output) for output in outputs)
+    return sys.stderr if taken else sys.stdout

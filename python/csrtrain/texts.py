@@ -23,7 +23,7 @@ from csrkern.codes.sparse import SparseCodes
 from csrkern.identity import ModelMismatchError, check_fingerprint, common_fingerprint, digest
 from csrkern.nn import CONFIG_NAME, SparseAutoencoder
 from csrkern.storage import write_atomically
-from csrtrain.evaluate import encode_all
+from csrtrain.encoding import encode_all
 from csrtrain.lines import parse_object
 
 RECIPE, ADAPTER = "text.json", "adapter"  # a file and a folder in the folder of an index

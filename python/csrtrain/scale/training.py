@@ -55,8 +55,9 @@ def train_on_ray(
 
 def _loop(work: dict[str, Any]) -> None:
     """What each process does; Ray Train has made the process group."""
-    from csrtrain import distributed, train
+    from csrtrain import train
     from csrtrain.scale.folder import Folder
+    from csrtrain.training import distributed
 
     if distributed.rank() == 0:
         Folder.of(work["output"]).check_writable()

@@ -1,0 +1,1 @@
+"""The `csrkern` command, one file for each command."""

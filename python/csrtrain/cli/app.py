@@ -1,0 +1,113 @@
+"""The `csrkern` command: which commands there are, and how errors end.
+
+Bad input ends in one line on standard error and exit code 2, never in a traceback;
+CSRKERN_DEBUG=1 shows it. Commands import what they need when they run, so that
+`csrkern --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from csrtrain.cli import embed as cli_embed
+from csrtrain.cli import eval as cli_eval
+from csrtrain.cli import index as cli_commands
+from csrtrain.cli import ray as cli_ray
+from csrtrain.cli import search as cli_search
+from csrtrain.cli import train as cli_train
+from csrtrain.cli import warmup as cli_warmup
+from csrtrain.lines import printable
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Sparse codes for embeddings: train an adapter, encode, index and search.",
+    epilog="New here? Run: csrkern demo",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    cli_commands.demo,
+    cli_train.train,
+    cli_embed.embed,
+    cli_commands.encode,
+    cli_commands.index,
+    cli_search.search,
+    cli_eval.evaluate,
+    cli_commands.info,
+    cli_warmup.warmup,
+):
+    app.command("eval" if command is cli_eval.evaluate else None)(command)
+app.add_typer(cli_ray.app, name="ray")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits: 0, 2 for bad input, 1 for a bug, 130 for Ctrl-C."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    if sys.stderr is None:  # closed; what is printed there goes nowhere, and not into a file
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if sys.stdout is None:
+        return _fail("standard output is closed", 2)
+    if hasattr(sys.stdout, "reconfigure"):  # what an encoding lacks is escaped, not an error
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code = app(args=arguments, prog_name="csrkern", standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        _drop_output()
+        if isinstance(error, BrokenPipeError) and error.filename is None:
+            return 1  # the reader (`| head`) has gone: quietly, and 1 as typer
+        if os.environ.get("CSRKERN_DEBUG", "0") not in ("", "0"):
+            raise
+        return _fail(*_explain(error))
+    if code == INTERRUPTED:  # typer may have turned Ctrl-C into its exit code
+        return _fail("interrupted", INTERRUPTED)
+    return code if isinstance(code, int) else 0
+
+
+def _drop_output() -> None:
+    """Forgets what standard output does not take, which Python would complain of at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One line about an error, and the exit code."""
+    if hasattr(error, "format_message"):  # typer's own errors, whichever click it carries
+        command = getattr(getattr(error, "ctx", None), "command_path", "csrkern")
+        message = error.format_message()
+        return (f"{message} (see {command} --help)" if message else ""), 2
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 2
+    message = str(error).strip()
+    # PyTorch's allocators raise a RuntimeError, or one of their own that is one.
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search("out of memory|can't allocate", message)
+    ):
+        return f"not enough memory. {message}", 2
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError)):
+        return message, 2
+    name = type(error).__name__
+    return f"{name}: {message} (a bug: CSRKERN_DEBUG=1 shows where; please report it)", 1
+
+
+def _fail(message: str, code: int) -> int:
+    if message:
+        line = printable(re.sub(r"\s*\n\s*", " ", message))
+        with contextlib.suppress(OSError):
+            print(f"csrkern: {line}", file=sys.stderr)
+    return code

@@ -1,0 +1,203 @@
+"""The command embed: texts in, embeddings or codes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from csrkern.storage import is_stream
+from csrtrain.cli.io import (
+    Force,
+    Json,
+    TextModelName,
+    Threads,
+    Values,
+    check_free,
+    quoted,
+    report,
+    use_threads,
+)
+from csrtrain.cli.lines import MADE_BY, count_lines, emit, numbers_of, read_records, text_of
+from csrtrain.lines import Record, set_aside, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from csrtrain.texts import Recipe, TextCoder
+
+CHUNK = 512  # texts that are read, embedded and written at a time
+SUFFIXES = (".npy", ".safetensors", ".jsonl")
+
+
+def embed(
+    texts: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEXTS",
+            help="A file of lines, or of JSON lines (.jsonl); - or nothing: standard input.",
+        ),
+    ] = "-",
+    text_model: TextModelName = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="An adapter, written by train: gives codes."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help=".npy for embeddings, .safetensors for codes, .jsonl for either "
+            "(default: JSON lines on standard output).",
+        ),
+    ] = None,
+    field: Annotated[str, typer.Option(help="The text's name in JSON lines.")] = "text",
+    query: Annotated[
+        bool, typer.Option("--query", help="Use the model's prompt for queries, if it has one.")
+    ] = False,
+    values: Annotated[
+        Values, typer.Option(help="Precision of the values in a .safetensors file.")
+    ] = Values.FLOAT16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once in the model.")] = 32,
+    threads: Threads = None,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Turn texts into embeddings or codes, by any sentence-transformers model.
+
+    A dense model gives embeddings or, with an adapter, codes; a SparseEncoder gives codes.
+
+    JSON lines keep what each line held and add embedding, or indices, values, dim and csrkern, the
+    models that made them. A field of its own that has such a name is kept as embedding_ and so on.
+
+    [bold]Examples[/bold]
+
+      csrkern embed lines.txt -o embeddings.npy
+
+      csrkern embed lines.txt --model model -o codes.safetensors
+
+      cat lines.txt | csrkern embed --model model | csrkern search index -
+    """
+    suffix = ".jsonl"
+    if output is not None:
+        check_free(output, force)
+        # A device or a pipe takes lines, as standard output does, unless its name says otherwise.
+        if output.suffix.lower() in SUFFIXES or not is_stream(output):
+            suffix = output.suffix.lower()
+        if suffix not in SUFFIXES:
+            raise ValueError(f"{output}: expected a file that ends in {', '.join(SUFFIXES)}")
+    use_threads(threads)
+    records = read_records(texts, field)
+    from csrtrain.progress import working
+    from csrtrain.texts import MINILM, Recipe, TextCoder
+
+    recipe = Recipe(text_model or MINILM, None if model is None else str(model))
+    with working("loading the text model"):
+        coder = TextCoder(recipe)
+        gives_codes = coder.text_model.sparse or model is not None
+        recipe = dataclasses.replace(recipe, text_fingerprint=coder.text_model.fingerprint)
+    if suffix == (".npy" if gives_codes else ".safetensors"):
+        given = "codes, which go" if gives_codes else "embeddings without --model, which go"
+        raise ValueError(f"{output}: the model gives {given} into another kind of file")
+    with working("embedding texts", count_lines(texts), prints=output is None) as advance:
+        chunks = _embedded(records, field, coder, query, batch_size, advance)
+        if output is None or suffix == ".jsonl":
+            count = _write_lines(chunks, output, recipe)
+        else:
+            count = _write_array(chunks, output, values.value, recipe)
+    if output is not None:
+        report(
+            {"output": str(output), "texts": count, "codes": gives_codes},
+            f"Wrote {output}: {count} texts."
+            + (
+                f"\nNext: csrkern index {quoted(output)} -o index"
+                if output.is_file() and gives_codes
+                else ""
+            ),
+            as_json,
+            output,
+        )
+
+
+def _embedded(
+    records: Iterator[Record],
+    field: str,
+    coder: TextCoder,
+    query: bool,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[list[Record], Any]]:
+    """Records, some at a time, and their embeddings or codes."""
+    while chunk := list(itertools.islice(records, CHUNK)):
+        texts = [text_of(record, field) for record in chunk]
+        options: dict[str, Any] = {"query": query, "batch_size": batch_size}
+        if coder.text_model.sparse or coder.recipe.adapter is not None:
+            yield chunk, coder.codes_of_texts(texts, **options)
+        else:
+            yield chunk, coder.text_model.embed(texts, **options)
+        advance(len(chunk))
+
+
+def _lines(embedded: Any, recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """What is added to each record."""
+    import numpy as np
+
+    if isinstance(embedded, np.ndarray):
+        for row in embedded:
+            yield {"embedding": numbers_of(row)}
+        return
+    from csrkern.integrations.rows import rows_of
+
+    made_by = dataclasses.replace(recipe, fingerprint=embedded.fingerprint)
+    rest = {"dim": embedded.dim, MADE_BY: json.loads(made_by.to_json())}
+    for indices, values in rows_of(embedded):
+        yield {"indices": indices.tolist(), "values": numbers_of(values), **rest}
+
+
+def _write_lines(
+    chunks: Iterator[tuple[list[Record], Any]], output: Path | None, recipe: Recipe
+) -> int:
+    from csrkern.storage import write_atomically
+
+    lines: list[str] = []
+    count = 0
+    for records, embedded in chunks:
+        for record, added in zip(records, _lines(embedded, recipe), strict=True):
+            count += 1
+            line = set_aside(record.fields, added) | added
+            if output is None:
+                emit(line)
+            else:
+                lines.append(to_json(line) + "\n")
+    if output is not None:
+        write_atomically(output, "".join(lines).encode())
+    return count
+
+
+def _write_array(
+    chunks: Iterator[tuple[list[Record], Any]], output: Path, values: str, recipe: Recipe
+) -> int:
+    import io
+
+    import numpy as np
+
+    from csrkern.storage import write_atomically
+    from csrtrain.texts import RECIPE_KEY, stack
+
+    parts = [embedded for _, embedded in chunks]
+    if not parts:
+        raise ValueError("expected at least one line of text, got none")
+    together = stack(parts)
+    if isinstance(together, np.ndarray):
+        payload = io.BytesIO()
+        np.save(payload, together)
+        write_atomically(output, payload.getvalue())
+    else:
+        together.save(output, values=values, notes={RECIPE_KEY: recipe.to_json()})
+    return len(together)

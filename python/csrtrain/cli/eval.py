@@ -1,0 +1,232 @@
+"""The command eval: what codes keep, beside every other way to a smaller vector."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from csrkern.storage import is_stream, resolve
+from csrtrain.cli.io import (
+    ARRAY,
+    Embeddings,
+    Force,
+    Json,
+    Threads,
+    check_free,
+    numbers,
+    split_name,
+    use_threads,
+)
+from csrtrain.cli.lines import emit
+from csrtrain.progress import console, say, stream_beside
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from csrkern.nn import SparseAutoencoder
+    from csrtrain.evaluation.comparison import Result, Task
+
+
+def evaluate(
+    embeddings: Embeddings,
+    labels: Annotated[str | None, typer.Option(metavar=ARRAY, help="A label for each row.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="A folder written by train.")
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(metavar=ARRAY, help="Embeddings that ask, if in another array.")
+    ] = None,
+    test_labels: Annotated[str | None, typer.Option(metavar=ARRAY, help="Their labels.")] = None,
+    qrels: Annotated[
+        str | None,
+        typer.Option(
+            metavar=ARRAY, help="In place of labels: rows (query, document, grade), from 0."
+        ),
+    ] = None,
+    holdout: Annotated[
+        float, typer.Option(help="Share of the rows that ask where there is no --test.")
+    ] = 0.2,
+    k: Annotated[
+        str, typer.Option("--k", metavar="K,K,...", help="Active dimensions.")
+    ] = "4,8,16,32",
+    matryoshka: Annotated[
+        bool, typer.Option("--matryoshka", help="Train a Matryoshka-Adaptor to compare with.")
+    ] = False,
+    probes: Annotated[
+        bool,
+        typer.Option("--probes", help="Also a linear probe and k-means; needs scikit-learn."),
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.csv", help="Write the table.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write the table and charts.")
+    ] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Compare codes with dense vectors, PCA, int8, binary, PQ and more.
+
+    With labels, each query takes the label of its nearest row by cosine; with --qrels, rankings
+    are scored by nDCG@10 and others. Every k is shown at as many numbers and at as many bytes.
+    PQ and OPQ need FAISS, and enough rows. A model must not have been trained on the labels of the
+    rows that ask: give those as --test.
+
+    [bold]Examples[/bold]
+
+      csrkern eval train.npy --labels y.npy --test test.npy --test-labels y_test.npy --model model
+
+      csrkern eval data.npz:docs --test data.npz:queries --qrels data.npz:qrels --report out.html
+    """
+    for path, suffix in ((output, ".csv"), (report, ".html")):
+        if path is not None:
+            check_free(path, force, suffix)
+    if output and report and not is_stream(output) and resolve(output) == resolve(report):
+        raise ValueError(f"--output and --report: expected two files, got {output} for both")
+    use_threads(threads)
+    from csrkern.storage import write_atomically
+    from csrtrain.evaluation.comparison import left_out
+    from csrtrain.evaluation.eval_report import to_csv, to_html
+    from csrtrain.progress import working
+
+    with working("comparing"):
+        task = _task(embeddings, labels, test, test_labels, qrels, holdout, probes)
+        adapter = None if model is None else _adapter(model, task.database.shape[1])
+        results = list(_results(task, adapter, numbers(k, "--k"), matryoshka))
+    without = left_out(task.database)
+    notes = [f"{name} is left out: {reason}" for name, reason in without.items()]
+    title = f"{len(task.queries):,} queries, {len(task.database):,} rows"
+    if as_json:
+        sizes = {"queries": len(task.queries), "rows": len(task.database)}
+        table = [dataclasses.asdict(result) for result in results]
+        emit({**sizes, "results": table, "left_out": without}, stream_beside(output, report))
+    else:
+        _print(results, title, stream_beside(output, report))
+        for note in notes:
+            say(note, output, report)
+
+    for path, text in ((output, to_csv(results)), (report, to_html(results, title, notes))):
+        if path is not None:
+            write_atomically(path, text.encode())
+            if not as_json:
+                say(f"Wrote {path}", output, report)
+
+
+def _task(
+    embeddings: str,
+    labels: str | None,
+    test: str | None,
+    test_labels: str | None,
+    qrels: str | None,
+    holdout: float,
+    probes: bool,
+) -> Task:
+    from csrtrain.data import load_embeddings, number_labels, read_labels, rows
+    from csrtrain.evaluation.comparison import Task
+
+    if (labels is None) == (qrels is None):
+        raise ValueError("expected either --labels or --qrels, to judge by")
+    if qrels is not None and test is None:
+        raise ValueError("--qrels needs --test, the embeddings of the queries")
+    if labels is not None and (test is None) != (test_labels is None):
+        raise ValueError("--test and --test-labels belong together; give both or none")
+    database = rows(load_embeddings(*split_name(embeddings)), slice(None))
+    queries = None
+    if test is not None:
+        queries = rows(load_embeddings(*split_name(test)), slice(None))
+        if queries.shape[1] != database.shape[1]:
+            raise ValueError(
+                f"--test: expected embeddings of {database.shape[1]} dimensions, got "
+                f"{queries.shape[1]}"
+            )
+    if qrels is not None:
+        assert queries is not None
+        from csrtrain.data import read_integers
+        from csrtrain.evaluation.metrics import Judgements
+
+        judged = Judgements(read_integers(*split_name(qrels)), len(queries), len(database))
+        return Task(database, queries, judgements=judged)
+    assert labels is not None
+    stored = read_labels(*split_name(labels), n=len(database))
+    if queries is None or test_labels is None:
+        (wanted,) = number_labels(stored)
+        return _split(Task(database, database, wanted, wanted, probes=probes), holdout)
+    asked = read_labels(*split_name(test_labels), n=len(queries))
+    wanted, query_labels = number_labels(stored, asked)
+    return Task(database, queries, wanted, query_labels, probes=probes)
+
+
+def _split(task: Task, holdout: float) -> Task:
+    """A random part of the rows asks the rest; always the same part."""
+    import torch
+
+    assert task.database_labels is not None
+    n = len(task.database)
+    asking = round(holdout * n) if 0 < holdout < 1 else 0
+    if not 0 < asking < n:
+        raise ValueError(
+            f"--holdout: expected a share between 0 and 1 of {n} rows that leaves some on both "
+            f"sides, got {holdout}"
+        )
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    left, right = order[asking:].sort().values, order[:asking].sort().values
+    return dataclasses.replace(
+        task,
+        database=task.database[left],
+        queries=task.database[right],
+        database_labels=task.database_labels[left],
+        query_labels=task.database_labels[right],
+    )
+
+
+def _adapter(model: Path, d: int) -> SparseAutoencoder:
+    from csrkern.nn import SparseAutoencoder
+
+    adapter = SparseAutoencoder.from_pretrained(model).eval()
+    if adapter.input_dim != d:
+        raise ValueError(f"{model} takes {adapter.input_dim} dimensions, the embeddings have {d}")
+    return adapter
+
+
+def _results(
+    task: Task, adapter: SparseAutoencoder | None, ks: tuple[int, ...], matryoshka: bool
+) -> Iterator[Result]:
+    from csrtrain.evaluation.comparison import compare_adapter, compare_codes, compare_dense
+
+    if adapter is not None:
+        yield from compare_codes(task, adapter, ks)
+    yield from compare_dense(task, task.database, ks)
+    if matryoshka:
+        from csrtrain.training.matryoshka import train_matryoshka
+
+        widths = [*ks, *(2 * k for k in ks)]
+        trained = train_matryoshka(task.database, widths)
+        yield from compare_adapter(task, trained, ks, "Matryoshka-Adaptor")
+
+
+def _print(results: list[Result], title: str, stream: TextIO) -> None:
+    from rich.table import Table
+
+    measures = list(dict.fromkeys(name for result in results for name in result.scores))
+    table = Table(title=title, title_justify="left")
+    table.add_column("method")
+    for name in ("active", "bytes a vector", *measures):
+        table.add_column(name, justify="right")
+    last = None
+    for result in sorted(results, key=lambda r: (r.bytes_per_vector, r.method)):
+        if last is not None and result.bytes_per_vector != last:
+            table.add_section()
+        last = result.bytes_per_vector
+        table.add_row(
+            result.method,
+            str(result.active),
+            str(result.bytes_per_vector),
+            *(f"{100 * result.scores[n]:.1f}%" if n in result.scores else "" for n in measures),
+            style="bold cyan" if result.method.startswith("CSR") else None,
+        )
+    console(stderr=stream is sys.stderr).print(table)

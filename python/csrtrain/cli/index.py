@@ -1,0 +1,124 @@
+"""The commands demo, encode, index and info."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from csrtrain.cli.io import (
+    AnyModel,
+    Force,
+    Json,
+    Output,
+    TextModelName,
+    Threads,
+    check_free,
+    folder_for,
+    load_codes,
+    quoted,
+    report,
+)
+from csrtrain.cli.lines import JSON_LINES, codes_of_records, read_records, recipe_of_records
+
+
+class Metric(str, Enum):
+    """Scores that an index ranks by."""
+
+    INNER_PRODUCT = "ip"
+    COSINE = "cosine"
+
+
+class StoredValues(str, Enum):
+    """How an index stores values."""
+
+    FLOAT16 = "float16"
+    UINT16 = "uint16"
+    UINT8 = "uint8"
+    FLOAT32 = "float32"
+
+
+def index(
+    codes: Annotated[
+        str,
+        typer.Argument(
+            metavar="CODES", help="A file written by encode or embed; -: JSON lines of embed."
+        ),
+    ],
+    output: Output,
+    metric: Annotated[
+        Metric,
+        typer.Option(help="What search ranks by; InvertedIndex.build in Python takes ip if none."),
+    ] = Metric.COSINE,
+    values: Annotated[
+        StoredValues, typer.Option(help="Precision of the stored values; uint8 is the smallest.")
+    ] = StoredValues.FLOAT16,
+    text_model: TextModelName = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="The adapter that made the codes (default: as CODES say)."
+        ),
+    ] = None,
+    any_model: AnyModel = False,
+    threads: Threads = None,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Build an inverted index over codes, for exact search.
+
+    It keeps a copy of the adapter that made the codes and the name of the text model, and so search
+    takes words.
+
+    [bold]Example[/bold]
+
+      csrkern index codes.safetensors -o index
+    """
+    check_free(output, force, folder=True)
+    from csrkern import InvertedIndex
+    from csrkern.identity import check_same_model
+    from csrtrain.progress import working
+    from csrtrain.texts import Recipe, load_adapter
+
+    recipe = Recipe(text_model, None if model is None else str(model))
+    with working("reading the codes"):
+        if codes == "-" or codes.lower().endswith(JSON_LINES):
+            records = list(read_records(codes))
+            read = codes_of_records(records)
+            recipe = recipe.over(recipe_of_records(records))
+        else:
+            read = load_codes(Path(codes), "make codes of embeddings with csrkern encode")
+            recipe = recipe.over(Recipe.of_codes(Path(codes)))
+        adapter = load_adapter(recipe, needed=model is not None)
+        if adapter is not None:
+            check_same_model(
+                "standard input" if codes == "-" else codes,
+                read.fingerprint,
+                adapter.fingerprint,
+                any_model=any_model,
+                holder=f"the adapter {recipe.adapter}",
+            )
+            if model is not None and read.fingerprint is None:
+                read.fingerprint = adapter.fingerprint
+    with working("building the index"):
+        started = time.perf_counter()
+        built = InvertedIndex.build(
+            read, metric=metric.value, values=values.value, num_threads=threads
+        )
+        seconds = time.perf_counter() - started
+        with folder_for(output) as folder:
+            built.save(folder)  # first: where it fails, the index before keeps its recipe
+            recipe = dataclasses.replace(recipe, fingerprint=None, codes=len(built))
+            recipe.save_to_index(folder, adapter)
+    # Words, or the codes themselves: something that search takes.
+    queries = "some words" if recipe.text_model else None if codes == "-" else codes
+    report(
+        {"output": str(output), "codes": len(built), "dim": built.dim, "seconds": seconds},
+        f"Wrote {output}: {len(built)} codes over {built.dim} latents, built in {seconds:.2f} s."
+        + ("" if queries is None else f"\nNext: csrkern search {quoted(output, queries)}"),
+        as_json,
+    )

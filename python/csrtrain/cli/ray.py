@@ -1,0 +1,284 @@
+"""The commands of `csrkern ray`: encode, build, serve and search on a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from csrkern.storage import check_folder
+from csrtrain.cli.index import Metric, StoredValues
+from csrtrain.cli.io import MOST_THREADS, AnyModel, Json, Values, load_codes, quoted, report
+from csrtrain.cli.search import emit_hits, print_hits
+from csrtrain.lines import parse_object
+
+app = typer.Typer(
+    help="More than one machine: encode, build, serve and search on a Ray cluster, or on a Ray of "
+    "this machine where no --address is given. Needs csrkern\\[ray].",
+    no_args_is_help=True,
+)
+
+QUERIES_AT_ONCE = 64  # in one request
+
+Address = Annotated[
+    str | None,
+    typer.Option(help="Of a Ray cluster (default: RAY_ADDRESS, else a local one)."),
+]
+Place = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER|URL", help="Where to write.")]
+Options = Annotated[
+    str | None,
+    typer.Option(
+        "--storage", metavar="JSON", help="Options of the file system, as fsspec takes them."
+    ),
+]
+
+
+@app.command()
+def encode(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder written by train.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help=".npy, .parquet or .lance files or folders."),
+    ],
+    output: Place,
+    k: Annotated[int | None, typer.Option(min=1, help="Active latents a row.")] = None,
+    values: Annotated[Values, typer.Option(help="Precision of stored values.")] = Values.FLOAT16,
+    column: Annotated[str | None, typer.Option(help="Of Parquet and Lance files.")] = None,
+    piece_rows: Annotated[int, typer.Option(min=1, help="Rows of one piece.")] = 100_000,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs a process.")] = 0,
+    address: Address = None,
+    storage: Options = None,
+    as_json: Json = False,
+) -> None:
+    """Encode a corpus of many files; run it again to go on after an interruption."""
+    _check_place(output)
+    from csrkern.arguments import check_number
+
+    check_number("--gpus", gpus)
+    from csrtrain.scale import encode_corpus
+
+    with _progress("encoding", "rows") as progress:
+        manifest = encode_corpus(
+            sources,
+            model,
+            output,
+            k=k,
+            values=values.value,
+            column=column,
+            piece_rows=piece_rows,
+            workers=workers,
+            gpus_per_worker=gpus,
+            address=address,
+            options=_options(storage),
+            progress=progress,
+        )
+    rows, pieces = manifest["rows"], len(manifest["pieces"])
+    report(
+        {"output": output, "codes": rows, "pieces": pieces},
+        f"Wrote {output}: {rows} codes in {pieces} pieces.\n"
+        f"Next: csrkern ray build {quoted(output)} -o index",
+        as_json,
+    )
+
+
+@app.command()
+def build(
+    codes: Annotated[str, typer.Argument(metavar="CODES", help="A folder of ray encode.")],
+    output: Place,
+    shards: Annotated[int, typer.Option(min=1, help="Indexes to divide the codes among.")] = 8,
+    metric: Annotated[Metric, typer.Option(help="What search ranks by.")] = Metric.COSINE,
+    values: Annotated[
+        StoredValues, typer.Option(help="Precision of the stored values.")
+    ] = StoredValues.FLOAT16,
+    largest: Annotated[
+        float | None, typer.Option(help="Largest value, for uint8 and uint16 with metric ip.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the index there, at once when all is built.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Shards built at a time.")] = None,
+    address: Address = None,
+    storage: Options = None,
+    as_json: Json = False,
+) -> None:
+    """Build a sharded index; run it again to go on after an interruption."""
+    _check_place(output)
+    from csrkern.arguments import check_number
+
+    if largest is not None:
+        check_number("--largest", largest)
+    from csrtrain.scale import build_shards
+
+    with _progress("building", "codes") as progress:
+        found = build_shards(
+            codes,
+            output,
+            shards=shards,
+            metric=metric.value,
+            values=values.value,
+            largest=largest,
+            replace=replace,
+            workers=workers,
+            address=address,
+            options=_options(storage),
+            progress=progress,
+        )
+    shards = len(found.shards)
+    report(
+        {"output": output, "codes": len(found), "shards": shards, "generation": found.number},
+        f"Wrote {output}: {len(found)} codes in {shards} shards, generation {found.number}.\n"
+        f"Next: csrkern ray serve {quoted(output)}",
+        as_json,
+    )
+
+
+@app.command()
+def serve(
+    index: Annotated[str, typer.Argument(metavar="INDEX", help="A folder of ray build.")],
+    replicas: Annotated[int, typer.Option(min=1, help="Processes that hold the same.")] = 1,
+    groups: Annotated[
+        int | None, typer.Option(min=1, help="Processes to divide the shards among.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Cores a process.")] = 1,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the HTTP interface.")] = 8000,
+    host: Annotated[str, typer.Option(help="To listen on.")] = "127.0.0.1",
+    address: Address = None,
+    storage: Options = None,
+    as_json: Json = False,
+) -> None:
+    """Serve a sharded index over HTTP until Ctrl-C; new generations are taken up as they come."""
+    from csrtrain.scale import ShardedIndex
+    from csrtrain.scale.cluster import connected
+
+    with connected(address):
+        from ray import serve as ray_serve
+
+        ray_serve.start(http_options={"host": host, "port": port})
+        served = ShardedIndex.serve(
+            index, replicas=replicas, groups=groups, threads=threads, options=_options(storage)
+        )
+        found = served.generation()
+        url = f"http://{host}:{port}/csrkern"
+        facts = {"codes": len(found), "shards": len(found.shards), "generation": found.number}
+        report(
+            {"url": url, **facts},
+            f"Serving {len(found)} codes in {len(found.shards)} shards at {url}\n"
+            f"Ask it: csrkern ray search {url} CODES",
+            as_json,
+        )
+        try:
+            while True:
+                time.sleep(3600)
+        finally:
+            ray_serve.shutdown()
+
+
+@app.command()
+def search(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where ray serve listens.")],
+    queries: Annotated[Path, typer.Argument(metavar="QUERIES", help="A file of codes.")],
+    topk: Annotated[int, typer.Option(min=1, max=10_000, help="Hits a query.")] = 10,
+    deadline: Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds to wait.")] = 10.0,
+    any_model: AnyModel = False,
+    as_json: Json = False,
+) -> None:
+    """Search a served index.
+
+    With --json a line for each query: {"query": 0, "hits": [...], "missing": [...]}, where missing
+    names the shards that did not answer before the deadline: hits are of the others only.
+    """
+    import numpy as np
+
+    from csrkern.arguments import check_number
+
+    check_number("--deadline", deadline)
+    codes = load_codes(queries, "make codes of embeddings with csrkern encode")
+    values, indices = codes.numpy()
+    asked: dict[str, Any] = {"topk": topk, "deadline": deadline}
+    if not any_model:
+        asked["fingerprint"] = codes.fingerprint
+    missing: set[str] = set()
+    ids = np.full((len(values), topk), -1, np.int64)
+    scores = np.full((len(values), topk), -np.inf, np.float32)
+    records: list[dict[str, Any]] = []
+    for first in range(0, len(values), QUERIES_AT_ONCE):
+        part = slice(first, first + QUERIES_AT_ONCE)
+        body = {"values": values[part].tolist(), "indices": indices[part].tolist(), **asked}
+        answer = _ask(url, body, deadline)
+        missing |= set(answer["missing"])
+        for query, (row, found) in enumerate(zip(answer["ids"], answer["scores"], strict=True)):
+            ids[first + query, : len(row)] = row
+            scores[first + query, : len(row)] = found
+            records.append({"missing": answer["missing"]})
+    if as_json:
+        emit_hits(records, scores, ids)
+    else:
+        print_hits(scores, ids)
+    if missing:
+        print(
+            f"incomplete: {len(missing)} shards did not answer within {deadline:g} s: "
+            f"{', '.join(sorted(missing))}",
+            file=sys.stderr,
+        )
+
+
+def _ask(url: str, body: dict[str, Any], deadline: float) -> dict[str, Any]:
+    """The answer of a server; asked again until the deadline if it is restarting."""
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    payload, until = json.dumps(body).encode(), time.monotonic() + deadline
+    request = urllib.request.Request(url, payload, {"Content-Type": "application/json"})
+    while True:
+        left = max(0.1, until - time.monotonic())
+        try:
+            with urllib.request.urlopen(request, timeout=left + 1) as response:
+                return dict(json.load(response))
+        except urllib.error.HTTPError as error:
+            if error.code in (400, 409):
+                raise ValueError(json.load(error)["error"]) from error
+            reason = f"it answers {error.code} {error.reason}"
+        except urllib.error.URLError as error:
+            reason = str(error.reason)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = str(error) or type(error).__name__
+        if time.monotonic() + 0.2 > until:
+            raise OSError(
+                f"no answer from {url} within {deadline:g} s: {reason}; is csrkern ray serve "
+                "running there?"
+            )
+        time.sleep(0.2)
+
+
+def _check_place(output: str) -> None:
+    """Refuse a folder of this machine that cannot be written, before any work."""
+    if "://" not in output:
+        check_folder(output)
+
+
+@contextlib.contextmanager
+def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields show(done, total)."""
+    from csrtrain.progress import working
+
+    with working(what, unit=unit) as advance:
+        shown = 0
+
+        def show(done: int, total: int) -> None:
+            nonlocal shown
+            advance(done - shown, total)
+            shown = done
+
+        yield show
+
+
+def _options(storage: str | None) -> dict[str, object] | None:
+    return None if storage is None else parse_object("--storage", storage)

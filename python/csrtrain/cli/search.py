@@ -1,0 +1,288 @@
+"""The command search: codes, embeddings or words in, the best matches out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from csrkern.storage import is_stream
+from csrtrain.cli.io import (
+    EMBEDDING_FILES,
+    AnyModel,
+    Force,
+    Json,
+    TextModelName,
+    Threads,
+    check_free,
+    load_codes,
+    split_name,
+    use_threads,
+)
+from csrtrain.cli.lines import (
+    CODE_FIELDS,
+    FIELD,
+    JSON_LINES,
+    codes_of_records,
+    embeddings_of,
+    emit,
+    field_of,
+    numbers_of,
+    read_records,
+    recipe_of_records,
+    text_of,
+)
+from csrtrain.lines import Record, printable, set_aside
+from csrtrain.progress import console, say, stream_beside
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from csrkern import InvertedIndex, SparseCodes
+    from csrtrain.texts import TextCoder
+
+LINES = (".txt", *JSON_LINES)
+FILES = (*LINES, *EMBEDDING_FILES, ".safetensors")
+
+
+def search(
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder written by index.")],
+    queries: Annotated[
+        str,
+        typer.Argument(
+            metavar="QUERIES",
+            help="Words; or a file of codes, of embeddings, of lines (.txt) or of JSON lines "
+            "(.jsonl) with text, embedding, or indices and values; -: lines of standard input.",
+        ),
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="The adapter of embeddings (default: the one INDEX remembers)."
+        ),
+    ] = None,
+    text_model: TextModelName = None,
+    topk: Annotated[int, typer.Option(min=1, help="Hits a query.")] = 10,
+    texts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="What to print beside hits: the file of lines that was encoded, or a line for "
+            "each code of INDEX, in their order; of JSON lines, the text.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE.npz", help="Write scores and ids, \\[n, topk]."
+        ),
+    ] = None,
+    show: Annotated[int, typer.Option(min=0, help="Queries whose hits are printed.")] = 5,
+    any_model: AnyModel = False,
+    threads: Threads = None,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Find the best matches in an index, exactly.
+
+    With --json a line for each query: {"query": 0, "text": ..., "hits": [...]}. A field query or
+    hits of the query's own JSON line is printed as query_ or hits_.
+
+    [bold]Examples[/bold]
+
+      csrkern search index "a device for telling time" --texts lines.txt
+
+      csrkern search index queries.safetensors --topk 20 -o hits.npz
+
+      csrkern search index queries.npy --model model --json
+    """
+    if output is not None:
+        check_free(output, force, ".npz")
+    from csrkern import InvertedIndex
+    from csrkern.identity import check_same_model
+    from csrtrain.progress import working
+    from csrtrain.texts import Recipe, TextCoder
+
+    found_in, held = InvertedIndex.load(index), Recipe.of_index(index)
+    lines = None if texts is None else _texts_by_id(texts, found_in, held.codes)
+    use_threads(threads)
+    recipe = Recipe(text_model, None if model is None else str(model))
+    coder = TextCoder(recipe.over(held), any_model=any_model)
+    fields, codes = _read_queries(queries, coder, found_in.dim, model is not None)
+    check_same_model(
+        queries if os.path.isfile(split_name(queries)[0]) else "queries",
+        codes.fingerprint,
+        found_in.fingerprint,
+        any_model=any_model,
+        holder=str(index),
+    )
+    with working("searching"):
+        started = time.perf_counter()
+        scores, ids = found_in.search(codes, topk=topk, any_model=True, num_threads=threads)
+        seconds = time.perf_counter() - started
+    if output is not None:
+        _write_hits(output, scores, ids)
+    if as_json:
+        emit_hits(fields, scores, ids, lines, output)
+        return
+    print_hits(scores[:show], ids[:show], lines, output)
+    say(
+        f"{len(codes)} queries in {seconds * 1e3:.1f} ms, {1e6 * seconds / max(1, len(codes)):.1f} "
+        "µs each" + (f"; wrote {output}" if output else ""),
+        output,
+    )
+
+
+def _texts_by_id(source: str, index: InvertedIndex, lines: int | None) -> dict[int, str]:
+    """The text of each document of an index.
+
+    Of an index that was built of so many `lines`, ids are the numbers of lines, whatever has been
+    removed; lines for what has been added follow. Others have a line for each code.
+    """
+    texts = [field_of(record, FIELD, str) for record in read_records(source)]
+    ids = index.ids.tolist()
+    if lines is not None and len(texts) >= lines:
+        if ids and max(ids) >= len(texts):
+            raise ValueError(
+                f"{source}: expected a line for code {max(ids)}, which was added to the index of "
+                f"{lines} lines, got {len(texts)} lines; append those of the codes added"
+            )
+        return dict(enumerate(texts))
+    if len(texts) != len(ids):
+        first = "" if lines in (None, len(ids)) else f"the {lines} lines that were encoded, or "
+        raise ValueError(
+            f"{source}: expected {first}{len(ids)} lines, one for each code of the index, "
+            f"got {len(texts)}"
+        )
+    return dict(zip(ids, texts, strict=True))
+
+
+def _read_queries(
+    queries: str, coder: TextCoder, dim: int, embeddings: bool
+) -> tuple[list[dict[str, Any]], SparseCodes]:
+    """What each query's JSON line held but for the query itself, and the codes.
+
+    A file that could hold codes or embeddings holds `embeddings`, or else codes.
+    """
+    file, _ = split_name(queries)
+    suffix = file.suffix.lower()
+    # A name of a file that is not there is a mistake, not a query of one word.
+    named = suffix in FILES and " " not in queries
+    piped = is_stream(queries)  # such as <(a command)
+    if queries == "-" or piped or (suffix in LINES and (named or os.path.isfile(file))):
+        records = list(read_records(queries))
+        if not records:
+            raise ValueError("expected at least one query, got none")
+        return _codes_of(records, coder, dim)
+    if not named and not os.path.isfile(file):
+        return _codes_of([Record("QUERIES", {FIELD: queries})], coder, dim)
+    if embeddings or (suffix in EMBEDDING_FILES and coder.recipe.adapter is not None):
+        from csrtrain.data import load_embeddings
+
+        codes = coder.codes_of_embeddings(load_embeddings(*split_name(queries)))
+    else:
+        from csrtrain.texts import Recipe
+
+        codes = load_codes(Path(queries), "give the --model that encodes embeddings")
+        coder.check_codes(Recipe.of_codes(Path(queries)), queries)
+    return [{} for _ in range(len(codes))], codes
+
+
+def _codes_of(
+    records: list[Record], coder: TextCoder, dim: int
+) -> tuple[list[dict[str, Any]], SparseCodes]:
+    """What JSON lines held but for codes and embeddings, and their codes.
+
+    The first line decides what all are: codes or embeddings where it holds lists of that name,
+    else texts.
+    """
+    from csrtrain.progress import working
+
+    if _holds(records[0], "indices", "values"):
+        coder.check_codes(recipe_of_records(records), records[0].where)
+        return _without(records, CODE_FIELDS), codes_of_records(records, dim)
+    with working("encoding the queries"):
+        if _holds(records[0], "embedding"):
+            codes = coder.codes_of_embeddings(embeddings_of(records))
+            return _without(records, ("embedding",)), codes
+        codes = coder.codes_of_texts([text_of(record) for record in records], query=True)
+        return _without(records, ()), codes
+
+
+def _holds(record: Record, *names: str) -> bool:
+    """Whether a line has lists of these names, or means to, as it has no text."""
+    if FIELD not in record.fields:
+        return names[0] in record.fields
+    return all(isinstance(record.fields.get(name), list) for name in names)
+
+
+def _without(records: list[Record], names: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in record.fields.items() if name not in names}
+        for record in records
+    ]
+
+
+def _write_hits(path: Path, scores: Any, ids: Any) -> None:
+    import io
+
+    import numpy as np
+
+    from csrkern.storage import write_atomically
+
+    payload = io.BytesIO()
+    np.savez(payload, scores=scores, ids=ids)
+    write_atomically(path, payload.getvalue())
+
+
+def emit_hits(
+    fields: Sequence[dict[str, Any]],
+    scores: Any,
+    ids: Any,
+    texts: Mapping[int, str] | None = None,
+    output: Path | None = None,
+) -> None:
+    """A JSON line for each query: its number, its fields, and hits, with the texts by their ids.
+
+    On standard error if the `output` is on standard output.
+    """
+    for query, own in enumerate(fields):
+        found = zip(ids[query].tolist(), numbers_of(scores[query]), strict=True)
+        hits = [
+            {"id": hit, "score": score} | ({} if texts is None else {FIELD: texts[hit]})
+            for hit, score in found
+            if hit >= 0
+        ]
+        own = set_aside(own, ("query", "hits"))
+        emit({"query": query, **own, "hits": hits}, stream_beside(output))
+
+
+def print_hits(
+    scores: Any,
+    ids: Any,
+    texts: Mapping[int, str] | None = None,
+    output: Path | None = None,
+) -> None:
+    """A table of every query's hits; as `emit_hits`."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not len(ids):
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("query", "rank", "score", "id"):
+        table.add_column(name, justify="right")
+    if texts is not None:
+        table.add_column("text")
+    for query, (row_scores, row_ids) in enumerate(zip(scores, ids, strict=True)):
+        for rank, (score, hit) in enumerate(zip(row_scores, row_ids, strict=True), start=1):
+            if hit < 0:
+                continue
+            cells = [str(query), str(rank), f"{score:.4f}", str(hit)]
+            shown = [] if texts is None else [Text(printable(texts[int(hit)], keep="\t"))]
+            table.add_row(*cells, *shown)
+    console(stderr=stream_beside(output) is sys.stderr).print(table)

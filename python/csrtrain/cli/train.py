@@ -1,0 +1,202 @@
+"""The command train."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from csrkern.storage import check_folder
+from csrtrain.cli.io import (
+    ARRAY,
+    Embeddings,
+    Force,
+    Json,
+    Output,
+    Threads,
+    check_free,
+    folder_for,
+    numbers,
+    quoted,
+    report,
+    split_name,
+    use_threads,
+)
+from csrtrain.cli.lines import MOST_LATENTS
+
+
+class Contrast(str, Enum):
+    """Kinds of contrast."""
+
+    SELF = "self"
+    LABEL = "label"
+    PAIR = "pair"
+    CLIP = "clip"
+    NONE = "none"
+
+
+class Preset(str, Enum):
+    """Names of settings."""
+
+    RECOMMENDED = "recommended"
+    IMAGENET = "imagenet"
+    TEXT = "text"
+    CLIP = "clip"
+    CSRV2 = "csrv2"
+
+
+def train(
+    embeddings: Embeddings,
+    output: Output,
+    labels: Annotated[
+        str | None, typer.Option(metavar=ARRAY, help="A label for each row, integers or strings.")
+    ] = None,
+    partners: Annotated[
+        str | None,
+        typer.Option(metavar=ARRAY, help="Embeddings that belong to these, such as documents."),
+    ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            metavar=ARRAY, help="Rows (embedding, partner), from 0 (default: row with row)."
+        ),
+    ] = None,
+    preset: Annotated[
+        Preset | None,
+        typer.Option(help="Settings to start from: recommended, or those of the paper."),
+    ] = None,
+    contrast: Annotated[
+        Contrast | None,
+        typer.Option(
+            help="self: spread the codes out; label: also pull rows of one label together; pair "
+            "and clip: rows find their partners (default: label if there are --labels, clip if "
+            "there are --partners, else self)."
+        ),
+    ] = None,
+    view_noise: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DEVIATIONS",
+            help="With contrast self: compare each row with a copy of it with this much noise.",
+        ),
+    ] = None,
+    input_subspace: Annotated[
+        str | None,
+        typer.Option(metavar="N|auto", help="Train on this many principal directions."),
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option(min=1, help="Active latents a row (default: 32).")
+    ] = None,
+    prefixes: Annotated[
+        str, typer.Option(metavar="K,K,...", help="Smaller k's the model shall serve as well.")
+    ] = "",
+    hidden_dim: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST_LATENTS, help="Latents (default: 4 times the width)."),
+    ] = None,
+    gamma: Annotated[
+        float | None, typer.Option(help="Weight of the contrast (default: 0.1, with labels 1).")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Temperature of the contrast (default: 0.2).")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of Adam.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows a step (default: 1024).")
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the data (default: by its size).")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps, in place of --epochs.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
+    threads: Threads = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Keep a checkpoint here while training.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in --checkpoints.")
+    ] = False,
+    log_dir: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write scalars for TensorBoard here.")
+    ] = None,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Train an adapter that turns embeddings into sparse codes.
+
+    [bold]Examples[/bold]
+
+      csrkern train embeddings.npy -o model
+
+      csrkern train data.npz:emb --labels data.npz:label --k 16 --prefixes 2,4,8 -o model
+
+      csrkern train data.npz:emb --preset recommended --input-subspace auto -o model
+
+      torchrun --nproc-per-node 8 -m csrtrain train embeddings.npy -o model
+    """
+    check_free(output, force, folder=True)
+    for place in (checkpoints, log_dir):
+        if place is not None:
+            check_folder(place)
+    use_threads(threads)
+    from csrtrain import train as train_model
+    from csrtrain.data import load_embeddings, load_labels, read_integers
+    from csrtrain.training import distributed
+    from csrtrain.training.config import TrainConfig
+
+    chosen: dict[str, Any] = {
+        "contrast": None if contrast is None else contrast.value,
+        "view_noise": view_noise,
+        "k": k,
+        "hidden_dim": hidden_dim,
+        "gamma": gamma,
+        "temperature": temperature,
+        "lr": lr,
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "steps": steps,
+        "prefixes": numbers(prefixes, "--prefixes") or None,
+        "input_subspace": _subspace(input_subspace),
+    }
+    changes = {name: value for name, value in chosen.items() if value is not None}
+    if contrast is Contrast.NONE:
+        changes["contrast"] = None
+    if contrast is Contrast.LABEL and not labels:
+        raise ValueError("--contrast label needs --labels; without them use --contrast self")
+    if preset is None:
+        config = TrainConfig(seed=seed, **changes)
+    else:
+        config = TrainConfig.preset(preset.value, seed=seed, **changes)
+    array = load_embeddings(*split_name(embeddings), check_finite=False)
+    model = train_model(
+        array,
+        load_labels(*split_name(labels), n=len(array)) if labels else None,
+        config,
+        partners=load_embeddings(*split_name(partners)) if partners else None,
+        pairs=read_integers(*split_name(pairs)) if pairs else None,
+        checkpoint_dir=checkpoints,
+        resume=resume,
+        log_dir=log_dir,
+    )
+    if distributed.rank() > 0:
+        return
+    with folder_for(output) as folder:
+        model.save_pretrained(folder)
+    report(
+        {"output": str(output), **model.config()},
+        f"Wrote {output}: {model.input_dim} dimensions to {model.k} of {model.hidden_dim} latents."
+        f"\nNext: csrkern encode {quoted(output, embeddings)} -o codes.safetensors",
+        as_json,
+    )
+
+
+def _subspace(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"--input-subspace: expected a positive number or auto, got {text!r}")
+    return int(text)

@@ -1,0 +1,1 @@
+"""`csrkern demo`: a reverse dictionary over WordNet definitions."""

@@ -1,0 +1,1 @@
+"""Baselines, metrics and comparisons of ways to make vectors small."""

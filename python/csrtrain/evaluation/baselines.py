@@ -1,0 +1,144 @@
+"""What a user could do without training: PCA, truncation, the largest entries."""
+
+from __future__ import annotations
+
+import math
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csrtrain.pca import _check_dims
+
+FLOAT16_BYTES = 2
+
+
+def truncate(x: Tensor, dims: int) -> Tensor:
+    """The first `dims` entries of rows [n, d], as one does with Matryoshka embeddings.
+
+    Raises:
+        ValueError: if dims is not in 1..d.
+    """
+    _check_dims(dims, x.shape[1])
+    return x[:, :dims]
+
+
+def largest_entries(x: Tensor, k: int) -> Tensor:
+    """Rows [n, d] with all but their k entries of largest magnitude set to 0, signs kept.
+
+    The training-free sparse code: k values and k indices a row, in dense form here.
+
+    Raises:
+        ValueError: if k is not in 1..d.
+    """
+    _check_dims(k, x.shape[1])
+    kept = x.abs().topk(k, dim=1).indices
+    return torch.zeros_like(x).scatter_(1, kept, x.gather(1, kept))
+
+
+def dense_bytes(dims: int) -> int:
+    """Bytes of a dense float16 vector."""
+    return FLOAT16_BYTES * dims
+
+
+def sparse_bytes(k: int, dim: int, value_bytes: int = FLOAT16_BYTES) -> int:
+    """Bytes of a sparse vector: k values, k indices of 2 bytes (4 beyond 65,536)."""
+    return k * (value_bytes + (2 if dim <= 65_536 else 4))
+
+
+# FAISS asks for 39 rows a centroid, of which there are 256; more gain little.
+CENTROIDS = 256  # of product quantisation: a byte each
+
+
+_PQ_SAMPLE = 10_000
+
+
+def int8(train: Tensor, x: Tensor) -> Tensor:
+    """x [n, d] as stored in a byte a dimension, each with a range of its own, and read back.
+
+    The range of a dimension is that of `train` [m, d], without its outermost 0.1%.
+    """
+    sample = train[:: max(1, len(train) // 50_000)]
+    low, high = torch.quantile(sample[:50_000], sample.new_tensor([0.0005, 0.9995]), dim=0)
+    step = ((high - low) / 255).clamp(min=1e-12)
+    return ((x - low) / step).round().clamp(0, 255) * step + low
+
+
+def search_binary(
+    database: Tensor, queries: Tensor, mean: Tensor, topk: int, shortlist: int = 100
+) -> np.ndarray:
+    """[n, topk] neighbours among signs of centred rows, one bit a dimension.
+
+    The `shortlist` rows of least Hamming distance are scored again by the product of the
+    query, unrounded, with the signs (as sentence-transformers does).
+    """
+    signs = torch.where(database > mean, 1.0, -1.0)
+    centred = queries - mean
+    topk = min(topk, len(database))
+    found = []
+    for part in centred.split(512):
+        # The product of sign vectors is d − 2 · their Hamming distance.
+        near = (part.sign() @ signs.T).topk(min(max(topk, shortlist), len(signs)), 1).indices
+        again = torch.einsum("nd,nsd->ns", part, signs[near])
+        found.append(near.gather(1, again.topk(topk, 1).indices))
+    return torch.cat(found).numpy()
+
+
+def product_obstacle(train: Tensor, *, rotate: bool = False) -> str:
+    """Return why `product_quantized` cannot learn from `train` [m, d]; "" if it can.
+
+    FAISS raises below 256 rows; OPQ of fewer rows than dimensions writes past its buffers, which
+    ends the process.
+    """
+    m, d = min(len(train), _PQ_SAMPLE), train.shape[1]
+    if find_spec("faiss") is None:
+        return "needs FAISS, which is not installed: pip install 'csrkern[eval]'"
+    if m < CENTROIDS:
+        return f"expected at least {CENTROIDS} rows, got {m}"
+    if rotate and m < d:
+        return f"expected at least as many rows as dimensions, {d}, got {m}"
+    return ""
+
+
+def product_quantized(train: Tensor, x: Tensor, n_bytes: int, *, rotate: bool = False) -> Tensor:
+    """x [n, d] as stored in `n_bytes` bytes by PQ, or with `rotate` OPQ, and read back.
+
+    Args:
+        train: [m, d], to learn the codebooks from.
+        n_bytes: subquantisers of 256 centroids; d must be a multiple of it.
+
+    Raises:
+        ImportError: if FAISS is missing.
+        ValueError: if d is not a multiple of n_bytes, or `train` has too few rows: m < 256 or,
+            with `rotate`, m < d.
+    """
+    d = x.shape[1]
+    if obstacle := product_obstacle(train, rotate=rotate):
+        raise (ValueError if "rows" in obstacle else ImportError)(f"train: {obstacle}")
+    if d % n_bytes:
+        raise ValueError(f"n_bytes: expected a divisor of {d} dimensions, got {n_bytes}")
+    import faiss
+
+    step = max(1, len(train) // _PQ_SAMPLE)
+    # FAISS ends the process where the square of a number overflows. Powers of two scale exactly.
+    _, exponent = math.frexp(max(float(train.abs().max()), float(x.abs().max())))
+    sample, x_numpy = (
+        np.ldexp(np.ascontiguousarray(rows.numpy(), dtype=np.float32), -exponent)
+        for rows in (train[::step][:_PQ_SAMPLE], x)
+    )
+    quantizer = faiss.ProductQuantizer(d, n_bytes, CENTROIDS.bit_length() - 1)
+    quantizer.cp.min_points_per_centroid = 1  # or it warns for every subquantiser
+    rotation: Any = None
+    if rotate:
+        rotation = faiss.OPQMatrix(d, n_bytes)
+        rotation.niter = 10
+        rotation.pq = quantizer
+        rotation.train(sample)
+        sample, x_numpy = rotation.apply(sample), rotation.apply(x_numpy)
+    quantizer.train(sample)
+    stored = quantizer.decode(quantizer.compute_codes(x_numpy))
+    if rotation is not None:
+        stored = rotation.reverse_transform(stored)
+    return torch.from_numpy(np.ldexp(np.ascontiguousarray(stored), exponent))

@@ -1,0 +1,306 @@
+"""Every way to a smaller vector under one roof, at equal dimensions and at equal bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csrkern.codes.packed import packed_bytes, packed_k
+from csrkern.codes.sparse import SparseCodes
+from csrkern.nn import SparseAutoencoder
+from csrkern.ops.decode import decode
+from csrkern.reference import stored_values
+from csrtrain.encoding import encode_all
+from csrtrain.evaluation.baselines import (
+    dense_bytes,
+    int8,
+    largest_entries,
+    product_obstacle,
+    product_quantized,
+    search_binary,
+    sparse_bytes,
+    truncate,
+)
+from csrtrain.evaluation.least_squares import pursue, refit
+from csrtrain.evaluation.metrics import Judgements, Vectors, linear_probe, search, v_measure
+from csrtrain.pca import PCA
+from csrtrain.training.matryoshka import MatryoshkaAdapter
+
+SOFT = 0.5
+PRODUCT = {"PQ": False, "OPQ": True}  # whether it rotates
+MOST_PACKED = 128  # latents; fitting the values of 200, which 256 bytes hold, takes 3 ms a row
+
+
+@dataclass(frozen=True)
+class Task:
+    """What vectors are judged on: by labels, or by relevance.
+
+    Attributes:
+        database, queries: embeddings [N, d] and [n, d].
+        database_labels, query_labels: [N] and [n], for 1-NN accuracy and more.
+        judgements: relevance, for nDCG@10 and more, where there are no labels.
+        probes: also a linear probe and k-means on the labels; needs scikit-learn.
+    """
+
+    database: Tensor
+    queries: Tensor
+    database_labels: Tensor | None = None
+    query_labels: Tensor | None = None
+    judgements: Judgements | None = None
+    probes: bool = False
+
+    @property
+    def depth(self) -> int:
+        """How many neighbours a query needs."""
+        return 10 if self.judgements is not None else 1
+
+    def scores(self, ids: np.ndarray) -> dict[str, float]:
+        """Scores 0..1 of neighbours ids [n, depth], the main one first."""
+        if self.judgements is not None:
+            return {
+                "ndcg@10": self.judgements.ndcg(ids),
+                "recall@10": self.judgements.recall(ids, 10),
+                "mrr@10": self.judgements.mrr(ids),
+                "hit@1": self.judgements.hits(ids, 1),
+                "hit@5": self.judgements.hits(ids, 5),
+                "hit@10": self.judgements.hits(ids, 10),
+            }
+        assert self.database_labels is not None
+        assert self.query_labels is not None
+        nearest = torch.from_numpy(ids[:, 0].copy())
+        right = (self.database_labels[nearest.clamp(min=0)] == self.query_labels) & (nearest >= 0)
+        return {"1-nn": float(right.float().mean())}
+
+    def probe(self, database: Vectors, queries: Vectors) -> dict[str, float]:
+        """Scores of a linear probe and of k-means, where `probes` asks for them."""
+        if not self.probes or self.database_labels is None or self.query_labels is None:
+            return {}
+        return {
+            "linear": linear_probe(database, self.database_labels, queries, self.query_labels),
+            "v-measure": v_measure(queries, self.query_labels),
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of a comparison.
+
+    Attributes:
+        method: its name.
+        active: numbers that a vector holds: dimensions, or active latents.
+        bytes_per_vector: as stored for the database; float16 numbers, 2-byte indices.
+        scores: 0..1 by name, the main one first.
+    """
+
+    method: str
+    active: int
+    bytes_per_vector: int
+    scores: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def main(self) -> float:
+        """The main score."""
+        return next(iter(self.scores.values()))
+
+
+def compare_dense(
+    task: Task, train: Tensor, ks: Sequence[int], *, product: bool = True
+) -> Iterator[Result]:
+    """Baselines that need no training: dense, PCA, first dimensions, top-k, and fewer bits.
+
+    For every k: PCA and the first dimensions at k numbers and at the bytes of a k-sparse code
+    (2k numbers), the k largest entries, and what takes at most those 4k bytes of int8 on
+    principal directions, signs, and, with `product`, PQ and OPQ, but for those `left_out`.
+    """
+    d = train.shape[1]
+    both = task.database, task.queries
+    yield _dense(task, "dense", d, dense_bytes(d), *both)
+    yield _dense(task, "int8", d, d, int8(train, both[0]), both[1])
+    ids = search_binary(*both, train.mean(0), task.depth)
+    yield Result("binary, re-scored", d, -(-d // 8), task.scores(ids))
+    pca = PCA(train)
+    for dims in sorted({*ks, *(2 * k for k in ks)}):
+        if dims <= d:
+            yield _dense(
+                task, "PCA", dims, dense_bytes(dims), *(pca.project(side, dims) for side in both)
+            )
+            yield _dense(
+                task,
+                "first dims",
+                dims,
+                dense_bytes(dims),
+                *(truncate(side, dims) for side in both),
+            )
+    for k in ks:
+        if k <= d:
+            sides = (largest_entries(side, k) for side in both)
+            yield _dense(task, "top-k, untrained", k, sparse_bytes(k, d), *sides)
+        if 4 * k <= d:
+            x, database, queries = (pca.project(side, 4 * k) for side in (train, *both))
+            yield _dense(task, "PCA int8", 4 * k, 4 * k, int8(x, database), queries)
+    if product:
+        for name, rotate in PRODUCT.items():
+            if name not in left_out(train):
+                yield from compare_product(task, train, ks, rotate=rotate)
+
+
+def left_out(train: Tensor) -> dict[str, str]:
+    """Why `compare_dense` leaves methods out that cannot learn from `train`, by their names."""
+    reasons = {name: product_obstacle(train, rotate=rotate) for name, rotate in PRODUCT.items()}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def compare_product(
+    task: Task, train: Tensor, ks: Sequence[int], *, rotate: bool
+) -> Iterator[Result]:
+    """PQ, or with `rotate` OPQ, in at most the bytes of a k-sparse code; needs FAISS."""
+    d = train.shape[1]
+    for k in ks:
+        n_bytes = max(size for size in range(1, 4 * k + 1) if d % size == 0)
+        stored = product_quantized(train, task.database, n_bytes, rotate=rotate)
+        name = "OPQ" if rotate else "PQ"
+        yield _dense(task, name, n_bytes, n_bytes, stored, task.queries)
+
+
+def compare_adapter(
+    task: Task, adapter: MatryoshkaAdapter, ks: Sequence[int], method: str = "Matryoshka adapter"
+) -> Iterator[Result]:
+    """A Matryoshka adapter at k dimensions and at the bytes of a k-sparse code."""
+    database, queries = (adapter(side) for side in (task.database, task.queries))
+    for dims in sorted({*ks, *(2 * k for k in ks)}):
+        if dims <= database.shape[1]:
+            sides = database[:, :dims], queries[:, :dims]
+            yield _dense(task, method, dims, dense_bytes(dims), *sides)
+
+
+@torch.no_grad()
+def compare_codes(
+    task: Task,
+    models: SparseAutoencoder | Mapping[int, SparseAutoencoder],
+    ks: Sequence[int],
+    method: str = "CSR",
+    *,
+    asymmetric: bool = True,
+) -> Iterator[Result]:
+    """Codes of one model for every k, or of a model for each k.
+
+    At every k: codes with codes as they are; the same with the square roots of the values
+    (`SparseCodes.power`); and, with `asymmetric`, dense queries with the reconstructions of stored
+    codes, as encoded and with values fitted again (`csrtrain.refit`), the latter in the adapter's
+    space, too (`SparseAutoencoder.rerank`). All take the same bytes. With values fitted again also
+    as many latents as fit in these bytes with values of one byte, as
+    `InvertedIndex.build(values="uint8")` holds them, and packed (`SparseCodes.pack`).
+    """
+    for k in ks:
+        model = models if isinstance(models, SparseAutoencoder) else models[k]
+        size = sparse_bytes(k, model.hidden_dim)
+        one_byte = min(size // sparse_bytes(1, model.hidden_dim, 1), model.hidden_dim)
+        packed = min(packed_k(size, model.hidden_dim), MOST_PACKED)
+        queries = encode_all(model, task.queries, k)
+        wide = encode_all(model, task.database, max(k, one_byte, packed) if asymmetric else k)
+        database = wide.truncate(k)
+        for name, codes, asked in (
+            (method, database, queries),
+            (f"{method}, roots", database.power(SOFT), queries.power(SOFT)),
+        ):
+            scores = task.scores(search(codes, asked, task.depth))
+            yield Result(name, k, size, {**scores, **task.probe(codes, asked)})
+        if asymmetric:
+            name = f"{method}, asymmetric"
+            yield _asymmetric(task, model, name, _half(database), size)
+            fitted = partial(refit, model, task.database)
+            for more, form, stored in (
+                (k, "refitted", _half),
+                (one_byte, "uint8", _one_byte),
+                (packed, "packed", _packed),
+            ):
+                codes = stored(fitted(wide.truncate(more)))
+                if form == "uint8":
+                    size = sparse_bytes(more, model.hidden_dim, 1)
+                elif form == "packed":
+                    size = packed_bytes(more, model.hidden_dim)
+                yield _asymmetric(task, model, f"{name}, {form}", codes, size)
+                if form != "uint8" and "adapter" in model.spaces:
+                    yield _in_adapter_space(task, model, f"{name}, adapter, {form}", codes, size)
+
+
+def compare_pursued(
+    task: Task, model: SparseAutoencoder, ks: Sequence[int], method: str = "CSR"
+) -> Iterator[Result]:
+    """Dense queries with stored codes found by pursuit (`csrtrain.pursue`), in both spaces.
+
+    At every k: k latents with values in float16, and as many packed latents as fit in the same
+    bytes.
+    """
+    for k in ks:
+        size = sparse_bytes(k, model.hidden_dim)
+        packed = min(packed_k(size, model.hidden_dim), MOST_PACKED)
+        for space in model.spaces:
+            score = _asymmetric if space == "embeddings" else _in_adapter_space
+            name = f"{method}, asymmetric" + ("" if space == "embeddings" else ", adapter")
+            codes = _half(pursue(model, task.database, k, space=space))
+            yield score(task, model, f"{name}, pursued", codes, size)
+            codes = _packed(pursue(model, task.database, packed, space=space))
+            taken = packed_bytes(packed, model.hidden_dim)
+            yield score(task, model, f"{name}, pursued, packed", codes, taken)
+
+
+def _half(codes: SparseCodes) -> SparseCodes:
+    return SparseCodes(codes.values.half().float(), codes.indices, codes.dim, codes.fingerprint)
+
+
+def _one_byte(codes: SparseCodes) -> SparseCodes:
+    """Codes with values as an index of values="uint8" would hold them."""
+    largest = 2.0 ** math.ceil(math.log2(max(float(codes.values.max()), 1e-30)))
+    values = torch.from_numpy(stored_values(codes.values.numpy(), "uint8", largest))
+    return SparseCodes(values, codes.indices, codes.dim, codes.fingerprint)
+
+
+def _packed(codes: SparseCodes) -> SparseCodes:
+    return codes.pack().unpack()
+
+
+def _asymmetric(
+    task: Task, model: SparseAutoencoder, method: str, codes: SparseCodes, size: int
+) -> Result:
+    """Queries with the reconstructions of the stored codes."""
+    _, mean, deviation = model.standardize(task.database)
+    rebuilt = torch.cat([model.decode(part) for part in _parts(codes)]) * deviation + mean
+    return _dense(task, method, codes.k, size, rebuilt, task.queries, half=False)
+
+
+def _in_adapter_space(
+    task: Task, model: SparseAutoencoder, method: str, codes: SparseCodes, size: int
+) -> Result:
+    """The same by the products of `SparseAutoencoder.rerank`, space "adapter"."""
+    mapped = torch.cat([decode(part, model.encoder.weight) for part in _parts(codes)])
+    norms = torch.cat([model.norms(part, "adapter") for part in _parts(codes)])
+    ids = search(mapped, task.queries - model.pre_bias, task.depth, norms)
+    return Result(method, codes.k, size, task.scores(ids))
+
+
+def _parts(codes: SparseCodes) -> Iterator[SparseCodes]:
+    return (codes[begin : begin + 4096] for begin in range(0, len(codes), 4096))
+
+
+def _dense(
+    task: Task,
+    method: str,
+    active: int,
+    size: int,
+    *sides: Tensor,
+    half: bool = True,
+) -> Result:
+    database, queries = sides
+    if half and size >= dense_bytes(active):
+        # Scored as stored: in float16, at norm 1.
+        unit: Callable[[Tensor], Tensor] = torch.nn.functional.normalize
+        database, queries = unit(database).half(), unit(queries).half()
+    scores = task.scores(search(database, queries, task.depth))
+    return Result(method, active, size, {**scores, **task.probe(database, queries)})

@@ -1,0 +1,256 @@
+"""Scores of rankings, probes and clusterings, on dense vectors and on codes alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import csrkern
+from csrkern.codes.sparse import SparseCodes
+from csrkern.nn import SparseAutoencoder
+from csrtrain.data import Array, chunks
+
+Vectors = Tensor | SparseCodes
+
+# A block of float32 scores this large stays small beside the data.
+_BLOCK_SCORES = 1 << 25
+
+
+class Judgements:
+    """Which documents are relevant to which queries, and how much.
+
+    Args:
+        rows: [m, 3] integers (query, document, grade), or [m, 2] where every grade is 1; rows of
+            grade 0 or less do not count.
+        n_queries: queries without a relevant document are left out of every mean.
+        n_documents: None: any number from 0 on may be a document.
+
+    Raises:
+        ValueError: if the shape does not fit, a query or a document is out of range, or nothing
+            is relevant.
+    """
+
+    def __init__(self, rows: Any, n_queries: int, n_documents: int | None = None) -> None:
+        found = np.asarray(rows)
+        if found.ndim != 2 or found.shape[1] not in (2, 3):
+            raise ValueError(
+                f"qrels: expected rows of (query, document, grade), got {list(found.shape)}"
+            )
+        for column, what, count in ((0, "queries", n_queries), (1, "documents", n_documents)):
+            numbers = found[:, column]
+            wrong = numbers[(numbers < 0) | (numbers >= (np.inf if count is None else count))]
+            if len(wrong):
+                last = "" if count is None else count - 1
+                raise ValueError(f"qrels: expected {what} in 0..{last}, got {wrong[0]}")
+        self.relevant: dict[int, dict[int, float]] = {}
+        for row in found.tolist():
+            query, document, grade = (*row, 1)[:3]
+            if grade > 0:
+                self.relevant.setdefault(query, {})[document] = float(grade)
+        if not self.relevant:
+            raise ValueError("qrels: expected at least one relevant document, got none")
+
+    def ndcg(self, ids: np.ndarray, depth: int = 10) -> float:
+        """Mean nDCG at `depth` of ranked documents ids [n, >= depth]; -1 is no document.
+
+        The ideal is over all relevant documents of a query, found or not.
+        """
+        discounts = 1 / np.log2(np.arange(2, depth + 2))
+        total = 0.0
+        for query, grades in self.relevant.items():
+            gains = [grades.get(int(i), 0.0) for i in ids[query, :depth]]
+            ideal = sorted(grades.values(), reverse=True)[:depth]
+            total += float(np.dot(gains, discounts[: len(gains)])) / float(
+                np.dot(ideal, discounts[: len(ideal)])
+            )
+        return total / len(self.relevant)
+
+    def recall(self, ids: np.ndarray, depth: int) -> float:
+        """Mean share of a query's relevant documents among its first `depth`."""
+        shares = (
+            len(grades.keys() & set(ids[query, :depth].tolist())) / len(grades)
+            for query, grades in self.relevant.items()
+        )
+        return sum(shares) / len(self.relevant)
+
+    def hits(self, ids: np.ndarray, depth: int) -> float:
+        """Share of queries with a relevant document among the first `depth`: image–text R@k."""
+        found = (
+            not grades.keys().isdisjoint(ids[query, :depth].tolist())
+            for query, grades in self.relevant.items()
+        )
+        return sum(found) / len(self.relevant)
+
+    def mrr(self, ids: np.ndarray, depth: int = 10) -> float:
+        """Mean over queries of 1 / rank of the first relevant document; 0 beyond `depth`."""
+        total = 0.0
+        for query, grades in self.relevant.items():
+            ranks = (r for r, i in enumerate(ids[query, :depth], 1) if int(i) in grades)
+            total += 1 / next(ranks, np.inf)
+        return total / len(self.relevant)
+
+
+def search(
+    database: Vectors, queries: Vectors, topk: int, norms: Tensor | None = None
+) -> np.ndarray:
+    """[n, topk] the rows of `database` nearest to each query by cosine, best first, exactly.
+
+    Args:
+        database, queries: both dense [N, d] and [n, d], or both SparseCodes over the same
+            latents, which the inverted index searches with values in float16. A query of zeros
+            finds nothing: -1.
+        topk: capped by N.
+        norms: [N], to divide dense rows by in place of their own.
+    """
+    topk = min(topk, len(database))
+    if isinstance(database, SparseCodes):
+        assert isinstance(queries, SparseCodes)
+        index = csrkern.InvertedIndex.build(database, metric="cosine", values="float16")
+        return index.search(queries, topk=topk)[1]
+    assert isinstance(queries, Tensor)
+    # Normalising by max(norm, eps) leaves zero rows zero, where dividing would give NaN.
+    if norms is None:
+        unit = torch.nn.functional.normalize(database.float(), dim=1, eps=1e-30)
+    else:
+        unit = database.float() / norms[:, None]
+    block = max(1, _BLOCK_SCORES // len(database))
+    found = [(part.float() @ unit.T).topk(topk, 1).indices for part in queries.split(block)]
+    return torch.where((queries != 0).any(1, keepdim=True), torch.cat(found), -1).numpy()
+
+
+def linear_probe(train: Vectors, train_labels: Tensor, test: Vectors, test_labels: Tensor) -> float:
+    """Accuracy of a logistic regression on vectors at norm 1.
+
+    Raises:
+        ImportError: if scikit-learn is missing.
+    """
+    regression = _sklearn("linear_model").LogisticRegression(C=10.0, max_iter=200)
+    regression.fit(_matrix(train), train_labels.numpy())
+    return float(regression.score(_matrix(test), test_labels.numpy()))
+
+
+def v_measure(vectors: Vectors, labels: Tensor, seed: int = 0) -> float:
+    """V-measure of a k-means clustering of vectors at norm 1, as many clusters as labels.
+
+    Raises:
+        ImportError: if scikit-learn is missing.
+    """
+    count = len(labels.unique())
+    clustering = _sklearn("cluster").KMeans(count, n_init=1, random_state=seed)
+    found = clustering.fit_predict(_matrix(vectors))
+    return float(_sklearn("metrics").v_measure_score(labels.numpy(), found))
+
+
+def _matrix(vectors: Vectors) -> Any:
+    """Unit rows as NumPy or SciPy holds them."""
+    if isinstance(vectors, SparseCodes):
+        return vectors.normalize().to_scipy()
+    return torch.nn.functional.normalize(vectors.float(), dim=1).numpy()
+
+
+def _sklearn(module: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(f"sklearn.{module}")
+    except ImportError as error:
+        raise ImportError("this measure needs scikit-learn: pip install 'csrkern[eval]'") from error
+
+
+def encode_rows(
+    model: SparseAutoencoder,
+    array: Array,
+    k: int | None = None,
+    *,
+    name: str,
+    first: int = 0,
+    on_rows: Callable[[int], object] | None = None,
+) -> SparseCodes:
+    """`encode_all` of an opened array, which messages call `name`, with rows from `first` on."""
+    parts = []
+    with torch.no_grad():
+        for _, chunk in chunks(array, name, first):
+            parts.append(model.encode(chunk.to(model.pre_bias), k).to("cpu"))
+            if on_rows is not None:
+                on_rows(len(chunk))
+    codes = SparseCodes.cat(parts)
+    codes.fingerprint = model.fingerprint  # also of a model in training mode
+    return codes
+
+
+def nearest_accuracy(
+    database: Tensor | SparseCodes,
+    database_labels: Tensor,
+    queries: Tensor | SparseCodes,
+    query_labels: Tensor,
+) -> float:
+    """Share of queries whose nearest database row by cosine has their label.
+
+    Args:
+        database, queries: both dense [N, d] and [n, d], or both SparseCodes over the same
+            latents; codes are searched, exactly, with values in float16 as they would be
+            stored. A query that matches nothing counts as wrong.
+        database_labels, query_labels: [N] and [n].
+
+    Raises:
+        ValueError: if labels and rows differ in number, or a side is empty.
+    """
+    for name, vectors, labels in (
+        ("database", database, database_labels),
+        ("queries", queries, query_labels),
+    ):
+        if len(vectors) != len(labels) or len(labels) == 0:
+            raise ValueError(
+                f"{name}: expected as many labels as rows and at least one, "
+                f"got {len(labels)} labels for {len(vectors)} rows"
+            )
+    nearest = torch.from_numpy(search(database, queries, 1)[:, 0].copy())
+    right = (database_labels[nearest.clamp(min=0)] == query_labels) & (nearest >= 0)
+    return float(right.float().mean())
+
+
+def unexplained_variance(
+    model: SparseAutoencoder, embeddings: Array, ks: Sequence[int]
+) -> dict[int, float]:
+    """Σ|x − x̂_k|² / Σ|x − mean|² at each k: 0 is perfect, 1 no better than the mean."""
+    error = dict.fromkeys(ks, 0.0)
+    total = torch.zeros(embeddings.shape[1], dtype=torch.float64, device="cpu")
+    for _, chunk in chunks(embeddings):
+        total += chunk.sum(0, dtype=torch.float64)
+    mean = total / len(embeddings)
+    variance = 0.0
+    with torch.inference_mode():
+        for _, chunk in chunks(embeddings):
+            x, offset, scale = model.standardize(chunk.to(model.pre_bias))
+            codes = model.encode_standardized(x, max(ks))
+            for k in ks:
+                rebuilt = model.decode(codes.truncate(k)) * scale + offset
+                error[k] += float((chunk - rebuilt.cpu()).double().square().sum())
+            variance += float((chunk - mean).square().sum())
+    if variance == 0:
+        raise ValueError("embeddings: expected rows that differ; all of them are equal")
+    return {k: value / variance for k, value in error.items()}
+
+
+def latent_use(codes: SparseCodes) -> Tensor:
+    """[dim] int64: in how many rows each latent is active."""
+    return torch.bincount(codes.latents()[codes.active], minlength=codes.dim)
+
+
+def use_skew(codes: SparseCodes) -> float:
+    """Share of all active entries that lie in the most used 1% of latents.
+
+    0.01 is perfectly even; an index reads the more postings per query, the higher it is.
+    """
+    use = latent_use(codes)
+    hottest = use.topk(max(1, round(codes.dim / 100))).values
+    return float(hottest.sum() / use.sum().clamp(min=1))
+
+
+def dead_share(model: SparseAutoencoder) -> float:
+    """Share of latents that the last training steps did not use."""
+    return float(model.dead.float().mean())

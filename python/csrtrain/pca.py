@@ -1,0 +1,49 @@
+"""Principal components, the first baseline."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from csrtrain.data import Array, chunks
+
+
+class PCA:
+    """Principal directions of embeddings, all given together, by exact covariance in float64.
+
+    Attributes:
+        mean: [d].
+        directions: [d, d], one unit direction a column, by falling variance.
+        variances: [d], of the training rows along each direction.
+    """
+
+    def __init__(self, *embeddings: Array) -> None:
+        n, d = sum(map(len, embeddings)), embeddings[0].shape[1]
+        total = torch.zeros(d, dtype=torch.float64, device="cpu")
+        for array in embeddings:
+            for _, chunk in chunks(array):
+                total += chunk.sum(0, dtype=torch.float64)
+        mean = total / n
+        covariance = torch.zeros(d, d, dtype=torch.float64, device="cpu")
+        for array in embeddings:
+            for _, chunk in chunks(array):
+                centred = chunk.double() - mean
+                covariance += centred.T @ centred
+        variances, directions = torch.linalg.eigh(covariance / n)
+        self.mean = mean.float()
+        self.variances = variances.flip(0).clamp(min=0).float()
+        self.directions = directions.flip(1).float()
+
+    def project(self, x: Tensor, dims: int) -> Tensor:
+        """The leading coordinates [n, dims] of rows [n, d].
+
+        Raises:
+            ValueError: if dims is not in 1..d.
+        """
+        _check_dims(dims, len(self.mean))
+        return (x - self.mean) @ self.directions[:, :dims]
+
+
+def _check_dims(dims: int, limit: int) -> None:
+    if not 1 <= dims <= limit:
+        raise ValueError(f"dims: expected 1 <= dims <= {limit}, got {dims}")

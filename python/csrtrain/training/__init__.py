@@ -1,0 +1,1 @@
+"""The reference trainer: a dataset, a settled config, a loop."""

@@ -1,0 +1,363 @@
+"""TrainConfig: everything that decides what a training run computes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from csrkern.arguments import (
+    check_at_least,
+    check_bool,
+    check_choice,
+    check_int,
+    check_not_negative,
+    check_number,
+    check_positive,
+)
+
+_DEFAULT_BATCH = 1024
+# CSRv2 (arXiv 2602.05735): k falls from 64 over the first 70% of the steps.
+ANNEAL_FROM, ANNEAL_SHARE = 64, 0.7
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run; None means chosen from the data by `resolve`.
+
+    Attributes:
+        hidden_dim: latents h (None: 4 times the embedding's width, the paper's best).
+        k: active latents per row.
+        prefixes: further k's, below `k`, that the one model is trained for as well.
+        k_aux: dead latents per row in the auxiliary loss, at most what is there; 0: no such loss.
+        beta: weight of the auxiliary loss.
+        gamma: weight of the contrast (None: 0.1, as published; 1 for "label", "pair", "clip").
+        temperature: of the contrast.
+        contrast: "self", "label" (needs labels), "pair" or "clip" (need partners) or None; see
+            `CSRLoss`. "auto": "label" if labels are given, "clip" if partners are, else "self".
+        view_noise: with contrast="self", compare each row's code with that of a second view of it,
+            the row and normal noise of this many standard deviations, drawn anew each step.
+            The deviation is one number for all dimensions: the root of their mean variance, in
+            the embeddings as trained on (after `input_subspace`, `whitening` and `unit_scale`).
+            All other terms are of the rows themselves. 0: the view is the row, as published.
+        relative_recon: count reconstruction as a share of the variance of the embeddings, so
+            that gamma means the same at any scale; False counts the mean squared error
+            itself, as published.
+        normalize: standardise each embedding before it is encoded.
+        tied: decode with the encoder's weight.
+        unit_scale: start from encoder rows of norm 1, and train on centred embeddings brought
+            to one norm, so that `lr` means the same for any; folded into the model.
+        anneal: start with 64 active latents (at most h/4) and come down to k over the first
+            70% of the steps, as CSRv2 does; helps k of 2 and 4.
+        balance: weight of the load term, which evens out the use of latents.
+        input_subspace: train on this many leading principal directions of the embeddings, then
+            fold the projection into the model: codes of few latents spend none of them on
+            noise, at no cost in serving. "auto" tries several, and all directions with and
+            without `whitening`, and keeps what is best on held-out rows (see
+            `csrtrain.subspace_choice`); None: all directions.
+        whitening: from 0, the embeddings as they are, to 1, every principal direction of the
+            same variance; below 0, to -1, strong directions are made stronger still. "auto"
+            is one of three, by how far neighbours agree in weak directions (`csrtrain.spectrum`).
+            Folded into the model, whose weights it unties.
+        autocast: train in bfloat16 where that is safe; weights stay float32.
+        dead_threshold: steps without use after which a latent is dead.
+        lr: peak learning rate of Adam.
+        decay: share of the steps, at the end, over which the rate falls linearly to 0.
+        batch_size: rows a step (None: 1024, or all rows where there are fewer).
+        epochs: passes over the data, in fractions if need be; at most one of epochs and
+            steps (None for both: see `resolve`).
+        steps: optimiser steps.
+        seed: of the initial weights and the order of the rows.
+
+    Raises:
+        TypeError, ValueError: naming the field that does not fit.
+    """
+
+    hidden_dim: int | None = None
+    k: int = 32
+    prefixes: tuple[int, ...] = ()
+    k_aux: int = 512
+    beta: float = 1 / 32
+    gamma: float | None = None
+    temperature: float = 0.2
+    contrast: str | None = "auto"
+    view_noise: float = 0.0
+    relative_recon: bool = True
+    normalize: bool = False
+    tied: bool = True
+    unit_scale: bool = False
+    anneal: bool = False
+    balance: float = 0.0
+    input_subspace: int | str | None = None
+    whitening: float | str = 0.0
+    autocast: bool = False
+    dead_threshold: int = 30
+    lr: float = 1e-3
+    decay: float = 0.0
+    batch_size: int | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for names, check in _CHECKS:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None or name not in _OPEN:
+                    object.__setattr__(self, name, check(name, value))
+        object.__setattr__(self, "prefixes", check_prefixes(self.prefixes))
+        if self.contrast != "auto":
+            check_contrast(self.contrast)
+        _check_view_noise(self)
+        if self.normalize and (self.input_subspace or self.whitening or self.unit_scale):
+            raise ValueError(
+                "normalize: expected False with input_subspace, whitening or unit_scale: "
+                "standardising each row is not linear, so these could not be folded into the model"
+            )
+        if self.hidden_dim is not None and self.k > self.hidden_dim:
+            raise ValueError(f"k: expected at most hidden_dim = {self.hidden_dim}, got {self.k}")
+        if self.prefixes and self.prefixes[-1] >= self.k:
+            raise ValueError(f"prefixes: expected k's below k = {self.k}, got {self.prefixes}")
+        if self.decay > 1:
+            raise ValueError(f"decay: expected a share of the steps in 0..1, got {self.decay}")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(
+                f"epochs, steps: expected at most one of the two, got {self.epochs} and "
+                f"{self.steps}; a step is one batch"
+            )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> TrainConfig:
+        """Settings by name, with `changes` to them.
+
+        "recommended" gives better codes than the paper's; "imagenet", "text" and "clip" are the
+        paper's, "csrv2" its follow-up's.
+
+        Raises:
+            TypeError, ValueError: if there is no such preset or a change does not fit.
+        """
+        fields = dict(preset_fields(name))
+        if "steps" in changes:
+            fields.pop("epochs", None)
+        return cls(**{**fields, **changes})
+
+    def settle_contrast(self, *, labels: bool = False, partners: bool = False) -> TrainConfig:
+        """Return the same settings with the contrast that goes with what is given.
+
+        Raises:
+            ValueError: if the contrast is "auto" and both labels and partners are given, or one of
+                them with `view_noise`.
+        """
+        if self.contrast != "auto":
+            return self
+        if labels and partners:
+            raise ValueError(
+                "labels, partners: expected one of the two with contrast='auto'; choose 'label', "
+                "'pair' or 'clip'"
+            )
+        contrast = "label" if labels else "clip" if partners else "self"
+        return dataclasses.replace(self, contrast=contrast)
+
+    def resolve(self, n: int, d: int) -> TrainConfig:
+        """The same settings with nothing left open, for n embeddings of width d.
+
+        A contrast "auto" that was not settled becomes "self".
+
+        Raises:
+            ValueError: if k exceeds the number of latents that follows from d.
+        """
+        hidden_dim = self.hidden_dim or 4 * d
+        if self.k > hidden_dim:
+            raise ValueError(f"k: expected at most 4 * {d} = {hidden_dim} latents, got {self.k}")
+        if isinstance(self.input_subspace, int) and self.input_subspace > d:
+            raise ValueError(
+                f"input_subspace: expected at most the {d} dimensions of the embeddings, "
+                f"got {self.input_subspace}"
+            )
+        batch_size = min(self.batch_size or _DEFAULT_BATCH, n)
+        steps = self.steps
+        if steps is None and self.epochs is not None:
+            steps = max(1, round(self.epochs * (n // batch_size)))
+        elif steps is None:
+            steps = _default_steps(n, batch_size)
+        contrast, gamma = self.settle_contrast().contrast, self.gamma
+        if gamma is None:
+            # On 16,060 definitions in 45 classes, label contrast: CSR-8 48.5% at 0.1, 57.4% at 1.
+            gamma = 0.1 if contrast in ("self", None) else 1.0
+        return dataclasses.replace(
+            self,
+            contrast=contrast,
+            hidden_dim=hidden_dim,
+            gamma=gamma,
+            batch_size=batch_size,
+            steps=steps,
+            epochs=None,
+        )
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of step 0 ≤ step < steps."""
+        assert self.steps is not None, "resolve first"
+        left = (self.steps - step) / self.steps
+        return self.lr * min(1.0, left / self.decay) if self.decay else self.lr
+
+    def k_at(self, step: int) -> int:
+        """Active latents in step 0 ≤ step < steps: k, or on the way down to it."""
+        assert self.steps is not None, "resolve first"
+        assert self.hidden_dim is not None, "resolve first"
+        if not self.anneal:
+            return self.k
+        first = max(self.k, min(ANNEAL_FROM, self.hidden_dim // 4))
+        progress = min(1.0, step / (ANNEAL_SHARE * self.steps))
+        return round(first * (1 - progress) + self.k * progress)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values; `TrainConfig(**d)` makes an equal one."""
+        return {**dataclasses.asdict(self), "prefixes": list(self.prefixes)}
+
+
+CONTRASTS = ("self", "label", "pair", "clip", None)
+
+
+def check_contrast(contrast: str | None) -> None:
+    """Raises ValueError unless `contrast` is one of `CONTRASTS`."""
+    if contrast not in CONTRASTS:
+        names = ", ".join(repr(name) for name in CONTRASTS[:-1])
+        raise ValueError(f"contrast: expected {names} or None, got {contrast!r}")
+
+
+def check_prefixes(prefixes: Any) -> tuple[int, ...]:
+    """Return k's in ascending order, each once."""
+    if isinstance(prefixes, str) or not isinstance(prefixes, Iterable):
+        raise TypeError(f"prefixes: expected a list of ints, got {type(prefixes).__name__}")
+    return tuple(sorted({check_at_least("prefixes", k, 1) for k in prefixes}))
+
+
+def _check_view_noise(config: TrainConfig) -> None:
+    if config.view_noise and config.contrast not in ("self", "auto"):
+        raise ValueError(
+            "view_noise: expected 0 unless contrast='self', which alone has a second view of each "
+            f"row, got {config.view_noise} with contrast={config.contrast!r}"
+        )
+    if config.view_noise and config.normalize:
+        raise ValueError(
+            "view_noise: expected 0 with normalize=True: rows of different norms are standardised "
+            "one by one, so noise of one size would change some more than others"
+        )
+
+
+def _default_steps(n: int, batch_size: int) -> int:
+    """Ten epochs, as the paper trains, but enough steps for a small set and no waste on a
+    huge one: at least 400 steps, and past 2 million rows seen ten times, 20 million in all.
+    """
+    per_epoch = n // batch_size
+    return max(400, min(10 * per_epoch, 20_000_000 // batch_size), per_epoch)
+
+
+def _check_subspace(name: str, value: Any) -> int | str:
+    if isinstance(value, str):
+        check_choice(name, value, ("auto",))
+        return value
+    return check_at_least(name, value, 1)
+
+
+def _check_whitening(name: str, value: Any) -> float | str:
+    if isinstance(value, str):
+        check_choice(name, value, ("auto",))
+        return value
+    number = check_number(name, value)
+    if abs(number) > 1:
+        raise ValueError(f"{name}: expected 'auto' or a number in -1..1, got {value!r}")
+    return number
+
+
+def _check_size(name: str, value: Any) -> int:
+    return check_at_least(name, value, 1)
+
+
+_OPEN = ("hidden_dim", "gamma", "batch_size", "epochs", "steps", "input_subspace")
+_CHECKS: tuple[tuple[tuple[str, ...], Callable[[str, Any], Any]], ...] = (
+    (("hidden_dim", "k", "dead_threshold", "batch_size", "steps"), _check_size),
+    (("k_aux",), lambda name, value: check_at_least(name, value, 0)),
+    (("seed",), lambda name, value: check_int(name, value, 0, 2**32 - 1)),
+    (("beta", "gamma", "view_noise", "balance", "decay"), check_not_negative),
+    (("temperature", "lr", "epochs"), check_positive),
+    (("relative_recon", "normalize", "tied", "unit_scale", "anneal", "autocast"), check_bool),
+    (("input_subspace",), _check_subspace),
+    (("whitening",), _check_whitening),
+)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The released code; the paper's table has lr=4e-5 and its text gamma=1.
+    "imagenet": {
+        "lr": 4e-4,
+        "epochs": 10,
+        "batch_size": 4096,
+        "k_aux": 512,
+        "beta": 1 / 32,
+        "gamma": 0.1,
+    },
+    "text": {
+        "lr": 4e-5,
+        "epochs": 10,
+        "batch_size": 128,
+        "k_aux": 1024,
+        "beta": 0.1,
+        "gamma": 1.0,
+    },
+    # The paper names batches of 64 to 1024, and k_aux of 512 to 1024.
+    "clip": {
+        "lr": 4e-4,
+        "epochs": 5,
+        "batch_size": 1024,
+        "k_aux": 512,
+        "beta": 1 / 32,
+        "gamma": 1.0,
+        "contrast": "clip",
+    },
+    # The follow-up's two changes, k-annealing and label contrast, on the paper's text settings.
+    "csrv2": {
+        "lr": 4e-5,
+        "epochs": 10,
+        "batch_size": 128,
+        "k_aux": 1024,
+        "beta": 0.1,
+        "gamma": 1.0,
+        "contrast": "label",
+        "anneal": True,
+    },
+}
+
+
+# Better than the published settings on text embeddings, without labels: ten times as many latents
+# as dimensions, all sizes trained at once, a rate that falls to 0, and weak directions weighed by
+# whether neighbours agree in them (docs/training.md).
+RECOMMENDED: dict[str, Any] = {
+    "hidden_dim": 4096,
+    "k": 32,
+    "prefixes": (4, 8, 16),
+    "unit_scale": True,
+    "whitening": "auto",
+    "lr": 2e-3,
+    "decay": 0.3,
+    "batch_size": 512,
+}
+
+
+# As published: mean squared error as it is, tied weights, a constant learning rate.
+_COMMON = {"relative_recon": False, "temperature": 0.2, "tied": True, "decay": 0.0}
+
+
+def preset_fields(name: str) -> dict[str, Any]:
+    """The fields of a preset.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name == "recommended":
+        return RECOMMENDED
+    if name not in PRESETS:
+        names = ", ".join(("recommended", *PRESETS))
+        raise ValueError(f"preset: expected one of {names}, got {name!r}")
+    return {**_COMMON, **PRESETS[name]}

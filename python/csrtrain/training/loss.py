@@ -1,0 +1,316 @@
+"""CSRLoss: reconstruction, dead latents and contrast from one encoder pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import csrkern
+from csrkern.arguments import check_bool, check_not_negative, check_positive
+from csrkern.codes.sparse import SparseCodes
+from csrkern.nn import SparseAutoencoder
+from csrtrain.training import distributed
+from csrtrain.training.config import check_contrast, check_prefixes
+
+
+class CSRLoss(nn.Module):
+    """The CSR loss: L(k) + L(4k)/8 + β·L_aux + γ·L_contrast + balance·L_load.
+
+    - L(k): mean over rows and dimensions of (x − x̂_k)²; L(4k) the same at min(4k, h).
+    - L_aux: what L(k) leaves over, e = x − x̂_k (no gradient), explained by the k_aux
+      strongest dead latents of each row: mean((ê − e)²) / mean((mean_B(e) − e)²). Exactly 0
+      while no latent is dead or the ratio is not finite.
+    - L_contrast: `csrkern.info_nce` over the codes at k. "self": every other row of the batch
+      is a negative; with `views`, a row's positive is its own view, and its negatives are those
+      of the other rows. "label": rows of one label attract each other. "pair": each row finds its
+      partner (a query its document); "clip": that in both directions, averaged (an image its
+      caption and a caption its image). None: no contrast.
+    - L_load = h·Σ_j f_j·m_j, where f_j is latent j's share of the batch's active entries (no
+      gradient) and m_j its share of their sum: 1 if all latents are used alike, h if one is.
+
+    One encoder pass gives k, 4k and the contrast, since a code's first columns are the code
+    at a smaller k. `prefixes` trains one model for several k: with them, L(k) and the
+    contrast are means over the prefixes and k.
+
+    Args:
+        beta: β, weight of L_aux.
+        gamma: γ, weight of the contrast.
+        temperature: of the contrast, on codes at norm 1.
+        contrast: "self", "label", "pair", "clip" or None.
+        prefixes: further k's below the model's own.
+        recon_weight: weight of L(k) + L(4k)/8; `train` sets it to one over the variance of
+            the embeddings, so that γ weighs the same whatever their scale.
+        threshold: a latent counts as used when its value exceeds this.
+        balance: weight of L_load; more of it makes an index over the codes faster.
+        gather: where several processes train (torch.distributed), act as on their joint
+            batch: gather codes, labels and statistics. Every process must call the loss on
+            as many rows, and average its gradients with the others'.
+
+    The model works in its own space (standardised rows where it normalises), and so does
+    the loss. While both the loss and the model are in training mode, each call counts as one
+    optimizer step in the model's use statistics, from which latents are dead; nothing else about
+    the model changes. Where gradients accumulate over several batches, pass new_step=False for
+    all but the first of a step.
+
+    Raises:
+        TypeError, ValueError: if an argument is of another type or out of range.
+
+    Source: Wen et al., ICML 2025 (arXiv 2503.01776); the auxiliary term is that of Gao et
+    al. 2024 (arXiv 2406.04093), the label contrast that of CSRv2 (arXiv 2602.05735), the load
+    that of Fedus et al. 2021 (arXiv 2101.03961) with latents for experts.
+    """
+
+    def __init__(
+        self,
+        beta: float = 1 / 32,
+        gamma: float = 0.1,
+        temperature: float = 0.2,
+        contrast: str | None = "self",
+        *,
+        prefixes: Sequence[int] = (),
+        recon_weight: float = 1.0,
+        threshold: float = 1e-5,
+        balance: float = 0.0,
+        gather: bool = False,
+    ) -> None:
+        super().__init__()
+        check_contrast(contrast)
+        self.beta = check_not_negative("beta", beta)
+        self.gamma = check_not_negative("gamma", gamma)
+        self.temperature = check_positive("temperature", temperature)
+        self.contrast = contrast
+        self.prefixes = check_prefixes(prefixes)
+        self.recon_weight = check_not_negative("recon_weight", recon_weight)
+        self.threshold = check_not_negative("threshold", threshold)
+        self.balance = check_not_negative("balance", balance)
+        self.gather = check_bool("gather", gather)
+
+    def extra_repr(self) -> str:
+        """What `print(loss)` shows."""
+        return (
+            f"beta={self.beta}, gamma={self.gamma}, temperature={self.temperature}, "
+            f"contrast={self.contrast!r}, prefixes={self.prefixes}, "
+            f"recon_weight={self.recon_weight}, balance={self.balance}"
+        )
+
+    def forward(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor | None = None,
+        *,
+        partners: Tensor | None = None,
+        partner_model: nn.Module | None = None,
+        views: Tensor | None = None,
+        k: int | None = None,
+        new_step: bool = True,
+    ) -> dict[str, Tensor]:
+        """The loss of a batch.
+
+        Args:
+            model: a SparseAutoencoder, or a wrapper of one: DistributedDataParallel, or what
+                `fully_shard` or torch.compile made of it.
+            x: embeddings [n, d].
+            labels: [n] integers, for contrast="label". With "pair" and "clip" they may say
+                which partners are the same (captions of one image, a document asked for
+                twice): all partners of a row's label are then its positives.
+            partners: embeddings [n, d'] that belong to the rows of x, for contrast="pair"
+                and "clip"; reconstructed as x is.
+            partner_model: the adapter of the partners, over as many latents; None: `model`.
+            views: second views of the rows of x, such as the rows with noise, [n, d], for
+                contrast="self"; encoded for the contrast alone. None: the rows themselves.
+            k: active latents in this step, where they are annealed; default the model's.
+            new_step: False where the gradients are added to those of a batch before, so that both
+                make one optimizer step.
+
+        Returns:
+            Scalars by name: "loss" (the total, to call backward on), its unweighted terms
+            "recon", "recon_4k", "aux", "contrast" and "load", and "dead", the share of latents
+            that are dead. With two adapters each is the mean of both.
+
+        Raises:
+            TypeError: if `model` holds no SparseAutoencoder.
+            ValueError: if labels or partners are missing, views do not fit, or a prefix is not
+                below k.
+        """
+        inner = unwrapped("model", model)
+        partner = None if partner_model is None else unwrapped("partner_model", partner_model)
+        k = inner.k if k is None else k
+        self._check(inner, labels, partners, partner, k)
+        if views is not None:
+            self._check_views(views, x)
+
+        def compute(model: nn.Module, rows: Tensor, *more: Tensor) -> Any:
+            # Within the wrapper's forward: gradients synchronize only of what is computed there.
+            terms = functools.partial(self._terms, k=k, new_step=new_step)
+            return _uncompiled(model)((rows, *more), compute=terms)
+
+        if partners is None:
+            terms, sides = compute(model, x) if views is None else compute(model, x, views)
+        elif partner_model is None:
+            # One pass over both, so that dead latents are counted and revived over both.
+            n = x.shape[0]
+            terms, (codes,) = compute(model, torch.cat([x, partners]))
+            sides = [codes[:n], codes[n:]]
+        else:
+            terms, (codes,) = compute(model, x)
+            others, (other_codes,) = compute(partner_model, partners)
+            terms = {name: (term + others[name]) / 2 for name, term in terms.items()}
+            sides = [codes, other_codes]
+        contrast = x.new_zeros(())
+        if self.contrast is not None:
+            if self.gather:
+                sides = [distributed.gather_codes(side) for side in sides]
+                labels = distributed.gather_rows(labels)
+            contrast = torch.stack(
+                [
+                    self._contrast([side.truncate(width) for side in sides], labels)
+                    for width in (*self.prefixes, k)
+                ]
+            ).mean()
+        total = self.recon_weight * (terms["recon"] + terms["recon_4k"] / 8)
+        total = total + self.beta * terms["aux"] + self.gamma * contrast
+        if self.balance:
+            total = total + self.balance * terms["load"]
+        return {"loss": total, **terms, "contrast": contrast}
+
+    def _check(
+        self,
+        model: SparseAutoencoder,
+        labels: Tensor | None,
+        partners: Tensor | None,
+        partner_model: SparseAutoencoder | None,
+        k: int,
+    ) -> None:
+        if self.contrast == "label" and labels is None:
+            raise ValueError(
+                "labels: expected [n] integers, since contrast='label'; "
+                "use contrast='self' for data without labels"
+            )
+        if (self.contrast in ("pair", "clip")) != (partners is not None):
+            raise ValueError(
+                "partners: expected one embedding for each row with contrast='pair' or 'clip', "
+                f"and none otherwise; contrast is {self.contrast!r}"
+            )
+        if partner_model is not None and partner_model.hidden_dim != model.hidden_dim:
+            raise ValueError(
+                f"partner_model: expected {model.hidden_dim} latents as the model has, "
+                f"got {partner_model.hidden_dim}; their codes are compared latent by latent"
+            )
+        if self.prefixes and self.prefixes[-1] >= k:
+            raise ValueError(
+                f"prefixes: expected k's below the model's k = {k}, got {self.prefixes}"
+            )
+
+    def _check_views(self, views: Tensor, x: Tensor) -> None:
+        if self.contrast != "self":
+            raise ValueError(
+                "views: expected none unless contrast='self'; other rows are the positives with "
+                f"contrast={self.contrast!r}"
+            )
+        if views.shape != x.shape:
+            raise ValueError(
+                f"views: expected one for each row of x, {list(x.shape)}, got {list(views.shape)}"
+            )
+
+    def _terms(
+        self, model: SparseAutoencoder, inputs: tuple[Tensor, ...], *, k: int, new_step: bool
+    ) -> tuple[dict[str, Tensor], list[SparseCodes]]:
+        """The terms that need no other side, and the codes at k of all inputs.
+
+        The first of `inputs` are the rows, which the terms are of.
+        """
+        x, _, _ = model.standardize(inputs[0])
+        widths = (*self.prefixes, k)
+        widest = min(4 * k, model.hidden_dim)
+        ks = widths if widest == k else (*widths, widest)
+        wide, reconstructions = model.autoencode(x, ks)
+        codes = wide.truncate(k)
+        if self.training and model.training:
+            model.update_stats(codes, self.threshold, new_step=new_step)
+            if self.gather:
+                distributed.minimum_(model.stats_last_nonzero)
+        errors = [F.mse_loss(reconstruction, x) for reconstruction in reconstructions]
+        rest = (x - reconstructions[len(widths) - 1]).detach()
+        terms = {
+            "recon": torch.stack(errors[: len(widths)]).mean(),
+            "recon_4k": errors[-1],
+            "aux": self._aux(model, x, rest),
+            "load": load(codes, self.gather) if self.balance else x.new_zeros(()),
+            "dead": model.dead.float().mean(),
+        }
+        return terms, [codes, *(model.encode(more, k) for more in inputs[1:])]
+
+    def _aux(self, model: SparseAutoencoder, x: Tensor, error: Tensor) -> Tensor:
+        """What the dead latents leave of `error` [n, d], as a share of its variance."""
+        explained = model.reconstruct_dead(x)
+        if explained is None:
+            return x.new_zeros(())
+        rest = explained - error
+        mean = error.mean(0)
+        if self.gather:
+            mean = distributed.mean_(mean)
+        variance = (mean - error).square().mean()
+        if self.gather:
+            variance = distributed.mean_(variance)
+        usable = torch.isfinite(rest.detach().square().mean() / variance) & model.dead.any()
+        # Both sides are chosen before dividing: 0 · inf in the backward would be NaN.
+        rest = torch.where(usable, rest, torch.zeros_like(rest))
+        return rest.square().mean() / torch.where(usable, variance, torch.ones_like(variance))
+
+    def _contrast(self, sides: Sequence[SparseCodes], labels: Tensor | None) -> Tensor:
+        if len(sides) == 1:
+            positives = labels if self.contrast == "label" else None
+            return csrkern.info_nce(sides[0], temperature=self.temperature, labels=positives)
+        a, b = sides
+        both = None if labels is None or self.contrast == "self" else (labels, labels)
+        forth = csrkern.info_nce(a, b, temperature=self.temperature, labels=both)
+        if self.contrast != "clip":
+            return forth
+        return (forth + csrkern.info_nce(b, a, temperature=self.temperature, labels=both)) / 2
+
+
+def unwrapped(name: str, model: nn.Module) -> SparseAutoencoder:
+    """Return the autoencoder in `model`, which may be one, or wrap one.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    inner: Any = model
+    while not isinstance(inner, SparseAutoencoder):
+        # Of torch.compile, and of DistributedDataParallel and its like.
+        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+        if inner is None:
+            raise TypeError(
+                f"{name}: expected a SparseAutoencoder, or a wrapper of one such as "
+                f"DistributedDataParallel, got {type(model).__name__}"
+            )
+    return inner
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    # What torch.compile made of `forward` is no help: the loss computes something else.
+    return getattr(model, "_orig_mod", model)
+
+
+def load(codes: SparseCodes, gather: bool = False) -> Tensor:
+    """How unevenly a batch uses its latents: 1 if all alike, `codes.dim` if one alone.
+
+    Differentiable in the values, the share of active entries being taken as it is. With
+    `gather` the batch is that of all processes.
+    """
+    if gather:
+        codes = distributed.gather_codes(codes)
+    active = codes.active
+    indices = codes.latents()
+    use = torch.zeros(codes.dim, dtype=codes.dtype, device=codes.device)
+    use = use.index_add(0, indices.flatten(), active.flatten().to(codes.dtype))
+    share = use / use.sum().clamp(min=1)
+    total = codes.values.sum()
+    weighted = (share[indices] * codes.values).sum()
+    return codes.dim * weighted / torch.where(total > 0, total, torch.ones_like(total))

@@ -1,0 +1,249 @@
+"""What a run needs before its first step: checked data, settings, new models."""
+
+from __future__ import annotations
+
+import copy
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from csrkern.nn import SparseAutoencoder
+from csrtrain.data import (
+    Array,
+    Source,
+    chunks,
+    load_labels,
+    open_embeddings,
+    read_integers,
+)
+from csrtrain.pca import PCA
+from csrtrain.training import distributed
+from csrtrain.training.batches import Batch, Examples, view_noise
+from csrtrain.training.config import TrainConfig
+from csrtrain.training.subspace import Subspace, settled_whitening
+
+
+@dataclass(frozen=True)
+class Side:
+    """The embeddings that one adapter is for.
+
+    Attributes:
+        width: what the adapter sees of them, d or the dimensions of the subspace.
+        mean: [width], of what it sees.
+        variance: of that, per dimension.
+        subspace: what the rows are projected to, or None.
+        checksum: of all rows in order, to tell one data set from another.
+    """
+
+    width: int
+    mean: Tensor
+    variance: float
+    subspace: Subspace | None
+    checksum: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its first step.
+
+    Attributes:
+        config: resolved.
+        examples: what it trains on.
+        sides: one for each adapter.
+        fingerprint: tells its data from other data.
+    """
+
+    config: TrainConfig
+    examples: Examples
+    sides: Sequence[Side]
+    fingerprint: dict[str, Any]
+
+    @property
+    def variance(self) -> float:
+        """Of what the adapters see, per dimension."""
+        return sum(side.variance for side in self.sides) / len(self.sides)
+
+    def read(self, step: int, index: Tensor) -> Batch:
+        """What this process trains on in a step, of the joint batch of examples at `index`."""
+        batch = self.examples.read(distributed.own_share(index))
+        if not self.config.view_noise:
+            return batch
+        noise = view_noise(self.config.seed, step, len(index), batch.x.shape[1])
+        deviation = self.config.view_noise * math.sqrt(self.variance)
+        return batch._replace(views=batch.x + deviation * distributed.own_share(noise))
+
+    def new_models(self) -> list[SparseAutoencoder]:
+        """An adapter for each side, its pre_bias at the mean."""
+        models = []
+        for side in self.sides:
+            models.append(new_model(self.config, side.width))
+            with torch.no_grad():
+                models[-1].pre_bias.copy_(side.mean)
+                if self.config.unit_scale:
+                    for linear in (models[-1].encoder, models[-1].decoder.linear):
+                        linear.weight.copy_(nn.functional.normalize(linear.weight, dim=1))
+        return models
+
+    def finish(self, models: nn.ModuleList) -> list[SparseAutoencoder]:
+        """Copies of the models for embeddings as they are, in evaluation mode, on the CPU."""
+        done = []
+        for side, model in zip(self.sides, models, strict=True):
+            assert isinstance(model, SparseAutoencoder)
+            copied = copy.deepcopy(model).cpu()
+            done.append((copied if side.subspace is None else side.subspace.fold(copied)).eval())
+        if len(done) == 2:
+            done[0].share_latents_with(done[1])
+        return done
+
+
+def prepare(
+    embeddings: Source,
+    labels: Source | None,
+    config: TrainConfig,
+    partners: Source | None = None,
+    pairs: Source | None = None,
+    *,
+    two: bool = False,
+) -> Prepared:
+    """Reads everything once and checks it; arguments as for `train`.
+
+    Raises:
+        TypeError, ValueError: if the data or the settings do not fit.
+    """
+    config = config.settle_contrast(labels=labels is not None, partners=partners is not None)
+    name, array = open_embeddings("embeddings", embeddings)
+    if len(array) < 2:
+        raise ValueError(f"embeddings: expected at least 2 rows to train on, got {len(array)}")
+    named, other = [(name, array)], None
+    if partners is not None:
+        other_name, other = open_embeddings("partners", partners)
+        named.append((other_name, other))
+    paired = config.contrast in ("pair", "clip")
+    if paired != (other is not None):
+        raise ValueError(
+            "partners: expected embeddings with contrast='pair' or 'clip', and none otherwise; "
+            f"contrast is {config.contrast!r}"
+        )
+    if pairs is not None and other is None:
+        raise ValueError("pairs: expected partners as well, whose rows they name")
+    label_tensor = _labels_for(config, labels, len(array))
+    pair_tensor = None if other is None else read_pairs(pairs, len(array), len(other))
+    if other is not None and not two and other.shape[1] != array.shape[1]:
+        raise ValueError(
+            f"partners: expected {array.shape[1]} dimensions as the embeddings have, got "
+            f"{other.shape[1]}; train_two trains an adapter for each"
+        )
+    n = len(array) if pair_tensor is None else len(pair_tensor)
+    config = config.resolve(n, array.shape[1])
+    groups = [[one] for one in named] if two else [named]
+    sides = [_side(group, config) for group in groups]
+    projections = [None if side.subspace is None else side.subspace.project for side in sides]
+    examples = Examples(array, label_tensor, other, pair_tensor, projections[0], projections[-1])
+    numbers = label_tensor if pair_tensor is None else pair_tensor
+    fingerprint = {
+        "shape": [list(part.shape) for part in (array, other) if part is not None],
+        "rows": [side.checksum for side in sides],
+        "labels": None if numbers is None else zlib.crc32(numbers.numpy().tobytes()),
+    }
+    return Prepared(config, examples, sides, fingerprint)
+
+
+def new_model(config: TrainConfig, d: int) -> SparseAutoencoder:
+    """An untrained float32 model of a resolved config for embeddings of width d."""
+    assert config.hidden_dim is not None
+    return SparseAutoencoder(
+        d,
+        config.hidden_dim,
+        config.k,
+        k_aux=config.k_aux,
+        normalize=config.normalize,
+        dead_threshold=config.dead_threshold,
+        tied=config.tied,
+        device="cpu",
+        dtype=torch.float32,
+    )
+
+
+def _side(named: Sequence[tuple[str, Array]], config: TrainConfig) -> Side:
+    """What an adapter is for, of embeddings and what messages call them."""
+    arrays = [array for _, array in named]
+    # Without weights, for it only standardizes.
+    model = SparseAutoencoder(arrays[0].shape[1], 1, 1, normalize=config.normalize, device="meta")
+    mean, variance, checksum = _moments(named, model)
+    if config.input_subspace is None and not config.whitening and not config.unit_scale:
+        return Side(len(mean), mean, variance, None, checksum)
+    width = config.input_subspace or len(mean)
+    assert isinstance(width, int)
+    pca = PCA(*arrays)
+    subspace = Subspace(pca, width, settled_whitening(config.whitening, pca, arrays))
+    return Side(width, mean.new_zeros(width), subspace.variance, subspace, checksum)
+
+
+def _moments(
+    named: Sequence[tuple[str, Array]], model: SparseAutoencoder
+) -> tuple[Tensor, float, int]:
+    """(mean [d], variance per dimension) in the model's space, and a checksum of the rows.
+
+    Refuses rows that are not finite, or all equal.
+    """
+    d = named[0][1].shape[1]
+    total = torch.zeros(d, dtype=torch.float64, device="cpu")
+    first: Tensor | None = None
+    square, checksum = 0.0, 0
+    for name, array in named:
+        for _, chunk in chunks(array, name):
+            checksum = zlib.crc32(chunk.contiguous().numpy().data, checksum)
+            x = model.standardize(chunk)[0].double()
+            # From the first row on: far from the origin little would be left of the variance.
+            first = x[0].clone() if first is None else first
+            x -= first
+            total += x.sum(0)
+            square += float(x.square().sum())
+    assert first is not None
+    n = sum(len(array) for _, array in named)
+    offset = total / n
+    variance = square / (n * d) - float(offset.square().mean())
+    # Equal rows may differ by rounding once they are standardised.
+    if variance <= (1e-12 if model.normalize else 0.0):
+        raise ValueError("embeddings: expected rows that differ; all of them are equal")
+    return (first + offset).float(), variance, checksum
+
+
+def _labels_for(config: TrainConfig, labels: Source | None, n: int) -> Tensor | None:
+    if config.contrast != "label":
+        return None
+    if labels is None:
+        raise ValueError(
+            "labels: expected one per embedding, since contrast='label'; "
+            "use contrast='self' for data without labels"
+        )
+    return load_labels(labels, n=n)
+
+
+def read_pairs(pairs: Source | None, n: int, m: int) -> Tensor:
+    """[p, 2] int64 rows of n embeddings and of m partners that belong together, checked."""
+    if pairs is None:
+        if n != m:
+            raise ValueError(
+                f"partners: expected {n} rows, one for each embedding, got {m}; "
+                "give pairs=[p, 2] where they do not belong together row by row"
+            )
+        return torch.arange(n, device="cpu")[:, None].expand(n, 2).contiguous()
+    found = torch.from_numpy(read_integers(pairs, argument="pairs").astype(np.int64))
+    if found.shape[1] != 2 or len(found) < 2:
+        raise ValueError(
+            f"pairs: expected integers [p, 2] and at least 2 pairs, got {list(found.shape)}"
+        )
+    low, high = found.amin(0).tolist(), found.amax(0).tolist()
+    if min(low) < 0 or high[0] >= n or high[1] >= m:
+        raise ValueError(
+            f"pairs: expected rows of {n} embeddings and {m} partners, got {low[0]}..{high[0]} "
+            f"and {low[1]}..{high[1]}"
+        )
+    return found

@@ -1,0 +1,157 @@
+"""The optimiser steps of a run: launched from Python, or replayed as CUDA graphs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from csrkern.nn import SparseAutoencoder
+from csrtrain.training import distributed
+from csrtrain.training.batches import Batch
+from csrtrain.training.config import TrainConfig
+from csrtrain.training.graphed import GraphedStep, step_once
+from csrtrain.training.loss import CSRLoss
+
+ADAM_EPS = 6.25e-10
+LEAST_DEAD = 256  # dead latents that one graph has room for
+
+
+class Steps:
+    """Takes the steps of a run, one batch at a time.
+
+    On a CUDA device a step is a graph, captured when the first batch comes, unless `graphs` is
+    False, several processes train together, or k is annealed and changes from step to step. A graph
+    has room for so many dead latents: none while none can be dead, else the next power of two of
+    how many can be at most, so that it looks at all of them, as the step without a graph does.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        models: nn.ModuleList,
+        loss: CSRLoss,
+        device: torch.device,
+        graphs: bool = True,
+    ) -> None:
+        self.config, self.loss, self.device = config, loss, device
+        self.models = cast(list[SparseAutoencoder], [*models])
+        # A tensor, so that graphs see it change.
+        lr: Any = config.lr
+        if _on_gpu(device):
+            lr = torch.tensor(config.lr, dtype=torch.float32, device=device)
+        self.optimizer = torch.optim.Adam(
+            models.parameters(), lr=lr, eps=ADAM_EPS, fused=True, capturable=_on_gpu(device)
+        )
+        alone = distributed.world_size() == 1
+        self.graphs = graphs and _on_gpu(device) and alone and not config.anneal
+        self._graphs: dict[int, GraphedStep] = {}
+        self._capacity: int | None = None
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continues from the state of another run's optimiser, wherever that ran."""
+        kept = [{name: g[name] for name in ("lr", "capturable")} for g in self._groups]
+        self.optimizer.load_state_dict(state)
+        for group, own in zip(self._groups, kept, strict=True):
+            group.update(own)
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    def __call__(self, step: int, batch: Batch) -> dict[str, float]:
+        """One optimiser step; the terms of its loss.
+
+        Raises:
+            FloatingPointError: if the loss is not finite; no step was taken then.
+        """
+        for group in self._groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.config.lr_at(step))
+            else:
+                group["lr"] = self.config.lr_at(step)
+        terms = self._graph(batch)(*batch[1:]) if self.graphs else self._launch(step, batch)
+        numbers = [*terms.values()]
+        if self.graphs:
+            numbers.append(self._may_die().to(numbers[0].dtype))
+        # One transfer for all of them: each would make a GPU wait.
+        read = torch.stack(numbers).tolist()
+        if self.graphs:
+            self._capacity = room_for(int(read.pop()))
+        losses = dict(zip(terms, read, strict=True))
+        check_finite_loss(losses, step, batch)
+        return losses
+
+    def _launch(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        x, labels, partners, views = (
+            None if part is None else part.to(self.device, non_blocking=True) for part in batch[1:]
+        )
+        assert x is not None
+        return step_once(
+            self.models[0],
+            self.loss,
+            self.optimizer,
+            x,
+            labels,
+            partners=partners,
+            partner_model=self._partner_model,
+            views=views,
+            k=self.config.k_at(step),
+            autocast=self.config.autocast,
+        )
+
+    @property
+    def _partner_model(self) -> SparseAutoencoder | None:
+        return self.models[1] if len(self.models) == 2 else None
+
+    def _may_die(self) -> Tensor:
+        """How many latents of a model can be dead in the next step: all not used for so long."""
+        old = [(model.stats_last_nonzero >= model.dead_threshold).sum() for model in self.models]
+        return torch.stack(old).max()
+
+    def _graph(self, batch: Batch) -> GraphedStep:
+        """The graph with room for the dead latents of the next step."""
+        if self._capacity is None:
+            self._capacity = room_for(int(self._may_die()))
+        capacity = self._capacity
+        if capacity not in self._graphs:
+            for model in self.models:
+                model.dead_capacity = capacity
+            self._graphs[capacity] = GraphedStep(
+                self.models[0],
+                self.loss,
+                self.optimizer,
+                batch.x,
+                batch.labels,
+                partners=batch.partners,
+                partner_model=self._partner_model,
+                views=batch.views,
+                autocast=self.config.autocast,
+            )
+            for model in self.models:
+                model.dead_capacity = None
+        return self._graphs[capacity]
+
+
+def room_for(dead: int) -> int:
+    """Places in a graph for so many dead latents."""
+    return max(LEAST_DEAD, 1 << (dead - 1).bit_length()) if dead else 0
+
+
+def _on_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def check_finite_loss(losses: dict[str, float], step: int, batch: Batch) -> None:
+    """Raises FloatingPointError, with what may help, unless the loss is finite."""
+    if math.isfinite(losses["loss"]):
+        return
+    terms = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    first = ", ".join(map(str, batch.numbers[:5].tolist()))
+    raise FloatingPointError(
+        f"step {step + 1}: the loss is not finite ({terms}) on the batch of rows {first}, ... "
+        f"(largest magnitude {float(batch.x.abs().max()):.4g}); no step was taken on it. "
+        "Try a lower learning rate (lr), or normalize=True for embeddings of large magnitude"
+    )

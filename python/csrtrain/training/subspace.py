@@ -1,0 +1,176 @@
+"""Training on the leading principal directions, folded into the model afterwards.
+
+A code of few latents cannot say everything about an embedding. The directions of least
+variance are often noise, and what a latent spends on them is lost to what matters
+(`input_subspace`). Where they are not noise, the reconstruction, which counts squares, still
+hears little of them beside the leading ones; shrinking those makes up for it (`whitening`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from csrkern.nn import SparseAutoencoder
+from csrtrain.data import Array, rows
+from csrtrain.pca import PCA
+
+# Centred rows are brought to this norm, so that one learning rate fits embeddings of any scale.
+ROW_NORM = 4.0
+
+
+class Subspace:
+    """The affine map x → scale · stretch · (x − mean) · directions onto p principal directions.
+
+    Attributes:
+        mean: [d].
+        directions: [d, p], one unit direction a column.
+        stretch: [p], (variance / mean variance)^(−whitening / 2) of each direction, bounded; all
+            1 without whitening.
+        scale: a number that brings rows to norm `ROW_NORM` in the mean.
+        variance: of the mapped rows, per direction.
+    """
+
+    def __init__(self, pca: PCA, dims: int, whitening: float = 0.0) -> None:
+        self.mean = pca.mean
+        self.directions = pca.directions[:, :dims].contiguous()
+        variances = pca.variances[:dims]
+        # A direction in which rows hardly differ is stretched a thousandfold at most.
+        share = (variances / variances.mean()).clamp(min=1e-6)
+        self.stretch = share ** (-whitening / 2)
+        stretched = float((variances * self.stretch.square()).sum())
+        self.scale = ROW_NORM / math.sqrt(stretched)
+        self.variance = ROW_NORM**2 / dims
+
+    def project(self, x: Tensor) -> Tensor:
+        """Coordinates [n, p] of rows [n, d]."""
+        return ((x - self.mean) @ self.directions) * (self.scale * self.stretch)
+
+    @torch.no_grad()
+    def fold(self, model: SparseAutoencoder) -> SparseAutoencoder:
+        """The model over d dimensions that gives x the codes that `model` gives `project(x)`.
+
+        The codes are divided by `scale`, and the reconstructions are those of `model`, back in
+        the space of x. With S = diag(stretch) and directions P: W = W_p S Pᵀ,
+        W_dec = W_dec_p S⁻¹ Pᵀ, pre_bias = mean + P (scale · S)⁻¹ pre_bias_p,
+        latent_bias = latent_bias_p / scale. Whitening therefore unties the weights.
+        """
+        state = model.state_dict()
+        back = self.directions.T
+        tied = model.tied and bool((self.stretch == 1).all())
+        state["encoder.weight"] = (state["encoder.weight"] * self.stretch) @ back
+        if not tied:
+            state["decoder.linear.weight"] = (model.dictionary / self.stretch) @ back
+        state["pre_bias"] = self.mean + (state["pre_bias"] / (self.scale * self.stretch)) @ back
+        state["latent_bias"] = state["latent_bias"] / self.scale
+        config = {**model.config(), "input_dim": len(self.mean), "tied": tied}
+        # No random numbers are drawn for weights that are replaced.
+        folded = SparseAutoencoder(**config, device="meta")
+        folded.load_state_dict(state, assign=True)
+        return folded.train(model.training)
+
+
+ROWS, ASKED = 10_000, 3_000
+
+
+# How steeply agreement falls with variance, as the exponent of a power law: below `EVEN` weak
+# directions mean as much as strong ones, beyond `NOISY` they are mostly noise. Both lie between
+# values found on five sets of embeddings, with what served each best (docs/training.md).
+EVEN, NOISY = 0.08, 0.19
+
+
+WHITENED, SHRUNK = 0.3, -0.6
+
+
+COPY = 1 - 1e-4  # rows at this cosine are one and the same, and agree in everything
+
+
+# A direction of less than this share of the mean variance says nothing.
+LEAST_VARIANCE = 1e-4
+
+
+def settled_whitening(whitening: float | str, pca: PCA, arrays: Sequence[Array]) -> float:
+    """The number that a config's `whitening` stands for: WHITENED, 0 or SHRUNK for "auto"."""
+    if not isinstance(whitening, str):
+        return whitening
+    sample = _sample(arrays)
+    slope = agreement_slope(pca, sample)
+    if slope < EVEN:
+        return WHITENED
+    # Among fewer rows neighbours are farther, and agree less in weak directions, noise or not.
+    return SHRUNK if slope > NOISY and len(sample) == ROWS else 0.0
+
+
+def agreement_slope(pca: PCA, x: Tensor) -> float:
+    """Exponent s of the power law agreement ∝ variance^s over principal directions.
+
+    Args:
+        pca: of all rows.
+        x: some of them [n, d], in random order; with more rows neighbours are nearer and agree
+            more, so values compare at the same n.
+
+    Returns: the slope of log agreement over log variance, weighted by variance; between `EVEN` and
+        `NOISY` where there are too few rows or directions to tell.
+    """
+    variances = pca.variances / pca.variances.mean()
+    dims = int((variances > LEAST_VARIANCE).sum())
+    if dims < 4 or len(x) < 10:
+        return (EVEN + NOISY) / 2
+    variances = variances[:dims]
+    # Halfway to equal variances: strong directions alone would find other neighbours.
+    found = agreement(pca.project(x, dims) * variances**-0.25)
+    return _slope(variances.log(), found.clamp(0.03, 1.0).log(), variances)
+
+
+def agreement(z: Tensor) -> Tensor:
+    """Per direction the cosine between rows and their nearest neighbours by other directions.
+
+    Args:
+        z: [n, p], centred rows, in random order.
+
+    Returns: [p], of the first `ASKED` rows.
+    """
+    asked = z[:ASKED]
+    found = z.new_empty(z.shape[1])
+    for half in (0, 1):
+        near = _nearest(asked[:, half::2], z[:, half::2])
+        a, b = asked[:, 1 - half :: 2], z[near, 1 - half :: 2]
+        found[1 - half :: 2] = torch.nn.functional.cosine_similarity(a, b, dim=0)
+    return found
+
+
+def _nearest(asked: Tensor, z: Tensor) -> Tensor:
+    """[m] of each of the first m rows, its nearest other row by cosine, copies of it aside."""
+    asked, z = (torch.nn.functional.normalize(side, dim=1) for side in (asked, z))
+    parts = []
+    for start in range(0, len(asked), 500):
+        scores = asked[start : start + 500] @ z.T
+        parts.append(torch.where(scores < COPY, scores, -2.0).argmax(1))
+    return torch.cat(parts)
+
+
+def _slope(x: Tensor, y: Tensor, weight: Tensor) -> float:
+    """Of the least squares line through y over x."""
+    weight = weight / weight.sum()
+    x, y = x - (weight * x).sum(), y - (weight * y).sum()
+    return float((weight * x * y).sum() / (weight * x * x).sum().clamp(min=1e-12))
+
+
+def _sample(arrays: Sequence[Array]) -> Tensor:
+    """At most `ROWS` rows of all arrays, in one random order."""
+    lengths = [len(array) for array in arrays]
+    order = _shuffled(sum(lengths), 0)[:ROWS]
+    parts, start = [], 0
+    for array, length in zip(arrays, lengths, strict=True):
+        own = order[(order >= start) & (order < start + length)] - start
+        parts.append(rows(array, own.sort().values))
+        start += length
+    joined = torch.cat(parts)
+    return joined[_shuffled(len(joined), 1)]
+
+
+def _shuffled(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")

@@ -1,0 +1,156 @@
+"""train and train_two: adapters from embeddings."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from csrkern.nn import SparseAutoencoder
+from csrtrain.data import Source
+from csrtrain.progress import working
+from csrtrain.training.config import TrainConfig
+from csrtrain.training.loop import RunOptions, StepReport, _run
+from csrtrain.training.prepare import prepare
+from csrtrain.training.stopping import Evaluate
+
+
+# Whatever mode the caller is in, as under torch.no_grad().
+@torch.inference_mode(False)
+@torch.enable_grad()
+def train(
+    embeddings: Source,
+    labels: Source | None = None,
+    config: TrainConfig | None = None,
+    *,
+    partners: Source | None = None,
+    pairs: Source | None = None,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int | None = None,
+    patience: int | None = None,
+    log_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    on_step: Callable[[StepReport], None] | None = None,
+    device: str | torch.device | None = None,
+    graphs: bool = True,
+) -> SparseAutoencoder:
+    """Trains a sparse autoencoder on frozen embeddings.
+
+    Embeddings in mapped files are read batch by batch, ahead of the step that needs them, and
+    never held whole. The same data, config, device and number of threads give the same model,
+    bit for bit, also through any number of interruptions that are resumed. The global random
+    state is left as it was.
+
+    In a torch.distributed process group (`torchrun -m csrtrain train ...`) every process trains
+    on its share of each batch, and the run is that of one process but for rounding. Call with
+    the same arguments on each; checkpoints and logs are written by rank 0 and may be resumed
+    on another number of processes.
+
+    Args:
+        embeddings: [n, d], a path or an array; see `load_embeddings`.
+        labels: [n] integers or strings, a path or an array: rows of one label are brought
+            together (contrast="label", the default where labels are given).
+        config: settings; default `TrainConfig()`.
+        partners: [m, d] embeddings that belong to those of `embeddings` (documents to queries,
+            captions to images), for contrast="clip" (the default where they are given) or "pair".
+        pairs: [p, 2] rows of `embeddings` and of `partners` that belong together; None: those
+            of the same number.
+        checkpoint_dir: folder for checkpoint.pt, written every `checkpoint_every` steps and
+            at the end.
+        checkpoint_every: default: ten times a run.
+        resume: go on from the checkpoint in `checkpoint_dir`, or start if there is none. The
+            number of steps may be another one, as long as those already done are the same in
+            both runs.
+        evaluate: scores a model, more being better; then the best one is returned.
+        evaluate_every: steps between evaluations; default: ten times a run.
+        patience: stop after this many evaluations in a row without a better score.
+        log_dir: folder for TensorBoard scalars; needs `pip install csrkern[tensorboard]`.
+        progress: show a progress bar with the loss, the dead latents and rows per second.
+        on_step: called after every step with its StepReport; collect these for a history.
+        device: where to train; default a CUDA device if there is one, else the CPU.
+        graphs: on a CUDA device take each step as one CUDA graph, where its shapes stay the
+            same: in one process, and not with `anneal`.
+
+    Returns:
+        The model, in evaluation mode, on the CPU.
+
+    Raises:
+        TypeError, ValueError: if the data or the settings do not fit, or the checkpoint
+            belongs to another run.
+        FileExistsError: if `checkpoint_dir` holds a checkpoint and `resume` is False.
+        FloatingPointError: if the loss is not finite; the message names the step and rows.
+
+    Source: Wen et al., ICML 2025 (arXiv 2503.01776); see `CSRLoss`.
+    """
+    if isinstance(labels, TrainConfig):
+        raise TypeError("labels: expected labels, got a TrainConfig; pass it as config=")
+    options = RunOptions(
+        checkpoint_dir,
+        checkpoint_every,
+        resume,
+        evaluate,
+        evaluate_every,
+        patience,
+        log_dir,
+        progress,
+        on_step,
+        device,
+        graphs,
+    )
+    config = (config or TrainConfig()).settle_contrast(
+        labels=labels is not None, partners=partners is not None
+    )
+    if labels is not None and config.contrast != "label" and config.input_subspace != "auto":
+        warnings.warn(
+            f"labels are not used, since contrast={config.contrast!r}; leave it out, or set "
+            "contrast='label', to train on them",
+            stacklevel=4,  # past the two decorators
+        )
+    if config.input_subspace == "auto":
+        from csrtrain.training.subspace_choice import choose_subspace
+
+        with working("choosing a subspace", wanted=progress):
+            config = choose_subspace(embeddings, labels, config, partners, pairs, device=device)
+    with working("reading the embeddings", wanted=progress):
+        prepared = prepare(embeddings, labels, config, partners, pairs)
+    (model,) = _run(prepared, options)
+    return model
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def train_two(
+    embeddings: Source,
+    partners: Source,
+    config: TrainConfig | None = None,
+    *,
+    pairs: Source | None = None,
+    **options: Any,
+) -> tuple[SparseAutoencoder, SparseAutoencoder]:
+    """Trains an adapter for each of two modalities, with codes over the same latents.
+
+    Args:
+        embeddings: [n, d], of one modality.
+        partners: [m, d'], of the other; d' need not be d.
+        config: settings; contrast "clip" (the default) or "pair".
+        pairs: [p, 2] rows of both that belong together; None: those of the same number.
+        **options: those of `train` that say how a run is kept and shown. `evaluate` gets
+            the pair of models.
+
+    Returns:
+        The adapters of `embeddings` and of `partners`, in evaluation mode, on the CPU.
+
+    Raises: as `train`.
+    """
+    config = (config or TrainConfig()).settle_contrast(partners=True)
+    if config.input_subspace == "auto":
+        raise ValueError("input_subspace: expected a number or None for two adapters, got 'auto'")
+    prepared = prepare(embeddings, None, config, partners, pairs, two=True)
+    first, second = _run(prepared, RunOptions(**options))
+    return first, second
