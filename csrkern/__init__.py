@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from csrkern.ops.topk_relu import topk_relu
 
 _HOME_OF = {
-    "CudaIndex": "index_cuda",
-    "InvertedIndex": "index",
+    "CudaIndex": "index.cuda.index",
+    "InvertedIndex": "index.inverted",
     "ModelMismatchError": "identity",
-    "PackedCodes": "codes_packed",
-    "Rerank": "index_rerank",
-    "SparseCodes": "codes",
+    "PackedCodes": "codes.packed",
+    "Rerank": "index.rerank",
+    "SparseCodes": "codes.sparse",
     "autoencode": "ops.autoencode",
     "decode": "ops.decode",
     "encode": "ops.encode",
     "info_nce": "ops.info_nce",
-    "packed_bytes": "codes_packed",
-    "packed_k": "codes_packed",
+    "packed_bytes": "codes.packed",
+    "packed_k": "codes.packed",
     "similarity": "ops.similarity",
     "topk_relu": "ops.topk_relu",
 }

@@ -58,8 +58,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def idle(monkeypatch) -> None:
     """Any reading of what a command works on fails: the answer must come before."""
-    from csrtrain import data  # noqa: F401  (binds names of data)
-    from csrtrain.cli import embed as cli_embed  # noqa: F401  (binds names of data)
+    from csrtrain import data
+    from csrtrain.cli import embed as cli_embed
     from csrtrain.training import loop as trainer  # noqa: F401  (binds names of data)
 
     def work(*_, **__):

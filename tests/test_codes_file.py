@@ -222,7 +222,7 @@ def test_pieces_need_no_torch(tmp_path):
     random_codes().save(tmp_path / "codes")
     script = f"""
 import sys
-from csrkern.index_stream import code_chunks
+from csrkern.index.rows import code_chunks
 assert list(code_chunks({str(tmp_path / "codes")!r}, None, 2))
 assert "torch" not in sys.modules
 """

@@ -193,7 +193,7 @@ def test_very_many_pieces_hold_no_descriptors(chunk, tmp_path):
 
 
 def test_an_index_of_too_many_segments_is_not_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr("csrkern.index_file._LARGEST_HEADER", 4000)
+    monkeypatch.setattr("csrkern.index.file._LARGEST_HEADER", 4000)
     with pytest.raises(ValueError, match=r"cannot name 10 segments.*larger chunks"):
         InvertedIndex.build_streaming(CODES, tmp_path / "index", dim=DIM, chunk=400)
     assert not (tmp_path / "index").exists()

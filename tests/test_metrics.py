@@ -169,7 +169,7 @@ def test_product_quantisation_leaves_out_what_ends_the_process_in_faiss():
     pytest.importorskip("faiss")
     code = """
 import torch
-from csrtrain.quantize import product_obstacle, product_quantized
+from csrtrain.evaluation.baselines import product_obstacle, product_quantized
 
 for rows, d in ((256, 256), (300, 384), (383, 384), (256, 768), (1000, 1536)):
     x = torch.randn(rows, d, generator=torch.Generator().manual_seed(0))

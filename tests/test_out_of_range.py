@@ -14,9 +14,9 @@ import csrkern.nn
 import csrkern.ops.gather
 import csrkern.ops.info_nce
 import csrkern.ops.transpose
-import csrtrain.evaluate
-import csrtrain.least_squares
-import csrtrain.loss
+import csrtrain.evaluation.least_squares
+import csrtrain.evaluation.metrics
+import csrtrain.training.loss
 from csrkern import SparseCodes
 
 ops = torch.ops.csrkern
@@ -96,9 +96,9 @@ CONSUMERS: dict[str, Callable[[SparseCodes], object]] = {
         c, 0.1
     ),
     "InvertedIndex.add": lambda c: csrkern.InvertedIndex.build(good_codes()).add(c),
-    "loss.load": lambda c: csrtrain.loss.load(c),
-    "latent_use": lambda c: csrtrain.evaluate.latent_use(c),
-    "refit": lambda c: csrtrain.least_squares.refit(
+    "loss.load": lambda c: csrtrain.training.loss.load(c),
+    "latent_use": lambda c: csrtrain.evaluation.metrics.latent_use(c),
+    "refit": lambda c: csrtrain.evaluation.least_squares.refit(
         dictionary(c), torch.randn(9, D).to(c.dtype), c
     ),
     "reference.decode": lambda c: csrkern.reference.decode(c, weight(c.dtype)),

@@ -9,8 +9,8 @@ import pytest
 import torch
 from synchronizing import NoWaiting
 
-import csrtrain.graphed as graphed
-import csrtrain.steps as steps
+import csrtrain.training.graphed as graphed
+import csrtrain.training.steps as steps
 from csrkern.nn import SparseAutoencoder
 from csrtrain import TrainConfig, train
 from csrtrain.training.graphed import step_once
@@ -159,7 +159,7 @@ def test_no_step_is_taken_on_a_loss_that_is_not_finite(x, captured, monkeypatch,
             terms = super().forward(model, x, *args, **options)
             return {**terms, "loss": terms["loss"] * float("nan")}
 
-    monkeypatch.setattr("csrtrain.trainer.CSRLoss", Broken)
+    monkeypatch.setattr("csrtrain.training.loop.CSRLoss", Broken)
     with pytest.raises(FloatingPointError, match=r"step 1: .* no step was taken"):
         run(x, None, config, graphs=graphs)
     before, model = taken[-2:]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-import csrtrain.batches as batches
-import csrtrain.prepare as prepare
-import csrtrain.trainer as trainer
+import csrtrain.training.batches as batches
+import csrtrain.training.loop as trainer
+import csrtrain.training.prepare as prepare
 from csrkern.nn import SparseAutoencoder
 from csrtrain import TrainConfig, encode_all, pursue, refit, train
 from csrtrain.evaluation.metrics import unexplained_variance

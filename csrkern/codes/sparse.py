@@ -482,7 +482,7 @@ class SparseCodes:
 
         Indices are uint16 where dim ≤ 65,536, else int32. With values="float16" the codes
         are rounded as by `to`, which loses no latent. `notes` are kept in the metadata, for
-        `csrkern.codes_file.notes`. A file holds what `load` reads: finite values, and codes that
+        `csrkern.codes.file.notes`. A file holds what `load` reads: finite values, and codes that
         `validate` passes.
 
         Raises:

@@ -1,7 +1,7 @@
 """InvertedIndex: exact search over sparse codes, on NumPy alone.
 
-How codes are kept and change is told by index_collection.py, how they are searched by
-index_search.py; here is how an index is made.
+How codes are kept and change is told by collection.py, how they are searched by
+search.py; here is how an index is made.
 """
 
 from __future__ import annotations

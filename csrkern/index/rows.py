@@ -112,7 +112,7 @@ def read_rows(name: str, codes: Any, dim: int | None) -> Rows:
 
 def is_codes(given: Any) -> bool:
     """Return whether `given` is SparseCodes, without importing them."""
-    codes_module = sys.modules.get("csrkern.codes")
+    codes_module = sys.modules.get("csrkern.codes.sparse")
     return codes_module is not None and isinstance(given, codes_module.SparseCodes)
 
 

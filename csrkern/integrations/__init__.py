@@ -1,7 +1,7 @@
 """Other packages' models and files; each module here loads when it is first touched.
 
-- `sentence_transformers`: `accelerate`, which runs an existing `SparseEncoder` on our kernels.
-- `sentence_transformers_folder`: adapters to and from the directories that package saves.
+- `sentence_transformers`: `accelerate`, which runs an existing `SparseEncoder` on these kernels,
+  and adapters to and from the directories that package saves.
 - `checkpoints`: adapters to and from the paper's `.pth` and EleutherAI's TopK autoencoders.
 - `sae_lens`, `sparsify`: `accelerate` for the TopK autoencoders of these packages.
 - `sklearn`: a transformer and neighbours with scikit-learn's manners.
@@ -22,7 +22,6 @@ _MODULES = (
     "sae_lens",
     "seismic",
     "sentence_transformers",
-    "sentence_transformers_folder",
     "sklearn",
     "sparsify",
 )

@@ -23,9 +23,8 @@ try:
         ClassNamePrefixFeaturesOutMixin,
         TransformerMixin,
     )
-    from sklearn.utils import check_random_state
     from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+    from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError(
         f"this needs scikit-learn 1.6 or later ({error}); pip install 'csrkern[sklearn]'"
@@ -193,4 +192,4 @@ def _without_own(distances: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray
     return distances[keep].reshape(shape), numbers[keep].reshape(shape)
 
 
-__all__ = ["CSRNeighborsTransformer", "CSRTransformer"]
+__all__ = ["CSRNeighborsTransformer"]

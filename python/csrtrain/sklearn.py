@@ -6,6 +6,20 @@ from typing import Any
 
 import numpy as np
 
+try:
+    import scipy.sparse as sp
+    from sklearn.base import (
+        BaseEstimator,
+        ClassNamePrefixFeaturesOutMixin,
+        TransformerMixin,
+    )
+    from sklearn.utils import check_random_state
+    from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(
+        f"this needs scikit-learn 1.6 or later ({error}); pip install 'csrkern[sklearn]'"
+    ) from error
+
 from csrkern.arguments import as_int, check_int
 from csrkern.integrations.sklearn import _class_numbers
 
@@ -135,3 +149,6 @@ class CSRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         tags.target_tags.required = self.contrast == "label"
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+
+__all__ = ["CSRTransformer"]

@@ -15,9 +15,6 @@ from csrkern.index.segment import Lookup
 if TYPE_CHECKING:
     import torch
 
-if TYPE_CHECKING:
-    import torch
-
 
 def to_host(array: Any) -> Any:
     """A tensor, or each in a list of them, as an array; all else as it is."""
@@ -81,7 +78,7 @@ def device_rows(native: Any, name: str, codes: Any, dim: int | None) -> DeviceRo
     torch = sys.modules.get("torch")
     if torch is None:
         return None
-    codes_module = sys.modules.get("csrkern.codes")
+    codes_module = sys.modules.get("csrkern.codes.sparse")
     if codes_module is not None and isinstance(codes, codes_module.SparseCodes):
         if dim is not None and codes.dim != dim:
             raise ValueError(f"{name}: expected codes over {dim} latents, got {codes.dim}")

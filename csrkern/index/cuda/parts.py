@@ -17,9 +17,6 @@ from csrkern.index.segment import Form, norms_of
 if TYPE_CHECKING:
     import torch
 
-if TYPE_CHECKING:
-    import torch
-
 
 def load_native() -> Any:
     """The native module of the GPU part.

@@ -15,13 +15,7 @@ from collections.abc import Sequence
 
 import typer
 
-from csrtrain.cli import embed as cli_embed
-from csrtrain.cli import eval as cli_eval
-from csrtrain.cli import index as cli_commands
-from csrtrain.cli import ray as cli_ray
-from csrtrain.cli import search as cli_search
-from csrtrain.cli import train as cli_train
-from csrtrain.cli import warmup as cli_warmup
+from csrtrain.cli import demo, embed, encode, eval, index, info, ray, search, train, warmup
 from csrtrain.lines import printable
 
 INTERRUPTED = 130
@@ -34,18 +28,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    cli_commands.demo,
-    cli_train.train,
-    cli_embed.embed,
-    cli_commands.encode,
-    cli_commands.index,
-    cli_search.search,
-    cli_eval.evaluate,
-    cli_commands.info,
-    cli_warmup.warmup,
+    demo.demo,
+    train.train,
+    embed.embed,
+    encode.encode,
+    index.index,
+    search.search,
+    eval.evaluate,
+    info.info,
+    warmup.warmup,
 ):
-    app.command("eval" if command is cli_eval.evaluate else None)(command)
-app.add_typer(cli_ray.app, name="ray")
+    app.command("eval" if command is eval.evaluate else None)(command)
+app.add_typer(ray.app, name="ray")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

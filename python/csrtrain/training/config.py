@@ -55,10 +55,11 @@ class TrainConfig:
             fold the projection into the model: codes of few latents spend none of them on
             noise, at no cost in serving. "auto" tries several, and all directions with and
             without `whitening`, and keeps what is best on held-out rows (see
-            `csrtrain.subspace_choice`); None: all directions.
+            `csrtrain.training.subspace_choice`); None: all directions.
         whitening: from 0, the embeddings as they are, to 1, every principal direction of the
             same variance; below 0, to -1, strong directions are made stronger still. "auto"
-            is one of three, by how far neighbours agree in weak directions (`csrtrain.spectrum`).
+            is one of three, by how far neighbours agree in weak directions (see
+            `csrtrain.training.subspace`).
             Folded into the model, whose weights it unties.
         autocast: train in bfloat16 where that is safe; weights stay float32.
         dead_threshold: steps without use after which a latent is dead.
