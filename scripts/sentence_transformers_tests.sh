@@ -22,5 +22,5 @@ export PYTHONPATH="$PWD/$folder:$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
 found=$("$PYTHON" -c 'import sentence_transformers as st; print(st.__version__)')
 [ "$found" = "$version" ] || { echo "expected $version, Python imports $found" >&2; exit 1; }
 echo "sentence-transformers $found"
-[ $# -gt 0 ] || set -- tests/test_sentence_transformers*.py
+[ $# -gt 0 ] || set -- tests/integrations/test_sentence_transformers*.py
 "$PYTHON" -m pytest "$@"

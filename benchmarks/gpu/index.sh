@@ -5,7 +5,7 @@
 #     benchmarks/gpu/index.sh sanitize               memory accesses, races, barriers
 #     benchmarks/gpu/index.sh times RESULTS.json     equality on a million codes, then times
 set -euo pipefail
-tests=(tests/test_index_cuda.py tests/test_index_cuda_rerank.py tests/test_index_cuda_random.py)
+tests=(tests/index/test_index_cuda.py tests/index/test_index_cuda_rerank.py tests/index/test_index_cuda_random.py)
 case $1 in
     test)
         if [ "$2" = gpu ]; then

@@ -63,8 +63,8 @@ for name in "${@:-all}"; do
     case $name in
         build) part build 90 "$PYTHON" benchmarks/gpu/build.py ;;
         test)
-            part test 150 "$PYTHON" -m pytest tests/kernels tests/test_graphed.py \
-                tests/test_steps.py -m "$marker" -rs
+            part test 150 "$PYTHON" -m pytest tests/kernels tests/training/test_graphed.py \
+                tests/training/test_steps.py -m "$marker" -rs
             ;;
         sanitize)
             if [ "$marker" = gpu ] && command -v compute-sanitizer >/dev/null; then

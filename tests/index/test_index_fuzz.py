@@ -1,6 +1,6 @@
 """Random sequences of calls to InvertedIndex, sane and not, against a model in plain Python.
 
-`CSRKERN_FUZZ_EXAMPLES=100000 pytest tests/test_index_fuzz.py` runs for long.
+`CSRKERN_FUZZ_EXAMPLES=100000 pytest tests/index/test_index_fuzz.py` runs for long.
 """
 
 from __future__ import annotations

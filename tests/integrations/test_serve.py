@@ -25,7 +25,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("httpx")
 
-FOLDER = Path(__file__).parent.parent / "examples" / "serve"
+FOLDER = Path(__file__).parents[2] / "examples" / "serve"
 DIM, K = 64, 4
 
 

@@ -2,7 +2,7 @@
 
 A call may raise what is listed in `REFUSED`; it may not crash, hang, or read what is not its own,
 which a build with AddressSanitizer shows (`make fuzz-python`).
-`CSRKERN_FUZZ_EXAMPLES=100000 pytest tests/test_surface_fuzz.py` runs for long.
+`CSRKERN_FUZZ_EXAMPLES=100000 pytest tests/ops/test_surface_fuzz.py` runs for long.
 """
 
 from __future__ import annotations

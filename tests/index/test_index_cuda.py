@@ -19,7 +19,7 @@ import csrkern
 from csrkern import CudaIndex, InvertedIndex, SparseCodes
 from csrkern.index.segment import VALUES
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DIM = 90
 
 

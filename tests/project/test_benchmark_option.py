@@ -25,7 +25,7 @@ from benchmarks.index.data import Data
 from benchmarks.index.engine import Engine, Field
 from csrkern.roofline import Cost, Machine
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RATE = {1: {1: 1e9}}
 MACHINE = Machine(read=RATE, fill=RATE, copy=RATE, gemm={1: {"float32": 1e9}})
 
@@ -157,7 +157,7 @@ def test_the_truth_does_not_depend_on_slices(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_pytest_alone_never_collects_a_benchmark() -> None:
     alone = run_pytest("--collect-only", "--continue-on-collection-errors")
-    assert "tests/test_benchmark_option.py" in alone.stdout
+    assert "tests/project/test_benchmark_option.py" in alone.stdout
     assert "bench_topk_relu" not in alone.stdout
     everything = run_pytest("--collect-only", "benchmarks")
     assert everything.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, everything.stdout

@@ -1,6 +1,6 @@
 """CudaIndex against InvertedIndex on codes, changes and questions drawn at random.
 
-python tests/test_index_cuda_random.py 1000 2000    # cases of these numbers, simulated
+python tests/index/test_index_cuda_random.py 1000 2000    # cases of these numbers, simulated
 """
 
 from __future__ import annotations

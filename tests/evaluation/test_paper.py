@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-PAPER = Path(__file__).parent.parent / "benchmarks/paper"
+PAPER = Path(__file__).parents[2] / "benchmarks/paper"
 MODULES = [path.stem for path in PAPER.glob("*.py")]
 D = 16
 

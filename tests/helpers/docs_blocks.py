@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RUNNER = Path(__file__).parent / "run_page.py"
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN, SHOWN, OUTPUT = ("python", "bash"), ("json", "text", "http"), "output"
@@ -29,9 +29,9 @@ SECONDS = 900  # a page takes 5 to 20 on a quiet machine
 ELSEWHERE = {
     "checkout": "builds or installs the package; the tests need it installed",
     "network": "downloads from a package index or a model hub",
-    "minutes": "takes minutes; tests/test_demo.py runs the demo",
-    "cluster": "needs a cluster; tests/test_scale_ray.py starts one",
-    "engines": "needs running search engines; tests/test_engines.py has them",
+    "minutes": "takes minutes; tests/demo/test_demo.py runs the demo",
+    "cluster": "needs a cluster; tests/scale/test_scale_ray.py starts one",
+    "engines": "needs running search engines; tests/integrations/test_engines.py has them",
 }
 
 
