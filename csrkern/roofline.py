@@ -21,10 +21,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from csrkern import _C
+
 if TYPE_CHECKING:
     import torch
 
 INDEX_BYTES = 4  # SparseCodes hold int32 latents
+
+
+def instruction_set() -> str:
+    """Return the name of the vector instructions that the native kernels use on this machine."""
+    return str(_C.isa())
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from csrkern import _C
+
+
+def crc32c(data: Any) -> int:
+    """Return the CRC-32C of contiguous bytes."""
+    return int(_C.crc32c(data))
+
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Return what a JSON file holds, with or without a byte-order mark in front.

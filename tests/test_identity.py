@@ -279,9 +279,9 @@ KEPT = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda c: pickle.loads(pickle.dumps(c)),
     "pytree": lambda c: _pytree.tree_map(lambda t: t.clone(), c),
-    "pack": lambda c: c.pack().unpack(),
-    "packed rows": lambda c: c.pack()[1:3].unpack(),
-    "packed pickle": lambda c: pickle.loads(pickle.dumps(c.pack())).unpack(),
+    "pack": lambda c: PackedCodes.pack(c).unpack(),
+    "packed rows": lambda c: PackedCodes.pack(c)[1:3].unpack(),
+    "packed pickle": lambda c: pickle.loads(pickle.dumps(PackedCodes.pack(c))).unpack(),
 }
 
 
@@ -333,7 +333,7 @@ def save_codes(codes, path):
 
 
 def save_packed(codes, path):
-    codes.pack().save(path)
+    PackedCodes.pack(codes).save(path)
 
 
 FORMS = {"codes": (save_codes, SparseCodes.load), "packed": (save_packed, PackedCodes.load)}

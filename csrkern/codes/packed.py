@@ -74,7 +74,7 @@ class PackedCodes:
         rows, largest = self.rows, self.largest
         size = packed_bytes(self.k, self.dim, self.value_bits)
         if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8:
-            raise TypeError("rows: expected a uint8 array; SparseCodes.pack makes one of codes")
+            raise TypeError("rows: expected a uint8 array; PackedCodes.pack makes one of codes")
         if rows.ndim != 2 or rows.shape[1] != size:
             raise ValueError(
                 f"rows: expected [n, {size}] for {self.k} of {self.dim} latents and values of "
@@ -84,8 +84,16 @@ class PackedCodes:
             raise ValueError(f"largest: expected a number in 2^-60..2^100, got {largest!r}")
 
     @classmethod
-    def of(cls, codes: SparseCodes, value_bits: int = VALUE_BITS) -> PackedCodes:
-        """`SparseCodes.pack`."""
+    def pack(cls, codes: SparseCodes, value_bits: int = VALUE_BITS) -> PackedCodes:
+        """Pack codes in about two bytes a latent: latents exact, values in `value_bits` bits.
+
+        `unpack` gives them back; `packed_k` says how many latents fit in how many bytes. No
+        active latent is lost.
+
+        Raises:
+            TypeError, ValueError: if value_bits is not in 1..8, k is 0, a value is negative, NaN
+                or above 2^100, or a latent is out of range or comes twice in a row.
+        """
         check_slots(codes.values, codes.indices)
         size = packed_bytes(codes.k, codes.dim, value_bits)
         exact = codes.values.detach().cpu()

@@ -43,7 +43,6 @@ from csrkern.storage import write_atomically
 if TYPE_CHECKING:
     import scipy.sparse
 
-    from csrkern.codes.packed import PackedCodes
 
 _Real = float  # a name that no method of SparseCodes has
 
@@ -327,17 +326,15 @@ class SparseCodes:
             TypeError: if it is no tensor of real numbers.
             ValueError: if an entry is negative or not finite, or k is out of range.
         """
-        from csrkern.ops.topk_relu import topk_relu
-
         if isinstance(dense, Tensor):
             dense = as_floats("dense", dense)
         check_tensor("dense", dense, (None, None))
         check_entries("dense", dense)
-        if k is None:
-            k = max(1, int((dense != 0).sum(1).max()) if dense.numel() else 1)
-            if dense.shape[1] == 0:
-                return SparseCodes(dense, dense.int(), 0)
-        return topk_relu(dense, k)
+        rows, latents = dense.nonzero(as_tuple=True)
+        n, dim = dense.shape
+        return SparseCodes(
+            *of_entries("dense", rows, latents, dense[rows, latents], (n, dim), k), dim
+        )
 
     def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
         """Row, latent and value of every active slot, by row and then by latent."""
@@ -502,21 +499,6 @@ class SparseCodes:
         return codes_file.pack(
             codes.values.numpy(), codes.indices.numpy(), self.dim, notes, self.fingerprint
         )
-
-    def pack(self, value_bits: int = 4) -> PackedCodes:
-        """The codes in about two bytes a latent: latents exact, values in `value_bits` bits.
-
-        `PackedCodes.unpack` gives them back; `packed_k` says how many latents fit in how many
-        bytes. No active latent is lost. For float16 values and what an index takes, see
-        `to_bytes`.
-
-        Raises:
-            TypeError, ValueError: if value_bits is not in 1..8, k is 0, a value is negative, NaN
-                or above 2^100, or a latent is out of range or comes twice in a row.
-        """
-        from csrkern.codes.packed import PackedCodes
-
-        return PackedCodes.of(self, value_bits)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> SparseCodes:

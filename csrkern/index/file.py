@@ -26,7 +26,7 @@ from csrkern.index.segment import (
     arrays_of,
     restore_segment,
 )
-from csrkern.storage import flush_folder, write_atomically, write_durably
+from csrkern.storage import crc32c, flush_folder, write_atomically, write_durably
 
 FORMAT = "csrkern-index"
 VERSION = 3
@@ -71,7 +71,7 @@ def write(path: str | os.PathLike[str], facts: dict[str, Any], segments: Sequenc
         header = {
             "format": FORMAT,
             "version": _version(body),
-            "crc32c": _C.crc32c(_canonical(body)),
+            "crc32c": crc32c(_canonical(body)),
             "index": body,
         }
         text = json.dumps(header, indent=1).encode()
@@ -168,7 +168,7 @@ def _write_arrays(
         write_durably(folder / file_name, array.data.cast("B") if array.size else b"")
         entries[name] = {"file": file_name, "size": array.size}
         if name not in CHECKED_LATER:
-            entries[name]["crc32c"] = _C.crc32c(array)
+            entries[name]["crc32c"] = crc32c(array)
     return entries
 
 
@@ -224,7 +224,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise damaged
     try:
-        whole = header.get("crc32c") == _C.crc32c(_canonical(body))
+        whole = header.get("crc32c") == crc32c(_canonical(body))
     except RecursionError as error:
         raise damaged from error
     if not whole or not _sane(body) or header["version"] != _version(body):
@@ -314,7 +314,7 @@ def _read_arrays(folder: Path, part: dict[str, Any], mmap: bool) -> dict[str, np
                 array = _C.empty_pages(found).view(dtype) if large else np.empty(size, dtype)
                 if found and stream.readinto(array.data.cast("B")) != found:
                     raise ValueError(f"{file} is damaged: it ended early")
-        if name not in CHECKED_LATER and _C.crc32c(array) != entry.get("crc32c"):
+        if name not in CHECKED_LATER and crc32c(array) != entry.get("crc32c"):
             raise ValueError(f"{file} is damaged: its checksum is wrong")
         arrays[name] = array
     return arrays

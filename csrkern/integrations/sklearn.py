@@ -174,7 +174,7 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         return tags
 
 
-def _class_numbers(y: np.ndarray) -> np.ndarray:
+def class_numbers(y: np.ndarray) -> np.ndarray:
     try:
         check_classification_targets(y)
         return np.unique(y, return_inverse=True)[1]

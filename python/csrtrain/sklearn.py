@@ -21,7 +21,7 @@ except ImportError as error:
     ) from error
 
 from csrkern.arguments import as_int, check_int
-from csrkern.integrations.sklearn import _class_numbers
+from csrkern.integrations.sklearn import class_numbers
 
 
 class CSRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -85,7 +85,7 @@ class CSRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         labels = None
         if needs_y:
             X, y = validate_data(self, X, y, **checks)
-            labels = _class_numbers(y)
+            labels = class_numbers(y)
         else:
             X = validate_data(self, X, **checks)
         seed = self.random_state

@@ -22,7 +22,7 @@ from command_line import (  # noqa: F401
 )
 from safetensors.numpy import load as load_safetensors
 
-from csrkern import InvertedIndex, SparseCodes, storage
+from csrkern import InvertedIndex, PackedCodes, SparseCodes, storage
 from csrkern.nn import SparseAutoencoder
 from csrtrain.cli import io as cli_io
 
@@ -389,7 +389,7 @@ def test_savers_of_the_library_write_through_links_and_name_what_they_cannot_wri
     folder, tmp_path
 ):
     codes = SparseCodes.load("codes.safetensors")
-    for save in (codes.save, codes.pack().save):
+    for save in (codes.save, PackedCodes.pack(codes).save):
         (tmp_path / "link").symlink_to("target")
         save(tmp_path / "link")
         assert (tmp_path / "link").is_symlink()

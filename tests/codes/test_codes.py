@@ -7,7 +7,7 @@ from sums import DTYPES
 from torch.utils import _pytree
 
 import csrkern
-from csrkern import SparseCodes, reference
+from csrkern import PackedCodes, SparseCodes, reference
 
 NAN, INF = float("nan"), float("inf")
 
@@ -112,10 +112,10 @@ def test_rows():
     assert [part.shape for part in codes] == [(1, 30)] * 6  # by rows, as it ends with IndexError
 
 
-@pytest.mark.parametrize("kind", [SparseCodes, SparseCodes.pack])
+@pytest.mark.parametrize("kind", [SparseCodes, PackedCodes.pack])
 def test_rows_are_selected_by_integers_and_bools_alone(kind):
     codes = random_codes(3)
-    codes = codes if kind is SparseCodes else codes.pack()
+    codes = codes if kind is SparseCodes else PackedCodes.pack(codes)
     pd = pytest.importorskip("pandas")
     for rows in (
         [0.9, 1.9],
@@ -155,10 +155,10 @@ def test_rows_are_selected_by_integers_and_bools_alone(kind):
         assert len(str(caught.value)) > 20
 
 
-@pytest.mark.parametrize("kind", [SparseCodes, SparseCodes.pack])
+@pytest.mark.parametrize("kind", [SparseCodes, PackedCodes.pack])
 def test_integers_and_masks_of_any_type_select(kind):
     codes = random_codes(3)
-    made = codes if kind is SparseCodes else codes.pack()
+    made = codes if kind is SparseCodes else PackedCodes.pack(codes)
     for rows, want in (
         (np.array([2, 1], np.uint8), [2, 1]),
         (np.array([2, -3], ">i2"), [2, 0]),
@@ -188,7 +188,7 @@ def test_a_row_that_is_not_there_is_named():
         (np.int8(3), 3),
         (torch.tensor([9]), 9),
     ):
-        for made in (codes, codes.pack()):
+        for made in (codes, PackedCodes.pack(codes)):
             with pytest.raises(IndexError, match=str(row)):
                 made[rows]
 

@@ -16,7 +16,7 @@ from sums import DTYPES
 from test_codes import random_codes
 from torch.utils import _pytree
 
-from csrkern import SparseCodes, reference
+from csrkern import PackedCodes, SparseCodes, reference
 
 NAN, INF = float("nan"), float("inf")
 CSR_IS_BETA = pytest.mark.filterwarnings("ignore:Sparse")
@@ -82,7 +82,7 @@ def test_from_dense_keeps_every_entry_or_the_largest():
     assert SparseCodes.from_dense(torch.zeros(2, 4)).k == 1
     with pytest.raises(ValueError, match="dense: expected no negative entries"):
         SparseCodes.from_dense(-dense)
-    with pytest.raises(ValueError, match="k: expected 1 <= k <= h = 4, got 5"):
+    with pytest.raises(ValueError, match="k: expected 1 <= k <= dim = 4, got 5"):
         SparseCodes.from_dense(dense, 5)
 
 
@@ -465,8 +465,8 @@ def test_pickle_protocols(protocol):
     back = pickle.loads(pickle.dumps(codes, protocol))
     assert back.equal(codes)
     assert back.fingerprint == codes.fingerprint
-    packed = pickle.loads(pickle.dumps(codes.pack(), protocol))
-    assert packed.unpack().equal(codes.pack().unpack())
+    packed = pickle.loads(pickle.dumps(PackedCodes.pack(codes), protocol))
+    assert packed.unpack().equal(PackedCodes.pack(codes).unpack())
     assert packed.fingerprint == codes.fingerprint
 
 
@@ -508,12 +508,15 @@ def test_rows_are_iterated():
     rows = list(codes)
     assert len(rows) == len(codes)
     assert SparseCodes.cat(rows).equal(codes)
-    assert len(list(codes.pack())) == len(codes)
+    assert len(list(PackedCodes.pack(codes))) == len(codes)
 
 
 def test_codes_are_no_array():
     codes = random_codes()
-    for made, hint in ((codes, r"codes\.to_dense\(\)"), (codes.pack(), r"packed\.unpack\(\)")):
+    for made, hint in (
+        (codes, r"codes\.to_dense\(\)"),
+        (PackedCodes.pack(codes), r"packed\.unpack\(\)"),
+    ):
         for convert in (np.asarray, np.array, lambda c: np.stack([c, c]), lambda c: np.ones(3) * c):
             with pytest.raises(TypeError, match=hint):
                 convert(made)

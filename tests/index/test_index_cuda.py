@@ -307,10 +307,7 @@ def test_errors(device):
             lambda o=options: index.search(queries, **o)
         )
     for name in ("search_above", "add", "remove", "compact", "save", "to_numpy", "explain_score"):
-        with pytest.raises(AttributeError, match=f"{name}: not on a GPU; the InvertedIndex"):
-            getattr(there, name)
-    with pytest.raises(AttributeError, match="no attribute 'find'"):
-        there.find  # noqa: B018
+        assert not hasattr(there, name)
     for chosen in (np.ones(49, bool), torch.ones(49, dtype=torch.bool)):
         assert "filter" in message(lambda c=chosen: there.search(queries, filter=c))
     for name in ("cuda:9", "cpu", "cuda:x", []):

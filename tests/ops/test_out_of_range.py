@@ -17,7 +17,7 @@ import csrkern.ops.transpose
 import csrtrain.evaluation.least_squares
 import csrtrain.evaluation.metrics
 import csrtrain.training.loss
-from csrkern import SparseCodes
+from csrkern import PackedCodes, SparseCodes
 
 ops = torch.ops.csrkern
 
@@ -84,7 +84,7 @@ CONSUMERS: dict[str, Callable[[SparseCodes], object]] = {
     "to_torch_coo": SparseCodes.to_torch_coo,
     "to_torch_csr": SparseCodes.to_torch_csr,
     "to_scipy": SparseCodes.to_scipy,
-    "pack": SparseCodes.pack,
+    "pack": PackedCodes.pack,
     "to_bytes": SparseCodes.to_bytes,
     "validate": SparseCodes.validate,
     "model.decode": lambda c: dictionary(c).decode(c),

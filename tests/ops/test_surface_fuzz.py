@@ -202,7 +202,7 @@ def method(draw: Draw) -> None:
         "half": lambda: made.to(torch.float16),
         "rows": lambda: made[rows],
         "cat": lambda: SparseCodes.cat([made, made]),
-        "pack": lambda: PackedCodes.of(made, usually(draw, 4, 0, 9, 1)).unpack(),
+        "pack": lambda: PackedCodes.pack(made, usually(draw, 4, 0, 9, 1)).unpack(),
         "bytes": lambda: made.to_bytes(values=draw(st.sampled_from(["float16", "float32"]))),
         "index": lambda: csrkern.InvertedIndex.build(made).search(made, 3),
         "numpy": lambda: SparseCodes.from_numpy(*made.numpy(), made.dim),

@@ -92,15 +92,9 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    graph = {module: {origin for origin, _ in imports(module)} for module in MODULES}
+    graph = {m: {origin for origin, _ in imports(m)} - {m} for m in MODULES}
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert not circle(graph)
-
-
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_every_module_can_be_imported_first(module):
-    if module.startswith(("csrkern.integrations.", "csrkern.kernels", "csrtrain.scale", "csrtrain.sklearn")):
-        pytest.importorskip("never")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,7 +43,6 @@ from csrkern.index.cuda.parts import (
     work_of_part,
 )
 from csrkern.index.fast import check_mode
-from csrkern.index.inverted import InvertedIndex
 from csrkern.index.rerank import DenseSearch, Rerank
 from csrkern.index.rows import check_ids, check_norms, is_codes
 from csrkern.index.segment import SQUARES, check_form
@@ -357,13 +356,6 @@ class CudaIndex(DenseSearch):
             "bytes_per_code": n_bytes / max(len(self), 1),
             "gather_cost": resident[0].gather_cost if resident else None,
         }
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if not name.startswith("_") and hasattr(InvertedIndex, name):
-            raise AttributeError(
-                f"{name}: not on a GPU; the InvertedIndex that this was made of has it"
-            )
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def ids(self) -> np.ndarray:

@@ -19,7 +19,7 @@ def info(as_json: Json = False) -> None:
     import torch
 
     import csrkern
-    from csrkern import _C
+    from csrkern.roofline import instruction_set
 
     def installed(package: str) -> str:
         try:
@@ -37,7 +37,7 @@ def info(as_json: Json = False) -> None:
         "NumPy": numpy.__version__,
         "Triton": installed("triton"),
         "sentence-transformers": installed("sentence-transformers"),
-        "instruction set": _C.isa(),
+        "instruction set": instruction_set(),
         "cores": str(os.cpu_count()),
         "PyTorch threads": str(torch.get_num_threads()),
         "CUDA": cuda,

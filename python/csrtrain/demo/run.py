@@ -17,6 +17,7 @@ from rich.markup import escape
 import csrkern
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
+from csrkern.roofline import instruction_set
 from csrkern.storage import check_folder, write_atomically
 from csrtrain import StepReport, TrainConfig, train
 from csrtrain.cli.io import quoted
@@ -294,7 +295,7 @@ def _facts(trained: dict[str, Trained], seconds: float, quick: bool) -> dict[str
         "Label contrast": "codes of one class are also drawn together; test labels are never seen",
         "Training": f"{steps}, 1,024 definitions a step; {seconds:.0f} s for both"
         + (" (a quick run, far from finished)" if quick else ""),
-        "Processor": f"{_processor()}, {csrkern._C.isa()}, {torch.get_num_threads()} threads",
+        "Processor": f"{_processor()}, {instruction_set()}, {torch.get_num_threads()} threads",
         "Software": f"csrkern {csrkern.__version__}, PyTorch {torch.__version__}, "
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
     }

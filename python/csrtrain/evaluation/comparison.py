@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csrkern.codes.packed import packed_bytes, packed_k
+from csrkern.codes.packed import PackedCodes, packed_bytes, packed_k
 from csrkern.codes.sparse import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrkern.ops.decode import decode
@@ -195,7 +195,7 @@ def compare_codes(
     codes, as encoded and with values fitted again (`csrtrain.refit`), the latter in the adapter's
     space, too (`SparseAutoencoder.rerank`). All take the same bytes. With values fitted again also
     as many latents as fit in these bytes with values of one byte, as
-    `InvertedIndex.build(values="uint8")` holds them, and packed (`SparseCodes.pack`).
+    `InvertedIndex.build(values="uint8")` holds them, and packed (`PackedCodes.pack`).
     """
     for k in ks:
         model = models if isinstance(models, SparseAutoencoder) else models[k]
@@ -263,7 +263,7 @@ def _one_byte(codes: SparseCodes) -> SparseCodes:
 
 
 def _packed(codes: SparseCodes) -> SparseCodes:
-    return codes.pack().unpack()
+    return PackedCodes.pack(codes).unpack()
 
 
 def _asymmetric(

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from csrkern import _C, InvertedIndex
+from csrkern import InvertedIndex
 from csrkern.arguments import check_int
 from csrkern.codes import file as codes_file
 from csrkern.identity import common_fingerprint
 from csrkern.index.rows import Rows
 from csrkern.index.segment import check_form
+from csrkern.storage import crc32c
 from csrtrain.scale.cluster import connected, import_ray
 from csrtrain.scale.encode import RETRIES, read_codes_manifest
 from csrtrain.scale.folder import Folder, Place
@@ -54,7 +55,7 @@ class ShardPlan:
         """Says which codes these are: the numbers of the pieces and a checksum of theirs."""
         sums = ",".join(str(piece["crc32c"]) for piece in self.pieces)
         first, last = self.pieces[0]["number"], self.pieces[-1]["number"]
-        return f"pieces {first}-{last} {_C.crc32c(sums.encode()):08x}"
+        return f"pieces {first}-{last} {crc32c(sums.encode()):08x}"
 
     @property
     def rows(self) -> int:
@@ -244,7 +245,7 @@ def _read_pieces(source: Folder, plan: ShardPlan, scratch: Path) -> Iterator[Row
     held: list[codes_file.Stored] = []
     for number, piece in enumerate(plan.pieces, start=1):
         payload = source.read(piece["file"])
-        if len(payload) != piece["bytes"] or int(_C.crc32c(payload)) != piece["crc32c"]:
+        if len(payload) != piece["bytes"] or crc32c(payload) != piece["crc32c"]:
             raise ValueError(
                 f"{source.url}/{piece['file']} is damaged: its checksum is wrong; remove it and "
                 "encode again, which makes only what is not there"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from csrkern.arguments import check_choice, check_int
+from csrkern.storage import crc32c
 from csrtrain.scale.cluster import connected, import_ray
 from csrtrain.scale.corpus import Piece, Reader, plan
 from csrtrain.scale.folder import Folder, Place, read_record, write_record
@@ -177,14 +178,13 @@ class Encoder:
 
     def encode(self, piece: Piece) -> dict[str, Any]:
         """Encode and write a piece, and then its receipt."""
-        from csrkern import _C
         from csrtrain.evaluation.metrics import encode_rows
 
         job = self._job
         embeddings = job.reader.read(piece.source, piece.first, piece.rows)
         codes = encode_rows(self._model, embeddings, job.k, name=piece.source, first=piece.first)
         payload = codes.to_bytes(values=job.values)
-        checksum = int(_C.crc32c(payload))
+        checksum = crc32c(payload)
         receipt = {
             "number": piece.number,
             "file": piece.name(checksum),

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from csrkern import _C
-from csrkern.storage import flush_folder, write_atomically, write_durably
+from csrkern.storage import crc32c, flush_folder, write_atomically, write_durably
 
 TRIES, FIRST_PAUSE = 6, 0.1  # altogether about 3 seconds beyond what the file system waits itself
 _FINAL = (
@@ -259,4 +258,4 @@ def record_bytes(kind: str, version: int, body: Mapping[str, Any]) -> bytes:
 
 
 def _checksum(body: Any) -> int:
-    return int(_C.crc32c(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()))
+    return crc32c(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from csrkern import _C, InvertedIndex
+from csrkern import InvertedIndex
 from csrkern.identity import check_same_model
+from csrkern.storage import crc32c
 from csrtrain.scale.folder import Folder, read_record, record_bytes, write_record
 
 NEWEST, STAGED = "shards.json", "staged.json"
@@ -218,7 +219,7 @@ def upload(folder: Folder, local: Path, source: str | None = None) -> tuple[Shar
     ids = index.ids
     first, last = (int(ids.min()), int(ids.max())) if len(ids) else (0, -1)
     if source is None:
-        source = f"{ADDED} {_C.crc32c(json.dumps(files).encode()):08x}"
+        source = f"{ADDED} {crc32c(json.dumps(files).encode()):08x}"
     form: dict[str, Any] = {"dim": index.dim, "metric": index.metric, "values": index.values}
     form |= {"largest": index.stats()["largest"], "fingerprint": index.fingerprint}
     return Shard(name, len(index), first, last, source, files), form
@@ -260,7 +261,7 @@ def size_and_checksum(file: Path) -> tuple[int, int]:
     """Bytes and CRC-32C of a file, which is mapped: shards are larger than memory likes."""
     size = file.stat().st_size
     data = np.memmap(file, np.uint8, mode="r") if size else np.zeros(0, np.uint8)
-    return size, int(_C.crc32c(data))
+    return size, crc32c(data)
 
 
 def _file_name(number: int) -> str:
