@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from csrkern.codes.sparse import SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain.data import Source, open_embeddings
-from csrtrain.evaluation.metrics import encode_rows
+from csrtrain.data import Array, Source, chunks, open_embeddings
 
 
 def encode_all(
@@ -24,3 +25,24 @@ def encode_all(
     """
     name, array = open_embeddings("embeddings", embeddings)
     return encode_rows(model, array, k, name=name, on_rows=on_rows)
+
+
+def encode_rows(
+    model: SparseAutoencoder,
+    array: Array,
+    k: int | None = None,
+    *,
+    name: str,
+    first: int = 0,
+    on_rows: Callable[[int], object] | None = None,
+) -> SparseCodes:
+    """`encode_all` of an opened array, which messages call `name`, with rows from `first` on."""
+    parts = []
+    with torch.no_grad():
+        for _, chunk in chunks(array, name, first):
+            parts.append(model.encode(chunk.to(model.pre_bias), k).to("cpu"))
+            if on_rows is not None:
+                on_rows(len(chunk))
+    codes = SparseCodes.cat(parts)
+    codes.fingerprint = model.fingerprint  # also of a model in training mode
+    return codes

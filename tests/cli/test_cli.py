@@ -111,7 +111,7 @@ def test_eval_names_the_methods_that_too_few_rows_leave_out(tmp_path):
     for n, d in sizes:
         rows, labels = random.normal(size=(n, d)).astype(np.float32), random.integers(0, 5, n)
         np.savez(tmp_path / f"{n}.npz", rows=rows, y=labels)
-    code = "from csrtrain import cli\n" + "".join(
+    code = "from csrtrain.cli import app as cli\n" + "".join(
         f"try: cli.main('eval {n}.npz:rows --labels {n}.npz:y --k 4 --json'.split())\n"
         "except SystemExit as stop: assert stop.code == 0\n"
         for n, _ in sizes
@@ -364,7 +364,7 @@ def run_fresh(code: str) -> subprocess.CompletedProcess[str]:
 def test_help_needs_neither_torch_nor_numpy():
     """Loading them would take a second or more; without them help takes 0.2 s."""
     result = run_fresh(
-        "import sys; from csrtrain import cli\n"
+        "import sys; from csrtrain.cli import app as cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit as stop: assert not stop.code\n"
         "assert not {'torch', 'numpy'} & sys.modules.keys()"
@@ -375,7 +375,7 @@ def test_help_needs_neither_torch_nor_numpy():
 
 def test_a_reader_that_leaves_ends_quietly():
     code = (
-        "import os, sys; from csrtrain import cli\n"
+        "import os, sys; from csrtrain.cli import app as cli\n"
         "reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1)\n"
         "cli.main(['--help'])"
     )

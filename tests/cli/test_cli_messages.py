@@ -22,10 +22,9 @@ from command_line import (  # noqa: F401
 )
 
 from csrkern import InvertedIndex
-from csrtrain import scale
+from csrtrain import encoding, scale
 from csrtrain.cli import eval as cli_eval
 from csrtrain.demo import run as demo
-from csrtrain.evaluation import metrics as evaluate
 from csrtrain.training import loop as trainer
 
 
@@ -178,7 +177,7 @@ def put_out(monkeypatch, line: str, encoding: str) -> bytes:
         ("train rows.npy -o {} --steps 2", (trainer, "scalar_log")),
         ("embed lines.txt -o {}.npy", (Words, "embed")),
         ("embed lines.txt", (Words, "embed")),
-        ("encode model rows.npy -o {}", (evaluate, "encode_all")),
+        ("encode model rows.npy -o {}", (encoding, "encode_all")),
         ("index codes.safetensors -o {}", (InvertedIndex, "build")),
         ("search index codes.safetensors -o {}", (InvertedIndex, "search")),
         ("search index words --model model --text-model any", (Words, "embed")),

@@ -195,7 +195,7 @@ def run_fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]
     ids=["bash", "zsh"],
 )
 def test_shells_complete_commands(asked):
-    found = run_fresh("from csrtrain import cli; cli.main()", **asked)
+    found = run_fresh("from csrtrain.cli import app as cli; cli.main()", **asked)
     assert all(name in found.stdout for name in ("embed", "encode", "eval"))
     assert "index" not in found.stdout
 
@@ -330,7 +330,9 @@ def whole(folder: Path) -> bool:
 def test_ctrl_c_while_training_ends_in_one_line(folder, tmp_path):
     """From outside, as a terminal sends it, to a process that is at work."""
     code = (
-        "import contextlib; from csrtrain import cli, trainer\n"
+        "import contextlib\n"
+        "from csrtrain.cli import app as cli\n"
+        "from csrtrain.training import loop as trainer\n"
         "@contextlib.contextmanager\n"
         "def bar(*_):\n"
         "    yield lambda *_: print('step', flush=True)\n"

@@ -9,8 +9,8 @@ import torch
 from csrkern.codes.sparse import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain import data as data_module
+from csrtrain.encoding import encode_all
 from csrtrain.evaluation import metrics
-from csrtrain.evaluation import metrics as evaluate
 from csrtrain.evaluation.baselines import dense_bytes, largest_entries, sparse_bytes, truncate
 from csrtrain.pca import PCA
 
@@ -49,16 +49,16 @@ def test_dense_nearest_accuracy_equals_brute_force(monkeypatch):
     (db, db_labels), (q, q_labels) = clusters(150, 1), clusters(60, 2)
     expected = brute_force(db, db_labels, q, q_labels)
     assert 0.3 < expected < 1.0
-    assert evaluate.nearest_accuracy(db, db_labels, q, q_labels) == pytest.approx(expected)
+    assert metrics.nearest_accuracy(db, db_labels, q, q_labels) == pytest.approx(expected)
     monkeypatch.setattr(metrics, "_BLOCK_SCORES", 150 * 7)
-    assert evaluate.nearest_accuracy(db, db_labels, q, q_labels) == pytest.approx(expected)
+    assert metrics.nearest_accuracy(db, db_labels, q, q_labels) == pytest.approx(expected)
 
 
 def test_code_nearest_accuracy_equals_brute_force(model):
     (db, db_labels), (q, q_labels) = clusters(150, 1), clusters(60, 2)
-    codes, query_codes = evaluate.encode_all(model, db), evaluate.encode_all(model, q)
+    codes, query_codes = encode_all(model, db), encode_all(model, q)
     expected = brute_force(codes.to_dense(), db_labels, query_codes.to_dense(), q_labels)
-    got = evaluate.nearest_accuracy(codes, db_labels, query_codes, q_labels)
+    got = metrics.nearest_accuracy(codes, db_labels, query_codes, q_labels)
     assert got == pytest.approx(expected, abs=1 / 60)  # stored in float16: one near tie may turn
 
 
@@ -66,17 +66,17 @@ def test_a_query_that_matches_nothing_is_wrong():
     labels = torch.zeros(2, dtype=torch.long)
     dense = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     query = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
-    assert evaluate.nearest_accuracy(dense, labels, query, labels) == 0.5
+    assert metrics.nearest_accuracy(dense, labels, query, labels) == 0.5
     codes = SparseCodes.from_dense(dense, 1)
-    assert evaluate.nearest_accuracy(codes, labels, SparseCodes.from_dense(query, 1), labels) == 0.5
+    assert metrics.nearest_accuracy(codes, labels, SparseCodes.from_dense(query, 1), labels) == 0.5
 
 
 def test_rows_and_labels_must_match():
     x, y = clusters(10, 0)
     with pytest.raises(ValueError, match="queries: expected as many labels as rows"):
-        evaluate.nearest_accuracy(x, y, x, y[:4])
+        metrics.nearest_accuracy(x, y, x, y[:4])
     with pytest.raises(ValueError, match=r"database: .* got 0 labels for 0 rows"):
-        evaluate.nearest_accuracy(x[:0], y[:0], x, y)
+        metrics.nearest_accuracy(x[:0], y[:0], x, y)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -84,19 +84,19 @@ def test_unexplained_variance_is_that_of_the_forward_pass(model, normalize, monk
     monkeypatch.setattr(data_module, "_CHUNK_BYTES", 4 * 12 * 17)
     model.normalize = normalize
     x, _ = clusters(100, 3)
-    got = evaluate.unexplained_variance(model, x, [2, 6, 24])
+    got = metrics.unexplained_variance(model, x, [2, 6, 24])
     for k in (2, 6, 24):
         rebuilt = model(x, k)[0].detach()
         expected = float((x - rebuilt).square().sum() / (x - x.mean(0)).square().sum())
         assert got[k] == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="all of them are equal"):
-        evaluate.unexplained_variance(model, torch.ones(5, 12), [2])
+        metrics.unexplained_variance(model, torch.ones(5, 12), [2])
 
 
 def test_encode_all_joins_its_pieces(model, monkeypatch):
     monkeypatch.setattr(data_module, "_CHUNK_BYTES", 4 * 12 * 17)
     x, _ = clusters(100, 3)
-    codes = evaluate.encode_all(model, x.half().numpy(), 4)
+    codes = encode_all(model, x.half().numpy(), 4)
     whole = model.encode(x.half().float(), 4)
     assert torch.equal(codes.indices, whole.indices)
     torch.testing.assert_close(codes.values, whole.values)
@@ -105,20 +105,20 @@ def test_encode_all_joins_its_pieces(model, monkeypatch):
 def test_skew_and_use():
     values = torch.ones(100, 2)
     even = SparseCodes(values, torch.arange(200, dtype=torch.int32).reshape(100, 2), 200)
-    assert evaluate.latent_use(even).tolist() == [1] * 200
-    assert evaluate.use_skew(even) == pytest.approx(0.01)
+    assert metrics.latent_use(even).tolist() == [1] * 200
+    assert metrics.use_skew(even) == pytest.approx(0.01)
     hot = SparseCodes(values, torch.stack([torch.zeros(100), torch.arange(1, 101)], 1).int(), 200)
-    assert evaluate.latent_use(hot)[0] == 100
-    assert evaluate.use_skew(hot) == pytest.approx(101 / 200)
+    assert metrics.latent_use(hot)[0] == 100
+    assert metrics.use_skew(hot) == pytest.approx(101 / 200)
     padded = SparseCodes(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2, dtype=torch.int32), 200)
-    assert evaluate.latent_use(padded).sum() == 1  # padding means nothing
+    assert metrics.latent_use(padded).sum() == 1  # padding means nothing
     empty = SparseCodes(torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.int32), 200)
-    assert evaluate.use_skew(empty) == 0.0
+    assert metrics.use_skew(empty) == 0.0
 
 
 def test_dead_share(model):
     model.stats_last_nonzero[:30] = 31
-    assert evaluate.dead_share(model) == pytest.approx(0.1)
+    assert metrics.dead_share(model) == pytest.approx(0.1)
 
 
 def test_pca_equals_the_singular_vectors():

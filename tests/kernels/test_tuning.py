@@ -15,7 +15,7 @@ import csrkern.ops.transpose  # noqa: F401  (registers the operators)
 from csrkern import SparseCodes
 
 ops = torch.ops.csrkern
-MAIN = "from csrtrain.cli import main; main()"
+MAIN = "from csrtrain.cli.app import main; main()"
 CONFIGS = [{"BLOCK": 1}, {"BLOCK": 2}, {"BLOCK": 3}]
 
 

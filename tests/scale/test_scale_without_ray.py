@@ -49,7 +49,7 @@ def test_names_say_what_to_install(tmp_path: Path) -> None:
 
 def test_the_rest_does_not_look_for_ray() -> None:
     done = run("""
-        import csrtrain, csrtrain.cli, csrtrain.demo, csrtrain.scale
+        import csrtrain, csrtrain.cli.app, csrtrain.demo.run, csrtrain.scale
         from csrtrain.scale import Answer, ShardedIndex
         print(sorted(name for name in sys.modules if name.split(".")[0] in ("ray", "fsspec")))
     """)
@@ -58,7 +58,7 @@ def test_the_rest_does_not_look_for_ray() -> None:
 
 @pytest.mark.parametrize("command", [["build", "codes", "-o", "index"], ["serve", "index"]])
 def test_commands_end_in_one_line(command: list[str], tmp_path: Path) -> None:
-    code = HIDDEN + f"from csrtrain.cli import main; main({['ray', *command]!r})"
+    code = HIDDEN + f"from csrtrain.cli.app import main; main({['ray', *command]!r})"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -82,7 +82,7 @@ x = np.random.default_rng(0).standard_normal((300, 16))
 x[::3, 2] = 1e-50
 np.save("x.npy", x.astype(">f8"))
 np.save("y.npy", np.arange(300).astype(">i4") % 3)
-from csrtrain.cli import main
+from csrtrain.cli.app import main
 for words in (
     "train x.npy --labels y.npy -o model --steps 3 --k 4 --batch-size 32 --hidden-dim 64",
     "encode model x.npy -o codes.safetensors",

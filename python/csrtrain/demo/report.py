@@ -120,7 +120,7 @@ class DemoResult:
 
 def render(result: DemoResult) -> str:
     """The report as one HTML document."""
-    template = Template((files("csrtrain") / "report.html").read_text(encoding="utf-8"))
+    template = Template((files("csrtrain.demo") / "report.html").read_text(encoding="utf-8"))
     return template.substitute(
         tiles="\n".join(_tiles(result)),
         accuracy_bytes=_accuracy_against(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -159,27 +159,6 @@ def _sklearn(module: str) -> Any:
         return importlib.import_module(f"sklearn.{module}")
     except ImportError as error:
         raise ImportError("this measure needs scikit-learn: pip install 'csrkern[eval]'") from error
-
-
-def encode_rows(
-    model: SparseAutoencoder,
-    array: Array,
-    k: int | None = None,
-    *,
-    name: str,
-    first: int = 0,
-    on_rows: Callable[[int], object] | None = None,
-) -> SparseCodes:
-    """`encode_all` of an opened array, which messages call `name`, with rows from `first` on."""
-    parts = []
-    with torch.no_grad():
-        for _, chunk in chunks(array, name, first):
-            parts.append(model.encode(chunk.to(model.pre_bias), k).to("cpu"))
-            if on_rows is not None:
-                on_rows(len(chunk))
-    codes = SparseCodes.cat(parts)
-    codes.fingerprint = model.fingerprint  # also of a model in training mode
-    return codes
 
 
 def nearest_accuracy(

@@ -178,7 +178,7 @@ class Encoder:
 
     def encode(self, piece: Piece) -> dict[str, Any]:
         """Encode and write a piece, and then its receipt."""
-        from csrtrain.evaluation.metrics import encode_rows
+        from csrtrain.encoding import encode_rows
 
         job = self._job
         embeddings = job.reader.read(piece.source, piece.first, piece.rows)
