@@ -33,7 +33,7 @@ COMMON_FLAGS = [
     "-Wextra",
 ]
 # Files named *_avx2.cpp and *_avx512.cpp are compiled for that instruction set and
-# reached only through the run-time choice in csrc/cpu/dispatch.cpp.
+# reached only through the run-time choice in csrc/cpu/isa/kernels.cpp.
 ISA_FLAGS = {
     "_avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt"],
     "_avx512": [

@@ -1,4 +1,4 @@
-"""The native module's interface; see csrc/bindings.cpp."""
+"""The native module's interface; see csrc/bindings/."""
 
 from enum import IntEnum
 from typing import Any

@@ -2,7 +2,7 @@
 
 Inverted lists are cut into windows of documents whose scores fit in the L1 cache; a search
 adds up one window after the other, list by list, and keeps what clears the bar of the best
-hits so far. See csrc/cpu/index_scan.cpp.
+hits so far. See csrc/cpu/index/scan.cpp.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The layers behind `encode` on a CPU: proposals by a matrix product, and how far to trust them.
 
 In float32 the matrix product only proposes: a bound on its rounding error says which latents may
-be among the k best, and those few are summed in double (csrc/cpu/encode_impl.hpp) and rounded
+be among the k best, and those few are summed in double (csrc/cpu/generic/encode.hpp) and rounded
 once. The result does not depend on the batch a row came in, on the number of threads, or on the
 BLAS. A bfloat16 product may propose instead.
 """

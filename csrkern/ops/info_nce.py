@@ -2,7 +2,7 @@
 
 On a CPU the scores of one row at a time are summed from postings, in a buffer that stays in the
 L1 cache, and reduced to a log-sum-exp at once; the backward pass sums them again and turns them
-into the row's gradient (csrc/cpu/info_nce.cpp). Memory is that of the codes and a few numbers
+into the row's gradient (csrc/cpu/ops/info_nce.cpp). Memory is that of the codes and a few numbers
 per row. float64 goes through the reference, so that gradients can be checked.
 """
 

@@ -1,9 +1,9 @@
 """similarity: the inner products between two sets of codes.
 
-On a CPU each row of the result is summed from the postings of its latents (csrc/cpu/
-similarity.cpp): only pairs of active entries cost a multiply-add, and the rest is writing
-zeros. The gradient of either side reads its rows of the incoming gradient at the same places.
-float64 goes through the reference, so that gradients can be checked.
+On a CPU each row of the result is summed from the postings of its latents
+(csrc/cpu/ops/similarity.cpp): only pairs of active entries cost a multiply-add, and the rest is
+writing zeros. The gradient of either side reads its rows of the incoming gradient at the same
+places. float64 goes through the reference, so that gradients can be checked.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 On a CPU a native kernel reads each row twice, once from memory and once from cache: maxima
 of disjoint groups give a proven lower bound on the k-th largest entry, entries above it are
-collected, and only they are sorted (csrc/cpu/topk_relu_impl.hpp). On a GPU a Triton kernel does
+collected, and only they are sorted (csrc/cpu/generic/topk_relu.hpp). On a GPU a Triton kernel does
 the same (csrkern/kernels/topk_relu.py). float64 goes through the reference, so that gradients
 can be checked.
 """

@@ -1,7 +1,7 @@
 """encode in float32 on a GPU: a bfloat16 product proposes, sums in double decide.
 
 1. Tensor cores find each row's candidates (encode_propose.py). How is measured.
-2. Each candidate is summed in double in the order of csrc/cpu/encode_impl.hpp, rounded once, and
+2. Each candidate is summed in double in the order of csrc/cpu/generic/encode.hpp, rounded once, and
    ranked: the codes are the CPU's, bit for bit, whatever proposed the candidates.
 3. A row with more candidates than there is room for, or without a bound, is summed in full by a
    last kernel, whose programs pass over all other rows; the host never waits.

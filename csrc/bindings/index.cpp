@@ -1,0 +1,460 @@
+// The inverted index in Python: csrkern._C.Index and what builds one.
+#include "csrkern/index.hpp"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "csrkern/index_rows.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+// A NumPy array over memory that `owner` keeps and the array then owns.
+template <class T, class Owner>
+py::array_t<T> adopt(Owner owner, const void* data, size_t size) {
+  auto* kept = new Owner(std::move(owner));
+  const py::capsule free(kept, [](void* p) { delete static_cast<Owner*>(p); });
+  return py::array_t<T>(static_cast<py::ssize_t>(size), static_cast<const T*>(data), free);
+}
+
+template <class T>
+py::array_t<T> adopt(std::vector<T> owner) {
+  const T* data = owner.data();  // survives the move
+  const size_t size = owner.size();
+  return adopt<T>(std::move(owner), data, size);
+}
+
+py::array_t<uint8_t> adopt(csrkern::Buffer owner) {
+  uint8_t* data = owner.data();
+  const size_t size = owner.bytes();
+  return adopt<uint8_t>(std::move(owner), data, size);
+}
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+// The bytes of an open file, read-only. The descriptor may be closed at once; Python's mmap keeps
+// a copy of it for as long as the array lives, and a process may have 1,024.
+py::array map_file(int descriptor, size_t bytes) {
+  void* data = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, descriptor, 0);
+  if (data == MAP_FAILED) {
+    PyErr_SetFromErrno(PyExc_OSError);
+    throw py::error_already_set();
+  }
+  struct Mapping {
+    void* data;
+    size_t bytes;
+  };
+  const py::capsule unmap(new Mapping{data, bytes}, [](void* p) {
+    const std::unique_ptr<Mapping> mapping(static_cast<Mapping*>(p));
+    munmap(mapping->data, mapping->bytes);
+  });
+  py::array array = py::array_t<uint8_t>(static_cast<py::ssize_t>(bytes),
+                                         static_cast<const uint8_t*>(data), unmap);
+  array.attr("setflags")(py::arg("write") = false);
+  return array;
+}
+
+csrkern::ValueType value_type(const std::string& name) {
+  if (name == "float16") return csrkern::ValueType::float16;
+  if (name == "float32") return csrkern::ValueType::float32;
+  if (name == "uint8") return csrkern::ValueType::uint8;
+  if (name == "uint16") return csrkern::ValueType::uint16;
+  throw std::invalid_argument("expected the name of a value type, got " + name);
+}
+
+// values and indices [n, k], or flat with starts [n + 1].
+csrkern::SparseRows sparse_rows(const Array<float>& values, const Array<int32_t>& indices,
+                                const std::optional<Array<int64_t>>& starts, int32_t dim) {
+  if (values.size() != indices.size())
+    throw std::invalid_argument("expected as many values as indices");
+  if (!starts) {
+    if (values.ndim() != 2) throw std::invalid_argument("expected values of shape [n, k]");
+    return {values.shape(0), dim, values.shape(1), nullptr, values.data(), indices.data()};
+  }
+  if (starts->size() < 1 || starts->at(starts->size() - 1) > values.size()) {
+    throw std::invalid_argument("expected row starts that end within the values");
+  }
+  return {starts->size() - 1, dim, 0, starts->data(), values.data(), indices.data()};
+}
+
+bool possible_window(int32_t window, int32_t block) {
+  return window >= 64 && window <= 65536 && window % 64 == 0 && block >= 0 && block % 64 == 0 &&
+         (block == 0 || window % block == 0);
+}
+
+// Throws unless all are rows: numbers in 0..n-1.
+void check_rows(const Array<int64_t>& chosen, int64_t n) {
+  const int64_t* rows = chosen.data();
+  if (!std::all_of(rows, rows + chosen.size(), [&](int64_t i) { return i >= 0 && i < n; })) {
+    throw std::invalid_argument("expected numbers of rows that are there");
+  }
+}
+
+// An index and the NumPy arrays it reads.
+struct PyIndex {
+  Array<int32_t> terms;
+  Array<uint64_t> offsets;
+  Array<uint32_t> checksums;
+  Array<uint8_t> postings;
+  std::optional<Array<int64_t>> ids;
+  std::optional<Array<uint8_t>> maxima;
+  std::optional<Array<float>> scales;
+  std::optional<Array<float>> norms;
+  std::unique_ptr<csrkern::Index> index;
+
+  PyIndex(int64_t n_docs, int32_t dim, int32_t window, int32_t block, const std::string& values,
+          int32_t exponent, bool trusted, Array<int32_t> terms, Array<uint64_t> offsets,
+          Array<uint32_t> checksums, Array<uint8_t> postings, std::optional<Array<int64_t>> ids,
+          std::optional<Array<uint8_t>> maxima, std::optional<Array<float>> scales,
+          std::optional<Array<float>> norms)
+      : terms(terms),
+        offsets(offsets),
+        checksums(checksums),
+        postings(postings),
+        ids(ids),
+        maxima(maxima),
+        scales(scales),
+        norms(norms) {
+    const csrkern::ValueType type = value_type(values);
+    const auto damaged = [](const std::string& what) {
+      throw std::invalid_argument("the index is damaged: " + what);
+    };
+    if (n_docs < 0 || dim < 1 || !possible_window(window, block)) {
+      damaged("impossible sizes in its header");
+    }
+    const int64_t n_windows = n_docs / window + (n_docs % window != 0);
+    // In this order a product of two sizes from a hostile file cannot wrap around.
+    if (offsets.size() < 1 || (n_windows > 0 && terms.size() > (offsets.size() - 1) / n_windows) ||
+        offsets.size() != terms.size() * n_windows + 1 || checksums.size() != terms.size()) {
+      damaged("its arrays disagree in size");
+    }
+    const uint64_t n_postings = offsets.at(offsets.size() - 1);
+    if (n_postings > static_cast<uint64_t>(postings.size()) ||
+        n_postings * csrkern::posting_bytes(type) != static_cast<uint64_t>(postings.size())) {
+      damaged("its postings do not fill their array");
+    }
+    if (!csrkern::plausible_documents(n_docs, n_postings, ids.has_value())) {
+      damaged("it claims more documents than its postings account for");
+    }
+    if (ids && ids->size() != n_docs) damaged("its ids disagree with its number of documents");
+    if (norms && norms->size() != n_docs)
+      damaged("its norms disagree with its number of documents");
+    csrkern::IndexView view{n_docs,
+                            dim,
+                            window,
+                            n_windows,
+                            terms.size(),
+                            type,
+                            terms.data(),
+                            offsets.data(),
+                            postings.data(),
+                            checksums.data(),
+                            ids ? ids->data() : nullptr};
+    if (block > 0) {
+      view.block = block;
+      const int64_t pitch = view.block_pitch();
+      if (!maxima || !scales || scales->size() != terms.size() || !pitch ||
+          maxima->size() % pitch != 0 || maxima->size() / pitch != terms.size()) {
+        damaged("its block maxima disagree in size");
+      }
+      view.maxima = maxima->data();
+      view.scales = scales->data();
+    }
+    if (norms) view.norms = norms->data();
+    view.exponent = exponent;
+    py::gil_scoped_release release;
+    index = std::make_unique<csrkern::Index>(view, trusted);
+  }
+};
+
+// Everything about a search but where its results go.
+struct PySearch {
+  std::vector<csrkern::Segment> segments;
+  csrkern::SparseRows rows;
+  csrkern::SearchOptions options;
+};
+
+using Bits = std::optional<Array<uint64_t>>;
+
+PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segments,
+                     const Array<float>& values, const Array<int32_t>& indices,
+                     const std::optional<Array<int64_t>>& starts, int32_t dim, int64_t topk,
+                     bool normalize, int64_t query_k, float min_score, int num_threads,
+                     int64_t shortlist, double kept, double bound_share,
+                     const std::optional<Array<float>>& dense,
+                     const std::optional<Array<float>>& offsets) {
+  PySearch search;
+  search.rows = sparse_rows(values, indices, starts, dim);
+  const int64_t n = search.rows.n;
+  for (const auto& [index, bits] : segments) {
+    const csrkern::IndexView& view = index->index->view();
+    if (view.dim != dim) throw std::invalid_argument("expected segments over the same latents");
+    csrkern::Segment segment{index->index.get()};
+    if (bits) {
+      const int64_t words = (view.n_docs + 63) / 64;
+      const bool one = bits->ndim() == 1;
+      if (bits->ndim() > 2 || bits->shape(bits->ndim() - 1) != words ||
+          (!one && bits->shape(0) != n)) {
+        throw std::invalid_argument("expected a bit for each document");
+      }
+      segment.allowed = bits->data();
+      segment.allowed_stride = one ? 0 : words;
+    }
+    search.segments.push_back(segment);
+  }
+  if ((dense && dense->size() != n * dim) || (offsets && offsets->size() != n)) {
+    throw std::invalid_argument("expected dense queries [n, dim] and offsets [n]");
+  }
+  if (topk < 1 || query_k < 0 || shortlist < 0 || num_threads < 1) {
+    throw std::invalid_argument("expected topk and threads of at least 1, and nothing below 0");
+  }
+  search.options.topk = topk;
+  search.options.normalize = normalize;
+  search.options.query_k = query_k;
+  search.options.min_score = min_score;
+  search.options.num_threads = num_threads;
+  search.options.shortlist = shortlist;
+  search.options.kept = kept;
+  search.options.bound_share = bound_share;
+  search.options.dense = dense ? dense->data() : nullptr;
+  search.options.offsets = offsets ? offsets->data() : nullptr;
+  return search;
+}
+
+template <class Body>
+void def_search(py::module_& m, const char* name, const char* doc, const Body& body) {
+  using py::arg;
+  m.def(
+      name,
+      [body](const std::vector<std::pair<const PyIndex*, Bits>>& segments,
+             const Array<float>& values, const Array<int32_t>& indices,
+             const std::optional<Array<int64_t>>& starts, int32_t dim, int64_t topk, bool normalize,
+             int64_t query_k, float min_score, int num_threads, int64_t shortlist, double kept,
+             double bound_share, const std::optional<Array<float>>& dense,
+             const std::optional<Array<float>>& offsets) {
+        return body(read_search(segments, values, indices, starts, dim, topk, normalize, query_k,
+                                min_score, num_threads, shortlist, kept, bound_share, dense,
+                                offsets));
+      },
+      doc, arg("segments"), arg("values"), arg("indices"), arg("starts"), arg("dim"), py::kw_only(),
+      arg("topk"), arg("normalize"), arg("query_k"), arg("min_score"), arg("num_threads"),
+      arg("shortlist") = 0, arg("kept") = 1.0, arg("bound_share") = 1.0, arg("dense") = py::none(),
+      arg("offsets") = py::none());
+}
+
+void bind_searches(py::module_& m) {
+  m.def(
+      "read_query",
+      [](const Array<float>& values, const Array<int32_t>& indices,
+         const std::optional<Array<int64_t>>& starts, int32_t dim, bool normalize) {
+        const csrkern::SparseRows rows = sparse_rows(values, indices, starts, dim);
+        if (rows.n < 1) throw std::invalid_argument("expected a query");
+        csrkern::check_starts(rows, "query");
+        std::vector<csrkern::Entry> entries;
+        std::vector<int32_t> latents;
+        csrkern::read_query(rows, 0, normalize, dim, entries, latents);
+        latents.clear();
+        std::vector<float> weights;
+        for (const csrkern::Entry& e : entries) {
+          latents.push_back(e.latent);
+          weights.push_back(e.value);
+        }
+        return py::make_tuple(adopt(std::move(latents)), adopt(std::move(weights)));
+      },
+      "The first row's latents and values in the order in which a search adds them up.");
+  def_search(m, "search", "(scores, ids), both [n, topk].", [](const PySearch& search) {
+    py::array_t<float> scores({search.rows.n, search.options.topk});
+    py::array_t<int64_t> ids({search.rows.n, search.options.topk});
+    float* scores_out = scores.mutable_data();
+    int64_t* ids_out = ids.mutable_data();
+    {
+      py::gil_scoped_release release;
+      csrkern::search(search.segments, search.rows, search.options, scores_out, ids_out);
+    }
+    return py::make_tuple(scores, ids);
+  });
+  def_search(m, "expected_ns", "What a query should take on one thread, the mean.",
+             [](const PySearch& search) {
+               py::gil_scoped_release release;
+               return csrkern::expected_ns(search.segments, search.rows, search.options);
+             });
+  def_search(m, "search_all", "(starts [n + 1], scores, ids).", [](const PySearch& search) {
+    csrkern::Ragged found;
+    {
+      py::gil_scoped_release release;
+      found = csrkern::search_all(search.segments, search.rows, search.options);
+    }
+    return py::make_tuple(adopt(std::move(found.starts)), adopt(std::move(found.scores)),
+                          adopt(std::move(found.ids)));
+  });
+}
+
+}  // namespace
+
+void bind_index(py::module_& m) {
+  m.def("crc32c", [](const py::buffer& data) {
+    const py::buffer_info info = data.request();
+    if (!PyBuffer_IsContiguous(info.view(), 'C')) throw py::value_error("expected whole memory");
+    return csrkern::crc32c(info.ptr, static_cast<size_t>(info.size * info.itemsize));
+  });
+  m.def("plausible_documents", &csrkern::plausible_documents);
+  m.def(
+      "empty_pages",
+      [](size_t bytes) {
+        csrkern::Buffer buffer(bytes);
+        return adopt(std::move(buffer));
+      },
+      "Uninitialised bytes in huge pages where the system grants them.");
+  m.def("map_file", &map_file,
+        "The first bytes of an open file as a read-only array, which needs no descriptor.");
+  m.def(
+      "cluster_order",
+      [](const Array<float>& values, const Array<int32_t>& indices,
+         const std::optional<Array<int64_t>>& starts, int32_t dim, double least_similarity,
+         int num_threads) {
+        const csrkern::SparseRows rows = sparse_rows(values, indices, starts, dim);
+        std::vector<int64_t> order;
+        {
+          py::gil_scoped_release release;
+          order = csrkern::cluster_order(rows, least_similarity, num_threads);
+        }
+        return adopt(std::move(order));
+      },
+      "An order of the rows in which similar ones stand together, int64 [n], or empty.");
+  m.def(
+      "build_index",
+      [](const Array<float>& values, const Array<int32_t>& indices,
+         const std::optional<Array<int64_t>>& starts, int32_t dim,
+         const std::optional<Array<int64_t>>& order, int32_t window, int32_t block,
+         const std::string& type, int32_t exponent, bool normalize, int num_threads) {
+        csrkern::SparseRows rows = sparse_rows(values, indices, starts, dim);
+        if (order) {
+          if (order->size() != rows.n) throw std::invalid_argument("expected an order of all rows");
+          check_rows(*order, rows.n);
+          rows.order = order->data();
+        }
+        if (!possible_window(window, block)) throw std::invalid_argument("impossible window");
+        csrkern::BuiltIndex built;
+        {
+          py::gil_scoped_release release;
+          built = csrkern::build_index(rows, window, block, value_type(type), normalize,
+                                       num_threads, exponent);
+        }
+        py::dict arrays;
+        arrays["terms"] = adopt(std::move(built.terms));
+        arrays["offsets"] = adopt(std::move(built.offsets));
+        arrays["checksums"] = adopt(std::move(built.checksums));
+        arrays["postings"] = adopt(std::move(built.postings));
+        if (block > 0) {
+          arrays["maxima"] = adopt(std::move(built.maxima));
+          arrays["scales"] = adopt(std::move(built.scales));
+        }
+        return arrays;
+      },
+      "The arrays of an index by name: see csrkern/index.hpp.");
+
+  using py::arg;
+  py::class_<PyIndex>(m, "Index")
+      .def(py::init<int64_t, int32_t, int32_t, int32_t, const std::string&, int32_t, bool,
+                    Array<int32_t>, Array<uint64_t>, Array<uint32_t>, Array<uint8_t>,
+                    std::optional<Array<int64_t>>, std::optional<Array<uint8_t>>,
+                    std::optional<Array<float>>, std::optional<Array<float>>>(),
+           py::kw_only(), arg("n_docs"), arg("dim"), arg("window"), arg("block"), arg("values"),
+           arg("exponent"), arg("trusted"), arg("terms").noconvert(), arg("offsets").noconvert(),
+           arg("checksums").noconvert(), arg("postings").noconvert(),
+           arg("ids").noconvert() = py::none(), arg("maxima").noconvert() = py::none(),
+           arg("scales").noconvert() = py::none(), arg("norms").noconvert() = py::none())
+      .def_readonly("terms", &PyIndex::terms)
+      .def_readonly("offsets", &PyIndex::offsets)
+      .def_readonly("checksums", &PyIndex::checksums)
+      .def_readonly("postings", &PyIndex::postings)
+      .def_readonly("ids", &PyIndex::ids)
+      .def_readonly("maxima", &PyIndex::maxima)
+      .def_readonly("scales", &PyIndex::scales)
+      .def_readonly("norms", &PyIndex::norms)
+      .def("value",
+           [](const PyIndex& self, int64_t doc, int32_t latent) {
+             const csrkern::IndexView& view = self.index->view();
+             if (doc < 0 || doc >= view.n_docs || latent < 0 || latent >= view.dim) {
+               throw std::invalid_argument("expected a document and a latent of the index");
+             }
+             return self.index->value(doc, latent);
+           })
+      .def("make_forward",
+           [](const PyIndex& self, int num_threads) {
+             py::gil_scoped_release release;
+             self.index->forward(num_threads);
+           })
+      .def("rows_of",
+           [](const PyIndex& self, const Array<int64_t>& docs) {
+             check_rows(docs, self.index->view().n_docs);
+             csrkern::OwnedRows rows;
+             {
+               py::gil_scoped_release release;
+               rows = self.index->rows_of(docs.data(), docs.size());
+             }
+             return py::make_tuple(adopt(std::move(rows.starts)), adopt(std::move(rows.latents)),
+                                   adopt(std::move(rows.values)));
+           })
+      .def_property_readonly("forward_bytes",
+                             [](const PyIndex& self) { return self.index->forward_bytes(); })
+      .def("explain",
+           [](const PyIndex& self, const Array<float>& values, const Array<int32_t>& indices,
+              const std::optional<Array<int64_t>>& starts, int64_t topk, bool normalize) {
+             const csrkern::SparseRows rows =
+                 sparse_rows(values, indices, starts, self.index->view().dim);
+             if (rows.n < 1 || topk < 1) throw std::invalid_argument("expected a query and a topk");
+             const csrkern::SearchCost cost = self.index->explain(rows, 0, topk, normalize);
+             py::dict counts;
+             counts["terms"] = cost.terms;
+             counts["postings"] = cost.postings;
+             counts["blocks_scored"] = cost.blocks_scored;
+             counts["windows_scanned"] = cost.windows_scanned;
+             return counts;
+           })
+      .def("gain_of_blocks",
+           [](const PyIndex& self, const Array<float>& values, const Array<int32_t>& indices,
+              const std::optional<Array<int64_t>>& starts, const Array<int64_t>& chosen,
+              bool normalize) {
+             csrkern::SparseRows rows =
+                 sparse_rows(values, indices, starts, self.index->view().dim);
+             check_rows(chosen, rows.n);
+             csrkern::check_starts(rows, "queries");
+             rows.n = std::min<int64_t>(chosen.size(), rows.n);
+             rows.order = chosen.data();
+             return self.index->gain_of_blocks(rows, normalize);
+           })
+      .def("verify",
+           [](const PyIndex& self, int num_threads) {
+             py::gil_scoped_release release;
+             self.index->verify(num_threads);
+           })
+      .def("rows", [](const PyIndex& self) {
+        const csrkern::IndexView& view = self.index->view();
+        const auto n = static_cast<py::ssize_t>(self.offsets.at(self.offsets.size() - 1));
+        py::array_t<int64_t> starts(view.n_docs + 1);
+        py::array_t<int32_t> latents(n);
+        py::array_t<float> values(n);
+        int64_t* starts_out = starts.mutable_data();
+        int32_t* latents_out = latents.mutable_data();
+        float* values_out = values.mutable_data();
+        {
+          py::gil_scoped_release release;
+          self.index->rows(starts_out, latents_out, values_out);
+        }
+        return py::make_tuple(starts, latents, values);
+      });
+  bind_searches(m);
+}

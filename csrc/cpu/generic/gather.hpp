@@ -1,0 +1,353 @@
+// The gather kernels over a vector type `V` that each instruction-set file supplies.
+// Included once by each of them, so everything here has internal linkage.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "isa/gather_kernels.hpp"
+#include "isa/small_floats.hpp"
+
+namespace csrkern {
+namespace {
+
+// A tile is kTile vectors of float sums in registers; with kTile 0 it is the ragged end of a row,
+// narrower than a vector; with kTile kStretch its sums wait in the L1 cache. Two vectors of
+// bfloat16 are held as their even and their odd columns where that is faster.
+constexpr int kStretch = -1;
+
+template <class V, class T, int kTile>
+constexpr bool kPaired = V::pairs && std::is_same_v<T, BFloat> && kTile % 2 == 0 && kTile > 0;
+
+template <class V, class T, int kTile, class Each>
+inline __attribute__((always_inline)) void each_vector(const T* from, int64_t columns,
+                                                       Each&& each) {
+  if constexpr (kPaired<V, T, kTile>) {
+    for (int v = 0; v < kTile; v += 2) {
+      typename V::F even, odd;
+      V::load_pair(from + v * V::width, even, odd);
+      each(v, even);
+      each(v + 1, odd);
+    }
+  } else if constexpr (kTile > 0) {
+    for (int v = 0; v < kTile; ++v) each(v, V::load_f(from + v * V::width));
+  } else {
+    each(0, V::load_part_f(from, columns));
+  }
+}
+
+template <class T>
+inline __attribute__((always_inline)) void prefetch(const T* row, int64_t columns) {
+  const char* byte = reinterpret_cast<const char*>(row);
+  for (int64_t i = 0; i < columns * static_cast<int64_t>(sizeof(T)); i += 64) {
+    __builtin_prefetch(byte + i);
+  }
+}
+
+template <class V, class T, int kTile>
+struct Sums {
+  typename V::F vector[kTile ? kTile : 1];
+
+  void clear(int64_t) {
+    for (auto& v : vector) v = V::zero();
+  }
+  inline __attribute__((always_inline)) void add_scaled(float scale, const T* row,
+                                                        int64_t columns) {
+    const auto s = V::splat(scale);
+    each_vector<V, T, kTile>(row, columns,
+                             [&](int v, typename V::F x) { vector[v] = V::fma(s, x, vector[v]); });
+  }
+  // `next` is fetched meanwhile.
+  inline __attribute__((always_inline)) void add_scaled(float scale, const T* row, const T* next,
+                                                        int64_t columns) {
+    prefetch(next, columns);
+    add_scaled(scale, row, columns);
+  }
+  inline __attribute__((always_inline)) void add(const T* row, int64_t columns) {
+    each_vector<V, T, kTile>(row, columns,
+                             [&](int v, typename V::F x) { vector[v] = V::add(vector[v], x); });
+  }
+  void finish(int64_t) {}
+  void store(T* to, const T* bias, int64_t columns) const {
+    Sums<V, T, kTile> shifted = *this;
+    if (bias) shifted.add(bias, columns);
+    if constexpr (kPaired<V, T, kTile>) {
+      for (int v = 0; v < kTile; v += 2) {
+        V::store_pair(to + v * V::width, shifted.vector[v], shifted.vector[v + 1]);
+      }
+    } else if constexpr (kTile > 0) {
+      for (int v = 0; v < kTile; ++v) V::store_f(to + v * V::width, shifted.vector[v]);
+    } else {
+      V::store_part_f(to, shifted.vector[0], columns);
+    }
+  }
+};
+
+// Registers of 8 lanes hold 64 sums at once, too few to pay for finding a row (1.7 times slower).
+// So rows are collected first, kRows of them, and then added in order, four vectors of each
+// at a time.
+template <class V, class T>
+struct Sums<V, T, kStretch> {
+  static constexpr int kRows = 4;
+  static constexpr int64_t kBlock = 4 * V::width;
+  static constexpr int64_t kMost = 256;  // columns; 1,024 were up to 1.3 times slower
+  using Block = Sums<V, T, kBlock / V::width>;
+
+  alignas(64) float sums[kMost];
+  const T *rows[kRows], *nexts[kRows];
+  float scales[kRows];
+  int count = 0;
+
+  Block block(int64_t column) const {
+    Block block;
+    for (int v = 0; v < kBlock / V::width; ++v) {
+      block.vector[v] = V::load_f(sums + column + v * V::width);
+    }
+    return block;
+  }
+  void keep(int64_t column, const Block& block) {
+    for (int v = 0; v < kBlock / V::width; ++v) {
+      V::store_f(sums + column + v * V::width, block.vector[v]);
+    }
+  }
+  void clear(int64_t columns) {
+    for (int64_t c = 0; c < columns; c += V::width) V::store_f(sums + c, V::zero());
+  }
+  void add(const T* row, int64_t columns) {
+    for (int64_t c = 0; c < columns; c += kBlock) {
+      Block sum = block(c);
+      sum.add(row + c, kBlock);
+      keep(c, sum);
+    }
+  }
+  template <int kCount>
+  inline __attribute__((always_inline)) void add_rows(int64_t columns) {
+    const T *from[kCount], *next[kCount];
+    float scale[kCount];
+    for (int g = 0; g < kCount; ++g) {
+      from[g] = rows[g];
+      next[g] = nexts[g];
+      scale[g] = scales[g];
+    }
+    for (int64_t c = 0; c < columns; c += kBlock) {
+      Block sum = block(c);
+#pragma GCC unroll 4
+      for (int g = 0; g < kCount; ++g) sum.add_scaled(scale[g], from[g] + c, next[g] + c, kBlock);
+      keep(c, sum);
+    }
+  }
+  inline __attribute__((always_inline)) void add_scaled(float scale, const T* row, const T* next,
+                                                        int64_t columns) {
+    scales[count] = scale;
+    rows[count] = row;
+    nexts[count++] = next;
+    if (count < kRows) return;
+    add_rows<kRows>(columns);
+    count = 0;
+  }
+  void finish(int64_t columns) {
+    if (count == 1) add_rows<1>(columns);
+    if (count == 2) add_rows<2>(columns);
+    if (count == 3) add_rows<3>(columns);
+    count = 0;
+  }
+  void store(T* to, const T* bias, int64_t columns) const {
+    for (int64_t c = 0; c < columns; c += kBlock) {
+      block(c).store(to + c, bias ? bias + c : nullptr, kBlock);
+    }
+  }
+};
+
+// Slots between a prefetch and its use: 2 to 4 were 1.8 times slower, 12 and 24 a few percent.
+constexpr int64_t kAhead = 16;
+
+// Calls body(kTile, column, columns) over stretches or whole tiles of the columns up to d, then
+// over single vectors, then, with kTile 0, over the ragged rest.
+template <class V, class T, class Body>
+inline void tiles(bool stretch, int64_t column, int64_t d, Body&& body) {
+  if (V::stretched && stretch) {
+    using Stretch = Sums<V, T, kStretch>;
+    while (d - column >= Stretch::kBlock) {
+      const int64_t whole = (d - column) / Stretch::kBlock * Stretch::kBlock;
+      const int64_t columns = whole < Stretch::kMost ? whole : Stretch::kMost;
+      body(std::integral_constant<int, kStretch>{}, column, columns);
+      column += columns;
+    }
+  } else {
+    for (; column + V::tile * V::width <= d; column += V::tile * V::width) {
+      body(std::integral_constant<int, V::tile>{}, column, V::tile * V::width);
+    }
+  }
+  for (; column + V::width <= d; column += V::width) {
+    body(std::integral_constant<int, 1>{}, column, V::width);
+  }
+  if (column < d) body(std::integral_constant<int, 0>{}, column, d - column);
+}
+
+// Columns outermost, so that what is read kAhead slots later is found by one step through the
+// indices, across the ends of rows.
+template <class V, class T>
+void gather_sum_rows(const GatherSum& args, int64_t begin, int64_t end) {
+  const T* table = static_cast<const T*>(args.table.data);
+  const T* bias = static_cast<const T*>(args.bias);
+  const int64_t k = args.codes.k, d = args.d, stride = args.table.row_stride;
+  const int64_t last = end * k - 1;
+  tiles<V, T>(true, 0, d, [&](auto tile, int64_t column, int64_t columns) {
+    for (int64_t i = begin; i < end; ++i) {
+      Sums<V, T, tile()> sums;
+      sums.clear(columns);
+      int64_t slot = i * k;
+      for (int q = 0; q < args.num_prefixes; ++q) {
+        for (; slot < i * k + args.ends[q]; ++slot) {
+          const float value = args.codes.values[slot];
+          if (value == 0) continue;
+          const int64_t ahead = slot + kAhead < last ? slot + kAhead : last;
+          sums.add_scaled(value, table + args.codes.indices[slot] * stride + column,
+                          table + args.codes.indices[ahead] * stride + column, columns);
+        }
+        sums.finish(columns);
+        sums.store(static_cast<T*>(args.outs[q]) + i * d + column, bias ? bias + column : nullptr,
+                   columns);
+      }
+    }
+  });
+}
+
+// ⟨a, b⟩ by 64 partial sums, element j in number j mod 64, then by a tree: the same on every
+// instruction set that fuses multiply and add.
+template <class V, class T>
+inline float dot(const T* a, const T* b, int64_t d) {
+  constexpr int64_t kParts = 64, kVectors = kParts / V::width;
+  typename V::F acc[kVectors];
+  for (auto& sum : acc) sum = V::zero();
+  int64_t j = 0;
+  for (; j + kParts <= d; j += kParts) {
+    for (int v = 0; v < kVectors; ++v) {
+      acc[v] = V::fma(V::load_f(a + j + v * V::width), V::load_f(b + j + v * V::width), acc[v]);
+    }
+  }
+  for (int v = 0; j < d; j += V::width, ++v) {
+    const int64_t left = d - j;
+    acc[v] = left >= V::width
+                 ? V::fma(V::load_f(a + j), V::load_f(b + j), acc[v])
+                 : V::fma(V::load_part_f(a + j, left), V::load_part_f(b + j, left), acc[v]);
+  }
+  float parts[kParts];
+  for (int v = 0; v < kVectors; ++v) V::store_f(parts + v * V::width, acc[v]);
+  for (int64_t half = kParts / 2; half > 0; half /= 2) {
+    for (int64_t part = 0; part < half; ++part) parts[part] += parts[part + half];
+  }
+  return parts[0];
+}
+
+template <class V, class T>
+void gather_dot_rows(const GatherDot& args, int64_t begin, int64_t end) {
+  constexpr int64_t kAhead = 2;
+  const T* table = static_cast<const T*>(args.table.data);
+  const int64_t k = args.codes.k, d = args.d, stride = args.table.row_stride;
+  for (int64_t i = begin; i < end; ++i) {
+    const float* values = args.codes.values + i * k;
+    const int32_t* indices = args.codes.indices + i * k;
+    for (int64_t s = 0; s < k; ++s) {
+      if (s + kAhead < k) prefetch(table + indices[s + kAhead] * stride, d);
+      float sum = 0;
+      for (int q = 0; q < args.num_sources && values[s] != 0; ++q) {
+        const Source& source = args.sources[q];
+        if (s < source.begin || s >= source.end) continue;
+        const T* row = static_cast<const T*>(source.rows.data) + i * source.rows.row_stride;
+        sum += dot<V>(row, table + indices[s] * stride, d);
+      }
+      args.out[i * k + s] = sum;
+    }
+  }
+}
+
+// Entries first..last-1 of one latent, as far as their row is below row_end, added up.
+// Returns the first that is left.
+template <class V, class T, int kTile>
+inline int64_t add_entries(const ScatterSum& args, int64_t first, int64_t last, int64_t row_end,
+                           int64_t column, int64_t columns, Sums<V, T, kTile>& sums) {
+  const bool whole = row_end == args.n;  // otherwise what is read lies in the L2 cache
+  int64_t e = first;
+  for (; e < last && args.rows[e] < row_end; ++e) {
+    const int64_t slot = args.slots[e];
+    const int64_t ahead = args.rows[whole && e + kAhead < last ? e + kAhead : e];
+    for (int q = 0; q < args.num_sources; ++q) {
+      const Source& source = args.sources[q];
+      const T* data = static_cast<const T*>(source.rows.data) + column;
+      if (slot < source.begin || slot >= source.end) continue;
+      sums.add_scaled(source.scale[e], data + args.rows[e] * source.rows.row_stride,
+                      data + ahead * source.rows.row_stride, columns);
+    }
+  }
+  sums.finish(columns);
+  return e;
+}
+
+// Rows are taken in blocks that stay in the L2 cache while all latents of the piece draw from
+// them; the sums wait in `out` meanwhile. The order of every sum stays that of the rows.
+template <class V, class T>
+void scatter_sum_latents(const ScatterSum& args, int64_t begin, int64_t end, int64_t first_column,
+                         int64_t last_column) {
+  int64_t next[kScatterLatents];
+  tiles<V, T>(
+      sizeof(T) == 2, first_column, last_column, [&](auto tile, int64_t column, int64_t columns) {
+        for (int64_t latent = begin; latent < end; ++latent) {
+          next[latent - begin] = args.starts[latent];
+        }
+        int64_t row_end = 0;
+        do {
+          const int64_t row = row_end;
+          row_end = row + args.block_rows < args.n ? row + args.block_rows : args.n;
+          for (int64_t latent = begin; latent < end; ++latent) {
+            const int64_t first = next[latent - begin], last = args.starts[latent + 1];
+            if (row > 0 && (first == last || args.rows[first] >= row_end)) continue;
+            T* out = static_cast<T*>(args.out) + latent * args.d + column;
+            Sums<V, T, tile()> sums;
+            sums.clear(columns);
+            if (row > 0) sums.add(out, columns);
+            next[latent - begin] =
+                add_entries<V, T, tile()>(args, first, last, row_end, column, columns, sums);
+            sums.store(out, nullptr, columns);
+          }
+        } while (row_end < args.n);
+      });
+}
+
+template <class V>
+struct GatherOf {
+  static void gather_sum(const GatherSum& args, int64_t begin, int64_t end) {
+    switch (args.dtype) {
+      case DType::float32:
+        return gather_sum_rows<V, float>(args, begin, end);
+      case DType::float16:
+        return gather_sum_rows<V, Half>(args, begin, end);
+      case DType::bfloat16:
+        return gather_sum_rows<V, BFloat>(args, begin, end);
+    }
+  }
+  static void gather_dot(const GatherDot& args, int64_t begin, int64_t end) {
+    switch (args.dtype) {
+      case DType::float32:
+        return gather_dot_rows<V, float>(args, begin, end);
+      case DType::float16:
+        return gather_dot_rows<V, Half>(args, begin, end);
+      case DType::bfloat16:
+        return gather_dot_rows<V, BFloat>(args, begin, end);
+    }
+  }
+  static void scatter_sum(const ScatterSum& args, int64_t begin, int64_t end, int64_t first_column,
+                          int64_t last_column) {
+    switch (args.dtype) {
+      case DType::float32:
+        return scatter_sum_latents<V, float>(args, begin, end, first_column, last_column);
+      case DType::float16:
+        return scatter_sum_latents<V, Half>(args, begin, end, first_column, last_column);
+      case DType::bfloat16:
+        return scatter_sum_latents<V, BFloat>(args, begin, end, first_column, last_column);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace csrkern

@@ -1,0 +1,187 @@
+#include "csrkern/index.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "csrkern/index_kernels.hpp"
+#include "csrkern/parallel.hpp"
+#include "index/directory.hpp"
+#include "index/forward.hpp"
+#include "index/query.hpp"
+
+namespace csrkern {
+namespace {
+
+// What a posting costs when the forward copy, or the directory of blocks, is made by one thread.
+constexpr double kNsPerForwardPosting = 13, kNsPerDirectoryPosting = 4;
+
+[[noreturn]] void damaged(const std::string& what) {
+  throw std::invalid_argument("the index is damaged: " + what);
+}
+
+bool good_value(const uint8_t* values, int64_t i, ValueType type) {
+  if (type == ValueType::float16) {
+    uint16_t half;
+    std::memcpy(&half, values + 2 * i, 2);
+    return half > 0 && half < 0x7c00;
+  }
+  if (is_squares(type)) return true;
+  uint32_t bits;
+  std::memcpy(&bits, values + 4 * i, 4);
+  return bits > 0 && bits < 0x7f800000;
+}
+
+// Local numbers ascend and stay within the window's documents; values are positive and finite.
+bool good_segment(const IndexView& view, const uint8_t* segment, uint64_t n, int64_t docs) {
+  bool good = true;
+  for (uint64_t i = 0; i < n; ++i) good &= good_value(segment + 2 * n, i, view.type);
+  int64_t last = -1;
+  for (uint64_t i = 0; i < n; ++i) {
+    uint16_t id;
+    std::memcpy(&id, segment + 2 * i, 2);
+    good &= id > last;
+    last = id;
+  }
+  return good && last < docs;
+}
+
+// No value is above its block's maximum.
+bool good_maxima(const IndexView& view, int64_t term) {
+  const double scale = view.scales[term];
+  const uint8_t* maxima = view.maxima_of(term);
+  bool good = scale > 0 && std::isfinite(scale);
+  each_posting(view, term, [&](int64_t doc, float value) {
+    good &= value <= maxima[doc / view.block] * scale;
+  });
+  return good;
+}
+
+}  // namespace
+
+Index::Index(const IndexView& view, bool trusted) : view_(view), finder_(view.terms, 0, 1) {
+  const int64_t segments = view.n_terms * view.n_windows;
+  for (int64_t t = 0; t < view.n_terms; ++t) {
+    const int32_t above = t == 0 ? -1 : view.terms[t - 1];
+    if (view.terms[t] <= above || view.terms[t] >= view.dim) {
+      damaged("its latents do not ascend within 0.." + std::to_string(view.dim - 1));
+    }
+  }
+  if (is_squares(view.type) && (view.exponent < kLeastExponent || view.exponent > kMostExponent)) {
+    damaged("its values are too large or too small");
+  }
+  bool good = view.offsets[0] == 0;
+  for (int64_t i = 0; i < segments; ++i) {
+    // A difference that wraps around is larger than any window.
+    good &= view.offsets[i + 1] - view.offsets[i] <= static_cast<uint64_t>(view.window);
+  }
+  if (!good) damaged("its offsets do not ascend by at most a window's documents");
+  for (int64_t i = 1; view.ids != nullptr && i < view.n_docs; ++i) {
+    ids_ascend_ &= view.ids[i - 1] < view.ids[i];
+  }
+  finder_ = TermFinder(view.terms, view.n_terms, view.dim);
+  if (!trusted) verified_.reset(new std::atomic<uint8_t>[view.n_terms]());
+}
+
+Index::~Index() {
+  delete forward_.load();
+  delete directory_.load();
+}
+
+void Index::verify_term(int64_t term) const {
+  if (verified_ == nullptr || verified_[term].load(std::memory_order_acquire)) return;
+  const uint64_t* offsets = view_.offsets + term * view_.n_windows;
+  bool good = checksum_of_term(view_, term) == view_.checksums[term];
+  for (int64_t w = 0; good && w < view_.n_windows; ++w) {
+    const int64_t docs = std::min<int64_t>(view_.window, view_.n_docs - w * view_.window);
+    good = good_segment(view_, view_.segment(offsets[w]), offsets[w + 1] - offsets[w], docs);
+  }
+  if (good && view_.block > 0) good = good_maxima(view_, term);
+  if (!good) damaged("the postings of latent " + std::to_string(view_.terms[term]));
+  verified_[term].store(1, std::memory_order_release);
+}
+
+void Index::verify(int num_threads) const {
+  parallel_for(view_.n_terms, 16, num_threads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) verify_term(t);
+  });
+}
+
+void Index::rows(int64_t* starts, int32_t* latents, float* values) const {
+  verify(1);
+  std::fill(starts, starts + view_.n_docs + 1, 0);
+  for (int64_t t = 0; t < view_.n_terms; ++t) {
+    each_posting(view_, t, [&](int64_t doc, float) { ++starts[doc + 1]; });
+  }
+  for (int64_t i = 0; i < view_.n_docs; ++i) starts[i + 1] += starts[i];
+  std::vector<int64_t> next(starts, starts + view_.n_docs);
+  for (int64_t t = 0; t < view_.n_terms; ++t) {
+    each_posting(view_, t, [&](int64_t doc, float value) {
+      const int64_t at = next[doc]++;
+      latents[at] = view_.terms[t];
+      values[at] = value;
+    });
+  }
+}
+
+OwnedRows Index::rows_of(const int64_t* docs, int64_t n) const {
+  OwnedRows rows;
+  rows.starts.push_back(0);
+  for (int64_t i = 0; i < n; ++i) append_row(forward(1), view_.terms, docs[i], rows);
+  return rows;
+}
+
+float Index::value(int64_t doc, int32_t latent) const {
+  const int64_t term = finder_.find(latent);
+  if (term < 0) return 0;
+  verify_term(term);
+  float found = 0;
+  const int64_t window = doc / view_.window;
+  each_posting(view_, term, window, [&](int64_t at, float value) {
+    if (at == doc) found = value;
+  });
+  return found;
+}
+
+const Forward& Index::forward(int num_threads) const {
+  if (const Forward* made = forward_.load(std::memory_order_acquire)) return *made;
+  const std::lock_guard<std::mutex> lock(making_forward_);
+  if (forward_.load() == nullptr) {
+    verify(num_threads);
+    forward_.store(new Forward(view_, num_threads), std::memory_order_release);
+  }
+  return *forward_.load();
+}
+
+int64_t Index::forward_bytes() const {
+  const Forward* made = forward_.load(std::memory_order_acquire);
+  const Directory* directory = directory_.load(std::memory_order_acquire);
+  return (made == nullptr ? 0 : made->bytes()) + (directory == nullptr ? 0 : directory->bytes());
+}
+
+const Forward* Index::forward_if_worth(int64_t ns_lost) const {
+  if (const Forward* made = forward_.load(std::memory_order_acquire)) return made;
+  const uint64_t postings = view_.offsets[view_.n_terms * view_.n_windows];
+  const double cost = kNsPerForwardPosting * static_cast<double>(postings);
+  if (ns_lost_.fetch_add(ns_lost, std::memory_order_relaxed) < cost) return nullptr;
+  return &forward(1);
+}
+
+const Directory* Index::directory_if_worth() const {
+  if (const Directory* made = directory_.load(std::memory_order_acquire)) return made;
+  const uint64_t postings = view_.offsets[view_.n_terms * view_.n_windows];
+  const double cost = kNsPerDirectoryPosting * static_cast<double>(postings);
+  if (verified_ != nullptr && ns_lost_in_blocks_.load(std::memory_order_relaxed) < cost) {
+    return nullptr;
+  }
+  const std::lock_guard<std::mutex> lock(making_directory_);
+  if (directory_.load() == nullptr) {
+    verify(1);
+    directory_.store(new Directory(view_, 1), std::memory_order_release);
+  }
+  return directory_.load();
+}
+
+}  // namespace csrkern

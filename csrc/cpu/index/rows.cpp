@@ -1,0 +1,124 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "csrkern/index_rows.hpp"
+
+namespace csrkern {
+namespace {
+
+// 16 MB of table at most; beyond, 20 steps of a binary search cost less than the misses.
+constexpr int32_t kLargestTable = 1 << 22;
+// A small index over many latents makes do with the search: its table would be its largest part.
+constexpr int64_t kLatentsPerTerm = 16;
+
+// By value descending, then by latent. Most queries come like that.
+void put_in_order(std::vector<Entry>& entries) {
+  const auto before = [](const Entry& a, const Entry& b) {
+    return a.value > b.value || (a.value == b.value && a.latent < b.latent);
+  };
+  if (!std::is_sorted(entries.begin(), entries.end(), before)) {
+    std::sort(entries.begin(), entries.end(), before);
+  }
+}
+
+}  // namespace
+
+std::string shown(float value) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%g", static_cast<double>(value));
+  return text;
+}
+
+std::string in_row(const SparseRows& rows, int64_t i) {
+  return " in row " + std::to_string(rows.order == nullptr ? i : rows.order[i]);
+}
+
+void throw_twice(const SparseRows& rows, int64_t i, const char* name, int32_t latent) {
+  throw std::invalid_argument(std::string(name) + ": latent " + std::to_string(latent) +
+                              " comes twice" + in_row(rows, i) + "; sum or drop duplicates first");
+}
+
+void check_starts(const SparseRows& rows, const char* name) {
+  if (rows.starts == nullptr) return;
+  bool ordered = rows.starts[0] == 0;
+  for (int64_t i = 0; i < rows.n; ++i) ordered &= rows.starts[i] <= rows.starts[i + 1];
+  if (!ordered) {
+    throw std::invalid_argument(std::string(name) +
+                                ": expected row starts from 0 that never decrease");
+  }
+}
+
+void check_row(const SparseRows& rows, int64_t i, const char* name) {
+  const auto [begin, end] = row_range(rows, i);
+  bool good = true;
+  for (int64_t j = begin; j < end; ++j) {
+    good &= static_cast<uint32_t>(rows.indices[j]) < static_cast<uint32_t>(rows.dim);
+    // False for NaN too.
+    good &= rows.values[j] >= 0 && rows.values[j] <= std::numeric_limits<float>::max();
+  }
+  if (good) return;
+  for (int64_t j = begin; j < end; ++j) {
+    const float value = rows.values[j];
+    if (rows.indices[j] < 0 || rows.indices[j] >= rows.dim) {
+      throw std::invalid_argument(std::string(name) + ": expected latents in 0.." +
+                                  std::to_string(rows.dim - 1) + ", got " +
+                                  std::to_string(rows.indices[j]) + in_row(rows, i));
+    }
+    if (!(value >= 0 && value <= std::numeric_limits<float>::max())) {
+      throw std::invalid_argument(std::string(name) +
+                                  ": expected finite values that are not negative, got " +
+                                  shown(value) + in_row(rows, i));
+    }
+  }
+}
+
+double unit_scale(const float* values, int64_t n) {
+  double square = 0;
+  for (int64_t j = 0; j < n; ++j) square += static_cast<double>(values[j]) * values[j];
+  return square > 0 ? 1 / std::sqrt(square) : 0;
+}
+
+void read_query(const SparseRows& rows, int64_t i, bool normalize, int64_t most,
+                std::vector<Entry>& entries, std::vector<int32_t>& latents) {
+  check_row(rows, i, "queries");
+  const auto [begin, end] = row_range(rows, i);
+  entries.clear();
+  latents.clear();
+  for (int64_t j = begin; j < end; ++j) {
+    if (rows.values[j] == 0) continue;
+    entries.push_back({rows.indices[j], rows.values[j]});
+    latents.push_back(rows.indices[j]);
+  }
+  std::sort(latents.begin(), latents.end());
+  const auto twice = std::adjacent_find(latents.begin(), latents.end());
+  if (twice != latents.end()) {
+    throw_twice(rows, i, "queries", *twice);
+  }
+  put_in_order(entries);
+  if (static_cast<int64_t>(entries.size()) > most) entries.resize(most);
+  if (!normalize) return;
+  double square = 0;
+  for (const Entry& e : entries) square += static_cast<double>(e.value) * e.value;
+  const double scale = square > 0 ? 1 / std::sqrt(square) : 0;
+  for (Entry& e : entries) e.value = static_cast<float>(e.value * scale);
+  put_in_order(entries);  // values that differed may have become equal
+  while (!entries.empty() && entries.back().value == 0) entries.pop_back();  // or 0
+}
+
+TermFinder::TermFinder(const int32_t* terms, int64_t n_terms, int32_t dim)
+    : terms_(terms), n_terms_(n_terms) {
+  if (dim > kLargestTable || dim / kLatentsPerTerm > n_terms) return;
+  table_.assign(dim, -1);
+  for (int64_t t = 0; t < n_terms; ++t) table_[terms[t]] = static_cast<int32_t>(t);
+}
+
+int64_t TermFinder::search(int32_t latent) const {
+  const int32_t* found = std::lower_bound(terms_, terms_ + n_terms_, latent);
+  return found != terms_ + n_terms_ && *found == latent ? found - terms_ : -1;
+}
+
+}  // namespace csrkern

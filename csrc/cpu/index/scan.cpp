@@ -1,0 +1,195 @@
+#include "index/scan.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace csrkern {
+namespace {
+
+constexpr int64_t kEnoughForABar = 8192;
+
+}  // namespace
+
+void Scratch::reserve(int64_t window) {
+  const int64_t slots = round_up(window, kStep) + kSpareSlots;
+  if (slots <= capacity) return;
+  capacity = 0;
+  scores = Buffer(slots * sizeof(float));
+  taken.resize(slots);
+  ids.resize(slots);
+  maxima.resize(slots);
+  capacity = slots;
+}
+
+Scratch& scratch() {
+  static thread_local Scratch mine;
+  return mine;
+}
+
+int64_t postings_of(const std::vector<QueryTerm>& terms, int64_t n_windows) {
+  int64_t total = 0;
+  for (const QueryTerm& t : terms) total += t.offsets[n_windows] - t.offsets[0];
+  return total;
+}
+
+void SegmentSearch::find_terms(const std::vector<Entry>& entries,
+                               std::vector<QueryTerm>& terms) const {
+  terms.clear();
+  for (const Entry& e : entries) {
+    const int64_t t = index_.finder_.find(e.latent);
+    if (t < 0) continue;
+    index_.verify_term(t);
+    terms.push_back({view_.offsets + t * view_.n_windows, e.value, t});
+  }
+}
+
+void SegmentSearch::run(TopHits& best, Scratch& s, SearchCost& cost) {
+  if (s.terms.empty()) return;
+  if (view_.block > 0) directory_ = index_.directory_if_worth();
+  if (run_listed(best, s)) return;
+  if (view_.block > 0 && s.terms.size() <= BlockBounds::kMostTerms) {
+    run_blocks(best, s, cost);
+  } else {
+    for (int64_t w = 0; w < view_.n_windows; ++w) scan(w, s.terms, best, s);
+    cost.windows_scanned = view_.n_windows;
+  }
+}
+
+const ValueKernels& SegmentSearch::of_values(const std::vector<QueryTerm>& terms) const {
+  // Scaled exactly; the least normal number may be a smaller one, rounded up.
+  const auto exact = [this](const QueryTerm& term) {
+    const float scaled = term.weight * view_.unit();
+    return scaled > std::numeric_limits<float>::min() && std::isfinite(scaled);
+  };
+  const bool simple =
+      !is_squares(view_.type) || terms.empty() || (exact(terms.front()) && exact(terms.back()));
+  return (simple ? kernels_ : kIndexKernelsPortable).of[static_cast<int>(view_.type)];
+}
+
+SearchCost SegmentSearch::run_counted(TopHits& best, Scratch& s) {
+  SearchCost cost = cost_of_scans(s.terms);
+  cost.windows_scanned = 0;
+  run(best, s, cost);
+  return cost;
+}
+
+SearchCost SegmentSearch::cost_of_scans(const std::vector<QueryTerm>& terms) const {
+  SearchCost cost;
+  cost.terms = terms.size();
+  cost.postings = postings_of(terms, view_.n_windows);
+  cost.windows_scanned = view_.n_windows;
+  return cost;
+}
+
+void SegmentSearch::scan(int64_t window, const std::vector<QueryTerm>& terms, TopHits& best,
+                         Scratch& s, const BlockBounds* bounds) const {
+  const int64_t n = std::min<int64_t>(view_.window, view_.n_docs - window * view_.window);
+  if (!any_allowed(window * view_.window, n)) return;
+  of_values(terms).score(view_.postings, terms.data(), static_cast<int>(terms.size()), window,
+                         window + 1 == view_.n_windows, spare(), view_.unit(), scores(s));
+  take(window, 0, n, best, s, bounds);
+}
+
+bool SegmentSearch::run_listed(TopHits& best, Scratch& s) const {
+  if (allowed_ == nullptr || s.terms.size() > RowScorer::kMostTerms) return false;
+  const double n_postings = postings_of(s.terms, view_.n_windows);
+  double scan_ns = ns_of_scan(view_, n_postings);
+  if (view_.block > 0) {
+    scan_ns = std::min(scan_ns, s.terms.size() * (kNsBound * view_.n_blocks() +
+                                                  ns_block_term() * kBlocksExpected));
+  }
+  const double row_ns =
+      kNsRow +
+      kNsEntry * static_cast<double>(view_.offsets[view_.n_terms * view_.n_windows]) / view_.n_docs;
+  const int64_t most = static_cast<int64_t>(scan_ns / row_ns);
+  int64_t listed = 0;
+  for (int64_t w = 0; listed <= most && w < (view_.n_docs + 63) / 64; ++w) {
+    if (allowed_[w] != 0) listed += __builtin_popcountll(allowed_[w]);
+  }
+  if (listed > most) return false;
+  const Forward* forward = index_.forward_if_worth(static_cast<int64_t>(scan_ns - listed * row_ns));
+  if (forward == nullptr) return false;
+  score_listed(*forward, best, s);
+  return true;
+}
+
+void SegmentSearch::score_listed(const Forward& forward, TopHits& best, Scratch& s) const {
+  RowScorer scorer(forward, s.terms, s.rows);
+  constexpr int kAhead = 32;  // rows on their way from memory together
+  int64_t docs[kAhead];
+  int n = 0;
+  const auto score_those = [&] {
+    for (int i = 0; i < n; ++i) forward.prefetch(docs[i]);
+    for (int i = 0; i < n; ++i) {
+      const float score = std::min(scorer.score(docs[i]), best.most());
+      if (bits_of(score) >= best.bar()) best.add(score, id_of(docs[i]), first_doc_ + docs[i]);
+      best.settle_rarely();
+    }
+    n = 0;
+  };
+  for (int64_t w = 0; w < (view_.n_docs + 63) / 64; ++w) {
+    for (uint64_t bits = allowed_[w]; bits != 0; bits &= bits - 1) {
+      docs[n++] = w * 64 + __builtin_ctzll(bits);
+      if (n == kAhead) score_those();
+    }
+  }
+  score_those();
+  best.settle();
+}
+
+void SegmentSearch::keep_allowed(float* scores, int64_t n, const uint64_t* bits) const {
+  constexpr uint64_t kFull = ~uint64_t{0};
+  for (int64_t w = 0; w < n / 64;) {
+    if (bits[w] == kFull) {
+      ++w;
+      continue;
+    }
+    const int64_t begin = w;
+    while (w < n / 64 && bits[w] != kFull) ++w;
+    kernels_.keep(scores + begin * 64, (w - begin) * 64, bits + begin);
+  }
+}
+
+void SegmentSearch::take(int64_t window, int64_t begin, int64_t end, TopHits& best, Scratch& s,
+                         const BlockBounds* bounds) const {
+  float* const from = scores(s) + begin;
+  const int64_t n = round_up(end - begin, kStep);
+  const int64_t base = window * view_.window + begin;
+  if (allowed_ != nullptr) keep_allowed(from, n, allowed_ + base / 64);
+  if (!best.full()) raise_by_lanes(from, n, best, s);
+  const int64_t count = kernels_.take(from, n, best.bar(), s.ids.data(), s.taken.data());
+  if (count == 0) return;
+  // Scores that topk others of this window exceed need not be sorted with the hits.
+  if (count > best.topk()) {
+    static_assert(sizeof(float) == sizeof(uint32_t));
+    std::memcpy(s.maxima.data(), s.taken.data(), count * sizeof(float));
+    best.raise_by_sums(reached_by(s.maxima.data(), count, best.topk()));
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const float score = std::min(s.taken[i], best.most());
+    if (bits_of(score) < best.bar()) continue;
+    const int64_t doc = base + s.ids[i];
+    if (bounds != nullptr && bounds->done(doc / view_.block)) continue;
+    best.add(score, id_of(doc), first_doc_ + doc);
+  }
+  best.settle();
+}
+
+void SegmentSearch::raise_by_lanes(const float* scores, int64_t n, TopHits& best,
+                                   Scratch& s) const {
+  const int64_t topk = best.topk();
+  const int64_t lanes = round_up(4 * topk, kStep);
+  if (lanes > n / 2) return;
+  n = std::min(n, std::max(2 * lanes, kEnoughForABar));
+  kernels_.lane_maxima(scores, n, lanes, s.maxima.data());
+  best.raise_by_sums(reached_by(s.maxima.data(), lanes, topk));
+}
+
+bool SegmentSearch::any_allowed(int64_t first, int64_t n) const {
+  if (allowed_ == nullptr) return true;
+  const uint64_t* words = allowed_ + first / 64;
+  return std::any_of(words, words + (n + 63) / 64, [](uint64_t word) { return word != 0; });
+}
+
+}  // namespace csrkern

@@ -1,0 +1,308 @@
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <numeric>
+
+#include "csrkern/parallel.hpp"
+#include "index/scan.hpp"
+
+namespace csrkern {
+namespace {
+
+// Work below which a second thread costs more to wake (10 to 50 us) than it saves.
+constexpr int64_t kPostingsWorthSplitting = 400'000;
+
+void write_out(const std::vector<Hit>& hits, int64_t topk, float* scores, int64_t* ids) {
+  const int64_t found = std::min<int64_t>(topk, hits.size());
+  for (int64_t i = 0; i < found; ++i) {
+    scores[i] = hits[i].score;
+    ids[i] = hits[i].id;
+  }
+  std::fill(scores + found, scores + topk, -std::numeric_limits<float>::infinity());
+  std::fill(ids + found, ids + topk, -1);
+}
+
+// The strongest of the entries that make up a share of the squared norm.
+std::vector<Entry> strongest(const std::vector<Entry>& entries, double share) {
+  double total = 0, sum = 0;
+  for (const Entry& e : entries) total += static_cast<double>(e.value) * e.value;
+  size_t n = 0;
+  while (n < entries.size() && sum < share * total) {
+    sum += static_cast<double>(entries[n].value) * entries[n].value;
+    ++n;
+  }
+  return {entries.begin(), entries.begin() + n};
+}
+
+// A search of several indexes as one; each query by one thread or by several.
+class Search {
+ public:
+  Search(const std::vector<Segment>& segments, const SparseRows& queries,
+         const SearchOptions& options)
+      : segments_(segments), queries_(queries), options_(options) {
+    check_starts(queries, "queries");
+    for (const Segment& segment : segments) {
+      first_docs_.push_back(n_docs_);
+      n_docs_ += segment.index->view().n_docs;
+      n_windows_ += segment.index->view().n_windows;
+      largest_window_ = std::max<int64_t>(largest_window_, segment.index->view().window);
+      clustered_ |= segment.index->view().block > 0;
+      if (rescored()) segment.index->forward(options.num_threads);
+    }
+    wanted_ =
+        std::min(rescored() ? options.shortlist : options.topk, std::max<int64_t>(n_docs_, 1));
+    // Ids of several segments, and blocks, do not come in order.
+    in_order_ = segments.size() == 1 && segments[0].index->ids_ascend() && !clustered_;
+  }
+
+  // The hits of query i, best first.
+  std::vector<Hit> find(int64_t i) const {
+    Scratch& s = scratch();
+    std::vector<Entry> entries;
+    TopHits best = begin(i, entries, s);
+    for (size_t g = 0; g < segments_.size(); ++g) {
+      SegmentSearch part = segment_search(g, i);
+      part.find_terms(entries, s.terms);
+      SearchCost cost;
+      part.run(best, s, cost);
+    }
+    return finish(i, best.hits());
+  }
+
+  // The same by all threads, window by window.
+  std::vector<Hit> find_split(int64_t i) const {
+    std::vector<Entry> entries;
+    const TopHits none = begin(i, entries, scratch());
+    std::vector<std::vector<QueryTerm>> terms(segments_.size());
+    std::vector<std::pair<size_t, int64_t>> windows;
+    int64_t postings = 0;
+    for (size_t g = 0; g < segments_.size(); ++g) {
+      segment_search(g, i).find_terms(entries, terms[g]);
+      const int64_t n_windows = segments_[g].index->view().n_windows;
+      postings += postings_of(terms[g], n_windows);
+      if (terms[g].empty()) continue;  // then nothing bounds how many windows a file may claim
+      for (int64_t w = 0; w < n_windows; ++w) windows.push_back({g, w});
+    }
+    if (postings < kPostingsWorthSplitting) return find(i);
+    std::vector<TopHits> best(options_.num_threads, none);
+    std::atomic<uint32_t> bar{none.bar()};
+    const auto n = static_cast<int64_t>(windows.size());
+    parallel_for(n, 1, options_.num_threads, [&](int64_t at, int64_t, int thread) {
+      Scratch& s = scratch();
+      s.reserve(largest_window_);
+      TopHits& mine = best[thread];
+      mine.raise(bar.load(std::memory_order_relaxed));
+      const auto [g, window] = windows[at];
+      segment_search(g, i).scan(window, terms[g], mine, s);
+      uint32_t seen = bar.load(std::memory_order_relaxed);
+      while (seen < mine.shared_bar() &&
+             !bar.compare_exchange_weak(seen, mine.shared_bar(), std::memory_order_relaxed)) {
+      }
+    });
+    std::vector<Hit> all;
+    for (TopHits& part : best) all.insert(all.end(), part.hits().begin(), part.hits().end());
+    return finish(i, all);
+  }
+
+  // Calls keep(i, hits) for every query, from any thread.
+  void run(const std::function<void(int64_t, const std::vector<Hit>&)>& keep) const {
+    const int threads = options_.num_threads;
+    const bool filtered = std::any_of(segments_.begin(), segments_.end(),
+                                      [](const Segment& s) { return s.allowed != nullptr; });
+    if (threads > 1 && queries_.n < threads && n_windows_ >= 2 * threads && !clustered_ &&
+        !filtered) {
+      // A loop of one thread: denormals count outside of the windows, too.
+      parallel_for(1, 1, 1, [&](int64_t, int64_t, int) {
+        for (int64_t i = 0; i < queries_.n; ++i) keep(i, find_split(i));
+      });
+      return;
+    }
+    const int64_t grain = std::max<int64_t>(1, std::min<int64_t>(16, queries_.n / (8 * threads)));
+    parallel_for(queries_.n, grain, threads, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) keep(i, find(i));
+    });
+  }
+
+  double expected_ns() const {
+    std::vector<double> ns(queries_.n);
+    parallel_for(queries_.n, 1, options_.num_threads, [&](int64_t i, int64_t, int) {
+      Scratch& s = scratch();
+      std::vector<Entry> entries;
+      TopHits best = begin(i, entries, s);
+      for (size_t g = 0; g < segments_.size(); ++g) {
+        SegmentSearch part = segment_search(g, i);
+        part.find_terms(entries, s.terms);
+        const IndexView& view = segments_[g].index->view();
+        const bool known = view.block == 0;  // without searching
+        ns[i] += ns_of(view, known ? part.cost_of_scans(s.terms) : part.run_counted(best, s));
+      }
+    });
+    const double total = std::accumulate(ns.begin(), ns.end(), 0.0);
+    return total / std::max<int64_t>(queries_.n, 1) + kNsShortlisted * options_.shortlist;
+  }
+
+  SegmentSearch segment_search(size_t g, int64_t i) const {
+    const Segment& segment = segments_[g];
+    const uint64_t* allowed =
+        segment.allowed == nullptr ? nullptr : segment.allowed + i * segment.allowed_stride;
+    return SegmentSearch(*segment.index, allowed, first_docs_[g], options_.bound_share);
+  }
+
+ private:
+  bool rescored() const { return options_.shortlist > 0; }
+
+  // Reads the entries that query i searches with; no hits yet, and the bar to begin with.
+  TopHits begin(int64_t i, std::vector<Entry>& entries, Scratch& s) const {
+    s.reserve(largest_window_);
+    read_query(queries_, i, options_.normalize, options_.query_k, s.entries, s.latents);
+    entries = options_.kept < 1 ? strongest(s.entries, options_.kept) : s.entries;
+    TopHits best(wanted_, in_order_, most_score(options_.normalize));
+    if (!rescored() && options_.min_score > 0) best.raise(bits_of(options_.min_score));
+    return best;
+  }
+
+  std::vector<Hit> finish(int64_t i, std::vector<Hit>& hits) const {
+    std::sort(hits.begin(), hits.end(), better);
+    if (static_cast<int64_t>(hits.size()) > wanted_) hits.resize(wanted_);
+    if (!rescored()) return std::move(hits);
+    if (options_.dense != nullptr) {
+      score_dense(i, hits);
+    } else {
+      score_again(i, hits);
+    }
+    std::sort(hits.begin(), hits.end(), better);
+    const auto too_low = [&](const Hit& hit) { return hit.score < options_.min_score; };
+    hits.erase(std::find_if(hits.begin(), hits.end(), too_low), hits.end());
+    return std::move(hits);
+  }
+
+  size_t segment_of(const Hit& hit) const {
+    return std::upper_bound(first_docs_.begin(), first_docs_.end(), hit.doc) - first_docs_.begin() -
+           1;
+  }
+
+  void score_dense(int64_t i, std::vector<Hit>& hits) const {
+    const float* dense = options_.dense + i * queries_.dim;
+    const float offset = options_.offsets == nullptr ? 0 : options_.offsets[i];
+    std::vector<float>& memory = scratch().rows.values;
+    for (Hit& hit : hits) {
+      const size_t g = segment_of(hit);
+      const Index& index = *segments_[g].index;
+      const IndexView& view = index.view();
+      const int64_t doc = hit.doc - first_docs_[g];
+      float score = dense_score(index.forward(1), view.terms, doc, dense, memory) + offset;
+      if (view.norms != nullptr) score = view.norms[doc] > 0 ? score / view.norms[doc] : 0;
+      // An overflow of either sign that met the other.
+      hit.score = score == score ? score : -std::numeric_limits<float>::max();
+    }
+  }
+
+  // For queries that are too long for a RowScorer.
+  float slow_score(size_t g, int64_t doc, const std::vector<Entry>& entries) const {
+    float score = 0;
+    for (const Entry& e : entries) {
+      score += segments_[g].index->value(doc - first_docs_[g], e.latent) * e.value;
+    }
+    return score;
+  }
+
+  void score_again(int64_t i, std::vector<Hit>& hits) const {
+    Scratch& s = scratch();
+    read_query(queries_, i, options_.normalize, options_.query_k, s.entries, s.latents);
+    std::sort(hits.begin(), hits.end(), [](const Hit& a, const Hit& b) { return a.doc < b.doc; });
+    for (auto hit = hits.begin(); hit != hits.end();) {
+      const size_t g = segment_of(*hit);
+      segment_search(g, i).find_terms(s.entries, s.terms);
+      const Forward& forward = segments_[g].index->forward(1);
+      const int64_t end = first_docs_[g] + segments_[g].index->view().n_docs;
+      const auto last = std::find_if(hit, hits.end(), [&](const Hit& h) { return h.doc >= end; });
+      for (auto h = hit; h != last; ++h) forward.prefetch(h->doc - first_docs_[g]);
+      const float most = most_score(options_.normalize);
+      if (s.terms.size() > RowScorer::kMostTerms) {
+        for (; hit != last; ++hit) hit->score = std::min(slow_score(g, hit->doc, s.entries), most);
+        continue;
+      }
+      const RowScorer scorer(forward, s.terms, s.rows);
+      for (; hit != last; ++hit) {
+        hit->score = std::min(scorer.score(hit->doc - first_docs_[g]), most);
+      }
+    }
+  }
+
+  const std::vector<Segment>& segments_;
+  const SparseRows& queries_;
+  const SearchOptions& options_;
+  std::vector<int64_t> first_docs_;
+  int64_t n_docs_ = 0, n_windows_ = 0, largest_window_ = 64, wanted_ = 0;
+  bool clustered_ = false, in_order_ = false;
+};
+
+}  // namespace
+
+void search(const std::vector<Segment>& segments, const SparseRows& queries,
+            const SearchOptions& options, float* scores, int64_t* ids) {
+  Search(segments, queries, options).run([&](int64_t i, const std::vector<Hit>& hits) {
+    write_out(hits, options.topk, scores + i * options.topk, ids + i * options.topk);
+  });
+}
+
+double expected_ns(const std::vector<Segment>& segments, const SparseRows& queries,
+                   const SearchOptions& options) {
+  return Search(segments, queries, options).expected_ns();
+}
+
+Ragged search_all(const std::vector<Segment>& segments, const SparseRows& queries,
+                  const SearchOptions& options) {
+  SearchOptions all = options;
+  all.topk = std::numeric_limits<int64_t>::max();
+  all.shortlist = 0;
+  std::vector<std::vector<Hit>> found(queries.n);
+  Search(segments, queries, all).run([&](int64_t i, const std::vector<Hit>& hits) {
+    found[i] = hits;
+  });
+  Ragged result;
+  result.starts.assign(queries.n + 1, 0);
+  for (int64_t i = 0; i < queries.n; ++i) {
+    result.starts[i + 1] = result.starts[i] + static_cast<int64_t>(found[i].size());
+  }
+  result.scores.resize(result.starts.back());
+  result.ids.resize(result.starts.back());
+  for (int64_t i = 0; i < queries.n; ++i) {
+    const int64_t at = result.starts[i], n = result.starts[i + 1] - at;
+    write_out(found[i], n, result.scores.data() + at, result.ids.data() + at);
+  }
+  return result;
+}
+
+void Index::search(const SparseRows& queries, int64_t topk, bool normalize, const uint64_t* allowed,
+                   int num_threads, float* scores, int64_t* ids) const {
+  SearchOptions options;
+  options.topk = topk;
+  options.normalize = normalize;
+  options.num_threads = num_threads;
+  csrkern::search({{this, allowed}}, queries, options, scores, ids);
+}
+
+SearchCost Index::explain(const SparseRows& queries, int64_t i, int64_t topk,
+                          bool normalize) const {
+  check_starts(queries, "queries");
+  SegmentSearch query(*this, nullptr, 0);
+  Scratch& s = scratch();
+  s.reserve(view_.window);
+  read_query(queries, i, normalize, queries.dim, s.entries, s.latents);
+  query.find_terms(s.entries, s.terms);
+  TopHits best(topk, ids_ascend_ && view_.block == 0, most_score(normalize));
+  return query.run_counted(best, s);
+}
+
+double Index::gain_of_blocks(const SparseRows& queries, bool normalize) const {
+  double scans = 0, blocks = 0;
+  for (int64_t i = 0; i < queries.n; ++i) {
+    const SearchCost cost = explain(queries, i, 10, normalize);
+    scans += ns_of_scan(view_, cost.postings);
+    blocks += ns_of(view_, cost);
+  }
+  return blocks > 0 ? scans / blocks : 1;
+}
+
+}  // namespace csrkern

@@ -1,0 +1,249 @@
+#include <immintrin.h>
+
+#include "csrkern/index_kernels.hpp"
+
+namespace csrkern {
+namespace {
+
+constexpr uint64_t kLine = 64;
+// See kernels_avx512.cpp.
+constexpr uint64_t kBytesAhead = 512;
+constexpr uint64_t kLongSegment = 512;
+
+void prefetch(const uint8_t* data, uint64_t bytes) {
+  if (bytes > kBytesAhead) bytes = kBytesAhead;
+  for (uint64_t i = 0; i < bytes; i += kLine) _mm_prefetch(data + i, _MM_HINT_T0);
+}
+
+// Segments of uint8 values begin at odd addresses, too.
+uint16_t load_short(const uint8_t* at) {
+  uint16_t two;
+  __builtin_memcpy(&two, at, 2);
+  return two;
+}
+
+struct Half {
+  static constexpr uint64_t kBytes = 2;
+  static __m256 load8(const uint8_t* at) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+  }
+  static float load(const uint8_t* at) { return _cvtsh_ss(load_short(at)); }
+};
+
+struct Float {
+  static constexpr uint64_t kBytes = 4;
+  static __m256 load8(const uint8_t* at) {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(at));
+  }
+  static float load(const uint8_t* at) {
+    float value;
+    __builtin_memcpy(&value, at, 4);
+    return value;
+  }
+};
+
+// In units; see index_values.hpp.
+__m256 squares(__m256i numbers) {
+  const __m256 roots = _mm256_cvtepi32_ps(_mm256_add_epi32(numbers, _mm256_set1_epi32(1)));
+  return _mm256_mul_ps(roots, roots);
+}
+
+float square(uint32_t number) {
+  const float root = static_cast<float>(number + 1);
+  return root * root;
+}
+
+struct Byte {
+  static constexpr uint64_t kBytes = 1;
+  static __m256 load8(const uint8_t* at) {
+    const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
+    return squares(_mm256_cvtepu8_epi32(eight));
+  }
+  static float load(const uint8_t* at) { return square(*at); }
+};
+
+struct Short {
+  static constexpr uint64_t kBytes = 2;
+  static __m256 load8(const uint8_t* at) {
+    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+    return squares(_mm256_cvtepu16_epi32(eight));
+  }
+  static float load(const uint8_t* at) { return square(load_short(at)); }
+};
+
+// Scores the postings [from, to) of a segment of n, and fetches what is `ahead` bytes after them.
+template <class Value>
+void score_postings(const uint8_t* segment, uint64_t n, uint64_t from, uint64_t to, float weight,
+                    uint64_t ahead, float unit, float* scores) {
+  const uint8_t* values = segment + 2 * n;
+  alignas(32) float products[8];
+  weight *= unit;
+  uint64_t i = from;
+  for (; i + 8 <= to; i += 8) {
+    _mm_prefetch(segment + ahead + 2 * i, _MM_HINT_T0);
+    _mm_prefetch(values + ahead + i * Value::kBytes, _MM_HINT_T0);
+    const __m256 loaded = Value::load8(values + i * Value::kBytes);
+    _mm256_store_ps(products, _mm256_mul_ps(loaded, _mm256_set1_ps(weight)));
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) scores[load_short(segment + 2 * (i + j))] += products[j];
+  }
+  for (; i < to; ++i) {
+    scores[load_short(segment + 2 * i)] += Value::load(values + i * Value::kBytes) * weight;
+  }
+}
+
+template <class Value>
+void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window, bool last,
+           int32_t, float unit, float* scores) {
+  constexpr uint64_t kPosting = 2 + Value::kBytes;
+  for (int t = 0; t < n_terms; ++t) {
+    const uint64_t begin = terms[t].offsets[window], n = terms[t].offsets[window + 1] - begin;
+    if (t + 1 < n_terms) {
+      const uint64_t* next = terms[t + 1].offsets + window;
+      const uint64_t n_next = next[1] - next[0];
+      prefetch(postings + next[0] * kPosting, 2 * n_next);
+      prefetch(postings + next[0] * kPosting + 2 * n_next, n_next * Value::kBytes);
+    }
+    const uint8_t* segment = postings + begin * kPosting;
+    const uint64_t ahead = n >= kLongSegment ? kBytesAhead : last ? 0 : n * kPosting;
+    score_postings<Value>(segment, n, 0, n, terms[t].weight, ahead, unit, scores);
+  }
+}
+
+template <class Value>
+void score_parts(const Part* parts, int n_parts, int32_t, float unit, float* scores) {
+  for (const Part* p = parts; p < parts + n_parts; ++p) {
+    score_postings<Value>(p->segment, p->n, p->from, p->to, p->weight, 0, unit, scores);
+  }
+}
+
+template <class Value>
+void read(const uint8_t* stored, int64_t n, float unit, float* values) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 loaded = Value::load8(stored + i * Value::kBytes);
+    _mm256_storeu_ps(values + i, _mm256_mul_ps(loaded, _mm256_set1_ps(unit)));
+  }
+  for (; i < n; ++i) values[i] = Value::load(stored + i * Value::kBytes) * unit;
+}
+
+template <class Value>
+constexpr ValueKernels kOf = {score<Value>, score_parts<Value>, read<Value>};
+
+void keep(float* scores, int64_t n, const uint64_t* bits) {
+  const __m256i lane_bit = _mm256_set_epi32(128, 64, 32, 16, 8, 4, 2, 1);
+  for (int64_t i = 0; i < n; i += 8) {
+    const __m256i eight = _mm256_set1_epi32(static_cast<int>(bits[i / 64] >> i % 64 & 0xff));
+    const __m256i kept = _mm256_cmpeq_epi32(_mm256_and_si256(eight, lane_bit), lane_bit);
+    _mm256_store_ps(scores + i,
+                    _mm256_and_ps(_mm256_castsi256_ps(kept), _mm256_load_ps(scores + i)));
+  }
+}
+
+void lane_maxima(const float* scores, int64_t n, int64_t lanes, uint32_t* maxima) {
+  for (int64_t j = 0; j < lanes; j += 8) {
+    __m256i best = _mm256_setzero_si256();
+    for (int64_t i = j; i < n; i += lanes) {
+      best =
+          _mm256_max_epi32(best, _mm256_load_si256(reinterpret_cast<const __m256i*>(scores + i)));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(maxima + j), best);
+  }
+}
+
+int64_t take(float* scores, int64_t n, uint32_t bar, uint16_t* ids, float* taken) {
+  // bar >= 1, so "greater than bar - 1" is "at least bar".
+  const __m256i below = _mm256_set1_epi32(static_cast<int>(bar - 1));
+  const __m256i zero = _mm256_setzero_si256();
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += 32) {
+    __m256i over[4];
+    for (int j = 0; j < 4; ++j) {
+      const __m256i s = _mm256_load_si256(reinterpret_cast<const __m256i*>(scores + i + 8 * j));
+      over[j] = _mm256_cmpgt_epi32(s, below);
+    }
+    const __m256i any =
+        _mm256_or_si256(_mm256_or_si256(over[0], over[1]), _mm256_or_si256(over[2], over[3]));
+    if (!_mm256_testz_si256(any, any)) {
+      for (int j = 0; j < 4; ++j) {
+        uint32_t mask = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(over[j])));
+        for (; mask != 0; mask &= mask - 1) {
+          const int64_t at = i + 8 * j + __builtin_ctz(mask);
+          ids[count] = static_cast<uint16_t>(at);
+          taken[count++] = scores[at];
+        }
+      }
+    }
+    for (int j = 0; j < 4; ++j) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(scores + i + 8 * j), zero);
+    }
+  }
+  return count;
+}
+
+void add_bounds(const uint8_t* const* rows, const uint16_t* weights, int n_rows, int64_t n,
+                uint16_t* bounds) {
+  for (int64_t b = 0; b < n; b += 16) {
+    __m256i sum = _mm256_set1_epi16(1);
+    for (int t = 0; t < n_rows; ++t) {
+      const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[t] + b));
+      const __m256i wide = _mm256_slli_epi16(_mm256_cvtepu8_epi16(codes), 8);
+      const __m256i weight = _mm256_set1_epi16(static_cast<short>(weights[t]));
+      sum = _mm256_add_epi16(sum, _mm256_mulhi_epu16(wide, weight));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bounds + b), sum);
+  }
+}
+
+int64_t find_bounds(const uint16_t* bounds, int64_t n, uint16_t least, int32_t* found) {
+  const __m256i least16 = _mm256_set1_epi16(static_cast<short>(least));
+  int64_t count = 0;
+  for (int64_t b = 0; b < n; b += 16) {
+    const int64_t last = n - b < 16 ? n - b : 16;
+    if (last == 16) {
+      const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bounds + b));
+      const __m256i over = _mm256_cmpeq_epi16(_mm256_max_epu16(x, least16), x);
+      if (_mm256_testz_si256(over, over)) continue;
+    }
+    for (int64_t j = b; j < b + last; ++j) {
+      if (bounds[j] >= least) found[count++] = static_cast<int32_t>(j);
+    }
+  }
+  return count;
+}
+
+void to_half(const float* values, int64_t n, uint16_t* halves) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(halves + i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(values + i),
+                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  for (; i < n; ++i) {
+    halves[i] = _cvtss_sh(values[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+}
+
+uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
+  uint64_t c = ~crc;
+  for (; bytes >= 8; bytes -= 8, data += 8) {
+    uint64_t word;
+    __builtin_memcpy(&word, data, 8);
+    c = _mm_crc32_u64(c, word);
+  }
+  for (; bytes > 0; --bytes, ++data) c = _mm_crc32_u8(static_cast<uint32_t>(c), *data);
+  return ~static_cast<uint32_t>(c);
+}
+
+}  // namespace
+
+const IndexKernels kIndexKernelsAvx2 = {{kOf<Half>, kOf<Float>, kOf<Byte>, kOf<Short>},
+                                        keep,
+                                        lane_maxima,
+                                        take,
+                                        add_bounds,
+                                        find_bounds,
+                                        to_half,
+                                        crc32c};
+
+}  // namespace csrkern

@@ -1,0 +1,38 @@
+#include "csrkern/topk_relu.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "csrkern/isa.hpp"
+#include "csrkern/parallel.hpp"
+#include "ops/topk_relu_rows.hpp"
+
+namespace csrkern {
+namespace {
+
+TopkReluRows rows_for(Isa isa) {
+#ifdef CSRKERN_X86
+  if (isa == Isa::avx512) return topk_relu_rows_avx512;
+  if (isa == Isa::avx2) return topk_relu_rows_avx2;
+#endif
+  (void)isa;
+  return topk_relu_rows_portable;
+}
+
+}  // namespace
+
+void topk_relu(const TopkRelu& args, int num_threads) {
+  const TopkReluRows rows = rows_for(isa());
+  // About 256 KiB of input a piece: small enough to share out, large enough to stream.
+  const int64_t grain = std::max<int64_t>(1, 65536 / args.h);
+  std::vector<std::unique_ptr<int32_t[]>> memory(std::max(num_threads, 1));
+  parallel_for(args.n, grain, num_threads, [&](int64_t begin, int64_t end, int thread) {
+    auto& mine = memory[thread];
+    if (!mine) mine.reset(new int32_t[kTopkArrays * topk_entries(args.h)]);
+    rows(args, begin, end, topk_scratch(mine.get(), args.h));
+  });
+}
+
+}  // namespace csrkern
