@@ -1,4 +1,4 @@
-// The Python module csrkern._C: with bind_index.cpp, all that knows Python.
+// The Python module csrkern._C: with index.cpp, all that knows Python.
 #include <pybind11/native_enum.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -19,7 +19,7 @@
 
 namespace py = pybind11;
 
-void bind_index(py::module_& m);  // bind_index.cpp
+void bind_index(py::module_& m);  // index.cpp
 
 namespace {
 

@@ -21,7 +21,6 @@
 #include <vector>
 
 #include "csrkern/float_bits.hpp"
-#include "csrkern/index_kernels.hpp"
 #include "device.hpp"
 #include "simulated_cuda.hpp"
 #define CSRKERN_DEVICE inline
@@ -113,11 +112,7 @@ inline uint32_t high_product(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
 }
 inline float from_half(uint16_t half) { return half_to_float(half); }
-inline uint16_t to_half(float value) {
-  uint16_t half;
-  index_kernels().to_half(&value, 1, &half);
-  return half;
-}
+inline uint16_t to_half(float value) { return float_to_half(value); }
 
 // What a kernel may use of shared memory, at most; as on a GPU the last word counts, for all
 // threads that launch it.

@@ -5,7 +5,7 @@
 
 #include "check.hpp"
 #include "csrkern/index.hpp"
-#include "csrkern/index_kernels.hpp"
+#include "isa/kernels.hpp"
 #include "owned_codes.hpp"
 #include "owned_index.hpp"
 
@@ -31,7 +31,7 @@ void check_documents(const OwnedCodes& codes, ValueType type, int32_t exponent, 
       if (normalize) value = scaled_value(value, 1 / std::sqrt(square));
       if (type == ValueType::float16) {
         uint16_t half;
-        index_kernels().to_half(&value, 1, &half);
+        kernels().index.to_half(&value, 1, &half);
         value = half_to_float(half == 0 ? 1 : half);
       } else if (is_squares(type)) {
         const float unit = unit_of(type, exponent);
@@ -308,7 +308,7 @@ void check_forged_arrays() {
       if (is_squares(type)) break;
       refused(Lie::with_new_checksum, [&](OwnedIndex& x) {
         uint16_t half;
-        index_kernels().to_half(&value, 1, &half);
+        kernels().index.to_half(&value, 1, &half);
         if (type == ValueType::float16) {
           put(x.postings, 2 * first, half);
         } else {

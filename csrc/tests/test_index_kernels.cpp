@@ -4,15 +4,15 @@
 
 #include "check.hpp"
 #include "csrkern/index.hpp"
-#include "csrkern/index_kernels.hpp"
 #include "exact_memory.hpp"
+#include "isa/kernels.hpp"
 
 namespace csrkern {
 namespace {
 
 uint16_t half_of(float value) {
   uint16_t half;
-  index_kernels().to_half(&value, 1, &half);
+  kernels().index.to_half(&value, 1, &half);
   return half;
 }
 
@@ -34,10 +34,10 @@ void check_halves() {
   for (int64_t n = 0; n < 70; ++n) {
     const Exact<float> in(n, 1.5f);
     const Exact<uint16_t> out(n);
-    index_kernels().to_half(in.data(), n, out.data());
+    kernels().index.to_half(in.data(), n, out.data());
     for (uint16_t half : out) CHECK(half == 0x3e00);
     const Exact<float> back(n);
-    const ValueKernels& halves = index_kernels().of[static_cast<int>(ValueType::float16)];
+    const ValueKernels& halves = kernels().index.of[static_cast<int>(ValueType::float16)];
     halves.read(reinterpret_cast<const uint8_t*>(out.data()), n, 1, back.data());
     for (float value : back) CHECK(value == 1.5f);
   }
@@ -65,13 +65,13 @@ void check_squares(ValueType type, int32_t exponent) {
   }
   CHECK(number_of(unit * 1e-3f, unit) == 0);
   CHECK(number_of(std::numeric_limits<float>::denorm_min(), unit) == 0);
-  const ValueKernels& kernels = index_kernels().of[static_cast<int>(type)];
+  const ValueKernels& of_type = kernels().index.of[static_cast<int>(type)];
   for (int64_t n = 0; n < 70; ++n) {
     for (int64_t first : {int64_t{0}, int64_t{last} + 1 - n}) {
       const Exact<float> values(n);
       const Exact<uint8_t> part(n * value_bytes(type));
       std::copy_n(stored.data() + first * value_bytes(type), part.size(), part.data());
-      kernels.read(part.data(), n, unit, values.data());
+      of_type.read(part.data(), n, unit, values.data());
       for (int64_t i = 0; i < n; ++i) {
         CHECK(values[i] == square(static_cast<uint32_t>(first + i), unit));
       }

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "check.hpp"
-#include "csrkern/index_kernels.hpp"
+#include "csrkern/float_bits.hpp"
 #include "csrkern/topk_relu.hpp"
 #include "exact_memory.hpp"
 
@@ -28,7 +28,7 @@ class Typed {
     if (full()) {
       floats_[i] = value;
     } else if (dtype_ == DType::float16) {
-      index_kernels().to_half(&value, 1, &halves_[i]);
+      halves_[i] = float_to_half(value);
     } else {
       uint32_t bits;
       std::memcpy(&bits, &value, 4);

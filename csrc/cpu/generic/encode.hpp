@@ -1,9 +1,8 @@
-// The kernels of encode over a vector type `V` that each instruction-set file supplies.
-// Included once by each of them, so everything here has internal linkage.
+// The kernels of encode over a vector type `V`, for isa/kernels_*.cpp.
+// Internal linkage: each of these files is compiled for another instruction set.
 #pragma once
 
 #include "generic/topk_relu.hpp"
-#include "isa/encode_kernels.hpp"
 
 namespace csrkern {
 namespace {
@@ -32,7 +31,7 @@ inline float exact_pre_activation(const Linear& layer, const double* x, int64_t 
   return value == value ? value : __builtin_nanf("");  // one NaN, whatever came in
 }
 
-inline int32_t bits_of(float x) {
+inline int32_t signed_bits(float x) {
   int32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return bits;
@@ -40,7 +39,7 @@ inline int32_t bits_of(float x) {
 
 // The bits of a float not above a positive x.
 inline int32_t bits_below(double x) {
-  const int32_t bits = bits_of(static_cast<float>(x)) - 1;
+  const int32_t bits = signed_bits(static_cast<float>(x)) - 1;
   return bits > 1 ? bits : 1;
 }
 
@@ -96,7 +95,7 @@ void refine_row(const Refine& args, int64_t i, const TopkScratch& s, double* x64
       for (int64_t j = 0; j < layer.d; j += 16) __builtin_prefetch(next + j);
     }
     const float value = exact_pre_activation<V>(layer, x64, s.index[c]);
-    const int32_t bits = value == value ? bits_of(value) : kInfinityBits + 1;
+    const int32_t bits = value == value ? signed_bits(value) : kInfinityBits + 1;
     s.bits[positive] = bits;
     s.index[positive] = s.index[c];
     positive += bits > 0;
@@ -178,6 +177,10 @@ struct EncodeOf {
     }
   }
 };
+
+template <class V>
+constexpr EncodeKernels kEncode = {EncodeOf<V>::linear_exact, EncodeOf<V>::round_rows,
+                                   EncodeOf<V>::refine};
 
 }  // namespace
 }  // namespace csrkern

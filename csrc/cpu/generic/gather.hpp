@@ -1,11 +1,11 @@
-// The gather kernels over a vector type `V` that each instruction-set file supplies.
-// Included once by each of them, so everything here has internal linkage.
+// The gather kernels over a vector type `V`, for isa/kernels_*.cpp.
+// Internal linkage: each of these files is compiled for another instruction set.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
-#include "isa/gather_kernels.hpp"
+#include "isa/kernels.hpp"
 #include "isa/small_floats.hpp"
 
 namespace csrkern {
@@ -348,6 +348,10 @@ struct GatherOf {
     }
   }
 };
+
+template <class V>
+constexpr GatherKernels kGather = {GatherOf<V>::gather_sum, GatherOf<V>::gather_dot,
+                                   GatherOf<V>::scatter_sum};
 
 }  // namespace
 }  // namespace csrkern

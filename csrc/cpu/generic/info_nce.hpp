@@ -1,10 +1,10 @@
-// The vector loops of info_nce over a vector type `V` that each instruction-set file supplies.
-// Included once by each of them, so everything here has internal linkage.
+// The vector loops of info_nce over a vector type `V`, for isa/kernels_*.cpp.
+// Internal linkage: each of these files is compiled for another instruction set.
 #pragma once
 
 #include <cstdint>
 
-#include "isa/info_nce_kernels.hpp"
+#include "isa/kernels.hpp"
 
 namespace csrkern {
 namespace {
@@ -123,6 +123,9 @@ void to_gradient(float* scores, int64_t n, float scale, const int32_t* classes, 
                       [&](const int32_t* p) { return V::load_part_bits(p, left); }),
                   left);
 }
+
+template <class V>
+constexpr InfoNceKernels kInfoNce = {sum_scores<V>, to_gradient<V>};
 
 }  // namespace
 }  // namespace csrkern

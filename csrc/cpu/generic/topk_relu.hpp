@@ -1,5 +1,5 @@
-// The algorithm of topk_relu, over a vector type `V` that each instruction-set file supplies.
-// Included once by each of them, so everything here has internal linkage.
+// The algorithm of topk_relu over a vector type `V`, for isa/kernels_*.cpp.
+// Internal linkage: each of these files is compiled for another instruction set.
 //
 // A row is reduced to the maxima of G > k disjoint groups. The k-th largest of these maxima is
 // a lower bound tau on the k-th largest entry, and entries above it lie in few groups: about
@@ -12,8 +12,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "isa/kernels.hpp"
 #include "isa/small_floats.hpp"
-#include "ops/topk_relu_rows.hpp"
 
 namespace csrkern {
 namespace {

@@ -49,7 +49,7 @@ void BlockBounds::compute(const IndexView& view, const std::vector<QueryTerm>& t
   }
   // A bound loses less than 1 in each of its m products by truncation.
   rounding_ = m;
-  index_kernels().add_bounds(rows_.data(), weights_.data(), m, pitch, bounds_.data());
+  kernels().index.add_bounds(rows_.data(), weights_.data(), m, pitch, bounds_.data());
   std::fill(bounds_.begin() + n_blocks_, bounds_.end(), uint16_t{0});
 }
 
@@ -73,14 +73,14 @@ void BlockBounds::take_best(int64_t count, std::vector<int32_t>& blocks) {
   const uint16_t least = static_cast<uint16_t>(std::max(bin * 64, 1));
   blocks.resize(n_blocks_);
   const int64_t found =
-      index_kernels().find_bounds(bounds_.data(), n_blocks_, least, blocks.data());
+      kernels().index.find_bounds(bounds_.data(), n_blocks_, least, blocks.data());
   blocks.resize(std::min(found, 2 * count));
   for (int32_t b : blocks) bounds_[b] = 0;
 }
 
 void BlockBounds::find(uint32_t bar, std::vector<int32_t>& blocks) const {
   blocks.resize(n_blocks_);
-  blocks.resize(index_kernels().find_bounds(bounds_.data(), n_blocks_, least(bar), blocks.data()));
+  blocks.resize(kernels().index.find_bounds(bounds_.data(), n_blocks_, least(bar), blocks.data()));
 }
 
 }  // namespace csrkern

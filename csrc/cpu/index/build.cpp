@@ -9,10 +9,10 @@
 #include <string>
 
 #include "csrkern/index.hpp"
-#include "csrkern/index_kernels.hpp"
 #include "csrkern/index_rows.hpp"
 #include "csrkern/parallel.hpp"
 #include "index/query.hpp"
+#include "isa/kernels.hpp"
 
 namespace csrkern {
 
@@ -71,7 +71,7 @@ class Stored {
     floats_ = values;
     if (type_ == ValueType::float16) {
       shorts_.resize(n);
-      index_kernels().to_half(values, n, shorts_.data());
+      kernels().index.to_half(values, n, shorts_.data());
       // What would round to 0 becomes the least positive number: a code keeps its latents.
       for (int64_t j = 0; j < n; ++j) shorts_[j] += values[j] > 0 && shorts_[j] == 0;
     }
@@ -310,7 +310,7 @@ BuiltIndex build_index(const SparseRows& docs, int32_t window, int32_t block, Va
 uint32_t checksum_of_term(const IndexView& view, int64_t term) {
   const uint64_t* offsets = view.offsets + term * view.n_windows;
   const uint8_t* list = view.segment(offsets[0]);
-  const auto add = index_kernels().crc32c;
+  const auto add = kernels().index.crc32c;
   uint32_t sum = add(0, list, (offsets[view.n_windows] - offsets[0]) * posting_bytes(view.type));
   if (view.block == 0) return sum;
   sum = add(sum, view.maxima_of(term), view.block_pitch());
@@ -318,7 +318,7 @@ uint32_t checksum_of_term(const IndexView& view, int64_t term) {
 }
 
 uint32_t crc32c(const void* data, size_t bytes) {
-  return index_kernels().crc32c(0, static_cast<const uint8_t*>(data), bytes);
+  return kernels().index.crc32c(0, static_cast<const uint8_t*>(data), bytes);
 }
 
 }  // namespace csrkern

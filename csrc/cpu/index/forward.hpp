@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "csrkern/index.hpp"
-#include "csrkern/index_kernels.hpp"
+#include "isa/kernels.hpp"
 
 namespace csrkern {
 
@@ -32,7 +32,7 @@ class Forward {
   bool short_terms() const { return term_bytes_ == 2; }
   // Values of a row, as they count.
   void read(const Row& row, float* values) const {
-    index_kernels().of[static_cast<int>(type_)].read(row.values, row.n, unit_, values);
+    kernels().index.of[static_cast<int>(type_)].read(row.values, row.n, unit_, values);
   }
   int64_t longest() const { return longest_; }
   int64_t n_terms() const { return n_terms_; }

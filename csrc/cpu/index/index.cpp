@@ -6,11 +6,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "csrkern/index_kernels.hpp"
 #include "csrkern/parallel.hpp"
 #include "index/directory.hpp"
 #include "index/forward.hpp"
 #include "index/query.hpp"
+#include "isa/kernels.hpp"
 
 namespace csrkern {
 namespace {

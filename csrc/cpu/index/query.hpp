@@ -8,7 +8,7 @@
 
 #include "csrkern/float_bits.hpp"
 #include "csrkern/index.hpp"
-#include "csrkern/index_kernels.hpp"
+#include "isa/kernels.hpp"
 
 namespace csrkern {
 

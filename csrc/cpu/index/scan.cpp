@@ -64,7 +64,7 @@ const ValueKernels& SegmentSearch::of_values(const std::vector<QueryTerm>& terms
   };
   const bool simple =
       !is_squares(view_.type) || terms.empty() || (exact(terms.front()) && exact(terms.back()));
-  return (simple ? kernels_ : kIndexKernelsPortable).of[static_cast<int>(view_.type)];
+  return (simple ? kernels_ : kPortable.index).of[static_cast<int>(view_.type)];
 }
 
 SearchCost SegmentSearch::run_counted(TopHits& best, Scratch& s) {

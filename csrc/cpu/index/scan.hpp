@@ -145,7 +145,7 @@ class SegmentSearch {
   int64_t first_doc_;
   double bound_share_;
   const Directory* directory_ = nullptr;
-  const IndexKernels& kernels_ = index_kernels();
+  const IndexKernels& kernels_ = kernels().index;
 };
 
 }  // namespace csrkern

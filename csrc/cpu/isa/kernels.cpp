@@ -1,16 +1,17 @@
-#include "csrkern/index_kernels.hpp"
+#include "isa/kernels.hpp"
+
 #include "csrkern/isa.hpp"
 
 namespace csrkern {
 
-const IndexKernels& index_kernels() {
+const Kernels& kernels() {
 #ifdef CSRKERN_X86
-  static const IndexKernels& chosen = isa() == Isa::avx512 ? kIndexKernelsAvx512
-                                      : isa() == Isa::avx2 ? kIndexKernelsAvx2
-                                                           : kIndexKernelsPortable;
+  static const Kernels& chosen = isa() == Isa::avx512 ? kAvx512
+                                 : isa() == Isa::avx2 ? kAvx2
+                                                      : kPortable;
   return chosen;
 #else
-  return kIndexKernelsPortable;
+  return kPortable;
 #endif
 }
 

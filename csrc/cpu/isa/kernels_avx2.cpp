@@ -1,6 +1,12 @@
+// All kernels for AVX2. Only kAvx2 has external linkage.
 #include <immintrin.h>
 
-#include "csrkern/index_kernels.hpp"
+#include "generic/encode.hpp"
+#include "generic/gather.hpp"
+#include "generic/info_nce.hpp"
+#include "generic/topk_relu.hpp"
+#include "isa/kernels.hpp"
+#include "isa/simd_avx2.hpp"
 
 namespace csrkern {
 namespace {
@@ -10,7 +16,7 @@ constexpr uint64_t kLine = 64;
 constexpr uint64_t kBytesAhead = 512;
 constexpr uint64_t kLongSegment = 512;
 
-void prefetch(const uint8_t* data, uint64_t bytes) {
+void prefetch_bytes(const uint8_t* data, uint64_t bytes) {
   if (bytes > kBytesAhead) bytes = kBytesAhead;
   for (uint64_t i = 0; i < bytes; i += kLine) _mm_prefetch(data + i, _MM_HINT_T0);
 }
@@ -22,7 +28,7 @@ uint16_t load_short(const uint8_t* at) {
   return two;
 }
 
-struct Half {
+struct HalfValues {
   static constexpr uint64_t kBytes = 2;
   static __m256 load8(const uint8_t* at) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
@@ -30,7 +36,7 @@ struct Half {
   static float load(const uint8_t* at) { return _cvtsh_ss(load_short(at)); }
 };
 
-struct Float {
+struct FloatValues {
   static constexpr uint64_t kBytes = 4;
   static __m256 load8(const uint8_t* at) {
     return _mm256_loadu_ps(reinterpret_cast<const float*>(at));
@@ -53,7 +59,7 @@ float square(uint32_t number) {
   return root * root;
 }
 
-struct Byte {
+struct ByteValues {
   static constexpr uint64_t kBytes = 1;
   static __m256 load8(const uint8_t* at) {
     const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
@@ -62,7 +68,7 @@ struct Byte {
   static float load(const uint8_t* at) { return square(*at); }
 };
 
-struct Short {
+struct ShortValues {
   static constexpr uint64_t kBytes = 2;
   static __m256 load8(const uint8_t* at) {
     const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
@@ -101,8 +107,8 @@ void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t
     if (t + 1 < n_terms) {
       const uint64_t* next = terms[t + 1].offsets + window;
       const uint64_t n_next = next[1] - next[0];
-      prefetch(postings + next[0] * kPosting, 2 * n_next);
-      prefetch(postings + next[0] * kPosting + 2 * n_next, n_next * Value::kBytes);
+      prefetch_bytes(postings + next[0] * kPosting, 2 * n_next);
+      prefetch_bytes(postings + next[0] * kPosting + 2 * n_next, n_next * Value::kBytes);
     }
     const uint8_t* segment = postings + begin * kPosting;
     const uint64_t ahead = n >= kLongSegment ? kBytesAhead : last ? 0 : n * kPosting;
@@ -237,13 +243,19 @@ uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
 
 }  // namespace
 
-const IndexKernels kIndexKernelsAvx2 = {{kOf<Half>, kOf<Float>, kOf<Byte>, kOf<Short>},
-                                        keep,
-                                        lane_maxima,
-                                        take,
-                                        add_bounds,
-                                        find_bounds,
-                                        to_half,
-                                        crc32c};
+const Kernels kAvx2 = {
+    rows_of_any<Avx2>,
+    kEncode<Avx2>,
+    kGather<Avx2>,
+    kInfoNce<Avx2>,
+    {{kOf<HalfValues>, kOf<FloatValues>, kOf<ByteValues>, kOf<ShortValues>},
+     keep,
+     lane_maxima,
+     take,
+     add_bounds,
+     find_bounds,
+     to_half,
+     crc32c},
+};
 
 }  // namespace csrkern

@@ -1,6 +1,12 @@
+// All kernels for AVX-512. Only kAvx512 has external linkage.
 #include <immintrin.h>
 
-#include "csrkern/index_kernels.hpp"
+#include "generic/encode.hpp"
+#include "generic/gather.hpp"
+#include "generic/info_nce.hpp"
+#include "generic/topk_relu.hpp"
+#include "isa/kernels.hpp"
+#include "isa/simd_avx512.hpp"
 
 namespace csrkern {
 namespace {
@@ -11,7 +17,7 @@ constexpr uint64_t kLine = 64;
 constexpr uint64_t kBytesAhead = 512;
 constexpr uint64_t kLongSegment = 512;
 
-void prefetch(const uint8_t* data, uint64_t bytes) {
+void prefetch_bytes(const uint8_t* data, uint64_t bytes) {
   if (bytes > kBytesAhead) bytes = kBytesAhead;
   for (uint64_t i = 0; i < bytes; i += kLine) _mm_prefetch(data + i, _MM_HINT_T0);
 }
@@ -31,7 +37,7 @@ inline __attribute__((always_inline)) void add16(const uint16_t* ids, const floa
   }
 }
 
-struct Half {
+struct HalfValues {
   static constexpr uint64_t kBytes = 2;
   static __m512 load(const uint8_t* at) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
@@ -41,7 +47,7 @@ struct Half {
   }
 };
 
-struct Float {
+struct FloatValues {
   static constexpr uint64_t kBytes = 4;
   static __m512 load(const uint8_t* at) { return _mm512_loadu_ps(at); }
   static __m512 load(const uint8_t* at, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, at); }
@@ -53,7 +59,7 @@ __m512 squares(__m512i numbers, __mmask16 mask = 0xffff) {
   return _mm512_maskz_mul_ps(mask, roots, roots);
 }
 
-struct Byte {
+struct ByteValues {
   static constexpr uint64_t kBytes = 1;
   static __m512 load(const uint8_t* at) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
@@ -64,7 +70,7 @@ struct Byte {
   }
 };
 
-struct Short {
+struct ShortValues {
   static constexpr uint64_t kBytes = 2;
   static __m512 load(const uint8_t* at) {
     const __m256i shorts = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
@@ -118,8 +124,8 @@ void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t
     if (t + 1 < n_terms) {
       const uint64_t* next = terms[t + 1].offsets + window;
       const uint64_t n_next = next[1] - next[0];
-      prefetch(postings + next[0] * kPosting, 2 * n_next);
-      prefetch(postings + next[0] * kPosting + 2 * n_next, n_next * Value::kBytes);
+      prefetch_bytes(postings + next[0] * kPosting, 2 * n_next);
+      prefetch_bytes(postings + next[0] * kPosting + 2 * n_next, n_next * Value::kBytes);
     }
     const uint8_t* segment = postings + begin * kPosting;
     // Of a short segment, the one that follows it in its list, for the next window.
@@ -251,13 +257,19 @@ uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
 
 }  // namespace
 
-const IndexKernels kIndexKernelsAvx512 = {{kOf<Half>, kOf<Float>, kOf<Byte>, kOf<Short>},
-                                          keep,
-                                          lane_maxima,
-                                          take,
-                                          add_bounds,
-                                          find_bounds,
-                                          to_half,
-                                          crc32c};
+const Kernels kAvx512 = {
+    rows_of_any<Avx512>,
+    kEncode<Avx512>,
+    kGather<Avx512>,
+    kInfoNce<Avx512>,
+    {{kOf<HalfValues>, kOf<FloatValues>, kOf<ByteValues>, kOf<ShortValues>},
+     keep,
+     lane_maxima,
+     take,
+     add_bounds,
+     find_bounds,
+     to_half,
+     crc32c},
+};
 
 }  // namespace csrkern

@@ -1,9 +1,19 @@
+// All kernels in plain C++, and the rows that are too rare for vector code.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
+#include <functional>
+#include <vector>
 
 #include "csrkern/float_bits.hpp"
 #include "csrkern/index_values.hpp"
+#include "generic/encode.hpp"
+#include "generic/gather.hpp"
+#include "generic/info_nce.hpp"
+#include "generic/topk_relu.hpp"
+#include "isa/kernels.hpp"
+#include "isa/simd_portable.hpp"
 
 namespace csrkern {
 namespace {
@@ -94,18 +104,6 @@ int64_t find_bounds(const uint16_t* bounds, int64_t n, uint16_t least, int32_t* 
   return count;
 }
 
-uint16_t float_to_half(float value) {
-  const uint32_t bits = bits_of(value), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
-  if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
-  if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);
-  if (magnitude >= 0x38800000) {  // normal in float16: rebias, round the 13 lost bits
-    const uint32_t rebiased = magnitude - 0x38000000;
-    return static_cast<uint16_t>(sign | ((rebiased + 0xfff + ((rebiased >> 13) & 1)) >> 13));
-  }
-  // Adding 0.5 puts the last bit of a subnormal float16 (2^-24) at the last bit of the sum.
-  return static_cast<uint16_t>(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000));
-}
-
 void to_half(const float* values, int64_t n, uint16_t* halves) {
   for (int64_t i = 0; i < n; ++i) halves[i] = float_to_half(values[i]);
 }
@@ -127,21 +125,61 @@ uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
 
 }  // namespace
 
-float half_to_float(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, magnitude = half & 0x7fff;
-  if (magnitude >= 0x7c00) return float_of(sign | 0x7f800000 | (magnitude - 0x7c00) << 13);
-  if (magnitude >= 0x0400) return float_of(sign | ((magnitude << 13) + 0x38000000));
-  return float_of(sign | bits_of(static_cast<float>(magnitude) * 0x1p-24f));
+void topk_relu_row_with_nan(const float* row, int64_t h, int64_t k, int32_t* order) {
+  std::vector<int32_t> latents;
+  for (int64_t j = 0; j < h; ++j) {
+    if (!(row[j] <= 0)) latents.push_back(static_cast<int32_t>(j));
+  }
+  const auto before = [row](int32_t a, int32_t b) {
+    const bool nan_a = std::isnan(row[a]), nan_b = std::isnan(row[b]);
+    if (nan_a != nan_b) return nan_a;
+    return !nan_a && row[a] != row[b] ? row[a] > row[b] : a < b;
+  };
+  const int64_t won = std::min<int64_t>(k, static_cast<int64_t>(latents.size()));
+  std::partial_sort(latents.begin(), latents.begin() + won, latents.end(), before);
+  std::copy_n(latents.begin(), won, order);
+  std::fill(order + won, order + k, -1);
 }
 
-const IndexKernels kIndexKernelsPortable = {{kOf<ValueType::float16>, kOf<ValueType::float32>,
-                                             kOf<ValueType::uint8>, kOf<ValueType::uint16>},
-                                            keep,
-                                            lane_maxima,
-                                            take,
-                                            add_bounds,
-                                            find_bounds,
-                                            to_half,
-                                            crc32c};
+int64_t candidates_of_odd_row(const float* row, int64_t h, int64_t k, double slack, double relative,
+                              int32_t* index) {
+  // The k-th largest lower bound of an exact value: whatever cannot reach it is out.
+  double bar = -INFINITY;
+  if (std::isfinite(slack)) {
+    std::vector<double> lowest;
+    for (int64_t l = 0; l < h; ++l) {
+      const double value = row[l];
+      if (!std::isnan(value)) lowest.push_back(value - slack - relative * std::fabs(value));
+    }
+    if (static_cast<int64_t>(lowest.size()) >= k) {
+      std::nth_element(lowest.begin(), lowest.begin() + (k - 1), lowest.end(), std::greater<>());
+      bar = lowest[k - 1];
+    }
+  }
+  int64_t found = 0;
+  for (int64_t l = 0; l < h; ++l) {
+    const double value = row[l];
+    const double highest = value + slack + relative * std::fabs(value);
+    const bool out = highest <= 0 || highest < bar;  // false for NaN: those stay in
+    if (!out) index[found++] = static_cast<int32_t>(l);
+  }
+  return found;
+}
+
+const Kernels kPortable = {
+    rows_of_any<Portable>,
+    kEncode<Portable>,
+    kGather<Portable>,
+    kInfoNce<Portable>,
+    {{kOf<ValueType::float16>, kOf<ValueType::float32>, kOf<ValueType::uint8>,
+      kOf<ValueType::uint16>},
+     keep,
+     lane_maxima,
+     take,
+     add_bounds,
+     find_bounds,
+     to_half,
+     crc32c},
+};
 
 }  // namespace csrkern

@@ -1,5 +1,5 @@
-// The vector type of the AVX2 files: eight lanes.
-// Included once by each of them, so everything here has internal linkage.
+// The vector type of kernels_avx2.cpp: eight lanes.
+// Internal linkage, so that the linker never gives other files a copy compiled for AVX2.
 #pragma once
 
 #include <immintrin.h>

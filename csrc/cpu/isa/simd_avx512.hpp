@@ -1,5 +1,5 @@
-// The vector type of the AVX-512 files: sixteen lanes.
-// Included once by each of them, so everything here has internal linkage.
+// The vector type of kernels_avx512.cpp: sixteen lanes.
+// Internal linkage, so that the linker never gives other files a copy compiled for AVX-512.
 #pragma once
 
 #include <immintrin.h>

@@ -1,15 +1,15 @@
-// The vector type of the portable files.
-// Included once by each of them, so everything here has internal linkage.
+// The vector type of kernels_portable.cpp, in plain C++.
 #pragma once
 
 #include <cstring>
 
+#include "csrkern/float_bits.hpp"
 #include "isa/small_floats.hpp"
 
 namespace csrkern {
 namespace {
 
-// Eight lanes in plain C++; compilers turn the loops into whatever vectors there are.
+// Eight lanes; compilers turn the loops into the vectors that the target has.
 struct Portable {
   static constexpr int64_t width = 8;
   struct I {
@@ -51,21 +51,8 @@ struct Portable {
     return out;
   }
   static float to_float(float x) { return x; }
-  static float to_float(BFloat x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
-  static float to_float(Half x) {
-    const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16;
-    const uint32_t exponent = x.bits >> 10 & 31;
-    const uint32_t mantissa = x.bits & 1023;
-    if (exponent == 31) return from_bits(sign | 0x7f800000u | mantissa << 13);
-    if (exponent > 0) return from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
-    const float tiny = static_cast<float>(mantissa) * 0x1p-24f;
-    return sign ? -tiny : tiny;
-  }
-  static float from_bits(uint32_t bits) {
-    float out;
-    std::memcpy(&out, &bits, sizeof(out));
-    return out;
-  }
+  static float to_float(BFloat x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
+  static float to_float(Half x) { return half_to_float(x.bits); }
 
   static Flag no_flag() { return false; }
   static bool nan_in(const I& x) {
@@ -134,11 +121,6 @@ struct Portable {
   static constexpr bool pairs = false;
   static constexpr bool stretched = false;
   static constexpr int tile = 4;  // vectors held at once by the gather kernels
-  static uint32_t bits_of(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof(bits));
-    return bits;
-  }
   static void narrow(float x, float* out) { *out = x; }
   static void narrow(float x, BFloat* out) {
     // Round to nearest even by adding just under half; a NaN must stay one.
@@ -147,21 +129,7 @@ struct Portable {
     const uint32_t rounded = nan ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
     out->bits = static_cast<uint16_t>(rounded >> 16);
   }
-  static void narrow(float x, Half* out) {
-    const uint32_t bits = bits_of(x);
-    const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
-    uint32_t half;
-    if (magnitude > static_cast<uint32_t>(kInfinityBits)) {
-      half = 0x7e00;
-    } else if (magnitude >= 0x477ff000) {  // rounds past the largest half
-      half = 0x7c00;
-    } else if (magnitude < 0x38800000) {  // subnormal: let the float unit round at 2^-24
-      half = bits_of(from_bits(magnitude) + 0.5f) - bits_of(0.5f);
-    } else {
-      half = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
-    }
-    out->bits = static_cast<uint16_t>(sign | half);
-  }
+  static void narrow(float x, Half* out) { out->bits = float_to_half(x); }
   template <class T>
   static void store_f(T* p, const F& x) {
     store_part_f(p, x, width);
@@ -208,7 +176,7 @@ struct Portable {
   // 2^x for integral x in [-126, 127].
   static F exp2_integral(const F& x) {
     return each([&](int i) {
-      return from_bits(static_cast<uint32_t>(static_cast<int32_t>(x.lane[i]) + 127) << 23);
+      return float_of(static_cast<uint32_t>(static_cast<int32_t>(x.lane[i]) + 127) << 23);
     });
   }
   static I load_part_bits(const int32_t* p, int64_t n) {

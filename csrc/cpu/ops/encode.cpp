@@ -4,33 +4,22 @@
 #include <memory>
 #include <vector>
 
-#include "csrkern/isa.hpp"
 #include "csrkern/parallel.hpp"
-#include "isa/encode_kernels.hpp"
+#include "isa/kernels.hpp"
 
 namespace csrkern {
-namespace {
-
-const EncodeKernels& kernels() {
-#ifdef CSRKERN_X86
-  if (isa() == Isa::avx512) return kEncodeAvx512;
-  if (isa() == Isa::avx2) return kEncodeAvx2;
-#endif
-  return kEncodePortable;
-}
-
-}  // namespace
 
 void linear_exact(const Linear& layer, float* out, int num_threads) {
   const std::vector<double> x64(layer.x, layer.x + layer.n * layer.d);
   parallel_for(layer.h, 256, num_threads, [&](int64_t begin, int64_t end, int) {
-    kernels().linear_exact(layer, x64.data(), begin, end, out);
+    kernels().encode.linear_exact(layer, x64.data(), begin, end, out);
   });
 }
 
 void round_rows(const Rounding& args, int num_threads) {
-  parallel_for(args.n, 64, num_threads,
-               [&](int64_t begin, int64_t end, int) { kernels().round_rows(args, begin, end); });
+  parallel_for(args.n, 64, num_threads, [&](int64_t begin, int64_t end, int) {
+    kernels().encode.round_rows(args, begin, end);
+  });
 }
 
 void refine(const Refine& args, int num_threads) {
@@ -44,8 +33,8 @@ void refine(const Refine& args, int num_threads) {
   parallel_for(args.layer.n, 8, num_threads, [&](int64_t begin, int64_t end, int thread) {
     auto& mine = scratch[thread];
     if (!mine) mine = std::make_unique<Scratch>(args.layer);
-    kernels().refine(args, begin, end, topk_scratch(mine->topk.get(), args.layer.h),
-                     mine->x64.data());
+    kernels().encode.refine(args, begin, end, topk_scratch(mine->topk.get(), args.layer.h),
+                            mine->x64.data());
   });
 }
 

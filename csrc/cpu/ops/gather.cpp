@@ -4,20 +4,11 @@
 #include <memory>
 #include <vector>
 
-#include "csrkern/isa.hpp"
 #include "csrkern/parallel.hpp"
-#include "isa/gather_kernels.hpp"
+#include "isa/kernels.hpp"
 
 namespace csrkern {
 namespace {
-
-const GatherKernels& kernels() {
-#ifdef CSRKERN_X86
-  if (isa() == Isa::avx512) return kGatherAvx512;
-  if (isa() == Isa::avx2) return kGatherAvx2;
-#endif
-  return kGatherPortable;
-}
 
 // Pieces of about 4 million multiply-adds: some 250 µs each, long against the fetches that the
 // first entries of a piece wait for.
@@ -29,12 +20,12 @@ int64_t grain(int64_t work_per_row) {
 
 void gather_sum(const GatherSum& args, int num_threads) {
   for_checked_rows(args.codes, grain(args.codes.k * args.d), num_threads,
-                   [&](int64_t begin, int64_t end) { kernels().gather_sum(args, begin, end); });
+                   [&](int64_t begin, int64_t end) { kernels().gather.sum(args, begin, end); });
 }
 
 void gather_dot(const GatherDot& args, int num_threads) {
   for_checked_rows(args.codes, grain(args.codes.k * args.d), num_threads,
-                   [&](int64_t begin, int64_t end) { kernels().gather_dot(args, begin, end); });
+                   [&](int64_t begin, int64_t end) { kernels().gather.dot(args, begin, end); });
 }
 
 void scatter_sum(ScatterSum args, int num_threads) {
@@ -67,8 +58,8 @@ void scatter_sum(ScatterSum args, int num_threads) {
   const int64_t stripes = (args.d + kScatterColumns - 1) / kScatterColumns;
   parallel_for(pieces * stripes, 1, num_threads, [&](int64_t index, int64_t, int) {
     const int64_t latent = index % pieces * piece, column = index / pieces * kScatterColumns;
-    kernels().scatter_sum(args, latent, std::min(latent + piece, args.dim), column,
-                          std::min(column + kScatterColumns, args.d));
+    kernels().gather.scatter(args, latent, std::min(latent + piece, args.dim), column,
+                             std::min(column + kScatterColumns, args.d));
   });
 }
 

@@ -5,9 +5,8 @@
 #include <memory>
 #include <vector>
 
-#include "csrkern/isa.hpp"
 #include "csrkern/parallel.hpp"
-#include "isa/info_nce_kernels.hpp"
+#include "isa/kernels.hpp"
 #include "ops/similarity_rows.hpp"
 
 namespace csrkern {
@@ -16,14 +15,6 @@ namespace {
 // Rows a thread takes at a time, for each of which it visits one window before the next.
 constexpr int64_t kBlock = 32;
 constexpr int64_t kSlack = 16;  // packing writes whole vectors
-
-const InfoNceKernels& kernels() {
-#ifdef CSRKERN_X86
-  if (isa() == Isa::avx512) return kInfoNceKernelsAvx512;
-  if (isa() == Isa::avx2) return kInfoNceKernelsAvx2;
-#endif
-  return kInfoNceKernelsPortable;
-}
 
 // Each thread's own buffer of floats, zeroed when first asked for.
 class Scratch {
@@ -53,6 +44,7 @@ float square_norm(const Codes& a, int64_t i) {
 }  // namespace
 
 void info_nce(const InfoNce& args, float* loss, float* peak, float* log_total, int num_threads) {
+  const InfoNceKernels& kernels = csrkern::kernels().info_nce;
   const Codes& a = args.a;
   check_latents(a, num_threads);
   const Windows windows(args.b, a.dim, args.m);
@@ -79,8 +71,8 @@ void info_nce(const InfoNce& args, float* loss, float* peak, float* log_total, i
             partner[i - begin] = scores[i - first];
           }
         }
-        kernels().sum_scores(scores, size, args.scale, labelled ? args.classes_b + first : nullptr,
-                             labelled ? args.classes_a[i] : 0, packed, &sums[i - begin]);
+        kernels.sum_scores(scores, size, args.scale, labelled ? args.classes_b + first : nullptr,
+                           labelled ? args.classes_a[i] : 0, packed, &sums[i - begin]);
       }
     }
     for (int64_t i = begin; i < end; ++i) {
@@ -102,6 +94,7 @@ void info_nce(const InfoNce& args, float* loss, float* peak, float* log_total, i
 
 void info_nce_backward(const InfoNce& args, const InfoNceRows& rows, bool of_columns,
                        float* grad_values, int num_threads) {
+  const InfoNceKernels& kernels = csrkern::kernels().info_nce;
   const Codes& a = args.a;
   check_latents(a, num_threads);
   const Windows windows(args.b, a.dim, args.m);
@@ -137,9 +130,9 @@ void info_nce_backward(const InfoNce& args, const InfoNceRows& rows, bool of_col
         const bool meets_partner = i >= first && i < first + size;
         const double mate = meets_partner ? scores[i - first] : 0;
         const GradientTerm row = term(by_row ? i : 0);
-        kernels().to_gradient(scores, size, args.scale, labelled ? args.classes_b + first : nullptr,
-                              labelled ? args.classes_a[i] : 0, by_row ? &row : nullptr,
-                              by_column ? &columns : nullptr);
+        kernels.to_gradient(scores, size, args.scale, labelled ? args.classes_b + first : nullptr,
+                            labelled ? args.classes_a[i] : 0, by_row ? &row : nullptr,
+                            by_column ? &columns : nullptr);
         if (meets_partner && labelled && args.one_set) {
           scores[i - first] = 0;
         } else if (meets_partner && !labelled) {

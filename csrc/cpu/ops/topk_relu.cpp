@@ -1,30 +1,16 @@
 #include "csrkern/topk_relu.hpp"
 
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
 #include <vector>
 
-#include "csrkern/isa.hpp"
 #include "csrkern/parallel.hpp"
-#include "ops/topk_relu_rows.hpp"
+#include "isa/kernels.hpp"
 
 namespace csrkern {
-namespace {
-
-TopkReluRows rows_for(Isa isa) {
-#ifdef CSRKERN_X86
-  if (isa == Isa::avx512) return topk_relu_rows_avx512;
-  if (isa == Isa::avx2) return topk_relu_rows_avx2;
-#endif
-  (void)isa;
-  return topk_relu_rows_portable;
-}
-
-}  // namespace
 
 void topk_relu(const TopkRelu& args, int num_threads) {
-  const TopkReluRows rows = rows_for(isa());
+  const TopkReluRows rows = kernels().topk_relu;
   // About 256 KiB of input a piece: small enough to share out, large enough to stream.
   const int64_t grain = std::max<int64_t>(1, 65536 / args.h);
   std::vector<std::unique_ptr<int32_t[]>> memory(std::max(num_threads, 1));

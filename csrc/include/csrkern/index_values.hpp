@@ -6,8 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include "csrkern/float_bits.hpp"
 #include "csrkern/host_device.hpp"
-#include "csrkern/index_kernels.hpp"
 
 namespace csrkern {
 
