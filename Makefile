@@ -24,7 +24,7 @@ NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test integrations bench race paper check docs wheel sanitize fuzz aot kernels clean
+.PHONY: help demo test integrations bench race paper check docs wheel sanitize fuzz attack aot kernels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,7 @@ check: $(VENV)/.installed-check ## Lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	git ls-files | xargs $(BIN)/codespell
 	git ls-files '*.cpp' '*.hpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
 docs: $(VENV)/.installed-docs ## Build the documentation site into build/site, links checked
@@ -73,6 +74,9 @@ sanitize: ## Run the native tests under sanitizers, on every instruction set
 
 fuzz: ## Attack the index with forged files for FUZZ_SECONDS=60; needs clang
 	$(NATIVE_TESTS) fuzz
+
+attack: $(VENV)/.installed-test ## Call everything public at random for ATTACK_SECONDS=60, under AddressSanitizer
+	PYTHON=$(BIN)/python scripts/attack.sh
 
 aot: $(VENV)/.installed-test ## Compile every GPU kernel, no GPU needed; rewrite the tables
 	$(BIN)/python scripts/gpu/aot.py

@@ -1,7 +1,7 @@
 """Random calls of everything that takes codes: whatever comes in, an answer or one clear error.
 
 A call may raise what is listed in `REFUSED`; it may not crash, hang, or read what is not its own,
-which a build with AddressSanitizer shows (`make fuzz-python`).
+which a build with AddressSanitizer shows (`make attack`).
 `CSRKERN_FUZZ_EXAMPLES=100000 pytest tests/ops/test_surface_fuzz.py` runs for long.
 """
 

@@ -89,3 +89,11 @@ def test_a_gpu_machine_may_lack_the_build_packages(monkeypatch, tmp_path):
     build.lend_ninja(tmp_path)
     run = [sys.executable, "-m", "ninja", "--version"]
     assert subprocess.run(run, capture_output=True, text=True).stdout == "given --version\n"
+
+
+def test_commit_hooks_run_the_pinned_tools():
+    """A hook of another version would format what `make check` refuses."""
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    used = set(re.findall(r"\[([\w-]+==[\d.]+)\]", hooks))
+    assert {tool.split("==")[0] for tool in used} == {"clang-format", "codespell", "ruff"}
+    assert used <= set((ROOT / "constraints.txt").read_text().splitlines())
