@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
+from commands import commands
 from engines import all_engines, at_recall, search
 from results import Row, digits, newest_run, quality, rows, table_of
 from scale import scale_drill, scale_model, scale_sizes, scale_waves
@@ -294,6 +295,7 @@ FIGURES: dict[str, Callable[[], str]] = {
         floors,
         by_k,
         by_bytes,
+        commands,
         scale_drill,
         scale_model,
         scale_sizes,
