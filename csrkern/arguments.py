@@ -108,7 +108,7 @@ def thread_count(num_threads: int | None) -> int:
 
 
 def least_float(name: str, value: Any) -> float:
-    """The smallest float32 that is at least `value`."""
+    """Return the smallest float32 that is at least `value`."""
     exact = as_float(name, value)
     with np.errstate(all="ignore"):
         least = np.float32(exact)
@@ -120,7 +120,7 @@ def least_float(name: str, value: Any) -> float:
 
 
 def array_of(name: str, given: Any) -> np.ndarray:
-    """An array, a torch tensor wherever it is, nested lists, or what only speaks DLPack."""
+    """Return an array, a torch tensor wherever it is, nested lists, or what only speaks DLPack."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(given, torch.Tensor):
         given = given.detach().cpu()
@@ -191,7 +191,7 @@ def int64_array(name: str, given: Any) -> np.ndarray:
 
 
 def row_numbers(rows: Any, n: int) -> np.ndarray | slice:
-    """What selects from n rows, as a slice, numbers int64 [m] or a mask bool [n].
+    """Return what selects from n rows: a slice, numbers int64 [m] or a mask bool [n].
 
     Raises:
         IndexError: if `rows` is neither a slice, nor an integer, nor integers or bools in one
@@ -287,7 +287,7 @@ def matrix_entries(name: str, matrix: Any) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def as_csr(name: str, matrix: Any) -> Any:
-    """A SciPy sparse matrix [n, m] of any format as CSR; errors of `matrix_entries`."""
+    """Return a SciPy sparse matrix [n, m] of any format as CSR; errors of `matrix_entries`."""
     import scipy.sparse
 
     rows, columns, data = matrix_entries(name, matrix)
@@ -318,6 +318,6 @@ def _of_python_integers(array: np.ndarray) -> bool:
 
 
 def shown(number: Any) -> str:
-    """A number for a message; Python refuses to write out integers of 4,300 digits."""
+    """Return a number for a message; Python refuses to write out integers of 4,300 digits."""
     bits = int(number).bit_length()
     return str(number) if bits <= 128 else f"an integer of {bits} bits"

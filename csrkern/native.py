@@ -23,7 +23,7 @@ def address(tensor: Tensor | None) -> int:
 def topk_into(
     pre: Tensor, values: Tensor, indices: Tensor, latent_mask: Tensor | None = None
 ) -> None:
-    """The native kernel: codes of pre [n, h], any strides, into contiguous outputs [n, k]."""
+    """Run the native kernel: codes of pre [n, h], any strides, into contiguous outputs [n, k]."""
     mask = None if latent_mask is None else latent_mask.contiguous()
     _C.topk_relu(
         address(pre),

@@ -68,7 +68,7 @@ def autoencode(
 
 
 def similarity(a: SparseCodes, b: SparseCodes) -> Tensor:
-    """a · bᵀ, [n, m]."""
+    """Return a · bᵀ, [n, m]."""
     return a.to_dense() @ b.to_dense().T
 
 
@@ -81,7 +81,7 @@ def info_nce(
     normalize: bool = True,
     reduction: str = "mean",
 ) -> Tensor:
-    """The contrastive loss over codes; see `csrkern.info_nce` for the three variants."""
+    """Return the contrastive loss over codes; see `csrkern.info_nce` for the three variants."""
     dense_a = a.to_dense()
     dense_b = dense_a if b is None else b.to_dense()
     if normalize:

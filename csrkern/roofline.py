@@ -79,7 +79,7 @@ def gemm(n: int, d: int, h: int, itemsize: int = 4, dtype: str = "float32") -> C
 
 
 def encode(n: int, d: int, h: int, k: int, itemsize: int = 4, dtype: str = "float32") -> Cost:
-    """The encoder GEMM with only the codes written; pre-activations need not leave the core."""
+    """Return the cost of the encoder GEMM with only the codes written."""
     read = itemsize * (n * d + h * d + h + d)
     return Cost(read, codes_bytes(n, k, itemsize), 2.0 * n * d * h, dtype)
 
@@ -113,7 +113,7 @@ def similarity(n: int, m: int, k: int, met: int, itemsize: int = 4) -> Cost:
 
 
 def info_nce(n: int, m: int, k: int, met: int, itemsize: int = 4, backward: bool = False) -> Cost:
-    """The scores that are not zero, summed and thrown away; the backward meets each twice more."""
+    """Return the cost of summing scores that are not zero; the backward meets each twice more."""
     read = codes_bytes(n + m, k, itemsize)
     written = float(itemsize) * ((n + m) * k if backward else 1)
     return Cost(read, written, 2.0 * met * (3 if backward else 1))
@@ -144,7 +144,7 @@ def train_step(
 
 
 def search(postings: float, n_queries: int, topk: int, bytes_per_posting: int = 4) -> Cost:
-    """An inverted scan: each of the queries' postings read and added once, top-k written.
+    """Return an inverted scan: each of the queries' postings read and added once, top-k written.
 
     Exact pruning reads fewer postings, so a share above 1 is possible and says so.
     """
@@ -180,7 +180,7 @@ class Machine:
 
     @staticmethod
     def _threads(threads: int, table: Mapping[int, Any]) -> int:
-        """The measured thread count to hold `threads` against: itself or the next larger."""
+        """Return the measured thread count to hold `threads` against: itself or the next larger."""
         larger = [t for t in table if t >= threads]
         return min(larger) if larger else max(table)
 
@@ -206,7 +206,7 @@ def compute_seconds(cost: Cost, machine: Machine, threads: int) -> float:
 
 
 def floor_seconds(cost: Cost, machine: Machine, threads: int) -> float:
-    """The larger of memory and compute time: both can overlap perfectly, neither can be saved."""
+    """Return the larger of memory and compute time: both can overlap, neither can be saved."""
     return max(
         memory_seconds(cost, machine, threads),
         compute_seconds(cost, machine, threads),
@@ -304,7 +304,7 @@ def _bandwidths(
 
 
 def _gemm_flops(dtype: torch.dtype, quick: bool, seconds: float) -> float:
-    """The best over a few shapes, the result preallocated."""
+    """Return the best over a few shapes, the result preallocated."""
     import torch
 
     best = 0.0
@@ -317,7 +317,7 @@ def _gemm_flops(dtype: torch.dtype, quick: bool, seconds: float) -> float:
 
 
 def _best_seconds(run: Callable[[], Any], seconds: float) -> float:
-    """The fastest of at least three calls, repeated for about `seconds` after a warm-up."""
+    """Return the fastest of at least three calls, repeated for about `seconds` after a warm-up."""
     run()
     best, calls, stop = math.inf, 0, time.perf_counter() + seconds
     while calls < 3 or time.perf_counter() < stop:

@@ -37,7 +37,7 @@ def pack(
     notes: dict[str, str] | None = None,
     fingerprint: str | None = None,
 ) -> bytes:
-    """The file of float values and their indices, which are uint16 where dim allows, else int32.
+    """Return the file of float values and their indices: uint16 where dim allows, else int32.
 
     `notes` are further metadata.
     """
@@ -56,7 +56,7 @@ def pack(
 
 
 def notes(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The notes in a file that `read` accepts."""
+    """Return the notes in a file that `read` accepts."""
     from safetensors import safe_open
 
     with safe_open(os.fspath(path), framework="np") as file:
@@ -94,7 +94,7 @@ def read(path: str | os.PathLike[str]) -> Stored:
 
 
 def read_header(name: str, what: str, form: str, version: int, tensors: set[str]) -> dict[str, Any]:
-    """What a file says of itself, once it is known to be whole and to hold these tensors.
+    """Return the metadata of a file, checked to be whole and to hold these tensors.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -123,14 +123,14 @@ def read_header(name: str, what: str, form: str, version: int, tensors: set[str]
 
 
 def entries_of(name: str) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and where its data begin."""
+    """Return the header of a safetensors file, and where its data begin."""
     with open(name, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return json.loads(file.read(length)), 8 + length
 
 
 def map_array(name: str, entry: dict[str, Any], begin: int) -> np.ndarray:
-    """A tensor of `entries_of`, mapped from its file."""
+    """Return a tensor of `entries_of`, mapped from its file."""
     dtype, shape = np.dtype((VALUES | INDICES | PACKED)[entry["dtype"]]), tuple(entry["shape"])
     if 0 in shape:  # which no system maps
         return np.zeros(shape, dtype)

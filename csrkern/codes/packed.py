@@ -70,7 +70,7 @@ class PackedCodes:
         self._check()
 
     def _check(self) -> None:
-        """Raises TypeError or ValueError unless the rows are as long as the other numbers say."""
+        """Raise TypeError or ValueError unless the rows are as long as the other numbers say."""
         rows, largest = self.rows, self.largest
         size = packed_bytes(self.k, self.dim, self.value_bits)
         if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8:
@@ -158,7 +158,7 @@ class PackedCodes:
         )
 
     def unpack(self) -> SparseCodes:
-        """The codes [n, k], with float32 values of `2^value_bits − 1` levels a row.
+        """Return the codes [n, k], with float32 values of `2^value_bits − 1` levels a row.
 
         Raises:
             ValueError: if a row is damaged.
@@ -179,7 +179,7 @@ class PackedCodes:
         return SparseCodes(values, indices, self.dim, self.fingerprint)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file beside `path` and renames it: never half a file."""
+        """Write a safetensors file beside `path` and rename it: never half a file."""
         from safetensors.numpy import save
 
         self._check()
@@ -193,7 +193,7 @@ class PackedCodes:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PackedCodes:
-        """Reads a file written by `save`; damaged rows are found by `unpack`.
+        """Read a file written by `save`; damaged rows are found by `unpack`.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -228,7 +228,7 @@ def packed_bytes(k: int, dim: int, value_bits: int = VALUE_BITS) -> int:
 
 
 def packed_k(row_bytes: int, dim: int, value_bits: int = VALUE_BITS) -> int:
-    """The most latents out of `dim` whose packed row takes at most `row_bytes` bytes.
+    """Return the most latents out of `dim` whose packed row takes at most `row_bytes` bytes.
 
     Raises:
         TypeError, ValueError: if not even one fits, or an argument is out of range.

@@ -14,7 +14,7 @@ _EXACT = 2**24
 
 
 def powers_of_two(largest: Tensor) -> Tensor:
-    """The largest powers of two not above positive numbers: exact divisors, which keep squares
+    """Return the largest powers of two not above positive numbers: exact divisors that keep squares
     within range and, as a norm does not depend on the scale, are constants to a gradient.
     """
     if largest.dtype == torch.float64:
@@ -42,7 +42,7 @@ def keep_active(values: Tensor, narrow: Tensor) -> Tensor:
 
 
 def float_tensor(name: str, array: np.ndarray) -> Tensor:
-    """A tensor of real numbers, of which integers become float32.
+    """Return a tensor of real numbers, of which integers become float32.
 
     Raises:
         TypeError, ValueError: if they are not real numbers, or integers that float32 cannot hold.
@@ -59,7 +59,7 @@ def float_tensor(name: str, array: np.ndarray) -> Tensor:
 
 
 def as_floats(name: str, tensor: Tensor) -> Tensor:
-    """A tensor of real numbers, of which integers become float32; errors as of `float_tensor`."""
+    """Return a tensor of real numbers, integers as float32; errors as of `float_tensor`."""
     if tensor.dtype in FLOATS:
         return tensor
     if tensor.is_complex() or tensor.is_floating_point() or tensor.dtype == torch.bool:
@@ -99,7 +99,7 @@ def check_entries(name: str, values: Tensor, rows: Tensor | None = None) -> None
 
 
 def rows_of_starts(name: str, starts: Tensor, n: int, entries: int) -> Tensor:
-    """The row of each entry, int64, from where each of n rows starts and the last ends.
+    """Return the row of each entry, int64, from where each of n rows starts and the last ends.
 
     Raises:
         ValueError: unless starts [n + 1] begin at 0, never decrease and end within the entries.
@@ -166,7 +166,7 @@ def of_entries(
 def _sum_duplicates(
     rows: Tensor, latents: Tensor, values: Tensor, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The entries by row and then by latent, one for each place."""
+    """Return the entries by row and then by latent, one for each place."""
     places = rows * dim + latents
     if bool((places.diff() > 0).all()):
         return rows, latents, values

@@ -114,7 +114,7 @@ class SparseCodes:
         return self.values != 0
 
     def latents(self) -> Tensor:
-        """The latent of each slot, int64 [n, k], and 0 in empty slots: indices for PyTorch.
+        """Return the latent of each slot, int64 [n, k], and 0 in empty slots: indices for PyTorch.
 
         Raises:
             IndexError: on a CPU, if an active latent is not in 0..dim-1.
@@ -157,7 +157,7 @@ class SparseCodes:
         )
 
     def truncate(self, k: int) -> SparseCodes:
-        """The codes at a smaller k: the first k columns, sharing memory.
+        """Return the codes at a smaller k: the first k columns, sharing memory.
 
         Raises:
             ValueError: if k is not in 1..self.k.
@@ -184,27 +184,27 @@ class SparseCodes:
         return self._with(*in_order(values, indices.long(), self.dim))
 
     def cpu(self) -> SparseCodes:
-        """The same codes on the CPU."""
+        """Return the same codes on the CPU."""
         return self.to("cpu")
 
     def float(self) -> SparseCodes:
-        """The codes with float32 values."""
+        """Return the codes with float32 values."""
         return self.to(torch.float32)
 
     def clone(self) -> SparseCodes:
-        """The same codes in memory of their own; differentiable."""
+        """Return the same codes in memory of their own; differentiable."""
         return self._with(self.values.clone(), self.indices.clone())
 
     def contiguous(self) -> SparseCodes:
-        """The same codes, each tensor in one piece."""
+        """Return the same codes, each tensor in one piece."""
         return self._with(self.values.contiguous(), self.indices.contiguous())
 
     def pin_memory(self) -> SparseCodes:
-        """The same codes in page-locked memory, as a DataLoader asks for."""
+        """Return the same codes in page-locked memory, as a DataLoader asks for."""
         return self._with(self.values.pin_memory(), self.indices.pin_memory())
 
     def detach(self) -> SparseCodes:
-        """The same codes outside the autograd graph."""
+        """Return the same codes outside the autograd graph."""
         return self._with(self.values.detach(), self.indices)
 
     def normalize(self) -> SparseCodes:
@@ -262,14 +262,14 @@ class SparseCodes:
     # ---- equality and validity --------------------------------------------------------
 
     def equal(self, other: SparseCodes) -> bool:
-        """Same dim, same indices and bitwise-equal values (NaN equals NaN), of whatever model."""
+        """Return whether dim, indices and the bits of values are the same; models may differ."""
         if self.dim != other.dim or self.values.shape != other.values.shape:
             return False
         same = (self.values == other.values) | (self.values.isnan() & other.values.isnan())
         return bool(same.all()) and torch.equal(self.indices, other.indices)
 
     def validate(self) -> SparseCodes:
-        """Returns self if every invariant holds.
+        """Return self if every invariant holds.
 
         Raises:
             ValueError: naming the first invariant that is broken and the row that breaks it.
@@ -344,7 +344,7 @@ class SparseCodes:
         return rows[order], latents[order], self.values[rows[order], slots[order]]
 
     def to_torch_coo(self) -> Tensor:
-        """A coalesced torch.sparse_coo tensor [n, dim]."""
+        """Return a coalesced torch.sparse_coo tensor [n, dim]."""
         rows, latents, values = self._entries()
         return torch.sparse_coo_tensor(
             torch.stack([rows, latents]),
@@ -355,7 +355,7 @@ class SparseCodes:
         )
 
     def to_torch_csr(self) -> Tensor:
-        """A torch.sparse_csr tensor [n, dim] with int64 indices."""
+        """Return a torch.sparse_csr tensor [n, dim] with int64 indices."""
         rows, latents, values = self._entries()
         counts = torch.bincount(rows, minlength=len(self))
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -388,7 +388,7 @@ class SparseCodes:
         return SparseCodes(*of_entries("sparse", rows, latents, values, (n, dim), k), dim)
 
     def to_scipy(self) -> scipy.sparse.csr_array:
-        """A SciPy CSR array [n, dim] with sorted indices (needs SciPy)."""
+        """Return a SciPy CSR array [n, dim] with sorted indices (needs SciPy)."""
         import scipy.sparse
 
         rows, latents, values = (part.detach().cpu() for part in self._entries())
@@ -467,7 +467,7 @@ class SparseCodes:
         values: str = "float32",
         notes: dict[str, str] | None = None,
     ) -> None:
-        """Writes `to_bytes` beside `path` and renames it: a crash never leaves half a file.
+        """Write `to_bytes` beside `path` and rename it: a crash never leaves half a file.
 
         Raises:
             ValueError: as `to_bytes`.
@@ -475,7 +475,7 @@ class SparseCodes:
         write_atomically(path, self.to_bytes(values=values, notes=notes))
 
     def to_bytes(self, *, values: str = "float32", notes: dict[str, str] | None = None) -> bytes:
-        """The packed form: a safetensors file, 2 or 4 bytes an index and a value.
+        """Return the packed form: a safetensors file, 2 or 4 bytes an index and a value.
 
         Indices are uint16 where dim ≤ 65,536, else int32. With values="float16" the codes
         are rounded as by `to`, which loses no latent. `notes` are kept in the metadata, for
@@ -502,7 +502,7 @@ class SparseCodes:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> SparseCodes:
-        """Reads a file written by `save`; float16 values stay float16.
+        """Read a file written by `save`; float16 values stay float16.
 
         Raises:
             FileNotFoundError: if there is no such file.

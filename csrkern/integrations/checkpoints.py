@@ -188,7 +188,7 @@ def save_sparsify(model: SparseAutoencoder, directory: str | os.PathLike[str]) -
 def _model(
     source: str | os.PathLike[str], tensors: dict[str, Tensor], *, tied: bool = True, **config: Any
 ) -> SparseAutoencoder:
-    """A model with these tensors, its sizes read off the encoder's weight."""
+    """Return a model with these tensors, its sizes read off the encoder's weight."""
     check_tensors_finite(os.fspath(source), tensors)
     weight = tensors[_ENCODER]
     if weight.dim() != 2:

@@ -152,7 +152,7 @@ def read_lines(
 
 
 def _integer(written: Any) -> int:
-    """An id or a latent, which JSON holds as a name."""
+    """Return an id or a latent, which JSON holds as a name."""
     if isinstance(written, str) and written.isascii() and written.isdigit():
         return int(written)
     if isinstance(written, int) and not isinstance(written, bool):
@@ -161,7 +161,7 @@ def _integer(written: Any) -> int:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a name that comes twice, the reader would drop one."""
+    """Return a JSON object; of a name that comes twice, the reader would drop one."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name comes twice")

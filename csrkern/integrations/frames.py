@@ -127,7 +127,7 @@ def from_pandas(
 
 
 def _lists(table: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A list column's items one after the other, and the length of each list.
+    """Return a list column's items one after the other, and the length of each list.
 
     Chunk by chunk: Arrow cannot combine chunks of 2^31 items and more.
     """

@@ -74,7 +74,7 @@ def as_size(number: Any) -> int:
 
 
 def surrounded() -> str | None:
-    """What looks at, or transforms, every operation that runs now."""
+    """Return the name of what watches or transforms every operation that runs now."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "it is compiled or traced"
     # A default device, which operations that are told theirs do not ask for, is such a mode too.

@@ -265,7 +265,7 @@ def _checked(one: Stored, dim: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _wrong_slot(latents: np.ndarray, values: np.ndarray, dim: int) -> int | None:
-    """The first slot that no code has, if there is one; those of value 0 are empty."""
+    """Return the first slot that no code has, if there is one; those of value 0 are empty."""
     good = (values >= 0) & (values < np.inf)
     good &= (values == 0) | ((latents >= 0) & (latents < dim))
     wrong = np.flatnonzero(~good)

@@ -24,7 +24,7 @@ from csrkern.ops.validation import FLOATS
 
 
 def accelerate() -> Acceleration:
-    """Runs SAELens' TopK activations on csrkern from here on.
+    """Run SAELens' TopK activations on csrkern from here on.
 
     Returns:
         What undoes it: call its `restore()`, or use it as a context manager.

@@ -83,7 +83,7 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     def kneighbors(
         self, X: Any = None, n_neighbors: int | None = None, return_distance: bool = True
     ) -> Any:
-        """The `n_neighbors` nearest codes of each row, nearest first, equal ones by number.
+        """Return the `n_neighbors` nearest codes of each row, nearest first, equal ones by number.
 
         Args:
             X: queries [m, h]; None: the indexed codes, none of which is then its own neighbour.
@@ -127,7 +127,7 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         return sp.csr_matrix((data.ravel(), numbers.ravel(), starts), shape=shape)
 
     def transform(self, X: Any) -> sp.csr_matrix:
-        """The graph of neighbours of X [m, h] among the indexed codes, [m, n]."""
+        """Return the graph of neighbours of X [m, h] among the indexed codes, [m, n]."""
         check_is_fitted(self)
         wanted = check_int("n_neighbors", self.n_neighbors, 1, self.n_samples_fit_)
         return self.kneighbors_graph(X, wanted + (self.mode == "distance"), self.mode)

@@ -30,7 +30,7 @@ from csrkern.ops.validation import FLOATS
 
 
 def accelerate() -> Acceleration:
-    """Runs sparsify's TopK autoencoders on csrkern from here on.
+    """Run sparsify's TopK autoencoders on csrkern from here on.
 
     Returns:
         What undoes it: call its `restore()`, or use it as a context manager.

@@ -21,7 +21,7 @@ MAX_PROGRAMS = 4096
 
 
 def power_of_2(x: int, least: int = 1) -> int:
-    """The smallest power of two that is at least `x` and `least`."""
+    """Return the smallest power of two that is at least `x` and `least`."""
     return max(triton.next_power_of_2(x), least)
 
 
@@ -87,7 +87,7 @@ def is_active(value, latent, dim):
 
 @triton.jit
 def tree_sum_rows(x, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Sums of the columns of [ROWS, WIDTH], ROWS a power of two; see `tree_sum`."""
+    """Sum the columns of [ROWS, WIDTH], ROWS a power of two; see `tree_sum`."""
     if ROWS == 1:
         return tl.reshape(x, [WIDTH])
     else:
@@ -97,7 +97,7 @@ def tree_sum_rows(x, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def tree_sum(x, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Sums of the rows of [ROWS, WIDTH], WIDTH a power of two, in an order that is always the same.
+    """Sum the rows of [ROWS, WIDTH], WIDTH a power of two, in an order that is always the same.
 
     Neighbours are added, then neighbours of those. tl.sum's order depends on the layout, so on
     warps and block sizes; a sum of two does not.

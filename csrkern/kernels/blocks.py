@@ -52,5 +52,5 @@ def in_blocks(
 
 @functools.cache
 def reader_beside(device: torch.device, stream: int) -> torch.cuda.Stream:
-    """The second stream of a stream, given by its address: no two share one."""
+    """Return the second stream of a stream, given by its address: no two share one."""
     return torch.cuda.Stream(device)

@@ -173,7 +173,7 @@ def scatter_pieces_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The sums of the pieces that follow a list's first; programs beyond the last leave at once."""
+    """Write the sums of the pieces that follow a list's first; programs beyond the last leave."""
     piece = tl.program_id(0).to(tl.int64)
     if piece < tl.load(first_pieces + dim):
         low = tl.cast(0, tl.int64)  # the last latent whose pieces begin at or before this one

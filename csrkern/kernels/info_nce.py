@@ -48,7 +48,7 @@ def info_nce_kernel(
     ONE_SET: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The loss of each row, and what its backward pass needs; see csrc/include's info_nce.hpp."""
+    """Write the loss of each row, and what its backward pass needs; see info_nce.hpp."""
     program = tl.program_id(0)
     scores = scratch + program.to(tl.int64) * m
     for i in range(program, n, tl.num_programs(0)):
@@ -210,7 +210,7 @@ def info_nce_backward_kernel(
 def _launch(
     name: str, values: Tensor, m: int, postings: Postings, run: Callable[[Tensor], None]
 ) -> None:
-    """Runs `run(scratch)` with as many programs as it has rows."""
+    """Run `run(scratch)` with as many programs as it has rows."""
     n, k = values.shape
     if n == 0:
         return
@@ -280,7 +280,7 @@ def info_nce_backward(
     other_classes: Tensor | None,
     n_positives: Tensor | None,
 ) -> Tensor:
-    """The gradient [n, k] of the values; `grad` and n_positives belong to the losses' side."""
+    """Return the gradient [n, k] of the values; `grad` and n_positives are of the losses' side."""
     n, k = values.shape
     grad_values = torch.empty_like(values)
     weight, pull = grad / temperature, None

@@ -107,7 +107,7 @@ def similarity_gather_kernel(
     BLOCK: tl.constexpr,
     FILL: tl.constexpr,
 ):
-    """The rows of out that `similarity_kernel` left out."""
+    """Return the rows of out that `similarity_kernel` left out."""
     mine = dense + tl.program_id(0).to(tl.int64) * dim
     slots = tl.arange(0, K_PAD)
     others = tl.arange(0, OTHER_PAD)
@@ -224,7 +224,7 @@ def similarity(a: Codes, b: Codes, postings: Postings) -> Tensor:
 def similarity_backward(
     grad: Tensor, values: Tensor, indices: Tensor, postings: Postings
 ) -> Tensor:
-    """The gradient [n, k] of the values, from grad [n, m] of any strides."""
+    """Return the gradient [n, k] of the values, from grad [n, m] of any strides."""
     n, k = values.shape
     grad_values = torch.empty_like(values)
     if n:

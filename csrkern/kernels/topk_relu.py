@@ -61,7 +61,7 @@ def load_ordered(row, columns, inside, stride_h, latent_mask, WIDE: tl.constexpr
 
 @triton.jit
 def kth_largest(bits, k, slack, low):
-    """The largest t >= low found with k to k + slack of bits >= t; `low` if fewer are >= low."""
+    """Return the largest t >= low with k to k + slack of bits >= t; `low` if fewer are >= low."""
     low = tl.cast(low, tl.int32)
     count = tl.sum((bits >= low).to(tl.int32))
     high = tl.max(bits)
@@ -113,7 +113,7 @@ def write_best(buffer, total, k, values, indices, K_PAD: tl.constexpr, TILE: tl.
 def exact_winners(
     row, stride_h, latent_mask, h, k, tau, top, buffer, BLOCK: tl.constexpr, WIDE: tl.constexpr
 ):
-    """Appends exactly the k best entries, of which at least k are >= tau and none > top."""
+    """Append exactly the k best entries, of which at least k are >= tau and none > top."""
     low = tau
     high = top
     middle = tau + 1  # with many ties tau is exact already, which one pass tells
@@ -156,7 +156,7 @@ def select_row(
     GROUPS: tl.constexpr, CAPACITY: tl.constexpr, K_PAD: tl.constexpr, BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The k largest positive entries of a row, best first; buffer [2, CAPACITY] int64."""
+    """Return the k largest positive entries of a row, best first; buffer [2, CAPACITY] int64."""
     group_list = buffer + CAPACITY
     local = tl.arange(0, READS)[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
     groups = tl.arange(0, GROUPS)
@@ -212,7 +212,7 @@ def topk_relu_kernel(
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,  # columns in 64 bits
 ):
-    """The k largest positive entries of each row, best first."""
+    """Return the k largest positive entries of each row, best first."""
     program = tl.program_id(0)
     buffer = scratch + program.to(tl.int64) * (2 * CAPACITY)
     for i in range(program, n, tl.num_programs(0)):
@@ -280,7 +280,7 @@ class Plan(NamedTuple):
         return Plan(reads, groups, capacity, k_pad, block, wide, num_warps)
 
     def configs(self) -> list[tuning.Config]:
-        """This plan, and with half as many entries in flight; more warps would spill some."""
+        """Return this plan, and one with half the entries in flight; more warps would spill."""
         reads = dict.fromkeys((self.READS, max(self.READS // 2, 1)))
         return [{"READS": count, "num_warps": self.num_warps} for count in reads]
 
@@ -295,7 +295,7 @@ def topk_relu(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Tensor, 
 
 
 def new_scratch(n: int, h: int, k: int, device: torch.device) -> Tensor:
-    """What `topk_relu_into` needs for n rows [programs, 2, CAPACITY]: a program of each its own."""
+    """Return the scratch of `topk_relu_into` for n rows, [programs, 2, CAPACITY]."""
     size = min(n, MAX_PROGRAMS), 2, Plan.of(h, k).CAPACITY
     return torch.empty(size, dtype=torch.int64, device=device)
 
@@ -308,7 +308,7 @@ def topk_relu_into(
     indices: Tensor,
     scratch: Tensor,
 ) -> None:
-    """The same into contiguous `values` and `indices`; `scratch` from `new_scratch`."""
+    """Return the same into contiguous `values` and `indices`; `scratch` from `new_scratch`."""
     n, h = pre.shape
     if n == 0:
         return

@@ -53,7 +53,7 @@ def offsets_kernel(
     dim,
     BLOCK: tl.constexpr,
 ):
-    """Sums over blocks, exclusive, for a tile of latents."""
+    """Sum over blocks, exclusive, for a tile of latents."""
     latents = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = latents < dim
     sums = tl.zeros([BLOCK], tl.int32)
@@ -80,7 +80,7 @@ def place_kernel(
     dim,
     K_PAD: tl.constexpr,
 ):
-    """Puts the entries of a block's rows where they belong, row by row."""
+    """Put the entries of a block's rows where they belong, row by row."""
     block = tl.program_id(0)
     slot = tl.arange(0, K_PAD)
     cursor = cursors + block.to(tl.int64) * dim
@@ -100,7 +100,7 @@ def place_kernel(
 
 
 def transpose(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """starts [dim + 1] int64, rows, slots int32 and values float32 [n · k]; see `Postings`."""
+    """Return starts int64 [dim + 1], rows, slots int32, values float32 [n · k]; see `Postings`."""
     values, indices = values.float().contiguous(), indices.contiguous()
     n, k = values.shape
     starts = indices.new_zeros(dim + 1, dtype=torch.int64)

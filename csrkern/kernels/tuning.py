@@ -70,7 +70,7 @@ def launch(
     configs: Sequence[Config],
     run: Callable[[Config], object],
 ) -> None:
-    """Runs `run(config)` with the best of `configs` known for these sizes.
+    """Run `run(config)` with the best of `configs` known for these sizes.
 
     `run` only enqueues work, and may be called any number of times before its result is used.
     Sizes are bucketed; strings (dtypes, say) are part of the key as they are.
@@ -84,7 +84,7 @@ def choose(
     configs: Sequence[Config],
     run: Callable[[Config], object],
 ) -> Config:
-    """The configuration that `launch` would use."""
+    """Return the configuration that `launch` would use."""
     mode = current_mode()
     if len(configs) == 1 or mode == "off":
         return configs[0]
@@ -103,7 +103,7 @@ def choose(
 
 @functools.cache
 def known_choices(device: int) -> tuple[Path, dict[str, Config]]:
-    """The file of choices for a CUDA device (-1: the interpreter), and what it held."""
+    """Return the file of choices for a CUDA device (-1: the interpreter), and what it held."""
     path = choices_path()
     return path, read_choices(path)
 
@@ -113,7 +113,7 @@ def _is_capturing() -> bool:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """The median time of a launch, its compilation left out; inf where it does not fit."""
+    """Return the median time of a launch, its compilation left out; inf where it does not fit."""
     try:
         run()
     except OutOfResources:
@@ -138,7 +138,7 @@ def elapsed(run: Callable[[], object]) -> float:
 
 
 def choices_path() -> Path:
-    """The file of choices for the current device."""
+    """Return the file of choices for the current device."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "interpreter"
     name = re.sub(r"[^A-Za-z0-9]+", "-", device)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -165,7 +165,7 @@ def read_choices(path: Path) -> dict[str, Config]:
 
 
 def write_choices(path: Path, choices: dict[str, Config]) -> None:
-    """Writes them beside the file and renames."""
+    """Write them beside the file and rename them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         json.dump(choices, file, indent=1, sort_keys=True)

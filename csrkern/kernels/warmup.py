@@ -78,7 +78,7 @@ def warm_up(
     device: str | torch.device = "cuda",
     on_step: Callable[[str, float], None] = lambda name, seconds: None,
 ) -> None:
-    """Runs each step once in mode "measure"; tells `on_step` its name and the seconds it took.
+    """Run each step once in mode "measure"; tell `on_step` its name and the seconds it took.
 
     Raises:
         ValueError: if a size is not positive, or k exceeds h.

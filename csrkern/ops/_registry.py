@@ -71,7 +71,7 @@ LIBRARY = _Library("csrkern", "DEF")
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """The tensors in the autocast dtype of their device, or as they are outside autocast."""
+    """Return the tensors in the autocast dtype of their device, or as they are outside autocast."""
     device = next(t.device.type for t in tensors if t is not None)
     if not autocasts(device):
         return tensors
@@ -158,7 +158,7 @@ def refuse_forward_mode(name: str) -> None:
 def _once(
     name: str, backward: Callable[..., Any], ctx: Any, grads: tuple[Tensor, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The results of a backward pass, whose own derivative is an error."""
+    """Return the results of a backward pass, whose own derivative is an error."""
     if not torch.is_grad_enabled():
         return backward(ctx, *grads)
     with torch.no_grad():  # create_graph=True: an error if the graph is used

@@ -114,7 +114,7 @@ def _backward(ctx, grad: Tensor):
 
 
 def later_sums(grads: Tensor) -> Tensor:
-    """What the slots between one k and the next meet, [P, n, d].
+    """Return the gradient that the slots between one k and the next meet, [P, n, d].
 
     They are part of this reconstruction and all later ones: of the sum of their gradients.
     """

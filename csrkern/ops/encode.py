@@ -89,7 +89,7 @@ def encode(
 def check_encoder(
     x: Tensor, weight: Tensor, bias: Tensor | None, pre_bias: Tensor | None, precision: str
 ) -> tuple[Tensor, Tensor | None, str]:
-    """Checks what `encode` takes; returns weight and bias in the dtype to compute in, and how."""
+    """Check what `encode` takes; return weight and bias in the dtype to compute in, and how."""
     check_tensor("x", x, (None, None))
     check_tensor("weight", weight, (None, x.shape[1]))
     check_same("weight", weight, "x", x)
@@ -120,7 +120,7 @@ LIBRARY.define(
 def _check_operands(
     x: Tensor, weight: Tensor, bias: Tensor | None, pre_bias: Tensor | None, k: int
 ) -> None:
-    """Checks the arguments of the registered operator, where weight and bias may be autocast."""
+    """Check the arguments of the registered operator, where weight and bias may be autocast."""
     check_tensor("x", x, (None, None))
     check_tensor("weight", weight, (None, x.shape[1]))
     check_operand("weight", weight, weight.dtype, weight.shape, x.device)

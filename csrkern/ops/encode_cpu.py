@@ -43,13 +43,13 @@ class VerifiedRows:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def count(self, encoded: int, fallback: int) -> None:
-        """Adds to both."""
+        """Add to both."""
         with self._lock:
             self.encoded += encoded
             self.fallback += fallback
 
     def reset(self) -> None:
-        """Sets both to 0."""
+        """Set both to 0."""
         with self._lock:
             self.encoded = self.fallback = 0
 
@@ -58,7 +58,7 @@ verified_rows = VerifiedRows()
 
 
 def layer_for(weight: Tensor, bias: Tensor | None, n: int, precision: str) -> Layer:
-    """What encodes n rows, block by block."""
+    """Return the layer that encodes n rows, block by block."""
     if weight.dtype != torch.float32 or precision == "fast":
         return Layer(weight, bias)
     if n <= DIRECT_ROWS:
@@ -119,7 +119,7 @@ class ExactLayer(DirectLayer):
             self.propose(rows, values, indices)
 
     def propose(self, rows: Tensor, values: Tensor, indices: Tensor) -> None:
-        """The same, for enough rows to make a matrix product pay."""
+        """Return the same, for enough rows to make a matrix product pay."""
         pre = self.product(rows, self.weight, self.bias)
         slack = self._slack(rows.shape[1], _upper_norms(rows))
         self._refine(rows, pre, slack, 0.0, len(self.weight), values, indices)
@@ -234,6 +234,6 @@ def _upper_norms(rows: Tensor) -> Tensor:
 
 
 def _upper(norms: Tensor, d: int) -> Tensor:
-    """What norms of d entries, computed in float32, are at most."""
+    """Return the upper bound of norms of d entries computed in float32."""
     # Rounding may take (d / 2 + 2) units from them, squares that underflow 2^-63 an entry.
     return norms.double() * (1 + (d + 4) * UNIT_ROUNDOFF) + math.sqrt(d) * 2.0**-62

@@ -31,7 +31,7 @@ def info_nce(
     normalize: bool = True,
     reduction: str = "mean",
 ) -> Tensor:
-    """The contrastive (InfoNCE) loss over sparse codes.
+    """Return the contrastive (InfoNCE) loss over sparse codes.
 
     With s_ij = ⟨a_i, b_j⟩ (cosine if `normalize`) and temperature τ:
 
@@ -181,7 +181,7 @@ def _native(
     temperature: float,
     classes: Classes,
 ) -> _C.InfoNce:
-    """The arguments as the native kernels take them; tensors must outlive it."""
+    """Return the arguments as the native kernels take them; tensors must outlive it."""
     classes_a, classes_b, n_positives = map(address, classes)
     return _C.InfoNce(
         a=codes_arguments(*a, dim),
@@ -221,7 +221,7 @@ def _classes_of(a: Codes, b: Codes, classes: Classes) -> Classes:
 
 
 def _rows_of(a: Codes, grad: Tensor, peak: Tensor, log_total: Tensor) -> PerRow:
-    """What the backward pass has of each row of a, checked and contiguous."""
+    """Return what the backward pass has of each row of a, checked and contiguous."""
     rows = {"grad": grad, "peak": peak, "log_total": log_total}
     for name, row in rows.items():
         check_operand(name, row, torch.float32, (len(a[0]),), a[0].device)
@@ -234,7 +234,7 @@ def _of_both_sides(
     codes: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     classes: Classes,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of values_a and values_b; the second has no elements for one set."""
+    """Return the gradients of values_a and values_b; the second has no elements for one set."""
     a, b, one_set = _sides(*codes)
     classes_a, classes_b, n_positives = _classes_of(a, b, classes)
     rows_of_a = _rows_of(a, *rows)

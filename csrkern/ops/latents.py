@@ -16,7 +16,7 @@ from csrkern.ops.validation import check_dim, check_slots
 
 
 def latents_of(values: Tensor, indices: Tensor, dim: int) -> Tensor:
-    """The latent of each slot, int64 [n, k], and 0 in empty slots.
+    """Return the latent of each slot, int64 [n, k], and 0 in empty slots.
 
     Raises:
         IndexError: on a CPU, if a slot that is not empty names a latent outside 0..dim-1. A GPU is

@@ -20,7 +20,7 @@ from csrkern.ops.validation import check_operand, check_same, check_slots
 
 
 def similarity(a: SparseCodes, b: SparseCodes) -> Tensor:
-    """a · bᵀ, [n, m], for codes a [n, k] and b [m, k'] over the same latents.
+    """Return a · bᵀ, [n, m], for codes a [n, k] and b [m, k'] over the same latents.
 
     Differentiable in both sets of values. float16 and bfloat16 codes are summed in float32 and
     the result is rounded once; under autocast it comes in the autocast dtype, as a matrix
@@ -55,7 +55,7 @@ def codes_arguments(values: Tensor, indices: Tensor, dim: int) -> tuple[int, int
 
 
 def postings(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The transposed codes as the native kernels take them: starts, rows, values."""
+    """Return the transposed codes as the native kernels take them: starts, rows, values."""
     starts, rows, _, sorted_values = torch.ops.csrkern.transpose(values, indices, dim)
     return starts, rows, sorted_values
 
@@ -97,7 +97,7 @@ def _similarity_backward_cpu(
     indices_b: Tensor,
     dim: int,
 ) -> Tensor:
-    """The gradient of values_a, from grad [n, m] of any strides."""
+    """Return the gradient of values_a, from grad [n, m] of any strides."""
     values_a, indices_a = contiguous_codes(values_a, indices_a)
     of_b = postings(values_b, indices_b, dim)
     check_operand("grad", grad, torch.float32, (len(values_a), len(values_b)), values_a.device)

@@ -55,7 +55,7 @@ def topk_relu(pre: Tensor, k: int, *, latent_mask: Tensor | None = None) -> Spar
 
 
 def check_pre(pre: Tensor, k: int, latent_mask: Tensor | None) -> int:
-    """Checks the arguments of `topk_relu`; returns k."""
+    """Check the arguments of `topk_relu`; return k."""
     check_tensor("pre", pre, (None, None))
     check_dim(pre.shape[1])
     check_latent_mask(latent_mask, pre)

@@ -35,7 +35,7 @@ class Postings(NamedTuple):
 
 
 def transpose(codes: SparseCodes) -> Postings:
-    """The active entries of codes [n, k] by latent, then by row. Not differentiable.
+    """Return the active entries of codes [n, k] by latent, then by row. Not differentiable.
 
     Raises:
         TypeError: if `codes` is not SparseCodes.

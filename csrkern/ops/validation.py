@@ -137,7 +137,7 @@ def check_dim(dim: Any, k: int = 0) -> int:
 
 
 def check_ends(ends: Sequence[int], k: int) -> None:
-    """`ends` are ascending numbers of slots, at most k."""
+    """Check that `ends` are ascending numbers of slots, at most k."""
     if any(a >= b for a, b in pairwise([-1, *ends, k + 1])):
         raise ValueError(f"ends: expected ascending numbers in 0..k = {k}, got {list(ends)}")
 

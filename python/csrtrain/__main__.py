@@ -6,7 +6,7 @@ import os
 
 
 def run() -> None:
-    """The command line, in a process group where torchrun started this process."""
+    """Return the command line, in a process group where torchrun started this process."""
     from csrtrain.cli.app import main
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

@@ -57,7 +57,7 @@ class Series:
 
 
 def linear_axis(title: str, values: Sequence[float], unit: str = "", floor: float = 0) -> Axis:
-    """An axis from a round number at or below the smallest value (never under `floor`)."""
+    """Return an axis from a round number at or below the smallest value (never under `floor`)."""
     low, high = min(values), max(values)
     # Values that are all but equal still get an axis with distinct ticks.
     step = _round_step(max(high - low, abs(high) / 20, 1e-3) / 4)
@@ -68,7 +68,7 @@ def linear_axis(title: str, values: Sequence[float], unit: str = "", floor: floa
 
 
 def log_axis(title: str, values: Sequence[float], base: int = 2) -> Axis:
-    """A logarithmic axis with ticks at powers of `base`, and at 2 and 5 where there is room."""
+    """Return a logarithmic axis with ticks at powers of `base`, and at 2 and 5 if there is room."""
     low, high = min(values) / 1.12, max(values) * 1.12
     first, last = math.floor(math.log(low, base)), math.ceil(math.log(high, base))
     steps = (1, 2, 5) if base == 10 and high / low < 200 else (1,)
@@ -200,7 +200,7 @@ _SHAPES: dict[str, Callable[[float, float], str]] = {
 
 
 def _round_step(raw: float) -> float:
-    """The nearest of 1, 2, 5 × 10ⁿ that is not below `raw`."""
+    """Return the nearest of 1, 2, 5 × 10ⁿ that is not below `raw`."""
     power: float = 10 ** math.floor(math.log10(raw))
     return next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
 
@@ -214,7 +214,7 @@ class Box(NamedTuple):
     bottom: float
 
     def overlap(self, other: Box) -> float:
-        """The area both cover."""
+        """Return the area both cover."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(width, 0.0) * max(height, 0.0)
@@ -235,11 +235,11 @@ class Labeller:
     lines: list[Box] = field(default_factory=list)
 
     def add_marker(self, x: float, y: float, radius: float = 5) -> None:
-        """Keeps texts off a marker."""
+        """Keep texts off a marker."""
         self.taken.append(Box(x - radius, y - radius, x + radius, y + radius))
 
     def add_line(self, points: Sequence[tuple[float, float]]) -> None:
-        """Keeps texts off a polyline where there is another place."""
+        """Keep texts off a polyline where there is another place."""
         for (x0, y0), (x1, y1) in pairwise(points):
             pieces = max(1, int(max(abs(x1 - x0), abs(y1 - y0)) / 6))
             for i in range(pieces + 1):
@@ -249,7 +249,7 @@ class Labeller:
     def place(
         self, x: float, y: float, width: float, height: float, *, optional: bool = False
     ) -> tuple[float, float] | None:
-        """The left end and base line of a text beside (x, y), or None if it is `optional`
+        """Return the left end and base line of a text beside (x, y), or None if it is `optional`
         and every place would cover another text or marker."""
         box = min(_places(x, y, width, height), key=self._cost)
         if optional and self._cost(box, lines=False) > 0:

@@ -35,7 +35,7 @@ class PCA:
         self.directions = directions.flip(1).float()
 
     def project(self, x: Tensor, dims: int) -> Tensor:
-        """The leading coordinates [n, dims] of rows [n, d].
+        """Return the leading coordinates [n, dims] of rows [n, d].
 
         Raises:
             ValueError: if dims is not in 1..d.

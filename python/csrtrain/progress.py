@@ -34,7 +34,7 @@ def working(
     prints: bool = False,
     wanted: bool = True,
 ) -> Iterator[Callable[..., None]]:
-    """Yields advance(n, total=None): a bar or, without a total, a pulse while the block takes long.
+    """Yield advance(n, total=None): a bar or, without a total, a pulse while the block takes long.
 
     With a `unit` of what is counted the bar says how many are done and how long the rest takes.
 
@@ -73,7 +73,7 @@ def working(
 
 @contextlib.contextmanager
 def progress_bar(wanted: bool, start: int, steps: int) -> Iterator[Show]:
-    """Yields show(steps done, losses, rows per second).
+    """Yield show(steps done, losses, rows per second).
 
     On standard error, and only where that is a terminal or a notebook.
     """
@@ -109,7 +109,7 @@ def progress_bar(wanted: bool, start: int, steps: int) -> Iterator[Show]:
 
 @contextlib.contextmanager
 def scalar_log(folder: str | os.PathLike[str] | None, start: int) -> Iterator[Log]:
-    """Yields log(steps done, scalars by name), which writes TensorBoard event files.
+    """Yield log(steps done, scalars by name), which writes TensorBoard event files.
 
     Scalars of steps after `start` that an interrupted run left there are hidden.
 
@@ -143,7 +143,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def say(message: str, *outputs: Path | None) -> None:
-    """Prints a message as it is, where none of the `outputs` goes."""
+    """Print a message as it is, where none of the `outputs` goes."""
     print(printable(message, keep="\n"), file=stream_beside(*outputs), flush=True)
 
 

@@ -80,7 +80,7 @@ class Recipe:
 
     @staticmethod
     def from_json(text: str) -> Recipe:
-        """Raises ValueError if `text` is not what `to_json` gives."""
+        """Raise ValueError if `text` is not what `to_json` gives."""
         fields = parse_object("models", text)
         known = {field.name for field in dataclasses.fields(Recipe)}
         if not fields.keys() <= known:
@@ -92,7 +92,7 @@ class Recipe:
 
     @staticmethod
     def of_codes(file: Path) -> Recipe:
-        """What a file of codes remembers.
+        """Return the models that a file of codes names.
 
         Raises:
             ValueError: if that is damaged.
@@ -102,7 +102,7 @@ class Recipe:
 
     @staticmethod
     def of_index(folder: Path) -> Recipe:
-        """What an index remembers; nothing, if it was built without.
+        """Return the models that an index names; empty if it was built without.
 
         Raises:
             ValueError: if its file is damaged.
@@ -142,7 +142,7 @@ def load_adapter(recipe: Recipe, *, needed: bool) -> SparseAutoencoder | None:
 
 
 def _absolute(name: str | None) -> str | None:
-    """A folder's full path; the name of a model on the Hub as it is."""
+    """Return a folder's full path; the name of a model on the Hub as it is."""
     return str(Path(name).absolute()) if name and os.path.isdir(name) else name
 
 
@@ -230,7 +230,7 @@ def _some_numbers(weight: torch.Tensor) -> np.ndarray:
 
 
 def _minilm() -> str:
-    """The folder of an installed package that carries it, else its name on the Hub."""
+    """Return the folder of an installed package that carries it, else its name on the Hub."""
     spec = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
     for folder in (spec and spec.submodule_search_locations) or ():
         for config in sorted(Path(folder).rglob("modules.json")):

@@ -127,7 +127,7 @@ def save_sentence_transformers(
 
 
 def model_card(model: SparseAutoencoder, name: str) -> str:
-    """The README.md of a saved adapter: front matter for the Hub, sizes, and two ways to use it."""
+    """Return the README.md of a saved adapter: front matter, sizes, and two ways to use it."""
     size = (6 if model.hidden_dim <= 65_536 else 8) * model.k
     return f"""---
 library_name: sentence-transformers
@@ -194,7 +194,7 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
 
 
 def _width(folder: Path, modules: list[dict[str, Any]]) -> int | None:
-    """The width of a backbone's embeddings, as its last pooling or dense module tells; or None."""
+    """Return the width of a backbone's embeddings, told by its last pooling or dense module."""
     width = None
     for module in modules:
         config = folder / str(module.get("path", "")) / CONFIG_NAME

@@ -18,7 +18,7 @@ USED = 1e-5  # above it, a value counts as use of its latent
 def reconstruct(
     module: Any, x: Tensor, prepared: Tensor, mean: Any, deviation: Any, k: int
 ) -> dict[str, Any]:
-    """What CSRLoss reads of a forward pass, and the codes at k, from one encoder pass."""
+    """Return what CSRLoss reads of a forward pass, and the codes at k, from one encoder pass."""
     weight, bias, pre_bias = module.encoder.weight, module.latent_bias, module.pre_bias
     widest = min(4 * k, module.hidden_dim)
     ks = [k] if widest == k else [k, widest]
@@ -71,7 +71,7 @@ def _count_use(steps_since: Tensor, codes: SparseCodes) -> None:
 def base_loss(
     package: Any, loss: Any, codes: list[Any], labels: Tensor | None
 ) -> Tensor | dict[str, Tensor]:
-    """The loss over codes: InfoNCE where it is the plain one, else the package's on [n, h]."""
+    """Return the loss over codes: InfoNCE if it is the plain one, else the package's on [n, h]."""
     plain = (
         changed(loss, package.ranking_loss, ("compute_loss_from_embeddings",)) is None
         and all(isinstance(c, SparseCodes) for c in codes)

@@ -50,7 +50,7 @@ _call: ContextVar[Any] = ContextVar("call", default=None)
 
 
 def accelerate(model: nn.Module | None = None) -> Acceleration:
-    """Runs sentence-transformers' `SparseAutoEncoder` models on csrkern from here on.
+    """Run sentence-transformers' `SparseAutoEncoder` models on csrkern from here on.
 
     Args:
         model: a `SparseEncoder` with a `SparseAutoEncoder`; None: all there are and will be.
@@ -126,7 +126,7 @@ def _changes() -> list[Change]:
 
 
 def _like(make: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    """What `make` makes of a function, with its name and documentation."""
+    """Return `make(function)` with the function's name and documentation."""
     return functools.wraps(original)(make(original))
 
 
@@ -137,7 +137,7 @@ _exchange = Exchange(_changes)
 
 
 def _unknown_autoencoder(package: _Package, module: Any) -> str | None:
-    """What keeps our functions from standing for those of a `SparseAutoEncoder`, if anything."""
+    """Return the reason why a `SparseAutoEncoder` must keep its own functions, or None."""
     reason = surrounded() or changed(
         module,
         package.autoencoder,
@@ -162,7 +162,7 @@ def _unknown_autoencoder(package: _Package, module: Any) -> str | None:
 
 
 def _unknown_encoder(package: _Package, model: Any, autoencoder: nn.Module) -> str | None:
-    """The same for a `SparseEncoder` that holds the adapter among its modules."""
+    """Return the same for a `SparseEncoder` that holds the adapter among its modules."""
     places = [m for parent in model.modules() for m in parent._modules.values() if m is autoencoder]
     if len(places) > 1:
         return "its adapter runs more than once"
@@ -176,7 +176,7 @@ def _unknown_encoder(package: _Package, model: Any, autoencoder: nn.Module) -> s
 
 
 def _autoencoder_of(package: _Package, model: Any) -> nn.Module | None:
-    """The covered `SparseAutoEncoder` among the modules of a model, the last one."""
+    """Return the covered `SparseAutoEncoder` among the modules of a model, the last one."""
     found = [m for m in model.children() if isinstance(m, package.autoencoder)]
     return found[-1] if found and _exchange.covers(found[-1]) else None
 
@@ -215,7 +215,7 @@ class _Collected:
         self.rows = 0
 
     def add(self, prepared: Tensor, k: int) -> Tensor:
-        """Takes the rows and returns their numbers, int64 [n, 1]."""
+        """Take the rows and return their numbers, int64 [n, 1]."""
         self.waiting.append((prepared, k))
         numbers = self._numbers(prepared)
         if self.rows - sum(len(part) for part in self.parts) >= BLOCK_ROWS:
@@ -223,7 +223,7 @@ class _Collected:
         return numbers
 
     def add_dense(self, codes: Tensor, k: int) -> Tensor:
-        """Takes codes that the package made, [n, h], and returns their numbers."""
+        """Take codes that the package made, [n, h], and return their numbers."""
         self._encode_waiting()
         self.parts.append(csrkern.topk_relu(codes, max(1, min(k, codes.shape[1]))))
         return self._numbers(codes)
@@ -233,7 +233,7 @@ class _Collected:
         return torch.arange(begin, self.rows, device=rows.device).unsqueeze(1)
 
     def codes(self) -> SparseCodes:
-        """The codes of all rows, in the order of their numbers."""
+        """Return the codes of all rows, in the order of their numbers."""
         self._encode_waiting()
         return SparseCodes.cat(self.parts)
 
@@ -294,7 +294,7 @@ def _encode(package: _Package, original: Callable[..., Any]) -> Callable[..., An
 
 
 def _under(call: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What a function returns while `call` is under way."""
+    """Return the result of a function while `call` is under way."""
     token = _call.set(call)
     try:
         return function(*args, **kwargs)

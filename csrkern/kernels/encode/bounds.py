@@ -64,7 +64,7 @@ def round_rows(rows: Tensor) -> tuple[Tensor, Bounds]:
 
 @triton.jit
 def upper(norm, d):
-    """What a float32 norm of d entries is at most: rounding, and squares that underflow."""
+    """Return the upper bound of a float32 norm of d entries: rounding, squares that underflow."""
     size = tl.cast(d, tl.float64)
     return norm.to(tl.float64) * (1 + (size + 4) * 2.0**-24) + tl.sqrt(size) * 2.0**-62
 
@@ -87,7 +87,7 @@ def slack_of(norm, residual, limits, d, relative):
 
 @triton.jit
 def least(kth, slack, relative):
-    """What entries that exceed the k-th best exactly, `kth` here, are at least here."""
+    """Return the lower bound, here, of entries that exactly exceed the k-th best, `kth` here."""
     bound = (kth.to(tl.float64) * (1 - relative) - 2 * slack) / (1 + relative)
     near = bound.to(tl.float32)
     # Below it in float32, too.

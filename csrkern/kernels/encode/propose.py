@@ -128,7 +128,7 @@ def candidates_kernel(
     CAPACITY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The columns of each row that may be among its k best."""
+    """Return the columns of each row that may be among its k best."""
     row = tl.program_id(0).to(tl.int64)
     listed = scratch + row * (2 * CAPACITY)
     found_bits = listed + CAPACITY
@@ -225,7 +225,7 @@ class Proposer:
         self.lists = counts.new_empty(self.rows, 2, capacity)
 
     def multiply(self, begin: int, end: int, part: int) -> None:
-        """The products of a block of rows."""
+        """Return the products of a block of rows."""
         block, products = self.x[begin:end], self.products[part, : end - begin]
         if self.plan == "A":
             _product(block, self.weight, products)
@@ -247,7 +247,7 @@ class Proposer:
         )
 
     def choose(self, begin: int, end: int, part: int) -> None:
-        """The candidates of a block that was multiplied."""
+        """Return the candidates of a block that was multiplied."""
         n, h = end - begin, len(self.weight)
         products = as_bits(self.products[part, :n])
         if self.plan == "A":

@@ -43,7 +43,7 @@ LOOKED_AT = tl.constexpr(32)  # rows
 
 @triton.jit
 def fold_lanes(x, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Sums of the rows of [ROWS, WIDTH]: the upper half onto the lower, until one is left."""
+    """Sum the rows of [ROWS, WIDTH]: the upper half onto the lower, until one is left."""
     if WIDTH == 1:
         return tl.reshape(x, [ROWS])
     else:
@@ -113,7 +113,7 @@ def rank_kernel(
     CAPACITY: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The k best candidates of each row that has them."""
+    """Return the k best candidates of each row that has them."""
     row = tl.program_id(0).to(tl.int64)
     count = tl.load(counts + row)
     if count >= 0:

@@ -43,7 +43,7 @@ app.add_typer(ray.app, name="ray")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits: 0, 2 for bad input, 1 for a bug, 130 for Ctrl-C."""
+    """Run the command line and exit: 0, 2 for bad input, 1 for a bug, 130 for Ctrl-C."""
     sys.exit(_run(arguments))
 
 

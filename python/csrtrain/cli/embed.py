@@ -133,7 +133,7 @@ def _embedded(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> Iterator[tuple[list[Record], Any]]:
-    """Records, some at a time, and their embeddings or codes."""
+    """Yield records, some at a time, and their embeddings or codes."""
     while chunk := list(itertools.islice(records, CHUNK)):
         texts = [text_of(record, field) for record in chunk]
         options: dict[str, Any] = {"query": query, "batch_size": batch_size}
@@ -145,7 +145,7 @@ def _embedded(
 
 
 def _lines(embedded: Any, recipe: Recipe) -> Iterator[dict[str, Any]]:
-    """What is added to each record."""
+    """Return the fields that are added to each record."""
     import numpy as np
 
     if isinstance(embedded, np.ndarray):

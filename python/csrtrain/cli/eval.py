@@ -162,7 +162,7 @@ def _task(
 
 
 def _split(task: Task, holdout: float) -> Task:
-    """A random part of the rows asks the rest; always the same part."""
+    """Split rows at random: one part asks the rest; always the same part."""
     import torch
 
     assert task.database_labels is not None

@@ -154,7 +154,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def load_codes(path: Path, instead: str) -> SparseCodes:
-    """The codes in a file; an error says what to do `instead` with embeddings."""
+    """Return the codes in a file; an error says what to do `instead` with embeddings."""
     from csrkern import SparseCodes
 
     file, _ = split_name(str(path))
@@ -175,7 +175,7 @@ def use_threads(threads: int | None) -> None:
 
 
 def report(record: dict[str, Any], message: str, as_json: bool, output: Path | None = None) -> None:
-    """What a command did: the record if JSON is asked for, else the message; as `say`."""
+    """Print the record if JSON is asked for, else the message; as `say`."""
     if as_json:
         emit(record, stream_beside(output))
     else:

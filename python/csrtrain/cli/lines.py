@@ -29,7 +29,7 @@ MOST_LATENTS = 2**31 - 1
 
 
 def read_records(source: str, field: str = FIELD) -> Iterator[Record]:
-    """A record for each line of a file, or of standard input where `source` is "-".
+    """Return a record for each line of a file, or of standard input where `source` is "-".
 
     JSON objects as they are, where the file is named so or the first line begins like one; else
     {field: line}.
@@ -57,7 +57,7 @@ def count_lines(source: str) -> int | None:
 
 
 def field_of(record: Record, name: str, kind: type) -> Any:
-    """What a line holds under a name.
+    """Return the field that a line holds under a name.
 
     Raises:
         ValueError: if it holds nothing there, or something of another kind.
@@ -72,7 +72,7 @@ def field_of(record: Record, name: str, kind: type) -> Any:
 
 
 def text_of(record: Record, field: str = FIELD) -> str:
-    """The text of a line, for a model to read.
+    """Return the text of a line, for a model to read.
 
     Raises:
         ValueError: if it holds none, or one that is not made of characters.
@@ -81,7 +81,7 @@ def text_of(record: Record, field: str = FIELD) -> str:
 
 
 def numbers_in(record: Record, name: str, *kinds: type) -> list[Any]:
-    """The list of numbers that a line holds under a name; true and false are none."""
+    """Return the list of numbers that a line holds under a name; true and false are none."""
     held = field_of(record, name, list)
     for value in held:
         if type(value) not in kinds:
@@ -92,7 +92,7 @@ def numbers_in(record: Record, name: str, *kinds: type) -> list[Any]:
 
 
 def floats_in(record: Record, name: str) -> np.ndarray:
-    """The list of finite numbers that a line holds under a name, float32."""
+    """Return the list of finite numbers that a line holds under a name, float32."""
     import numpy as np
 
     from csrkern.arguments import float32_array
@@ -143,7 +143,7 @@ def codes_of_records(records: Sequence[Record], dim: int | None = None) -> Spars
 
 
 def recipe_of_records(records: Sequence[Record]) -> Recipe:
-    """What the lines say made their codes, as `embed` notes it; nothing, if they say nothing.
+    """Return the models that made the lines' codes, as `embed` notes them; empty if unknown.
 
     Raises:
         ValueError: naming the first line that says something else.
@@ -172,7 +172,7 @@ def _dim_of(record: Record) -> int:
 
 
 def _pair_of(record: Record, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """The latents and values of a line, checked where the line is known."""
+    """Return the latents and values of a line, checked where the line is known."""
     import numpy as np
 
     from csrkern.arguments import shown
@@ -204,7 +204,7 @@ def numbers_of(row: np.ndarray) -> list[float]:
 
 
 def emit(record: dict[str, Any], stream: TextIO | None = None) -> None:
-    """Prints a line of JSON at once, so that a reader need not wait for the next."""
+    """Print a line of JSON at once, so that a reader need not wait for the next."""
     stream = stream or sys.stdout
     # JSON is UTF-8, or ASCII where the stream encodes otherwise.
     utf_8 = codecs.lookup(stream.encoding or "utf-8").name == "utf-8"

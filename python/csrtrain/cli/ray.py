@@ -230,7 +230,7 @@ def search(
 
 
 def _ask(url: str, body: dict[str, Any], deadline: float) -> dict[str, Any]:
-    """The answer of a server; asked again until the deadline if it is restarting."""
+    """Return the answer of a server; asked again until the deadline if it is restarting."""
     import http.client
     import urllib.error
     import urllib.request
@@ -266,7 +266,7 @@ def _check_place(output: str) -> None:
 
 @contextlib.contextmanager
 def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields show(done, total)."""
+    """Yield show(done, total)."""
     from csrtrain.progress import working
 
     with working(what, unit=unit) as advance:

@@ -138,7 +138,7 @@ def search(
 
 
 def _texts_by_id(source: str, index: InvertedIndex, lines: int | None) -> dict[int, str]:
-    """The text of each document of an index.
+    """Return the text of each document of an index.
 
     Of an index that was built of so many `lines`, ids are the numbers of lines, whatever has been
     removed; lines for what has been added follow. Others have a line for each code.
@@ -164,7 +164,7 @@ def _texts_by_id(source: str, index: InvertedIndex, lines: int | None) -> dict[i
 def _read_queries(
     queries: str, coder: TextCoder, dim: int, embeddings: bool
 ) -> tuple[list[dict[str, Any]], SparseCodes]:
-    """What each query's JSON line held but for the query itself, and the codes.
+    """Return the other fields of each query's JSON line, and the codes.
 
     A file that could hold codes or embeddings holds `embeddings`, or else codes.
     """
@@ -195,7 +195,7 @@ def _read_queries(
 def _codes_of(
     records: list[Record], coder: TextCoder, dim: int
 ) -> tuple[list[dict[str, Any]], SparseCodes]:
-    """What JSON lines held but for codes and embeddings, and their codes.
+    """Return the fields of JSON lines besides codes and embeddings, and their codes.
 
     The first line decides what all are: codes or embeddings where it holds lists of that name,
     else texts.
@@ -246,7 +246,7 @@ def emit_hits(
     texts: Mapping[int, str] | None = None,
     output: Path | None = None,
 ) -> None:
-    """A JSON line for each query: its number, its fields, and hits, with the texts by their ids.
+    """Print a JSON line for each query: its number, its fields, and hits with the texts of ids.
 
     On standard error if the `output` is on standard output.
     """
@@ -267,7 +267,7 @@ def print_hits(
     texts: Mapping[int, str] | None = None,
     output: Path | None = None,
 ) -> None:
-    """A table of every query's hits; as `emit_hits`."""
+    """Print a table of every query's hits; as `emit_hits`."""
     from rich.table import Table
     from rich.text import Text
 

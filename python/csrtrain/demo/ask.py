@@ -94,7 +94,7 @@ def answer(
 
 
 def show(definition: str, found: Answer, out: Console) -> None:
-    """Prints what was found."""
+    """Print what was found."""
     out.print(f"“{definition}”", style="italic", markup=False, highlight=False)
     for title, hits in (
         (f"by codes, {found.code_bytes} bytes a definition", found.hits),
@@ -109,7 +109,7 @@ def show(definition: str, found: Answer, out: Console) -> None:
 
 
 def embed(definition: str, text_model: str) -> np.ndarray:
-    """The definition's embedding, float32 [1, d] at L2 norm 1."""
+    """Return the definition's embedding, float32 [1, d] at L2 norm 1."""
     model = TextModel(text_model, device="cpu")
     if model.sparse:
         raise ValueError(f"--text-model: expected a dense model, got {text_model}, a sparse one")

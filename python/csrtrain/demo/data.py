@@ -96,7 +96,7 @@ def dictionary() -> tuple[np.ndarray, list[Text]]:
 
 
 def _read(name: str) -> tuple[dict[str, np.ndarray], list[Text]]:
-    """The arrays and the texts of a packaged set."""
+    """Return the arrays and the texts of a packaged set."""
     folder = files("csrkern") / "data"
     with as_file(folder / f"{name}.npz") as path, np.load(path, allow_pickle=False) as stored:
         arrays = dict(stored)

@@ -84,7 +84,7 @@ class Example:
     found: Mapping[str, Sequence[str]]
 
     def place(self, kind: str) -> int | None:
-        """The place of the first answer among the words found, from 1; None if there is none."""
+        """Return the place of the first answer among the words found, from 1, or None."""
         places = (i for i, word in enumerate(self.found[kind], 1) if word in self.answers)
         return next(places, None)
 
@@ -100,7 +100,7 @@ class DemoResult:
     facts: Mapping[str, str]
 
     def method(self, family: str, active: int) -> Method:
-        """The row of one family at one number of active dimensions."""
+        """Return the row of one family at one number of active dimensions."""
         return next(m for m in self.methods if (m.family, m.active) == (family, active))
 
     @property
@@ -119,7 +119,7 @@ class DemoResult:
 
 
 def render(result: DemoResult) -> str:
-    """The report as one HTML document."""
+    """Return the report as one HTML document."""
     template = Template((files("csrtrain.demo") / "report.html").read_text(encoding="utf-8"))
     return template.substitute(
         tiles="\n".join(_tiles(result)),
@@ -151,7 +151,7 @@ def render(result: DemoResult) -> str:
 
 
 def _tiles(result: DemoResult) -> list[str]:
-    """The three findings at the head of the page, in figures."""
+    """Return the three findings at the head of the page, in figures."""
     plain, labelled, pca, topk = (
         result.method(*kind) for kind in (("self", 8), ("label", 8), ("pca", 16), ("topk", 8))
     )
@@ -186,7 +186,7 @@ def _tiles(result: DemoResult) -> list[str]:
 
 
 def signed(points: float) -> str:
-    """A difference in points with its sign."""
+    """Return a difference in points with its sign."""
     return f"{points:+.1f}".replace("-", "−")
 
 

@@ -208,7 +208,7 @@ def _examples(
 
 
 def _words(texts: list[Text], ids: np.ndarray, answers: tuple[str, ...]) -> list[str]:
-    """A word of each of the nearest definitions: one that answers, or else the first."""
+    """Return a word of each of the nearest definitions: one that answers, or else the first."""
     words = [texts[row].words.split(", ") for row in ids[:N_WORDS] if row >= 0]
     return [next((word for word in some if word in answers), some[0]) for some in words]
 
@@ -239,7 +239,7 @@ def _table(result: DemoResult) -> Table:
 
 
 def _answers(examples: Sequence[Example], n: int) -> Table:
-    """The place of the answer to each question, and the words that the longest codes found."""
+    """Return the place of the answer to each question, and the words of the longest codes."""
     from rich.table import Table
 
     kinds = list(examples[0].found)
@@ -302,7 +302,7 @@ def _facts(trained: dict[str, Trained], seconds: float, quick: bool) -> dict[str
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it."""
+    """Return the processor's name where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -318,7 +318,7 @@ def _write(
     codes: SparseCodes,
     texts: list[Text],
 ) -> None:
-    """Fills the folder; results.json goes first and comes last, so it stands for the whole."""
+    """Fill the folder; results.json goes first and comes last, so it stands for the whole."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULTS).unlink(missing_ok=True)
     for family, name in MODELS.items():

@@ -16,7 +16,7 @@ FLOAT16_BYTES = 2
 
 
 def truncate(x: Tensor, dims: int) -> Tensor:
-    """The first `dims` entries of rows [n, d], as one does with Matryoshka embeddings.
+    """Return the first `dims` entries of rows [n, d], as one does with Matryoshka embeddings.
 
     Raises:
         ValueError: if dims is not in 1..d.

@@ -171,7 +171,7 @@ def compare_product(
 def compare_adapter(
     task: Task, adapter: MatryoshkaAdapter, ks: Sequence[int], method: str = "Matryoshka adapter"
 ) -> Iterator[Result]:
-    """A Matryoshka adapter at k dimensions and at the bytes of a k-sparse code."""
+    """Return a Matryoshka adapter at k dimensions and at the bytes of a k-sparse code."""
     database, queries = (adapter(side) for side in (task.database, task.queries))
     for dims in sorted({*ks, *(2 * k for k in ks)}):
         if dims <= database.shape[1]:
@@ -269,7 +269,7 @@ def _packed(codes: SparseCodes) -> SparseCodes:
 def _asymmetric(
     task: Task, model: SparseAutoencoder, method: str, codes: SparseCodes, size: int
 ) -> Result:
-    """Queries with the reconstructions of the stored codes."""
+    """Return queries with the reconstructions of the stored codes."""
     _, mean, deviation = model.standardize(task.database)
     rebuilt = torch.cat([model.decode(part) for part in _parts(codes)]) * deviation + mean
     return _dense(task, method, codes.k, size, rebuilt, task.queries, half=False)
@@ -278,7 +278,7 @@ def _asymmetric(
 def _in_adapter_space(
     task: Task, model: SparseAutoencoder, method: str, codes: SparseCodes, size: int
 ) -> Result:
-    """The same by the products of `SparseAutoencoder.rerank`, space "adapter"."""
+    """Return the same by the products of `SparseAutoencoder.rerank`, space "adapter"."""
     mapped = torch.cat([decode(part, model.encoder.weight) for part in _parts(codes)])
     norms = torch.cat([model.norms(part, "adapter") for part in _parts(codes)])
     ids = search(mapped, task.queries - model.pre_bias, task.depth, norms)

@@ -43,7 +43,7 @@ def to_csv(results: Sequence[Result]) -> str:
 
 
 def to_html(results: Sequence[Result], title: str, notes: Sequence[str] = ()) -> str:
-    """A page with the main score against bytes and against active dimensions, table and notes."""
+    """Return a page: the main score against bytes and active dimensions, a table and notes."""
     measures = list(dict.fromkeys(name for result in results for name in result.scores))
     main = measures[0]
     methods = list(dict.fromkeys(result.method for result in results))

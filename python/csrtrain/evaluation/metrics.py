@@ -146,7 +146,7 @@ def v_measure(vectors: Vectors, labels: Tensor, seed: int = 0) -> float:
 
 
 def _matrix(vectors: Vectors) -> Any:
-    """Unit rows as NumPy or SciPy holds them."""
+    """Return rows of norm 1 as NumPy or SciPy holds them."""
     if isinstance(vectors, SparseCodes):
         return vectors.normalize().to_scipy()
     return torch.nn.functional.normalize(vectors.float(), dim=1).numpy()

@@ -77,7 +77,7 @@ def build_shards(
     options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Generation:
-    """Builds a sharded index of codes that `encode_corpus` wrote, on a Ray cluster.
+    """Build a sharded index of codes that `encode_corpus` wrote, on a Ray cluster.
 
     Each shard is published as it is done. A run that was killed goes on with the shards that
     are not published when it is called again; a worker or a node that dies has its shard built
@@ -161,7 +161,7 @@ def add_shard(
     any_model: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Generation:
-    """Adds an index, saved on this machine, to a sharded one, as one change of its manifest.
+    """Add an index, saved on this machine, to a sharded one, as one change of its manifest.
 
     Any number of processes may add at once. Adding the same index again changes nothing.
 
@@ -195,7 +195,7 @@ def _is_of(found: Generation, plans: Sequence[ShardPlan], form: Mapping[str, Any
 
 
 def _strange(found: Generation, plans: Sequence[ShardPlan], form: Mapping[str, Any]) -> str:
-    """What is there and neither made by the plans nor added; empty if nothing is."""
+    """Return the names that neither the plans made nor anyone added; empty if there are none."""
     if not found.shards:
         return ""
     for name in ("dim", "metric", "values"):  # the largest value is rounded when it is stored
@@ -222,7 +222,7 @@ def shard_plans(pieces: Sequence[Mapping[str, Any]], shards: int) -> Iterator[Sh
 
 
 def build_one(source: Folder, out: Folder, plan: ShardPlan, form: Mapping[str, Any]) -> Any:
-    """Builds a shard from its pieces and copies it to `out`; it and its form."""
+    """Build a shard from its pieces and copy it to `out`; it and its form."""
     with scratch_folder() as scratch:
         ids = np.concatenate(
             [np.arange(p["first_id"], p["first_id"] + p["rows"]) for p in plan.pieces]

@@ -21,7 +21,7 @@ def import_ray() -> Any:
 
 @contextlib.contextmanager
 def connected(address: str | None = None) -> Iterator[Any]:
-    """Yields Ray, connected to `address`, to the cluster this process is in, or to a new local one.
+    """Yield Ray, connected to `address`, to the cluster this process is in, or to a new local one.
 
     A cluster that was started here ends here.
     """

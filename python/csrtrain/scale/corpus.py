@@ -166,7 +166,7 @@ class Reader:
 
 
 def plan(files: Sequence[tuple[str, int]], piece_rows: int) -> Iterator[Piece]:
-    """The pieces of files, given as (URL, rows), in order; no piece spans two files."""
+    """Return the pieces of files, given as (URL, rows), in order; no piece spans two files."""
     number = first_id = 0
     for source, rows in files:
         for first in range(0, rows, piece_rows):

@@ -47,7 +47,7 @@ def encode_corpus(
     options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Encodes all rows of many files into files of codes, on a Ray cluster.
+    """Encode all rows of many files into files of codes, on a Ray cluster.
 
     A run that was killed, by anything at any instant, goes on where it stopped when it is
     called again with the same arguments: no row is lost and none is there twice.
@@ -131,7 +131,7 @@ def encode_corpus(
 
 
 def read_codes_manifest(folder: Folder) -> dict[str, Any]:
-    """The manifest of a corpus that has been encoded to its end.
+    """Return the manifest of a corpus that has been encoded to its end.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -254,7 +254,7 @@ def _shapes(reader: Reader, files: Sequence[str], width: int) -> list[tuple[str,
 
 
 def _agree(out: Folder, work: Mapping[str, Any]) -> None:
-    """Writes the plan, or finds that the folder's is the same."""
+    """Write the plan, or find that the folder's is the same."""
     held = read_record(out, PLAN, KIND, VERSION)
     if held is None:
         write_record(out, PLAN, KIND, VERSION, work)

@@ -29,7 +29,7 @@ Place = str | bytes | os.PathLike[str]
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """What `call` returns, called again after errors of a network or a server, a few times."""
+    """Return the result of `call`, repeated a few times after errors of a network or a server."""
     for turn in range(TRIES):
         try:
             return call()
@@ -127,7 +127,7 @@ class Folder:
             patiently(lambda: system.rm_file(f"{path}/{name}"))
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file.
+        """Return the bytes of a file.
 
         Raises:
             FileNotFoundError: if it is not there.
@@ -136,7 +136,7 @@ class Folder:
         return patiently(lambda: bytes(system.cat_file(f"{path}/{name}")))
 
     def write(self, name: str, payload: bytes) -> None:
-        """Writes a file; whoever reads sees the old bytes or the new ones."""
+        """Write a file; whoever reads sees the old bytes or the new ones."""
         if (here := self.local) is not None:
             here.mkdir(parents=True, exist_ok=True)
             write_atomically(here / name, payload)
@@ -147,7 +147,7 @@ class Folder:
             patiently(lambda: system.pipe_file(f"{path}/{name}", payload))
 
     def create(self, name: str, payload: bytes) -> None:
-        """Writes a file that is not there yet; of several who try, one succeeds.
+        """Write a file that is not there yet; of several who try, one succeeds.
 
         The payload must be like no other's: it tells who succeeded if an answer is lost.
 
@@ -178,7 +178,7 @@ class Folder:
                 raise FileExistsError(f"{self.url}/{name}") from None
 
     def upload(self, file: Path, name: str) -> None:
-        """Copies a file of this machine; not for names that somebody may read meanwhile."""
+        """Copy a file of this machine; not for names that somebody may read meanwhile."""
         if (here := self.local) is None:
             system, path = self._open()
             patiently(lambda: system.put_file(str(file), f"{path}/{name}"))
@@ -192,7 +192,7 @@ class Folder:
         flush_folder(target.parent)
 
     def fetch(self, name: str, file: Path) -> None:
-        """Copies a file to this machine."""
+        """Copy a file to this machine."""
         system, path = self._open()
         patiently(lambda: system.get_file(f"{path}/{name}", str(file)))
 
@@ -219,7 +219,7 @@ class Folder:
 
 
 def read_record(folder: Folder, name: str, kind: str, version: int) -> dict[str, Any] | None:
-    """What `write_record` wrote, None if there is no such file.
+    """Return the record that `write_record` wrote, or None if there is no such file.
 
     Raises:
         ValueError: if it is damaged, of another kind or of another version.
@@ -247,12 +247,12 @@ def read_record(folder: Folder, name: str, kind: str, version: int) -> dict[str,
 def write_record(
     folder: Folder, name: str, kind: str, version: int, body: Mapping[str, Any]
 ) -> None:
-    """Writes a small JSON file that says what it is and carries a checksum, atomically."""
+    """Write a small JSON file that says what it is and carries a checksum, atomically."""
     folder.write(name, record_bytes(kind, version, body))
 
 
 def record_bytes(kind: str, version: int, body: Mapping[str, Any]) -> bytes:
-    """What `write_record` writes."""
+    """Return the bytes that `write_record` writes."""
     record = {"format": kind, "version": version, "crc32c": _checksum(body), "body": body}
     return json.dumps(record, indent=1).encode()
 

@@ -16,14 +16,14 @@ class Hits(NamedTuple):
 
     @staticmethod
     def none(queries: int, topk: int) -> Hits:
-        """What an empty index finds."""
+        """Return the hits of an empty index: none."""
         return Hits(
             np.full((queries, topk), -np.inf, np.float32), np.full((queries, topk), -1, np.int64)
         )
 
 
 def merge_hits(parts: Sequence[Hits], topk: int) -> Hits:
-    """The best `topk` of hits over different codes: best first, equal scores by lower id.
+    """Return the best `topk` of hits over different codes: best first, equal scores by lower id.
 
     A score does not depend on what else an index holds, so this is what one index over all codes
     would find, to the id and to the bit.

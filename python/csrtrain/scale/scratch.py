@@ -15,7 +15,7 @@ PREFIX, LOCK = "csrkern-scratch-", "lock"
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Yields an empty folder; it goes when the block ends.
+    """Yield an empty folder; it goes when the block ends.
 
     That of a process that was killed goes when the next one is made: its lock is free then.
     """

@@ -132,7 +132,7 @@ class ShardedIndex:
 
     @classmethod
     def connect(cls, name: str = APPLICATION) -> ShardedIndex:
-        """The index that another process serves on this cluster."""
+        """Return the index that another process serves on this cluster."""
         import_ray()
         from ray import serve
 
@@ -143,7 +143,7 @@ class ShardedIndex:
     def search(
         self, queries: Any, topk: int = 10, *, deadline: float = 10.0, any_model: bool = False
     ) -> Answer:
-        """The `topk` best codes of all shards for each query.
+        """Return the `topk` best codes of all shards for each query.
 
         Args:
             queries: m codes in any form that `InvertedIndex.search` takes.
@@ -185,13 +185,13 @@ class ShardedIndex:
         return Answer(*none, missing, self._known.number)
 
     def generation(self) -> Generation:
-        """What is served at the moment."""
+        """Return the facts of the index that is served at the moment."""
         self._known = self._handle.current.remote().result()
         return self._known
 
 
 def _padded(queries: Any, dim: int) -> tuple[np.ndarray, np.ndarray, str | None]:
-    """Queries as a pair of arrays [m, k], checked, and the fingerprint of their model."""
+    """Return queries as a pair of arrays [m, k], checked, and the fingerprint of their model."""
     rows = read_rows("queries", queries, dim)
     arrays = rows.values, rows.indices
     if rows.starts is not None:

@@ -92,20 +92,20 @@ class Holder:
         self.look()
 
     def look(self) -> None:
-        """Opens the group's shards of the newest generation, before anybody asks for them."""
+        """Open the group's shards of the newest generation, before anybody asks for them."""
         found = newest(self._folder, self._newest if self._newest.number else None)
         if found.number > self._newest.number:
             self.open_group(found.number)
             self._newest = found
 
     def open_group(self, number: int) -> bool:
-        """Opens the group's shards of a generation; whether all are there."""
+        """Open the group's shards of a generation; whether all are there."""
         found = self._generation(number)
         group = group_of(found, self._place, self._groups)
         return all([self._index(found.shards[place]) is not None for place in group])
 
     def search_all(self, lookups: list[Lookup]) -> list[Found]:
-        """The best hits of each among the shards it asks for; those alike are searched at once."""
+        """Return the best hits of each request; equal sets of shards are searched once."""
         alike: dict[Any, list[int]] = {}
         for place, lookup in enumerate(lookups):
             kind = (lookup.generation, lookup.shards, lookup.values.shape[1])
@@ -252,11 +252,11 @@ class Gateway:
         )
 
     def current(self) -> Generation:
-        """What is served."""
+        """Return the facts of the index that is served."""
         return self._current
 
     async def search(self, request: Request) -> Reply:
-        """Searches every shard; those that nobody could read before the deadline are named.
+        """Search every shard; those that nobody could read before the deadline are named.
 
         Raises:
             ValueError: if a query is not valid, or (ModelMismatchError) of another model.
@@ -320,7 +320,7 @@ class Gateway:
         return best
 
     async def _watch(self) -> None:
-        """Turns to new generations as they are published and holders have opened them."""
+        """Turn to new generations as they are published and holders have opened them."""
         while True:
             await asyncio.sleep(self._refresh)
             try:
@@ -339,7 +339,7 @@ class Gateway:
 
 
 async def _body_of(request: Any) -> bytes | None:
-    """The body of a request over HTTP, None if it is too long."""
+    """Return the body of a request over HTTP, None if it is too long."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -349,7 +349,7 @@ async def _body_of(request: Any) -> bytes | None:
 
 
 def _check_queries(values: np.ndarray, indices: np.ndarray, dim: int) -> None:
-    """An empty index refuses what any would; a holder's error is then the fault of a shard."""
+    """Refuse what an empty index refuses; a holder's error is then the fault of a shard."""
     _empty_index(dim).search((values, indices), 1)
 
 
@@ -360,12 +360,12 @@ def _empty_index(dim: int) -> InvertedIndex:
 
 
 async def _answer(response: Any) -> Any:
-    """What a Ray Serve handle gives can be awaited but is no coroutine."""
+    """Await the response of a Ray Serve handle, which is no coroutine."""
     return await response
 
 
 def _request_of(body: Any, dim: int) -> Request:
-    """The request that a JSON body asks for.
+    """Return the request that a JSON body asks for.
 
     Raises:
         ValueError, TypeError: if it is not one.

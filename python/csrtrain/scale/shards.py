@@ -81,7 +81,7 @@ class Generation:
     def with_shard(
         self, shard: Shard, form: Mapping[str, Any], *, any_model: bool = False
     ) -> Generation:
-        """The next generation, with one shard more.
+        """Return the next generation, with one shard more.
 
         Raises:
             ValueError: if the shard is of another form, ids would be there twice, or
@@ -116,7 +116,7 @@ class Generation:
 
 
 def newest(folder: Folder, known: Generation | None = None) -> Generation:
-    """The newest generation; the empty one if there is none. One that is `known` saves reading.
+    """Return the newest generation, or the empty one; one that is `known` saves reading.
 
     Raises:
         ValueError: if a manifest is damaged.
@@ -148,7 +148,7 @@ def generation(folder: Folder, number: int) -> Generation:
 
 
 def change(folder: Folder, to: Callable[[Generation], Generation]) -> Generation:
-    """Publishes what follows the newest generation, found anew if somebody else was faster.
+    """Publish what follows the newest generation, found anew if somebody else was faster.
 
     Args:
         to: gives the next generation, or the same if there is nothing to change.
@@ -168,7 +168,7 @@ def change(folder: Folder, to: Callable[[Generation], Generation]) -> Generation
 
 
 def read_staged(folder: Folder) -> Generation:
-    """The shards that are built but wait for the others: see `build_shards(replace=True)`."""
+    """Return the shards that wait for the others: see `build_shards(replace=True)`."""
     body = read_record(folder, STAGED, GENERATION_KIND, VERSION)
     return Generation() if body is None else _generation_of(body, f"{folder.url}/{STAGED}")
 
@@ -203,7 +203,7 @@ def _generation_of(body: Mapping[str, Any], where: str) -> Generation:
 
 
 def upload(folder: Folder, local: Path, source: str | None = None) -> tuple[Shard, dict[str, Any]]:
-    """Copies an index on this machine into `folder` as a shard; it and its form.
+    """Copy an index on this machine into `folder` as a shard; it and its form.
 
     It is not part of the index until a generation names it.
 
@@ -226,7 +226,7 @@ def upload(folder: Folder, local: Path, source: str | None = None) -> tuple[Shar
 
 
 def open_shard(folder: Folder, shard: Shard, cache: Path) -> InvertedIndex:
-    """The shard's index, mapped; from another machine's disk it is copied to `cache` first.
+    """Return the shard's index, mapped; from another machine's disk it is copied to `cache` first.
 
     Of several threads one at a time may open a shard.
 

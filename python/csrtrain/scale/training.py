@@ -54,7 +54,7 @@ def train_on_ray(
 
 
 def _loop(work: dict[str, Any]) -> None:
-    """What each process does; Ray Train has made the process group."""
+    """Train in one process; Ray Train has made the process group."""
     from csrtrain import train
     from csrtrain.scale.folder import Folder
     from csrtrain.training import distributed
