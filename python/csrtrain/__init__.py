@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from csrtrain.training.train import train, train_two
 
 _HOME_OF = {
-    "CSRLoss": "loss",
-    "StepReport": "trainer",
-    "TrainConfig": "config",
-    "encode_all": "evaluate",
+    "CSRLoss": "training.loss",
+    "StepReport": "training.loop",
+    "TrainConfig": "training.config",
+    "encode_all": "encoding",
     "load_embeddings": "data",
     "load_labels": "data",
-    "pursue": "least_squares",
-    "refit": "least_squares",
-    "train": "trainer",
-    "train_two": "trainer",
+    "pursue": "evaluation.least_squares",
+    "refit": "evaluation.least_squares",
+    "train": "training.train",
+    "train_two": "training.train",
 }
 
 __all__ = [
