@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import re
 import subprocess
@@ -361,13 +360,11 @@ def test_what_encodes_and_trains_names_the_row(x, y, bad, tmp_path, monkeypatch)
     model = SparseAutoencoder(6, 24, 3).eval()
     config = TrainConfig(hidden_dim=24, k=3, steps=2, batch_size=16)
     clip = TrainConfig(hidden_dim=24, k=3, steps=2, batch_size=16, contrast="clip")
-    auto = dataclasses.replace(config, input_subspace="auto")
     calls = {
         "embeddings": [
             lambda: encode_all(model, x),
             lambda: unexplained_variance(model, x, [1, 3]),
             lambda: train(x, None, config, progress=False),
-            lambda: train(x, None, auto, progress=False),
             lambda: train_two(x, good, clip, progress=False),
             lambda: PCA(x),
         ],

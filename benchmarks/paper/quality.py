@@ -39,7 +39,6 @@ from csrtrain.evaluation.metrics import dead_share, unexplained_variance, use_sk
 from csrtrain.pca import PCA
 from csrtrain.training.matryoshka import train_matryoshka
 from csrtrain.training.subspace import Subspace, settled_whitening
-from csrtrain.training.subspace_choice import choose_subspace
 
 STEPS = 400
 DEDICATED = (8, 32)
@@ -89,9 +88,6 @@ RUNS = {
     "dedicated": Run("CSR for one k", each=DEDICATED),
     "whitened": Run("CSR whitened by 0.3", options={"whitening": 0.3}),
     "subspace": Run("CSR in 128 directions", options={"input_subspace": 128, **PLAIN}),
-    "auto": Run("CSR auto", options={"input_subspace": "auto"}),
-    "auto-labels": Run("CSR auto by labels", options={"input_subspace": "auto"}, needs="labels"),
-    "views": Run("CSR, noisy views", options={"view_noise": 0.3}),
     "neighbours": Run(
         "CSR, neighbours as positives", options={"contrast": "pair", "gamma": 0.1}, neighbours=True
     ),
@@ -210,9 +206,6 @@ def trained(
         given = {"partners": x, "pairs": nearest_others(x)}
         # By the rows alone, as without pairs: both sides together hold each of them twice.
         config = replace(config, whitening=settled_whitening(config.whitening, PCA(x), [x]))
-    if config.input_subspace == "auto":
-        choose = partial(choose_subspace, x, config=config)
-        config = choose(**{"labels": None, **given})
     model = train(x, config=config, **given, progress=False)
     spent = time.process_time() - began
     sides = [x, given["partners"]] if "partners" in given else [x]

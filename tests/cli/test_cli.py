@@ -200,14 +200,6 @@ def test_label_contrast_and_the_same_seed_give_the_same_model(folder):
     assert a == b
 
 
-def test_noise_of_the_views_reaches_the_training(folder):
-    line = "train rows.npy --k 4 --hidden-dim 32 --steps 5"
-    for name, more in (("same", ""), ("noisy", "--view-noise 0.3")):
-        assert exit_code(f"{line} {more} -o {name}") == 0
-    a, b = (Path(name, "model.safetensors").read_bytes() for name in ("same", "noisy"))
-    assert a != b
-
-
 @pytest.mark.parametrize(
     "line",
     [
@@ -238,8 +230,6 @@ BAD = {
     "train rows.npy -o new --contrast label": ["--labels"],
     "train rows.npy -o new --labels data.npz:y_queries": ["expected 300 labels"],
     "train rows.npy -o new --lr -1": ["lr: expected a positive number"],
-    "train rows.npy -o new --view-noise -1": ["view_noise: expected a number >= 0"],
-    "train rows.npy -o new --labels data.npz:y --view-noise 0.3": ["contrast='label'"],
     "train rows.npy -o new --steps 5 --epochs 2": ["epochs, steps"],
     "train rows.npy -o nowhere/new": ["nowhere is not a folder"],
     "train rows.npy -o model": ["model exists", "--force"],

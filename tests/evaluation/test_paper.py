@@ -123,7 +123,7 @@ def test_quality_goes_on_where_it_was_stopped(paper, monkeypatch, capsys):
 
     every = (
         "matryoshka,recommended,published,labels,pairs,pair-contrast,dense-pairs,"
-        "matryoshka-pairs,matryoshka-labels,views,neighbours"
+        "matryoshka-pairs,matryoshka-labels,neighbours"
     )
     assert measured("--methods", "recommended") == [
         "classes recommended 0",
@@ -139,7 +139,7 @@ def test_quality_goes_on_where_it_was_stopped(paper, monkeypatch, capsys):
     assert "classes recommended 0" not in found
     assert {"classes labels 0", "questions pairs 0", "questions matryoshka-pairs 0"} <= {*found}
     assert {"questions pair-contrast 0", "questions dense-pairs 0"} <= {*found}
-    assert {"classes views 0", "classes neighbours 0", "questions neighbours 0"} <= {*found}
+    assert {"classes neighbours 0", "questions neighbours 0"} <= {*found}
     assert not {"classes pairs 0", "classes dense-pairs 0"} & {*found}
     methods = {row["method"] for row in table(out / "quality.csv") if row["set"] == "questions"}
     assert {"CSR with pairs, roots", "int8, with pairs"} <= methods

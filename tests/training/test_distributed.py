@@ -20,7 +20,7 @@ CONFIG = TrainConfig(
 )
 VARIANTS = {
     "self": CONFIG,
-    "views": dataclasses.replace(CONFIG, view_noise=0.3, input_subspace=12),
+    "subspace": dataclasses.replace(CONFIG, input_subspace=12),
     "label": dataclasses.replace(CONFIG, contrast="label", whitening=0.5),
     "clip": dataclasses.replace(CONFIG, contrast="clip"),
 }

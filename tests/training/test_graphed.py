@@ -97,16 +97,6 @@ def test_step_on_tensors_that_hold_nothing(contrast):
         assert all(p.grad.shape == p.shape for p in model.parameters())
 
 
-@pytest.mark.parametrize("fake", [False, True])
-def test_views_neither_wait_nor_decide_a_shape(fake):
-    with FakeTensorMode() if fake else NoWaiting():
-        model = SparseAutoencoder(12, 64, k=4, k_aux=8).train()
-        model.dead_capacity = 64
-        x, views = torch.randn(2, 16, 12).unbind()
-        CSRLoss(prefixes=(2,))(model, x, views=views)["loss"].backward()
-        assert all(p.grad.shape == p.shape for p in model.parameters())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("contrast", VARIANTS)
 def test_step_compiles_whole(contrast):

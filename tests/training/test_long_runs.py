@@ -43,8 +43,7 @@ KILLED = """
 import sys, time, numpy as np, torch
 from csrtrain import TrainConfig, train
 torch.set_num_threads(1)
-config = TrainConfig(hidden_dim=64, k=4, batch_size=64, steps=30, dead_threshold=3, whitening=0.5,
-                     view_noise=0.3)
+config = TrainConfig(hidden_dim=64, k=4, batch_size=64, steps=30, dead_threshold=3, whitening=0.5)
 def slowly(report):
     if report.step > 10: time.sleep(60)
 train(sys.argv[1], config=config, checkpoint_dir=sys.argv[2], checkpoint_every=5, progress=False,
@@ -69,7 +68,7 @@ def test_a_run_killed_outright_resumes_to_the_same_model_bit_for_bit(x, tmp_path
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    config = dataclasses.replace(CONFIG, whitening=0.5, view_noise=0.3)
+    config = dataclasses.replace(CONFIG, whitening=0.5)
     steps = []
     resumed = quiet(x, config=config, checkpoint_dir=kept, resume=True, on_step=steps.append)
     assert steps[0].step == 11
@@ -224,9 +223,7 @@ def test_an_error_while_reading_ahead_reaches_the_run():
         next(reader)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"contrast": "self"}, {"contrast": "label"}, {"view_noise": 0.3}]
-)
+@pytest.mark.parametrize("changes", [{"contrast": "self"}, {"contrast": "label"}])
 def test_bfloat16_autocast_trains_close_to_float32(x, changes):
     y = np.arange(500) % 10
     config = dataclasses.replace(CONFIG, **changes, steps=60, lr=3e-3)

@@ -366,51 +366,6 @@ def test_pairs_equal_the_dense_reference(contrast, two, repeated):
         torch.testing.assert_close(ours[name], theirs[name], msg=name)
 
 
-@pytest.mark.parametrize("options", [{}, {"tied": False}, {"normalize": True}])
-def test_views_equal_the_dense_reference(options):
-    model, x = make(dead=5, **options), batch()
-    views = x + 0.3 * batch(seed=2)
-    settings = {"beta": 0.3, "gamma": 0.7, "temperature": 0.25, "prefixes": (2,)}
-    terms = CSRLoss(**settings).eval()(model, x, torch.zeros(16, dtype=torch.long), views=views)
-    expected = dense_loss(model, x, **settings, contrast=None)
-
-    def code(rows, k):
-        if model.normalize:
-            rows = (rows - rows.mean(1, keepdim=True)) / (rows.std(1, keepdim=True) + 1e-5)
-        pre = (rows - model.pre_bias) @ model.encoder.weight.T + model.latent_bias
-        return F.normalize(dense_code(pre, k), dim=1, eps=1e-30)
-
-    scores = [code(x, k) @ code(views, k).T / 0.25 for k in (2, 4)]
-    expected["contrast"] = sum(F.cross_entropy(s, torch.arange(16)) for s in scores) / 2
-    expected["loss"] = expected["loss"] + 0.7 * expected["contrast"]
-    for name in (*TERMS, "loss"):
-        torch.testing.assert_close(terms[name], expected[name], msg=name)
-    ours, theirs = gradients(model, terms["loss"]), gradients(model, expected["loss"])
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], msg=name)
-
-
-def test_views_count_in_the_contrast_alone():
-    results = []
-    for views in (None, batch(seed=2)):
-        model = make(dead=5)
-        terms = CSRLoss(balance=0.4)(model, batch(), views=views)
-        results.append((terms, model.stats_last_nonzero))
-    (one, statistics), (two, with_views) = results
-    assert torch.equal(statistics, with_views)
-    for name in one.keys() - {"loss", "contrast"}:
-        assert torch.equal(one[name], two[name]), name
-    assert not torch.equal(one["contrast"], two["contrast"])
-
-
-def test_views_that_do_not_fit():
-    model, x = make(), batch()
-    with pytest.raises(ValueError, match=r"views: expected none unless contrast='self'.*None"):
-        CSRLoss(contrast=None)(model, x, views=x)
-    with pytest.raises(ValueError, match=r"views: expected one .* \[16, 12\], got \[15, 12\]"):
-        CSRLoss()(model, x, views=x[:15])
-
-
 def test_pairs_that_do_not_fit():
     model, x = make(), batch()
     with pytest.raises(ValueError, match="partners: expected one embedding for each row"):

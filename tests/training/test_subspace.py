@@ -15,7 +15,6 @@ from csrtrain import TrainConfig, train
 from csrtrain.evaluation.least_squares import pursue, refit
 from csrtrain.pca import PCA
 from csrtrain.training import subspace as spectrum
-from csrtrain.training import subspace_choice
 from csrtrain.training.subspace import (
     ROW_NORM,
     SHRUNK,
@@ -153,8 +152,8 @@ def test_settings_that_cannot_be_folded_are_refused():
         TrainConfig(whitening=1.5)
     with pytest.raises(ValueError, match=r"whitening: expected .*'auto'"):
         TrainConfig(whitening="some")
-    with pytest.raises(ValueError, match="input_subspace"):
-        TrainConfig(input_subspace="some")
+    with pytest.raises(TypeError, match="input_subspace: expected an int"):
+        TrainConfig(input_subspace="auto")
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -182,50 +181,6 @@ def test_refitting_rows_without_active_latents():
     codes.indices.zero_()
     fitted = refit(made, rows(3), codes)
     assert not bool(fitted.active.any())
-
-
-def noisy(n: int = 600) -> tuple[np.ndarray, np.ndarray]:
-    """Eight classes in 3 directions of great variance, beside 45 of less that are noise."""
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 8, n)
-    signal = rng.standard_normal((8, 3))[y] * 4 + 0.3 * rng.standard_normal((n, 3))
-    return np.concatenate([signal, 1.3 * rng.standard_normal((n, 45))], 1).astype("f4"), y
-
-
-AUTO = TrainConfig(hidden_dim=64, k=4, batch_size=64, steps=60, lr=3e-3, input_subspace="auto")
-
-
-def test_labels_choose_the_subspace_that_holds_them(monkeypatch):
-    monkeypatch.setattr(subspace_choice, "WIDTHS", (4,))
-    x, y = noisy()
-    assert subspace_choice.choose_subspace(x, y, AUTO).input_subspace == 4
-    trained = train(x, y, AUTO, progress=False)
-    assert np.linalg.matrix_rank(trained.encoder.weight.detach().numpy(), tol=1e-4) == 4
-    # Labels that say nothing of the strong directions are better served by all of them.
-    rng = np.random.default_rng(1)
-    weak = x[:, ::-1] * np.where(np.arange(48) < 45, 1.0, 0.3)
-    x = np.concatenate([weak, 6 * rng.standard_normal((600, 4))], 1).astype("f4")
-    assert subspace_choice.choose_subspace(x, y, AUTO).input_subspace is None
-
-
-def test_pairs_choose_the_subspace_that_holds_them(monkeypatch):
-    monkeypatch.setattr(subspace_choice, "WIDTHS", (4,))
-    x, _ = noisy()
-    partners = x.copy()
-    partners[:, 3:] = np.random.default_rng(2).permutation(x[:, 3:])
-    config = dataclasses.replace(AUTO, contrast="clip")
-    assert subspace_choice.choose_subspace(x, None, config, partners).input_subspace == 4
-    shuffled = x.copy()
-    shuffled[:, :3] = np.random.default_rng(2).permutation(x[:, :3])
-    assert subspace_choice.choose_subspace(x, None, config, shuffled).input_subspace is None
-
-
-def test_without_either_the_embeddings_own_neighbours_choose(monkeypatch):
-    monkeypatch.setattr(subspace_choice, "WIDTHS", (2, 8))
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((600, 8)) @ rng.standard_normal((8, 24))
-    x = (x + 0.01 * rng.standard_normal((600, 24))).astype("f4")
-    assert subspace_choice.choose_subspace(x, None, AUTO).input_subspace != 2
 
 
 def test_at_unit_scale_embeddings_of_any_scale_train_alike():

@@ -75,16 +75,8 @@ def train(
             "there are --partners, else self)."
         ),
     ] = None,
-    view_noise: Annotated[
-        float | None,
-        typer.Option(
-            metavar="DEVIATIONS",
-            help="With contrast self: compare each row with a copy of it with this much noise.",
-        ),
-    ] = None,
     input_subspace: Annotated[
-        str | None,
-        typer.Option(metavar="N|auto", help="Train on this many principal directions."),
+        int | None, typer.Option(min=1, help="Train on this many principal directions.")
     ] = None,
     k: Annotated[
         int | None, typer.Option(min=1, help="Active latents a row (default: 32).")
@@ -134,7 +126,7 @@ def train(
 
       csrkern train data.npz:emb --labels data.npz:label --k 16 --prefixes 2,4,8 -o model
 
-      csrkern train data.npz:emb --preset recommended --input-subspace auto -o model
+      csrkern train data.npz:emb --preset recommended --input-subspace 128 -o model
 
       torchrun --nproc-per-node 8 -m csrtrain train embeddings.npy -o model
     """
@@ -150,7 +142,6 @@ def train(
 
     chosen: dict[str, Any] = {
         "contrast": None if contrast is None else contrast.value,
-        "view_noise": view_noise,
         "k": k,
         "hidden_dim": hidden_dim,
         "gamma": gamma,
@@ -160,7 +151,7 @@ def train(
         "epochs": epochs,
         "steps": steps,
         "prefixes": numbers(prefixes, "--prefixes") or None,
-        "input_subspace": _subspace(input_subspace),
+        "input_subspace": input_subspace,
     }
     changes = {name: value for name, value in chosen.items() if value is not None}
     if contrast is Contrast.NONE:
@@ -192,11 +183,3 @@ def train(
         f"\nNext: csrkern encode {quoted(output, embeddings)} -o codes.safetensors",
         as_json,
     )
-
-
-def _subspace(text: str | None) -> int | str | None:
-    if text is None or text == "auto":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"--input-subspace: expected a positive number or auto, got {text!r}")
-    return int(text)

@@ -25,14 +25,12 @@ class Batch(NamedTuple):
         x: embeddings [n, d].
         labels: [n], or None.
         partners: [n, d'], or None.
-        views: second views of the rows of x, [n, d], or None.
     """
 
     numbers: Tensor
     x: Tensor
     labels: Tensor | None
     partners: Tensor | None
-    views: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -99,20 +97,9 @@ class BatchOrder:
         return picked.sort().values
 
 
-def view_noise(seed: int, step: int, rows: int, dims: int) -> Tensor:
-    """Standard normal numbers [rows, dims] for the views of a step's rows, those of all processes.
-
-    They follow from the seed, the step and the row's place in the batch alone: a resumed run draws
-    them again, and so does each of several processes.
-    """
-    # A third number, so that no step draws from the generator that shuffles an epoch.
-    generator = _generator(seed, step, 1)
-    return torch.randn(rows, dims, generator=generator, dtype=torch.float32, device="cpu")
-
-
-def _generator(*key: int) -> torch.Generator:
-    """A source of random numbers that follow from `key` alone."""
-    mixed = np.random.SeedSequence(key).generate_state(1)
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    """Return a source of random numbers that follow from the seed and the epoch alone."""
+    mixed = np.random.SeedSequence((seed, epoch)).generate_state(1)
     return torch.Generator("cpu").manual_seed(int(mixed[0]))
 
 

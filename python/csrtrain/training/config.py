@@ -36,11 +36,6 @@ class TrainConfig:
         temperature: of the contrast.
         contrast: "self", "label" (needs labels), "pair" or "clip" (need partners) or None; see
             `CSRLoss`. "auto": "label" if labels are given, "clip" if partners are, else "self".
-        view_noise: with contrast="self", compare each row's code with that of a second view of it,
-            the row and normal noise of this many standard deviations, drawn anew each step.
-            The deviation is one number for all dimensions: the root of their mean variance, in
-            the embeddings as trained on (after `input_subspace`, `whitening` and `unit_scale`).
-            All other terms are of the rows themselves. 0: the view is the row, as published.
         relative_recon: count reconstruction as a share of the variance of the embeddings, so
             that gamma means the same at any scale; False counts the mean squared error
             itself, as published.
@@ -53,9 +48,7 @@ class TrainConfig:
         balance: weight of the load term, which evens out the use of latents.
         input_subspace: train on this many leading principal directions of the embeddings, then
             fold the projection into the model: codes of few latents spend none of them on
-            noise, at no cost in serving. "auto" tries several, and all directions with and
-            without `whitening`, and keeps what is best on held-out rows (see
-            `csrtrain.training.subspace_choice`); None: all directions.
+            noise, at no cost in serving. None: all directions.
         whitening: from 0, the embeddings as they are, to 1, every principal direction of the
             same variance; below 0, to -1, strong directions are made stronger still. "auto"
             is one of three, by how far neighbours agree in weak directions (see
@@ -83,14 +76,13 @@ class TrainConfig:
     gamma: float | None = None
     temperature: float = 0.2
     contrast: str | None = "auto"
-    view_noise: float = 0.0
     relative_recon: bool = True
     normalize: bool = False
     tied: bool = True
     unit_scale: bool = False
     anneal: bool = False
     balance: float = 0.0
-    input_subspace: int | str | None = None
+    input_subspace: int | None = None
     whitening: float | str = 0.0
     autocast: bool = False
     dead_threshold: int = 30
@@ -110,7 +102,6 @@ class TrainConfig:
         object.__setattr__(self, "prefixes", check_prefixes(self.prefixes))
         if self.contrast != "auto":
             check_contrast(self.contrast)
-        _check_view_noise(self)
         if self.normalize and (self.input_subspace or self.whitening or self.unit_scale):
             raise ValueError(
                 "normalize: expected False with input_subspace, whitening or unit_scale: "
@@ -147,8 +138,7 @@ class TrainConfig:
         """Return the same settings with the contrast that goes with what is given.
 
         Raises:
-            ValueError: if the contrast is "auto" and both labels and partners are given, or one of
-                them with `view_noise`.
+            ValueError: if the contrast is "auto" and both labels and partners are given.
         """
         if self.contrast != "auto":
             return self
@@ -171,7 +161,7 @@ class TrainConfig:
         hidden_dim = self.hidden_dim or 4 * d
         if self.k > hidden_dim:
             raise ValueError(f"k: expected at most 4 * {d} = {hidden_dim} latents, got {self.k}")
-        if isinstance(self.input_subspace, int) and self.input_subspace > d:
+        if self.input_subspace is not None and self.input_subspace > d:
             raise ValueError(
                 f"input_subspace: expected at most the {d} dimensions of the embeddings, "
                 f"got {self.input_subspace}"
@@ -234,32 +224,12 @@ def check_prefixes(prefixes: Any) -> tuple[int, ...]:
     return tuple(sorted({check_at_least("prefixes", k, 1) for k in prefixes}))
 
 
-def _check_view_noise(config: TrainConfig) -> None:
-    if config.view_noise and config.contrast not in ("self", "auto"):
-        raise ValueError(
-            "view_noise: expected 0 unless contrast='self', which alone has a second view of each "
-            f"row, got {config.view_noise} with contrast={config.contrast!r}"
-        )
-    if config.view_noise and config.normalize:
-        raise ValueError(
-            "view_noise: expected 0 with normalize=True: rows of different norms are standardised "
-            "one by one, so noise of one size would change some more than others"
-        )
-
-
 def _default_steps(n: int, batch_size: int) -> int:
     """Ten epochs, as the paper trains, but enough steps for a small set and no waste on a
     huge one: at least 400 steps, and past 2 million rows seen ten times, 20 million in all.
     """
     per_epoch = n // batch_size
     return max(400, min(10 * per_epoch, 20_000_000 // batch_size), per_epoch)
-
-
-def _check_subspace(name: str, value: Any) -> int | str:
-    if isinstance(value, str):
-        check_choice(name, value, ("auto",))
-        return value
-    return check_at_least(name, value, 1)
 
 
 def _check_whitening(name: str, value: Any) -> float | str:
@@ -278,13 +248,12 @@ def _check_size(name: str, value: Any) -> int:
 
 _OPEN = ("hidden_dim", "gamma", "batch_size", "epochs", "steps", "input_subspace")
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[[str, Any], Any]], ...] = (
-    (("hidden_dim", "k", "dead_threshold", "batch_size", "steps"), _check_size),
+    (("hidden_dim", "k", "dead_threshold", "batch_size", "steps", "input_subspace"), _check_size),
     (("k_aux",), lambda name, value: check_at_least(name, value, 0)),
     (("seed",), lambda name, value: check_int(name, value, 0, 2**32 - 1)),
-    (("beta", "gamma", "view_noise", "balance", "decay"), check_not_negative),
+    (("beta", "gamma", "balance", "decay"), check_not_negative),
     (("temperature", "lr", "epochs"), check_positive),
     (("relative_recon", "normalize", "tied", "unit_scale", "anneal", "autocast"), check_bool),
-    (("input_subspace",), _check_subspace),
     (("whitening",), _check_whitening),
 )
 

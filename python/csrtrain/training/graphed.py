@@ -32,7 +32,6 @@ class GraphedStep:
         labels: [n], where the loss wants them.
         partners: [n, d'], where the loss wants them.
         partner_model: the adapter of the partners, if it has one of its own.
-        views: second views of the rows of x, [n, d], where the loss is to have them.
         autocast: compute in bfloat16 where that is safe.
 
     Models and optimiser are as they were after capturing: no step has been taken.
@@ -51,7 +50,6 @@ class GraphedStep:
         *,
         partners: Tensor | None = None,
         partner_model: SparseAutoencoder | None = None,
-        views: Tensor | None = None,
         autocast: bool = False,
     ) -> None:
         device = model.pre_bias.device
@@ -61,16 +59,16 @@ class GraphedStep:
         for each in models:
             if each.dead_capacity is None:
                 each.dead_capacity = each.hidden_dim
-        given = (x, labels, partners, views)
+        given = (x, labels, partners)
         inputs = [None if part is None else part.to(device, copy=True) for part in given]
         self._inputs = inputs
 
         def step() -> Terms:
-            x, labels, partners, views = inputs
+            x, labels, partners = inputs
             assert x is not None
             return step_once(
                 model, loss, optimizer, x, labels,
-                partners=partners, partner_model=partner_model, views=views, autocast=autocast,
+                partners=partners, partner_model=partner_model, autocast=autocast,
             )  # fmt: skip
 
         before = _tensors(models, optimizer)
@@ -83,10 +81,9 @@ class GraphedStep:
         x: Tensor,
         labels: Tensor | None = None,
         partners: Tensor | None = None,
-        views: Tensor | None = None,
     ) -> Terms:
         """Takes a step on a batch; returns its terms, which the next call overwrites."""
-        for held, part in zip(self._inputs, (x, labels, partners, views), strict=True):
+        for held, part in zip(self._inputs, (x, labels, partners), strict=True):
             if held is not None:
                 assert part is not None
                 held.copy_(part, non_blocking=True)

@@ -99,7 +99,7 @@ def _run(prepared: Prepared, options: RunOptions) -> list[SparseAutoencoder]:
         order = BatchOrder(len(prepared.examples), config.batch_size, config.seed)
 
         def read(step: int) -> Batch:
-            return prepared.read(step, order(step))
+            return prepared.read(order(step))
 
         def finished() -> Any:
             made = prepared.finish(models)

@@ -26,8 +26,7 @@ class CSRLoss(nn.Module):
       strongest dead latents of each row: mean((ê − e)²) / mean((mean_B(e) − e)²). Exactly 0
       while no latent is dead or the ratio is not finite.
     - L_contrast: `csrkern.info_nce` over the codes at k. "self": every other row of the batch
-      is a negative; with `views`, a row's positive is its own view, and its negatives are those
-      of the other rows. "label": rows of one label attract each other. "pair": each row finds its
+      is a negative. "label": rows of one label attract each other. "pair": each row finds its
       partner (a query its document); "clip": that in both directions, averaged (an image its
       caption and a caption its image). None: no contrast.
     - L_load = h·Σ_j f_j·m_j, where f_j is latent j's share of the batch's active entries (no
@@ -106,7 +105,6 @@ class CSRLoss(nn.Module):
         *,
         partners: Tensor | None = None,
         partner_model: nn.Module | None = None,
-        views: Tensor | None = None,
         k: int | None = None,
         new_step: bool = True,
     ) -> dict[str, Tensor]:
@@ -122,8 +120,6 @@ class CSRLoss(nn.Module):
             partners: embeddings [n, d'] that belong to the rows of x, for contrast="pair"
                 and "clip"; reconstructed as x is.
             partner_model: the adapter of the partners, over as many latents; None: `model`.
-            views: second views of the rows of x, such as the rows with noise, [n, d], for
-                contrast="self"; encoded for the contrast alone. None: the rows themselves.
             k: active latents in this step, where they are annealed; default the model's.
             new_step: False where the gradients are added to those of a batch before, so that both
                 make one optimizer step.
@@ -135,31 +131,29 @@ class CSRLoss(nn.Module):
 
         Raises:
             TypeError: if `model` holds no SparseAutoencoder.
-            ValueError: if labels or partners are missing, views do not fit, or a prefix is not
-                below k.
+            ValueError: if labels or partners are missing, or a prefix is not below k.
         """
         inner = unwrapped("model", model)
         partner = None if partner_model is None else unwrapped("partner_model", partner_model)
         k = inner.k if k is None else k
         self._check(inner, labels, partners, partner, k)
-        if views is not None:
-            self._check_views(views, x)
 
-        def compute(model: nn.Module, rows: Tensor, *more: Tensor) -> Any:
+        def compute(model: nn.Module, rows: Tensor) -> Any:
             # Within the wrapper's forward: gradients synchronize only of what is computed there.
             terms = functools.partial(self._terms, k=k, new_step=new_step)
-            return _uncompiled(model)((rows, *more), compute=terms)
+            return _uncompiled(model)(rows, compute=terms)
 
         if partners is None:
-            terms, sides = compute(model, x) if views is None else compute(model, x, views)
+            terms, codes = compute(model, x)
+            sides = [codes]
         elif partner_model is None:
             # One pass over both, so that dead latents are counted and revived over both.
             n = x.shape[0]
-            terms, (codes,) = compute(model, torch.cat([x, partners]))
+            terms, codes = compute(model, torch.cat([x, partners]))
             sides = [codes[:n], codes[n:]]
         else:
-            terms, (codes,) = compute(model, x)
-            others, (other_codes,) = compute(partner_model, partners)
+            terms, codes = compute(model, x)
+            others, other_codes = compute(partner_model, partners)
             terms = {name: (term + others[name]) / 2 for name, term in terms.items()}
             sides = [codes, other_codes]
         contrast = x.new_zeros(())
@@ -207,25 +201,11 @@ class CSRLoss(nn.Module):
                 f"prefixes: expected k's below the model's k = {k}, got {self.prefixes}"
             )
 
-    def _check_views(self, views: Tensor, x: Tensor) -> None:
-        if self.contrast != "self":
-            raise ValueError(
-                "views: expected none unless contrast='self'; other rows are the positives with "
-                f"contrast={self.contrast!r}"
-            )
-        if views.shape != x.shape:
-            raise ValueError(
-                f"views: expected one for each row of x, {list(x.shape)}, got {list(views.shape)}"
-            )
-
     def _terms(
-        self, model: SparseAutoencoder, inputs: tuple[Tensor, ...], *, k: int, new_step: bool
-    ) -> tuple[dict[str, Tensor], list[SparseCodes]]:
-        """The terms that need no other side, and the codes at k of all inputs.
-
-        The first of `inputs` are the rows, which the terms are of.
-        """
-        x, _, _ = model.standardize(inputs[0])
+        self, model: SparseAutoencoder, x: Tensor, *, k: int, new_step: bool
+    ) -> tuple[dict[str, Tensor], SparseCodes]:
+        """Return the terms that need no other side, and the codes of x at k."""
+        x, _, _ = model.standardize(x)
         widths = (*self.prefixes, k)
         widest = min(4 * k, model.hidden_dim)
         ks = widths if widest == k else (*widths, widest)
@@ -244,7 +224,7 @@ class CSRLoss(nn.Module):
             "load": load(codes, self.gather) if self.balance else x.new_zeros(()),
             "dead": model.dead.float().mean(),
         }
-        return terms, [codes, *(model.encode(more, k) for more in inputs[1:])]
+        return terms, codes
 
     def _aux(self, model: SparseAutoencoder, x: Tensor, error: Tensor) -> Tensor:
         """What the dead latents leave of `error` [n, d], as a share of its variance."""
@@ -268,7 +248,7 @@ class CSRLoss(nn.Module):
             positives = labels if self.contrast == "label" else None
             return csrkern.info_nce(sides[0], temperature=self.temperature, labels=positives)
         a, b = sides
-        both = None if labels is None or self.contrast == "self" else (labels, labels)
+        both = None if labels is None else (labels, labels)
         forth = csrkern.info_nce(a, b, temperature=self.temperature, labels=both)
         if self.contrast != "clip":
             return forth

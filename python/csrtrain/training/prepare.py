@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from csrtrain.data import (
 )
 from csrtrain.pca import PCA
 from csrtrain.training import distributed
-from csrtrain.training.batches import Batch, Examples, view_noise
+from csrtrain.training.batches import Batch, Examples
 from csrtrain.training.config import TrainConfig
 from csrtrain.training.subspace import Subspace, settled_whitening
 
@@ -69,14 +68,9 @@ class Prepared:
         """Of what the adapters see, per dimension."""
         return sum(side.variance for side in self.sides) / len(self.sides)
 
-    def read(self, step: int, index: Tensor) -> Batch:
-        """What this process trains on in a step, of the joint batch of examples at `index`."""
-        batch = self.examples.read(distributed.own_share(index))
-        if not self.config.view_noise:
-            return batch
-        noise = view_noise(self.config.seed, step, len(index), batch.x.shape[1])
-        deviation = self.config.view_noise * math.sqrt(self.variance)
-        return batch._replace(views=batch.x + deviation * distributed.own_share(noise))
+    def read(self, index: Tensor) -> Batch:
+        """Return this process's share of the joint batch of examples at `index`."""
+        return self.examples.read(distributed.own_share(index))
 
     def new_models(self) -> list[SparseAutoencoder]:
         """An adapter for each side, its pre_bias at the mean."""
@@ -133,7 +127,7 @@ def prepare(
     if pairs is not None and other is None:
         raise ValueError("pairs: expected partners as well, whose rows they name")
     label_tensor = _labels_for(config, labels, len(array))
-    pair_tensor = None if other is None else read_pairs(pairs, len(array), len(other))
+    pair_tensor = None if other is None else _read_pairs(pairs, len(array), len(other))
     if other is not None and not two and other.shape[1] != array.shape[1]:
         raise ValueError(
             f"partners: expected {array.shape[1]} dimensions as the embeddings have, got "
@@ -179,7 +173,6 @@ def _side(named: Sequence[tuple[str, Array]], config: TrainConfig) -> Side:
     if config.input_subspace is None and not config.whitening and not config.unit_scale:
         return Side(len(mean), mean, variance, None, checksum)
     width = config.input_subspace or len(mean)
-    assert isinstance(width, int)
     pca = PCA(*arrays)
     subspace = Subspace(pca, width, settled_whitening(config.whitening, pca, arrays))
     return Side(width, mean.new_zeros(width), subspace.variance, subspace, checksum)
@@ -226,7 +219,7 @@ def _labels_for(config: TrainConfig, labels: Source | None, n: int) -> Tensor | 
     return load_labels(labels, n=n)
 
 
-def read_pairs(pairs: Source | None, n: int, m: int) -> Tensor:
+def _read_pairs(pairs: Source | None, n: int, m: int) -> Tensor:
     """[p, 2] int64 rows of n embeddings and of m partners that belong together, checked."""
     if pairs is None:
         if n != m:

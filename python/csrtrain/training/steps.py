@@ -85,7 +85,7 @@ class Steps:
         return losses
 
     def _launch(self, step: int, batch: Batch) -> dict[str, Tensor]:
-        x, labels, partners, views = (
+        x, labels, partners = (
             None if part is None else part.to(self.device, non_blocking=True) for part in batch[1:]
         )
         assert x is not None
@@ -97,7 +97,6 @@ class Steps:
             labels,
             partners=partners,
             partner_model=self._partner_model,
-            views=views,
             k=self.config.k_at(step),
             autocast=self.config.autocast,
         )
@@ -127,7 +126,6 @@ class Steps:
                 batch.labels,
                 partners=batch.partners,
                 partner_model=self._partner_model,
-                views=batch.views,
                 autocast=self.config.autocast,
             )
             for model in self.models:

@@ -106,17 +106,12 @@ def train(
     config = (config or TrainConfig()).settle_contrast(
         labels=labels is not None, partners=partners is not None
     )
-    if labels is not None and config.contrast != "label" and config.input_subspace != "auto":
+    if labels is not None and config.contrast != "label":
         warnings.warn(
             f"labels are not used, since contrast={config.contrast!r}; leave it out, or set "
             "contrast='label', to train on them",
             stacklevel=4,  # past the two decorators
         )
-    if config.input_subspace == "auto":
-        from csrtrain.training.subspace_choice import choose_subspace
-
-        with working("choosing a subspace", wanted=progress):
-            config = choose_subspace(embeddings, labels, config, partners, pairs, device=device)
     with working("reading the embeddings", wanted=progress):
         prepared = prepare(embeddings, labels, config, partners, pairs)
     (model,) = _run(prepared, options)
@@ -149,8 +144,6 @@ def train_two(
     Raises: as `train`.
     """
     config = (config or TrainConfig()).settle_contrast(partners=True)
-    if config.input_subspace == "auto":
-        raise ValueError("input_subspace: expected a number or None for two adapters, got 'auto'")
     prepared = prepare(embeddings, None, config, partners, pairs, two=True)
     first, second = _run(prepared, RunOptions(**options))
     return first, second
