@@ -401,7 +401,7 @@ def test_indexes_on_disk_hold_it(codes, tmp_path):
     InvertedIndex.build(codes).save(tmp_path / "index")
     assert json.loads((tmp_path / "index" / HEADER).read_text())["version"] == 2
     index = InvertedIndex.load(tmp_path / "index")
-    for copied in (index, pickle.loads(pickle.dumps(index)), index.truncated(2)):
+    for copied in (index, pickle.loads(pickle.dumps(index)), index.truncate(2)):
         assert copied.fingerprint == copied.stats()["fingerprint"] == codes.fingerprint
     forge_index(tmp_path / "index", lambda facts: facts.update(fingerprint="x"))
     with pytest.raises(ValueError, match="damaged"):
@@ -416,7 +416,7 @@ SEARCHES = {
     "search": lambda index, queries, **options: index.search(queries, 3, **options),
     "fast": lambda index, queries, **options: index.search(queries, 3, mode="fast", **options),
     "above": lambda index, queries, **options: index.search_above(queries, 0.1, **options),
-    "score": lambda index, queries, **options: index.explain_score(queries, 0, **options),
+    "score": lambda index, queries, **options: index.explain(queries, 0, **options),
 }
 
 

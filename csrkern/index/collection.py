@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,52 +30,86 @@ LARGEST_MERGED = 131_072
 Self = TypeVar("Self", bound="Collection")
 
 
-class Collection:
-    """Codes in segments that never change; a change replaces the tuple of them as a whole."""
+class Snapshot(NamedTuple):
+    """All that changes when codes come and go, as it was at one instant.
 
-    def __init__(
-        self,
-        segments: list[Segment],
-        *,
-        dim: int,
-        k: int,
-        next_id: int,
-        form: Form,
-        fingerprint: str | None = None,
-    ) -> None:
-        self._segments = tuple(segments)  # replaced as a whole, so that a reader sees one state
-        self._form = form
-        self._next_id = next_id
-        self._changing = threading.Lock()
-        self.dim = dim
-        self.k = k
-        self.metric = form.metric
-        self.values = form.values
-        self.fingerprint = fingerprint
+    Attributes:
+        segments: they never change themselves.
+        form: how codes are stored; the first codes fix what it leaves open.
+        k: the most slots that a document had when it came.
+        next_id: one more than the highest id that there ever was.
+    """
 
-    def _build(
-        self, rows: Rows, ids: Any, norms: Any, next_id: int, threads: int, *, plain: bool = False
-    ) -> Segment:
-        checked: np.ndarray | None = None
+    segments: tuple[Segment, ...]
+    form: Form
+    k: int = 0
+    next_id: int = 0
+
+    @property
+    def n(self) -> int:
+        """Number of codes, without those that were removed."""
+        return sum(len(segment) for segment in self.segments)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The id of each code, int64 [n]."""
+        return np.concatenate([segment.ids for segment in self.segments])
+
+    def build(
+        self, rows: Rows, ids: Any, norms: Any, threads: int, *, plain: bool = False
+    ) -> tuple[Segment, Form]:
+        """Return a segment of new codes, and the form with what they fix.
+
+        Args:
+            ids: None: the next ones after the highest; with `plain`, 0..n-1, not stored.
+        """
         if ids is not None:
-            checked = check_ids(ids, rows.n)
+            ids = check_ids(ids, rows.n)
         elif not plain:
-            checked = next_id + np.arange(rows.n, dtype=np.int64)
+            ids = self.next_id + np.arange(rows.n, dtype=np.int64)
         if norms is not None:
             norms = check_norms(norms, rows.n)
-        normalize = self.metric == "cosine"
-        form = self._form.holding(rows.values)
-        segment = build_segment(rows, checked, norms, form, threads, normalize=normalize)
-        self._form = form
-        return segment
+        form = self.form.holding(rows.values)
+        normalize = form.metric == "cosine"
+        return build_segment(rows, ids, norms, form, threads, normalize=normalize), form
 
-    def _append(self, segment: Segment, rows: Rows, replaced: int = 0) -> None:
-        """Lets a segment with new rows take the place of the last `replaced` ones."""
-        if len(self) == 0 and rows.fingerprint is not None:
-            self.fingerprint = rows.fingerprint
-        self._next_id = max(self._next_id, segment.id_range()[1] + 1)
-        self.k = max(self.k, rows.k)
-        self._segments = (*self._segments[: len(self._segments) - replaced], segment)
+    def with_segment(self, segment: Segment, form: Form, k: int, replaced: int = 0) -> Snapshot:
+        """Return a snapshot in which a segment takes the place of the last `replaced` ones."""
+        kept = self.segments[: len(self.segments) - replaced]
+        next_id = max(self.next_id, segment.id_range()[1] + 1)
+        return Snapshot((*kept, segment), form, max(self.k, k), next_id)
+
+
+class Collection:
+    """Codes in segments that never change; a change replaces the snapshot of them as a whole."""
+
+    dim: int
+    metric: str
+    values: str
+    fingerprint: str | None
+    _snapshot: Snapshot
+    _changing: threading.Lock
+
+    @classmethod
+    def of(cls: type[Self], snapshot: Snapshot, dim: int, fingerprint: str | None = None) -> Self:
+        """Return an index that holds these segments."""
+        index = cls.__new__(cls)
+        index.dim = dim
+        index.metric = snapshot.form.metric
+        index.values = snapshot.form.values
+        index.fingerprint = fingerprint
+        index._snapshot = snapshot
+        index._changing = threading.Lock()  # held by whoever replaces the snapshot
+        return index
+
+    def snapshot(self) -> Snapshot:
+        """Return the segments and what is known of them, as they are now."""
+        return self._snapshot
+
+    @property
+    def k(self) -> int:
+        """The most slots that a document had when it came."""
+        return self._snapshot.k
 
     def add(
         self,
@@ -108,34 +143,22 @@ class Collection:
         if rows.n == 0:
             return
         with self._changing:
-            segments = self._segments
-            if len(self):
+            now = self._snapshot
+            if now.n:
                 check_same_model("codes", rows.fingerprint, self.fingerprint, any_model=any_model)
-            self._check_norms_match(norms)
-            if self._next_id + rows.n > 2**63 and ids is None:
+            _check_norms_match(now.segments, norms)
+            if now.next_id + rows.n > 2**63 and ids is None:
                 raise ValueError("ids: no numbers are left above the highest one; give ids")
             if ids is not None:
-                self._check_new(check_ids(ids, rows.n))
-            segment = self._build(rows, ids, norms, self._next_id, threads)
-            replaced = _to_merge(segments, segment)
+                _check_new(check_ids(ids, rows.n), now.segments)
+            segment, form = now.build(rows, ids, norms, threads)
+            replaced = _to_merge(now.segments, segment)
             if replaced:
-                together = [*segments[len(segments) - replaced :], segment]
-                segment = merge(together, self.dim, self._form, threads)
-            self._append(segment, rows, replaced)
-
-    def _check_norms_match(self, norms: Any) -> None:
-        have = any(s.native.norms is not None for s in self._segments if len(s))
-        if len(self) and have != (norms is not None):
-            expected = "with its norm, as" if have else "without norms, like"
-            raise ValueError(f"norms: expected each code {expected} those of the index")
-
-    def _check_new(self, ids: np.ndarray) -> None:
-        for segment in self._segments:
-            taken = np.flatnonzero(segment.find(ids) >= 0)
-            if len(taken):
-                raise ValueError(
-                    f"ids: {ids[taken[0]]} is in the index already; remove it first to replace it"
-                )
+                together = [*now.segments[len(now.segments) - replaced :], segment]
+                segment = merge(together, self.dim, form, threads)
+            if now.n == 0 and rows.fingerprint is not None:
+                self.fingerprint = rows.fingerprint
+            self._snapshot = now.with_segment(segment, form, rows.k, replaced)
 
     def remove(self, ids: Any) -> None:
         """Removes codes; searches that begin from now on do not find them.
@@ -151,14 +174,16 @@ class Collection:
             return
         array = check_ids(array, array.size)
         with self._changing:
-            found = [segment.find(array) for segment in self._segments]
+            now = self._snapshot
+            found = [segment.find(array) for segment in now.segments]
             missing = np.flatnonzero(np.all([docs < 0 for docs in found], axis=0))
             if len(missing):
                 raise ValueError(f"ids: {array[missing[0]]} is not in the index")
-            self._segments = tuple(
+            segments = tuple(
                 segment.without(docs[docs >= 0]) if (docs >= 0).any() else segment
-                for segment, docs in zip(self._segments, found, strict=True)
+                for segment, docs in zip(now.segments, found, strict=True)
             )
+            self._snapshot = now._replace(segments=segments)
 
     def compact(self, *, num_threads: int | None = None) -> None:
         """Merges all segments into one, without the codes that were removed.
@@ -167,10 +192,11 @@ class Collection:
         """
         threads = thread_count(num_threads)
         with self._changing:
-            segments = self._segments
-            if len(segments) == 1 and segments[0].removed == 0:
+            now = self._snapshot
+            if len(now.segments) == 1 and now.segments[0].removed == 0:
                 return
-            self._segments = (merge(list(segments), self.dim, self._form, threads),)
+            merged = merge(now.segments, self.dim, now.form, threads)
+            self._snapshot = now._replace(segments=(merged,))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the index to a directory, replacing an index that is there.
@@ -184,26 +210,29 @@ class Collection:
             ValueError: if `path` is a file.
         """
         with index_file.SAVING:
-            segments, facts = self._state()
+            facts, segments = self._facts()
             index_file.write(path, facts, segments)
 
-    def _state(self) -> tuple[tuple[Segment, ...], dict[str, Any]]:
+    def _facts(self) -> tuple[dict[str, Any], tuple[Segment, ...]]:
+        """Return what a file tells of the index, and the segments that it holds."""
         with self._changing:
-            facts = {
-                "dim": self.dim,
-                "k": self.k,
-                "next_id": self._next_id,
-                "metric": self.metric,
-                "values": self.values,
-                "cluster": self._form.cluster,
-            }
-            if self.values in SQUARES:
-                facts["exponent"] = self._form.exponent
-            if self._form.window is not None:
-                facts["window"] = self._form.window
-            if check_fingerprint("fingerprint", self.fingerprint) is not None:
-                facts["fingerprint"] = self.fingerprint
-            return self._segments, facts
+            segments, form, k, next_id = self._snapshot
+            fingerprint = check_fingerprint("fingerprint", self.fingerprint)
+        facts = {
+            "dim": self.dim,
+            "k": k,
+            "next_id": next_id,
+            "metric": form.metric,
+            "values": form.values,
+            "cluster": form.cluster,
+        }
+        if form.values in SQUARES:
+            facts["exponent"] = form.exponent
+        if form.window is not None:
+            facts["window"] = form.window
+        if fingerprint is not None:
+            facts["fingerprint"] = fingerprint
+        return facts, segments
 
     @classmethod
     def load(
@@ -229,7 +258,7 @@ class Collection:
         here = os.path.realpath(os.fsdecode(path))
         try:
             index = cls._restore(facts, arrays)
-            for segment, part in zip(index._segments, facts["segments"], strict=True):
+            for segment, part in zip(index._snapshot.segments, facts["segments"], strict=True):
                 entries = {n: e for n, e in part["arrays"].items() if n != "alive"}
                 segment.files[here] = entries
                 if verify:
@@ -242,20 +271,20 @@ class Collection:
     def _restore(
         cls: type[Self], facts: dict[str, Any], arrays: list[dict[str, np.ndarray]]
     ) -> Self:
-        segments = [
-            restore_segment(facts, part, of_segment)
+        values, metric, cluster = facts["values"], facts["metric"], facts["cluster"]
+        form = Form(values, metric, cluster, facts.get("window"), facts.get("exponent"))
+        segments = tuple(
+            restore_segment(form, facts["dim"], part, of_segment)
             for part, of_segment in zip(facts["segments"], arrays, strict=True)
-        ]
+        )
         ranges = [segment.id_range() for segment in segments]
         if any(low < 0 or high >= facts["next_id"] for low, high in ranges):
             raise ValueError("the index is damaged: its ids are not in 0..next_id-1")
-        values, metric, cluster = facts["values"], facts["metric"], facts["cluster"]
-        form = Form(values, metric, cluster, facts.get("window"), facts.get("exponent"))
-        counts = {name: facts[name] for name in ("dim", "k", "next_id")}
-        return cls(segments, form=form, fingerprint=facts.get("fingerprint"), **counts)
+        snapshot = Snapshot(segments, form, facts["k"], facts["next_id"])
+        return cls.of(snapshot, facts["dim"], facts.get("fingerprint"))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        segments, facts = self._state()
+        facts, segments = self._facts()
         facts["segments"] = [
             {name: getattr(s, name) for name in ("documents", "window", "block")} for s in segments
         ]
@@ -267,46 +296,66 @@ class Collection:
         Rows stand in the order of `ids`, entries in that of SparseCodes (by value descending,
         then by latent), padded with value 0 and index 0.
         """
-        segments = self._segments
-        n = sum(len(segment) for segment in segments)
-        try:
-            out_values = np.zeros((n, self.k), np.float32)
-            out_indices = np.zeros((n, self.k), np.int32)
-        except (MemoryError, ValueError) as error:
-            longest = max(int(np.diff(s.rows()[0]).max(initial=0)) for s in segments)
-            if longest >= self.k:
-                raise
-            raise ValueError(
-                f"k: expected {longest}, what the longest code has, got {self.k}; arrays "
-                f"[{n}, {self.k}] do not fit in memory"
-            ) from error
-        first = 0
-        for segment in segments:
-            starts, latents, values = segment.rows()
-            if np.diff(starts).max(initial=0) > self.k:
-                raise ValueError(f"the index is damaged: codes have more than k = {self.k} latents")
-            rows = np.repeat(np.arange(len(segment)), np.diff(starts))
-            # By their bits, which ascend with the value even where denormals compare as 0.
-            order = np.lexsort((latents, -values.view(np.int32), rows))
-            slots = np.arange(len(rows)) - starts[rows]
-            out_values[first + rows, slots] = values[order]
-            out_indices[first + rows, slots] = latents[order]
-            first += len(segment)
-        return out_values, out_indices
+        return padded(self._snapshot)
 
     @property
     def ids(self) -> np.ndarray:
         """The id of each code, in the order that masks and `to_numpy` follow, int64 [n]."""
-        return np.concatenate([segment.ids for segment in self._segments])
+        return self._snapshot.ids
 
     def __len__(self) -> int:
-        return sum(len(segment) for segment in self._segments)
+        return self._snapshot.n
 
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(n={len(self)}, dim={self.dim}, k={self.k}, "
             f"metric={self.metric!r}, values={self.values!r})"
         )
+
+
+def padded(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
+    """Return the stored codes; see `Collection.to_numpy`."""
+    segments, k, n = snapshot.segments, snapshot.k, snapshot.n
+    try:
+        out_values = np.zeros((n, k), np.float32)
+        out_indices = np.zeros((n, k), np.int32)
+    except (MemoryError, ValueError) as error:
+        longest = max(int(np.diff(s.rows()[0]).max(initial=0)) for s in segments)
+        if longest >= k:
+            raise
+        raise ValueError(
+            f"k: expected {longest}, what the longest code has, got {k}; arrays "
+            f"[{n}, {k}] do not fit in memory"
+        ) from error
+    first = 0
+    for segment in segments:
+        starts, latents, values = segment.rows()
+        if np.diff(starts).max(initial=0) > k:
+            raise ValueError(f"the index is damaged: codes have more than k = {k} latents")
+        rows = np.repeat(np.arange(len(segment)), np.diff(starts))
+        # By their bits, which ascend with the value even where denormals compare as 0.
+        order = np.lexsort((latents, -values.view(np.int32), rows))
+        slots = np.arange(len(rows)) - starts[rows]
+        out_values[first + rows, slots] = values[order]
+        out_indices[first + rows, slots] = latents[order]
+        first += len(segment)
+    return out_values, out_indices
+
+
+def _check_norms_match(segments: Sequence[Segment], norms: Any) -> None:
+    held = [segment.native.norms is not None for segment in segments if len(segment)]
+    if held and any(held) != (norms is not None):
+        expected = "with its norm, as" if any(held) else "without norms, like"
+        raise ValueError(f"norms: expected each code {expected} those of the index")
+
+
+def _check_new(ids: np.ndarray, segments: Sequence[Segment]) -> None:
+    for segment in segments:
+        taken = np.flatnonzero(segment.find(ids) >= 0)
+        if len(taken):
+            raise ValueError(
+                f"ids: {ids[taken[0]]} is in the index already; remove it first to replace it"
+            )
 
 
 def _to_merge(segments: tuple[Segment, ...], new: Segment) -> int:

@@ -46,6 +46,29 @@ class Plan(NamedTuple):
         return {"kept": self.kept, "shortlist": shortlist, "bound_share": self.bound_share}
 
 
+class Plans:
+    """The plans of an index, by the recall asked for: measured at first use.
+
+    They are measured again once there are twice or half as many codes.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[float, tuple[int, Plan]] = {}  # and how many codes there were
+
+    def get(self, segments: Sequence[Segment], dim: int, metric: str, recall: float) -> Plan:
+        """Return the plan that finds `recall` of the best of these segments."""
+        n = sum(len(segment) for segment in segments)
+        known = self._known.get(recall)
+        if known is None or not known[0] <= 2 * n <= 4 * known[0]:
+            known = n, calibrate(segments, dim, metric, recall)
+            self._known = {**self._known, recall: known}
+        return known[1]
+
+    def recalls(self) -> dict[float, float]:
+        """Return what was found of the best, for each recall that was asked for."""
+        return {asked: plan.recall for asked, (_, plan) in self._known.items()}
+
+
 def check_mode(mode: str, recall: float | None, rerank: Any) -> float | None:
     """The share that a fast search is to find; None: the search is exact.
 

@@ -22,6 +22,7 @@ from csrkern.index.segment import (
     SQUARES,
     USUAL_WINDOW,
     VALUES,
+    Form,
     Segment,
     arrays_of,
     restore_segment,
@@ -124,7 +125,7 @@ def unfinished(path: str | os.PathLike[str]) -> Iterator[list[str]]:
 
 
 def move_to(
-    path: str | os.PathLike[str], facts: dict[str, Any], segment: Segment, written: list[str]
+    path: str | os.PathLike[str], form: Form, dim: int, segment: Segment, written: list[str]
 ) -> Segment:
     """Writes a segment's arrays to a directory, not yet its index, and maps them from there.
 
@@ -132,7 +133,7 @@ def move_to(
     """
     folder = Path(os.fsdecode(path))
     part = _write_segment(folder, segment, written)
-    moved = restore_segment(facts, part, _read_arrays(folder, part, mmap=True))
+    moved = restore_segment(form, dim, part, _read_arrays(folder, part, mmap=True))
     moved.files = segment.files
     return moved
 

@@ -1,29 +1,44 @@
 """InvertedIndex: exact search over sparse codes, on NumPy alone.
 
-How codes are kept and change is told by collection.py, how they are searched by
-search.py; here is how an index is made.
+An index is made and searched here; collection.py adds, removes and stores its codes. Inverted
+lists are cut into windows of documents whose scores fit in the L1 cache: a search adds up one
+window after the other, list by list, and keeps what beats the best hits so far. See
+csrc/cpu/index/scan.cpp.
 """
 
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csrkern.arguments import check_int, integers, thread_count
+from csrkern import _C
+from csrkern.arguments import check_int, integers, least_float, thread_count
+from csrkern.identity import check_same_model
 from csrkern.index import file as index_file
-from csrkern.index.collection import stats
-from csrkern.index.rerank import Rerank
+from csrkern.index.collection import Collection, Snapshot, padded, stats
+from csrkern.index.fast import Plans, check_mode
+from csrkern.index.filter import allowed_bits
+from csrkern.index.rerank import Rerank, search_dense
 from csrkern.index.rows import Rows, can_be_read_twice, check_ids, code_chunks, read_rows
-from csrkern.index.search import Searchable
-from csrkern.index.segment import SQUARES, check_form, norms_of
+from csrkern.index.segment import SQUARES, Segment, check_form, norms_of
 
 if TYPE_CHECKING:
     from csrkern.index.cuda.index import CudaIndex
 
+_ALL = 2**62
+_LEAST_WIDTH = 1024
+_COUNTS = ("terms", "postings", "blocks", "blocks_scored", "windows", "windows_scanned")
 
-class InvertedIndex(Searchable):
+
+def hits_width(topk: int, n: int) -> int:
+    """Return how many columns results of n codes have: more than n only up to 1,024."""
+    return min(topk, max(n, _LEAST_WIDTH))
+
+
+class InvertedIndex(Collection):
     """Exact maximum-inner-product or cosine search over codes with few active latents.
 
     Make one with `build`, `build_streaming` or `load`. Every method may be called from any
@@ -46,6 +61,10 @@ class InvertedIndex(Searchable):
             None: not known, as for codes that came as arrays, and may be set. Codes of another
             model are refused (ModelMismatchError), unless a call has any_model=True.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        name = type(self).__name__
+        raise TypeError(f"{name}: make an index with {name}.build(codes), build_streaming or load")
 
     @classmethod
     def build(
@@ -101,10 +120,9 @@ class InvertedIndex(Searchable):
             dim = check_int("dim", dim, 1, 2**31 - 1)
         rows = read_rows("codes", codes, dim)
         check_int("dim", rows.dim, 1, 2**31 - 1)
-        index = cls([], dim=rows.dim, k=0, next_id=0, form=form)
-        segment = index._build(rows, ids, norms, 0, thread_count(num_threads), plain=True)
-        index._append(segment, rows)
-        return index
+        empty = Snapshot((), form)
+        segment, form = empty.build(rows, ids, norms, thread_count(num_threads), plain=True)
+        return cls.of(empty.with_segment(segment, form, rows.k), rows.dim, rows.fingerprint)
 
     @classmethod
     def build_streaming(
@@ -155,52 +173,54 @@ class InvertedIndex(Searchable):
         if values in SQUARES and can_be_read_twice(codes):
             tops = [rows.values.max(initial=0) for rows in code_chunks(codes, dim, chunk)]
             form = form.holding(np.array(tops))
-        index: InvertedIndex | None = None
+        snapshot = Snapshot((), form)
+        fingerprint: str | None = None
         n = 0
         with index_file.unfinished(path) as written:
             for rows in code_chunks(codes, dim, chunk):
-                if index is None:
-                    check_int("dim", rows.dim, 1, 2**31 - 1)
-                    index = cls([], dim=rows.dim, k=0, next_id=0, form=form)
+                dim = check_int("dim", rows.dim, 1, 2**31 - 1)
                 own = None if ids is None else ids[n : n + rows.n]
                 try:
-                    segment = index._build(rows, own, None, n, threads, plain=n == 0)
+                    segment, form = snapshot.build(rows, own, None, threads, plain=n == 0)
                 except ValueError as error:
                     if n == 0:
                         raise
                     raise ValueError(f"{error} (of the codes from row {n:,} on)") from error
+                if n == 0 and rows.fingerprint is not None:
+                    fingerprint = rows.fingerprint
                 n += rows.n
                 with index_file.SAVING:
-                    segment = index_file.move_to(path, index._state()[1], segment, written)
-                index._append(segment, rows)
-            if index is None:
+                    segment = index_file.move_to(path, form, dim, segment, written)
+                snapshot = snapshot.with_segment(segment, form, rows.k)
+            if dim is None or not snapshot.segments:
                 raise ValueError("codes: expected at least one piece, got none")
             if ids is not None:
                 check_ids(ids, n)
+            index = cls.of(snapshot, dim, fingerprint)
             index.save(path)
         return index
 
-    def truncated(self, k: int, *, num_threads: int | None = None) -> InvertedIndex:
-        """An index of the same codes with only the k strongest latents of each.
+    def truncate(self, k: int, *, num_threads: int | None = None) -> InvertedIndex:
+        """Return an index of the same codes with only the k strongest latents of each.
 
-        With metric cosine they are brought to norm 1 again. That a search of this index
-        cannot leave out weak latents of documents instead is because its lists do not say
-        how strong a posting is among its document's others.
+        With metric cosine they are brought to norm 1 again. Use this instead of a search-time
+        option: posting lists do not record a latent's rank within its document.
+
+        Args:
+            k: latents of a code.
+            num_threads: as for `build`.
         """
         k = check_int("k", k, 1, 2**31 - 1)
-        segments, facts = self._state()
-        still = InvertedIndex(
-            list(segments), dim=self.dim, k=facts["k"], next_id=0, form=self._form
-        )
-        values, indices = still.to_numpy()
+        now = self.snapshot()
+        values, indices = padded(now)
         return InvertedIndex.build(
             Rows(values[:, :k], indices[:, :k], None, self.dim, self.fingerprint),
-            still.ids,
+            now.ids,
             metric=self.metric,
             values=self.values,
-            largest=self._form.largest if self.metric == "ip" else None,
-            norms=norms_of(segments),
-            cluster=self._form.cluster,
+            largest=now.form.largest if self.metric == "ip" else None,
+            norms=norms_of(now.segments),
+            cluster=now.form.cluster,
             num_threads=num_threads,
         )
 
@@ -237,8 +257,178 @@ class InvertedIndex(Searchable):
 
         return CudaIndex.of(self, device, slices=slices, impact_bits=impact_bits, block=block)
 
+    def search(
+        self,
+        queries: Any,
+        topk: int = 10,
+        *,
+        filter: Any = None,
+        query_k: int | None = None,
+        min_score: float | None = None,
+        rerank: Rerank | None = None,
+        mode: str = "exact",
+        recall: float | None = None,
+        any_model: bool = False,
+        num_threads: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the `topk` best documents of each query.
+
+        Args:
+            queries: m codes in any form that `build` takes; a pair of arrays needs no dim.
+            topk: results for each query; may exceed the number of documents. Above 1,024, no
+                more than there are documents.
+            filter: which codes may be found: a boolean mask in the order of `ids`, or the ids
+                themselves (those that the index does not hold are passed over); None: all. A
+                mask [m, n], or a list of m filters, has one for each query. A mask in numbers
+                0 and 1 is refused.
+            query_k: only this many of a query's strongest latents count (with cosine, they
+                are then brought to norm 1); None: all.
+            min_score: documents with a lower score are left out.
+            rerank: scores the best `rerank.shortlist` documents again, by dense queries.
+            mode: "exact", or "fast" to find most of what exact search finds.
+            recall: for "fast": the share of the best 10 that searches for a sample of the
+                index's own codes must find, 0.99 if None; what was found is in `stats`.
+            any_model: take queries of another model than the index's, too.
+            num_threads: None: as many as the process may run on. A batch is divided by
+                queries; a single query, unless clustered or filtered, by windows.
+
+        Returns:
+            scores float32 [m, topk] and ids int64 [m, topk]: best first, equal scores by
+            lower id. Documents that share no latent with the query are left out; missing
+            places hold score -inf and id -1. With cosine, a score is at most 1.
+
+        Raises:
+            TypeError: if an argument has the wrong type.
+            ValueError: if an argument is out of range, a query is not valid, (ModelMismatchError)
+                another model made the queries, or the index was loaded from a file that is
+                damaged.
+        """
+        now = self.snapshot()
+        share = check_mode(mode, recall, rerank)
+        rows = self._read("queries", queries, any_model)
+        options: dict[str, Any] = {"topk": hits_width(check_int("topk", topk, 1, 2**40), now.n)}
+        if share is not None:
+            plan = self._plans.get(now.segments, self.dim, self.metric, share)
+            options |= plan.options(options["topk"])
+        if rerank is not None:
+            check_same_model("rerank", rerank.fingerprint, self.fingerprint, any_model=any_model)
+            dense, offsets = rerank.arrays(rows.n, self.dim)
+            options |= {"dense": dense, "offsets": offsets, "shortlist": rerank.shortlist}
+        args, limits = self._limits(now.segments, rows, filter, query_k, min_score, num_threads)
+        scores, ids = _C.search(*args, **limits, **options)
+        return scores, ids
+
+    def search_above(
+        self,
+        queries: Any,
+        min_score: float,
+        *,
+        filter: Any = None,
+        query_k: int | None = None,
+        any_model: bool = False,
+        num_threads: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return all documents of at least `min_score`, exactly; arguments as for `search`.
+
+        Returns:
+            starts int64 [m + 1], scores float32 and ids int64 [starts[-1]]: the hits of query
+            i, best first, are scores[starts[i] : starts[i + 1]].
+        """
+        now = self.snapshot()
+        rows = self._read("queries", queries, any_model)
+        args, limits = self._limits(now.segments, rows, filter, query_k, min_score, num_threads)
+        starts, scores, ids = _C.search_all(*args, topk=1, **limits)
+        return starts, scores, ids
+
+    def search_dense(
+        self,
+        dense_queries: Any,
+        topk: int = 10,
+        *,
+        latents: int = 128,
+        shortlist: int = 100,
+        offsets: Any = None,
+        **options: Any,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best documents of dense queries W q: asymmetric search.
+
+        Args:
+            dense_queries: [m, dim], finite; see `Rerank`.
+            topk: as for `search`.
+            latents: largest positive entries of a query that choose its shortlist; all
+                entries make the score.
+            shortlist: documents a query that are scored.
+            offsets: [m], added to all scores of a query.
+            options: as for `search`.
+
+        Returns:
+            scores and ids, as `search`.
+        """
+        rerank = Rerank(dense_queries, shortlist, offsets)
+        found: tuple[np.ndarray, np.ndarray] = search_dense(self, rerank, topk, latents, **options)
+        return found
+
+    def explain(
+        self, query: Any, id: int, *, any_model: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what a document's score for a query is made of, latent by latent.
+
+        Args:
+            query: codes as for `search`; the first of them counts.
+            id: of the document.
+            any_model: as for `search`.
+
+        Returns:
+            latents int32 [j] that both have, and contributions float32 [j], in the order in
+            which a search adds them up: their float32 sum is the score, except that a cosine
+            is 1 at most.
+
+        Raises:
+            ValueError: if the index has no such id.
+        """
+        rows = self._read("query", query, any_model)
+        if rows.n == 0:
+            raise ValueError("query: expected a query, got none")
+        latents, weights = _C.read_query(
+            rows.values, rows.indices, rows.starts, self.dim, self.metric == "cosine"
+        )
+        for segment in self.snapshot().segments:
+            doc = int(segment.find(np.array([check_int("id", id, 0, 2**63 - 1)]))[0])
+            if doc >= 0:
+                stored = [segment.native.value(doc, int(latent)) for latent in latents]
+                both = np.array(stored, np.float32) > 0
+                with np.errstate(all="ignore"):  # as the search multiplies
+                    products = weights * np.array(stored, np.float32)
+                return latents[both], products[both]
+        raise ValueError(f"id: {id} is not in the index")
+
+    def profile(self, queries: Any, topk: int = 10) -> dict[str, int]:
+        """Return counts of what a search for some queries reads.
+
+        Returns:
+            Sums over the queries, and over segments as if each were searched alone. terms:
+            entries of a query whose latent some document uses; postings: in their lists;
+            blocks: of documents, where the index is clustered, with blocks_scored one by one
+            and windows_scanned from end to end (of windows).
+        """
+        topk = check_int("topk", topk, 1, 2**40)
+        rows = read_rows("queries", queries, self.dim)
+        total = dict.fromkeys(_COUNTS, 0)
+        for segment in self.snapshot().segments:
+            if segment.block:
+                total["blocks"] += rows.n * -(-segment.documents // segment.block)
+            total["windows"] += rows.n * -(-segment.documents // segment.window)
+            for i in range(rows.n):
+                query = rows.row(i)
+                counts = segment.native.explain(
+                    query.values, query.indices, query.starts, topk, self.metric == "cosine"
+                )
+                for name, count in counts.items():
+                    total[name] += count
+        return total
+
     def stats(self) -> dict[str, Any]:
-        """What the index holds and what a search must touch.
+        """Return what the index holds and what a search must touch.
 
         Returns:
             documents, removed (codes whose memory is not free yet), segments, dim, k, metric,
@@ -252,11 +442,40 @@ class InvertedIndex(Searchable):
             for queries drawn like the documents); recall (for each that a fast search asked
             for: what searches for a sample of the codes found).
         """
+        now = self.snapshot()
         return {
-            **stats(self._segments),
+            **stats(now.segments),
             **{n: getattr(self, n) for n in ("dim", "k", "metric", "values", "fingerprint")},
-            "largest": self._form.largest,
-            "recall": {asked: plan.recall for asked, (_, plan) in self._plans.items()},
+            "largest": now.form.largest,
+            "recall": self._plans.recalls(),
+        }
+
+    @cached_property
+    def _plans(self) -> Plans:
+        return Plans()
+
+    def _read(self, name: str, codes: Any, any_model: bool) -> Rows:
+        rows = read_rows(name, codes, self.dim)
+        check_same_model(name, rows.fingerprint, self.fingerprint, any_model=any_model)
+        return rows
+
+    def _limits(
+        self,
+        segments: tuple[Segment, ...],
+        rows: Rows,
+        filter: Any,
+        query_k: int | None,
+        min_score: float | None,
+        num_threads: int | None,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments that all native searches take."""
+        bits = allowed_bits(filter, segments, rows.n)
+        natives = [(segment.native, b) for segment, b in zip(segments, bits, strict=True)]
+        return (natives, rows.values, rows.indices, rows.starts, self.dim), {
+            "normalize": self.metric == "cosine",
+            "query_k": _ALL if query_k is None else check_int("query_k", query_k, 1, _ALL),
+            "min_score": -np.inf if min_score is None else least_float("min_score", min_score),
+            "num_threads": thread_count(num_threads),
         }
 
 

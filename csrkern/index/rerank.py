@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,35 +73,19 @@ def largest_latents(dense: np.ndarray, latents: int) -> tuple[np.ndarray, np.nda
     return values, indices.astype(np.int32)
 
 
-class DenseSearch:
-    """Search by dense queries, for what has a search that reranks."""
+def search_dense(index: Any, rerank: Rerank, topk: int, latents: int, **options: Any) -> Any:
+    """Return what `index.search` finds for the strongest latents of dense queries.
 
-    dim: int
-    search: Any
-
-    def search_dense(
-        self,
-        dense_queries: Any,
-        topk: int = 10,
-        *,
-        latents: int = 128,
-        shortlist: int = 100,
-        offsets: Any = None,
-        **options: Any,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Asymmetric search: dense queries W q [m, dim] against sparse documents.
-
-        The `latents` largest positive entries of a query make the shortlist, all of them the
-        score; see `Rerank`. `options` are those of `search`.
-        """
-        dense = dense_rows("dense_queries", dense_queries, self.dim)
-        strongest = largest_latents(
-            dense, min(self.dim, check_int("latents", latents, 1, 2**31 - 1))
-        )
-        found: tuple[np.ndarray, np.ndarray] = self.search(
-            strongest, topk, rerank=Rerank(dense, shortlist, offsets), **options
-        )
-        return found
+    Args:
+        index: has a `search` that reranks.
+        rerank: the dense queries.
+        topk, options: of the search.
+        latents: largest positive entries of a query that choose its shortlist.
+    """
+    dense = dense_rows("dense_queries", rerank.dense_queries, index.dim)
+    latents = min(index.dim, check_int("latents", latents, 1, 2**31 - 1))
+    strongest = largest_latents(dense, latents)
+    return index.search(strongest, topk, rerank=replace(rerank, dense_queries=dense), **options)
 
 
 __all__ = ["Rerank"]

@@ -40,6 +40,17 @@ class Rows(NamedTuple):
             return np.full(self.n, self.k, np.int64)
         return np.diff(self.starts)
 
+    def row(self, i: int) -> Rows:
+        """Return row i alone."""
+        if self.starts is None:
+            return self._replace(values=self.values[i : i + 1], indices=self.indices[i : i + 1])
+        own = slice(self.starts[i], self.starts[i + 1])
+        return self._replace(
+            values=self.values[own],
+            indices=self.indices[own],
+            starts=np.array([0, own.stop - own.start]),
+        )
+
     def copy(self) -> Rows:
         """Return the same rows in memory of their own."""
         starts = None if self.starts is None else self.starts.copy()

@@ -271,7 +271,7 @@ def build_segment(
     return Segment(native, documents=rows.n, window=window, block=block)
 
 
-def merge(segments: list[Segment], dim: int, form: Form, threads: int) -> Segment:
+def merge(segments: Sequence[Segment], dim: int, form: Form, threads: int) -> Segment:
     """One segment of the living codes of several."""
     parts = [segment.rows() for segment in segments]
     rows = concatenate_rows(
@@ -299,7 +299,7 @@ def arrays_of(segment: Segment) -> dict[str, np.ndarray]:
 
 
 def restore_segment(
-    facts: dict[str, Any], part: dict[str, Any], arrays: dict[str, np.ndarray]
+    form: Form, dim: int, part: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> Segment:
     """The segment that these arrays, which nobody vouches for, came from.
 
@@ -311,11 +311,11 @@ def restore_segment(
     sizes = {name: part[name] for name in ("documents", "window", "block")}
     native = _C.Index(
         n_docs=sizes["documents"],
-        dim=facts["dim"],
+        dim=dim,
         window=sizes["window"],
         block=sizes["block"],
-        values=facts["values"],
-        exponent=facts.get("exponent") or 0,
+        values=form.values,
+        exponent=form.exponent or 0,
         trusted=False,
         **arrays,
     )

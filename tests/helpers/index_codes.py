@@ -77,7 +77,7 @@ def digest() -> str:
             for chosen in (None, np.arange(9001) % 3 > 0):
                 for part in index.search((codes[0][:50], codes[1][:50]), topk, filter=chosen):
                     result.update(part.tobytes())
-        index._segments[0].native.make_forward(1)
+        index.snapshot().segments[0].native.make_forward(1)
         queries = codes[0][:50], codes[1][:50]
         dense = np.sin(np.arange(50 * 96)).reshape(50, 96)
         for found in (
@@ -90,5 +90,5 @@ def digest() -> str:
                 result.update(part.tobytes())
         for array in index.to_numpy():
             result.update(array.tobytes())
-        result.update(index._segments[0].native.checksums.tobytes())
+        result.update(index.snapshot().segments[0].native.checksums.tobytes())
     return result.hexdigest()

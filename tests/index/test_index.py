@@ -78,7 +78,7 @@ def test_clustered_codes():
     ids = np.random.default_rng(2).permutation(10**6)[:30_000]
     for values in ("float16", "float32", "uint8"):
         index = InvertedIndex.build(codes, ids, dim=300, values=values, cluster=True, window=4096)
-        assert index.explain((queries[0][:1], queries[1][:1]))["blocks_scored"] < 60
+        assert index.profile((queries[0][:1], queries[1][:1]))["blocks_scored"] < 60
         assert_exact(index, queries, 10)
         assert_exact(index, (queries[0][:4], queries[1][:4]), 700)
 
@@ -351,7 +351,7 @@ def test_cosines_are_at_most_1(values, cluster):
     assert (scores == 1).all()
     assert len(index.search_above(queries, np.nextafter(np.float32(1), np.float32(2)))[2]) == 0
     assert (index.search(queries, min_score=1.0001)[1] == -1).all()
-    for segment in index._segments:
+    for segment in index.snapshot().segments:
         segment.native.make_forward(1)
     few = index.ids[::40]
     near = np.isin(index.ids, few)
@@ -382,7 +382,7 @@ def test_results_are_no_wider_than_the_index(topk):
     rerank = Rerank(np.ones((3, 16)), topk)
     assert index.search(queries, topk, rerank=rerank)[1].shape == (3, 1024)
     assert index.search_dense(np.ones((3, 16)), topk, shortlist=topk)[1].shape == (3, 1024)
-    assert index.explain(queries, topk)["terms"] == 4
+    assert index.profile(queries, topk)["terms"] == 3 * 4
     index.add((codes[0][64:], codes[1][64:]))
     assert index.search(queries, topk)[1].shape == (3, min(topk, 1500))
 

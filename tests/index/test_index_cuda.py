@@ -216,22 +216,24 @@ def test_an_index_too_large_is_refused_and_found_in_slices(device, monkeypatch):
     same(small.search(queries), index.search(queries))  # usable as before
     del small
     same(index.to("cuda", slices=8).search(queries), index.search(queries))
-    assert index.to("cuda", slices=8).explain(queries)["postings"] > 0  # one slice at a time
+    assert index.to("cuda", slices=8).profile(queries)["postings"] > 0  # one slice at a time
     monkeypatch.setenv("SIMULATED_CUDA_BYTES", "1000")
     sliced = index.to("cuda", slices=8)
     with pytest.raises(MemoryError):
         sliced.search(queries)
 
 
+def test_is_made_by_to_or_build():
+    with pytest.raises(TypeError, match=r"CudaIndex: make one with index.to\('cuda'\)"):
+        CudaIndex(np.ones((1, 1)))
+
+
 def test_says_what_it_did(device):
     index = InvertedIndex.build(uniform(600, DIM, 6), dim=DIM)
     there = index.to("cuda", block=64)
     queries = uniform(4, DIM, 6, seed=1)
-    walk, gather = (there.explain(queries, way=way) for way in ("walk", "gather"))
-    postings = sum(
-        index.explain((q[None], i[None]))["postings"] for q, i in zip(*queries, strict=True)
-    )
-    assert walk["postings"] == postings
+    walk, gather = (there.profile(queries, way=way) for way in ("walk", "gather"))
+    assert walk["postings"] == index.profile(queries)["postings"]
     assert walk["gathers"] == 0
     assert gather["walks"] == 0
     assert gather["entries"] > 0
@@ -246,11 +248,11 @@ def test_chooses_what_was_measured_to_cost_less(device):
     values, _ = uniform(500, DIM, 4)
     codes = values, np.tile(np.arange(4, dtype=np.int32), (500, 1))
     there = InvertedIndex.build(codes, dim=DIM).to("cuda", block=64)
-    chosen = there.explain(codes)
+    chosen = there.profile(codes)
     cheaper = "gathers" if there.stats()["gather_cost"] < 1 else "walks"
     assert chosen[cheaper] == chosen["walks"] + chosen["gathers"] > 0
     few = values[:5, :1], np.full((5, 1), 80, np.int32)
-    assert there.explain(few) == {"walks": 0, "gathers": 0, "postings": 0, "entries": 0}
+    assert there.profile(few) == {"walks": 0, "gathers": 0, "postings": 0, "entries": 0}
 
 
 @pytest.mark.gpu
@@ -306,7 +308,7 @@ def test_errors(device):
         assert message(lambda o=options: there.search(queries, **o)) == message(
             lambda o=options: index.search(queries, **o)
         )
-    for name in ("search_above", "add", "remove", "compact", "save", "to_numpy", "explain_score"):
+    for name in ("search_above", "add", "remove", "compact", "save", "to_numpy", "explain"):
         assert not hasattr(there, name)
     for chosen in (np.ones(49, bool), torch.ones(49, dtype=torch.bool)):
         assert "filter" in message(lambda c=chosen: there.search(queries, filter=c))

@@ -126,7 +126,7 @@ def one_case(number, device):
     where = ["cuda", ["cuda:0", "cuda:1"]][device == "cpu" and rng.random() < 0.2]
     built = [index.to(where, slices=int(rng.choice([1, 3], p=[0.8, 0.2])), **form)]
     # Masks follow the ids, which clustering puts in another order.
-    if pristine is not None and index._segments[0].block == 0:
+    if pristine is not None and index.snapshot().segments[0].block == 0:
         codes, ids, norms, facts = pristine
         values, indices = (torch.from_numpy(array).to(device) for array in codes)
         built.append(

@@ -39,7 +39,7 @@ def test_loaded_equals_built(tmp_path, mmap, values, metric, ids):
     loaded.save(tmp_path / "b")
     again = InvertedIndex.load(tmp_path / "b")
     np.testing.assert_array_equal(
-        again._segments[0].native.postings, index._segments[0].native.postings
+        again.snapshot().segments[0].native.postings, index.snapshot().segments[0].native.postings
     )
 
 

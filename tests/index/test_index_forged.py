@@ -66,7 +66,7 @@ def test_any_flipped_byte_is_found(copy, name, mmap):
 
 
 @pytest.mark.parametrize("name", list(index_file.DTYPES))
-def test_truncated_longer_or_missing_files(copy, name):
+def test_truncate_longer_or_missing_files(copy, name):
     file = the_file(copy, name)
     whole = file.read_bytes()
     for wrong in (b"", whole[:-1], whole[: len(whole) // 2], whole + b"\0"):
@@ -154,7 +154,7 @@ def test_forged_slots_and_next_id(copy):
         with pytest.raises(ValueError, match=message):
             index.to_numpy()
         with pytest.raises(ValueError, match=message):
-            index.truncated(2)
+            index.truncate(2)
     largest = 2999 * 3
     for next_id in (0, 2999, largest):  # the next code would get an id that is taken
         forge(copy, lambda body, next_id=next_id: body.update(next_id=next_id))
@@ -221,7 +221,7 @@ def test_forged_file_names(copy, name):
 
 
 def forged_arrays():
-    index = clustered()._segments[0].native
+    index = clustered().snapshot().segments[0].native
     terms, offsets, postings = index.terms, index.offsets, index.postings
     maxima, scales = index.maxima, index.scales
     half = postings.view(np.uint16)

@@ -385,9 +385,9 @@ class Machine(RuleBasedStateMachine):
         assume(self.model.stored)
         query = data.draw(rows(self.model.dim, 1, 1))
         id = data.draw(st.sampled_from(sorted(self.model.stored)))
-        latents, parts = self.index.explain_score(as_pair(query), id)
+        latents, parts = self.index.explain(as_pair(query), id)
         assert len(latents) == len(parts)
-        self.index.explain(as_pair(query), 10**12)
+        self.index.profile(as_pair(query), 10**12)
         self.index.stats()
 
     @rule(bad=st.sampled_from(sorted(BAD_CODES)), where=st.sampled_from(["build", "add", "search"]))

@@ -51,7 +51,8 @@ def test_every_form_gives_the_same_index(codes, metric):
     for name, form in forms(codes):
         again = InvertedIndex.build(form, metric=metric, dim=DIM)
         assert np.array_equal(
-            again._segments[0].native.postings, index._segments[0].native.postings
+            again.snapshot().segments[0].native.postings,
+            index.snapshot().segments[0].native.postings,
         ), name
         for got, one in zip(again.search(form, 5), want, strict=True):
             np.testing.assert_array_equal(got, one, err_msg=name)
@@ -65,7 +66,7 @@ def test_scipy_duplicates_are_summed(codes):
     )
     want, got = InvertedIndex.build(matrix), InvertedIndex.build(doubled)
     np.testing.assert_array_equal(
-        want._segments[0].native.postings, got._segments[0].native.postings
+        want.snapshot().segments[0].native.postings, got.snapshot().segments[0].native.postings
     )
 
 
@@ -343,12 +344,12 @@ def test_floating_point_errors_that_the_user_asked_for(codes, tmp_path):
                 index.search(query, rerank=Rerank(np.full((1, DIM), 1e-60), offsets=[1e-60]))
                 index.search_dense(np.full((2, DIM), 1e-60))
                 index.search_above(query, 1e-60)
-                index.explain_score(query, 700)
+                index.explain(query, 700)
                 index.remove([3])
                 index.compact()
                 index.save(tmp_path)
                 index = InvertedIndex.load(tmp_path)
-                index.truncated(2).stats()
+                index.truncate(2).stats()
                 pickle.loads(pickle.dumps(index)).search(codes)
         streamed = InvertedIndex.build_streaming([tiny, tiny], tmp_path, dim=DIM, values="uint8")
         assert len(streamed) == 2

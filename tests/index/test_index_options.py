@@ -7,6 +7,7 @@ import time
 import index_codes
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from csrkern import _C, InvertedIndex, Rerank, reference
 from csrkern.index.filter import allowed_bits
@@ -75,7 +76,7 @@ def test_selective_filters_score_documents_one_by_one(values, cluster):
     lists = [rng.choice(index.ids, n, replace=False) for n in (1, 5, 40, 200)]
     want = [expected(index, 30, chosen=np.isin(index.ids, ids)) for ids in lists]
     assert_same(index.search(QUERIES, 30, filter=lists[2]), want[2])
-    for segment in index._segments:
+    for segment in index.snapshot().segments:
         segment.native.make_forward(2)
     assert index.stats()["forward_bytes"] > 9 * 3600 * 4
     for ids, one in zip(lists, want, strict=True):
@@ -99,7 +100,7 @@ def test_the_copy_by_document_is_made_once_it_has_been_missed():
 def test_a_filter_costs_no_more_than_its_mask():
     codes = index_codes.uniform(100_000, 160, 8)
     index = InvertedIndex.build(codes, dim=160)
-    index._segments[0].native.make_forward(1)
+    index.snapshot().segments[0].native.make_forward(1)
     queries = codes[0][:40], codes[1][:40]
     rng = np.random.default_rng(0)
     masks = [rng.random(100_000) < share for share in (1, 0.999, 0.5, 0.1, 0.01)]
@@ -115,7 +116,7 @@ def test_a_filter_costs_no_more_than_its_mask():
         return seconds(lambda: index.search(queries, filter=chosen, num_threads=1))
 
     def mask(chosen):
-        return seconds(lambda: allowed_bits(chosen, index._segments, 40))
+        return seconds(lambda: allowed_bits(chosen, index.snapshot().segments, 40))
 
     runs = [([search(f) for f in searches], [mask(f) for f in filters]) for _ in range(7)]
     plain, *rest = np.min([run[0] for run in runs], axis=0)
@@ -130,7 +131,7 @@ def test_queries_of_very_many_latents():
     codes = index_codes.uniform(500, 3000, 40)
     index = InvertedIndex.build(codes, dim=3000)
     queries = index_codes.in_order(rng.random((3, 2500)), np.tile(np.arange(2500), (3, 1)))
-    index._segments[0].native.make_forward(1)
+    index.snapshot().segments[0].native.make_forward(1)
     few = [3, 77, 400]
     values, indices = index.to_numpy()
     want = reference.search(values[few], indices[few], 3000, *queries, 5, np.array(few))
@@ -172,11 +173,11 @@ def test_min_score_and_search_above(cluster, min_score):
 
 @pytest.mark.parametrize("values", ["float16", "uint8"])
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
-def test_explain_score(metric, values):
+def test_explain(metric, values):
     index = built(metric=metric, values=values)
     scores, ids = index.search(ONE, 30)
     for score, id in zip(scores[0], ids[0], strict=True):
-        latents, parts = index.explain_score(ONE, int(id))
+        latents, parts = index.explain(ONE, int(id))
         total = np.float32(0)
         for part in parts:
             total += part
@@ -184,7 +185,7 @@ def test_explain_score(metric, values):
         assert np.isin(latents, ONE[1][0]).all()
         assert len(set(latents.tolist())) == len(latents)
     with pytest.raises(ValueError, match="id: 109 is not in the index"):
-        index.explain_score(ONE, 109)
+        index.explain(ONE, 109)
 
 
 def dense_scores(index, dense, offsets, norms):
@@ -278,7 +279,7 @@ def test_less_of_the_bounds_reads_less_and_finds_less():
     codes = index_codes.skewed(20_000, 256, 24)
     index = InvertedIndex.build(codes, dim=256, cluster=True)
     values, indices = index_codes.skewed(200, 256, 24, seed=7)
-    native = [(segment.native, None) for segment in index._segments]
+    native = [(segment.native, None) for segment in index.snapshot().segments]
     limits = {"topk": 10, "normalize": False, "query_k": 24, "min_score": 0.0, "num_threads": 1}
     truth = index.search((values, indices))
     costs, shares = [], []
@@ -295,11 +296,33 @@ def test_less_of_the_bounds_reads_less_and_finds_less():
     assert shares[0] == 1 > shares[-1] > 0
 
 
-def test_truncated():
+def test_truncate():
     index = built(metric="cosine")
-    short = index.truncated(4)
+    short = index.truncate(4)
     assert short.k == 4
     np.testing.assert_array_equal(short.ids, index.ids)
     values, _ = index.to_numpy()
     want = index_codes.stored(index_codes.normalised(values[:, :4]), "float16", None)
     np.testing.assert_array_equal(np.sort(short.to_numpy()[0], 1), np.sort(want, 1))
+
+
+def test_a_profile_is_the_sum_over_queries():
+    index = built(cluster=True)
+    alone = [index.profile((v[None], i[None])) for v, i in zip(*QUERIES, strict=True)]
+    together = index.profile(QUERIES)
+    assert together == {name: sum(one[name] for one in alone) for name in together}
+    assert together["blocks"] > 0 < together["postings"]
+    starts = np.arange(26) * QUERIES[0].shape[1]
+    flat = sp.csr_array((QUERIES[0].ravel(), QUERIES[1].ravel(), starts), (25, DIM))
+    assert index.profile(flat) == together
+    assert set(index.profile((QUERIES[0][:0], QUERIES[1][:0])).values()) == {0}
+
+
+def test_it_is_one_class():
+    for name in ("build", "search", "search_above", "search_dense", "explain", "profile", "stats"):
+        assert getattr(InvertedIndex, name).__qualname__ == f"InvertedIndex.{name}"
+    assert [cls.__name__ for cls in InvertedIndex.__mro__] == [
+        "InvertedIndex",
+        "Collection",
+        "object",
+    ]

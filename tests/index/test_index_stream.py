@@ -37,7 +37,7 @@ def test_build_streaming(form, tmp_path):
     }[form]
     ids = np.arange(4000)[::-1] * 2 if form == "mapped" else None
     whole = InvertedIndex.build(CODES, ids, dim=DIM)
-    whole.truncated(2).save(tmp_path / "index")
+    whole.truncate(2).save(tmp_path / "index")
     index = InvertedIndex.build_streaming(source, tmp_path / "index", ids=ids, chunk=900, dim=DIM)
     assert index.stats()["segments"] == 5
     again = InvertedIndex.load(tmp_path / "index", verify=True)
@@ -153,7 +153,7 @@ def test_pieces_are_gathered_whatever_their_form(tmp_path):
         yield CODES[0][:0, :3], CODES[1][:0, :3]
 
     index = InvertedIndex.build_streaming(pieces(), tmp_path, chunk=1050)
-    assert [len(segment) for segment in index._segments] == [1000, 1000, 1000, 1000]
+    assert [len(segment) for segment in index.snapshot().segments] == [1000, 1000, 1000, 1000]
     whole = InvertedIndex.build(codes)
     assert index.k == whole.k
     assert_same(index.search(QUERIES, 12), whole.search(QUERIES, 12))
@@ -186,7 +186,7 @@ def test_very_many_pieces_hold_no_descriptors(chunk, tmp_path):
     assert_same(loaded.search(queries, 12), whole.search(queries, 12))
     assert_same(index.search(queries, 12), whole.search(queries, 12))
     if chunk > 32:
-        postings = loaded._segments[0].native.postings
+        postings = loaded.snapshot().segments[0].native.postings
         assert not postings.flags.writeable  # mapped, and it stays so once the file is gone
         InvertedIndex.build(CODES, dim=DIM).save(tmp_path)
         assert_same(loaded.search(queries, 12), whole.search(queries, 12))

@@ -58,7 +58,7 @@ def test_rounding(form, values, above):
     top = index.stats()["largest"]
     assert largest <= top
     assert top < 2 * largest or top < 2.0**-90
-    rows = index._segments[0].native.rows()
+    rows = index.snapshot().segments[0].native.rows()
     assert rows[0].tolist() == [0, values.size]
     np.testing.assert_array_equal(rows[2], reference.stored_values(values[0], form, top))
     assert (rows[2] > 0).all()
@@ -72,7 +72,7 @@ def test_rounding(form, values, above):
     assert (abs(squares - exact) <= np.maximum(bound, 2.0**-125)).all()
     assert (abs(squares - rows[2]) <= np.maximum(np.spacing(rows[2]) / 2, 2.0**-125)).all()
     again = InvertedIndex.build((rows[2][None], latents), dim=DIM, values=form, largest=top)
-    np.testing.assert_array_equal(again._segments[0].native.rows()[2], rows[2])
+    np.testing.assert_array_equal(again.snapshot().segments[0].native.rows()[2], rows[2])
 
 
 @pytest.mark.parametrize("form", SQUARES)
@@ -90,7 +90,7 @@ def test_merging_does_not_round_again(form, cluster):
     index.compact()
     assert_rounded_once(index, CODES)
     # What was rounded for 5 latents a code is rounded no more for 2.
-    short = index.truncated(2)
+    short = index.truncate(2)
     by_id = np.argsort(index.ids), np.argsort(short.ids)
     for got, whole in zip(short.to_numpy(), index.to_numpy(), strict=True):
         np.testing.assert_array_equal(got[by_id[1]], whole[by_id[0], :2])

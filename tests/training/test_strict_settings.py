@@ -64,7 +64,7 @@ def test_an_index_of_values_that_underflow(
     kept[:, 3] = 0
     _, found = index.search((weights[:5], latents[:5]), 3)
     assert np.array_equal(found, index.search((kept[:5], latents[:5]), 3)[1])
-    index.explain((np.full((1, 1), 1e-50), latents[:1, :1]))
+    index.profile((np.full((1, 1), 1e-50), latents[:1, :1]))
 
 
 def test_codes_that_underflow(strict: None, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from csrkern.index.cuda.parts import (
     work_of_part,
 )
 from csrkern.index.fast import check_mode
-from csrkern.index.rerank import DenseSearch, Rerank
+from csrkern.index.rerank import Rerank, search_dense
 from csrkern.index.rows import check_ids, check_norms, is_codes
 from csrkern.index.segment import SQUARES, check_form
 
@@ -53,20 +53,43 @@ if TYPE_CHECKING:
 _ALL = 2**30
 
 
-class CudaIndex(DenseSearch):
+class CudaIndex:
     """Exact search on a GPU; made by `InvertedIndex.to` or `build`, and never changed.
 
     Results are those of the InvertedIndex, to the bit. Searches may run from any number of
-    threads and streams at once. What an InvertedIndex can do beside (`add`, `remove`, `save`,
+    threads and streams at once. What else an InvertedIndex can do (`add`, `remove`, `save`,
     `search_above`, ...) is for the one on the CPU that this was made of.
 
     Attributes:
-        dim, k, metric, values, fingerprint: as of the InvertedIndex.
+        dim: number of latents.
+        k: the most slots of a document.
+        metric: "ip" or "cosine".
+        values: the form in which values are stored; see `InvertedIndex`.
+        fingerprint: of the model that made the codes; None: not known.
         devices: numbers of the GPUs, one for each range of documents.
     """
 
-    def __init__(
-        self,
+    dim: int
+    k: int
+    metric: str
+    values: str
+    fingerprint: str | None
+    devices: tuple[int, ...]
+    _native: Any
+    _parts: tuple[Part, ...]
+    _ids: np.ndarray
+    _filters: Filters
+    _profiling: threading.Lock
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        raise TypeError(
+            "CudaIndex: make one with index.to('cuda') of an InvertedIndex, or with "
+            "CudaIndex.build(codes) of codes on a GPU"
+        )
+
+    @classmethod
+    def _of_parts(
+        cls,
         native: Any,
         parts: Sequence[Part],
         ids: np.ndarray,
@@ -77,18 +100,21 @@ class CudaIndex(DenseSearch):
         metric: str,
         values: str,
         fingerprint: str | None,
-    ) -> None:
-        self._native = native
-        self._parts = tuple(parts)
-        self._ids = ids
-        self._filters = Filters(ids, order)
-        self._explaining = threading.Lock()
-        self.dim = dim
-        self.k = k
-        self.metric = metric
-        self.values = values
-        self.fingerprint = fingerprint
-        self.devices = tuple(part.device for part in parts)
+    ) -> CudaIndex:
+        """Return an index of these parts."""
+        index = cls.__new__(cls)
+        index._native = native
+        index._parts = tuple(parts)
+        index._ids = ids
+        index._filters = Filters(ids, order)
+        index._profiling = threading.Lock()
+        index.devices = tuple(part.device for part in parts)
+        index.dim = dim
+        index.k = k
+        index.metric = metric
+        index.values = values
+        index.fingerprint = fingerprint
+        return index
 
     @classmethod
     def of(
@@ -100,7 +126,7 @@ class CudaIndex(DenseSearch):
         impact_bits: int = 16,
         block: int | None = None,
     ) -> CudaIndex:
-        """The codes of an index on the CPU; see `InvertedIndex.to`."""
+        """Return the codes of an index on the CPU as a CudaIndex; see `InvertedIndex.to`."""
         native = load_native()
         numbers = parse_devices(native, device)
         check_int("slices", slices, 1, 2**20)
@@ -108,7 +134,7 @@ class CudaIndex(DenseSearch):
         ids = index.ids
         order = None if (np.diff(ids) > 0).all() else np.argsort(ids, kind="stable")
         made = make_parts(native, index, order, numbers, slices, form)
-        return cls(
+        return cls._of_parts(
             native,
             made,
             ids,
@@ -134,7 +160,7 @@ class CudaIndex(DenseSearch):
         impact_bits: int = 16,
         block: int | None = None,
     ) -> CudaIndex:
-        """Builds an index of n codes that are on a GPU, there; the codes do not pass the host.
+        """Build an index of n codes that are on a GPU, there; the codes do not pass the host.
 
         Args:
             codes: SparseCodes on a GPU, or a pair of CUDA tensors (values, indices), both
@@ -179,7 +205,7 @@ class CudaIndex(DenseSearch):
         )
         built.calibrate()
         part = Part(rows.device, 0, n, keep(built), True)
-        return cls(
+        return cls._of_parts(
             native,
             [part],
             own,
@@ -206,7 +232,7 @@ class CudaIndex(DenseSearch):
         num_threads: int | None = None,
         way: str = "cheaper",
     ) -> tuple[Any, Any]:
-        """The `topk` best documents of each query; see `InvertedIndex.search`.
+        """Return the `topk` best documents of each query; see `InvertedIndex.search`.
 
         With queries on a GPU (SparseCodes, or a pair of CUDA tensors of shape [m, k]) results
         are tensors there; kernels are launched on the current stream and nothing is waited
@@ -254,6 +280,34 @@ class CudaIndex(DenseSearch):
         if rerank is None:
             return here[0], here[1]
         return rerank_arrays(here[1], here[2], topk, least)
+
+    def search_dense(
+        self,
+        dense_queries: Any,
+        topk: int = 10,
+        *,
+        latents: int = 128,
+        shortlist: int = 100,
+        offsets: Any = None,
+        **options: Any,
+    ) -> tuple[Any, Any]:
+        """Return the best documents of dense queries W q: asymmetric search.
+
+        Args:
+            dense_queries: [m, dim], finite; see `Rerank`.
+            topk: as for `search`.
+            latents: largest positive entries of a query that choose its shortlist; all
+                entries make the score.
+            shortlist: documents a query that are scored.
+            offsets: [m], added to all scores of a query.
+            options: as for `search`.
+
+        Returns:
+            scores and ids, as `search`.
+        """
+        rerank = Rerank(dense_queries, shortlist, offsets)
+        found: tuple[Any, Any] = search_dense(self, rerank, topk, latents, **options)
+        return found
 
     def _shortlist(self, rerank: Rerank) -> int:
         shortlist = min(check_int("shortlist", rerank.shortlist, 1, 2**40), max(len(self), 1))
@@ -319,24 +373,25 @@ class CudaIndex(DenseSearch):
             found.append(tuple(tensor.to(home) for tensor in results))
         return merge_tensors(found, options["topk"])
 
-    def explain(self, queries: Any, topk: int = 10, *, way: str = "cheaper") -> dict[str, int]:
-        """What a search for all of the given queries does.
+    def profile(self, queries: Any, topk: int = 10, *, way: str = "cheaper") -> dict[str, int]:
+        """Return counts of what a search for some queries reads.
 
         Returns:
-            walks and gathers: pairs of a query and a block of documents scored by adding up
-            postings, and by reading all codes of the block; postings and entries: read so.
+            Sums over the queries. walks and gathers: pairs of a query and a block of documents
+            scored by adding up postings, and by reading all codes of the block; postings and
+            entries: read so.
         """
         options = self._options(topk, None, None, way) | {"count_work": True}
         rows = host_queries(queries, self.dim, self._native.MOST_ENTRIES)
         total: dict[str, int] = {}
         for part in self._parts:
-            with self._explaining:
+            with self._profiling:
                 counts = work_of_part(part, rows, options)
             total = {name: total.get(name, 0) + count for name, count in counts.items()}
         return total
 
     def stats(self) -> dict[str, Any]:
-        """What the index holds.
+        """Return what the index holds.
 
         Returns:
             documents, dim, k, metric, values, fingerprint; devices; slices (parts that are brought

@@ -125,7 +125,7 @@ def make_parts(
 
     One for each device, or as many slices for each that do not stay there.
     """
-    segments = index._segments
+    segments, stored, *_ = index.snapshot()
     pieces = [segment.rows() for segment in segments]
     rows = reordered(
         np.concatenate([np.diff(starts) for starts, _, _ in pieces]),
@@ -138,7 +138,7 @@ def make_parts(
     ids = np.concatenate([segment.ids for segment in segments])
     ascending = ids if order is None else ids[order]
     # They are stored as they are to be found: at norm 1 already, and rounded.
-    form = form | stored_as(index._form, index.dim) | {"normalize": False}
+    form = form | stored_as(stored, index.dim) | {"normalize": False}
     norms = norms_of(segments)
     if norms is not None and order is not None:
         norms = norms[order]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from csrkern.arguments import check_int
+from csrkern.index.inverted import hits_width
 from csrkern.index.rows import pad_rows, read_rows
-from csrkern.index.search import hits_width
 from csrtrain.scale.cluster import import_ray
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits

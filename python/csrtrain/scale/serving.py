@@ -27,8 +27,8 @@ import numpy as np
 from csrkern import InvertedIndex
 from csrkern.arguments import check_int, check_number
 from csrkern.identity import ModelMismatchError, check_fingerprint, check_same_model
+from csrkern.index.inverted import hits_width
 from csrkern.index.rows import read_rows
-from csrkern.index.search import hits_width
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits, merge_hits
 from csrtrain.scale.scratch import scratch_folder
