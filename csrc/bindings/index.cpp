@@ -262,12 +262,9 @@ void bind_searches(py::module_& m) {
         const csrkern::SparseRows rows = sparse_rows(values, indices, starts, dim);
         if (rows.n < 1) throw std::invalid_argument("expected a query");
         csrkern::check_starts(rows, "query");
-        std::vector<csrkern::Entry> entries;
         std::vector<int32_t> latents;
-        csrkern::read_query(rows, 0, normalize, dim, entries, latents);
-        latents.clear();
         std::vector<float> weights;
-        for (const csrkern::Entry& e : entries) {
+        for (const csrkern::Entry& e : csrkern::read_query(rows, 0, normalize, dim)) {
           latents.push_back(e.latent);
           weights.push_back(e.value);
         }

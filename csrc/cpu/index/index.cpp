@@ -133,10 +133,15 @@ OwnedRows Index::rows_of(const int64_t* docs, int64_t n) const {
   return rows;
 }
 
-float Index::value(int64_t doc, int32_t latent) const {
+int64_t Index::checked_term(int32_t latent) const {
   const int64_t term = finder_.find(latent);
+  if (term >= 0) verify_term(term);
+  return term;
+}
+
+float Index::value(int64_t doc, int32_t latent) const {
+  const int64_t term = checked_term(latent);
   if (term < 0) return 0;
-  verify_term(term);
   float found = 0;
   const int64_t window = doc / view_.window;
   each_posting(view_, term, window, [&](int64_t at, float value) {

@@ -82,12 +82,13 @@ double unit_scale(const float* values, int64_t n) {
   return square > 0 ? 1 / std::sqrt(square) : 0;
 }
 
-void read_query(const SparseRows& rows, int64_t i, bool normalize, int64_t most,
-                std::vector<Entry>& entries, std::vector<int32_t>& latents) {
+std::vector<Entry> read_query(const SparseRows& rows, int64_t i, bool normalize, int64_t most) {
   check_row(rows, i, "queries");
   const auto [begin, end] = row_range(rows, i);
-  entries.clear();
-  latents.clear();
+  std::vector<Entry> entries;
+  std::vector<int32_t> latents;
+  entries.reserve(end - begin);
+  latents.reserve(end - begin);
   for (int64_t j = begin; j < end; ++j) {
     if (rows.values[j] == 0) continue;
     entries.push_back({rows.indices[j], rows.values[j]});
@@ -100,13 +101,14 @@ void read_query(const SparseRows& rows, int64_t i, bool normalize, int64_t most,
   }
   put_in_order(entries);
   if (static_cast<int64_t>(entries.size()) > most) entries.resize(most);
-  if (!normalize) return;
+  if (!normalize) return entries;
   double square = 0;
   for (const Entry& e : entries) square += static_cast<double>(e.value) * e.value;
   const double scale = square > 0 ? 1 / std::sqrt(square) : 0;
   for (Entry& e : entries) e.value = static_cast<float>(e.value * scale);
   put_in_order(entries);  // values that differed may have become equal
   while (!entries.empty() && entries.back().value == 0) entries.pop_back();  // or 0
+  return entries;
 }
 
 TermFinder::TermFinder(const int32_t* terms, int64_t n_terms, int32_t dim)

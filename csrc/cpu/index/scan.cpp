@@ -27,77 +27,76 @@ Scratch& scratch() {
   return mine;
 }
 
-int64_t postings_of(const std::vector<QueryTerm>& terms, int64_t n_windows) {
+std::vector<QueryTerm> find_terms(const Index& index, const std::vector<Entry>& entries) {
+  const IndexView& view = index.view();
+  std::vector<QueryTerm> terms;
+  terms.reserve(entries.size());
+  for (const Entry& e : entries) {
+    const int64_t t = index.checked_term(e.latent);
+    if (t >= 0) terms.push_back({view.offsets + t * view.n_windows, e.value, t});
+  }
+  return terms;
+}
+
+int64_t SegmentSearch::n_postings() const {
   int64_t total = 0;
-  for (const QueryTerm& t : terms) total += t.offsets[n_windows] - t.offsets[0];
+  for (const QueryTerm& t : terms_) total += t.offsets[view_.n_windows] - t.offsets[0];
   return total;
 }
 
-void SegmentSearch::find_terms(const std::vector<Entry>& entries,
-                               std::vector<QueryTerm>& terms) const {
-  terms.clear();
-  for (const Entry& e : entries) {
-    const int64_t t = index_.finder_.find(e.latent);
-    if (t < 0) continue;
-    index_.verify_term(t);
-    terms.push_back({view_.offsets + t * view_.n_windows, e.value, t});
-  }
-}
-
 void SegmentSearch::run(TopHits& best, Scratch& s, SearchCost& cost) {
-  if (s.terms.empty()) return;
+  if (terms_.empty()) return;
   if (view_.block > 0) directory_ = index_.directory_if_worth();
   if (run_listed(best, s)) return;
-  if (view_.block > 0 && s.terms.size() <= BlockBounds::kMostTerms) {
+  if (view_.block > 0 && terms_.size() <= BlockBounds::kMostTerms) {
     run_blocks(best, s, cost);
   } else {
-    for (int64_t w = 0; w < view_.n_windows; ++w) scan(w, s.terms, best, s);
+    for (int64_t w = 0; w < view_.n_windows; ++w) scan(w, best, s);
     cost.windows_scanned = view_.n_windows;
   }
 }
 
-const ValueKernels& SegmentSearch::of_values(const std::vector<QueryTerm>& terms) const {
+const ValueKernels& SegmentSearch::choose_value_kernels() const {
   // Scaled exactly; the least normal number may be a smaller one, rounded up.
   const auto exact = [this](const QueryTerm& term) {
     const float scaled = term.weight * view_.unit();
     return scaled > std::numeric_limits<float>::min() && std::isfinite(scaled);
   };
   const bool simple =
-      !is_squares(view_.type) || terms.empty() || (exact(terms.front()) && exact(terms.back()));
+      !is_squares(view_.type) || terms_.empty() || (exact(terms_.front()) && exact(terms_.back()));
   return (simple ? kernels_ : kPortable.index).of[static_cast<int>(view_.type)];
 }
 
 SearchCost SegmentSearch::run_counted(TopHits& best, Scratch& s) {
-  SearchCost cost = cost_of_scans(s.terms);
+  SearchCost cost = cost_of_scans();
   cost.windows_scanned = 0;
   run(best, s, cost);
   return cost;
 }
 
-SearchCost SegmentSearch::cost_of_scans(const std::vector<QueryTerm>& terms) const {
+SearchCost SegmentSearch::cost_of_scans() const {
   SearchCost cost;
-  cost.terms = terms.size();
-  cost.postings = postings_of(terms, view_.n_windows);
+  cost.terms = n_terms();
+  cost.postings = n_postings();
   cost.windows_scanned = view_.n_windows;
   return cost;
 }
 
-void SegmentSearch::scan(int64_t window, const std::vector<QueryTerm>& terms, TopHits& best,
-                         Scratch& s, const BlockBounds* bounds) const {
+void SegmentSearch::scan(int64_t window, TopHits& best, Scratch& s,
+                         const BlockBounds* bounds) const {
   const int64_t n = std::min<int64_t>(view_.window, view_.n_docs - window * view_.window);
   if (!any_allowed(window * view_.window, n)) return;
-  of_values(terms).score(view_.postings, terms.data(), static_cast<int>(terms.size()), window,
-                         window + 1 == view_.n_windows, spare(), view_.unit(), scores(s));
+  value_kernels_.score(view_.postings, terms_.data(), n_terms(), window,
+                       window + 1 == view_.n_windows, spare(), view_.unit(), scores(s));
   take(window, 0, n, best, s, bounds);
 }
 
 bool SegmentSearch::run_listed(TopHits& best, Scratch& s) const {
-  if (allowed_ == nullptr || s.terms.size() > RowScorer::kMostTerms) return false;
-  const double n_postings = postings_of(s.terms, view_.n_windows);
-  double scan_ns = ns_of_scan(view_, n_postings);
+  if (allowed_ == nullptr || terms_.size() > RowScorer::kMostTerms) return false;
+  double scan_ns = ns_of_scan(view_, n_postings());
   if (view_.block > 0) {
-    scan_ns = std::min(scan_ns, s.terms.size() * (kNsBound * view_.n_blocks() +
-                                                  ns_block_term() * kBlocksExpected));
+    scan_ns = std::min(
+        scan_ns, terms_.size() * (kNsBound * view_.n_blocks() + ns_block_term() * kBlocksExpected));
   }
   const double row_ns =
       kNsRow +
@@ -115,7 +114,7 @@ bool SegmentSearch::run_listed(TopHits& best, Scratch& s) const {
 }
 
 void SegmentSearch::score_listed(const Forward& forward, TopHits& best, Scratch& s) const {
-  RowScorer scorer(forward, s.terms, s.rows);
+  RowScorer scorer(forward, terms_, s.rows);
   constexpr int kAhead = 32;  // rows on their way from memory together
   int64_t docs[kAhead];
   int n = 0;

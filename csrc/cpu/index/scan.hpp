@@ -1,6 +1,7 @@
 // The search of one index for one query.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "csrkern/index_rows.hpp"
@@ -32,9 +33,6 @@ struct Scratch {
   std::vector<float> taken;
   std::vector<uint16_t> ids;
   std::vector<uint32_t> maxima;
-  std::vector<Entry> entries;
-  std::vector<int32_t> latents;
-  std::vector<QueryTerm> terms;
   std::vector<int32_t> blocks;
   std::vector<const Directory::Run*> runs;
   Stretch now, next;  // being scored, being fetched
@@ -57,8 +55,6 @@ constexpr double kNsRow = 26, kNsEntry = 1.1, kBlocksExpected = 20;
 // A document of a shortlist: 190 to find it, 140 to score it again.
 constexpr double kNsShortlisted = 330;
 
-int64_t postings_of(const std::vector<QueryTerm>& terms, int64_t n_windows);
-
 inline double ns_of_scan(const IndexView& view, double postings) {
   return kNsPosting * postings + kNsDocument * view.n_docs;
 }
@@ -70,35 +66,38 @@ inline double ns_of(const IndexView& view, const SearchCost& cost) {
          ns_of_scan(view, cost.postings) * cost.windows_scanned / view.n_windows;
 }
 
-// A search of one index; what it finds is numbered from `first_doc`.
+// The entries whose latents the index knows, as its terms; each list is checked before its first
+// use.
+std::vector<QueryTerm> find_terms(const Index& index, const std::vector<Entry>& entries);
+
+// A search of one index for one query; what it finds is numbered from `first_doc`.
 class SegmentSearch {
  public:
-  // `bound_share`: see SearchOptions.
-  SegmentSearch(const Index& index, const uint64_t* allowed, int64_t first_doc,
-                double bound_share = 1)
+  // `terms`: of the query, weights descending. `bound_share`: see SearchOptions.
+  SegmentSearch(const Index& index, std::vector<QueryTerm> terms, const uint64_t* allowed,
+                int64_t first_doc, double bound_share = 1)
       : index_(index),
         view_(index.view_),
+        terms_(std::move(terms)),
         allowed_(allowed),
         first_doc_(first_doc),
-        bound_share_(bound_share) {}
+        bound_share_(bound_share),
+        value_kernels_(choose_value_kernels()) {}
 
-  // The entries whose latents the index knows; each list is checked before its first use.
-  void find_terms(const std::vector<Entry>& entries, std::vector<QueryTerm>& terms) const;
-
-  // For s.terms: all windows in order, or only the blocks or documents that can matter.
+  // Scores all windows in order, or only the blocks or documents that can matter.
   void run(TopHits& best, Scratch& s, SearchCost& cost);
 
-  // The same, with all that it reads; and what scans of all windows for these terms read.
+  // The same, with all that it reads; and what scans of all windows read.
   SearchCost run_counted(TopHits& best, Scratch& s);
-  SearchCost cost_of_scans(const std::vector<QueryTerm>& terms) const;
+  SearchCost cost_of_scans() const;
+  int64_t n_postings() const;  // in the lists of the terms
 
   // Scores a window from end to end; blocks that `bounds` calls done are left out of `best`.
-  void scan(int64_t window, const std::vector<QueryTerm>& terms, TopHits& best, Scratch& s,
-            const BlockBounds* bounds = nullptr) const;
+  void scan(int64_t window, TopHits& best, Scratch& s, const BlockBounds* bounds = nullptr) const;
 
  private:
-  // The kernels for the index's values and these terms, whose weights descend.
-  const ValueKernels& of_values(const std::vector<QueryTerm>& terms) const;
+  const ValueKernels& choose_value_kernels() const;
+  int n_terms() const { return static_cast<int>(terms_.size()); }
   double ns_block_term() const { return directory_ ? kNsDirectoryTerm : kNsBlockTerm; }
   int32_t spare() const { return static_cast<int32_t>(round_up(view_.window, kStep)); }
   static float* scores(Scratch& s) { return reinterpret_cast<float*>(s.scores.data()); }
@@ -109,7 +108,7 @@ class SegmentSearch {
   // The blocks of the highest bounds first, so that the bar they set rules out most others.
   void run_blocks(TopHits& best, Scratch& s, SearchCost& cost) const;
   // How many of a window's blocks take, one by one, as long as a scan of the window.
-  double blocks_worth_a_scan(const std::vector<QueryTerm>& terms) const;
+  double blocks_worth_a_scan() const;
   // Scores those of the blocks that still reach the bar, neighbours in one go. The postings
   // of the next blocks are on their way from memory while these are scored.
   int64_t score_blocks(const int32_t* block, const int32_t* end, TopHits& best, Scratch& s) const;
@@ -122,8 +121,7 @@ class SegmentSearch {
   void set_bounds(int32_t first, int32_t last, Stretch& stretch) const;
   // The postings of some neighbouring blocks. Terms that none of their documents has are left
   // out; their segments need not be searched.
-  void find_parts(int32_t first, int32_t last, const std::vector<QueryTerm>& terms,
-                  Stretch& stretch) const;
+  void find_parts(int32_t first, int32_t last, Stretch& stretch) const;
   void score_stretch(const Stretch& now, TopHits& best, Scratch& s) const;
   // Zeroes the scores of documents that may not be found. After removals nearly all words of
   // bits are full: passing over them makes the mask all but free.
@@ -141,11 +139,13 @@ class SegmentSearch {
 
   const Index& index_;
   const IndexView& view_;
+  std::vector<QueryTerm> terms_;
   const uint64_t* allowed_;
   int64_t first_doc_;
   double bound_share_;
   const Directory* directory_ = nullptr;
   const IndexKernels& kernels_ = kernels().index;
+  const ValueKernels& value_kernels_;
 };
 
 }  // namespace csrkern

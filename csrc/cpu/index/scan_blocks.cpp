@@ -30,7 +30,7 @@ void prefetch(const uint8_t* begin, const uint8_t* end) {
 }  // namespace
 
 void SegmentSearch::run_blocks(TopHits& best, Scratch& s, SearchCost& cost) const {
-  s.bounds.compute(view_, s.terms, bound_share_);
+  s.bounds.compute(view_, terms_, bound_share_);
   // With no limit on what is found, no bar is to be raised.
   const int64_t first = best.topk() < view_.n_docs ? 4 + 4 * best.topk() / view_.block : 0;
   s.bounds.take_best(first, s.blocks);
@@ -38,14 +38,14 @@ void SegmentSearch::run_blocks(TopHits& best, Scratch& s, SearchCost& cost) cons
   score_blocks(s.blocks.data(), s.blocks.data() + s.blocks.size(), best, s);
   s.bounds.find(best.bar(), s.blocks);
   const int64_t per_window = view_.window / view_.block;
-  const double worth_scanning = s.blocks.empty() ? 0 : blocks_worth_a_scan(s.terms);
+  const double worth_scanning = s.blocks.empty() ? 0 : blocks_worth_a_scan();
   const int32_t* const end = s.blocks.data() + s.blocks.size();
   for (const int32_t* block = s.blocks.data(); block < end;) {
     const int64_t window = *block / per_window;
     const int32_t* const next = std::lower_bound(block, std::min(end, block + per_window),
                                                  static_cast<int32_t>((window + 1) * per_window));
     if (next - block > worth_scanning) {
-      scan(window, s.terms, best, s, &s.bounds);
+      scan(window, best, s, &s.bounds);
       ++cost.windows_scanned;
     } else {
       cost.blocks_scored += score_blocks(block, next, best, s);
@@ -53,15 +53,14 @@ void SegmentSearch::run_blocks(TopHits& best, Scratch& s, SearchCost& cost) cons
     block = next;
   }
   if (directory_ == nullptr) {
-    const double saved = (kNsBlockTerm - kNsDirectoryTerm) * s.terms.size();
+    const double saved = (kNsBlockTerm - kNsDirectoryTerm) * terms_.size();
     index_.note_blocks(static_cast<int64_t>(saved * cost.blocks_scored));
   }
 }
 
-double SegmentSearch::blocks_worth_a_scan(const std::vector<QueryTerm>& terms) const {
-  const double scan = kNsPosting * postings_of(terms, view_.n_windows) / view_.n_windows +
-                      kNsDocument * view_.window;
-  return scan / (ns_block_term() * terms.size());
+double SegmentSearch::blocks_worth_a_scan() const {
+  const double scan = kNsPosting * n_postings() / view_.n_windows + kNsDocument * view_.window;
+  return scan / (ns_block_term() * n_terms());
 }
 
 int64_t SegmentSearch::score_blocks(const int32_t* block, const int32_t* end, TopHits& best,
@@ -83,7 +82,7 @@ int64_t SegmentSearch::score_blocks(const int32_t* block, const int32_t* end, To
       }
       ahead = true;
       scored += last - first + 1;
-      find_parts(first, last, s.terms, s.next);
+      find_parts(first, last, s.next);
     }
     if (any) score_stretch(s.now, best, s);
   }
@@ -125,16 +124,16 @@ int64_t SegmentSearch::look_up_blocks(const int32_t* block, const int32_t* end, 
 
 // In loops without jumps or waits, so that the cache misses of all blocks and terms overlap.
 void SegmentSearch::look_up_parts(int n, Scratch& s) const {
-  const size_t m = s.terms.size();
+  const size_t m = terms_.size();
   const int64_t bytes = value_bytes(view_.type);
   for (int i = 0; i < n; ++i) {
-    for (const QueryTerm& t : s.terms) directory_->prefetch_word(s.ahead[i].first_block, t.term);
+    for (const QueryTerm& t : terms_) directory_->prefetch_word(s.ahead[i].first_block, t.term);
   }
   s.runs.resize(n * m);
   for (int i = 0; i < n; ++i) {
     const Directory::Run** runs = s.runs.data() + i * m;
     for (size_t j = 0; j < m; ++j) {
-      runs[j] = directory_->find(s.ahead[i].first_block, s.terms[j].term);
+      runs[j] = directory_->find(s.ahead[i].first_block, terms_[j].term);
       __builtin_prefetch(runs[j]);
     }
   }
@@ -145,7 +144,7 @@ void SegmentSearch::look_up_parts(int n, Scratch& s) const {
     Part* part = stretch.parts.data();
     for (size_t j = 0; j < m; ++j) {
       if (runs[j] == nullptr) continue;
-      const QueryTerm& t = s.terms[j];
+      const QueryTerm& t = terms_[j];
       const uint64_t offset = t.offsets[stretch.window];
       const uint32_t n_all = static_cast<uint32_t>(t.offsets[stretch.window + 1] - offset);
       *part = {view_.segment(offset), n_all, runs[j]->begin, runs[j]->begin + runs[j]->more + 1u,
@@ -168,12 +167,11 @@ void SegmentSearch::set_bounds(int32_t first, int32_t last, Stretch& stretch) co
       (last % per_window + 1) * view_.block, view_.n_docs - stretch.window * view_.window));
 }
 
-void SegmentSearch::find_parts(int32_t first, int32_t last, const std::vector<QueryTerm>& terms,
-                               Stretch& stretch) const {
+void SegmentSearch::find_parts(int32_t first, int32_t last, Stretch& stretch) const {
   set_bounds(first, last, stretch);
   stretch.parts.clear();
   uint32_t longest = 0;
-  for (const QueryTerm& t : terms) {
+  for (const QueryTerm& t : terms_) {
     const uint8_t* maxima = view_.maxima_of(t.term);
     uint8_t any = 0;
     for (int32_t b = first; b <= last; ++b) any |= maxima[b];
@@ -199,8 +197,8 @@ void SegmentSearch::find_parts(int32_t first, int32_t last, const std::vector<Qu
 }
 
 void SegmentSearch::score_stretch(const Stretch& now, TopHits& best, Scratch& s) const {
-  of_values(s.terms).score_parts(now.parts.data(), static_cast<int>(now.parts.size()), spare(),
-                                 view_.unit(), scores(s));
+  value_kernels_.score_parts(now.parts.data(), static_cast<int>(now.parts.size()), spare(),
+                             view_.unit(), scores(s));
   take(now.window, now.begin, now.end, best, s, nullptr);
 }
 

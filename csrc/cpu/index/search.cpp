@@ -57,50 +57,48 @@ class Search {
 
   // The hits of query i, best first.
   std::vector<Hit> find(int64_t i) const {
-    Scratch& s = scratch();
-    std::vector<Entry> entries;
-    TopHits best = begin(i, entries, s);
+    Scratch& s = reserved_scratch();
+    const std::vector<Entry> entries = search_entries(i);
+    TopHits best = no_hits();
     for (size_t g = 0; g < segments_.size(); ++g) {
-      SegmentSearch part = segment_search(g, i);
-      part.find_terms(entries, s.terms);
       SearchCost cost;
-      part.run(best, s, cost);
+      segment_search(g, i, entries).run(best, s, cost);
     }
     return finish(i, best.hits());
   }
 
   // The same by all threads, window by window.
   std::vector<Hit> find_split(int64_t i) const {
-    std::vector<Entry> entries;
-    const TopHits none = begin(i, entries, scratch());
-    std::vector<std::vector<QueryTerm>> terms(segments_.size());
+    const std::vector<Entry> entries = search_entries(i);
+    std::vector<SegmentSearch> searches;
+    searches.reserve(segments_.size());
     std::vector<std::pair<size_t, int64_t>> windows;
     int64_t postings = 0;
     for (size_t g = 0; g < segments_.size(); ++g) {
-      segment_search(g, i).find_terms(entries, terms[g]);
+      searches.push_back(segment_search(g, i, entries));
+      const int64_t n_postings = searches.back().n_postings();
+      if (n_postings == 0) continue;  // then nothing bounds how many windows a file may claim
+      postings += n_postings;
       const int64_t n_windows = segments_[g].index->view().n_windows;
-      postings += postings_of(terms[g], n_windows);
-      if (terms[g].empty()) continue;  // then nothing bounds how many windows a file may claim
       for (int64_t w = 0; w < n_windows; ++w) windows.push_back({g, w});
     }
     if (postings < kPostingsWorthSplitting) return find(i);
+    const TopHits none = no_hits();
     std::vector<TopHits> best(options_.num_threads, none);
     std::atomic<uint32_t> bar{none.bar()};
     const auto n = static_cast<int64_t>(windows.size());
     parallel_for(n, 1, options_.num_threads, [&](int64_t at, int64_t, int thread) {
-      Scratch& s = scratch();
-      s.reserve(largest_window_);
       TopHits& mine = best[thread];
       mine.raise(bar.load(std::memory_order_relaxed));
       const auto [g, window] = windows[at];
-      segment_search(g, i).scan(window, terms[g], mine, s);
+      searches[g].scan(window, mine, reserved_scratch());
       uint32_t seen = bar.load(std::memory_order_relaxed);
       while (seen < mine.shared_bar() &&
              !bar.compare_exchange_weak(seen, mine.shared_bar(), std::memory_order_relaxed)) {
       }
     });
     std::vector<Hit> all;
-    for (TopHits& part : best) all.insert(all.end(), part.hits().begin(), part.hits().end());
+    for (TopHits& mine : best) all.insert(all.end(), mine.hits().begin(), mine.hits().end());
     return finish(i, all);
   }
 
@@ -126,36 +124,50 @@ class Search {
   double expected_ns() const {
     std::vector<double> ns(queries_.n);
     parallel_for(queries_.n, 1, options_.num_threads, [&](int64_t i, int64_t, int) {
-      Scratch& s = scratch();
-      std::vector<Entry> entries;
-      TopHits best = begin(i, entries, s);
+      Scratch& s = reserved_scratch();
+      const std::vector<Entry> entries = search_entries(i);
+      TopHits best = no_hits();
       for (size_t g = 0; g < segments_.size(); ++g) {
-        SegmentSearch part = segment_search(g, i);
-        part.find_terms(entries, s.terms);
+        SegmentSearch search = segment_search(g, i, entries);
         const IndexView& view = segments_[g].index->view();
         const bool known = view.block == 0;  // without searching
-        ns[i] += ns_of(view, known ? part.cost_of_scans(s.terms) : part.run_counted(best, s));
+        ns[i] += ns_of(view, known ? search.cost_of_scans() : search.run_counted(best, s));
       }
     });
     const double total = std::accumulate(ns.begin(), ns.end(), 0.0);
     return total / std::max<int64_t>(queries_.n, 1) + kNsShortlisted * options_.shortlist;
   }
 
-  SegmentSearch segment_search(size_t g, int64_t i) const {
-    const Segment& segment = segments_[g];
-    const uint64_t* allowed =
-        segment.allowed == nullptr ? nullptr : segment.allowed + i * segment.allowed_stride;
-    return SegmentSearch(*segment.index, allowed, first_docs_[g], options_.bound_share);
-  }
-
  private:
   bool rescored() const { return options_.shortlist > 0; }
 
-  // Reads the entries that query i searches with; no hits yet, and the bar to begin with.
-  TopHits begin(int64_t i, std::vector<Entry>& entries, Scratch& s) const {
+  Scratch& reserved_scratch() const {
+    Scratch& s = scratch();
     s.reserve(largest_window_);
-    read_query(queries_, i, options_.normalize, options_.query_k, s.entries, s.latents);
-    entries = options_.kept < 1 ? strongest(s.entries, options_.kept) : s.entries;
+    return s;
+  }
+
+  std::vector<Entry> all_entries(int64_t i) const {
+    return read_query(queries_, i, options_.normalize, options_.query_k);
+  }
+
+  // Those that query i searches with.
+  std::vector<Entry> search_entries(int64_t i) const {
+    std::vector<Entry> entries = all_entries(i);
+    if (options_.kept < 1) entries = strongest(entries, options_.kept);
+    return entries;
+  }
+
+  SegmentSearch segment_search(size_t g, int64_t i, const std::vector<Entry>& entries) const {
+    const Segment& segment = segments_[g];
+    const uint64_t* allowed =
+        segment.allowed == nullptr ? nullptr : segment.allowed + i * segment.allowed_stride;
+    return SegmentSearch(*segment.index, find_terms(*segment.index, entries), allowed,
+                         first_docs_[g], options_.bound_share);
+  }
+
+  // With the bar to begin with.
+  TopHits no_hits() const {
     TopHits best(wanted_, in_order_, most_score(options_.normalize));
     if (!rescored() && options_.min_score > 0) best.raise(bits_of(options_.min_score));
     return best;
@@ -207,22 +219,22 @@ class Search {
   }
 
   void score_again(int64_t i, std::vector<Hit>& hits) const {
-    Scratch& s = scratch();
-    read_query(queries_, i, options_.normalize, options_.query_k, s.entries, s.latents);
+    RowScratch& memory = scratch().rows;
+    const std::vector<Entry> entries = all_entries(i);
     std::sort(hits.begin(), hits.end(), [](const Hit& a, const Hit& b) { return a.doc < b.doc; });
     for (auto hit = hits.begin(); hit != hits.end();) {
       const size_t g = segment_of(*hit);
-      segment_search(g, i).find_terms(s.entries, s.terms);
+      const std::vector<QueryTerm> terms = find_terms(*segments_[g].index, entries);
       const Forward& forward = segments_[g].index->forward(1);
       const int64_t end = first_docs_[g] + segments_[g].index->view().n_docs;
       const auto last = std::find_if(hit, hits.end(), [&](const Hit& h) { return h.doc >= end; });
       for (auto h = hit; h != last; ++h) forward.prefetch(h->doc - first_docs_[g]);
       const float most = most_score(options_.normalize);
-      if (s.terms.size() > RowScorer::kMostTerms) {
-        for (; hit != last; ++hit) hit->score = std::min(slow_score(g, hit->doc, s.entries), most);
+      if (terms.size() > RowScorer::kMostTerms) {
+        for (; hit != last; ++hit) hit->score = std::min(slow_score(g, hit->doc, entries), most);
         continue;
       }
-      const RowScorer scorer(forward, s.terms, s.rows);
+      const RowScorer scorer(forward, terms, memory);
       for (; hit != last; ++hit) {
         hit->score = std::min(scorer.score(hit->doc - first_docs_[g]), most);
       }
@@ -286,13 +298,11 @@ void Index::search(const SparseRows& queries, int64_t topk, bool normalize, cons
 SearchCost Index::explain(const SparseRows& queries, int64_t i, int64_t topk,
                           bool normalize) const {
   check_starts(queries, "queries");
-  SegmentSearch query(*this, nullptr, 0);
+  const std::vector<Entry> entries = read_query(queries, i, normalize, queries.dim);
   Scratch& s = scratch();
   s.reserve(view_.window);
-  read_query(queries, i, normalize, queries.dim, s.entries, s.latents);
-  query.find_terms(s.entries, s.terms);
   TopHits best(topk, ids_ascend_ && view_.block == 0, most_score(normalize));
-  return query.run_counted(best, s);
+  return SegmentSearch(*this, find_terms(*this, entries), nullptr, 0).run_counted(best, s);
 }
 
 double Index::gain_of_blocks(const SparseRows& queries, bool normalize) const {

@@ -177,6 +177,9 @@ class Index {
   // The same for chosen documents, by the forward copy.
   OwnedRows rows_of(const int64_t* docs, int64_t n) const;
 
+  // The term of a latent, its list checked, or -1 if no document uses it.
+  int64_t checked_term(int32_t latent) const;
+
   // The stored value of a latent in a document, 0 if it has none.
   float value(int64_t doc, int32_t latent) const;
 

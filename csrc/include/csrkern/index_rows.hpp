@@ -40,9 +40,7 @@ struct Entry {
 };
 
 // The strongest `most` active entries of row i, checked, by value descending and then by latent,
-// then brought to L2 norm 1 if `normalize`. Also throws if a latent comes twice. `latents` is
-// memory to work in.
-void read_query(const SparseRows& rows, int64_t i, bool normalize, int64_t most,
-                std::vector<Entry>& entries, std::vector<int32_t>& latents);
+// then brought to L2 norm 1 if `normalize`. Also throws if a latent comes twice.
+std::vector<Entry> read_query(const SparseRows& rows, int64_t i, bool normalize, int64_t most);
 
 }  // namespace csrkern
