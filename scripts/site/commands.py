@@ -33,7 +33,11 @@ def described(name: str, command: Any) -> str:
     """One command as Markdown."""
     context = typer.Context(command, info_name=name)
     usage = command.get_usage(context).removeprefix("Usage: ")
-    text, *rest = (command.help or "").split("[bold]Examples[/bold]")
+    text, *rest = (
+        (command.help or "")
+        .replace("[bold]Example[/bold]", "[bold]Examples[/bold]")
+        .split("[bold]Examples[/bold]")
+    )
     parts = [f"## {name}", f"```text\n{usage}\n```", plain(text)]
     if rest:
         lines = [line.strip() for line in rest[0].splitlines() if line.strip()]

@@ -22,7 +22,7 @@ def demo(
     ] = Path("csrkern-demo"),
     ask: Annotated[
         str | None,
-        typer.Option(metavar="DEFINITION", help="Find the words for a definition of your own."),
+        typer.Option(metavar="DEFINITION", help="Definition of your own to find words for."),
     ] = None,
     text_model: Annotated[
         str | None,
@@ -33,7 +33,7 @@ def demo(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A shorter training, for a first look: 20 seconds.")
+        bool, typer.Option("--quick", help="Train shorter, for a first look: 20 seconds.")
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -45,7 +45,9 @@ def embed(
     text_model: TextModelName = None,
     model: Annotated[
         Path | None,
-        typer.Option(metavar="MODEL", help="An adapter, written by train: gives codes."),
+        typer.Option(
+            metavar="MODEL", help="Adapter written by train: write codes instead of embeddings."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -57,14 +59,16 @@ def embed(
             "(default: JSON lines on standard output).",
         ),
     ] = None,
-    field: Annotated[str, typer.Option(help="The text's name in JSON lines.")] = "text",
+    field: Annotated[str, typer.Option(help="Field of JSON lines that holds the text.")] = "text",
     query: Annotated[
         bool, typer.Option("--query", help="Use the model's prompt for queries, if it has one.")
     ] = False,
     values: Annotated[
         Values, typer.Option(help="Precision of the values in a .safetensors file.")
     ] = Values.FLOAT16,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once in the model.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Texts that the model reads at a time.")
+    ] = 32,
     threads: Threads = None,
     as_json: Json = False,
     force: Force = False,

@@ -24,7 +24,7 @@ from csrtrain.cli.io import (
 
 
 def encode(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder written by train.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder written by train.")],
     embeddings: Embeddings,
     output: Output,
     k: Annotated[

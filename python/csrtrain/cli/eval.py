@@ -33,32 +33,40 @@ if TYPE_CHECKING:
 
 def evaluate(
     embeddings: Embeddings,
-    labels: Annotated[str | None, typer.Option(metavar=ARRAY, help="A label for each row.")] = None,
+    labels: Annotated[str | None, typer.Option(metavar=ARRAY, help="Label of each row.")] = None,
     model: Annotated[
-        Path | None, typer.Option(metavar="MODEL", help="A folder written by train.")
+        Path | None, typer.Option(metavar="MODEL", help="Folder written by train.")
     ] = None,
     test: Annotated[
-        str | None, typer.Option(metavar=ARRAY, help="Embeddings that ask, if in another array.")
+        str | None,
+        typer.Option(
+            metavar=ARRAY, help="Query embeddings. Default: hold out a share of EMBEDDINGS."
+        ),
     ] = None,
-    test_labels: Annotated[str | None, typer.Option(metavar=ARRAY, help="Their labels.")] = None,
+    test_labels: Annotated[
+        str | None, typer.Option(metavar=ARRAY, help="Labels of the query embeddings.")
+    ] = None,
     qrels: Annotated[
         str | None,
         typer.Option(
-            metavar=ARRAY, help="In place of labels: rows (query, document, grade), from 0."
+            metavar=ARRAY,
+            help="Relevance judgments instead of labels: rows (query, document, grade), counted from 0.",
         ),
     ] = None,
     holdout: Annotated[
-        float, typer.Option(help="Share of the rows that ask where there is no --test.")
+        float, typer.Option(help="Share of the rows that become queries where there is no --test.")
     ] = 0.2,
     k: Annotated[
-        str, typer.Option("--k", metavar="K,K,...", help="Active dimensions.")
+        str, typer.Option("--k", metavar="K,K,...", help="Numbers of active dimensions to compare.")
     ] = "4,8,16,32",
     matryoshka: Annotated[
         bool, typer.Option("--matryoshka", help="Train a Matryoshka-Adaptor to compare with.")
     ] = False,
     probes: Annotated[
         bool,
-        typer.Option("--probes", help="Also a linear probe and k-means; needs scikit-learn."),
+        typer.Option(
+            "--probes", help="Measure a linear probe and k-means, too; needs scikit-learn."
+        ),
     ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE.csv", help="Write the table.")

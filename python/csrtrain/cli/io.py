@@ -49,7 +49,9 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, max=MOST_THREADS, metavar="N", help="CPU threads (default: every core)."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, on a line, in place of text.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON, one object a line, instead of text.")
+]
 TextModelName = Annotated[
     str | None,
     typer.Option(

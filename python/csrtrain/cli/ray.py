@@ -28,31 +28,40 @@ QUERIES_AT_ONCE = 64  # in one request
 
 Address = Annotated[
     str | None,
-    typer.Option(help="Of a Ray cluster (default: RAY_ADDRESS, else a local one)."),
+    typer.Option(help="Address of a Ray cluster (default: RAY_ADDRESS, else a new local one)."),
 ]
 Place = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER|URL", help="Where to write.")]
 Options = Annotated[
     str | None,
     typer.Option(
-        "--storage", metavar="JSON", help="Options of the file system, as fsspec takes them."
+        "--storage",
+        metavar="JSON",
+        help="Options of the file system, a JSON object as fsspec takes it.",
     ),
 ]
 
 
 @app.command()
 def encode(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder written by train.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder written by train.")],
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE...", help=".npy, .parquet or .lance files or folders."),
+        typer.Argument(
+            metavar="SOURCE...", help="Files or folders of embeddings: .npy, .parquet or .lance."
+        ),
     ],
     output: Place,
     k: Annotated[int | None, typer.Option(min=1, help="Active latents a row.")] = None,
     values: Annotated[Values, typer.Option(help="Precision of stored values.")] = Values.FLOAT16,
-    column: Annotated[str | None, typer.Option(help="Of Parquet and Lance files.")] = None,
-    piece_rows: Annotated[int, typer.Option(min=1, help="Rows of one piece.")] = 100_000,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs a process.")] = 0,
+    column: Annotated[
+        str | None,
+        typer.Option(help="Column of Parquet and Lance files that holds the embeddings."),
+    ] = None,
+    piece_rows: Annotated[
+        int, typer.Option(min=1, help="Rows of one piece, the unit of work.")
+    ] = 100_000,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each process.")] = 0,
     address: Address = None,
     storage: Options = None,
     as_json: Json = False,
@@ -90,9 +99,11 @@ def encode(
 
 @app.command()
 def build(
-    codes: Annotated[str, typer.Argument(metavar="CODES", help="A folder of ray encode.")],
+    codes: Annotated[str, typer.Argument(metavar="CODES", help="Folder written by ray encode.")],
     output: Place,
-    shards: Annotated[int, typer.Option(min=1, help="Indexes to divide the codes among.")] = 8,
+    shards: Annotated[
+        int, typer.Option(min=1, help="Number of indexes that the codes are divided among.")
+    ] = 8,
     metric: Annotated[Metric, typer.Option(help="What search ranks by.")] = Metric.COSINE,
     values: Annotated[
         StoredValues, typer.Option(help="Precision of the stored values.")
@@ -103,7 +114,9 @@ def build(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the index there, at once when all is built.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Shards built at a time.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of shards built at a time.")
+    ] = None,
     address: Address = None,
     storage: Options = None,
     as_json: Json = False,
@@ -141,14 +154,20 @@ def build(
 
 @app.command()
 def serve(
-    index: Annotated[str, typer.Argument(metavar="INDEX", help="A folder of ray build.")],
-    replicas: Annotated[int, typer.Option(min=1, help="Processes that hold the same.")] = 1,
+    index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder written by ray build.")],
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Copies of each group of shards, for more queries a second.")
+    ] = 1,
     groups: Annotated[
-        int | None, typer.Option(min=1, help="Processes to divide the shards among.")
+        int | None, typer.Option(min=1, help="Groups of shards, each in processes of its own.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Cores a process.")] = 1,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the HTTP interface.")] = 8000,
-    host: Annotated[str, typer.Option(help="To listen on.")] = "127.0.0.1",
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_THREADS, help="Threads of each process.")
+    ] = 1,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the HTTP interface.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address that the HTTP interface listens on.")
+    ] = "127.0.0.1",
     address: Address = None,
     storage: Options = None,
     as_json: Json = False,
@@ -182,10 +201,16 @@ def serve(
 
 @app.command()
 def search(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Where ray serve listens.")],
-    queries: Annotated[Path, typer.Argument(metavar="QUERIES", help="A file of codes.")],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="Address that `csrkern ray serve` printed.")
+    ],
+    queries: Annotated[
+        Path, typer.Argument(metavar="QUERIES", help="File of codes, written by encode.")
+    ],
     topk: Annotated[int, typer.Option(min=1, max=10_000, help="Hits a query.")] = 10,
-    deadline: Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds to wait.")] = 10.0,
+    deadline: Annotated[
+        float, typer.Option(min=0.001, max=3600, help="Seconds to wait for an answer.")
+    ] = 10.0,
     any_model: AnyModel = False,
     as_json: Json = False,
 ) -> None:

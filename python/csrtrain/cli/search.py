@@ -50,7 +50,7 @@ FILES = (*LINES, *EMBEDDING_FILES, ".safetensors")
 
 
 def search(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder written by index.")],
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder written by index.")],
     queries: Annotated[
         str,
         typer.Argument(

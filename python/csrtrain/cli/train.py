@@ -102,7 +102,7 @@ def train(
         float | None, typer.Option(help="Passes over the data (default: by its size).")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimiser steps, in place of --epochs.")
+        int | None, typer.Option(min=1, help="Optimizer steps, instead of --epochs.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
     threads: Threads = None,

@@ -21,11 +21,15 @@ class Dtype(str, Enum):
 
 
 def warmup(
-    input_dim: Annotated[int, typer.Option("--input-dim", "-d", min=1, help="Embedding width.")],
+    input_dim: Annotated[
+        int, typer.Option("--input-dim", "-d", min=1, help="Width of the embeddings.")
+    ],
     hidden_dim: Annotated[int, typer.Option("--hidden-dim", min=1, help="Latents.")],
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Active latents per row.")],
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 4096,
-    dtype: Annotated[Dtype, typer.Option(help="What the model computes in.")] = Dtype.FLOAT32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 4096,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Data type that the model computes in.")
+    ] = Dtype.FLOAT32,
     as_json: Json = False,
 ) -> None:
     """Compile the GPU kernels and measure their best configurations, once.
