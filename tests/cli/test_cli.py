@@ -88,6 +88,11 @@ def test_eval_finds_the_clusters_and_writes_a_table(folder, capsys):
         "--report accuracy.html"
     )
     assert exit_code(line) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "Dense vectors, 48 bytes: 100.0%."
+    assert said[2].startswith("For 8 bytes take ")
+    assert len(said) < 10
+    assert exit_code(line + " --all --force") == 0
     assert "PCA" in capsys.readouterr().out
     lines = Path("accuracy.csv").read_text().splitlines()
     assert lines[0] == "method,active,bytes_per_vector,1-nn"

@@ -50,7 +50,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar=ARRAY,
-            help="Relevance judgments instead of labels: rows (query, document, grade), counted from 0.",
+            help="Relevance judgments instead of labels: rows (query, document, grade).",
         ),
     ] = None,
     holdout: Annotated[
@@ -68,6 +68,9 @@ def evaluate(
             "--probes", help="Measure a linear probe and k-means, too; needs scikit-learn."
         ),
     ] = False,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Print every method at every size, not verdicts only.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE.csv", help="Write the table.")
     ] = None,
@@ -81,9 +84,9 @@ def evaluate(
     """Compare codes with dense vectors, PCA, int8, binary, PQ and more.
 
     With labels, each query takes the label of its nearest row by cosine; with --qrels, rankings
-    are scored by nDCG@10 and others. Every k is shown at as many numbers and at as many bytes.
-    PQ and OPQ need FAISS, and enough rows. A model must not have been trained on the labels of the
-    rows that ask: give those as --test.
+    are scored by nDCG@10 and others. Prints what to take for how many bytes; --all prints every
+    method. PQ and OPQ need FAISS, and enough rows. A model must not have been trained on the
+    labels of the queries: give those as --test.
 
     [bold]Examples[/bold]
 
@@ -114,7 +117,10 @@ def evaluate(
         table = [dataclasses.asdict(result) for result in results]
         emit({**sizes, "results": table, "left_out": without}, stream_beside(output, report))
     else:
-        _print(results, title, stream_beside(output, report))
+        if show_all:
+            _print(results, title, stream_beside(output, report))
+        else:
+            _print_verdicts(results, title, output, report)
         for note in notes:
             say(note, output, report)
 
@@ -215,6 +221,17 @@ def _results(
         widths = [*ks, *(2 * k for k in ks)]
         trained = train_matryoshka(task.database, widths)
         yield from compare_adapter(task, trained, ks, "Matryoshka-Adaptor")
+
+
+def _print_verdicts(results: list[Result], title: str, *outputs: Path | None) -> None:
+    from csrtrain.evaluation.verdicts import verdicts
+
+    say(f"{title}, {next(iter(results[0].scores))}", *outputs)
+    for dense in [result for result in results if result.method == "dense"]:
+        say(f"Dense vectors, {dense.bytes_per_vector} bytes: {100 * dense.main:.1f}%.", *outputs)
+    for verdict in verdicts(results):
+        say(str(verdict), *outputs)
+    say("Every method: --all, --output FILE.csv or --report FILE.html.", *outputs)
 
 
 def _print(results: list[Result], title: str, stream: TextIO) -> None:

@@ -30,7 +30,6 @@ from csrtrain.evaluation.baselines import (
 from csrtrain.evaluation.least_squares import pursue, refit
 from csrtrain.evaluation.metrics import Judgements, Vectors, linear_probe, search, v_measure
 from csrtrain.pca import PCA
-from csrtrain.training.matryoshka import MatryoshkaAdapter
 
 SOFT = 0.5
 PRODUCT = {"PQ": False, "OPQ": True}  # whether it rotates
@@ -169,9 +168,12 @@ def compare_product(
 
 
 def compare_adapter(
-    task: Task, adapter: MatryoshkaAdapter, ks: Sequence[int], method: str = "Matryoshka adapter"
+    task: Task,
+    adapter: Callable[[Tensor], Tensor],
+    ks: Sequence[int],
+    method: str = "Matryoshka adapter",
 ) -> Iterator[Result]:
-    """Return a Matryoshka adapter at k dimensions and at the bytes of a k-sparse code."""
+    """Yield results of a map [n, d] to [n, p], cut to k dimensions and to the bytes of a code."""
     database, queries = (adapter(side) for side in (task.database, task.queries))
     for dims in sorted({*ks, *(2 * k for k in ks)}):
         if dims <= database.shape[1]:
