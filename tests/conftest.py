@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,10 @@ import pytest
 import simulated_gpu
 import torch
 from hypothesis import settings
+
+if not torch.cuda.is_available():
+    # Read when Triton is imported, which nothing before the tests does.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # On a loaded machine any deadline is missed.
 settings.register_profile("csrkern", deadline=None)

@@ -76,6 +76,29 @@ void check_found(const Library& library, const SearchOptions& options,
   }
 }
 
+// The last block of documents need not be full, and the bits end with the documents.
+void check_filter_of_blocks() {
+  const OwnedCodes codes = random_codes(1030, 6, kDim, 4), queries = random_codes(9, 8, kDim, 5);
+  const OwnedIndex owned(rows_of(codes), 1024, 256, ValueType::float32, false, {}, 1);
+  const Index index(owned.view(), false);
+  Exact<uint64_t> allowed((1030 + 63) / 64, ~uint64_t{0});
+  allowed[16] = 0;  // none of the last block
+  Exact<float> scores(queries.n * 3, 0);
+  Exact<int64_t> ids(queries.n * 3, -2);
+  SearchOptions options;
+  options.topk = 3;
+  options.num_threads = 1;
+  search({{&index, allowed.data()}}, rows_of(queries), options, scores.data(), ids.data());
+  const Documents docs(index);
+  for (int64_t i = 0; i < queries.n; ++i) {
+    const std::vector<Answer> want =
+        plain_search(index.view(), docs, query_of(queries, i), 3, false, allowed.data());
+    for (int64_t place = 0; place < 3; ++place) {
+      CHECK((Answer{scores[i * 3 + place], ids[i * 3 + place]} == want[place]));
+    }
+  }
+}
+
 void check_plain_and_limited(const Library& library, SearchOptions options) {
   for (size_t most : {size_t{1}, size_t{3}, size_t{100}}) {
     for (float min_score : {-INFINITY, 0.3f, 100.0f}) {
@@ -187,5 +210,6 @@ int main() {
       check_scored_densely(library, options);
     }
   }
+  check_filter_of_blocks();
   check_very_long_query();
 }

@@ -572,9 +572,7 @@ default_collate_fn_map[SparseCodes] = _collate
 
 
 def check_codes(name: str, value: Any, dim: int | None = None) -> Any:
-    """`value` is SparseCodes, of width `dim` if one is given."""
-    pass
-
+    """Return `value`, checked to be SparseCodes, of width `dim` if one is given."""
     if not isinstance(value, SparseCodes):
         raise TypeError(
             f"{name}: expected SparseCodes, got {type(value).__name__}; "

@@ -8,9 +8,6 @@ import pytest
 import torch
 
 HAS_GPU = torch.cuda.is_available()
-if not HAS_GPU:
-    # Read when Triton is imported, which nothing before these tests does.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(

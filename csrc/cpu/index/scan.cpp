@@ -187,8 +187,9 @@ void SegmentSearch::raise_by_lanes(const float* scores, int64_t n, TopHits& best
 
 bool SegmentSearch::any_allowed(int64_t first, int64_t n) const {
   if (allowed_ == nullptr) return true;
-  const uint64_t* words = allowed_ + first / 64;
-  return std::any_of(words, words + (n + 63) / 64, [](uint64_t word) { return word != 0; });
+  const int64_t end = std::min(first + n, view_.n_docs);  // the last block need not be full
+  return std::any_of(allowed_ + first / 64, allowed_ + (end + 63) / 64,
+                     [](uint64_t word) { return word != 0; });
 }
 
 }  // namespace csrkern

@@ -38,7 +38,7 @@ class Search(Body):
 
 
 def _to_ours(*args, **kwargs):
-    pass
+    from csrkern.integrations.sentence_transformers.semantic_search import search
 
     return search(*args, **kwargs)
 
