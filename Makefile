@@ -19,24 +19,29 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 NATIVE := pyproject.toml setup.py constraints.txt $(shell find csrc -type f ! -path 'csrc/tests/*')
 PACKAGE := $(shell find csrkern python -type f ! -name '*.so' ! -name '*.py[cod]')
+# A worker for each processor, a file of tests at a time; more threads would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 NATIVE_TESTS := $(MAKE) --no-print-directory -C csrc/tests -j$(shell nproc)
 NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a few minutes.'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test integrations bench race paper check docs wheel sanitize fuzz attack aot kernels clean
+.PHONY: help demo test test-fast integrations bench race paper check docs wheel sanitize fuzz attack aot kernels clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## Train, index and search the packaged dictionary
 	$(BIN)/csrkern demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-test ## Run the whole test suite
-	$(BIN)/pytest $(TEST_ARGS)
+	$(PYTEST) $(TEST_ARGS)
+
+test-fast: $(VENV)/.installed-test ## Run the tests that take no time, for the daily loop
+	$(PYTEST) -m 'not slow' $(TEST_ARGS)
 
 integrations: $(VENV)/.installed-integrations ## The same with every package that csrkern works with: 3.3 GB in all
-	$(BIN)/pytest $(TEST_ARGS)
+	$(PYTEST) $(TEST_ARGS)
 	PYTHON=$(BIN)/python scripts/sentence_transformers_tests.sh $(OLDEST_ST)
 
 bench: docs ## Draw the page of what was measured, build/site/speed.html, from the committed CSVs
