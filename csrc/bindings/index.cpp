@@ -1,4 +1,4 @@
-// The inverted index in Python: csrkern._C.Index and what builds one.
+// The inverted index in Python: csrkern._C.Index and the functions that build one.
 #include "csrkern/index.hpp"
 
 #include <pybind11/numpy.h>
@@ -20,7 +20,7 @@ namespace py = pybind11;
 
 namespace {
 
-// A NumPy array over memory that `owner` keeps and the array then owns.
+// Returns a NumPy array over the memory of `owner`, which the array then owns.
 template <class T, class Owner>
 py::array_t<T> adopt(Owner owner, const void* data, size_t size) {
   auto* kept = new Owner(std::move(owner));
@@ -44,8 +44,8 @@ py::array_t<uint8_t> adopt(csrkern::Buffer owner) {
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
-// The bytes of an open file, read-only. The descriptor may be closed at once; Python's mmap keeps
-// a copy of it for as long as the array lives, and a process may have 1,024.
+// Maps the bytes of an open file, read-only. The descriptor may be closed at once. Python's mmap
+// keeps a copy of it as long as the array lives, and a process may have only 1,024.
 py::array map_file(int descriptor, size_t bytes) {
   void* data = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, descriptor, 0);
   if (data == MAP_FAILED) {
@@ -94,7 +94,7 @@ bool possible_window(int32_t window, int32_t block) {
          (block == 0 || window % block == 0);
 }
 
-// Throws unless all are rows: numbers in 0..n-1.
+// Throws unless all are numbers of rows, 0..n-1.
 void check_rows(const Array<int64_t>& chosen, int64_t n) {
   const int64_t* rows = chosen.data();
   if (!std::all_of(rows, rows + chosen.size(), [&](int64_t i) { return i >= 0 && i < n; })) {
@@ -179,7 +179,7 @@ struct PyIndex {
   }
 };
 
-// Everything about a search but where its results go.
+// The arguments of a search, without its outputs.
 struct PySearch {
   std::vector<csrkern::Segment> segments;
   csrkern::SparseRows rows;
@@ -313,7 +313,7 @@ void bind_index(py::module_& m) {
         csrkern::Buffer buffer(bytes);
         return adopt(std::move(buffer));
       },
-      "Uninitialised bytes in huge pages where the system grants them.");
+      "Uninitialized bytes in huge pages where the system grants them.");
   m.def("map_file", &map_file,
         "The first bytes of an open file as a read-only array, which needs no descriptor.");
   m.def(

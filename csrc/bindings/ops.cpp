@@ -1,4 +1,4 @@
-// The Python module csrkern._C: with index.cpp, all that knows Python.
+// The Python module csrkern._C. Only this file and index.cpp know Python.
 #include <pybind11/native_enum.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -23,7 +23,7 @@ void bind_index(py::module_& m);  // index.cpp
 
 namespace {
 
-// Tensors arrive as addresses: PyTorch's ABI stays out of this module.
+// Tensors are passed as addresses: PyTorch's ABI stays out of this module.
 template <class T>
 T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);

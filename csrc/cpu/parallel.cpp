@@ -27,15 +27,15 @@ struct Job {
   int64_t n;
   int64_t grain;
   std::atomic<int64_t> next{0};
-  // The rest is guarded by a mutex, and all but the error are the pool's.
+  // A mutex guards the rest. All but the error belongs to the pool.
   int seats_left;            // how many more workers may join
   int next_thread = 1;       // thread 0 is the caller
   int running = 0;           // workers inside
   std::exception_ptr error;  // the first one
 };
 
-// Denormal numbers count while kernels run, whatever the calling thread has set: the threads that
-// share the work differ in that.
+// Keeps denormal numbers while kernels run, whatever mode the calling thread has set: the threads
+// that share the work would differ otherwise.
 class Denormals {
  public:
 #ifdef CSRKERN_X86
@@ -52,7 +52,7 @@ class Denormals {
 #endif
 };
 
-// Does pieces until none is left. The mutex guards the error.
+// Runs chunks until none is left. The mutex guards the error.
 void drain(Job& job, int thread, std::mutex& mutex) {
   const Denormals count;
   try {
@@ -73,8 +73,8 @@ class Pool {
   void run(Job& job, int num_threads) {
     {
       std::lock_guard lock(mutex_);
-      // Nested and concurrent calls share the workers, so the pool never grows past the
-      // widest single call.
+      // Nested and concurrent calls share the workers, so the pool never grows beyond the need of
+      // the largest call.
       while (static_cast<int>(workers_.size()) < num_threads - 1) {
         workers_.emplace_back([this] { work(); });
       }
@@ -111,8 +111,8 @@ class Pool {
   std::vector<std::thread> workers_;
 };
 
-// Leaked on purpose: workers outlive static destruction, and a forked child, which has none
-// of its parent's threads, gets a fresh pool instead of locks in an unknown state.
+// Leaked on purpose: workers outlive static destruction, and a forked child, which has none of its
+// parent's threads, gets a new pool instead of locks in an unknown state.
 Pool* g_pool = new Pool;
 bool g_forked = false;
 const int g_watched = pthread_atfork(nullptr, nullptr, [] {
@@ -120,9 +120,9 @@ const int g_watched = pthread_atfork(nullptr, nullptr, [] {
   g_forked = true;
 });
 
-// The OpenMP runtime that is loaded already, which is PyTorch's, or null. Its threads spin for a
-// while after each of PyTorch's operators; a pool of our own would fight them for the processors
-// (a gather of 2.5 ms on one thread took 4.2 ms on two). In a forked child it hangs.
+// Returns the OpenMP runtime that is already loaded, PyTorch's, or null. Its threads spin for a
+// while after each operator of PyTorch, and a pool of our own would compete with them for
+// processors: a gather of 2.5 ms on one thread took 4.2 ms on two. It hangs in a forked child.
 using GompParallel = void (*)(void (*)(void*), void*, unsigned num_threads, unsigned flags);
 GompParallel openmp() {
   static std::atomic<GompParallel> found{nullptr};

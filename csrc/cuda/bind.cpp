@@ -1,4 +1,4 @@
-// The Python module csrkern._cuda: all of the CUDA part that knows Python.
+// The Python module csrkern._cuda: the only CUDA source that knows Python.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -25,7 +25,7 @@ namespace {
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
-// Device memory and streams arrive as addresses: PyTorch's ABI stays out of this module.
+// Device memory and streams are addresses: PyTorch's ABI stays out of this module.
 template <class T>
 T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);

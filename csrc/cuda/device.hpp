@@ -1,4 +1,4 @@
-// Devices, their memory and their streams; every error becomes an exception.
+// Devices, their memory and their streams. Every error becomes an exception.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,7 @@
 
 namespace csrkern::cuda {
 
-// Makes a device the current one for as long as this lives.
+// Makes a device the current one while this lives.
 class UseDevice {
  public:
   explicit UseDevice(int device);
@@ -35,7 +35,7 @@ class DeviceMemory {
     other.bytes_ = bytes;
     return *this;
   }
-  ~DeviceMemory();  // once the device has done all that was launched before
+  ~DeviceMemory();  // waits for all that was launched before
 
   template <class T>
   T* as() const {
@@ -54,7 +54,7 @@ void wait(Stream stream, const char* what);
 Stream make_stream();
 void free_stream(Stream stream) noexcept;
 
-// Throws if a CUDA call gave an error: OutOfMemory for that one, else Error. `code` is a
+// Throws if a CUDA call failed: OutOfMemory for a lack of memory, else Error. `code` is a
 // cudaError_t.
 void check(int code, const char* what);
 

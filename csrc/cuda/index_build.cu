@@ -9,7 +9,7 @@
 namespace csrkern::cuda {
 namespace {
 
-// Entries are counted in 32 bits, also when a thread has stepped past the last one.
+// Counts of entries must fit in 32 bits, also after a thread has stepped past the last one.
 constexpr uint64_t kMostOnDevice = (uint64_t{1} << 32) - 1024;
 
 uint32_t blocks_for(int64_t items, int64_t each) {
@@ -22,7 +22,7 @@ uint64_t lists_of(int64_t n, const IndexOptions& options) {
 
 uint64_t tiles_of(uint64_t n) { return n / kScanTile + 1; }
 
-// offsets [n + 1] from counts [n]; returns the total.
+// Writes offsets [n + 1] from counts [n]; returns the total.
 uint64_t scan(const uint32_t* counts, uint64_t n, uint32_t* offsets, Stream stream) {
   const uint64_t tiles = tiles_of(n);
   const DeviceMemory sums((tiles + 1) * sizeof(uint64_t), "sums of counts");
@@ -43,7 +43,7 @@ std::string amount(size_t bytes) {
   return bytes < 1 << 26 ? std::to_string(bytes) + " bytes" : text;
 }
 
-// `rows`: bytes of what it is built from, where these are still to be allocated.
+// `rows`: bytes of the rows that it is built from, if these are still to be allocated.
 void expect_room(int64_t n, int64_t entries, const IndexOptions& options, const RowFacts& facts,
                  size_t rows, int device) {
   const DeviceInfo info = device_info(device);
@@ -141,7 +141,7 @@ Index::Index(int device, const Rows& rows, const RowFacts& facts, const IndexOpt
                                 "; use slices or more devices");
   }
   own.entries = static_cast<int64_t>(entries);
-  // What is allocated already is a small part of it.
+  // Little of this has been allocated already.
   expect_room(rows.n, own.entries, options, facts, 0, device);
 
   IndexArrays& view = own.view;
@@ -239,7 +239,7 @@ Index::~Index() {
     const UseDevice use(arrays_->device);
     arrays_.reset();
   } catch (const Error&) {
-    // The device is lost, and with it its memory.
+    // The device is lost with its memory.
   }
 }
 

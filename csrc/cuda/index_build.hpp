@@ -1,23 +1,23 @@
-// From rows in device memory to the arrays of an index, without the host.
+// Builds the arrays of an index from rows in device memory, without the host.
 #pragma once
 
 #include "index_query.hpp"
 
 namespace csrkern::cuda {
 
-// Why rows are not valid; a fault is row << 8 | reason, and the least of all is reported.
+// Why a row is not valid. A fault is row << 8 | reason, and the least one is reported.
 enum Reason : uint64_t { kLatent = 1, kValue, kTooLarge, kTwice };
 
-// A warp for each of n rows: body(row, lane).
+// Calls body(row, lane) with a warp for each of n rows.
 template <int kThreads, class Body>
-CSRKERN_DEVICE void each_row(Block& block, uint64_t n, const Body& body) {
-  block.phase([&](uint32_t t) {
-    const uint64_t row = static_cast<uint64_t>(block.index()) * (kThreads / 32) + t / 32;
+CSRKERN_DEVICE void each_row(ThreadBlock& threads, uint64_t n, const Body& body) {
+  threads.phase([&](uint32_t t) {
+    const uint64_t row = static_cast<uint64_t>(threads.index()) * (kThreads / 32) + t / 32;
     if (row < n) body(static_cast<uint32_t>(row), t % 32);
   });
 }
 
-// For a lane's part of a document: body(entry, latent, number of the latent's list).
+// Calls body(entry, latent, number of the latent's list) for a lane's share of a document.
 template <class Body>
 CSRKERN_DEVICE void each_entry(const IndexArrays& index, uint32_t doc, uint32_t lane,
                                const Body& body) {
@@ -42,7 +42,7 @@ struct RowReader {
   CSRKERN_DEVICE float raw(uint64_t entry) const {
     return number_at(rows.type, rows.values, entry);
   }
-  // Rounded to float16, but not yet to a square; 0 if it will not be stored.
+  // Returns the value rounded to float16, but not to a square; 0 if it will not be stored.
   CSRKERN_DEVICE float rounded(uint64_t entry, double scale) const {
     float value = raw(entry);
     if (normalize) value = scaled_value(value, scale);
@@ -50,7 +50,7 @@ struct RowReader {
     const uint16_t half = to_half(value);
     return from_half(half == 0 && value > 0 ? 1 : half);
   }
-  // Stores it as the `at`-th.
+  // Stores a value at position `at`.
   CSRKERN_DEVICE void put(float value, void* values, uint32_t at) const {
     switch (type) {
       case ValueType::float16:
@@ -68,7 +68,7 @@ struct RowReader {
   }
 };
 
-// A thread a row: checks it, finds what brings it to norm 1, and counts what will be stored.
+// One thread per row: checks it, finds 1 / L2 norm, and counts what will be stored.
 struct MeasureRows {
   static constexpr const char* kName = "measure_rows";
   static constexpr int kThreads = 256;
@@ -79,9 +79,9 @@ struct MeasureRows {
   uint32_t* lengths;  // [n]
   uint64_t* fault;
 
-  CSRKERN_DEVICE void operator()(Block& block) const {
-    block.phase([&](uint32_t t) {
-      const uint64_t row = static_cast<uint64_t>(block.index()) * kThreads + t;
+  CSRKERN_DEVICE void operator()(ThreadBlock& threads) const {
+    threads.phase([&](uint32_t t) {
+      const uint64_t row = static_cast<uint64_t>(threads.index()) * kThreads + t;
       if (row < static_cast<uint64_t>(reader.rows.n)) measure(static_cast<uint32_t>(row));
     });
   }
@@ -113,7 +113,7 @@ struct MeasureRows {
   }
 };
 
-// A warp a row: puts what is stored in order of latents.
+// One warp per row: stores its entries in order of latents.
 struct PlaceRows {
   static constexpr const char* kName = "place_rows";
   static constexpr int kThreads = 256;
@@ -127,8 +127,8 @@ struct PlaceRows {
   void* values;
   uint64_t* fault;
 
-  CSRKERN_DEVICE void operator()(Block& block) const {
-    each_row<kThreads>(block, reader.rows.n,
+  CSRKERN_DEVICE void operator()(ThreadBlock& threads) const {
+    each_row<kThreads>(threads, reader.rows.n,
                        [&](uint32_t row, uint32_t lane) { place(row, lane); });
   }
 
@@ -157,7 +157,7 @@ struct PlaceRows {
   }
 };
 
-// A warp a document: counts the postings of each list, and finds the largest value of each latent.
+// One warp per document: counts the postings of each list and finds each latent's largest value.
 struct CountPostings {
   static constexpr const char* kName = "count_postings";
   static constexpr int kThreads = 256;
@@ -168,8 +168,8 @@ struct CountPostings {
   uint32_t* largest_bits;  // [dim], 0
   uint32_t* longest_row;   // 0
 
-  CSRKERN_DEVICE void operator()(Block& block) const {
-    each_row<kThreads>(block, index.n_docs, [&](uint32_t doc, uint32_t lane) {
+  CSRKERN_DEVICE void operator()(ThreadBlock& threads) const {
+    each_row<kThreads>(threads, index.n_docs, [&](uint32_t doc, uint32_t lane) {
       if (lane == 0) atomic_max(longest_row, index.starts[doc + 1] - index.starts[doc]);
       each_entry(index, doc, lane, [&](uint32_t e, uint32_t latent, uint64_t list) {
         atomic_add(counts + list, 1u);
@@ -179,21 +179,21 @@ struct CountPostings {
   }
 };
 
-// A warp a document: writes its postings, each list from its end.
+// One warp per document: writes its postings, each list from its end.
 struct PlacePostings {
   static constexpr const char* kName = "place_postings";
   static constexpr int kThreads = 256;
   static constexpr int kPerProcessor = 4;
 
   IndexArrays index;
-  uint32_t* counts;  // [n_blocks * dim] postings of each list that are still to come
+  uint32_t* counts;  // [n_blocks * dim] postings that each list still lacks
   int32_t impact_bits;
   uint32_t* words;
   uint16_t* numbers;
   uint8_t* impacts;
 
-  CSRKERN_DEVICE void operator()(Block& block) const {
-    each_row<kThreads>(block, index.n_docs, [&](uint32_t doc, uint32_t lane) {
+  CSRKERN_DEVICE void operator()(ThreadBlock& threads) const {
+    each_row<kThreads>(threads, index.n_docs, [&](uint32_t doc, uint32_t lane) {
       const uint32_t number = doc % index.block;
       each_entry(index, doc, lane, [&](uint32_t e, uint32_t latent, uint64_t list) {
         const uint32_t at = index.offsets[list] + atomic_add(counts + list, ~0u) - 1;
@@ -224,25 +224,25 @@ struct SumTiles {
   uint64_t n;
   uint64_t* sums;  // [tiles]
 
-  CSRKERN_DEVICE void operator()(Block& block) const {
-    uint32_t* partial = block.shared<uint32_t>();
-    const uint64_t first = static_cast<uint64_t>(block.index()) * kScanTile;
-    block.phase([&](uint32_t t) {
+  CSRKERN_DEVICE void operator()(ThreadBlock& threads) const {
+    uint32_t* partial = threads.shared<uint32_t>();
+    const uint64_t first = static_cast<uint64_t>(threads.index()) * kScanTile;
+    threads.phase([&](uint32_t t) {
       partial[t] = 0;
       for (uint64_t i = first + t; i < first + kScanTile && i < n; i += kThreads) {
         partial[t] += counts[i];
       }
     });
-    block.phase([&](uint32_t t) {
+    threads.phase([&](uint32_t t) {
       if (t != 0) return;
       uint64_t sum = 0;
       for (int i = 0; i < kThreads; ++i) sum += partial[i];
-      sums[block.index()] = sum;
+      sums[threads.index()] = sum;
     });
   }
 };
 
-// One thread: 30,000 tiles for 100 million documents.
+// One thread is enough: 100 million documents have 30,000 tiles.
 struct ScanSums {
   static constexpr const char* kName = "scan_sums";
   static constexpr int kThreads = 32;
@@ -251,8 +251,8 @@ struct ScanSums {
   uint64_t* sums;  // [n + 1], in place; the last is the total
   uint64_t n;
 
-  CSRKERN_DEVICE void operator()(Block& block) const {
-    block.phase([&](uint32_t t) {
+  CSRKERN_DEVICE void operator()(ThreadBlock& threads) const {
+    threads.phase([&](uint32_t t) {
       if (t != 0) return;
       uint64_t before = 0;
       for (uint64_t i = 0; i < n; ++i) {
@@ -275,10 +275,10 @@ struct ScanTiles {
   const uint64_t* sums;  // [tiles + 1] before each tile
   uint32_t* offsets;     // [n + 1]
 
-  CSRKERN_DEVICE void operator()(Block& block) const {
-    uint32_t* before = block.shared<uint32_t>();
-    const uint64_t first = static_cast<uint64_t>(block.index()) * kScanTile;
-    block.phase([&](uint32_t t) {
+  CSRKERN_DEVICE void operator()(ThreadBlock& threads) const {
+    uint32_t* before = threads.shared<uint32_t>();
+    const uint64_t first = static_cast<uint64_t>(threads.index()) * kScanTile;
+    threads.phase([&](uint32_t t) {
       uint32_t sum = 0;
       for (uint32_t i = 0; i < kScanEach; ++i) {
         const uint64_t at = first + t * kScanEach + i;
@@ -286,16 +286,16 @@ struct ScanTiles {
       }
       before[t] = sum;
     });
-    block.phase([&](uint32_t t) {
+    threads.phase([&](uint32_t t) {
       if (t != 0) return;
-      uint32_t sum = static_cast<uint32_t>(sums[block.index()]);
+      uint32_t sum = static_cast<uint32_t>(sums[threads.index()]);
       for (int i = 0; i < kThreads; ++i) {
         const uint32_t mine = before[i];
         before[i] = sum;
         sum += mine;
       }
     });
-    block.phase([&](uint32_t t) {
+    threads.phase([&](uint32_t t) {
       uint32_t sum = before[t];
       for (uint32_t i = 0; i < kScanEach; ++i) {
         const uint64_t at = first + t * kScanEach + i;

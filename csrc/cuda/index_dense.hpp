@@ -1,12 +1,13 @@
-// Scores of what a search found by dense queries.
+// Scores hits by dense queries.
 #pragma once
 
 #include "index_arrays.hpp"
 
 namespace csrkern::cuda {
 
-// A thread a hit: the float32 sum over its latents, ascending, of the query's number times the
-// stored value, plus the query's offset, over the document's norm; as csrkern::search, to the bit.
+// One thread per hit: the float32 sum over its latents, ascending, of the query's number times the
+// stored value, plus the query's offset, divided by the document's norm. Gives the same bits as
+// csrkern::search.
 struct ScoreDense {
   static constexpr const char* kName = "score_dense";
   static constexpr int kThreads = 128;
@@ -18,9 +19,9 @@ struct ScoreDense {
   const float* offsets;  // [n_queries], or null
   float* scores;         // [n_queries, topk]
 
-  CSRKERN_DEVICE void operator()(Block& block) const {
-    block.phase([&](uint32_t t) {
-      const uint64_t hit = static_cast<uint64_t>(block.index()) * kThreads + t;
+  CSRKERN_DEVICE void operator()(ThreadBlock& threads) const {
+    threads.phase([&](uint32_t t) {
+      const uint64_t hit = static_cast<uint64_t>(threads.index()) * kThreads + t;
       const uint32_t q = static_cast<uint32_t>(hit / batch.topk);
       const uint32_t rank = static_cast<uint32_t>(hit % batch.topk);
       if (q >= batch.n_queries) return;
@@ -38,7 +39,7 @@ struct ScoreDense {
     }
     if (offsets != nullptr) sum += offsets[q];
     if (index.norms != nullptr) sum = index.norms[doc] > 0 ? sum / index.norms[doc] : 0;
-    // An overflow of either sign that met the other.
+    // NaN: an overflow of either sign met one of the other.
     return sum == sum ? sum : -static_cast<float>(kLargestFloat);
   }
 };

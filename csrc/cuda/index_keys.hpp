@@ -5,7 +5,7 @@
 
 namespace csrkern::cuda {
 
-// Candidates that are scored at once; keys have room for so many more than `topk`.
+// Candidates that are scored at once; keys have room for this many more than `topk`.
 constexpr uint32_t kTile = 512;
 
 CSRKERN_BOTH constexpr uint32_t key_capacity(uint32_t topk) { return topk <= 512 ? 1024 : 2048; }
@@ -21,15 +21,15 @@ CSRKERN_DEVICE void push_key(TopKeys& top, uint64_t* keys, uint64_t key) {
 
 // Sorts n keys, descending, in memory for the next power of two.
 template <int kThreads>
-CSRKERN_DEVICE void sort_keys(Block& block, uint64_t* keys, uint32_t n) {
+CSRKERN_DEVICE void sort_keys(ThreadBlock& threads, uint64_t* keys, uint32_t n) {
   uint32_t size = 1;
   while (size < n) size *= 2;
-  block.phase([&](uint32_t t) {
+  threads.phase([&](uint32_t t) {
     for (uint32_t i = n + t; i < size; i += kThreads) keys[i] = 0;
   });
   for (uint32_t run = 2; run <= size; run *= 2) {
     for (uint32_t stride = run / 2; stride > 0; stride /= 2) {
-      block.phase([&](uint32_t t) {
+      threads.phase([&](uint32_t t) {
         for (uint32_t pair = t; pair < size / 2; pair += kThreads) {
           const uint32_t below = pair & (stride - 1);
           const uint32_t i = 2 * (pair - below) + below;
@@ -44,21 +44,21 @@ CSRKERN_DEVICE void sort_keys(Block& block, uint64_t* keys, uint32_t n) {
   }
 }
 
-// Once there are topk keys: leaves the best of them, sorted, and raises the bar to the last.
+// If there are topk keys, keeps the best of them, sorted, and raises the bar to the last.
 template <int kThreads>
-CSRKERN_DEVICE void keep_best(Block& block, TopKeys& top, uint64_t* keys, uint32_t topk) {
-  const uint32_t n = block.uniform(top.n);
+CSRKERN_DEVICE void keep_best(ThreadBlock& threads, TopKeys& top, uint64_t* keys, uint32_t topk) {
+  const uint32_t n = threads.uniform(top.n);
   if (n < topk) return;
-  sort_keys<kThreads>(block, keys, n);
-  block.phase([&](uint32_t t) {
+  sort_keys<kThreads>(threads, keys, n);
+  threads.phase([&](uint32_t t) {
     if (t != 0) return;
     top.n = topk;
     top.bar = score_bits_of(keys[topk - 1]);
   });
 }
 
-// One thread block a query: the best of its keys take the place of all. The last time also
-// writes the results.
+// One thread block per query: replaces its keys with the best of them. The last call also writes
+// the results.
 struct MergeKeys {
   static constexpr const char* kName = "merge_keys";
   static constexpr int kThreads = 512;
@@ -72,26 +72,26 @@ struct MergeKeys {
 
   static size_t shared_bytes(uint32_t topk) { return sizeof(uint64_t) * (key_capacity(topk) + 1); }
 
-  CSRKERN_DEVICE void operator()(Block& block) const {
-    TopKeys& top = *block.shared<TopKeys>();
-    uint64_t* keys = block.shared<uint64_t>(sizeof(uint64_t));
-    const uint32_t q = block.index();
+  CSRKERN_DEVICE void operator()(ThreadBlock& threads) const {
+    TopKeys& top = *threads.shared<TopKeys>();
+    uint64_t* keys = threads.shared<uint64_t>(sizeof(uint64_t));
+    const uint32_t q = threads.index();
     uint64_t* found = batch.keys + static_cast<uint64_t>(q) * batch.keys_pitch;
     const uint32_t n_found = batch.n_keys[q];
-    block.phase([&](uint32_t t) {
+    threads.phase([&](uint32_t t) {
       if (t == 0) top = {0, batch.bars[q]};
     });
     for (uint32_t begin = 0; begin < n_found; begin += kTile) {
-      block.phase([&](uint32_t t) {
+      threads.phase([&](uint32_t t) {
         for (uint32_t i = begin + t; i < n_found && i < begin + kTile; i += kThreads) {
           push_key(top, keys, found[i]);
         }
       });
-      keep_best<kThreads>(block, top, keys, batch.topk);
+      keep_best<kThreads>(threads, top, keys, batch.topk);
     }
-    const uint32_t n = block.uniform(top.n);
-    if (n < batch.topk) sort_keys<kThreads>(block, keys, n);
-    block.phase([&](uint32_t t) {
+    const uint32_t n = threads.uniform(top.n);
+    if (n < batch.topk) sort_keys<kThreads>(threads, keys, n);
+    threads.phase([&](uint32_t t) {
       if (t == 0) {
         batch.n_keys[q] = n;
         batch.bars[q] = top.bar;

@@ -1,4 +1,4 @@
-// A batch of queries in the order and the units in which documents are scored.
+// Prepares a batch of queries: the order of entries, and the steps in which scores are counted.
 #pragma once
 
 #include "index_arrays.hpp"
@@ -11,15 +11,15 @@ CSRKERN_DEVICE float number_at(Number type, const void* values, uint64_t i) {
   return type == Number::float16 ? from_half(bits) : float_of(static_cast<uint32_t>(bits) << 16);
 }
 
-// By value descending, then by latent; equal entries by slot.
+// Orders by value descending, then by latent; equal entries by slot.
 CSRKERN_DEVICE bool comes_before(Entry a, uint32_t slot_a, Entry b, uint32_t slot_b) {
   if (a.value != b.value) return a.value > b.value;
   if (a.latent != b.latent) return a.latent < b.latent;
   return slot_a < slot_b;
 }
 
-// One thread block a query: sorts its entries, brings them to L2 norm 1 if asked, and finds the
-// unit of its sums; as csrkern::read_query does, to the bit.
+// One thread block per query: sorts its entries, L2-normalizes them if `normalize`, and finds the
+// steps of its sums. Gives the same bits as csrkern::read_query.
 struct PrepareQueries {
   static constexpr const char* kName = "prepare_queries";
   static constexpr int kThreads = 128;
@@ -49,17 +49,17 @@ struct PrepareQueries {
            entry->value > 0 && entry->value <= kLargestFloat;
   }
 
-  CSRKERN_DEVICE void operator()(Block& block) const {
-    Shared& shared = *block.shared<Shared>();
-    const uint32_t q = block.index();
+  CSRKERN_DEVICE void operator()(ThreadBlock& threads) const {
+    Shared& shared = *threads.shared<Shared>();
+    const uint32_t q = threads.index();
     const uint64_t first = static_cast<uint64_t>(q) * batch.slots;
     Entry* unsorted = batch.unsorted + first;
     Entry* entries = batch.entries + first;
-    block.phase([&](uint32_t t) {
+    threads.phase([&](uint32_t t) {
       if (t == 0) shared.n = shared.used = 0;
     });
     Entry* sorted = normalize ? unsorted : entries;
-    block.phase([&](uint32_t t) {
+    threads.phase([&](uint32_t t) {
       for (uint32_t i = t; i < batch.slots; i += kThreads) {
         Entry mine, other;
         if (!read(first + i, &mine)) continue;
@@ -73,7 +73,7 @@ struct PrepareQueries {
     });
     const uint32_t n = shared.n < query_k ? shared.n : query_k;
     if (normalize) {
-      block.phase([&](uint32_t t) {
+      threads.phase([&](uint32_t t) {
         if (t != 0) return;
         double square = 0;
         for (uint32_t i = 0; i < n; ++i) {
@@ -81,8 +81,8 @@ struct PrepareQueries {
         }
         shared.scale = square > 0 ? 1 / sqrt(square) : 0;
       });
-      // Values that differed may have become equal, or 0.
-      block.phase([&](uint32_t t) {
+      // Different values may have become equal, or 0.
+      threads.phase([&](uint32_t t) {
         for (uint32_t i = t; i < n; i += kThreads) {
           const Entry mine = scaled(sorted[i], shared.scale);
           uint32_t rank = 0;
@@ -95,27 +95,28 @@ struct PrepareQueries {
       });
     }
     const uint32_t used = normalize ? shared.used : n;
-    block.phase([&](uint32_t t) {
+    threads.phase([&](uint32_t t) {
       double sum = 0;
       for (uint32_t i = t; i < used; i += kThreads) sum += largest_product(entries[i]);
       shared.partial[t] = sum;
     });
-    block.phase([&](uint32_t t) {
+    threads.phase([&](uint32_t t) {
       if (t != 0) return;
       double sum = 0;
       for (int i = 0; i < kThreads; ++i) sum += shared.partial[i];
-      // Each impact overstates by 1.3e-6 of itself and one step; each product by up to 3 units.
+      // An impact is too large by at most 1.3e-6 of itself and one; a product by at most 3 steps.
       const double steps = kFullScale / (1 << impact_bits);
       QueryFacts& facts = batch.facts[q];
       facts.n_entries = sum > 0 ? used : 0;
-      facts.unit = sum > 0 ? kFullScale / sum : 0;
+      facts.steps_per_score = sum > 0 ? kFullScale / sum : 0;
       facts.excess = static_cast<uint32_t>(kFullScale * 1.3e-6 + 1.01 * steps + 4.0 * used + 16);
       batch.bars[q] = least_score;
       batch.n_keys[q] = 0;
     });
-    block.phase([&](uint32_t t) {
+    threads.phase([&](uint32_t t) {
       const double most = static_cast<double>((1 << impact_bits) - 1);
-      const double unit = batch.facts[q].unit * ((1 << impact_bits) / most) * (1 + 1e-12);
+      const double unit =
+          batch.facts[q].steps_per_score * ((1 << impact_bits) / most) * (1 + 1e-12);
       for (uint32_t i = t; i < used; i += kThreads) {
         const double product = largest_product(entries[i]);
         batch.weights[first + i] = product > 0 ? static_cast<uint32_t>(product * unit) + 1 : 0;

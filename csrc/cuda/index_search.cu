@@ -14,15 +14,15 @@
 namespace csrkern::cuda {
 namespace {
 
-// Blocks of documents between two merges, at most; twice as many each time until then. A merge
-// raises the bar to the topk-th best so far, so that few documents beyond those are scored.
+// The most blocks of documents between two merges; their number doubles until then. A merge raises
+// the bar to the topk-th best so far, so that few more documents are scored.
 constexpr uint32_t kRoundBlocks = 64;
-// Memory for queries and for hits between two merges; larger batches are cut.
+// Memory for queries and for hits between two merges; larger batches are divided.
 constexpr size_t kBatchBytes = size_t{256} << 20;
 constexpr uint32_t kMostQueries = 1 << 16;  // at once
 
-// How a batch is cut.
-struct Plan {
+// How a batch is divided.
+struct BatchShape {
   uint32_t queries;       // at once
   uint32_t grid;          // thread blocks of a search
   uint32_t first_round;   // blocks of documents
@@ -30,10 +30,10 @@ struct Plan {
   size_t shared;
 };
 
-// Hands out aligned parts of a workspace, or adds up what it must hold.
-class Parts {
+// Hands out aligned arrays of a workspace, or adds up what it must hold.
+class Arena {
  public:
-  explicit Parts(unsigned char* memory) : memory_(memory) {}
+  explicit Arena(unsigned char* memory) : memory_(memory) {}
 
   template <class T>
   T* take(uint64_t count) {
@@ -48,43 +48,44 @@ class Parts {
   size_t used_ = 0;
 };
 
-Plan plan_of(const DeviceInfo& info, const IndexArrays& index, int64_t n_queries, uint32_t slots,
-             uint32_t topk) {
-  Plan plan{};
+BatchShape shape_of(const DeviceInfo& info, const IndexArrays& index, int64_t n_queries,
+                    uint32_t slots, uint32_t topk) {
+  BatchShape shape{};
   const size_t each =
       sizeof(uint64_t) * topk * (1 + kRoundBlocks) + slots * (2 * sizeof(Entry) + sizeof(uint32_t));
   const auto fit_memory = static_cast<int64_t>(kBatchBytes / each);
-  plan.queries = static_cast<uint32_t>(
+  shape.queries = static_cast<uint32_t>(
       std::max<int64_t>(1, std::min<int64_t>({n_queries, fit_memory, kMostQueries})));
-  plan.shared = SearchBlocks<16>::shared_bytes(index.block, topk);
-  if (plan.shared > info.shared_bytes) {
+  shape.shared = SearchBlocks<16>::shared_bytes(index.block, topk);
+  if (shape.shared > info.shared_bytes) {
     throw std::invalid_argument("blocks of " + std::to_string(index.block) + " documents need " +
-                                std::to_string(plan.shared) + " bytes of shared memory, and " +
+                                std::to_string(shape.shared) + " bytes of shared memory, and " +
                                 info.name + " has " + std::to_string(info.shared_bytes) +
                                 "; build with a smaller block");
   }
-  // The driver keeps 1 KiB of each block; registers are for kPerProcessor.
-  const auto fit = static_cast<uint32_t>(info.shared_total / (plan.shared + 1024));
-  plan.grid =
+  // The driver keeps 1 KiB per thread block; registers are for kPerProcessor.
+  const auto fit = static_cast<uint32_t>(info.shared_total / (shape.shared + 1024));
+  shape.grid =
       info.processors * std::max(1u, std::min<uint32_t>(fit, SearchBlocks<16>::kPerProcessor));
-  plan.first_round = (plan.grid + plan.queries - 1) / plan.queries;
-  plan.round_blocks = std::max(plan.first_round, kRoundBlocks);
-  return plan;
+  shape.first_round = (shape.grid + shape.queries - 1) / shape.queries;
+  shape.round_blocks = std::max(shape.first_round, kRoundBlocks);
+  return shape;
 }
 
-Batch batch_of(Parts& parts, const Plan& plan, uint32_t slots, uint32_t topk, uint32_t n_blocks) {
+Batch batch_of(Arena& arena, const BatchShape& shape, uint32_t slots, uint32_t topk,
+               uint32_t n_blocks) {
   Batch batch{};
   batch.slots = slots;
   batch.topk = topk;
-  batch.keys_pitch = topk * (1 + std::min(plan.round_blocks, std::max(n_blocks, 1u)));
-  const uint64_t queries = plan.queries, all = queries * slots;
-  batch.unsorted = parts.take<Entry>(all);
-  batch.entries = parts.take<Entry>(all);
-  batch.weights = parts.take<uint32_t>(all);
-  batch.facts = parts.take<QueryFacts>(queries);
-  batch.bars = parts.take<uint32_t>(queries);
-  batch.n_keys = parts.take<uint32_t>(queries);
-  batch.keys = parts.take<uint64_t>(queries * batch.keys_pitch);
+  batch.keys_pitch = topk * (1 + std::min(shape.round_blocks, std::max(n_blocks, 1u)));
+  const uint64_t queries = shape.queries, all = queries * slots;
+  batch.unsorted = arena.take<Entry>(all);
+  batch.entries = arena.take<Entry>(all);
+  batch.weights = arena.take<uint32_t>(all);
+  batch.facts = arena.take<QueryFacts>(queries);
+  batch.bars = arena.take<uint32_t>(queries);
+  batch.n_keys = arena.take<uint32_t>(queries);
+  batch.keys = arena.take<uint64_t>(queries * batch.keys_pitch);
   return batch;
 }
 
@@ -94,7 +95,7 @@ uint32_t lanes_for(int64_t entries, int64_t n) {
   return lanes;
 }
 
-// A search by its numbers, checked.
+// These check the numbers of a search.
 uint32_t check_topk(int64_t topk) {
   if (topk < 1 || topk > kMostHits) {
     throw std::invalid_argument("topk: expected 1.." + std::to_string(kMostHits) +
@@ -112,24 +113,24 @@ uint32_t check_width(int64_t width) {
 }
 
 template <int kBits>
-void search_rounds(const IndexArrays& index, const Batch& batch, const Plan& plan,
+void search_rounds(const IndexArrays& index, const Batch& batch, const BatchShape& shape,
                    size_t most_shared, SearchBlocks<kBits> search, MergeKeys merge, Stream stream) {
   allow_shared<SearchBlocks<kBits>>(most_shared);
   const size_t merge_shared = MergeKeys::shared_bytes(batch.topk);
   float* const scores = merge.scores;
-  uint32_t size = plan.first_round;
+  uint32_t size = shape.first_round;
   search.first_block = 0;
   do {
     search.n_blocks = std::min(size, index.n_blocks - search.first_block);
-    launch(search, std::min(plan.grid, batch.n_queries * search.n_blocks), plan.shared, stream);
+    launch(search, std::min(shape.grid, batch.n_queries * search.n_blocks), shape.shared, stream);
     search.first_block += search.n_blocks;
     merge.scores = search.first_block == index.n_blocks ? scores : nullptr;
     launch(merge, batch.n_queries, merge_shared, stream);
-    size = std::min(2 * size, plan.round_blocks);
+    size = std::min(2 * size, shape.round_blocks);
   } while (search.first_block < index.n_blocks);
 }
 
-// Scratch memory out of an index's pool for as long as this lives.
+// Scratch memory from an index's pool, for as long as this lives.
 class Borrowed {
  public:
   Borrowed(std::mutex& lending, std::vector<Scratch>& pool) : lending_(lending), pool_(pool) {
@@ -185,10 +186,10 @@ std::vector<KernelNeed> kernel_needs(uint32_t block, int64_t given) {
 size_t Index::workspace_bytes(int64_t n_queries, int64_t width, int64_t topk) const {
   const IndexArrays& view = arrays_->view;
   const uint32_t hits = check_topk(topk), slots = check_width(width);
-  const Plan plan = plan_of(arrays_->info, view, n_queries, slots, hits);
-  Parts parts(nullptr);
-  batch_of(parts, plan, slots, hits, view.n_blocks);
-  return parts.used();
+  const BatchShape shape = shape_of(arrays_->info, view, n_queries, slots, hits);
+  Arena arena(nullptr);
+  batch_of(arena, shape, slots, hits, view.n_blocks);
+  return arena.used();
 }
 
 void Index::search(const SearchRequest& request, Stream stream) const {
@@ -200,9 +201,9 @@ void Index::search(const SearchRequest& request, Stream stream) const {
     throw std::invalid_argument("expected a workspace of workspace_bytes()");
   }
   const UseDevice use(own.device);
-  const Plan plan = plan_of(own.info, own.view, queries.n, slots, topk);
-  Parts parts(request.workspace);
-  Batch batch = batch_of(parts, plan, slots, topk, own.view.n_blocks);
+  const BatchShape shape = shape_of(own.info, own.view, queries.n, slots, topk);
+  Arena arena(request.workspace);
+  Batch batch = batch_of(arena, shape, slots, topk, own.view.n_blocks);
   batch.most_score = most_score(request.normalize);
   const size_t number = queries.type == Number::float32 ? 4 : 2;
   const float least = std::max(request.min_score, std::numeric_limits<float>::denorm_min());
@@ -215,8 +216,8 @@ void Index::search(const SearchRequest& request, Stream stream) const {
                                                          : -1;
   auto* work = request.count_work ? own.work.as<uint64_t>() : nullptr;
 
-  for (int64_t first = 0; first < queries.n; first += plan.queries) {
-    batch.n_queries = static_cast<uint32_t>(std::min<int64_t>(plan.queries, queries.n - first));
+  for (int64_t first = 0; first < queries.n; first += shape.queries) {
+    batch.n_queries = static_cast<uint32_t>(std::min<int64_t>(shape.queries, queries.n - first));
     const auto* values = static_cast<const unsigned char*>(queries.values) + first * slots * number;
     const int32_t* indices = queries.indices + first * slots;
     const uint8_t* allowed = request.allowed;
@@ -227,7 +228,7 @@ void Index::search(const SearchRequest& request, Stream stream) const {
     const MergeKeys merge{batch, own.view.ids, own.view.first_id, request.scores + first * topk,
                           request.ids + first * topk};
     const auto run = [&](auto search) {
-      search_rounds(own.view, batch, plan, own.info.shared_bytes, search, merge, stream);
+      search_rounds(own.view, batch, shape, own.info.shared_bytes, search, merge, stream);
     };
     if (own.options.impact_bits == 16) {
       run(SearchBlocks<16>{own.view, batch, 0, 0, lanes, gather_above, allowed,
@@ -258,21 +259,21 @@ void Index::search_from_host(SearchRequest request) const {
                                                      : n * request.allowed_stride;
   request.workspace_bytes = workspace_bytes(n, request.queries.width, request.topk);
   const auto lay_out = [&](unsigned char* memory) {
-    Parts parts(memory);
+    Arena arena(memory);
     SearchRequest there = request;
-    there.queries.values = parts.take<float>(slots);
-    there.queries.indices = parts.take<int32_t>(slots);
-    there.scores = parts.take<float>(hits);
-    there.ids = parts.take<int64_t>(hits);
-    there.workspace = parts.take<unsigned char>(request.workspace_bytes);
-    const uint8_t* allowed = parts.take<uint8_t>(mask);
+    there.queries.values = arena.take<float>(slots);
+    there.queries.indices = arena.take<int32_t>(slots);
+    there.scores = arena.take<float>(hits);
+    there.ids = arena.take<int64_t>(hits);
+    there.workspace = arena.take<unsigned char>(request.workspace_bytes);
+    const uint8_t* allowed = arena.take<uint8_t>(mask);
     if (request.allowed != nullptr) there.allowed = allowed;
     if (request.dense != nullptr) {
-      there.dense = parts.take<float>(n * own.options.dim);
-      there.dense_scores = parts.take<float>(hits);
+      there.dense = arena.take<float>(n * own.options.dim);
+      there.dense_scores = arena.take<float>(hits);
     }
-    if (request.offsets != nullptr) there.offsets = parts.take<float>(n);
-    return std::make_pair(there, parts.used());
+    if (request.offsets != nullptr) there.offsets = arena.take<float>(n);
+    return std::make_pair(there, arena.used());
   };
   const SearchRequest there = lay_out(scratch.memory(lay_out(nullptr).second)).first;
   const auto upload = [&](const void* to, const void* from, size_t bytes) {
@@ -308,7 +309,7 @@ void Index::calibrate() {
   const int64_t n = std::min<int64_t>(own.n, 64), width = own.row_width;
   if (n == 0 || width == 0 || width > kMostEntries) return;
   const UseDevice use(own.device);
-  // Documents, evenly chosen, as queries.
+  // Evenly spaced documents, as queries.
   std::vector<float> values(n * width);
   std::vector<int32_t> indices(n * width);
   std::vector<unsigned char> stored(width * 4);
@@ -328,7 +329,7 @@ void Index::calibrate() {
       indices[i * width + e] = own.view.wide ? reinterpret_cast<uint32_t*>(stored.data())[e]
                                              : reinterpret_cast<uint16_t*>(stored.data())[e];
     }
-    // Any positive values do: only the lists' lengths matter.
+    // Any positive values will do: only the lengths of lists matter.
     std::fill_n(values.begin() + i * width, length, 1.0f);
   }
   std::vector<float> scores(n * 10);

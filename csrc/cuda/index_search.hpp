@@ -1,8 +1,8 @@
 // Scores of one query in one block of documents, and the hits among them.
 //
-// Sums of impacts in int32, which never understate, choose the documents that are scored exactly.
-// A document is chosen when its sum passes the query's threshold, which other thread blocks raise:
-// an older, lower threshold lets more pass, and loses none.
+// Sums of impacts in int32, which are never too small, choose the documents that are scored
+// exactly. A document is chosen when its sum passes the query's threshold. Other thread blocks
+// raise the threshold; an older, lower one lets more documents pass and loses none.
 #pragma once
 
 #include "index_keys.hpp"
@@ -13,7 +13,7 @@ namespace csrkern::cuda {
 constexpr uint32_t kDocs = 64;
 constexpr uint32_t kEntries = 32;
 constexpr uint32_t kPitch = kEntries + 1;  // no two rows in one bank
-// Terms whose latents are in the table of a gather scan at once, and slots of that table.
+// Terms in the table of a gather scan at once, and slots of that table.
 constexpr uint32_t kTerms = 256;
 constexpr uint32_t kSlots = 512;
 
@@ -21,7 +21,7 @@ template <int kBits>
 struct SearchBlocks {
   static constexpr const char* kName = "search_blocks";
   static constexpr int kThreads = 512;
-  // As many as an H100's shared memory holds; sm_80 holds two.
+  // As many as fit in the shared memory of an H100; two fit on sm_80.
   static constexpr int kPerProcessor = 3;
   static constexpr uint32_t kWarps = kThreads / 32;
 
@@ -30,7 +30,7 @@ struct SearchBlocks {
   uint32_t first_block;
   uint32_t n_blocks;
   uint32_t lanes_per_row;  // of a gather scan, a power of two up to 32
-  float gather_above;      // where postings are more than this times the entries
+  float gather_above;      // gather if there are more postings than this times the entries
   const uint8_t* allowed;  // as SearchRequest::allowed
   int64_t allowed_stride;
   uint64_t* work;  // [4] as Work, or null: not counted
@@ -57,18 +57,19 @@ struct SearchBlocks {
     return sizeof(Shared) + sizeof(uint64_t) * key_capacity(topk) + sizeof(uint32_t) * block;
   }
 
-  // Block-major: all queries of a block of documents follow each other, so that its lists are read
-  // from memory once and then from the L2 cache.
-  CSRKERN_DEVICE void operator()(Block& block) const {
-    One one{*this, block, *block.shared<Shared>()};
-    one.keys = block.shared<uint64_t>(sizeof(Shared));
-    one.sums = block.shared<uint32_t>(sizeof(Shared) + sizeof(uint64_t) * key_capacity(batch.topk));
-    block.phase([&](uint32_t t) {
+  // All queries of a block of documents follow each other, so that its lists are read from memory
+  // once and then from the L2 cache.
+  CSRKERN_DEVICE void operator()(ThreadBlock& threads) const {
+    One one{*this, threads, *threads.shared<Shared>()};
+    one.keys = threads.shared<uint64_t>(sizeof(Shared));
+    one.sums =
+        threads.shared<uint32_t>(sizeof(Shared) + sizeof(uint64_t) * key_capacity(batch.topk));
+    threads.phase([&](uint32_t t) {
       for (uint32_t i = t; i < index.block; i += kThreads) one.sums[i] = 0;
       if (t == 0) one.shared.postings = one.shared.n_long = 0;
     });
     const uint32_t n_items = batch.n_queries * n_blocks;
-    for (uint32_t item = block.index(); item < n_items; item += block.grid()) {
+    for (uint32_t item = threads.index(); item < n_items; item += threads.grid()) {
       one.q = item % batch.n_queries;
       one.search(first_block + item / batch.n_queries);
     }
@@ -78,7 +79,7 @@ struct SearchBlocks {
   // One query in one block of documents at a time.
   struct One {
     const SearchBlocks& job;
-    Block& block;
+    ThreadBlock& threads;
     Shared& shared;
     uint64_t* keys = nullptr;
     uint32_t* sums = nullptr;  // [index.block], 0 between searches
@@ -101,7 +102,7 @@ struct SearchBlocks {
       entries = job.batch.entries + static_cast<uint64_t>(q) * job.batch.slots;
       weights = job.batch.weights + static_cast<uint64_t>(q) * job.batch.slots;
 
-      block.phase([&](uint32_t t) {
+      threads.phase([&](uint32_t t) {
         if (t == 0) {
           shared.top = {0, fresh(job.batch.bars + q)};
           shared.threshold = threshold_of(facts, float_of(shared.top.bar));
@@ -114,7 +115,7 @@ struct SearchBlocks {
         }
       });
       n_long = shared.n_long;
-      const uint32_t postings = block.uniform(shared.postings);
+      const uint32_t postings = threads.uniform(shared.postings);
       if (postings == 0) return;
       const uint32_t* starts = job.index.starts;
       const uint32_t n_entries = starts[first_doc + n_docs] - starts[first_doc];
@@ -122,24 +123,24 @@ struct SearchBlocks {
       if (gather) {
         gather_scan();
       } else {
-        block.phase([&](uint32_t t) {
+        threads.phase([&](uint32_t t) {
           const uint32_t threshold = shared.threshold;
           each_posting(t, [&](uint32_t doc, uint32_t impact, uint32_t weight) {
             add(doc, high_product(impact, weight) + 1, threshold);
           });
         });
       }
-      const bool many = block.uniform(shared.n_candidates) > kTile;
+      const bool many = threads.uniform(shared.n_candidates) > kTile;
       if (many) {
         search_sums();
       } else {
         score_candidates();
       }
       publish();
-      // Postings are read again to clear their sums, unless clearing all is less work: four sums
-      // an instruction, and nothing read.
+      // Postings are read again to clear their sums, unless clearing all sums is less work: four
+      // per instruction, without reads.
       const bool clear_all = gather || many || postings > job.index.block / 8;
-      block.phase([&](uint32_t t) {
+      threads.phase([&](uint32_t t) {
         if (t == 0) {
           shared.postings = shared.n_long = 0;
           if (job.work != nullptr) count_work(gather, postings, n_entries);
@@ -152,8 +153,8 @@ struct SearchBlocks {
       });
     }
 
-    // body(document, impact in the upper bits, weight) for this thread's part of the query's
-    // lists: a warp for each, all warps for each long one.
+    // Calls body(document, impact in the upper bits, weight) for this thread's share of the query's
+    // lists: one warp for each list, all warps for each long list.
     template <class Body>
     CSRKERN_DEVICE void each_posting(uint32_t t, const Body& body) const {
       for (uint32_t i = t / 32; i < facts.n_entries; i += kWarps) {
@@ -161,7 +162,7 @@ struct SearchBlocks {
         if (list[1] - list[0] > kThreads) continue;
         for (uint32_t p = list[0] + t % 32; p < list[1]; p += 32) posting(p, weights[i], body);
       }
-      if (n_long == 0) return;  // or the loop below would cost more than the one above
+      if (n_long == 0) return;  // the loop below would cost more than the one above
       for (uint32_t i = 0; i < facts.n_entries; ++i) {
         const uint32_t* list = list_of(job.index, number, entries[i].latent);
         if (list[1] - list[0] <= kThreads) continue;
@@ -179,7 +180,7 @@ struct SearchBlocks {
       }
     }
 
-    // A document passes the threshold once, since sums only grow.
+    // A document passes the threshold only once, since sums grow.
     CSRKERN_DEVICE void add(uint32_t doc, uint32_t amount, uint32_t threshold) {
       const uint32_t before = atomic_add(&sums[doc], amount);
       if (before < threshold && before + amount >= threshold) choose(doc);
@@ -195,23 +196,23 @@ struct SearchBlocks {
       if (slot < kTile) shared.candidates[slot] = static_cast<uint16_t>(doc);
     }
 
-    // Reads the documents instead of the lists: their latents are looked up among the query's.
+    // Reads the documents instead of the lists and looks up their latents among the query's.
     CSRKERN_DEVICE void gather_scan() {
       for (uint32_t begin = 0; begin < facts.n_entries; begin += kTerms) {
         const uint32_t end = facts.n_entries - begin < kTerms ? facts.n_entries : begin + kTerms;
-        block.phase([&](uint32_t t) {
+        threads.phase([&](uint32_t t) {
           for (uint32_t i = t; i < kSlots; i += kThreads) shared.table.latents[i] = -1;
         });
-        block.phase([&](uint32_t t) {
+        threads.phase([&](uint32_t t) {
           for (uint32_t i = begin + t; i < end; i += kThreads) {
             uint32_t slot = slot_of(entries[i].latent);
             while (atomic_swap_if(&shared.table.latents[slot], -1, entries[i].latent) != -1) {
               slot = (slot + 1) % kSlots;
             }
-            shared.table.scales[slot] = entries[i].value * facts.unit * (1 + 1e-12);
+            shared.table.scales[slot] = entries[i].value * facts.steps_per_score * (1 + 1e-12);
           }
         });
-        block.phase([&](uint32_t t) {
+        threads.phase([&](uint32_t t) {
           const uint32_t lanes = job.lanes_per_row, threshold = shared.threshold;
           for (uint32_t doc = t / lanes; doc < n_docs; doc += kThreads / lanes) {
             const uint32_t* row = job.index.starts + first_doc + doc;
@@ -229,7 +230,7 @@ struct SearchBlocks {
 
     CSRKERN_DEVICE void gather_one(uint32_t doc, uint32_t entry, uint32_t threshold) {
       const int32_t latent = static_cast<int32_t>(latent_at(job.index, entry));
-      // To the next free slot: a query that nobody checked may have a latent twice.
+      // Up to the next free slot: an unchecked query may repeat a latent.
       for (uint32_t slot = slot_of(latent); shared.table.latents[slot] != -1;
            slot = (slot + 1) % kSlots) {
         if (shared.table.latents[slot] != latent) continue;
@@ -238,13 +239,13 @@ struct SearchBlocks {
       }
     }
 
-    // More candidates than there is room for: the threshold rises to what the topk-th largest of
-    // the maxima of disjoint sets of documents guarantees, then the sums are searched for what
-    // reaches it, and if that is still too much, in tiles.
+    // For more candidates than there is room for. Raises the threshold to what the topk-th largest
+    // of the maxima of disjoint sets of documents guarantees, then searches the sums for documents
+    // that reach it; in tiles, if these are still too many.
     CSRKERN_DEVICE void search_sums() {
       const uint32_t topk = job.batch.topk;
       const uint32_t n_sets = topk <= kThreads ? kThreads : 2 * kThreads;
-      block.phase([&](uint32_t t) {
+      threads.phase([&](uint32_t t) {
         for (uint32_t set = t; set < n_sets; set += kThreads) {
           uint32_t largest = 0;
           for (uint32_t doc = set; doc < n_docs; doc += n_sets) {
@@ -253,37 +254,37 @@ struct SearchBlocks {
           keys[set] = largest;
         }
       });
-      sort_keys<kThreads>(block, keys, n_sets);
-      block.phase([&](uint32_t t) {
+      sort_keys<kThreads>(threads, keys, n_sets);
+      threads.phase([&](uint32_t t) {
         if (t != 0) return;
         const uint32_t sum = static_cast<uint32_t>(keys[topk - 1]);
         uint32_t guaranteed = sum > 0 ? threshold_below(facts, sum) : 0;
-        // Sums of the greatest score and more are equal.
+        // Sums above that of the greatest score are ties.
         const uint32_t greatest = threshold_of(facts, job.batch.most_score);
         if (guaranteed > greatest) guaranteed = greatest;
         if (guaranteed > shared.threshold) shared.threshold = guaranteed;
         shared.n_candidates = 0;
       });
-      block.phase([&](uint32_t t) {
+      threads.phase([&](uint32_t t) {
         for (uint32_t doc = t; doc < n_docs; doc += kThreads) {
           if (sums[doc] >= shared.threshold) choose(doc);
         }
       });
-      if (block.uniform(shared.n_candidates) <= kTile) {
+      if (threads.uniform(shared.n_candidates) <= kTile) {
         score_candidates();
         return;
       }
       for (uint32_t begin = 0; begin < n_docs; begin += kTile) {
-        block.phase([&](uint32_t t) {
+        threads.phase([&](uint32_t t) {
           if (t == 0) shared.n_candidates = 0;
         });
-        block.phase([&](uint32_t t) {
+        threads.phase([&](uint32_t t) {
           for (uint32_t doc = begin + t; doc < n_docs && doc < begin + kTile; doc += kThreads) {
             if (sums[doc] >= shared.threshold) choose(doc);
           }
         });
         score_candidates();
-        block.phase([&](uint32_t t) {
+        threads.phase([&](uint32_t t) {
           if (t != 0) return;
           const uint32_t risen = threshold_of(facts, float_of(shared.top.bar));
           if (risen > shared.threshold) shared.threshold = risen;
@@ -291,15 +292,15 @@ struct SearchBlocks {
       }
     }
 
-    // The float32 score that the CPU index gives, in its order: products are rounded, then added.
+    // Finds the float32 score of the CPU index, in its order: products are rounded, then added.
     CSRKERN_DEVICE void score_candidates() {
-      const uint32_t n = block.uniform(shared.n_candidates);
+      const uint32_t n = threads.uniform(shared.n_candidates);
       for (uint32_t begin = 0; begin < n; begin += kDocs) {
         const uint32_t docs = n - begin < kDocs ? n - begin : kDocs;
         for (uint32_t first = 0; first < facts.n_entries; first += kEntries) {
           const uint32_t terms =
               facts.n_entries - first < kEntries ? facts.n_entries - first : kEntries;
-          block.phase([&](uint32_t t) {
+          threads.phase([&](uint32_t t) {
             for (uint32_t i = t; i < docs * kEntries; i += kThreads) {
               const uint32_t d = i / kEntries, e = i % kEntries;
               if (e >= terms) continue;
@@ -309,7 +310,7 @@ struct SearchBlocks {
               shared.products[d * kPitch + e] = entry.value * value;
             }
           });
-          block.phase([&](uint32_t t) {
+          threads.phase([&](uint32_t t) {
             if (t >= docs) return;
             float score = first == 0 ? 0.0f : shared.sums[t];
             for (uint32_t e = 0; e < terms; ++e) score += shared.products[t * kPitch + e];
@@ -321,20 +322,20 @@ struct SearchBlocks {
           });
         }
       }
-      keep_best<kThreads>(block, shared.top, keys, job.batch.topk);
+      keep_best<kThreads>(threads, shared.top, keys, job.batch.topk);
     }
 
-    // Adds the hits to those of the query; topk of them raise its bar for all.
+    // Adds the hits to those of the query; topk of them raise its bar for all thread blocks.
     CSRKERN_DEVICE void publish() {
-      const uint32_t n = block.uniform(shared.top.n);
+      const uint32_t n = threads.uniform(shared.top.n);
       if (n == 0) return;
-      block.phase([&](uint32_t t) {
+      threads.phase([&](uint32_t t) {
         if (t != 0) return;
         shared.published = atomic_add(job.batch.n_keys + q, n);
         if (n == job.batch.topk) atomic_max(job.batch.bars + q, shared.top.bar);
       });
       uint64_t* found = job.batch.keys + static_cast<uint64_t>(q) * job.batch.keys_pitch;
-      block.phase([&](uint32_t t) {
+      threads.phase([&](uint32_t t) {
         for (uint32_t i = t; i < n; i += kThreads) found[shared.published + i] = keys[i];
       });
     }

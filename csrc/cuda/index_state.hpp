@@ -1,4 +1,4 @@
-// What an index on a GPU owns.
+// The memory of an index on a GPU.
 #pragma once
 
 #include <mutex>
@@ -9,7 +9,7 @@
 
 namespace csrkern::cuda {
 
-// Memory and a stream for one search from the host at a time.
+// Memory and a stream for one search from the host.
 struct Scratch {
   DeviceMemory memory;
   Stream stream = nullptr;

@@ -1,9 +1,8 @@
-// What the CUDA kernels are written in, for a GPU (nvcc) or simulated on the CPU (any compiler).
+// The primitives of the CUDA kernels, for a GPU (nvcc) or simulated on the CPU (any compiler).
 //
-// A kernel is a struct of its arguments with an operator()(Block&), made of phases: code for one
-// thread, after which all threads of the block wait for each other. Nothing that a thread holds
-// outlives a phase; what they share does. So the same source runs on a GPU and, thread after
-// thread, in tests/.
+// A kernel is a struct of its arguments with an operator()(ThreadBlock&), which consists of phases:
+// code for one thread, after which all threads of the thread block wait for each other. Only shared
+// memory outlives a phase. So the same source runs on a GPU and, thread after thread, in tests/.
 #pragma once
 
 #include <cstddef>
@@ -20,9 +19,9 @@
 
 namespace csrkern::cuda {
 
-class Block {
+class ThreadBlock {
  public:
-  CSRKERN_DEVICE explicit Block(unsigned char* shared) : shared_(shared) {}
+  CSRKERN_DEVICE explicit ThreadBlock(unsigned char* shared) : shared_(shared) {}
 
   CSRKERN_DEVICE uint32_t index() const { return blockIdx.x; }
   CSRKERN_DEVICE uint32_t grid() const { return gridDim.x; }
@@ -36,7 +35,7 @@ class Block {
     body(threadIdx.x);
     __syncthreads();
   }
-  // A shared value that all threads have read before any goes on, and may change it.
+  // Returns a shared value, which all threads have read before any goes on and may change it.
   template <class T>
   CSRKERN_DEVICE T uniform(const T& value) {
     const T read = value;
@@ -59,11 +58,11 @@ CSRKERN_DEVICE void atomic_min(uint64_t* to, uint64_t value) {
 CSRKERN_DEVICE int32_t atomic_swap_if(int32_t* to, int32_t expected, int32_t value) {
   return atomicCAS(to, expected, value);
 }
-// The value in memory, not one that a cache of this processor kept.
+// Returns the value in memory, not the one in a cache of this processor.
 CSRKERN_DEVICE uint32_t fresh(const uint32_t* at) {
   return *static_cast<const volatile uint32_t*>(at);
 }
-// Where several threads write the same value, which is no race on a GPU.
+// For several threads that write the same value, which is no race on a GPU.
 CSRKERN_DEVICE void put_same(uint32_t* to, uint32_t value) { *to = value; }
 CSRKERN_DEVICE uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 CSRKERN_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
@@ -83,11 +82,11 @@ template <class Body>
 __global__ void __launch_bounds__(Body::kThreads, Body::kPerProcessor)
     run(const __grid_constant__ Body body) {
   extern __shared__ __align__(16) unsigned char shared[];
-  Block block(shared);
-  body(block);
+  ThreadBlock threads(shared);
+  body(threads);
 }
 
-// Lets a kernel use up to that much shared memory a block. All threads of the process share this
+// Lets a kernel use this much shared memory per thread block. All threads of the process share the
 // limit, so it must be the same each time: the most that the device has.
 template <class Body>
 void allow_shared(size_t bytes) {
@@ -99,7 +98,7 @@ void allow_shared(size_t bytes) {
 template <class Body>
 void launch(const Body& body, uint32_t grid, size_t shared, Stream stream) {
   if (grid == 0) return;
-  // clang-format off: it knows no launches.
+  // clang-format off: it does not know launches.
   run<Body><<<grid, Body::kThreads, shared, static_cast<cudaStream_t>(stream)>>>(body);
   // clang-format on
   check(cudaGetLastError(), Body::kName);

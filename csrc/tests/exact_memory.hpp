@@ -10,7 +10,7 @@
 
 namespace csrkern {
 
-// `bytes` bytes that end at an inaccessible page, but for what `alignment` asks for.
+// `bytes` bytes that end at an inaccessible page, except for padding that `alignment` requires.
 void* allocate_exactly(size_t bytes, size_t alignment);
 void free_exactly(void* memory, size_t bytes);
 

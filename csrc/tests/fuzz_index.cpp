@@ -1,5 +1,5 @@
 // Hostile indexes and queries: whatever an input makes of a good index is refused, or answers as
-// if every document had been scored. Run by `make fuzz`; needs clang's libFuzzer.
+// scoring every document would. Run by `make fuzz`; needs clang's libFuzzer.
 #include <fuzzer/FuzzedDataProvider.h>
 
 #include <cstring>
@@ -84,7 +84,7 @@ void forge(FuzzedDataProvider& input, OwnedIndex& index) {
   }
 }
 
-// What the caller of Index has checked: sizes, as against what the arrays contain.
+// What the caller of Index has checked: the sizes of arrays, not their contents.
 bool sizes_agree(OwnedIndex& index) {
   IndexView& sizes = index.sizes;
   if (sizes.dim < 1 || sizes.window < 64 || sizes.window > 65'536 || sizes.window % 64 != 0 ||

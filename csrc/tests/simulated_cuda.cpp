@@ -1,4 +1,4 @@
-// A GPU that is not there: csrc/cuda compiled for the CPU, with host memory in place of its own.
+// A simulated GPU: csrc/cuda compiled for the CPU, with host memory instead of device memory.
 #include "simulated_cuda.hpp"
 
 #include <cstdlib>

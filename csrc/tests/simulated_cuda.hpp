@@ -1,4 +1,4 @@
-// What the GPU that is not there has.
+// The properties of the simulated GPU.
 #pragma once
 
 #include <cstddef>

@@ -1,11 +1,11 @@
-// Kernels on a GPU that is not there: what csrc/cuda/kernel.hpp gives nvcc, for any C++ compiler.
+// Simulates a GPU for kernels: what csrc/cuda/kernel.hpp gives nvcc, for any C++ compiler.
 //
-// A launch runs its thread blocks one after the other, and the threads of each likewise, in another
-// order in each phase: what depends on the order within a phase gives other results. Or it runs
-// them with several threads of the CPU (`Simulated::workers`), as warps of a GPU do: each goes
-// through the whole kernel with variables of its own, runs its share of every phase, and waits for
-// the others where a phase ends. So a thread sanitizer sees what a barrier too few would do, and a
-// barrier that not all reach is a hang.
+// A launch runs its thread blocks one after the other, and the threads of each likewise, in a
+// different order in each phase: code that depends on the order within a phase gives different
+// results. Or several threads of the CPU (`Simulated::workers`) run a thread block, as warps of a
+// GPU do: each goes through the whole kernel with its own variables, runs its share of every phase,
+// and waits for the others at the end of a phase. So a thread sanitizer sees a missing barrier, and
+// a barrier that not all reach hangs.
 #pragma once
 
 #include <pthread.h>
@@ -45,13 +45,13 @@ class Barrier {
 };
 
 // A thread block, as one of its workers sees it.
-class Block {
+class ThreadBlock {
  public:
   struct Place {
     uint32_t index, grid, threads, worker, workers;
   };
 
-  Block(const Place& place, unsigned char* shared, Barrier& barrier)
+  ThreadBlock(const Place& place, unsigned char* shared, Barrier& barrier)
       : place_(place), shared_(shared), barrier_(barrier), state_(1 + place.index) {}
 
   uint32_t index() const { return place_.index; }
@@ -114,7 +114,7 @@ inline uint32_t high_product(uint32_t a, uint32_t b) {
 inline float from_half(uint16_t half) { return half_to_float(half); }
 inline uint16_t to_half(float value) { return float_to_half(value); }
 
-// What a kernel may use of shared memory, at most; as on a GPU the last word counts, for all
+// The most shared memory that a kernel may use. As on a GPU, the last setting counts for all
 // threads that launch it.
 template <class Body>
 size_t& shared_limit() {
@@ -130,7 +130,7 @@ void allow_shared(size_t bytes) {
   if (bytes > shared_limit<Body>()) shared_limit<Body>() = bytes;
 }
 
-// Each block in shared memory that ends where it ends.
+// Runs each thread block in shared memory that ends where the allocation ends.
 template <class Body>
 void launch(const Body& body, uint32_t grid, size_t shared, Stream) {
   static_assert((Body::kThreads & (Body::kThreads - 1)) == 0, "threads are visited in 2^n steps");
@@ -145,12 +145,13 @@ void launch(const Body& body, uint32_t grid, size_t shared, Stream) {
     std::swap(order[i - 1], order[(state >> 33) % i]);
   }
   const uint32_t workers = simulated.workers, at_once = workers > 1 ? 2 : 1;
-  // The blocks first, first + at_once, ... of the order, by one worker of those that share them.
+  // Runs thread blocks first, first + at_once, ... of the order as one of the workers that share
+  // them.
   const auto work = [&](uint32_t worker, uint32_t first, Barrier& barrier, unsigned char* memory) {
     for (uint32_t i = first; i < grid; i += at_once) {
       if (worker == 0) std::memset(memory, 0xa5, shared);
       barrier.wait();
-      Block block({order[i], grid, Body::kThreads, worker, workers}, memory, barrier);
+      ThreadBlock block({order[i], grid, Body::kThreads, worker, workers}, memory, barrier);
       body(block);
       barrier.wait();
     }

@@ -31,7 +31,7 @@ void check_out_of_range() {
   check_latents(codes.view(), 2);
   check_refused(codes, [](const OwnedCodes& bad) { check_latents(bad.view(), 2); });
   check_refused(codes, [](const OwnedCodes& bad) { OwnedPostings postings(bad, 2); });
-  check_refused(random_codes(20'000, 3, 16, 1),  // several parts
+  check_refused(random_codes(20'000, 3, 16, 1),  // several chunks
                 [](const OwnedCodes& bad) { OwnedPostings postings(bad, 3); });
   for (int64_t dim : {int64_t{1} << 31, int64_t{1} << 40}) {
     OwnedCodes many{Exact<float>(1, 1.0f), Exact<int32_t>(1, 0x7fffffff), 1, 1, dim};
@@ -76,5 +76,5 @@ int main() {
     for (int64_t k : {1, 3, 16}) csrkern::check(n, k, 16 + n);
   }
   csrkern::check(5, 1, 1);
-  csrkern::check(20'001, 5, 40);  // several parts
+  csrkern::check(20'001, 5, 40);  // several chunks
 }

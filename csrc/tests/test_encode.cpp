@@ -73,7 +73,7 @@ void check_refine(const Linear& layer, const Exact<float>& exact, DType dtype, d
   }
 }
 
-// Each float goes to the nearer of two neighbours, or to the even one.
+// Each float goes to the nearer of two neighbors, or to the even one.
 void check_rounding(int64_t d, int num_threads) {
   const int64_t n = 5, stride = d + 3;
   Random random(d);

@@ -194,7 +194,7 @@ int main() {
     check_dot(dtype, many, 40, 0, 3);
     check_scatter(dtype, many, 40, 0, 3);
     const OwnedCodes dense =
-        random_codes(1000, 6, 8, 2);  // lists long enough to be cut into blocks
+        random_codes(1000, 6, 8, 2);  // lists long enough for several tiles of rows
     check_scatter(dtype, dense, 300, 1, 2);
     const OwnedCodes none = random_codes(0, 4, 3, 1);
     check_sum(dtype, none, 8, 0, true, 2);

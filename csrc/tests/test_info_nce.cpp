@@ -45,12 +45,12 @@ struct Dense {
     double sum = 0, positive = 0;
     int64_t positives = 0;
     for (int64_t j = 0; j < b.n; ++j) {
-      const bool labelled = classes_a != nullptr;
+      const bool labeled = classes_a != nullptr;
       const bool self = one_set() && i == j;
-      if (labelled && self) continue;
+      if (labeled && self) continue;
       const double count = variant == Variant::one_set && !self ? 2 : 1;
       sum += count * std::exp((scores[j] - peak) * scale);
-      if (labelled ? classes_a[i] == classes_b[j] : i == j) {
+      if (labeled ? classes_a[i] == classes_b[j] : i == j) {
         positive += scores[j];
         ++positives;
       }
@@ -82,7 +82,7 @@ Exact<int32_t> count_positives(const Exact<int32_t>& of, const Exact<int32_t>& a
 void check(Variant variant, int64_t n, int64_t m, double temperature, int num_threads) {
   const int64_t k = 3, dim = 12;
   const bool one_set = variant == Variant::one_set || variant == Variant::labels_in_one_set;
-  const bool labelled = variant == Variant::labels || variant == Variant::labels_in_one_set;
+  const bool labeled = variant == Variant::labels || variant == Variant::labels_in_one_set;
   const OwnedCodes a = with_wild_padding(random_codes(n, k, dim, 1));
   const OwnedCodes b = one_set ? a : with_wild_padding(random_codes(m, k, dim, 2));
   const OwnedPostings postings_a(a), postings_b(b);
@@ -90,7 +90,7 @@ void check(Variant variant, int64_t n, int64_t m, double temperature, int num_th
   const Exact<int32_t> classes_b = one_set ? classes_a : random_classes(m, 4);
   const Exact<int32_t> positives = count_positives(classes_a, classes_b, one_set);
   const float scale = static_cast<float>(1 / temperature);
-  const auto given = [&](const Exact<int32_t>& array) { return labelled ? array.data() : nullptr; };
+  const auto given = [&](const Exact<int32_t>& array) { return labeled ? array.data() : nullptr; };
   const InfoNce args{a.view(),         postings_b.view(), m, one_set, scale, given(classes_a),
                      given(classes_b), given(positives)};
 

@@ -14,10 +14,11 @@
 namespace csrkern {
 namespace {
 
-// Every number exactly once, in pieces of at most `grain`, no thread number held twice at once.
+// Every number comes exactly once, in chunks of at most `grain`; no thread number is held twice at
+// once.
 void check_cover(int64_t n, int64_t grain, int num_threads) {
   const int threads = std::max(num_threads, 1);
-  std::vector<int> visits(std::max<int64_t>(n, 0));  // plain: pieces must not overlap
+  std::vector<int> visits(std::max<int64_t>(n, 0));  // plain: chunks must not overlap
   std::vector<int> scratch(threads);
   std::vector<std::atomic<int>> held(threads);
   parallel_for(n, grain, num_threads, [&](int64_t begin, int64_t end, int thread) {
@@ -56,7 +57,7 @@ void check_exceptions(int num_threads) {
       });
     } catch (const std::out_of_range&) {
       caught = true;
-      CHECK(inside == 0);  // no piece is left behind
+      CHECK(inside == 0);  // no chunk is still running
     }
     CHECK(caught);
     check_cover(100, 3, num_threads);  // the pool lives on

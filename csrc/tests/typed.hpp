@@ -47,7 +47,7 @@ class Typed {
     if (full()) return std::memcmp(&floats_[i], &other.floats_[j], 4) == 0;
     return halves_[i] == other.halves_[j];
   }
-  // Half the distance between neighbouring values, relative to them.
+  // Half the distance between neighboring values, relative to them.
   double rounding() const { return full() ? 0x1p-24 : dtype_ == DType::float16 ? 0x1p-11 : 0x1p-8; }
 
  private:

@@ -7,8 +7,8 @@
 namespace csrkern {
 namespace {
 
-// Products of two floats are exact in double, so only the order of the sum matters. It is the
-// same on every instruction set: element j goes to lane j mod 32, lanes are added in a tree.
+// Products of two floats are exact in double, so only the order of the sum matters. Every
+// instruction set uses the same order: element j goes to lane j mod 32, lanes are added in a tree.
 constexpr int64_t kLanes = 32;
 
 template <class V>
@@ -28,7 +28,7 @@ inline float exact_pre_activation(const Linear& layer, const double* x, int64_t 
   const double dot = exact_dot<V>(x, layer.weight + latent * layer.row_stride, layer.d);
   const float value =
       static_cast<float>(layer.bias ? dot + static_cast<double>(layer.bias[latent]) : dot);
-  return value == value ? value : __builtin_nanf("");  // one NaN, whatever came in
+  return value == value ? value : __builtin_nanf("");  // the same NaN for every input NaN
 }
 
 inline int32_t signed_bits(float x) {
@@ -37,14 +37,14 @@ inline int32_t signed_bits(float x) {
   return bits;
 }
 
-// The bits of a float not above a positive x.
+// Returns the bits of a float that is not above a positive x.
 inline int32_t bits_below(double x) {
   const int32_t bits = signed_bits(static_cast<float>(x)) - 1;
   return bits > 1 ? bits : 1;
 }
 
-// The latents that may be among the k best, ascending, in s.index; their number, or -1 where
-// the row needs `candidates_of_odd_row`.
+// Writes the latents that may be among the k best, ascending, to s.index. Returns their number, or
+// -1 if the row needs `candidates_of_odd_row`.
 template <class V, class T>
 int64_t candidates(const T* row, const Refine& args, double slack, const TopkScratch& s) {
   constexpr int64_t kGroups = kAccumulators * V::width;
@@ -52,7 +52,8 @@ int64_t candidates(const T* row, const Refine& args, double slack, const TopkScr
   int64_t chunks = 1;
   while (chunks * kGroups < 4 * k && chunks * kGroups * 4 <= h) chunks *= 2;
   if (!group_maxima<V>(row, h, chunks, s.group_max)) return -1;
-  // If the k-th best has at least `kth` here, what exceeds it exactly is at least this here.
+  // If the k-th best approximate value is at least `kth`, a latent whose exact value is among the k
+  // best has at least this approximate value.
   const auto least = [&](int32_t kth) {
     float value;
     std::memcpy(&value, &kth, sizeof value);
@@ -100,7 +101,7 @@ void refine_row(const Refine& args, int64_t i, const TopkScratch& s, double* x64
     s.index[positive] = s.index[c];
     positive += bits > 0;
   }
-  // Sorting moves bits; the places are what is sorted along, and lead back to both.
+  // Sorting moves the bits and the places with them, which lead back to bits and latents.
   int32_t* place = static_cast<int32_t*>(s.staged);
   int32_t* by_place = s.group_max;
   for (int64_t c = 0; c < positive; ++c) {
@@ -143,9 +144,9 @@ void round_row(const Rounding& args, int64_t i) {
     add(x, V::load_f(rounded + j));
   }
   if (j < args.d) {
-    const auto x = V::load_part_f(row + j, args.d - j);
-    V::store_part_f(rounded + j, x, args.d - j);
-    add(x, V::load_part_f(rounded + j, args.d - j));
+    const auto x = V::load_partial_f(row + j, args.d - j);
+    V::store_partial_f(rounded + j, x, args.d - j);
+    add(x, V::load_partial_f(rounded + j, args.d - j));
   }
   args.norms[i] = static_cast<float>(__builtin_sqrt(V::sum_lanes(square)));
   args.residuals[i] = static_cast<float>(__builtin_sqrt(V::sum_lanes(lost)));

@@ -11,9 +11,9 @@
 namespace csrkern {
 namespace {
 
-// A tile is kTile vectors of float sums in registers; with kTile 0 it is the ragged end of a row,
-// narrower than a vector; with kTile kStretch its sums wait in the L1 cache. Two vectors of
-// bfloat16 are held as their even and their odd columns where that is faster.
+// A tile holds kTile vectors of float sums in registers. With kTile 0 it is the end of a row,
+// narrower than a vector; with kTile kStretch its sums are in the L1 cache. Two vectors of bfloat16
+// are held as their even and their odd columns where that is faster.
 constexpr int kStretch = -1;
 
 template <class V, class T, int kTile>
@@ -32,7 +32,7 @@ inline __attribute__((always_inline)) void each_vector(const T* from, int64_t co
   } else if constexpr (kTile > 0) {
     for (int v = 0; v < kTile; ++v) each(v, V::load_f(from + v * V::width));
   } else {
-    each(0, V::load_part_f(from, columns));
+    each(0, V::load_partial_f(from, columns));
   }
 }
 
@@ -57,7 +57,7 @@ struct Sums {
     each_vector<V, T, kTile>(row, columns,
                              [&](int v, typename V::F x) { vector[v] = V::fma(s, x, vector[v]); });
   }
-  // `next` is fetched meanwhile.
+  // Also prefetches `next`.
   inline __attribute__((always_inline)) void add_scaled(float scale, const T* row, const T* next,
                                                         int64_t columns) {
     prefetch(next, columns);
@@ -78,45 +78,44 @@ struct Sums {
     } else if constexpr (kTile > 0) {
       for (int v = 0; v < kTile; ++v) V::store_f(to + v * V::width, shifted.vector[v]);
     } else {
-      V::store_part_f(to, shifted.vector[0], columns);
+      V::store_partial_f(to, shifted.vector[0], columns);
     }
   }
 };
 
-// Registers of 8 lanes hold 64 sums at once, too few to pay for finding a row (1.7 times slower).
-// So rows are collected first, kRows of them, and then added in order, four vectors of each
-// at a time.
+// Registers of 8 lanes hold only 64 sums, too few to pay for finding a row (1.7 times slower). So
+// kRows rows are collected first and then added in order, four vectors of each at a time.
 template <class V, class T>
 struct Sums<V, T, kStretch> {
   static constexpr int kRows = 4;
-  static constexpr int64_t kBlock = 4 * V::width;
-  static constexpr int64_t kMost = 256;  // columns; 1,024 were up to 1.3 times slower
-  using Block = Sums<V, T, kBlock / V::width>;
+  static constexpr int64_t kTileColumns = 4 * V::width;
+  static constexpr int64_t kMost = 256;  // columns; 1,024 are up to 1.3 times slower
+  using Tile = Sums<V, T, kTileColumns / V::width>;
 
   alignas(64) float sums[kMost];
   const T *rows[kRows], *nexts[kRows];
   float scales[kRows];
   int count = 0;
 
-  Block block(int64_t column) const {
-    Block block;
-    for (int v = 0; v < kBlock / V::width; ++v) {
-      block.vector[v] = V::load_f(sums + column + v * V::width);
+  Tile tile(int64_t column) const {
+    Tile tile;
+    for (int v = 0; v < kTileColumns / V::width; ++v) {
+      tile.vector[v] = V::load_f(sums + column + v * V::width);
     }
-    return block;
+    return tile;
   }
-  void keep(int64_t column, const Block& block) {
-    for (int v = 0; v < kBlock / V::width; ++v) {
-      V::store_f(sums + column + v * V::width, block.vector[v]);
+  void keep(int64_t column, const Tile& tile) {
+    for (int v = 0; v < kTileColumns / V::width; ++v) {
+      V::store_f(sums + column + v * V::width, tile.vector[v]);
     }
   }
   void clear(int64_t columns) {
     for (int64_t c = 0; c < columns; c += V::width) V::store_f(sums + c, V::zero());
   }
   void add(const T* row, int64_t columns) {
-    for (int64_t c = 0; c < columns; c += kBlock) {
-      Block sum = block(c);
-      sum.add(row + c, kBlock);
+    for (int64_t c = 0; c < columns; c += kTileColumns) {
+      Tile sum = tile(c);
+      sum.add(row + c, kTileColumns);
       keep(c, sum);
     }
   }
@@ -129,10 +128,12 @@ struct Sums<V, T, kStretch> {
       next[g] = nexts[g];
       scale[g] = scales[g];
     }
-    for (int64_t c = 0; c < columns; c += kBlock) {
-      Block sum = block(c);
+    for (int64_t c = 0; c < columns; c += kTileColumns) {
+      Tile sum = tile(c);
 #pragma GCC unroll 4
-      for (int g = 0; g < kCount; ++g) sum.add_scaled(scale[g], from[g] + c, next[g] + c, kBlock);
+      for (int g = 0; g < kCount; ++g) {
+        sum.add_scaled(scale[g], from[g] + c, next[g] + c, kTileColumns);
+      }
       keep(c, sum);
     }
   }
@@ -152,23 +153,23 @@ struct Sums<V, T, kStretch> {
     count = 0;
   }
   void store(T* to, const T* bias, int64_t columns) const {
-    for (int64_t c = 0; c < columns; c += kBlock) {
-      block(c).store(to + c, bias ? bias + c : nullptr, kBlock);
+    for (int64_t c = 0; c < columns; c += kTileColumns) {
+      tile(c).store(to + c, bias ? bias + c : nullptr, kTileColumns);
     }
   }
 };
 
-// Slots between a prefetch and its use: 2 to 4 were 1.8 times slower, 12 and 24 a few percent.
+// Slots between a prefetch and its use: 2 to 4 are 1.8 times slower, 12 and 24 a few percent.
 constexpr int64_t kAhead = 16;
 
 // Calls body(kTile, column, columns) over stretches or whole tiles of the columns up to d, then
-// over single vectors, then, with kTile 0, over the ragged rest.
+// over single vectors, then, with kTile 0, over the rest.
 template <class V, class T, class Body>
 inline void tiles(bool stretch, int64_t column, int64_t d, Body&& body) {
   if (V::stretched && stretch) {
     using Stretch = Sums<V, T, kStretch>;
-    while (d - column >= Stretch::kBlock) {
-      const int64_t whole = (d - column) / Stretch::kBlock * Stretch::kBlock;
+    while (d - column >= Stretch::kTileColumns) {
+      const int64_t whole = (d - column) / Stretch::kTileColumns * Stretch::kTileColumns;
       const int64_t columns = whole < Stretch::kMost ? whole : Stretch::kMost;
       body(std::integral_constant<int, kStretch>{}, column, columns);
       column += columns;
@@ -184,8 +185,8 @@ inline void tiles(bool stretch, int64_t column, int64_t d, Body&& body) {
   if (column < d) body(std::integral_constant<int, 0>{}, column, d - column);
 }
 
-// Columns outermost, so that what is read kAhead slots later is found by one step through the
-// indices, across the ends of rows.
+// The loop over columns is outermost, so that the slot to prefetch is kAhead indices later, across
+// the ends of rows.
 template <class V, class T>
 void gather_sum_rows(const GatherSum& args, int64_t begin, int64_t end) {
   const T* table = static_cast<const T*>(args.table.data);
@@ -213,15 +214,15 @@ void gather_sum_rows(const GatherSum& args, int64_t begin, int64_t end) {
   });
 }
 
-// ⟨a, b⟩ by 64 partial sums, element j in number j mod 64, then by a tree: the same on every
+// Returns ⟨a, b⟩ by 64 partial sums, element j in sum j mod 64, then by a tree: the same on every
 // instruction set that fuses multiply and add.
 template <class V, class T>
 inline float dot(const T* a, const T* b, int64_t d) {
-  constexpr int64_t kParts = 64, kVectors = kParts / V::width;
+  constexpr int64_t kSums = 64, kVectors = kSums / V::width;
   typename V::F acc[kVectors];
   for (auto& sum : acc) sum = V::zero();
   int64_t j = 0;
-  for (; j + kParts <= d; j += kParts) {
+  for (; j + kSums <= d; j += kSums) {
     for (int v = 0; v < kVectors; ++v) {
       acc[v] = V::fma(V::load_f(a + j + v * V::width), V::load_f(b + j + v * V::width), acc[v]);
     }
@@ -230,14 +231,14 @@ inline float dot(const T* a, const T* b, int64_t d) {
     const int64_t left = d - j;
     acc[v] = left >= V::width
                  ? V::fma(V::load_f(a + j), V::load_f(b + j), acc[v])
-                 : V::fma(V::load_part_f(a + j, left), V::load_part_f(b + j, left), acc[v]);
+                 : V::fma(V::load_partial_f(a + j, left), V::load_partial_f(b + j, left), acc[v]);
   }
-  float parts[kParts];
-  for (int v = 0; v < kVectors; ++v) V::store_f(parts + v * V::width, acc[v]);
-  for (int64_t half = kParts / 2; half > 0; half /= 2) {
-    for (int64_t part = 0; part < half; ++part) parts[part] += parts[part + half];
+  float sums[kSums];
+  for (int v = 0; v < kVectors; ++v) V::store_f(sums + v * V::width, acc[v]);
+  for (int64_t half = kSums / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
   }
-  return parts[0];
+  return sums[0];
 }
 
 template <class V, class T>
@@ -262,12 +263,12 @@ void gather_dot_rows(const GatherDot& args, int64_t begin, int64_t end) {
   }
 }
 
-// Entries first..last-1 of one latent, as far as their row is below row_end, added up.
-// Returns the first that is left.
+// Adds entries first..last-1 of one latent while their row is below row_end. Returns the first
+// entry that is left.
 template <class V, class T, int kTile>
 inline int64_t add_entries(const ScatterSum& args, int64_t first, int64_t last, int64_t row_end,
                            int64_t column, int64_t columns, Sums<V, T, kTile>& sums) {
-  const bool whole = row_end == args.n;  // otherwise what is read lies in the L2 cache
+  const bool whole = row_end == args.n;  // otherwise the rows are in the L2 cache
   int64_t e = first;
   for (; e < last && args.rows[e] < row_end; ++e) {
     const int64_t slot = args.slots[e];
@@ -284,8 +285,8 @@ inline int64_t add_entries(const ScatterSum& args, int64_t first, int64_t last, 
   return e;
 }
 
-// Rows are taken in blocks that stay in the L2 cache while all latents of the piece draw from
-// them; the sums wait in `out` meanwhile. The order of every sum stays that of the rows.
+// Takes tiles of rows that stay in the L2 cache while all latents add them; between tiles the sums
+// are in `out`. Every sum is in the order of the rows.
 template <class V, class T>
 void scatter_sum_latents(const ScatterSum& args, int64_t begin, int64_t end, int64_t first_column,
                          int64_t last_column) {
@@ -298,7 +299,7 @@ void scatter_sum_latents(const ScatterSum& args, int64_t begin, int64_t end, int
         int64_t row_end = 0;
         do {
           const int64_t row = row_end;
-          row_end = row + args.block_rows < args.n ? row + args.block_rows : args.n;
+          row_end = row + args.tile_rows < args.n ? row + args.tile_rows : args.n;
           for (int64_t latent = begin; latent < end; ++latent) {
             const int64_t first = next[latent - begin], last = args.starts[latent + 1];
             if (row > 0 && (first == last || args.rows[first] >= row_end)) continue;

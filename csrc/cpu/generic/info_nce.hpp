@@ -9,8 +9,9 @@
 namespace csrkern {
 namespace {
 
-// e^x to about one unit in the last place for x in [-87, 88]; below that e^-87. NaN stays NaN.
-// x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 in two parts, of which n times the first is exact.
+// Returns e^x to about one unit in the last place for x in [-87, 88], e^-87 below. NaN stays NaN.
+// x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 is a sum of two numbers, and n times the first is
+// exact.
 template <class V>
 typename V::F exponential(typename V::F x) {
   x = V::max(V::splat(-87.0f), x);
@@ -39,7 +40,7 @@ void sum_scores(float* scores, int64_t n, float scale, const int32_t* classes, i
     found += V::pack_nonzero(packed + found, x);
     if (classes == nullptr) return;
     const auto theirs =
-        lanes == V::width ? V::load_bits(classes + j) : V::load_part_bits(classes + j, lanes);
+        lanes == V::width ? V::load_bits(classes + j) : V::load_partial_bits(classes + j, lanes);
     positive = V::add(positive, V::where_equal(theirs, own_class, x));
   };
   int64_t j = 0;
@@ -48,8 +49,8 @@ void sum_scores(float* scores, int64_t n, float scale, const int32_t* classes, i
     V::store_f(scores + j, V::zero());
   }
   if (j < n) {
-    take(V::load_part_f(scores + j, n - j), j, n - j);
-    V::store_part_f(scores + j, V::zero(), n - j);
+    take(V::load_partial_f(scores + j, n - j), j, n - j);
+    V::store_partial_f(scores + j, V::zero(), n - j);
   }
   sums->positive += V::sum_lanes(positive);
 
@@ -64,7 +65,7 @@ void sum_scores(float* scores, int64_t n, float scale, const int32_t* classes, i
   const auto term = [&](int64_t i) {
     return exponential<V>(V::mul(V::sub(V::load_f(packed + i), shift), factor));
   };
-  // Four at a time in float, their sum in double: 65,536 terms lose nothing.
+  // Sums of four in float, their sum in double: 65,536 terms lose no precision.
   double total = 0;
   int64_t i = 0;
   for (; i + 4 * V::width <= found; i += 4 * V::width) {
@@ -91,7 +92,7 @@ void to_gradient(float* scores, int64_t n, float scale, const int32_t* classes, 
   }
   const auto probability = [&](F x, F peak, F log_total) {
     const F logit = V::sub(V::mul(V::sub(x, peak), factor), log_total);
-    // s_ij and s_ji are summed in different orders: beside logits of 1e8 that alone could lift a
+    // s_ij and s_ji are summed in different orders. With logits of 1e8, this alone could lift a
     // column's probability above 1, even to infinity.
     return exponential<V>(V::min(V::zero(), logit));
   };
@@ -116,12 +117,12 @@ void to_gradient(float* scores, int64_t n, float scale, const int32_t* classes, 
   }
   const int64_t left = n - j;
   if (left == 0) return;
-  const F x = V::load_part_f(scores + j, left);
-  V::store_part_f(scores + j,
-                  gradient(
-                      x, j, [&](const float* p) { return V::load_part_f(p, left); },
-                      [&](const int32_t* p) { return V::load_part_bits(p, left); }),
-                  left);
+  const F x = V::load_partial_f(scores + j, left);
+  V::store_partial_f(scores + j,
+                     gradient(
+                         x, j, [&](const float* p) { return V::load_partial_f(p, left); },
+                         [&](const int32_t* p) { return V::load_partial_bits(p, left); }),
+                     left);
 }
 
 template <class V>

@@ -2,11 +2,11 @@
 // Internal linkage: each of these files is compiled for another instruction set.
 //
 // A row is reduced to the maxima of G > k disjoint groups. The k-th largest of these maxima is
-// a lower bound tau on the k-th largest entry, and entries above it lie in few groups: about
-// G ln(G / (G - k)) are expected in a row in random order, 37 for k = 32 and G = 128. A second
-// pass collects them (all of them: the buffer has room for the whole row) and only they are
-// sorted. Positive floats order like their bits, negative ones are negative integers, so all
-// comparisons are on int32: that also makes them immune to flush-to-zero modes.
+// a lower bound tau on the k-th largest entry. Few entries exceed it: in a row in random order,
+// about G ln(G / (G - k)), which is 37 for k = 32 and G = 128. A second pass collects all of these
+// (the buffer has room for the whole row), and only they are sorted. Bits of positive floats order
+// like the floats, and those of negative floats are negative integers. So all comparisons are on
+// int32, which also makes them immune to flush-to-zero modes.
 #pragma once
 
 #include <cstdint>
@@ -20,12 +20,12 @@ namespace {
 
 constexpr int kAccumulators = 8;
 
-// Above so many candidates the radix sort is faster.
+// With more candidates than this, the radix sort is faster.
 template <class V>
 constexpr int64_t kRankSortLimit = 8 * V::width;
 
-// Maxima of 8 * V::width groups in each of `chunks` equal parts of the row, at least 0.
-// Returns false if the row holds a NaN.
+// Finds the maxima of 8 * V::width groups in each of `chunks` equal chunks of the row, at least 0.
+// Returns false if the row contains NaN.
 template <class V, class T>
 bool group_maxima(const T* row, int64_t h, int64_t chunks, int32_t* group_max) {
   constexpr int64_t kStep = kAccumulators * V::width;
@@ -46,7 +46,7 @@ bool group_maxima(const T* row, int64_t h, int64_t chunks, int32_t* group_max) {
       }
     }
     for (int a = 0; i < end; i += V::width, a = (a + 1) % kAccumulators) {
-      const auto x = end - i >= V::width ? V::load(row + i) : V::load_part(row + i, end - i);
+      const auto x = end - i >= V::width ? V::load(row + i) : V::load_partial(row + i, end - i);
       best[a] = V::max(best[a], x);
       nan = V::flag_nan(nan, x, x);
     }
@@ -57,7 +57,7 @@ bool group_maxima(const T* row, int64_t h, int64_t chunks, int32_t* group_max) {
   return !V::any(nan);
 }
 
-// How many of bits[0..n) are >= bound; n is a multiple of the vector width.
+// Returns how many of bits[0..n) are >= bound; n is a multiple of the vector width.
 template <class V>
 int64_t count_at_least(const int32_t* bits, int64_t n, int32_t bound) {
   auto count = V::splat(0);
@@ -66,8 +66,8 @@ int64_t count_at_least(const int32_t* bits, int64_t n, int32_t bound) {
   return V::sum(count);
 }
 
-// The largest t >= 1 found with at least k of bits[0..n) >= t and at most k + slack; the exact
-// largest one if slack is 0. Returns 1 where fewer than k are positive.
+// Returns a t >= 1 such that at least k, and at most k + slack, of bits[0..n) are >= t: the largest
+// such t if slack is 0. Returns 1 if fewer than k are positive.
 template <class V>
 int32_t lower_bound_of_kth(const int32_t* bits, int64_t n, int64_t k, int64_t slack) {
   int32_t low = 1;
@@ -86,8 +86,8 @@ int32_t lower_bound_of_kth(const int32_t* bits, int64_t n, int64_t k, int64_t sl
   return low;
 }
 
-// Collects entries >= tau, in order of their latent. Memory would be idle meanwhile: the next
-// row, if there is one, is fetched into the L2 cache.
+// Collects entries >= tau in order of their latent. Prefetches the next row, if there is one, into
+// the L2 cache, since memory would be idle.
 template <class V, class T>
 int64_t collect(const T* row, const T* next, int64_t h, int32_t tau, int32_t* bits,
                 int32_t* index) {
@@ -112,13 +112,13 @@ int64_t collect(const T* row, const T* next, int64_t h, int32_t tau, int32_t* bi
     }
   }
   for (; i < h; i += V::width) {
-    const auto x = h - i >= V::width ? V::load(row + i) : V::load_part(row + i, h - i);
+    const auto x = h - i >= V::width ? V::load(row + i) : V::load_partial(row + i, h - i);
     found += V::append(bits + found, index + found, x, i, V::ge(x, bound));
   }
   return found;
 }
 
-// Keeps exactly the k best of n > k candidates, still in order of their latent.
+// Keeps exactly the k best of n > k candidates, in order of their latent.
 template <class V>
 void narrow(int32_t* bits, int32_t* index, int64_t n, int64_t k) {
   for (int64_t i = n; i % V::width != 0; ++i) bits[i] = 0;
@@ -135,33 +135,33 @@ void narrow(int32_t* bits, int32_t* index, int64_t n, int64_t k) {
   }
 }
 
-// Latents by value, then by position: each candidate's rank is counted against all others.
+// Sorts latents by value, then by position: counts for each candidate how many others precede it.
 // Branch-free, n^2 / width steps: the fastest for few candidates.
 template <class V>
 void rank_sort(int32_t* bits, const int32_t* index, int64_t n, int64_t k, int32_t* sorted) {
   for (int64_t i = n; i % V::width != 0; ++i) bits[i] = 0;
-  for (int64_t block = 0; block < n; block += V::width) {
-    const auto mine = V::load_bits(bits + block);
-    const int64_t end = block + V::width < n ? block + V::width : n;
+  for (int64_t first = 0; first < n; first += V::width) {
+    const auto mine = V::load_bits(bits + first);
+    const int64_t end = first + V::width < n ? first + V::width : n;
     auto rank = V::splat(0);
-    for (int64_t j = 0; j < block; ++j) rank = V::count_ge(rank, V::splat(bits[j]), mine);
+    for (int64_t j = 0; j < first; ++j) rank = V::count_ge(rank, V::splat(bits[j]), mine);
     for (int64_t j = end; j < n; ++j) rank = V::count_gt(rank, V::splat(bits[j]), mine);
-    for (int64_t j = block; j < end; ++j) {
-      // Within the block, lanes after j lose ties to it: comparing them with j's bits plus
-      // one turns > into >=, and no finite value overflows.
+    for (int64_t j = first; j < end; ++j) {
+      // Within this vector, lanes after j lose ties to it. Adding one to j's bits turns > into >=,
+      // and no finite value overflows.
       const auto other = V::splat(bits[j]);
-      rank = V::count_gt(rank, V::add(other, V::lanes_above(j - block)), mine);
+      rank = V::count_gt(rank, V::add(other, V::lanes_above(j - first)), mine);
     }
     int32_t ranks[V::width];
     V::store(ranks, rank);
-    for (int64_t lane = 0; lane < end - block; ++lane) {
-      if (ranks[lane] < k) sorted[ranks[lane]] = index[block + lane];
+    for (int64_t lane = 0; lane < end - first; ++lane) {
+      if (ranks[lane] < k) sorted[ranks[lane]] = index[first + lane];
     }
   }
 }
 
-// The same order by four stable counting passes over bytes, least significant first; a byte
-// that all candidates share is skipped.
+// Sorts in the same order by four stable counting passes over bytes, least significant first.
+// Skips a byte that all candidates share.
 inline void radix_sort(int32_t* bits, int32_t* index, int64_t n, int32_t* spare_bits,
                        int32_t* spare_index) {
   int32_t count[4][256] = {};
@@ -194,7 +194,8 @@ inline void radix_sort(int32_t* bits, int32_t* index, int64_t n, int32_t* spare_
   if (from_index != index) std::memcpy(index, from_index, n * sizeof(int32_t));
 }
 
-// The latents of the (at most k) winners of a contiguous row, best first; how many in return.
+// Writes the latents of the k best entries of a contiguous row to s.sorted, best first. Returns
+// their number, at most k, or -1 if the row contains NaN.
 template <class V, class T>
 int64_t select(const T* row, const T* next, int64_t h, int64_t k, const TopkScratch& s) {
   constexpr int64_t kGroups = kAccumulators * V::width;
@@ -216,7 +217,7 @@ int64_t select(const T* row, const T* next, int64_t h, int64_t k, const TopkScra
   return found < k ? found : k;
 }
 
-// A contiguous copy of a strided or masked row; masked latents become the most negative value.
+// Copies a strided or masked row to `staged`; masked latents become the most negative value.
 template <class T>
 const T* stage(const TopkRelu& args, const T* row, T lowest, T* staged) {
   for (int64_t j = 0; j < args.h; ++j) {

@@ -5,6 +5,7 @@
 #include "index/query.hpp"
 
 namespace csrkern {
+
 void find_maxima(IndexView view, uint8_t* maxima, float* scales, int num_threads) {
   parallel_for(view.n_terms, 16, num_threads, [&](int64_t begin, int64_t end, int) {
     std::vector<float> largest(view.block_pitch());
@@ -40,11 +41,11 @@ void BlockBounds::compute(const IndexView& view, const std::vector<QueryTerm>& t
   weights_.resize(m);
   double total = 0;
   for (const QueryTerm& t : terms) total += static_cast<double>(t.weight) * view.scales[t.term];
-  // So chosen that the weights, rounded up, add up to less than 65,535 - m: no sum overflows.
-  unit_ = (65'534.0 - 2 * m) / (256 * total);
+  // Chosen such that the weights, rounded up, sum to less than 65,535 - m: no sum overflows.
+  steps_per_score_ = (65'534.0 - 2 * m) / (256 * total);
   for (int t = 0; t < m; ++t) {
     const double weight = static_cast<double>(terms[t].weight) * view.scales[terms[t].term];
-    weights_[t] = static_cast<uint16_t>(std::ceil(256 * unit_ * weight));
+    weights_[t] = static_cast<uint16_t>(std::ceil(256 * steps_per_score_ * weight));
     rows_[t] = view.maxima_of(terms[t].term);
   }
   // A bound loses less than 1 in each of its m products by truncation.
@@ -60,7 +61,7 @@ uint16_t BlockBounds::least(uint32_t bar) const {
   // or, where products are subnormal, by less than m of the smallest subnormals.
   const double slack = (rounding_ + 2) * 0x1p-22;
   const double sum = score * (1 - slack) - rounding_ * 0x1p-148;
-  const double least = std::floor(unit_ * sum * (1 - 1e-9) - rounding_);
+  const double least = std::floor(steps_per_score_ * sum * (1 - 1e-9) - rounding_);
   return static_cast<uint16_t>(std::min(std::max(least, 1.0), 65'535.0));
 }
 

@@ -40,10 +40,10 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 
 namespace {
 
-// Bitmaps of latents of 512 KB are always small; larger ones have up to 128 bytes for each entry.
+// A bitmap of latents may have 512 KB, or up to 128 bytes for each entry.
 constexpr int32_t kSmallBitmap = 1 << 22, kLatentsPerEntry = 1024;
 
-// The stored form of one row at a time: latents and values as the index will hold them.
+// One row at a time in its stored form: latents and values as in the index.
 class Stored {
  public:
   Stored(const SparseRows& rows, const IndexView& shape, bool normalize)
@@ -54,7 +54,7 @@ class Stored {
         exponent_(shape.exponent),
         normalize_(normalize) {}
 
-  // Reads row i; `check` for the first of several passes.
+  // Reads row i. The first of several passes sets `check`.
   void read(int64_t i, bool check) {
     const auto [begin, end] = row_range(rows_, i);
     const int64_t n = end - begin;
@@ -63,7 +63,7 @@ class Stored {
     if (check) check_row(rows_, i, "codes");
     if (normalize_) {
       scaled_.resize(n);
-      const double scale = unit_scale(values, n);
+      const double scale = inverse_norm(values, n);
       for (int64_t j = 0; j < n; ++j) scaled_[j] = scaled_value(values[j], scale);
       values = scaled_.data();
     }
@@ -72,7 +72,7 @@ class Stored {
     if (type_ == ValueType::float16) {
       shorts_.resize(n);
       kernels().index.to_half(values, n, shorts_.data());
-      // What would round to 0 becomes the least positive number: a code keeps its latents.
+      // A value that would round to 0 becomes the least positive number: a code keeps its latents.
       for (int64_t j = 0; j < n; ++j) shorts_[j] += values[j] > 0 && shorts_[j] == 0;
     }
     if (check) check_size(i);
@@ -80,7 +80,7 @@ class Stored {
 
   bool is_zero(int64_t j) const { return floats_[j] == 0; }
 
-  // The values as the lists hold them.
+  // Returns the values as the lists hold them.
   const uint8_t* bytes() {
     if (type_ == ValueType::uint8) {
       bytes_.resize(size);
@@ -146,7 +146,7 @@ class Builder {
   }
 
  private:
-  // Checks every entry and lists the latents in use.
+  // Checks every entry and lists the latents that are used.
   void find_terms() {
     const int64_t entries = docs_.starts == nullptr ? docs_.n * docs_.width : docs_.starts[docs_.n];
     if (docs_.dim <= kSmallBitmap || docs_.dim / kLatentsPerEntry <= entries) {
@@ -171,10 +171,10 @@ class Builder {
     });
   }
 
-  // Through a bitmap of all latents.
+  // With a bitmap of all latents.
   void mark_terms() {
     const size_t words = (static_cast<size_t>(docs_.dim) + 63) / 64;
-    Buffer memory(words * sizeof(std::atomic<uint64_t>));  // zero pages: only those in use cost
+    Buffer memory(words * sizeof(std::atomic<uint64_t>));  // zeroed when first touched
     auto* bitmap = reinterpret_cast<std::atomic<uint64_t>*>(memory.data());
     each_latent([&](int32_t latent, int) {
       std::atomic<uint64_t>& word = bitmap[latent / 64];
@@ -188,7 +188,7 @@ class Builder {
     }
   }
 
-  // By sorting them: in few codes over very many latents.
+  // By sorting, for few codes over very many latents.
   void collect_terms() {
     std::vector<std::vector<int32_t>> of_thread(threads_);
     each_latent([&](int32_t latent, int thread) { of_thread[thread].push_back(latent); });
@@ -198,7 +198,7 @@ class Builder {
     terms.erase(std::unique(terms.begin(), terms.end()), terms.end());
   }
 
-  // Calls body(window, thread's row reader) for every window.
+  // Calls body(window, row reader) for every window.
   template <class Body>
   void each_window(const Body& body) {
     parallel_for(n_windows_, 1, threads_, [&](int64_t w, int64_t, int) {
@@ -237,15 +237,15 @@ class Builder {
     const int64_t value_size = value_bytes(shape_.type), posting = 2 + value_size;
     built_.postings = Buffer(built_.offsets.back() * posting);
     each_window([&](int64_t w, Stored& row) {
-      struct Segment {
+      struct Slice {
         uint8_t* ids;
         uint8_t* values;
       };
-      std::vector<Segment> segments(n_terms);
+      std::vector<Slice> slices(n_terms);
       for (int64_t t = 0; t < n_terms; ++t) {
         const uint64_t* offset = &built_.offsets[t * n_windows_ + w];
-        segments[t].ids = built_.postings.data() + offset[0] * posting;
-        segments[t].values = segments[t].ids + (offset[1] - offset[0]) * 2;
+        slices[t].ids = built_.postings.data() + offset[0] * posting;
+        slices[t].values = slices[t].ids + (offset[1] - offset[0]) * 2;
       }
       const int64_t n = window_docs(w);
       for (int64_t local = 0; local < n; ++local) {
@@ -254,11 +254,11 @@ class Builder {
         const uint16_t id = static_cast<uint16_t>(local);
         for (int64_t j = 0; j < row.size; ++j) {
           if (row.is_zero(j)) continue;
-          Segment& segment = segments[finder_.find(row.latents[j])];
-          std::memcpy(segment.ids, &id, 2);
-          segment.ids += 2;
-          std::memcpy(segment.values, values + j * value_size, value_size);
-          segment.values += value_size;
+          Slice& slice = slices[finder_.find(row.latents[j])];
+          std::memcpy(slice.ids, &id, 2);
+          slice.ids += 2;
+          std::memcpy(slice.values, values + j * value_size, value_size);
+          slice.values += value_size;
         }
       }
     });
@@ -309,7 +309,7 @@ BuiltIndex build_index(const SparseRows& docs, int32_t window, int32_t block, Va
 
 uint32_t checksum_of_term(const IndexView& view, int64_t term) {
   const uint64_t* offsets = view.offsets + term * view.n_windows;
-  const uint8_t* list = view.segment(offsets[0]);
+  const uint8_t* list = view.slice(offsets[0]);
   const auto add = kernels().index.crc32c;
   uint32_t sum = add(0, list, (offsets[view.n_windows] - offsets[0]) * posting_bytes(view.type));
   if (view.block == 0) return sum;

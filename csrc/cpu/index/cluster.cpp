@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kRowsPerLeader = 128;
 constexpr int64_t kMostLeaders = 16'384;
 constexpr int64_t kLeadersPerGroup = 32;
-// The strongest entries decide where a row belongs; all 32 cost four times as much.
+// The largest entries decide where a row belongs; all 32 cost four times as much.
 constexpr int64_t kEntriesCompared = 8;
 constexpr size_t kRowsTried = 1000;
 
@@ -23,7 +23,7 @@ uint64_t scramble(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// `count` rows spread over all: one from each of as many equal stretches.
+// Returns `count` rows: a random one from each of `count` equal ranges.
 std::vector<int64_t> sample(int64_t n, int64_t count) {
   std::vector<int64_t> rows(count);
   for (int64_t i = 0; i < count; ++i) {
@@ -33,7 +33,7 @@ std::vector<int64_t> sample(int64_t n, int64_t count) {
   return rows;
 }
 
-// The strongest entries of each row.
+// The largest entries of each row.
 struct Strongest {
   Strongest(const SparseRows& rows, int num_threads)
       : values(rows.n * kEntriesCompared), indices(rows.n * kEntriesCompared) {
@@ -87,7 +87,7 @@ Nearest nearest(const SparseRows& rows, const SparseRows& of, const std::vector<
   return found;
 }
 
-// The mean cosine between rows, of which none is a leader, and their nearest leaders.
+// Returns the mean cosine between some rows that are not leaders and their nearest leaders.
 double similarity_to_leaders(const SparseRows& rows, const SparseRows& of,
                              const std::vector<int64_t>& leaders, int num_threads) {
   std::vector<int64_t> chosen;
@@ -103,7 +103,8 @@ double similarity_to_leaders(const SparseRows& rows, const SparseRows& of,
   double sum = 0;
   for (int64_t i = 0; i < tried.n; ++i) {
     const auto [begin, end] = row_range(tried, i);
-    if (found.leader[i] >= 0) sum += found.score[i] * unit_scale(tried.values + begin, end - begin);
+    if (found.leader[i] < 0) continue;
+    sum += found.score[i] * inverse_norm(tried.values + begin, end - begin);
   }
   return sum / std::max<int64_t>(tried.n, 1);
 }
@@ -129,7 +130,7 @@ std::vector<int64_t> cluster_order(const SparseRows& docs, double least_similari
   }
   const std::vector<int64_t> leader_of = nearest(short_docs, docs, leaders, num_threads).leader;
 
-  // Leaders that share a nearest leader of leaders stand together.
+  // Leaders with the same nearest leader of leaders are placed together.
   std::vector<int64_t> chiefs;
   for (int64_t i : sample(n_leaders, std::max<int64_t>(1, n_leaders / kLeadersPerGroup))) {
     chiefs.push_back(leaders[i]);
@@ -145,7 +146,7 @@ std::vector<int64_t> cluster_order(const SparseRows& docs, double least_similari
   std::vector<int64_t> place(n_leaders);
   for (int64_t i = 0; i < n_leaders; ++i) place[by_chief[i]] = i;
 
-  // A counting sort of the rows by their leader's place; rows without a leader come last.
+  // A counting sort of the rows by the place of their leader; rows without a leader come last.
   const auto place_of = [&](int64_t i) {
     return leader_of[i] < 0 ? n_leaders : place[leader_of[i]];
   };

@@ -14,7 +14,7 @@ void each_run(const IndexView& view, int64_t w, const Body& body) {
   for (int64_t t = 0; t < view.n_terms; ++t) {
     const uint64_t* offset = view.offsets + t * view.n_windows + w;
     const uint32_t n = static_cast<uint32_t>(offset[1] - offset[0]);
-    const uint8_t* ids = view.segment(offset[0]);
+    const uint8_t* ids = view.slice(offset[0]);
     const auto block_of = [&](uint32_t i) {
       uint16_t id;
       std::memcpy(&id, ids + 2 * i, 2);

@@ -8,24 +8,24 @@
 namespace csrkern {
 namespace {
 
-// Calls body(window's first document, local number, term, i-th of a segment's postings, n of
-// them, segment) for the postings of one window, term by term.
+// Calls body(document, term, i, n, slice) for the postings of one window, term by term: each is
+// posting i of a slice of n.
 template <class Body>
 void each_in_window(const IndexView& view, int64_t w, const Body& body) {
   for (int64_t t = 0; t < view.n_terms; ++t) {
     const uint64_t* offset = view.offsets + t * view.n_windows + w;
     const uint64_t n = offset[1] - offset[0];
-    const uint8_t* segment = view.segment(offset[0]);
+    const uint8_t* slice = view.slice(offset[0]);
     for (uint64_t i = 0; i < n; ++i) {
       uint16_t local;
-      std::memcpy(&local, segment + 2 * i, 2);
-      body(w * view.window + local, t, i, n, segment);
+      std::memcpy(&local, slice + 2 * i, 2);
+      body(w * view.window + local, t, i, n, slice);
     }
   }
 }
 
 template <class Term>
-Term term_at(const Forward::Row& row, int64_t j) {
+Term term_at(const ForwardIndex::Row& row, int64_t j) {
   Term term;
   std::memcpy(&term, row.terms + j * sizeof(Term), sizeof(Term));
   return term;
@@ -33,7 +33,7 @@ Term term_at(const Forward::Row& row, int64_t j) {
 
 }  // namespace
 
-Forward::Forward(const IndexView& view, int num_threads)
+ForwardIndex::ForwardIndex(const IndexView& view, int num_threads)
     : type_(view.type),
       unit_(view.unit()),
       n_terms_(view.n_terms),
@@ -52,27 +52,28 @@ Forward::Forward(const IndexView& view, int num_threads)
   }
   entries_ = Buffer(starts_.back() * (term_bytes_ + value_bytes_));
   std::vector<uint32_t> filled(view.n_docs);
-  each_window([&](int64_t doc, int64_t t, uint64_t i, uint64_t n, const uint8_t* segment) {
+  each_window([&](int64_t doc, int64_t t, uint64_t i, uint64_t n, const uint8_t* slice) {
     const Row to = row(doc);
     const int64_t j = filled[doc]++;
-    const uint32_t term = static_cast<uint32_t>(t);  // its first bytes are its low ones
+    const uint32_t term = static_cast<uint32_t>(t);  // little-endian: the low bytes come first
     std::memcpy(const_cast<uint8_t*>(to.terms) + j * term_bytes_, &term, term_bytes_);
     std::memcpy(const_cast<uint8_t*>(to.values) + j * value_bytes_,
-                segment + 2 * n + i * value_bytes_, value_bytes_);
+                slice + 2 * n + i * value_bytes_, value_bytes_);
   });
 }
 
-void Forward::prefetch(int64_t doc) const {
+void ForwardIndex::prefetch(int64_t doc) const {
   const Row wanted = row(doc);
   const uint8_t* end = wanted.values + wanted.n * value_bytes_;
   for (const uint8_t* at = wanted.terms; at < end; at += 64) __builtin_prefetch(at);
 }
 
-RowScorer::RowScorer(const Forward& forward, const std::vector<QueryTerm>& terms, RowScratch& s)
+RowScorer::RowScorer(const ForwardIndex& forward, const std::vector<QueryTerm>& terms,
+                     RowScratch& s)
     : forward_(forward), terms_(terms), s_(s) {
   if (static_cast<int64_t>(s.ranks.size()) < forward.n_terms()) s.ranks.resize(forward.n_terms());
   if (static_cast<int64_t>(s.values.size()) < forward.longest()) s.values.resize(forward.longest());
-  // Rank 0 is what the query lacks: its product is 0 and nobody looks at it.
+  // Rank 0 is for latents that the query lacks: their products are never read.
   s.weights.assign(terms.size() + 1, 0);
   s.products.resize(terms.size() + 1);
   s.met.assign(terms.size() / 64 + 1, 0);
@@ -86,9 +87,9 @@ RowScorer::~RowScorer() {
   for (const QueryTerm& t : terms_) s_.ranks[t.term] = 0;
 }
 
-// Without jumps on what the document shares with the query: 30 ns a row of 32 entries.
+// Without branches on what the document shares with the query: 30 ns for a row of 32 entries.
 template <class Term>
-float RowScorer::add_up(const Forward::Row& row, const float* values) const {
+float RowScorer::add_up(const ForwardIndex::Row& row, const float* values) const {
   const uint16_t* ranks = s_.ranks.data();
   const float* weights = s_.weights.data();
   float* products = s_.products.data();
@@ -110,16 +111,16 @@ float RowScorer::add_up(const Forward::Row& row, const float* values) const {
 }
 
 float RowScorer::score(int64_t doc) const {
-  const Forward::Row row = forward_.row(doc);
+  const ForwardIndex::Row row = forward_.row(doc);
   forward_.read(row, s_.values.data());
   return forward_.short_terms() ? add_up<uint16_t>(row, s_.values.data())
                                 : add_up<uint32_t>(row, s_.values.data());
 }
 
-float dense_score(const Forward& forward, const int32_t* latents, int64_t doc, const float* dense,
-                  std::vector<float>& values) {
+float dense_score(const ForwardIndex& forward, const int32_t* latents, int64_t doc,
+                  const float* dense, std::vector<float>& values) {
   if (static_cast<int64_t>(values.size()) < forward.longest()) values.resize(forward.longest());
-  const Forward::Row row = forward.row(doc);
+  const ForwardIndex::Row row = forward.row(doc);
   forward.read(row, values.data());
   float sum = 0;
   for (int64_t j = 0; j < row.n; ++j) {
@@ -130,8 +131,8 @@ float dense_score(const Forward& forward, const int32_t* latents, int64_t doc, c
   return sum;
 }
 
-void append_row(const Forward& forward, const int32_t* latents, int64_t doc, OwnedRows& rows) {
-  const Forward::Row row = forward.row(doc);
+void append_row(const ForwardIndex& forward, const int32_t* latents, int64_t doc, OwnedRows& rows) {
+  const ForwardIndex::Row row = forward.row(doc);
   std::vector<float> values(row.n);
   forward.read(row, values.data());
   for (int64_t j = 0; j < row.n; ++j) {

@@ -1,4 +1,4 @@
-// Codes by document, beside the inverted lists: scores of chosen documents.
+// The forward index: codes by document, for scores of chosen documents.
 #pragma once
 
 #include <cstdint>
@@ -9,11 +9,11 @@
 
 namespace csrkern {
 
-// A row holds the terms of a document, ascending, and then their values, in one piece.
-class Forward {
+// A row holds the terms of a document, ascending, then their values, contiguous.
+class ForwardIndex {
  public:
-  // The index's lists are known to be good.
-  Forward(const IndexView& view, int num_threads);
+  // The lists of the index must have been checked.
+  ForwardIndex(const IndexView& view, int num_threads);
 
   struct Row {
     const uint8_t* terms;   // uint16 where these suffice, else uint32
@@ -30,7 +30,7 @@ class Forward {
 
   void prefetch(int64_t doc) const;
   bool short_terms() const { return term_bytes_ == 2; }
-  // Values of a row, as they count.
+  // Converts the values of a row to float32.
   void read(const Row& row, float* values) const {
     kernels().index.of[static_cast<int>(type_)].read(row.values, row.n, unit_, values);
   }
@@ -46,36 +46,36 @@ class Forward {
   Buffer entries_;
 };
 
-// Memory for the scorers below; `ranks` are all zero between uses.
+// Memory for the scorers below; `ranks` is all zero between uses.
 struct RowScratch {
   std::vector<uint16_t> ranks;
   std::vector<float> weights, products, values;
   std::vector<uint64_t> met;
 };
 
-// Scores documents as a scan would: products added in the order of the query's terms.
+// Scores documents as a scan does: adds products in the order of the query's terms.
 class RowScorer {
  public:
   static constexpr size_t kMostTerms = 65'535;
 
-  RowScorer(const Forward& forward, const std::vector<QueryTerm>& terms, RowScratch& s);
+  RowScorer(const ForwardIndex& forward, const std::vector<QueryTerm>& terms, RowScratch& s);
   ~RowScorer();
   float score(int64_t doc) const;
 
  private:
   template <class Term>
-  float add_up(const Forward::Row& row, const float* values) const;
+  float add_up(const ForwardIndex::Row& row, const float* values) const;
 
-  const Forward& forward_;
+  const ForwardIndex& forward_;
   const std::vector<QueryTerm>& terms_;
   RowScratch& s_;
 };
 
-// The sum over a document's entries, by latent ascending, of dense[latent] times value.
-float dense_score(const Forward& forward, const int32_t* latents, int64_t doc, const float* dense,
-                  std::vector<float>& values);
+// Returns the sum over a document's entries, by ascending latent, of dense[latent] times value.
+float dense_score(const ForwardIndex& forward, const int32_t* latents, int64_t doc,
+                  const float* dense, std::vector<float>& values);
 
-// The entries of a document.
-void append_row(const Forward& forward, const int32_t* latents, int64_t doc, OwnedRows& rows);
+// Appends the entries of a document.
+void append_row(const ForwardIndex& forward, const int32_t* latents, int64_t doc, OwnedRows& rows);
 
 }  // namespace csrkern

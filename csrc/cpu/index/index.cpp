@@ -15,7 +15,7 @@
 namespace csrkern {
 namespace {
 
-// What a posting costs when the forward copy, or the directory of blocks, is made by one thread.
+// Cost of a posting when one thread builds the forward index, or the directory of blocks.
 constexpr double kNsPerForwardPosting = 13, kNsPerDirectoryPosting = 4;
 
 [[noreturn]] void damaged(const std::string& what) {
@@ -34,21 +34,22 @@ bool good_value(const uint8_t* values, int64_t i, ValueType type) {
   return bits > 0 && bits < 0x7f800000;
 }
 
-// Local numbers ascend and stay within the window's documents; values are positive and finite.
-bool good_segment(const IndexView& view, const uint8_t* segment, uint64_t n, int64_t docs) {
+// Returns whether local numbers ascend within the window's documents, and values are positive and
+// finite.
+bool good_slice(const IndexView& view, const uint8_t* slice, uint64_t n, int64_t docs) {
   bool good = true;
-  for (uint64_t i = 0; i < n; ++i) good &= good_value(segment + 2 * n, i, view.type);
+  for (uint64_t i = 0; i < n; ++i) good &= good_value(slice + 2 * n, i, view.type);
   int64_t last = -1;
   for (uint64_t i = 0; i < n; ++i) {
     uint16_t id;
-    std::memcpy(&id, segment + 2 * i, 2);
+    std::memcpy(&id, slice + 2 * i, 2);
     good &= id > last;
     last = id;
   }
   return good && last < docs;
 }
 
-// No value is above its block's maximum.
+// Returns whether no value is above the maximum of its block.
 bool good_maxima(const IndexView& view, int64_t term) {
   const double scale = view.scales[term];
   const uint8_t* maxima = view.maxima_of(term);
@@ -62,7 +63,7 @@ bool good_maxima(const IndexView& view, int64_t term) {
 }  // namespace
 
 Index::Index(const IndexView& view, bool trusted) : view_(view), finder_(view.terms, 0, 1) {
-  const int64_t segments = view.n_terms * view.n_windows;
+  const int64_t slices = view.n_terms * view.n_windows;
   for (int64_t t = 0; t < view.n_terms; ++t) {
     const int32_t above = t == 0 ? -1 : view.terms[t - 1];
     if (view.terms[t] <= above || view.terms[t] >= view.dim) {
@@ -73,8 +74,8 @@ Index::Index(const IndexView& view, bool trusted) : view_(view), finder_(view.te
     damaged("its values are too large or too small");
   }
   bool good = view.offsets[0] == 0;
-  for (int64_t i = 0; i < segments; ++i) {
-    // A difference that wraps around is larger than any window.
+  for (int64_t i = 0; i < slices; ++i) {
+    // A negative difference wraps around and is larger than any window.
     good &= view.offsets[i + 1] - view.offsets[i] <= static_cast<uint64_t>(view.window);
   }
   if (!good) damaged("its offsets do not ascend by at most a window's documents");
@@ -96,7 +97,7 @@ void Index::verify_term(int64_t term) const {
   bool good = checksum_of_term(view_, term) == view_.checksums[term];
   for (int64_t w = 0; good && w < view_.n_windows; ++w) {
     const int64_t docs = std::min<int64_t>(view_.window, view_.n_docs - w * view_.window);
-    good = good_segment(view_, view_.segment(offsets[w]), offsets[w + 1] - offsets[w], docs);
+    good = good_slice(view_, view_.slice(offsets[w]), offsets[w + 1] - offsets[w], docs);
   }
   if (good && view_.block > 0) good = good_maxima(view_, term);
   if (!good) damaged("the postings of latent " + std::to_string(view_.terms[term]));
@@ -150,24 +151,24 @@ float Index::value(int64_t doc, int32_t latent) const {
   return found;
 }
 
-const Forward& Index::forward(int num_threads) const {
-  if (const Forward* made = forward_.load(std::memory_order_acquire)) return *made;
+const ForwardIndex& Index::forward(int num_threads) const {
+  if (const ForwardIndex* made = forward_.load(std::memory_order_acquire)) return *made;
   const std::lock_guard<std::mutex> lock(making_forward_);
   if (forward_.load() == nullptr) {
     verify(num_threads);
-    forward_.store(new Forward(view_, num_threads), std::memory_order_release);
+    forward_.store(new ForwardIndex(view_, num_threads), std::memory_order_release);
   }
   return *forward_.load();
 }
 
 int64_t Index::forward_bytes() const {
-  const Forward* made = forward_.load(std::memory_order_acquire);
+  const ForwardIndex* made = forward_.load(std::memory_order_acquire);
   const Directory* directory = directory_.load(std::memory_order_acquire);
   return (made == nullptr ? 0 : made->bytes()) + (directory == nullptr ? 0 : directory->bytes());
 }
 
-const Forward* Index::forward_if_worth(int64_t ns_lost) const {
-  if (const Forward* made = forward_.load(std::memory_order_acquire)) return made;
+const ForwardIndex* Index::forward_if_worth(int64_t ns_lost) const {
+  if (const ForwardIndex* made = forward_.load(std::memory_order_acquire)) return made;
   const uint64_t postings = view_.offsets[view_.n_terms * view_.n_windows];
   const double cost = kNsPerForwardPosting * static_cast<double>(postings);
   if (ns_lost_.fetch_add(ns_lost, std::memory_order_relaxed) < cost) return nullptr;

@@ -10,12 +10,12 @@
 namespace csrkern {
 namespace {
 
-// 16 MB of table at most; beyond, 20 steps of a binary search cost less than the misses.
+// 16 MB of table; beyond, 20 steps of a binary search cost less than the cache misses.
 constexpr int32_t kLargestTable = 1 << 22;
-// A small index over many latents makes do with the search: its table would be its largest part.
+// A small index over many latents uses the search: a table would be most of its memory.
 constexpr int64_t kLatentsPerTerm = 16;
 
-// By value descending, then by latent. Most queries come like that.
+// Sorts by value descending, then by latent. Most queries are already sorted.
 void put_in_order(std::vector<Entry>& entries) {
   const auto before = [](const Entry& a, const Entry& b) {
     return a.value > b.value || (a.value == b.value && a.latent < b.latent);
@@ -76,7 +76,7 @@ void check_row(const SparseRows& rows, int64_t i, const char* name) {
   }
 }
 
-double unit_scale(const float* values, int64_t n) {
+double inverse_norm(const float* values, int64_t n) {
   double square = 0;
   for (int64_t j = 0; j < n; ++j) square += static_cast<double>(values[j]) * values[j];
   return square > 0 ? 1 / std::sqrt(square) : 0;
@@ -106,7 +106,7 @@ std::vector<Entry> read_query(const SparseRows& rows, int64_t i, bool normalize,
   for (const Entry& e : entries) square += static_cast<double>(e.value) * e.value;
   const double scale = square > 0 ? 1 / std::sqrt(square) : 0;
   for (Entry& e : entries) e.value = static_cast<float>(e.value * scale);
-  put_in_order(entries);  // values that differed may have become equal
+  put_in_order(entries);  // different values may have become equal
   while (!entries.empty() && entries.back().value == 0) entries.pop_back();  // or 0
   return entries;
 }

@@ -57,7 +57,7 @@ void SegmentSearch::run(TopHits& best, Scratch& s, SearchCost& cost) {
 }
 
 const ValueKernels& SegmentSearch::choose_value_kernels() const {
-  // Scaled exactly; the least normal number may be a smaller one, rounded up.
+  // Whether the product is exact. The least normal number may be a smaller one, rounded up.
   const auto exact = [this](const QueryTerm& term) {
     const float scaled = term.weight * view_.unit();
     return scaled > std::numeric_limits<float>::min() && std::isfinite(scaled);
@@ -107,15 +107,16 @@ bool SegmentSearch::run_listed(TopHits& best, Scratch& s) const {
     if (allowed_[w] != 0) listed += __builtin_popcountll(allowed_[w]);
   }
   if (listed > most) return false;
-  const Forward* forward = index_.forward_if_worth(static_cast<int64_t>(scan_ns - listed * row_ns));
+  const ForwardIndex* forward =
+      index_.forward_if_worth(static_cast<int64_t>(scan_ns - listed * row_ns));
   if (forward == nullptr) return false;
   score_listed(*forward, best, s);
   return true;
 }
 
-void SegmentSearch::score_listed(const Forward& forward, TopHits& best, Scratch& s) const {
+void SegmentSearch::score_listed(const ForwardIndex& forward, TopHits& best, Scratch& s) const {
   RowScorer scorer(forward, terms_, s.rows);
-  constexpr int kAhead = 32;  // rows on their way from memory together
+  constexpr int kAhead = 32;  // rows that are prefetched together
   int64_t docs[kAhead];
   int n = 0;
   const auto score_those = [&] {
@@ -159,7 +160,7 @@ void SegmentSearch::take(int64_t window, int64_t begin, int64_t end, TopHits& be
   if (!best.full()) raise_by_lanes(from, n, best, s);
   const int64_t count = kernels_.take(from, n, best.bar(), s.ids.data(), s.taken.data());
   if (count == 0) return;
-  // Scores that topk others of this window exceed need not be sorted with the hits.
+  // Scores that topk others of this window exceed are not sorted with the hits.
   if (count > best.topk()) {
     static_assert(sizeof(float) == sizeof(uint32_t));
     std::memcpy(s.maxima.data(), s.taken.data(), count * sizeof(float));

@@ -6,18 +6,19 @@
 namespace csrkern {
 namespace {
 
-// Moves `bound` of each part, the number of postings known to be below document x, up to
-// what it is; at most `most` postings are yet to be told.
-void narrow(int32_t x, uint32_t most, uint32_t Part::* bound, std::vector<Part>& parts) {
+// Raises `bound` of each range, a number of postings that are below document x, to all that are;
+// at most `most` more are.
+void narrow(int32_t x, uint32_t most, uint32_t SliceRange::* bound,
+            std::vector<SliceRange>& ranges) {
   uint32_t step = 1;
   while (step <= most / 2) step *= 2;
   for (; step > 0; step /= 2) {
-    for (Part& p : parts) {
-      const uint32_t probe = std::min(p.*bound + step, p.n) - 1;
+    for (SliceRange& r : ranges) {
+      const uint32_t probe = std::min(r.*bound + step, r.n) - 1;
       uint16_t id;
-      std::memcpy(&id, p.segment + 2 * probe, 2);
+      std::memcpy(&id, r.slice + 2 * probe, 2);
       const uint32_t below = -static_cast<uint32_t>(id < x);
-      p.*bound = (p.*bound & ~below) | ((probe + 1) & below);
+      r.*bound = (r.*bound & ~below) | ((probe + 1) & below);
     }
   }
 }
@@ -31,7 +32,7 @@ void prefetch(const uint8_t* begin, const uint8_t* end) {
 
 void SegmentSearch::run_blocks(TopHits& best, Scratch& s, SearchCost& cost) const {
   s.bounds.compute(view_, terms_, bound_share_);
-  // With no limit on what is found, no bar is to be raised.
+  // Without a limit on the number of hits, there is no bar to raise.
   const int64_t first = best.topk() < view_.n_docs ? 4 + 4 * best.topk() / view_.block : 0;
   s.bounds.take_best(first, s.blocks);
   cost.blocks_scored += s.blocks.size();
@@ -74,7 +75,7 @@ int64_t SegmentSearch::score_blocks(const int32_t* block, const int32_t* end, To
     ahead = false;
     while (!ahead && block < end) {
       const int32_t first = *block;
-      const int32_t last = last_neighbour(block, end);
+      const int32_t last = last_neighbor(block, end);
       block += last - first + 1;
       if (!reaches(first, last, best, s)) continue;
       if (!any_allowed(first * int64_t{view_.block}, (last - first + 1) * int64_t{view_.block})) {
@@ -82,14 +83,14 @@ int64_t SegmentSearch::score_blocks(const int32_t* block, const int32_t* end, To
       }
       ahead = true;
       scored += last - first + 1;
-      find_parts(first, last, s.next);
+      find_ranges(first, last, s.next);
     }
     if (any) score_stretch(s.now, best, s);
   }
   return scored;
 }
 
-int32_t SegmentSearch::last_neighbour(const int32_t* block, const int32_t* end) const {
+int32_t SegmentSearch::last_neighbor(const int32_t* block, const int32_t* end) const {
   const int32_t per_window = view_.window / view_.block;
   int32_t last = *block;
   while (++block < end && *block == last + 1 && *block % per_window != 0) ++last;
@@ -116,14 +117,14 @@ int64_t SegmentSearch::look_up_blocks(const int32_t* block, const int32_t* end, 
       set_bounds(*block, *block, s.ahead[n++]);
     }
     scored += n;
-    look_up_parts(n, s);
+    look_up_ranges(n, s);
     for (int i = 0; i < n; ++i) score_stretch(s.ahead[i], best, s);
   }
   return scored;
 }
 
-// In loops without jumps or waits, so that the cache misses of all blocks and terms overlap.
-void SegmentSearch::look_up_parts(int n, Scratch& s) const {
+// In loops without branches that wait, so that the cache misses of all blocks and terms overlap.
+void SegmentSearch::look_up_ranges(int n, Scratch& s) const {
   const size_t m = terms_.size();
   const int64_t bytes = value_bytes(view_.type);
   for (int i = 0; i < n; ++i) {
@@ -140,21 +141,21 @@ void SegmentSearch::look_up_parts(int n, Scratch& s) const {
   for (int i = 0; i < n; ++i) {
     const Directory::Run* const* runs = s.runs.data() + i * m;
     Stretch& stretch = s.ahead[i];
-    stretch.parts.resize(m);
-    Part* part = stretch.parts.data();
+    stretch.ranges.resize(m);
+    SliceRange* range = stretch.ranges.data();
     for (size_t j = 0; j < m; ++j) {
       if (runs[j] == nullptr) continue;
       const QueryTerm& t = terms_[j];
       const uint64_t offset = t.offsets[stretch.window];
       const uint32_t n_all = static_cast<uint32_t>(t.offsets[stretch.window + 1] - offset);
-      *part = {view_.segment(offset), n_all, runs[j]->begin, runs[j]->begin + runs[j]->more + 1u,
-               t.weight};
-      prefetch(part->segment + 2 * part->from, part->segment + 2 * part->to);
-      const uint8_t* values = part->segment + 2 * n_all;
-      prefetch(values + part->from * bytes, values + part->to * bytes);
-      ++part;
+      *range = {view_.slice(offset), n_all, runs[j]->begin, runs[j]->begin + runs[j]->more + 1u,
+                t.weight};
+      prefetch(range->slice + 2 * range->from, range->slice + 2 * range->to);
+      const uint8_t* values = range->slice + 2 * n_all;
+      prefetch(values + range->from * bytes, values + range->to * bytes);
+      ++range;
     }
-    stretch.parts.resize(part - stretch.parts.data());
+    stretch.ranges.resize(range - stretch.ranges.data());
   }
 }
 
@@ -167,9 +168,9 @@ void SegmentSearch::set_bounds(int32_t first, int32_t last, Stretch& stretch) co
       (last % per_window + 1) * view_.block, view_.n_docs - stretch.window * view_.window));
 }
 
-void SegmentSearch::find_parts(int32_t first, int32_t last, Stretch& stretch) const {
+void SegmentSearch::find_ranges(int32_t first, int32_t last, Stretch& stretch) const {
   set_bounds(first, last, stretch);
-  stretch.parts.clear();
+  stretch.ranges.clear();
   uint32_t longest = 0;
   for (const QueryTerm& t : terms_) {
     const uint8_t* maxima = view_.maxima_of(t.term);
@@ -178,27 +179,27 @@ void SegmentSearch::find_parts(int32_t first, int32_t last, Stretch& stretch) co
     const uint64_t offset = t.offsets[stretch.window];
     const uint32_t n = static_cast<uint32_t>(t.offsets[stretch.window + 1] - offset);
     if (any == 0 || n == 0) continue;
-    stretch.parts.push_back({view_.segment(offset), n, 0, n, t.weight});
+    stretch.ranges.push_back({view_.slice(offset), n, 0, n, t.weight});
     longest = std::max(longest, n);
   }
-  // All searches advance in step and without jumps, so that their cache misses overlap.
+  // All binary searches advance together, without branches, so that their cache misses overlap.
   const int64_t bytes = value_bytes(view_.type);
-  narrow(stretch.begin, longest, &Part::from, stretch.parts);
-  for (const Part& p : stretch.parts) {
-    __builtin_prefetch(p.segment + 2 * p.n + p.from * bytes);
+  narrow(stretch.begin, longest, &SliceRange::from, stretch.ranges);
+  for (const SliceRange& r : stretch.ranges) {
+    __builtin_prefetch(r.slice + 2 * r.n + r.from * bytes);
   }
   const uint32_t most = static_cast<uint32_t>(stretch.end - stretch.begin);
-  for (Part& p : stretch.parts) p.to = p.from;
-  narrow(stretch.end, std::min(longest, most), &Part::to, stretch.parts);
-  for (const Part& p : stretch.parts) {
-    const uint8_t* values = p.segment + 2 * p.n;
-    for (uint32_t i = p.from; i < p.to; i += 32) __builtin_prefetch(values + i * bytes);
+  for (SliceRange& r : stretch.ranges) r.to = r.from;
+  narrow(stretch.end, std::min(longest, most), &SliceRange::to, stretch.ranges);
+  for (const SliceRange& r : stretch.ranges) {
+    const uint8_t* values = r.slice + 2 * r.n;
+    for (uint32_t i = r.from; i < r.to; i += 32) __builtin_prefetch(values + i * bytes);
   }
 }
 
 void SegmentSearch::score_stretch(const Stretch& now, TopHits& best, Scratch& s) const {
-  value_kernels_.score_parts(now.parts.data(), static_cast<int>(now.parts.size()), spare(),
-                             view_.unit(), scores(s));
+  value_kernels_.score_ranges(now.ranges.data(), static_cast<int>(now.ranges.size()), spare(),
+                              view_.unit(), scores(s));
   take(now.window, now.begin, now.end, best, s, nullptr);
 }
 

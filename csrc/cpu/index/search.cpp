@@ -9,7 +9,7 @@
 namespace csrkern {
 namespace {
 
-// Work below which a second thread costs more to wake (10 to 50 us) than it saves.
+// Below this, waking a second thread (10 to 50 us) costs more than it saves.
 constexpr int64_t kPostingsWorthSplitting = 400'000;
 
 void write_out(const std::vector<Hit>& hits, int64_t topk, float* scores, int64_t* ids) {
@@ -22,7 +22,7 @@ void write_out(const std::vector<Hit>& hits, int64_t topk, float* scores, int64_
   std::fill(ids + found, ids + topk, -1);
 }
 
-// The strongest of the entries that make up a share of the squared norm.
+// Returns the largest entries that make up a share of the squared norm.
 std::vector<Entry> strongest(const std::vector<Entry>& entries, double share) {
   double total = 0, sum = 0;
   for (const Entry& e : entries) total += static_cast<double>(e.value) * e.value;
@@ -34,7 +34,7 @@ std::vector<Entry> strongest(const std::vector<Entry>& entries, double share) {
   return {entries.begin(), entries.begin() + n};
 }
 
-// A search of several indexes as one; each query by one thread or by several.
+// A search of several indexes together; one thread or several work on a query.
 class Search {
  public:
   Search(const std::vector<Segment>& segments, const SparseRows& queries,
@@ -51,11 +51,11 @@ class Search {
     }
     wanted_ =
         std::min(rescored() ? options.shortlist : options.topk, std::max<int64_t>(n_docs_, 1));
-    // Ids of several segments, and blocks, do not come in order.
+    // Ids of several segments, or of clustered documents, are not in order.
     in_order_ = segments.size() == 1 && segments[0].index->ids_ascend() && !clustered_;
   }
 
-  // The hits of query i, best first.
+  // Returns the hits of query i, best first.
   std::vector<Hit> find(int64_t i) const {
     Scratch& s = reserved_scratch();
     const std::vector<Entry> entries = search_entries(i);
@@ -67,7 +67,7 @@ class Search {
     return finish(i, best.hits());
   }
 
-  // The same by all threads, window by window.
+  // The same with all threads, window by window.
   std::vector<Hit> find_split(int64_t i) const {
     const std::vector<Entry> entries = search_entries(i);
     std::vector<SegmentSearch> searches;
@@ -77,7 +77,7 @@ class Search {
     for (size_t g = 0; g < segments_.size(); ++g) {
       searches.push_back(segment_search(g, i, entries));
       const int64_t n_postings = searches.back().n_postings();
-      if (n_postings == 0) continue;  // then nothing bounds how many windows a file may claim
+      if (n_postings == 0) continue;  // nothing bounds how many windows such a file may claim
       postings += n_postings;
       const int64_t n_windows = segments_[g].index->view().n_windows;
       for (int64_t w = 0; w < n_windows; ++w) windows.push_back({g, w});
@@ -109,7 +109,7 @@ class Search {
                                       [](const Segment& s) { return s.allowed != nullptr; });
     if (threads > 1 && queries_.n < threads && n_windows_ >= 2 * threads && !clustered_ &&
         !filtered) {
-      // A loop of one thread: denormals count outside of the windows, too.
+      // A loop of one thread, so that denormals count outside of the windows, too.
       parallel_for(1, 1, 1, [&](int64_t, int64_t, int) {
         for (int64_t i = 0; i < queries_.n; ++i) keep(i, find_split(i));
       });
@@ -151,7 +151,7 @@ class Search {
     return read_query(queries_, i, options_.normalize, options_.query_k);
   }
 
-  // Those that query i searches with.
+  // Returns the entries that query i searches with.
   std::vector<Entry> search_entries(int64_t i) const {
     std::vector<Entry> entries = all_entries(i);
     if (options_.kept < 1) entries = strongest(entries, options_.kept);
@@ -166,7 +166,7 @@ class Search {
                          first_docs_[g], options_.bound_share);
   }
 
-  // With the bar to begin with.
+  // Returns no hits, with the initial bar.
   TopHits no_hits() const {
     TopHits best(wanted_, in_order_, most_score(options_.normalize));
     if (!rescored() && options_.min_score > 0) best.raise(bits_of(options_.min_score));
@@ -204,12 +204,12 @@ class Search {
       const int64_t doc = hit.doc - first_docs_[g];
       float score = dense_score(index.forward(1), view.terms, doc, dense, memory) + offset;
       if (view.norms != nullptr) score = view.norms[doc] > 0 ? score / view.norms[doc] : 0;
-      // An overflow of either sign that met the other.
+      // NaN: an overflow of either sign met one of the other.
       hit.score = score == score ? score : -std::numeric_limits<float>::max();
     }
   }
 
-  // For queries that are too long for a RowScorer.
+  // For queries with too many terms for a RowScorer.
   float slow_score(size_t g, int64_t doc, const std::vector<Entry>& entries) const {
     float score = 0;
     for (const Entry& e : entries) {
@@ -225,7 +225,7 @@ class Search {
     for (auto hit = hits.begin(); hit != hits.end();) {
       const size_t g = segment_of(*hit);
       const std::vector<QueryTerm> terms = find_terms(*segments_[g].index, entries);
-      const Forward& forward = segments_[g].index->forward(1);
+      const ForwardIndex& forward = segments_[g].index->forward(1);
       const int64_t end = first_docs_[g] + segments_[g].index->view().n_docs;
       const auto last = std::find_if(hit, hits.end(), [&](const Hit& h) { return h.doc >= end; });
       for (auto h = hit; h != last; ++h) forward.prefetch(h->doc - first_docs_[g]);

@@ -12,7 +12,7 @@ namespace csrkern {
 namespace {
 
 #ifdef CSRKERN_X86
-// Two that __builtin_cpu_supports of clang 14 does not know.
+// __builtin_cpu_supports of clang 14 does not know these two.
 bool has_f16c_and_lzcnt() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) &&

@@ -10,9 +10,9 @@
 
 namespace csrkern {
 
-// topk_relu: memory for one row.
+// Memory of topk_relu for one row.
 struct TopkScratch {
-  void* staged;          // a copy of the row where it is strided or masked
+  void* staged;          // a copy of the row if it is strided or masked
   int32_t* bits;         // candidates: the float's bits
   int32_t* index;        // candidates: the latent
   int32_t* group_max;    // maxima of disjoint groups of the row
@@ -23,11 +23,11 @@ struct TopkScratch {
 
 constexpr int kTopkArrays = 7;
 
-// Entries of each array: a row or, in a narrow one, the smallest set of group maxima, plus a
+// Elements of each array: a row or, if that is narrow, the smallest set of group maxima, plus one
 // vector that compression may write past the end.
 inline int64_t topk_entries(int64_t h) { return (h > 128 ? h : 128) + 16; }
 
-// Cuts up memory for kTopkArrays * topk_entries(h) entries.
+// Divides memory for kTopkArrays * topk_entries(h) elements.
 inline TopkScratch topk_scratch(int32_t* memory, int64_t h) {
   const int64_t step = topk_entries(h);
   return {memory,
@@ -39,11 +39,11 @@ inline TopkScratch topk_scratch(int32_t* memory, int64_t h) {
           memory + 6 * step};
 }
 
-// Rows begin..end-1 of args.
+// Computes rows begin..end-1 of args.
 using TopkReluRows = void (*)(const TopkRelu& args, int64_t begin, int64_t end,
                               const TopkScratch& scratch);
 
-// One row with a NaN in it, by plain comparison; rare, so written for clarity.
+// Ranks a row that contains NaN by plain comparison: rare, so written for clarity.
 void topk_relu_row_with_nan(const float* row, int64_t h, int64_t k, int32_t* order);
 
 struct EncodeKernels {
@@ -57,12 +57,12 @@ struct EncodeKernels {
                  double* x64);
 };
 
-// The candidates of any row, by plain comparison: rows with NaN, or with fewer than k entries
-// that are surely positive. Ascending latents to `index`; their number in return.
+// Finds the candidates of any row by plain comparison: for rows with NaN, or with fewer than k
+// entries that must be positive. Writes ascending latents to `index` and returns their number.
 int64_t candidates_of_odd_row(const float* row, int64_t h, int64_t k, double slack, double relative,
                               int32_t* index);
 
-// The most in a piece of scatter_sum.
+// The most latents and columns in one call of scatter.
 constexpr int64_t kScatterLatents = 512;
 constexpr int64_t kScatterColumns = 256;
 
@@ -71,13 +71,13 @@ struct GatherKernels {
   void (*sum)(const GatherSum& args, int64_t begin, int64_t end);
   // Rows begin..end-1.
   void (*dot)(const GatherDot& args, int64_t begin, int64_t end);
-  // Some latents and columns; the scale of a source is that of each posting.
+  // Latents begin..end-1 and some columns; the scale of a source is by posting.
   void (*scatter)(const ScatterSum& args, int64_t begin, int64_t end, int64_t first_column,
                   int64_t last_column);
 };
 
-// What is known of one row's scores so far. Scores of 0 are counted, not summed: most pairs of
-// rows share no latent.
+// Sums over one row's scores so far. Scores of 0 are only counted: most pairs of rows share no
+// latent.
 struct ScoreSums {
   float peak;       // at least the largest score
   double total;     // sum of exp((score - peak) scale) over the scores that are not 0
@@ -85,8 +85,8 @@ struct ScoreSums {
   int64_t zeros;
 };
 
-// One side of a loss's gradient: G_j = weight exp((s_j - peak) scale - log_total), less
-// `pull` where the classes are equal.
+// One side of a loss's gradient: G_j = weight exp((s_j - peak) scale - log_total), minus `pull`
+// where the classes are equal.
 struct GradientTerm {
   const float* weight;
   const float* peak;
@@ -99,61 +99,62 @@ struct InfoNceKernels {
   // packed: room for n + 16.
   void (*sum_scores)(float* scores, int64_t n, float scale, const int32_t* classes, int32_t own,
                      float* packed, ScoreSums* sums);
-  // Replaces n scores by their gradient: the term of the row (arrays of one) plus the terms of
-  // the columns (arrays of n), either null. Scores of 0 may stay 0: no posting reads them.
+  // Replaces n scores with their gradient: the term of the row (arrays of one) plus the terms of
+  // the columns (arrays of n); either may be null. Scores of 0 may stay 0: no posting reads them.
   void (*to_gradient)(float* scores, int64_t n, float scale, const int32_t* classes, int32_t own,
                       const GradientTerm* row, const GradientTerm* columns);
 };
 
-// One query term within the index: its row of the offsets table and the query's value.
+// A term of a query: its row of the table of offsets, and the query's value.
 struct QueryTerm {
   const uint64_t* offsets;  // [n_windows + 1]
   float weight;
   int64_t term;
 };
 
-// The postings [from, to) of a segment of n.
-struct Part {
-  const uint8_t* segment;
+// The postings [from, to) of a posting-list slice of n.
+struct SliceRange {
+  const uint8_t* slice;
   uint32_t n, from, to;
   float weight;
 };
 
-// Slots of score memory after a window's documents, for the lanes of an incomplete vector.
+// Slots after a window's scores, for the unused lanes of an incomplete vector.
 constexpr int kSpareSlots = 16;
 
-// What depends on how values are stored; `unit` is 1 unless they are squares (index_values.hpp).
-// The vector kernels multiply it into the weights, which is exact if the products are normal; the
-// portable ones need no such condition.
+// Kernels for one stored form of values; `unit` is 1 unless they are squares (index_values.hpp).
+// The vector kernels multiply weights by the unit, which is exact if the products are normal; the
+// portable kernels have no such condition.
 struct ValueKernels {
-  // For each term in order, over its segment in `window`: scores[id] += value * weight, the
-  // product rounded before it is added. scores [window size + kSpareSlots]. Unless it is the
-  // `last` window, the postings of the next are fetched meanwhile: a list's segments follow each
-  // other, and the time that a window takes is what memory needs.
+  // For each term in order, over its slice in `window`: scores[id] += value * weight, where the
+  // product is rounded before it is added. scores [window size + kSpareSlots]. Unless this is the
+  // `last` window, also prefetches the slices of the next one, which follow in each list: a window
+  // takes about as long as memory needs to deliver them.
   void (*score)(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window,
                 bool last, int32_t spare, float unit, float* scores);
-  // The same for parts of segments.
-  void (*score_parts)(const Part* parts, int n_parts, int32_t spare, float unit, float* scores);
-  // Stored values as they count, exactly.
+  // The same for ranges of slices.
+  void (*score_ranges)(const SliceRange* ranges, int n_ranges, int32_t spare, float unit,
+                       float* scores);
+  // Converts stored values to float32, exactly.
   void (*read)(const uint8_t* stored, int64_t n, float unit, float* values);
 };
 
-// Scores are non-negative floats, so they are compared by their bits.
+// Scores are non-negative floats, so their bits compare like the scores.
 struct IndexKernels {
   ValueKernels of[4];  // by ValueType
   // Zeroes the scores whose bits are 0; n is a multiple of 64.
   void (*keep)(float* scores, int64_t n, const uint64_t* bits);
   // maxima[j] = max of scores[i] over i = j mod lanes, as bits; `lanes` and n are multiples of 64.
   void (*lane_maxima)(const float* scores, int64_t n, int64_t lanes, uint32_t* maxima);
-  // Writes number and score of every document whose score's bits are >= bar, in order, and
-  // zeroes all n scores; n is a multiple of 64. Returns how many were written. Each output
-  // has room for n + 16.
+  // Writes the number and the score of every document whose score's bits are >= bar, in order,
+  // then zeroes all n scores; n is a multiple of 64. Returns the number of documents written. Each
+  // output has room for n + 16.
   int64_t (*take)(float* scores, int64_t n, uint32_t bar, uint16_t* ids, float* taken);
-  // bounds[b] = 1 + sum over t of (rows[t][b] * weights[t] >> 8), where no sum exceeds 65,535;
-  // n is a multiple of 64.
+  // bounds[b] = 1 + sum over t of (rows[t][b] * weights[t] >> 8). No sum exceeds 65,535; n is a
+  // multiple of 64.
   void (*add_bounds)(const uint8_t* const* rows, const uint16_t* weights, int n_rows, int64_t n,
                      uint16_t* bounds);
-  // Writes the numbers of the bounds that are >= least, ascending, and returns how many.
+  // Writes the positions of the bounds that are >= least, ascending, and returns their number.
   int64_t (*find_bounds)(const uint16_t* bounds, int64_t n, uint16_t least, int32_t* found);
   // Rounds to float16 (to nearest, ties to even), as bits.
   void (*to_half)(const float* values, int64_t n, uint16_t* halves);
@@ -174,7 +175,7 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 #endif
 
-// The kernels of the instruction set in use.
+// Returns the kernels of isa().
 const Kernels& kernels();
 
 }  // namespace csrkern

@@ -14,14 +14,14 @@ namespace {
 constexpr uint64_t kLine = 64;
 // See kernels_avx512.cpp.
 constexpr uint64_t kBytesAhead = 512;
-constexpr uint64_t kLongSegment = 512;
+constexpr uint64_t kLongSlice = 512;
 
 void prefetch_bytes(const uint8_t* data, uint64_t bytes) {
   if (bytes > kBytesAhead) bytes = kBytesAhead;
   for (uint64_t i = 0; i < bytes; i += kLine) _mm_prefetch(data + i, _MM_HINT_T0);
 }
 
-// Segments of uint8 values begin at odd addresses, too.
+// Slices of uint8 values may begin at odd addresses.
 uint16_t load_short(const uint8_t* at) {
   uint16_t two;
   __builtin_memcpy(&two, at, 2);
@@ -77,24 +77,24 @@ struct ShortValues {
   static float load(const uint8_t* at) { return square(load_short(at)); }
 };
 
-// Scores the postings [from, to) of a segment of n, and fetches what is `ahead` bytes after them.
+// Scores the postings [from, to) of a slice of n, and prefetches what is `ahead` bytes after them.
 template <class Value>
-void score_postings(const uint8_t* segment, uint64_t n, uint64_t from, uint64_t to, float weight,
+void score_postings(const uint8_t* slice, uint64_t n, uint64_t from, uint64_t to, float weight,
                     uint64_t ahead, float unit, float* scores) {
-  const uint8_t* values = segment + 2 * n;
+  const uint8_t* values = slice + 2 * n;
   alignas(32) float products[8];
   weight *= unit;
   uint64_t i = from;
   for (; i + 8 <= to; i += 8) {
-    _mm_prefetch(segment + ahead + 2 * i, _MM_HINT_T0);
+    _mm_prefetch(slice + ahead + 2 * i, _MM_HINT_T0);
     _mm_prefetch(values + ahead + i * Value::kBytes, _MM_HINT_T0);
     const __m256 loaded = Value::load8(values + i * Value::kBytes);
     _mm256_store_ps(products, _mm256_mul_ps(loaded, _mm256_set1_ps(weight)));
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) scores[load_short(segment + 2 * (i + j))] += products[j];
+    for (int j = 0; j < 8; ++j) scores[load_short(slice + 2 * (i + j))] += products[j];
   }
   for (; i < to; ++i) {
-    scores[load_short(segment + 2 * i)] += Value::load(values + i * Value::kBytes) * weight;
+    scores[load_short(slice + 2 * i)] += Value::load(values + i * Value::kBytes) * weight;
   }
 }
 
@@ -110,16 +110,16 @@ void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t
       prefetch_bytes(postings + next[0] * kPosting, 2 * n_next);
       prefetch_bytes(postings + next[0] * kPosting + 2 * n_next, n_next * Value::kBytes);
     }
-    const uint8_t* segment = postings + begin * kPosting;
-    const uint64_t ahead = n >= kLongSegment ? kBytesAhead : last ? 0 : n * kPosting;
-    score_postings<Value>(segment, n, 0, n, terms[t].weight, ahead, unit, scores);
+    const uint8_t* slice = postings + begin * kPosting;
+    const uint64_t ahead = n >= kLongSlice ? kBytesAhead : last ? 0 : n * kPosting;
+    score_postings<Value>(slice, n, 0, n, terms[t].weight, ahead, unit, scores);
   }
 }
 
 template <class Value>
-void score_parts(const Part* parts, int n_parts, int32_t, float unit, float* scores) {
-  for (const Part* p = parts; p < parts + n_parts; ++p) {
-    score_postings<Value>(p->segment, p->n, p->from, p->to, p->weight, 0, unit, scores);
+void score_ranges(const SliceRange* ranges, int n_ranges, int32_t, float unit, float* scores) {
+  for (const SliceRange* r = ranges; r < ranges + n_ranges; ++r) {
+    score_postings<Value>(r->slice, r->n, r->from, r->to, r->weight, 0, unit, scores);
   }
 }
 
@@ -134,7 +134,7 @@ void read(const uint8_t* stored, int64_t n, float unit, float* values) {
 }
 
 template <class Value>
-constexpr ValueKernels kOf = {score<Value>, score_parts<Value>, read<Value>};
+constexpr ValueKernels kOf = {score<Value>, score_ranges<Value>, read<Value>};
 
 void keep(float* scores, int64_t n, const uint64_t* bits) {
   const __m256i lane_bit = _mm256_set_epi32(128, 64, 32, 16, 8, 4, 2, 1);

@@ -25,7 +25,7 @@ T load(const uint8_t* at) {
   return value;
 }
 
-// Scores the postings [from, to) of a segment of n.
+// Scores the postings [from, to) of a slice of n.
 template <ValueType type>
 void score_postings(const uint8_t* ids, uint64_t n, uint64_t from, uint64_t to, float weight,
                     float unit, float* scores) {
@@ -41,15 +41,15 @@ void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t
   const uint64_t posting = posting_bytes(type);
   for (int t = 0; t < n_terms; ++t) {
     const uint64_t begin = terms[t].offsets[window], n = terms[t].offsets[window + 1] - begin;
-    const uint8_t* segment = postings + begin * posting;
-    score_postings<type>(segment, n, 0, n, terms[t].weight, unit, scores);
+    const uint8_t* slice = postings + begin * posting;
+    score_postings<type>(slice, n, 0, n, terms[t].weight, unit, scores);
   }
 }
 
 template <ValueType type>
-void score_parts(const Part* parts, int n_parts, int32_t, float unit, float* scores) {
-  for (const Part* p = parts; p < parts + n_parts; ++p) {
-    score_postings<type>(p->segment, p->n, p->from, p->to, p->weight, unit, scores);
+void score_ranges(const SliceRange* ranges, int n_ranges, int32_t, float unit, float* scores) {
+  for (const SliceRange* r = ranges; r < ranges + n_ranges; ++r) {
+    score_postings<type>(r->slice, r->n, r->from, r->to, r->weight, unit, scores);
   }
 }
 
@@ -59,7 +59,7 @@ void read(const uint8_t* stored, int64_t n, float unit, float* values) {
 }
 
 template <ValueType type>
-constexpr ValueKernels kOf = {score<type>, score_parts<type>, read<type>};
+constexpr ValueKernels kOf = {score<type>, score_ranges<type>, read<type>};
 
 void keep(float* scores, int64_t n, const uint64_t* bits) {
   for (int64_t i = 0; i < n; ++i) {

@@ -11,7 +11,7 @@
 namespace csrkern {
 namespace {
 
-// For each set of lanes, their numbers side by side.
+// For each set of lanes, their numbers, packed.
 struct PackingOrders {
   uint8_t lanes[256][8];
   constexpr PackingOrders() : lanes() {
@@ -45,9 +45,9 @@ struct Avx2 {
     const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castps_si256(_mm256_cvtph_ps(narrow));
   }
-  // The first n lanes; the rest are 0, which never wins.
+  // Loads the first n lanes; the rest are 0, which is never selected.
   template <class T>
-  static I load_part(const T* p, int64_t n) {
+  static I load_partial(const T* p, int64_t n) {
     T lanes[width] = {};
     std::memcpy(static_cast<void*>(lanes), p, n * sizeof(T));
     return load(lanes);
@@ -85,7 +85,7 @@ struct Avx2 {
     const I numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_srli_epi32(gt(numbers, splat(static_cast<int32_t>(lane))), 31);
   }
-  // The lanes of `set` side by side, the others behind them.
+  // Moves the lanes of `set` to the front.
   static I packing_order(int set) {
     return _mm256_cvtepu8_epi32(
         _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPackingOrders.lanes[set])));
@@ -105,18 +105,18 @@ struct Avx2 {
   static F load_f(const BFloat* p) { return _mm256_castsi256_ps(load(p)); }
   static F load_f(const Half* p) { return _mm256_castsi256_ps(load(p)); }
   template <class T>
-  static F load_part_f(const T* p, int64_t n) {
-    return _mm256_castsi256_ps(load_part(p, n));
+  static F load_partial_f(const T* p, int64_t n) {
+    return _mm256_castsi256_ps(load_partial(p, n));
   }
   static constexpr bool stretched = true;
-  static constexpr int tile = 8;  // vectors held at once by the gather kernels
+  static constexpr int tile = 8;  // vectors that the gather kernels hold at once
   static void store_f(float* p, F x) { _mm256_storeu_ps(p, x); }
   static void store_f(Half* p, F x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
-  // The bits of x rounded to bfloat16, in the upper half of each lane: to nearest even by adding
-  // just under half; a NaN stays one.
+  // Returns the bits of x rounded to bfloat16, in the upper half of each lane. Adding just under
+  // half rounds to nearest even; NaN stays NaN.
   static I rounded(F x) {
     const I bits = _mm256_castps_si256(x);
     const I odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), splat(1));
@@ -130,7 +130,7 @@ struct Avx2 {
     const I packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
   }
-  // The even and the odd ones of two vectors' worth, which need no widening.
+  // Loads the even and the odd elements of two vectors, which need no widening.
   static constexpr bool pairs = true;
   static void load_pair(const BFloat* p, F& even, F& odd) {
     const I both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -142,7 +142,7 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_blend_epi16(low, rounded(odd), 0xaa));
   }
   template <class T>
-  static void store_part_f(T* p, F x, int64_t n) {
+  static void store_partial_f(T* p, F x, int64_t n) {
     T lanes[width];
     store_f(lanes, x);
     for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
@@ -171,12 +171,12 @@ struct Avx2 {
     const I biased = _mm256_add_epi32(_mm256_cvtps_epi32(x), splat(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
   }
-  static I load_part_bits(const int32_t* p, int64_t n) {
+  static I load_partial_bits(const int32_t* p, int64_t n) {
     int32_t lanes[width] = {};
     std::memcpy(lanes, p, n * sizeof(int32_t));
     return load_bits(lanes);
   }
-  // Writes the lanes that are not 0 side by side, with slack for a whole vector; their number.
+  // Packs the lanes that are not 0 and returns their number. `out` has room for a whole vector.
   static int64_t pack_nonzero(float* out, F x) {
     const I zero = _mm256_cmpeq_epi32(_mm256_castps_si256(x), _mm256_setzero_si256());
     const int hit = ~_mm256_movemask_ps(_mm256_castsi256_ps(zero)) & 255;

@@ -30,15 +30,15 @@ struct Avx512 {
     const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castps_si512(_mm512_cvtph_ps(narrow));
   }
-  // The first n lanes; the rest are 0, which never wins.
-  static I load_part(const float* p, int64_t n) {
+  // Loads the first n lanes; the rest are 0, which is never selected.
+  static I load_partial(const float* p, int64_t n) {
     return _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << n) - 1), p);
   }
-  static I load_part(const BFloat* p, int64_t n) {
+  static I load_partial(const BFloat* p, int64_t n) {
     const __m256i narrow = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p);
     return _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16);
   }
-  static I load_part(const Half* p, int64_t n) {
+  static I load_partial(const Half* p, int64_t n) {
     const __m256i narrow = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p);
     return _mm512_castps_si512(_mm512_cvtph_ps(narrow));
   }
@@ -84,18 +84,18 @@ struct Avx512 {
   static F load_f(const BFloat* p) { return _mm512_castsi512_ps(load(p)); }
   static F load_f(const Half* p) { return _mm512_castsi512_ps(load(p)); }
   template <class T>
-  static F load_part_f(const T* p, int64_t n) {
-    return _mm512_castsi512_ps(load_part(p, n));
+  static F load_partial_f(const T* p, int64_t n) {
+    return _mm512_castsi512_ps(load_partial(p, n));
   }
   static constexpr bool stretched = false;
-  static constexpr int tile = 16;  // vectors held at once by the gather kernels
+  static constexpr int tile = 16;  // vectors that the gather kernels hold at once
   static void store_f(float* p, F x) { _mm512_storeu_ps(p, x); }
   static void store_f(Half* p, F x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
-  // The bits of x rounded to bfloat16, in the upper half of each lane: to nearest even by adding
-  // just under half; a NaN stays one.
+  // Returns the bits of x rounded to bfloat16, in the upper half of each lane. Adding just under
+  // half rounds to nearest even; NaN stays NaN.
   static I rounded(F x) {
     const I bits = _mm512_castps_si512(x);
     const I odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), splat(1));
@@ -107,7 +107,7 @@ struct Avx512 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded(x), 16)));
   }
-  // The even and the odd ones of two vectors' worth, which need no widening.
+  // Loads the even and the odd elements of two vectors, which need no widening.
   static constexpr bool pairs = true;
   static void load_pair(const BFloat* p, F& even, F& odd) {
     const I both = _mm512_loadu_si512(p);
@@ -119,7 +119,7 @@ struct Avx512 {
     _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xaaaaaaaa, low, rounded(odd)));
   }
   template <class T>
-  static void store_part_f(T* p, F x, int64_t n) {
+  static void store_partial_f(T* p, F x, int64_t n) {
     T lanes[width];
     store_f(lanes, x);
     for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
@@ -150,10 +150,10 @@ struct Avx512 {
     const I biased = _mm512_add_epi32(_mm512_cvtps_epi32(x), splat(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
   }
-  static I load_part_bits(const int32_t* p, int64_t n) {
+  static I load_partial_bits(const int32_t* p, int64_t n) {
     return _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << n) - 1), p);
   }
-  // Writes the lanes that are not 0 side by side, with slack for a whole vector; their number.
+  // Packs the lanes that are not 0 and returns their number. `out` has room for a whole vector.
   static int64_t pack_nonzero(float* out, F x) {
     const Mask hit = _mm512_test_epi32_mask(_mm512_castps_si512(x), _mm512_castps_si512(x));
     store_f(out, _mm512_maskz_compress_ps(hit, x));

@@ -39,10 +39,10 @@ struct Portable {
   }
   template <class T>
   static I load(const T* p) {
-    return load_part(p, width);
+    return load_partial(p, width);
   }
   template <class T>
-  static I load_part(const T* p, int64_t n) {
+  static I load_partial(const T* p, int64_t n) {
     I out = splat(0);
     for (int64_t i = 0; i < n; ++i) {
       const float x = to_float(p[i]);
@@ -115,15 +115,15 @@ struct Portable {
     return each([=](int i) { return to_float(p[i]); });
   }
   template <class T>
-  static F load_part_f(const T* p, int64_t n) {
+  static F load_partial_f(const T* p, int64_t n) {
     return each([=](int i) { return i < n ? to_float(p[i]) : 0.0f; });
   }
   static constexpr bool pairs = false;
   static constexpr bool stretched = false;
-  static constexpr int tile = 4;  // vectors held at once by the gather kernels
+  static constexpr int tile = 4;  // vectors that the gather kernels hold at once
   static void narrow(float x, float* out) { *out = x; }
   static void narrow(float x, BFloat* out) {
-    // Round to nearest even by adding just under half; a NaN must stay one.
+    // Round to nearest even by adding just under half; NaN must stay NaN.
     const uint32_t bits = bits_of(x);
     const bool nan = (bits & 0x7fffffff) > static_cast<uint32_t>(kInfinityBits);
     const uint32_t rounded = nan ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
@@ -132,10 +132,10 @@ struct Portable {
   static void narrow(float x, Half* out) { out->bits = float_to_half(x); }
   template <class T>
   static void store_f(T* p, const F& x) {
-    store_part_f(p, x, width);
+    store_partial_f(p, x, width);
   }
   template <class T>
-  static void store_part_f(T* p, const F& x, int64_t n) {
+  static void store_partial_f(T* p, const F& x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) narrow(x.lane[i], p + i);
   }
   static F add(const F& a, const F& b) {
@@ -170,7 +170,7 @@ struct Portable {
     return each([&](int i) { return x.lane[i] == y.lane[i] ? a.lane[i] : 0.0f; });
   }
   static F round(const F& x) {
-    // Adding and taking away 1.5 * 2^23 rounds |x| < 2^22 to the nearest integer.
+    // Adding and subtracting 1.5 * 2^23 rounds |x| < 2^22 to the nearest integer.
     return each([&](int i) { return (x.lane[i] + 12582912.0f) - 12582912.0f; });
   }
   // 2^x for integral x in [-126, 127].
@@ -179,12 +179,12 @@ struct Portable {
       return float_of(static_cast<uint32_t>(static_cast<int32_t>(x.lane[i]) + 127) << 23);
     });
   }
-  static I load_part_bits(const int32_t* p, int64_t n) {
+  static I load_partial_bits(const int32_t* p, int64_t n) {
     I out = splat(0);
     std::memcpy(out.lane, p, n * sizeof(int32_t));
     return out;
   }
-  // Writes the lanes that are not 0 side by side, with slack for a whole vector; their number.
+  // Packs the lanes that are not 0 and returns their number. `out` has room for a whole vector.
   static int64_t pack_nonzero(float* out, const F& x) {
     int64_t found = 0;
     for (float lane : x.lane) {

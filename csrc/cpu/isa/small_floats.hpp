@@ -1,4 +1,4 @@
-// The 16-bit floating-point formats, as the kernels name them.
+// The 16-bit floating-point formats, as types.
 #pragma once
 
 #include <cstdint>

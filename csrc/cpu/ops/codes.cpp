@@ -12,16 +12,16 @@ namespace csrkern {
 namespace {
 
 constexpr int64_t kRowsAtOnce = 4096;
-// 128 KB, which a second-level cache holds: entries are read twice, to be checked and to be used.
+// 128 KB, which fit in the L2 cache: entries are read twice, to be checked and to be used.
 constexpr int64_t kEntriesAtOnce = 1 << 14;
 
-// Latents below it are in range: int32 names no more than 2^31.
+// Returns a limit that all latents in range are below: int32 has at most 2^31 of them.
 uint32_t latent_limit(int64_t dim) {
   return static_cast<uint32_t>(std::min<int64_t>(dim, int64_t{1} << 31));
 }
 
-// Without a jump, so that the compiler makes vectors of it: 0.2 ns an entry. The sign of
-// `latent | last - latent` is set where a latent is below 0 or above `last`.
+// Has no branch, so that the compiler vectorizes it: 0.2 ns an entry. The sign of
+// `latent | last - latent` is set if a latent is below 0 or above `last`.
 bool good_latents(const float* values, const int32_t* indices, int64_t n, uint32_t limit) {
   const uint32_t last = limit - 1;
   uint32_t bad = 0;
@@ -32,7 +32,7 @@ bool good_latents(const float* values, const int32_t* indices, int64_t n, uint32
   return bad >> 31 == 0;
 }
 
-// Whether a row is in order. `seen` has a bit for each latent, all 0 here and afterwards.
+// Returns whether a row is valid. `seen` has a bit for each latent, all 0 before and after.
 bool good_row(const float* values, const int32_t* indices, int64_t k, uint32_t limit,
               uint64_t* seen) {
   bool good = true;

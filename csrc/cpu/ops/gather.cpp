@@ -10,8 +10,8 @@
 namespace csrkern {
 namespace {
 
-// Pieces of about 4 million multiply-adds: some 250 µs each, long against the fetches that the
-// first entries of a piece wait for.
+// Chunks of about 4 million multiply-adds: some 250 µs each, long compared with the cache misses
+// of the first entries of a chunk.
 int64_t grain(int64_t work_per_row) {
   return std::max<int64_t>(1, (1 << 22) / std::max<int64_t>(1, work_per_row));
 }
@@ -33,7 +33,7 @@ void scatter_sum(ScatterSum args, int num_threads) {
                  args.entries);
   const int64_t entries = args.starts[args.dim];
   const int64_t per_latent = entries / std::max<int64_t>(1, args.dim);
-  // Factors in the order in which they are used, which each tile of columns does anew.
+  // The factors in the order of their use, which every tile of columns repeats.
   std::vector<std::unique_ptr<float[]>> in_order(args.num_sources);
   for (int q = 0; q < args.num_sources; ++q) in_order[q].reset(new float[entries]);
   parallel_for(entries, 1 << 14, num_threads, [&](int64_t begin, int64_t end, int) {
@@ -44,16 +44,17 @@ void scatter_sum(ScatterSum args, int num_threads) {
   });
   for (int q = 0; q < args.num_sources; ++q) args.sources[q].scale = in_order[q].get();
 
-  // Rows of 256 columns that fill half of a 1 MB cache. Sums can wait only in float32, and
-  // waiting costs as much as a few entries.
+  // Rows of 256 columns that fill half of a 1 MB cache. Only float32 sums can be stored between
+  // tiles, and storing them costs as much as a few entries.
   const int64_t rows = (1 << 19) / (1024 * args.num_sources);
   const bool pays = args.dtype == DType::float32 && per_latent * rows >= 16 * args.n;
-  args.block_rows = pays ? rows : args.n;
+  args.tile_rows = pays ? rows : args.n;
   const int64_t most = std::min<int64_t>(
       kScatterLatents, std::max<int64_t>(1, args.dim / (4 * std::max(num_threads, 1))));
   const int64_t piece =
       pays ? most : std::min(most, grain(args.d * (1 + args.num_sources * per_latent)));
-  // Columns outermost, so that a narrow stripe of the sources stays in the shared cache.
+  // The loop over columns is outermost, so that a narrow stripe of the sources stays in the shared
+  // cache.
   const int64_t pieces = (args.dim + piece - 1) / piece;
   const int64_t stripes = (args.d + kScatterColumns - 1) / kScatterColumns;
   parallel_for(pieces * stripes, 1, num_threads, [&](int64_t index, int64_t, int) {

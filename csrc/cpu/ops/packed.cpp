@@ -21,7 +21,7 @@ float scale_of(float largest, int byte) {
   return largest * (kEighths[byte % 8] * power);
 }
 
-// A row's bits in words, with one more, so that reading over the end of a field is safe.
+// The bits of a row in words, with one extra word, so that reading past a field is safe.
 class Bits {
  public:
   explicit Bits(int64_t row_bytes) : bytes_(row_bytes), words_((row_bytes + 7) / 8 + 1) {}
@@ -30,7 +30,7 @@ class Bits {
   void load(const uint8_t* row) { std::memcpy(words_.data(), row, bytes_); }
   void store(uint8_t* row) const { std::memcpy(row, words_.data(), bytes_); }
 
-  // Of at most 32 bits, into bits that are 0.
+  // A field of at most 32 bits; the bits it goes to must be 0.
   void put(int64_t at, int bits, uint64_t field) {
     const int shift = at & 63;
     words_[at >> 6] |= field << shift;
@@ -44,7 +44,7 @@ class Bits {
     return field & ((uint64_t{1} << bits) - 1);
   }
 
-  // Where the next one is at or after `at`, or `end`.
+  // Returns the position of the next one at or after `at`, or `end`.
   int64_t next_one(int64_t at, int64_t end) const {
     uint64_t word = words_[at >> 6] & (~uint64_t{0} << (at & 63));
     while (word == 0) {
@@ -67,7 +67,7 @@ struct Entry {
   int level;
 };
 
-// One at a time: the scratch memory of a thread.
+// Packs and unpacks one row at a time; the scratch memory of a thread.
 class Row {
  public:
   Row(const PackedForm& form, float largest)
@@ -80,14 +80,14 @@ class Row {
     for (int byte = 0; byte < 256; ++byte) scales_[byte] = scale_of(largest, byte);
   }
 
-  // Whether these are the values and latents of a code.
+  // Returns whether these are the values and latents of a code.
   bool pack(const float* values, const int32_t* indices, uint8_t* row) {
     const float top = (1 << form_.value_bits) - 1;
     const float strongest = *std::max_element(values, values + form_.k);
     const auto below = [](float scale, float value) { return scale < value; };
     const float* above =
         std::lower_bound(std::rbegin(scales_), std::rend(scales_), strongest, below)
-            .base();  // one behind the smallest scale that is not below it
+            .base();  // one after the smallest scale that is not below it
     const int byte = std::max<int>(static_cast<int>(above - scales_) - 1, 0);
     int64_t n = 0;
     for (int64_t s = 0; s < form_.k; ++s) {
@@ -115,7 +115,7 @@ class Row {
     return true;
   }
 
-  // Whether `pack` can have written it.
+  // Returns whether `pack` can have written the row.
   bool unpack(const uint8_t* row, float* values, int32_t* indices) {
     bits_.load(row);
     std::fill(starts_.begin(), starts_.end(), 0);
@@ -156,7 +156,7 @@ class Row {
   float scales_[256];
 };
 
-// The first of n rows for which done(row, i) is false, or n.
+// Returns the first of n rows for which done(row, i) is false, or n.
 template <typename Done>
 int64_t each_row(int64_t n, const PackedForm& form, float largest, int num_threads,
                  const Done& done) {

@@ -12,17 +12,18 @@
 namespace csrkern {
 namespace {
 
-// Rows a thread takes at a time, for each of which it visits one window before the next: the
-// window's postings then come from cache.
+// Rows that a thread takes at once: it visits a window for all of them before the next window, so
+// that the window's postings come from cache.
 constexpr int64_t kBlock = 32;
 
-// Rows of a gradient copied together: as columns of memory they share cache lines and pages.
+// Rows of a gradient that are copied together: as columns in memory they share cache lines and
+// pages.
 constexpr int64_t kTile = 16;
-// Not a power of two, or the rows of a tile would compete for the same places in the cache.
+// Not a power of two, or the rows of a tile would compete for the same cache sets.
 constexpr int64_t kStagedRow = Windows::kRows + 16;
 
-// Asks for huge pages under memory that is about to be written whole. A fresh result of 64 MiB
-// otherwise spends 25 of 29 ms in 16,384 page faults.
+// Asks for huge pages for memory that is about to be written completely. Without them, a fresh
+// result of 64 MiB spends 25 of 29 ms in page faults.
 void advise_huge_pages(float* data, int64_t size) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kPage = 2 << 20;
@@ -54,9 +55,9 @@ void similarity(const Codes& a, const Postings& b, int64_t m, float* out, int nu
   parallel_for(a.n, kBlock, num_threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t w = 0; w < windows.count(); ++w) {
       for (int64_t i = begin; i < end; ++i) {
-        float* piece = out + i * m + windows.first(w);
-        std::fill_n(piece, windows.size(w), 0.0f);
-        windows.add_scores(a, i, w, piece);
+        float* scores = out + i * m + windows.first(w);
+        std::fill_n(scores, windows.size(w), 0.0f);
+        windows.add_scores(a, i, w, scores);
       }
     }
   });
@@ -75,8 +76,8 @@ void similarity_backward(const Codes& a, const Postings& b, int64_t m, const Str
       const float* from = grad.data + begin * grad.row_stride + windows.first(w) * grad.col_stride;
       stage(from, grad, end - begin, windows.size(w), mine.get());
       for (int64_t i = begin; i < end; ++i) {
-        const float* piece = mine.get() + (i - begin) * kStagedRow;
-        windows.add_gradient(a, i, w, piece, grad_values + i * a.k);
+        const float* scores = mine.get() + (i - begin) * kStagedRow;
+        windows.add_gradient(a, i, w, scores, grad_values + i * a.k);
       }
     }
   });

@@ -1,9 +1,9 @@
-// One row of codes against the postings of another set: what similarity and info_nce share.
+// Scores of one row of codes with the postings of another set, for similarity and info_nce.
 //
-// The dense row of scores is worked on in windows that fit the L2 cache. Walking the postings
-// of a row's latents makes exactly the multiply-adds that two active entries call for. Looking
-// every entry of b up in a dense row of a makes n * m * k of them, and sum_l ca[l] * cb[l]
-// cannot exceed that however skewed the latents are: no second form is needed as a guard.
+// The dense row of scores is computed in windows that fit in the L2 cache. Walking the postings of
+// a row's latents costs one multiply-add for each pair of active entries, sum_l ca[l] * cb[l] in
+// total. However skewed the latents are, this is at most the n * m * k of looking up every entry of
+// b in a dense row of a, so that form is never better.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 
 namespace csrkern {
 
-// The postings of m rows cut into windows of rows.
+// The postings of m rows, divided into windows of rows.
 class Windows {
  public:
   Windows(const Postings& postings, int64_t dim, int64_t m)
@@ -32,27 +32,27 @@ class Windows {
     }
   }
 
-  // 64 KiB of scores. Measured at m = 32,768: 1.6 times as fast as windows of 4096, which would
-  // stay in the L1 cache but cut lists into pieces too short to run at speed.
+  // 64 KiB of scores. At m = 32,768 this is 1.6 times as fast as windows of 4096, which stay in the
+  // L1 cache but make the slices of lists too short.
   static constexpr int64_t kRows = 16384;
 
   int64_t count() const { return count_; }
   int64_t first(int64_t w) const { return w * kRows; }
   int64_t size(int64_t w) const { return std::min(kRows, m_ - first(w)); }
 
-  // piece[j] += the score of row i of a with row first(w) + j, by a's slots in order.
-  void add_scores(const Codes& a, int64_t i, int64_t w, float* piece) const {
+  // scores[j] += the score of row i of a with row first(w) + j, by a's slots in order.
+  void add_scores(const Codes& a, int64_t i, int64_t w, float* scores) const {
     const int32_t base = static_cast<int32_t>(first(w));
     each_list(a, i, w, [&](int64_t slot, int64_t begin, int64_t end) {
       const float value = a.values[i * a.k + slot];
       for (int64_t p = begin; p < end; ++p) {
-        piece[postings_.rows[p] - base] += value * postings_.values[p];
+        scores[postings_.rows[p] - base] += value * postings_.values[p];
       }
     });
   }
 
-  // grad[slot] += sum_j piece[j] * (the value in row first(w) + j of the slot's latent).
-  void add_gradient(const Codes& a, int64_t i, int64_t w, const float* piece, float* grad) const {
+  // grad[slot] += sum_j scores[j] * (the value in row first(w) + j of the slot's latent).
+  void add_gradient(const Codes& a, int64_t i, int64_t w, const float* scores, float* grad) const {
     const int32_t base = static_cast<int32_t>(first(w));
     each_list(a, i, w, [&](int64_t slot, int64_t begin, int64_t end) {
       const int32_t* rows = postings_.rows;
@@ -60,9 +60,9 @@ class Windows {
       float sum[4] = {};  // independent chains: one addition takes several cycles
       int64_t p = begin;
       for (; p + 4 <= end; p += 4) {
-        for (int c = 0; c < 4; ++c) sum[c] += piece[rows[p + c] - base] * values[p + c];
+        for (int c = 0; c < 4; ++c) sum[c] += scores[rows[p + c] - base] * values[p + c];
       }
-      for (; p < end; ++p) sum[0] += piece[rows[p] - base] * values[p];
+      for (; p < end; ++p) sum[0] += scores[rows[p] - base] * values[p];
       grad[slot] += (sum[0] + sum[1]) + (sum[2] + sum[3]);
     });
   }
@@ -81,7 +81,7 @@ class Windows {
     }
   }
 
-  // The start of a list two slots ahead: a third less time in add_scores.
+  // Prefetches the start of a list two slots ahead: add_scores takes a third less time.
   void prefetch(int64_t p) const {
     for (int64_t ahead : {0, 16}) {
       __builtin_prefetch(postings_.rows + p + ahead);

@@ -11,7 +11,7 @@ namespace csrkern {
 
 void topk_relu(const TopkRelu& args, int num_threads) {
   const TopkReluRows rows = kernels().topk_relu;
-  // About 256 KiB of input a piece: small enough to share out, large enough to stream.
+  // Chunks of about 256 KiB of input: small enough to divide among threads, large enough to stream.
   const int64_t grain = std::max<int64_t>(1, 65536 / args.h);
   std::vector<std::unique_ptr<int32_t[]>> memory(std::max(num_threads, 1));
   parallel_for(args.n, grain, num_threads, [&](int64_t begin, int64_t end, int thread) {

@@ -1,4 +1,4 @@
-// The inverted index on a GPU: exact search, equal to csrkern::search to the bit.
+// The inverted index on a GPU: exact search with the same bits as csrkern::search.
 //
 // No CUDA header is needed to use it: a Stream is a cudaStream_t, device memory a plain pointer.
 #pragma once
@@ -29,7 +29,7 @@ enum class Number : int32_t { float32, float16, bfloat16 };
 struct DeviceInfo {
   std::string name;
   int32_t processors;
-  size_t shared_bytes;  // that one block may use
+  size_t shared_bytes;  // that a thread block may use
   size_t shared_total;  // of a processor
   size_t free_bytes;
   size_t total_bytes;
@@ -50,7 +50,7 @@ struct Rows {
   const int32_t* indices;
 };
 
-// What goes with n rows, where they are.
+// Facts about n rows, in the same memory.
 struct RowFacts {
   const int64_t* ids = nullptr;  // [n] ascending, or null: first_id and on
   int64_t first_id = 0;
@@ -60,14 +60,14 @@ struct RowFacts {
 struct IndexOptions {
   int32_t dim;
   ValueType type;            // how values are stored
-  bool normalize = false;    // rows at L2 norm 1
+  bool normalize = false;    // L2-normalize rows
   int32_t impact_bits = 16;  // of a value in the lists, 16 or 8
   uint32_t block = 14336;    // documents whose scores a thread block adds up, a multiple of 64
   int32_t exponent = 0;      // squares are at most 2^exponent; see index_values.hpp
 };
 
-// Bytes of device memory for codes with that many entries altogether: those the index keeps,
-// and those needed while it is built (without the rows that it is built from).
+// Bytes of device memory for codes with this many entries in total: what the index keeps, and what
+// it needs while it is built (without the rows that it is built from).
 struct MemoryNeed {
   size_t resident;
   size_t building;
@@ -75,7 +75,7 @@ struct MemoryNeed {
 MemoryNeed memory_need(int64_t n, int64_t entries, const IndexOptions& options, bool own_ids,
                        bool norms);
 
-// Of each kernel: threads of its thread blocks, and bytes of shared memory that one needs.
+// For each kernel: the threads of a thread block and the bytes of shared memory that it needs.
 struct KernelNeed {
   const char* kernel;
   int threads;
@@ -86,8 +86,8 @@ std::vector<KernelNeed> kernel_needs(uint32_t block, int64_t topk);
 constexpr int64_t kMostHits = 1024;      // that a search may ask for
 constexpr int64_t kMostEntries = 16384;  // slots of a query
 
-// How documents are scored: by their postings or by reading all of them (for queries whose lists
-// are long), in each block of documents what was measured to cost less, or always one of them.
+// How documents are scored: by walking their postings, or by gathering the entries of all documents
+// (for queries with long lists). In each block of documents the cheaper way, or always one.
 enum class Way : int32_t { cheaper, walk, gather };
 
 struct SearchRequest {
@@ -95,7 +95,7 @@ struct SearchRequest {
   int64_t topk;
   bool normalize = false;
   int64_t query_k = kMostEntries;      // strongest entries that count
-  float min_score = 0;                 // of what is found
+  float min_score = 0;                 // of hits
   const uint8_t* allowed = nullptr;    // [n_docs] or [queries, n_docs], not 0: may be found
   int64_t allowed_stride = 0;          // from one query's bytes to the next; 0: one for all
   float* scores = nullptr;             // [queries, topk], out
@@ -104,43 +104,43 @@ struct SearchRequest {
   size_t workspace_bytes = 0;
   Way way = Way::cheaper;
   bool count_work = false;  // see Work
-  // What is found is also scored by dense queries, as csrkern::search scores it again.
+  // Hits are also scored by dense queries, as csrkern::search scores a shortlist.
   const float* dense = nullptr;    // [queries, dim], or null
   const float* offsets = nullptr;  // [queries] added to these scores, or null
   float* dense_scores = nullptr;   // [queries, topk], out, in the order of `scores`
 };
 
-// What searches with `count_work` did: (query, block) pairs by posting walk and by gather scan,
-// and the postings and entries that these read.
+// The work of searches with `count_work`: (query, block) pairs by walk and by gather, and the
+// postings and entries that these read.
 struct Work {
   uint64_t walks, gathers, postings, entries;
 };
 
 class Index {
  public:
-  // Builds from rows in memory of `device`, by ascending id; waits for the stream. The facts are
-  // copied. Throws std::invalid_argument if a row is not valid, and OutOfMemory, with the numbers,
-  // if it does not fit.
+  // Builds from rows in memory of `device`, by ascending id; waits for the stream. Copies the
+  // facts. Throws std::invalid_argument if a row is not valid, and OutOfMemory, with the numbers,
+  // if the index does not fit.
   Index(int device, const Rows& rows, const RowFacts& facts, const IndexOptions& options,
         Stream stream);
   ~Index();
 
-  // From rows and facts in host memory, which are copied to the device while it is built.
+  // Builds from rows and facts in host memory, which are copied to the device meanwhile.
   static std::unique_ptr<Index> from_host(int device, const Rows& rows, const RowFacts& facts,
                                           const IndexOptions& options);
 
-  // The best `topk` documents of each query, as csrkern::search finds them. Everything is in
-  // device memory; kernels are launched and nothing is waited for. Entries that are not valid
-  // (latents out of range, values negative, infinite or NaN) are passed over; a latent that comes
-  // twice counts twice.
+  // Finds the best `topk` documents of each query, as csrkern::search does. Everything is in device
+  // memory; launches kernels and waits for nothing. Invalid entries (latents out of range, values
+  // that are negative, infinite or NaN) are skipped: checking them would synchronize with the
+  // device. A repeated latent counts twice.
   void search(const SearchRequest& request, Stream stream) const;
 
   size_t workspace_bytes(int64_t n_queries, int64_t width, int64_t topk) const;
 
-  // The same with everything in host memory but the workspace, which is the index's own.
+  // The same with everything in host memory; the index has its own workspace.
   void search_from_host(SearchRequest request) const;
 
-  // Times searches for some of the documents both ways and sets `gather_above` accordingly.
+  // Times searches for some of the documents both ways and sets gather_cost().
   void calibrate();
 
   Work take_work(Stream stream) const;  // since the last call; waits
@@ -152,7 +152,7 @@ class Index {
   size_t bytes() const;       // of device memory that it holds
   const IndexOptions& options() const;
 
-  // What an entry costs a gather scan, in postings of a walk.
+  // Returns the cost of an entry in a gather, in postings of a walk.
   float gather_cost() const;
 
  private:

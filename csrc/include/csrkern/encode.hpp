@@ -1,9 +1,9 @@
 // Exact codes of a linear layer from approximate pre-activations.
 //
 // The exact pre-activation of row i and latent l is the float nearest to
-// Σ_j x[i, j] · weight[l, j] + bias[l], summed in double in a fixed order: it depends on
-// nothing but the operands. A matrix product that is off by at most a known amount says which
-// latents may be among the k best, and only they are computed exactly.
+// Σ_j x[i, j] · weight[l, j] + bias[l], summed in double in a fixed order, so it depends on the
+// operands only. An approximate matrix product with a known error bound tells which latents may be
+// among the k best; only these are computed exactly.
 #pragma once
 
 #include <cstdint>
@@ -22,12 +22,12 @@ struct Linear {
   int64_t d;
 };
 
-// out[i, l], [n, h] contiguous: every pre-activation exactly. For few rows, where reading the
-// weight is what costs.
+// Writes every pre-activation exactly: out[i, l], [n, h] contiguous. For few rows, where the cost
+// is reading the weight.
 void linear_exact(const Linear& layer, float* out, int num_threads);
 
-// Rows rounded to bfloat16, and the L2 norms, summed in float, of each row and of what rounding
-// took from it: in one pass, since for large weights reading is what costs.
+// Rounds rows to bfloat16, and finds the L2 norms, summed in float, of each row and of its rounding
+// error. One pass does all three, since reading a large weight is the cost.
 struct Rounding {
   const float* rows;  // [n, d] with unit column stride
   int64_t row_stride;
@@ -46,10 +46,10 @@ struct Refine {
   const double* slack;  // [n]; rows where it is not finite are computed in full
   double relative;
   int64_t k;
-  int64_t limit;        // rows with more candidates are left alone
+  int64_t limit;        // rows with more candidates are skipped
   float* values;        // [n, k] contiguous, as in TopkRelu
   int32_t* indices;     // [n, k] contiguous
-  int32_t* candidates;  // [n]: latents computed exactly, or -1 for a row that is left alone
+  int32_t* candidates;  // [n]: latents computed exactly, or -1 for a skipped row
 };
 void refine(const Refine& args, int num_threads);
 

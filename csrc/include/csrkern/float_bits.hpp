@@ -18,7 +18,7 @@ inline float float_of(uint32_t bits) {
   return value;
 }
 
-// float16 bits to float32, exactly.
+// Converts float16 bits to float32, exactly.
 inline float half_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, magnitude = half & 0x7fff;
   if (magnitude >= 0x7c00) return float_of(sign | 0x7f800000 | (magnitude - 0x7c00) << 13);
@@ -26,7 +26,7 @@ inline float half_to_float(uint16_t half) {
   return float_of(sign | bits_of(static_cast<float>(magnitude) * 0x1p-24f));
 }
 
-// To nearest, ties to even.
+// Rounds to float16 bits: to nearest, ties to even.
 inline uint16_t float_to_half(float value) {
   const uint32_t bits = bits_of(value), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);

@@ -15,8 +15,8 @@ struct Table {
   int64_t row_stride;  // in elements
 };
 
-// outs[q][i] = Σ over s < ends[q] of values[i, s] · table[indices[i, s]] + bias: the sums of
-// several prefixes of one code in one pass.
+// outs[q][i] = Σ over s < ends[q] of values[i, s] · table[indices[i, s]] + bias: one pass sums
+// several prefixes of each code.
 constexpr int kMaxPrefixes = 8;
 constexpr int kMaxSources = kMaxPrefixes + 1;
 struct GatherSum {
@@ -31,8 +31,8 @@ struct GatherSum {
 };
 void gather_sum(const GatherSum& args, int num_threads);
 
-// Rows that the slots begin..end-1 of a code meet: the prefixes of one code that are trained
-// together have different gradients, and all are taken in one pass.
+// The rows that slots begin..end-1 of the codes are multiplied with. Prefixes that are trained
+// together have different gradients; one pass takes all of them.
 struct Source {
   Table rows;  // [n, d]
   int64_t begin;
@@ -53,14 +53,14 @@ struct GatherDot {
 };
 void gather_dot(const GatherDot& args, int num_threads);
 
-// out[l] = Σ over the postings (i, s) of latent l and over sources with begin <= s < end of
-// scale[i, s] · rows[i]: the transposed gather. Every latent is summed by one thread, in row
-// order, so the result does not depend on num_threads.
+// The transposed gather: out[l] = Σ over the postings (i, s) of latent l and over sources with
+// begin <= s < end of scale[i, s] · rows[i]. One thread sums each latent, in row order, so the
+// result does not depend on num_threads.
 struct ScatterSum {
   const int64_t* starts;  // [dim + 1]; see Postings
   const int32_t* rows;
   const int32_t* slots;
-  int64_t entries;  // places in rows and slots
+  int64_t entries;  // length of rows and slots
   int64_t n;
   int64_t k;
   int64_t dim;
@@ -68,8 +68,8 @@ struct ScatterSum {
   int64_t d;
   int num_sources;
   Source sources[kMaxSources];
-  void* out;           // [dim, d] contiguous
-  int64_t block_rows;  // set by scatter_sum
+  void* out;          // [dim, d] contiguous
+  int64_t tile_rows;  // set by scatter_sum
 };
 void scatter_sum(ScatterSum args, int num_threads);
 

@@ -1,4 +1,4 @@
-// Functions that run on the CPU and, where nvcc compiles them, on a GPU.
+// Functions that run on the CPU and, if nvcc compiles them, on a GPU.
 #pragma once
 
 #ifdef __CUDACC__

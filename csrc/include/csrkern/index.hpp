@@ -25,10 +25,10 @@ struct SparseRows {
   const int64_t* order = nullptr;  // [n]: row i is the order[i]-th; null: as they stand
 };
 
-// The arrays of an index, wherever they live. A term is a latent that some document uses. A
-// segment is the postings of one term in one window of documents: its local document numbers
-// (uint16, ascending), then its values, in one piece. An index of
-// clustered documents also knows the largest value of each term in each block of documents.
+// The arrays of an index, in memory or in a mapped file. A term is a latent that some document
+// uses. A posting-list slice holds the postings of one term in one window of documents: first the
+// local document numbers (uint16, ascending), then the values, contiguous. An index of clustered
+// documents also stores the largest value of each term in each block of documents.
 struct IndexView {
   int64_t n_docs;
   int32_t dim;
@@ -37,7 +37,7 @@ struct IndexView {
   int64_t n_terms;
   ValueType type;
   const int32_t* terms;       // [n_terms] latents, ascending
-  const uint64_t* offsets;    // [n_terms * n_windows + 1] postings before each segment
+  const uint64_t* offsets;    // [n_terms * n_windows + 1] postings before each slice
   const uint8_t* postings;    // [offsets.back() * posting_bytes(type)]
   const uint32_t* checksums;  // [n_terms] CRC-32C of each term's postings
   const int64_t* ids;         // [n_docs], or null: the row number is the id
@@ -54,19 +54,19 @@ struct IndexView {
   int64_t block_pitch() const { return (n_blocks() + 63) / 64 * 64; }
   const uint8_t* maxima_of(int64_t term) const { return maxima + term * block_pitch(); }
 
-  const uint8_t* segment(uint64_t offset) const { return postings + offset * posting_bytes(type); }
+  const uint8_t* slice(uint64_t offset) const { return postings + offset * posting_bytes(type); }
   float unit() const { return unit_of(type, exponent); }
 };
 
-// Whether a file may claim that many documents: each has a posting or an id, but for a million, so
-// that what it makes us allocate is in proportion to its size.
+// Returns whether a file may claim that many documents. All but a million need a posting or an id,
+// so that a small file cannot make us allocate much.
 inline bool plausible_documents(int64_t n_docs, uint64_t n_postings, bool with_ids) {
   constexpr int64_t kMostUnseen = 1 << 20;
   return with_ids || n_docs <= kMostUnseen ||
          static_cast<uint64_t>(n_docs - kMostUnseen) <= n_postings;
 }
 
-// Page-aligned memory that asks for huge pages, uninitialised.
+// Page-aligned, uninitialized memory in huge pages where the system grants them.
 class Buffer {
  public:
   explicit Buffer(size_t bytes = 0);
@@ -95,29 +95,29 @@ struct BuiltIndex {
   std::vector<float> scales;
 };
 
-// Inverts `docs`, with rows at L2 norm 1 if `normalize`. Values are rounded to `type`, to a
-// positive number wherever they are positive. Throws std::invalid_argument if an entry is out of
-// range, negative, not finite, too large for `type` (and `exponent`) or given twice in its row.
-// With `block` > 0, maxima of blocks of that many documents are found too.
+// Inverts `docs`, after L2 normalization if `normalize`. Rounds values to `type`; positive values
+// stay positive. Throws std::invalid_argument if an entry is out of range, negative, not finite,
+// too large for `type` (and `exponent`) or repeated in its row. With `block` > 0, also finds the
+// maxima of blocks of that many documents.
 BuiltIndex build_index(const SparseRows& docs, int32_t window, int32_t block, ValueType type,
                        bool normalize, int num_threads, int32_t exponent = 0);
 
-// An order of the rows [n] in which similar rows stand together: each goes to the most similar
-// of a sample of the rows. Empty if the mean cosine of some rows with that one is less than
-// `least_similarity`. The same for any number of threads.
+// Returns an order of the rows [n] that puts similar rows next to each other: each row goes to the
+// most similar of a sample of rows. Returns an empty order if the mean cosine of some rows with
+// that row is below `least_similarity`. The result does not depend on the number of threads.
 std::vector<int64_t> cluster_order(const SparseRows& docs, double least_similarity,
                                    int num_threads);
 
-// The CRC-32C of all that an index holds about one term.
+// Returns the CRC-32C of everything that an index stores about one term.
 uint32_t checksum_of_term(const IndexView& view, int64_t term);
 
-// From latent to term: a table where the latents are few enough, else a binary search.
+// Maps latents to terms: by a table if there are few enough latents, else by binary search.
 class TermFinder {
  public:
   TermFinder() = default;
   TermFinder(const int32_t* terms, int64_t n_terms, int32_t dim);
 
-  // The term of a latent in 0..dim-1, or -1.
+  // Returns the term of a latent in 0..dim-1, or -1.
   int64_t find(int32_t latent) const {
     if (!table_.empty()) return table_[latent];
     return search(latent);
@@ -133,13 +133,13 @@ class TermFinder {
 
 struct SearchCost {
   int64_t terms = 0;            // entries of the query whose latent some document uses
-  int64_t postings = 0;         // in their lists altogether
-  int64_t blocks_scored = 0;    // one by one
-  int64_t windows_scanned = 0;  // from end to end
+  int64_t postings = 0;         // in all of their lists
+  int64_t blocks_scored = 0;    // individually
+  int64_t windows_scanned = 0;  // completely
 };
 
 class Directory;
-class Forward;
+class ForwardIndex;
 
 struct OwnedRows {
   std::vector<int64_t> starts;
@@ -147,45 +147,46 @@ struct OwnedRows {
   std::vector<float> values;
 };
 
-// A searchable index over arrays that outlive it. All methods are safe from any thread.
+// A searchable index over arrays that outlive it. Any thread may call any method.
 class Index {
  public:
-  // Checks everything but the postings, in time proportional to the offsets. Postings that
-  // are not `trusted` (they come from a file) are checked list by list before first use.
-  // Throws std::invalid_argument naming what is wrong.
+  // Checks everything but the postings, in time proportional to the offsets. If the postings are
+  // not `trusted` (they come from a file), each list is checked before its first use.
+  // Throws std::invalid_argument that names the fault.
   Index(const IndexView& view, bool trusted);
   ~Index();
 
-  // csrkern::search for an index that is alone, with `allowed` [n_docs, in words of 64].
+  // csrkern::search for this index only, with `allowed` [n_docs, in words of 64].
   void search(const SparseRows& queries, int64_t topk, bool normalize, const uint64_t* allowed,
               int num_threads, float* scores, int64_t* ids) const;
 
-  // What the search for the i-th of the queries reads.
+  // Returns what the search for query i reads.
   SearchCost explain(const SparseRows& queries, int64_t i, int64_t topk, bool normalize) const;
 
-  // How many times as fast as scans of all windows searches for these queries should be,
-  // thanks to the maxima of blocks.
+  // Returns the expected speedup of searches for these queries over scans of all windows, which
+  // the maxima of blocks make possible.
   double gain_of_blocks(const SparseRows& queries, bool normalize) const;
 
-  // Checks all postings now. Throws std::invalid_argument naming the first damaged list.
+  // Checks all postings now. Throws std::invalid_argument that names a damaged list.
   void verify(int num_threads) const;
 
-  // The stored codes as rows: starts [n_docs + 1], and for each document its latents,
-  // ascending, and their values [offsets.back()].
+  // Writes the stored codes as rows: starts [n_docs + 1], and the latents of each document,
+  // ascending, with their values [offsets.back()].
   void rows(int64_t* starts, int32_t* latents, float* values) const;
 
-  // The same for chosen documents, by the forward copy.
+  // Returns the same for chosen documents, from the forward index.
   OwnedRows rows_of(const int64_t* docs, int64_t n) const;
 
-  // The term of a latent, its list checked, or -1 if no document uses it.
+  // Returns the term of a latent and checks its list, or returns -1 if no document uses it.
   int64_t checked_term(int32_t latent) const;
 
-  // The stored value of a latent in a document, 0 if it has none.
+  // Returns the stored value of a latent in a document, 0 if it has none.
   float value(int64_t doc, int32_t latent) const;
 
-  // The codes by document, for scoring chosen documents; made when first asked for.
-  const Forward& forward(int num_threads) const;
-  // What searches have made in memory beside the index: the copy, and where blocks' postings are.
+  // Returns the forward index: the codes by document, for scoring chosen documents. The first call
+  // builds it.
+  const ForwardIndex& forward(int num_threads) const;
+  // Bytes of the forward index and of the directory of blocks, where they have been built.
   int64_t forward_bytes() const;
 
   const IndexView& view() const { return view_; }
@@ -195,10 +196,10 @@ class Index {
   friend class SegmentSearch;
 
   void verify_term(int64_t term) const;
-  // The forward copy, if it is there or past searches have lost as much time for want of it as
-  // making it takes; else null, and the loss is noted.
-  const Forward* forward_if_worth(int64_t ns_lost) const;
-  // The same of where the postings of blocks are; an index just built has it from the start.
+  // Returns the forward index if it exists, or if past searches have lost as much time without it
+  // as building it takes. Otherwise notes the loss and returns null.
+  const ForwardIndex* forward_if_worth(int64_t ns_lost) const;
+  // The same for the directory of blocks; an index that was just built has one from the start.
   const Directory* directory_if_worth() const;
   void note_blocks(int64_t ns_lost) const { ns_lost_in_blocks_ += ns_lost; }
 
@@ -207,15 +208,15 @@ class Index {
   TermFinder finder_;
   std::unique_ptr<std::atomic<uint8_t>[]> verified_;  // [n_terms], null: all trusted
   mutable std::mutex making_forward_;
-  mutable std::atomic<const Forward*> forward_{nullptr};
-  // Time that searches would have saved, had there been a forward copy.
+  mutable std::atomic<const ForwardIndex*> forward_{nullptr};
+  // Time that searches would have saved with a forward index.
   mutable std::atomic<int64_t> ns_lost_{0};
   mutable std::mutex making_directory_;
   mutable std::atomic<const Directory*> directory_{nullptr};
   mutable std::atomic<int64_t> ns_lost_in_blocks_{0};
 };
 
-// One of the indexes that are searched as one. Only documents whose bits are set are found.
+// One of the indexes that are searched together. Only documents whose bits are set are found.
 struct Segment {
   const Index* index;
   const uint64_t* allowed = nullptr;  // [n_docs, in words of 64] or [queries, the same]; null: all
@@ -224,27 +225,27 @@ struct Segment {
 
 struct SearchOptions {
   int64_t topk = 10;
-  bool normalize = false;                                     // queries at L2 norm 1: cosines
+  bool normalize = false;                                     // L2-normalize queries: cosines
   int64_t query_k = std::numeric_limits<int64_t>::max();      // strongest entries that count
-  float min_score = -std::numeric_limits<float>::infinity();  // of what is found
+  float min_score = -std::numeric_limits<float>::infinity();  // of hits
   int num_threads = 1;
-  // With a shortlist, the best that many documents are scored again and sorted by that score.
+  // If > 0, this many of the best documents are scored again and sorted by the new score.
   int64_t shortlist = 0;
-  double kept = 1;                 // share of a query's squared norm that makes its shortlist
-  double bound_share = 1;          // of a block's bound that is believed; 1: nothing is missed
-  const float* dense = nullptr;    // [queries, dim] score by these, or null: by the whole query
+  double kept = 1;                 // share of a query's squared norm that finds the shortlist
+  double bound_share = 1;          // factor on the bounds of blocks; 1: no hit is missed
+  const float* dense = nullptr;    // [queries, dim] new scores, or null: by the whole query
   const float* offsets = nullptr;  // [queries] added to dense scores, or null
 };
 
-// The best `topk` documents of each query: scores [n, topk] and ids [n, topk], best first,
-// equal scores by lower id, documents of score 0 left out, missing places (-inf, -1). A
-// score is summed in float32 over the query's entries by value descending, then by latent, and a
-// cosine of more than 1 is 1; a dense score over the document's latents, ascending, plus offset,
-// divided by its norm.
+// Finds the best `topk` documents of each query: scores [n, topk] and ids [n, topk], best first,
+// ties by lower id. Documents of score 0 are left out; missing places hold (-inf, -1). A score is
+// summed in float32 over the query's entries by value descending, then by latent; a cosine above 1
+// becomes 1. A dense score is summed over the document's latents, ascending; then the offset is
+// added and the sum divided by the document's norm.
 void search(const std::vector<Segment>& segments, const SparseRows& queries,
             const SearchOptions& options, float* scores, int64_t* ids);
 
-// What a query should take on one thread, by what a search for it reads: the mean, in nanoseconds.
+// Returns the expected mean time of a query on one thread in nanoseconds, from what it reads.
 double expected_ns(const std::vector<Segment>& segments, const SparseRows& queries,
                    const SearchOptions& options);
 
@@ -254,11 +255,11 @@ struct Ragged {
   std::vector<int64_t> ids;
 };
 
-// The same without a limit on how many are found; `topk` and `shortlist` do not count.
+// Finds all documents of a score above 0; ignores `topk` and `shortlist`.
 Ragged search_all(const std::vector<Segment>& segments, const SparseRows& queries,
                   const SearchOptions& options);
 
-// CRC-32C (Castagnoli) of `bytes` bytes.
+// Returns the CRC-32C (Castagnoli) of `bytes` bytes.
 uint32_t crc32c(const void* data, size_t bytes);
 
 }  // namespace csrkern

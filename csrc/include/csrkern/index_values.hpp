@@ -11,8 +11,8 @@
 
 namespace csrkern {
 
-// uint8 and uint16 are squares: the number b stands for (b + 1)² units, so that weak values keep
-// their precision beside strong ones. Units are powers of two, the same in the whole index.
+// uint8 and uint16 hold squares: the number b means (b + 1)² units, so that small values keep
+// their relative precision. The unit is a power of two, the same in the whole index.
 enum class ValueType : int32_t { float16, float32, uint8, uint16 };
 
 inline bool is_squares(ValueType type) {
@@ -25,10 +25,10 @@ inline int64_t value_bytes(ValueType type) {
 
 constexpr float kLeastFloat = 0x1p-149f;
 
-// A local document number (uint16) and a value.
+// Of a local document number (uint16) and a value.
 inline int64_t posting_bytes(ValueType type) { return 2 + value_bytes(type); }
 
-// The largest square is 2^exponent. Between these bounds all of them are normal float32.
+// The largest square is 2^exponent. Between these bounds all squares are normal float32 numbers.
 constexpr int32_t kLeastExponent = -94, kMostExponent = 127;
 
 inline float power_of_two(int32_t exponent) {
@@ -48,19 +48,19 @@ CSRKERN_BOTH inline float square(uint32_t number, float unit) {
   return root * root * unit;
 }
 
-// The greatest score: a cosine is 1 at most, though products of rounded rows can come to more.
+// The largest score: a cosine is at most 1, even if the sum over rounded rows is larger.
 inline float most_score(bool cosine) {
   return cosine ? 1.0f : std::numeric_limits<float>::infinity();
 }
 
-// A value of a row that is brought to norm 1; one that is positive stays so.
+// Scales a value of a row that is being L2-normalized; positive values stay positive.
 CSRKERN_BOTH inline float scaled_value(float value, double scale) {
   const float scaled = static_cast<float>(value * scale);
   return scaled > 0 || !(value > 0) ? scaled : kLeastFloat;
 }
 
-// The number whose square is nearest to a positive value of at most the largest, the lower one of
-// two: so nothing positive becomes 0, and a square becomes itself.
+// Returns the number whose square is nearest to a positive value, the lower number of two. No
+// positive value becomes 0, and a square becomes itself.
 CSRKERN_BOTH inline uint32_t number_of(float value, float unit) {
   const double x = value / static_cast<double>(unit);
   const double root = static_cast<int32_t>(std::sqrt(x));
@@ -68,7 +68,7 @@ CSRKERN_BOTH inline uint32_t number_of(float value, float unit) {
   return nearest > 1 ? static_cast<uint32_t>(nearest) - 1 : 0;
 }
 
-// The i-th of stored values.
+// Returns stored value i.
 inline float value_at(const uint8_t* values, uint64_t i, ValueType type, float unit) {
   uint16_t two;
   float four;

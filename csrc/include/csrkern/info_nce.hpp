@@ -1,13 +1,13 @@
-// The contrastive loss over codes, without the matrix of scores.
+// The contrastive loss over codes, without storing the matrix of scores.
 //
 // With scores s_ij = <a_i, b_j>, scale 1 / temperature and positives P_i:
 //   L_i = log(sum_j c_ij exp(s_ij scale)) - mean over P_i of s_ij scale
 // - pairs: c = 1, P_i = {i};
 // - one set (b is a): c_ii = 1, c_ij = 2, P_i = {i};
-// - labels: P_i are the rows of i's class; c = 1, but in one set i counts for neither. L_i is 0
-//   where P_i is empty.
+// - labels: P_i are the rows of i's class and c = 1; in one set, i itself is in neither sum. L_i
+//   is 0 where P_i is empty.
 //
-// Codes are checked as by check_latents; postings are those that transpose filled.
+// Codes are checked as by check_latents; postings must come from transpose.
 #pragma once
 
 #include <cstdint>
@@ -31,16 +31,16 @@ struct InfoNce {
 // n_positives [a.n]. The result does not depend on num_threads.
 void info_nce(const InfoNce& args, float* loss, float* peak, float* log_total, int num_threads);
 
-// What the gradient needs of the rows whose losses were summed.
+// What the gradient needs to know of the rows whose losses were summed.
 struct InfoNceRows {
   const float* grad;       // the gradient of each loss
   const float* peak;       // as written by info_nce
   const float* log_total;  // as written by info_nce
 };
 
-// The gradient of the values of args.a: grad_values [a.n, a.k], 0 in empty slots. The losses
-// were those of the rows of a, or, if `of_columns`, of the rows of b against a; `rows` and
-// n_positives belong to that side. In one set both come together and of_columns is unused.
+// Writes the gradient of the values of args.a: grad_values [a.n, a.k], 0 in empty slots. The losses
+// are those of the rows of a or, if `of_columns`, of the rows of b against a; `rows` and
+// n_positives belong to that side. In one set both sides are added and of_columns is unused.
 void info_nce_backward(const InfoNce& args, const InfoNceRows& rows, bool of_columns,
                        float* grad_values, int num_threads);
 

@@ -1,4 +1,4 @@
-// The threads that every kernel shares: those of PyTorch where it is loaded, else a pool of ours.
+// The threads that all kernels share: PyTorch's if it is loaded, else a pool of our own.
 #pragma once
 
 #include <cstdint>
@@ -6,12 +6,11 @@
 
 namespace csrkern {
 
-// Calls body(begin, end, thread) over [0, n) cut into pieces of at most `grain`, on up to
-// `num_threads` threads (the caller is one of them). `thread` < num_threads and is held by
-// one piece at a time, so it may select scratch memory. Pieces are handed out in order but
-// finish in any: a result must not depend on which thread computed it. May be called from
-// several threads at once and, in a child, after fork(). An exception thrown by body is
-// rethrown here once all pieces in flight are done.
+// Calls body(begin, end, thread) over [0, n) in chunks of at most `grain`, on up to `num_threads`
+// threads, of which the caller is one. `thread` < num_threads; no two chunks hold it at once, so it
+// may select scratch memory. Chunks start in order and finish in any order: a result must not
+// depend on which thread computed it. Several threads may call this at once, and a child after
+// fork(). If body throws, the exception is rethrown here when all running chunks are done.
 void parallel_for(int64_t n, int64_t grain, int num_threads,
                   const std::function<void(int64_t begin, int64_t end, int thread)>& body);
 
