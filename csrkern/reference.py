@@ -120,7 +120,7 @@ def search(
     dim: int,
     query_values: np.ndarray,
     query_indices: np.ndarray,
-    topk: int,
+    top_k: int,
     ids: np.ndarray | None = None,
     most: float = np.inf,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -129,8 +129,8 @@ def search(
     values/indices [N, k] are the stored codes, query_values/query_indices [n, k'] the
     queries, both as float32 and in SparseCodes order. A score is summed in float32 over
     the query's slots from first to last, each product rounded before it is added; a sum of
-    more than `most`, which is 1 for cosines, counts as that. Returns scores [n, topk] and
-    ids [n, topk]: best first, equal scores by lower id, documents that share no latent with
+    more than `most`, which is 1 for cosines, counts as that. Returns scores [n, top_k] and
+    ids [n, top_k]: best first, equal scores by lower id, documents that share no latent with
     the query left out, missing places (-inf, -1).
     """
     n_docs, n_queries = len(values), len(query_values)
@@ -139,8 +139,8 @@ def search(
     rows, slots = np.nonzero(values)
     dense[rows, indices[rows, slots]] = values[rows, slots]
 
-    scores_out = np.full((n_queries, topk), -np.inf, np.float32)
-    ids_out = np.full((n_queries, topk), -1, np.int64)
+    scores_out = np.full((n_queries, top_k), -np.inf, np.float32)
+    ids_out = np.full((n_queries, top_k), -1, np.int64)
     for i in range(n_queries):
         score = np.zeros(n_docs, np.float32)
         for value, latent in zip(query_values[i], query_indices[i], strict=True):
@@ -148,7 +148,7 @@ def search(
                 score += np.float32(value) * dense[:, latent]
         score = np.minimum(score, np.float32(most))
         found = np.flatnonzero(score)
-        best = found[np.lexsort((ids[found], -score[found]))][:topk]
+        best = found[np.lexsort((ids[found], -score[found]))][:top_k]
         scores_out[i, : len(best)] = score[best]
         ids_out[i, : len(best)] = ids[best]
     return scores_out, ids_out

@@ -143,12 +143,12 @@ def train_step(
     return Cost(itemsize * n * d + 4 * parameters, 4 * parameters, flops + contrast, dtype)
 
 
-def search(postings: float, n_queries: int, topk: int, bytes_per_posting: int = 4) -> Cost:
+def search(postings: float, n_queries: int, top_k: int, bytes_per_posting: int = 4) -> Cost:
     """Return an inverted scan: each of the queries' postings read and added once, top-k written.
 
     Exact pruning reads fewer postings, so a share above 1 is possible and says so.
     """
-    return Cost(postings * bytes_per_posting, n_queries * topk * 12.0, 2.0 * postings)
+    return Cost(postings * bytes_per_posting, n_queries * top_k * 12.0, 2.0 * postings)
 
 
 @dataclass(frozen=True)

@@ -32,16 +32,16 @@ def try_here() -> None:
     values = random.random((2000, 16), np.float32) + 0.01
     index = csrkern.InvertedIndex.build((values, latents), dim=256, metric="cosine")
     queries = values[:100], latents[:100]
-    scores, ids = index.search(queries, topk=5)
+    scores, ids = index.search(queries, top_k=5)
     assert (ids[:, 0] == np.arange(100)).all(), "a code was not nearest to itself"
     with tempfile.TemporaryDirectory() as folder:
         index.save(folder)
         loaded = csrkern.InvertedIndex.load(folder)
-        again = loaded.search(queries, topk=5)
+        again = loaded.search(queries, top_k=5)
         assert (again[0] == scores).all()
         assert (again[1] == ids).all()
         loaded.remove([0])
-        assert loaded.search(queries, topk=1)[1][0, 0] != 0
+        assert loaded.search(queries, top_k=1)[1][0, 0] != 0
     assert "torch" not in sys.modules, "the index has loaded PyTorch"
     cuda = try_cuda(index, queries, ids)
     isa = csrkern._C.isa()
@@ -53,7 +53,7 @@ def try_cuda(index: Any, queries: Any, ids: Any) -> str:
     if importlib.util.find_spec("csrkern._cuda") is None:
         return "without the GPU part"
     try:
-        found = index.to("cuda").search(queries, topk=5)[1]
+        found = index.to("cuda").search(queries, top_k=5)[1]
     except RuntimeError as error:
         if "no CUDA device" not in str(error):
             raise

@@ -79,7 +79,7 @@ def test_train_step_is_one_gemm_and_sparse_terms() -> None:
 
 
 def test_search_scans_postings() -> None:
-    cost = roofline.search(1e6, n_queries=10, topk=5)
+    cost = roofline.search(1e6, n_queries=10, top_k=5)
     assert (cost.read, cost.written, cost.flops) == (4e6, 10 * 5 * 12, 2e6)
 
 

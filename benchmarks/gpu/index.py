@@ -32,7 +32,7 @@ from benchmarks.harness import generators
 from benchmarks.harness.provenance import commit, versions
 from csrkern import CudaIndex, InvertedIndex, SparseCodes
 
-DIM, K, TOPK, WIDTH = 16_384, 32, 10, 1024
+DIM, K, TOP_K, WIDTH = 16_384, 32, 10, 1024
 SIZES = {"100k": 100_000, "1M": 1_000_000, "10M": 10_000_000, "100M": 100_000_000}
 BATCHES = (1, 32, 256, 1024)
 PAPER_CODES, PAPER_QUERIES, PAPER_WARM_UPS = 1_300_000, 512, 100
@@ -82,27 +82,27 @@ def equal_to_cpu(codes: generators.Codes, queries: generators.Codes, index: Cuda
     """Ids and bits of scores are those of the CPU, whichever way documents are scored."""
     cpu = InvertedIndex.build(codes, dim=DIM, cluster=False)
     there = on_gpu(queries)
-    for topk in (1, TOPK, 1000):
-        scores, ids = cpu.search(queries, topk)
+    for top_k in (1, TOP_K, 1000):
+        scores, ids = cpu.search(queries, top_k)
         for way in ("walk", "gather", "cheaper"):
-            found = index.search(there, topk, way=way)
+            found = index.search(there, top_k, way=way)
             if not (
                 np.array_equal(found[1].cpu().numpy(), ids)
                 and np.array_equal(found[0].cpu().numpy(), scores)
             ):
-                raise SystemExit(f"topk {topk}, {way}: differs from the CPU")
+                raise SystemExit(f"top_k {top_k}, {way}: differs from the CPU")
 
 
 def ours(index: CudaIndex, sets: list[SparseCodes]) -> Callable[[int], Any]:
     """A search of the i-th set of queries."""
-    return lambda i: index.search(sets[i % QUERY_SETS], TOPK)
+    return lambda i: index.search(sets[i % QUERY_SETS], TOP_K)
 
 
 def dense_peer(n: int, batch: int) -> Callable[[int], Any]:
     """bfloat16 embeddings of WIDTH numbers: GEMM, then topk."""
     documents = torch.randn(n, WIDTH, device="cuda", dtype=torch.bfloat16)
     sets = torch.randn(QUERY_SETS, batch, WIDTH, device="cuda", dtype=torch.bfloat16)
-    return lambda i: torch.topk(sets[i % QUERY_SETS] @ documents.T, TOPK)
+    return lambda i: torch.topk(sets[i % QUERY_SETS] @ documents.T, TOP_K)
 
 
 def scatter_peer(codes: SparseCodes, sets: list[SparseCodes]) -> Callable[[int], Any]:
@@ -122,7 +122,7 @@ def scatter_peer(codes: SparseCodes, sets: list[SparseCodes]) -> Callable[[int],
             at = (starts[latents][:, None] + slots).clamp(max=len(rows) - 1)
             mine = slots < counts[latents][:, None]
             scores.scatter_add_(1, rows[at], queries.values[:, slot, None] * values[at] * mine)
-        return torch.topk(scores, TOPK)
+        return torch.topk(scores, TOP_K)
 
     return run
 
@@ -131,7 +131,7 @@ def sparse_peer(codes: SparseCodes, sets: list[SparseCodes]) -> Callable[[int], 
     """PyTorch's sparse CSR product (cuSPARSE), and topk of what it gives."""
     documents = as_csr(codes).t().to_sparse_csr()
     queries = [as_csr(one) for one in sets]
-    return lambda i: torch.topk((queries[i % QUERY_SETS] @ documents).to_dense(), TOPK)
+    return lambda i: torch.topk((queries[i % QUERY_SETS] @ documents).to_dense(), TOP_K)
 
 
 def agree(found: Any, expected: Any) -> None:
@@ -217,7 +217,7 @@ def measurements(sizes: list[str]) -> Iterator[tuple[str, Callable[[], dict[str,
         index = CudaIndex.build(codes)
         us = median_us(ours(index, sets))
         sparse = sparse_peer(codes, sets)
-        agree(index.search(sets[0], TOPK), sparse(0))
+        agree(index.search(sets[0], TOP_K), sparse(0))
         for i in range(PAPER_WARM_UPS):
             sparse(i)
         # It allocates what it finds, so a graph cannot hold it.

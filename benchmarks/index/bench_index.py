@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.race import Contestant, Missing, Race, cases
-from benchmarks.index.data import ALL, TOPK, Data
+from benchmarks.index.data import ALL, TOP_K, Data
 from benchmarks.index.dense import DENSE
 from benchmarks.index.engine import Field
 from benchmarks.index.peers import ONE_THREAD, OURS, SPARSE
@@ -77,7 +77,7 @@ def prepared(
         threads,
         {
             "case": f"N={n} h={codes[1]} k={codes[2]} {codes[3]}, {m} queries",
-            "cost": roofline.search(field.data.postings, m, TOPK),
+            "cost": roofline.search(field.data.postings, m, TOP_K),
             "threads": threads,
             "items": m,
         },
@@ -219,7 +219,7 @@ def bench_index_size(race: Race, site: Site, case: Any) -> None:
         f"N={n} h={h} k={k} {kind}, {m} queries",
         ours=Contestant(mine.run, {**mine.figures, "postings": postings}),
         peers={name: site.workers[name].side(threads) for name in able(AT_EVERY_SIZE, threads)},
-        cost=roofline.search(postings, m, TOPK),
+        cost=roofline.search(postings, m, TOP_K),
         threads=threads,
         items=m,
     )

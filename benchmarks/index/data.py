@@ -20,7 +20,7 @@ import scipy.sparse as sp
 from benchmarks.harness import generators
 from benchmarks.harness.generators import Codes
 
-TOPK = 10
+TOP_K = 10
 ALL = 0  # as the number of documents: as many as there are
 ADAPTER_STEPS, ADAPTER_ROWS = 300, 1024
 _SLICE_SCORES = 1 << 24  # scores held at a time while the truth is found: 64 MB
@@ -42,13 +42,13 @@ class Data:
     documents: Codes
     queries: Codes
     dim: int
-    truth: np.ndarray  # [queries, TOPK] ids, exact in float32
+    truth: np.ndarray  # [queries, TOP_K] ids, exact in float32
     dense: Dense | None = None
 
     @staticmethod
     def of(documents: Codes, queries: Codes, dim: int, dense: Dense | None = None) -> Data:
         """With the exact answer, which is found here."""
-        return Data(documents, queries, dim, exact_topk(queries, documents, dim), dense)
+        return Data(documents, queries, dim, exact_top_k(queries, documents, dim), dense)
 
     @staticmethod
     def make(n: int, h: int, k: int, kind: str, n_queries: int, given: Path | None) -> Data:
@@ -112,7 +112,7 @@ class Data:
 
 
 def recall(ids: np.ndarray, truth: np.ndarray) -> float:
-    """Share of `truth` [m, TOPK] that `ids` [m, TOPK] holds."""
+    """Share of `truth` [m, TOP_K] that `ids` [m, TOP_K] holds."""
     return float((truth[:, :, None] == ids[:, None, :]).any(2).mean())
 
 
@@ -127,10 +127,10 @@ def to_csr(codes: Codes, dim: int) -> sp.csr_matrix:
     return sp.csr_matrix((values[active], latents[active], starts), shape=(len(values), dim))
 
 
-def exact_topk(queries: Codes, documents: Codes, dim: int) -> np.ndarray:
-    """Ids [m, TOPK] of the best by float32 inner product, never holding all scores."""
+def exact_top_k(queries: Codes, documents: Codes, dim: int) -> np.ndarray:
+    """Ids [m, TOP_K] of the best by float32 inner product, never holding all scores."""
     left = to_csr(queries, dim)
-    rows = max(TOPK, _SLICE_SCORES // left.shape[0])
+    rows = max(TOP_K, _SLICE_SCORES // left.shape[0])
 
     def scores(start: int) -> np.ndarray:
         values, latents = (side[start : start + rows] for side in documents)
@@ -141,9 +141,9 @@ def exact_topk(queries: Codes, documents: Codes, dim: int) -> np.ndarray:
     return _merged(scores(start) for start in range(0, len(documents[0]), rows))
 
 
-def exact_dense_topk(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """Ids [m, TOPK] of the best by inner product of dense rows."""
-    rows = max(TOPK, _SLICE_SCORES // len(queries))
+def exact_dense_top_k(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Ids [m, TOP_K] of the best by inner product of dense rows."""
+    rows = max(TOP_K, _SLICE_SCORES // len(queries))
     return _merged(
         queries @ documents[start : start + rows].T for start in range(0, len(documents), rows)
     )
@@ -153,11 +153,11 @@ def _merged(slices: Iterator[np.ndarray]) -> np.ndarray:
     """The best ids of scores [m, …] that come slice by slice."""
     scores, ids, first = None, None, 0
     for part in slices:
-        best = np.argpartition(-part, min(TOPK, part.shape[1]) - 1, axis=1)[:, :TOPK]
+        best = np.argpartition(-part, min(TOP_K, part.shape[1]) - 1, axis=1)[:, :TOP_K]
         here = np.take_along_axis(part, best, 1)
         scores = here if scores is None else np.hstack([scores, here])
         ids = best + first if ids is None else np.hstack([ids, best + first])
-        order = np.lexsort((ids, -scores))[:, :TOPK]
+        order = np.lexsort((ids, -scores))[:, :TOP_K]
         scores, ids = (np.take_along_axis(side, order, 1) for side in (scores, ids))
         first += part.shape[1]
     assert ids is not None
@@ -189,7 +189,7 @@ def embedded(given: Path | None, n: int, n_queries: int) -> Dense:
     """The first `n` documents (or `ALL`) and queries; kept, as engines built over them are."""
     docs, queries = embeddings(given)
     docs, queries = docs[: n or None], queries[:n_queries]
-    return Dense(docs, queries, exact_dense_topk(queries, docs))
+    return Dense(docs, queries, exact_dense_top_k(queries, docs))
 
 
 @functools.lru_cache(maxsize=4)

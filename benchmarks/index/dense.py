@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.index.data import TOPK, Data, Dense, exact_dense_topk
+from benchmarks.index.data import TOP_K, Data, Dense, exact_dense_top_k
 from benchmarks.index.engine import Engine, Unable, figures
 from benchmarks.index.peers import grid
 
@@ -45,14 +45,14 @@ def flat(data: Data, threads: int, at_k: bool = False) -> list[Engine]:
         if at_k:
             _, axes = np.linalg.eigh(vectors.T @ vectors)
             vectors, queries = (_unit(side @ axes[:, -k:]) for side in (vectors, queries))
-            truth = exact_dense_topk(queries, vectors)
+            truth = exact_dense_top_k(queries, vectors)
     index = faiss.IndexFlatIP(vectors.shape[1])
     seconds = _add(index, vectors, threads)
     n_bytes = 4.0 * vectors.shape[1] * len(data)
 
     def run(threads: int) -> Any:
         faiss.omp_set_num_threads(threads)
-        return index.search(queries, TOPK)[1]
+        return index.search(queries, TOP_K)[1]
 
     truth = run(threads) if truth is None else truth
     built = "" if data.dense else "random vectors"
@@ -83,7 +83,7 @@ def _graphs(dense: Dense, threads: int) -> list[Engine]:
         def run(threads: int, ef: int, index: Any = index) -> Any:
             faiss.omp_set_num_threads(threads)
             index.hnsw.efSearch = ef
-            return index.search(dense.queries, TOPK)[1]
+            return index.search(dense.queries, TOP_K)[1]
 
         built = figures(seconds, len(faiss.serialize_index(index)), n, f"M={neighbours}")
         engines.append(Engine(run, np.asarray, dense.truth, built, grid(ef=HNSW_EFFORTS)))
@@ -108,7 +108,7 @@ def _quantized(dense: Dense, threads: int) -> list[Engine]:
             faiss.omp_set_num_threads(threads)
             if shortlist:
                 index.k_factor = shortlist
-            return index.search(dense.queries, TOPK)[1]
+            return index.search(dense.queries, TOP_K)[1]
 
         built = figures(seconds, len(faiss.serialize_index(index)), n, spec)
         settings = grid(shortlist=PQ_SHORTLISTS) if spec.endswith("RFlat") else [{}]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.race import Contestant, Missing
-from benchmarks.index.data import TOPK, Data, recall
+from benchmarks.index.data import TOP_K, Data, recall
 
 INSTALL = "pip install 'csrkern[bench]'"
 
@@ -25,7 +25,7 @@ class Engine:
 
     Attributes:
         run: (threads, **setting) -> hits for all queries, as the engine gives them.
-        ids: hits -> ids [queries, TOPK].
+        ids: hits -> ids [queries, TOP_K].
         truth: the exact answer over the very vectors that the engine was given.
         figures: "build_s", with all threads of the run, "bytes_per_code", and "built": how.
         settings: of `run`.
@@ -179,8 +179,8 @@ def figures(seconds: float, total_bytes: float, n: int, built: str = "") -> dict
 
 
 def pad(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """[n, TOPK] ids, -1 where an engine found fewer."""
-    return np.array([(list(row) + [-1] * TOPK)[:TOPK] for row in rows])
+    """[n, TOP_K] ids, -1 where an engine found fewer."""
+    return np.array([(list(row) + [-1] * TOP_K)[:TOP_K] for row in rows])
 
 
 def saved_bytes(save: Callable[[str], Any]) -> int:

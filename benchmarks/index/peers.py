@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 
 import csrkern
-from benchmarks.index.data import TOPK, Data
+from benchmarks.index.data import TOP_K, Data
 from benchmarks.index.engine import (
     Engine,
     Unable,
@@ -47,12 +47,12 @@ def grid(**options: Sequence[Any]) -> list[dict[str, Any]]:
     return [dict(zip(options, values, strict=True)) for values in chosen]
 
 
-def ours(data: Data, threads: int, values: str = "float16", fast: bool = False) -> list[Engine]:
+def ours(data: Data, threads: int, dtype: str = "float16", fast: bool = False) -> list[Engine]:
     """InvertedIndex.build with its defaults; exact, or approximate at several recalls asked for."""
     start = time.perf_counter()
     try:
         index = csrkern.InvertedIndex.build(
-            data.documents, dim=data.dim, values=values, num_threads=threads
+            data.documents, dim=data.dim, dtype=dtype, num_threads=threads
         )
     except ValueError as error:  # a form of values that this build does not know
         raise Unable(str(error)) from error
@@ -60,7 +60,7 @@ def ours(data: Data, threads: int, values: str = "float16", fast: bool = False) 
     stats = index.stats()
 
     def run(threads: int, **options: Any) -> Any:
-        return index.search(data.queries, TOPK, num_threads=threads, **options)[1]
+        return index.search(data.queries, TOP_K, num_threads=threads, **options)[1]
 
     if fast:  # its first search makes a copy of the codes by document
         start = time.perf_counter()
@@ -118,7 +118,7 @@ def sindi(data: Data, threads: int, form: str = "float32") -> list[Engine]:
                 "use_term_lists_heap_insert": heap,
             }
             search = json.dumps({"sindi": options})
-            return [index.knn_search(*query, TOPK, search)[0][0] for query in queries]
+            return [index.knn_search(*query, TOP_K, search)[0][0] for query in queries]
 
         engines.append(
             Engine(
@@ -133,7 +133,7 @@ def sindi(data: Data, threads: int, form: str = "float32") -> list[Engine]:
                 ),
                 grid(
                     heap=(False, True),
-                    shortlist=(TOPK, 2 * TOPK, 5 * TOPK) if rescored else (TOPK,),
+                    shortlist=(TOP_K, 2 * TOP_K, 5 * TOP_K) if rescored else (TOP_K,),
                     query_prune=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5) if form == "pruned" else (0.0,),
                 ),
             )
@@ -159,10 +159,10 @@ def seismic(data: Data, threads: int) -> list[Engine]:
     def run(threads: int, query_cut: int, heap_factor: float, _folder: Any = folder) -> Any:
         if threads == 1:
             return [
-                index.search(*query, TOPK, query_cut, heap_factor, 0, True) for query in queries
+                index.search(*query, TOP_K, query_cut, heap_factor, 0, True) for query in queries
             ]
         return index.batch_search(
-            query_file, TOPK, query_cut, heap_factor, 0, True, num_threads=threads
+            query_file, TOP_K, query_cut, heap_factor, 0, True, num_threads=threads
         )
 
     def ids(hits: Any) -> np.ndarray:
@@ -188,7 +188,7 @@ def sparse_dot_topn(data: Data, threads: int) -> list[Engine]:
     seconds = time.perf_counter() - start
 
     def run(threads: int) -> Any:
-        return sp_matmul_topn(data.query_csr, right, top_n=TOPK, sort=True, n_threads=threads)
+        return sp_matmul_topn(data.query_csr, right, top_n=TOP_K, sort=True, n_threads=threads)
 
     def ids(found: Any) -> np.ndarray:
         return pad([found.indices[a:b].tolist() for a, b in itertools.pairwise(found.indptr)])
@@ -206,7 +206,7 @@ def scipy_csr(data: Data, threads: int) -> list[Engine]:
         found = []
         for begin in range(0, data.query_csr.shape[0], ROWS):
             scores = (data.query_csr[begin : begin + ROWS] @ right).toarray()
-            best = np.argpartition(-scores, TOPK - 1, axis=1)[:, :TOPK]
+            best = np.argpartition(-scores, TOP_K - 1, axis=1)[:, :TOP_K]
             order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
             found.append(np.take_along_axis(best, order, 1))
         return np.concatenate(found)
@@ -232,8 +232,8 @@ def torch_sparse(data: Data, threads: int) -> list[Engine]:
         torch.set_num_threads(threads)
         try:
             if queries == "sparse":
-                return [(left @ transposed).to_dense().topk(TOPK).indices for left in sparse]
-            return [(documents @ right).topk(TOPK, dim=0).indices.T for right in dense]
+                return [(left @ transposed).to_dense().topk(TOP_K).indices for left in sparse]
+            return [(documents @ right).topk(TOP_K, dim=0).indices.T for right in dense]
         finally:
             torch.set_num_threads(before)
 
@@ -279,7 +279,7 @@ def qdrant_edge(data: Data, threads: int) -> list[Engine]:
     shard.flush()
     batch = qdrant.QueryBatchRequest(
         [
-            qdrant.QueryRequest(TOPK, query=qdrant.Query.Nearest(vector, using="codes"))
+            qdrant.QueryRequest(TOP_K, query=qdrant.Query.Nearest(vector, using="codes"))
             for vector in rows(data.query_csr)
         ]
     )
@@ -323,7 +323,7 @@ OURS = "csrkern"
 ONE_THREAD = ("SINDI", "SciPy")  # engines whose names begin so cannot use a second one
 SPARSE = {
     OURS: ours,
-    "csrkern uint8": partial(ours, values="uint8"),
+    "csrkern uint8": partial(ours, dtype="uint8"),
     "csrkern fast": partial(ours, fast=True),
     "SINDI float32": at_most(3_000_000, sindi),
     "SINDI 8-bit": partial(sindi, form="8-bit"),

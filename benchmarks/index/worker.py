@@ -113,14 +113,14 @@ def _kept(index: Any, folder: Path, threads: int) -> dict[str, float]:
 
 def _first(folder: Path, threads: int) -> None:
     import csrkern
-    from benchmarks.index.data import TOPK, Data
+    from benchmarks.index.data import TOP_K, Data
 
     queries = Data.open(folder).queries
     one = (queries[0][:1], queries[1][:1])
     start = time.perf_counter()
     index = csrkern.InvertedIndex.load(folder / "index")
     loaded = time.perf_counter()
-    index.search(one, TOPK, num_threads=threads)
+    index.search(one, TOP_K, num_threads=threads)
     answered = time.perf_counter()
     print(json.dumps({"load_ms": (loaded - start) * 1e3, "first_ms": (answered - loaded) * 1e3}))
 

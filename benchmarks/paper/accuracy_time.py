@@ -11,7 +11,7 @@ import output
 import recipes
 import sets
 import torch
-from timing import TOPK, Search, asymmetric_search, code_search, timed
+from timing import TOP_K, Search, asymmetric_search, code_search, timed
 
 from csrtrain import refit, train
 from csrtrain.encoding import encode_all
@@ -40,14 +40,14 @@ def measure(data: sets.Set, quick: bool) -> tuple[output.Rows, str]:
         rows.append({**row, "micros": round(micros, 1), "score": round(100 * score, 2)})
 
     with torch.no_grad():
-        note("dense", task.database.shape[1], partial(search, task.database, topk=TOPK))
+        note("dense", task.database.shape[1], partial(search, task.database, top_k=TOP_K))
         for dims in (m for m in DIMS if m < task.database.shape[1]):
             stored = pca.project(task.database, dims), adapter(task.database)[:, :dims]
-            note("PCA", dims, lambda q, s=stored, m=dims: search(s[0], pca.project(q, m), TOPK))
+            note("PCA", dims, lambda q, s=stored, m=dims: search(s[0], pca.project(q, m), TOP_K))
             note(
                 "Matryoshka-Adaptor",
                 dims,
-                lambda q, s=stored, m=dims: search(s[1], adapter(q)[:, :m], TOPK),
+                lambda q, s=stored, m=dims: search(s[1], adapter(q)[:, :m], TOP_K),
             )
         wide = encode_all(model, task.database, max(KS))
         for k in KS:

@@ -13,10 +13,10 @@ import csrkern
 from csrkern.nn import SparseAutoencoder
 
 REPEATS = 3
-TOPK = 10
+TOP_K = 10
 
 Search = Callable[[Tensor], np.ndarray]
-"""Queries [n, d] to ids [n, TOPK]."""
+"""Queries [n, d] to ids [n, TOP_K]."""
 
 
 def timed(search: Search, queries: Tensor) -> tuple[float, np.ndarray]:
@@ -32,7 +32,7 @@ def timed(search: Search, queries: Tensor) -> tuple[float, np.ndarray]:
 def code_search(model: SparseAutoencoder, codes: csrkern.SparseCodes) -> Search:
     """Codes on both sides; encoding the queries is part of the search."""
     index = csrkern.InvertedIndex.build(codes, metric="cosine")
-    return lambda queries: index.search(model.encode(queries, codes.k), topk=TOPK)[1]
+    return lambda queries: index.search(model.encode(queries, codes.k), top_k=TOP_K)[1]
 
 
 def asymmetric_search(
@@ -45,7 +45,7 @@ def asymmetric_search(
 
     def search(queries: Tensor) -> np.ndarray:
         again = csrkern.Rerank(queries @ weight.T, shortlist, (queries @ bias).numpy())
-        return index.search(model.encode(queries, codes.k), topk=TOPK, rerank=again)[1]
+        return index.search(model.encode(queries, codes.k), top_k=TOP_K, rerank=again)[1]
 
     return search
 

@@ -32,7 +32,7 @@ from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits, merge_hits
 from csrtrain.scale.serving import Found, Lookup
 
-DIM, K, TOPK, BATCH, CALLERS = 8192, 32, 10, 64, 4
+DIM, K, TOP_K, BATCH, CALLERS = 8192, 32, 10, 64, 4
 SHARDS, GROUPS, ROUNDS, SECONDS = (1, 2, 4, 8), 2, 5, 1.5
 
 
@@ -76,7 +76,7 @@ class App:
         laps = []
         for turn in range(24 if m == 1 else 12):
             began = time.perf_counter()
-            self.served.search(self.batch(turn, m), TOPK)
+            self.served.search(self.batch(turn, m), TOP_K)
             laps.append(time.perf_counter() - began)
         self.times.setdefault(f"latency_{m}", []).append(statistics.median(laps))
         self.times.setdefault(f"period_{m}", []).append(self._period(m))
@@ -87,7 +87,7 @@ class App:
 
         def call(caller: int) -> None:
             while time.perf_counter() - began < SECONDS:
-                self.served.search(self.batch(caller + done[caller], m), TOPK)
+                self.served.search(self.batch(caller + done[caller], m), TOP_K)
                 done[caller] += 1
 
         callers = [threading.Thread(target=call, args=(caller,)) for caller in range(CALLERS)]
@@ -107,8 +107,8 @@ def shard_overhead(index: InvertedIndex, queries: Any, m: int) -> float:
     part = queries[0][:m], queries[1][:m]
 
     def once() -> None:
-        hits = Hits(*index.search(part, TOPK, num_threads=1))
-        merge_hits([hits, hits], TOPK)
+        hits = Hits(*index.search(part, TOP_K, num_threads=1))
+        merge_hits([hits, hits], TOP_K)
 
     return median_of([once] * 50)
 
@@ -125,7 +125,7 @@ def median_of(calls: Iterable[Callable[[], Any]]) -> float:
 
 def message_bytes(m: int) -> dict[str, int]:
     """Of a lookup and what is found, pickled as Ray sends them, less what does not grow with m."""
-    lookup = Lookup(1, (0,), np.zeros((m, K), np.float32), np.zeros((m, K), np.int32), TOPK)
+    lookup = Lookup(1, (0,), np.zeros((m, K), np.float32), np.zeros((m, K), np.int32), TOP_K)
     return {
         "lookup": len(pickle.dumps(lookup)),
         "found": len(pickle.dumps(Found(Hits.none(m, 10)))),
@@ -171,15 +171,15 @@ def alone(parts: Sequence[InvertedIndex], app: App, m: int) -> float:
     laps = []
     for part in parts:
         batches = [app.batch(turn, m) for turn in range(12)]
-        calls = [functools.partial(part.search, b, TOPK, num_threads=1) for b in batches]
+        calls = [functools.partial(part.search, b, TOP_K, num_threads=1) for b in batches]
         laps.append(median_of(calls))
     return statistics.fmean(laps)
 
 
 def check(app: App, parts: Sequence[InvertedIndex], queries: Any) -> None:
     """Raises AssertionError if the answer is not that of the shards."""
-    answer = app.served.search(queries, TOPK)
-    expected = merge_hits([Hits(*part.search(queries, TOPK)) for part in parts], TOPK)
+    answer = app.served.search(queries, TOP_K)
+    expected = merge_hits([Hits(*part.search(queries, TOP_K)) for part in parts], TOP_K)
     assert answer.complete
     np.testing.assert_array_equal(answer.ids, expected.ids)
 

@@ -35,7 +35,7 @@ from csrtrain.scale.folder import Folder
 
 WIDTH, LATENTS, K = 64, 4096, 16
 FILE_ROWS, SHARDS, GROUPS, REPLICAS = 1_000_000, 8, 2, 2
-QUERIES, TOPK = 512, 10
+QUERIES, TOP_K = 512, 10
 STORE_BYTES = 256 << 20  # of each node's object store, which holds little here
 
 
@@ -195,8 +195,8 @@ def build_under_fire(nodes: Nodes, folder: Path, whole: InvertedIndex, queries: 
     parts = [shards.open_shard(folder_of, shard, folder) for shard in found.shards]
     from csrtrain.scale.merging import Hits, merge_hits
 
-    merged = merge_hits([Hits(*part.search(queries, TOPK)) for part in parts], TOPK)
-    scores, ids = whole.search(queries, TOPK)
+    merged = merge_hits([Hits(*part.search(queries, TOP_K)) for part in parts], TOP_K)
+    scores, ids = whole.search(queries, TOP_K)
     return {
         "codes": len(found),
         "shards": len(found.shards),
@@ -236,7 +236,7 @@ class Load:
             place += 2
             began = time.perf_counter()
             try:
-                answer = self.index.search((values[at : at + 1], indices[at : at + 1]), TOPK)
+                answer = self.index.search((values[at : at + 1], indices[at : at + 1]), TOP_K)
             except Exception as error:
                 self.failed += 1
                 say(f"failed: {error!r}"[:300])
@@ -265,7 +265,7 @@ def serve_under_fire(
     nodes: Nodes, folder: Path, whole: InvertedIndex, queries: Any
 ) -> Iterator[tuple[str, Any]]:
     """Searches under load while a holder dies, a node dies, and the index is replaced."""
-    right = [whole.search(queries, TOPK)[1]]
+    right = [whole.search(queries, TOP_K)[1]]
     served = ShardedIndex.serve(
         folder / "index",
         groups=GROUPS,
@@ -274,7 +274,7 @@ def serve_under_fire(
         refresh=0.2,
         name="drill",
     )
-    served.search(queries, TOPK)
+    served.search(queries, TOP_K)
     with Load(served, queries, right) as load:
         time.sleep(10)
     yield "undisturbed", load.summary()
@@ -296,7 +296,7 @@ def serve_under_fire(
     more = InvertedIndex.build(new, [len(whole)], dim=whole.dim, metric=whole.metric)
     more.save(folder / "more")
     whole.add(new, [len(whole)])
-    right.append(whole.search(queries, TOPK)[1])
+    right.append(whole.search(queries, TOP_K)[1])
     changes = {
         "shard added": lambda: add_shard(folder / "more", folder / "index"),
         # Without the code that was added: other shards, the first answers again.
@@ -310,7 +310,7 @@ def serve_under_fire(
             first = time.perf_counter()
             number = publish().number
             published = time.perf_counter()
-            while (answer := served.search(queries, TOPK)).generation < number:
+            while (answer := served.search(queries, TOP_K)).generation < number:
                 time.sleep(0.02)
             taken = time.perf_counter() - published
             time.sleep(3)

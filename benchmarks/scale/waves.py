@@ -26,7 +26,7 @@ from benchmarks.index import data as index_data
 from csrkern import InvertedIndex
 from csrtrain.scale.merging import Hits, merge_hits
 
-SHARDS, TOPK, QUERIES, ROUNDS = 8, 10, 100, 5
+SHARDS, TOP_K, QUERIES, ROUNDS = 8, 10, 100, 5
 WAYS = {"alone": [list(range(8))], "two waves": [[0], list(range(1, 8))]}
 WAYS["one by one"] = [[shard] for shard in range(8)]
 WAYS["answer known"] = WAYS["alone"]
@@ -61,15 +61,15 @@ def search(
     parts: Sequence[InvertedIndex], query: Codes, way: Any, bar: float | None
 ) -> tuple[float, float, Hits]:
     """Seconds of this thread, in all shards and in the slowest of each wave, and the hits."""
-    hits, total, waiting = Hits.none(1, TOPK), 0.0, 0.0
+    hits, total, waiting = Hits.none(1, TOP_K), 0.0, 0.0
     for wave in way:
         found, slowest = [hits], 0.0
         for shard in wave:
             began = time.thread_time()
-            found.append(Hits(*parts[shard].search(query, TOPK, min_score=bar, num_threads=1)))
+            found.append(Hits(*parts[shard].search(query, TOP_K, min_score=bar, num_threads=1)))
             seconds = time.thread_time() - began
             total, slowest = total + seconds, max(slowest, seconds)
-        hits = merge_hits(found, TOPK)
+        hits = merge_hits(found, TOP_K)
         waiting += slowest
         bar = float(hits.scores[0, -1]) if hits.ids[0, -1] >= 0 else None
     return total, waiting, hits
@@ -117,7 +117,7 @@ def main() -> None:
     for name, documents, queries, dim in sets(n):
         for cluster in (None, False) if name == "skewed" else (None,):  # others have none
             row = measure(documents, queries, dim, cluster)
-            rows.append({"codes": name, "n": n, "shards": SHARDS, "topk": TOPK, **row})
+            rows.append({"codes": name, "n": n, "shards": SHARDS, "top_k": TOP_K, **row})
             print(rows[-1], flush=True)
     print(provenance.save("scale-waves.json", provenance.RESULTS, rows=rows))
 

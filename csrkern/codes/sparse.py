@@ -464,7 +464,7 @@ class SparseCodes:
         self,
         path: str | os.PathLike[str],
         *,
-        values: str = "float32",
+        dtype: str = "float32",
         notes: dict[str, str] | None = None,
     ) -> None:
         """Write `to_bytes` beside `path` and rename it: a crash never leaves half a file.
@@ -472,29 +472,29 @@ class SparseCodes:
         Raises:
             ValueError: as `to_bytes`.
         """
-        write_atomically(path, self.to_bytes(values=values, notes=notes))
+        write_atomically(path, self.to_bytes(dtype=dtype, notes=notes))
 
-    def to_bytes(self, *, values: str = "float32", notes: dict[str, str] | None = None) -> bytes:
+    def to_bytes(self, *, dtype: str = "float32", notes: dict[str, str] | None = None) -> bytes:
         """Return the packed form: a safetensors file, 2 or 4 bytes an index and a value.
 
-        Indices are uint16 where dim ≤ 65,536, else int32. With values="float16" the codes
+        Indices are uint16 where dim ≤ 65,536, else int32. With dtype="float16" the codes
         are rounded as by `to`, which loses no latent. `notes` are kept in the metadata, for
         `csrkern.codes.file.notes`. A file holds what `load` reads: finite values, and codes that
         `validate` passes.
 
         Raises:
-            ValueError: if `values` is not "float32" or "float16", or a value overflows it; naming
+            ValueError: if `dtype` is not "float32" or "float16", or a value overflows it; naming
                 the row, if these are no valid codes or a value is not finite.
         """
-        if values not in ("float32", "float16"):
-            raise ValueError(f"values: expected 'float32' or 'float16', got {values!r}")
+        if dtype not in ("float32", "float16"):
+            raise ValueError(f"dtype: expected 'float32' or 'float16', got {dtype!r}")
         whole = self.detach().cpu().validate()
         check_entries("values", whole.values)
-        codes = whole.to(getattr(torch, values))
+        codes = whole.to(getattr(torch, dtype))
         if bool(codes.values.isinf().any()):
             raise ValueError(
-                f"values: {float(whole.values.max()):.4g} does not fit in {values}"
-                + ("; save as float32" if values == "float16" else "")
+                f"values: {float(whole.values.max()):.4g} does not fit in {dtype}"
+                + ("; save as float32" if dtype == "float16" else "")
             )
         return codes_file.pack(
             codes.values.numpy(), codes.indices.numpy(), self.dim, notes, self.fingerprint

@@ -85,7 +85,7 @@ class Collection:
 
     dim: int
     metric: str
-    values: str
+    dtype: str
     fingerprint: str | None
     _snapshot: Snapshot
     _changing: threading.Lock
@@ -96,7 +96,7 @@ class Collection:
         index = cls.__new__(cls)
         index.dim = dim
         index.metric = snapshot.form.metric
-        index.values = snapshot.form.values
+        index.dtype = snapshot.form.dtype
         index.fingerprint = fingerprint
         index._snapshot = snapshot
         index._changing = threading.Lock()  # held by whoever replaces the snapshot
@@ -223,10 +223,10 @@ class Collection:
             "k": k,
             "next_id": next_id,
             "metric": form.metric,
-            "values": form.values,
+            "values": form.dtype,
             "cluster": form.cluster,
         }
-        if form.values in SQUARES:
+        if form.dtype in SQUARES:
             facts["exponent"] = form.exponent
         if form.window is not None:
             facts["window"] = form.window
@@ -271,8 +271,8 @@ class Collection:
     def _restore(
         cls: type[Self], facts: dict[str, Any], arrays: list[dict[str, np.ndarray]]
     ) -> Self:
-        values, metric, cluster = facts["values"], facts["metric"], facts["cluster"]
-        form = Form(values, metric, cluster, facts.get("window"), facts.get("exponent"))
+        dtype, metric, cluster = facts["values"], facts["metric"], facts["cluster"]
+        form = Form(dtype, metric, cluster, facts.get("window"), facts.get("exponent"))
         segments = tuple(
             restore_segment(form, facts["dim"], part, of_segment)
             for part, of_segment in zip(facts["segments"], arrays, strict=True)
@@ -309,7 +309,7 @@ class Collection:
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(n={len(self)}, dim={self.dim}, k={self.k}, "
-            f"metric={self.metric!r}, values={self.values!r})"
+            f"metric={self.metric!r}, dtype={self.dtype!r})"
         )
 
 

@@ -19,7 +19,7 @@ from csrkern.index.rows import Rows, concatenate_rows
 from csrkern.index.segment import Segment
 
 _SAMPLE, _COSTED = 400, 100  # codes that recall and cost are measured on
-_TOPK = 10
+_TOP_K = 10
 _KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99)
 _FACTORS = (2, 4, 8, 16)
 _BOUND_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -30,7 +30,7 @@ class Plan(NamedTuple):
 
     Attributes:
         kept: share of a query's squared norm whose latents, the strongest ones, make it.
-        factor: its length over topk; 0: nothing is scored again.
+        factor: its length over top_k; 0: nothing is scored again.
         bound_share: of the bound of a block of clustered codes, what is compared with the bar.
         recall: found of the sample's best 10.
     """
@@ -40,9 +40,9 @@ class Plan(NamedTuple):
     bound_share: float = 1.0
     recall: float = 1.0
 
-    def options(self, topk: int) -> dict[str, Any]:
+    def options(self, top_k: int) -> dict[str, Any]:
         """For the native search."""
-        shortlist = self.factor * topk
+        shortlist = self.factor * top_k
         return {"kept": self.kept, "shortlist": shortlist, "bound_share": self.bound_share}
 
 
@@ -111,14 +111,14 @@ def calibrate(segments: Sequence[Segment], dim: int, metric: str, recall: float)
     _, costed = _sample(segments, _COSTED)
     natives = [(segment.native, segment.alive) for segment in segments]
     limits = {"normalize": metric == "cosine", "query_k": 2**62, "min_score": -np.inf}
-    limits |= {"topk": _TOPK + 1, "num_threads": thread_count(None)}
+    limits |= {"topk": _TOP_K + 1, "num_threads": thread_count(None)}
 
     def found(plan: Plan) -> np.ndarray:
-        _, ids = _C.search(natives, *queries, dim, **limits, **plan.options(_TOPK + 1))
+        _, ids = _C.search(natives, *queries, dim, **limits, **plan.options(_TOP_K + 1))
         return _without(ids, sample)
 
     def cost(plan: Plan) -> float:
-        return float(_C.expected_ns(natives, *costed, dim, **limits, **plan.options(_TOPK)))
+        return float(_C.expected_ns(natives, *costed, dim, **limits, **plan.options(_TOP_K)))
 
     truth = found(Plan())
     best, least = Plan(), cost(Plan())
@@ -148,7 +148,7 @@ def _same(truth: np.ndarray, ids: np.ndarray) -> float:
 def _without(ids: np.ndarray, own: np.ndarray) -> np.ndarray:
     """The first 10 ids of each row that are not its own, by shifting what follows."""
     order = np.argsort(ids == own[:, None], axis=1, kind="stable")
-    return np.take_along_axis(ids, order, 1)[:, :_TOPK]
+    return np.take_along_axis(ids, order, 1)[:, :_TOP_K]
 
 
 def _sample(segments: Sequence[Segment], n: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:

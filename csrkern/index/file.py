@@ -21,7 +21,7 @@ from csrkern.index.segment import (
     MOST_EXPONENT,
     SQUARES,
     USUAL_WINDOW,
-    VALUES,
+    VALUE_DTYPES,
     Form,
     Segment,
     arrays_of,
@@ -252,7 +252,7 @@ def _sane(body: dict[str, Any]) -> bool:
         and _count(body.get("k"), 2**31 - 1)
         and _count(body.get("next_id"), 2**63)
         and body.get("metric") in ("ip", "cosine")
-        and body.get("values") in VALUES
+        and body.get("values") in VALUE_DTYPES
         and _sane_exponent(body)
         and _sane_window(body.get("window", USUAL_WINDOW))
         and any(body.get("cluster", "") is choice for choice in (None, True, False))

@@ -33,9 +33,9 @@ _LEAST_WIDTH = 1024
 _COUNTS = ("terms", "postings", "blocks", "blocks_scored", "windows", "windows_scanned")
 
 
-def hits_width(topk: int, n: int) -> int:
+def hits_width(top_k: int, n: int) -> int:
     """Return how many columns results of n codes have: more than n only up to 1,024."""
-    return min(topk, max(n, _LEAST_WIDTH))
+    return min(top_k, max(n, _LEAST_WIDTH))
 
 
 class InvertedIndex(Collection):
@@ -56,7 +56,7 @@ class InvertedIndex(Collection):
         dim: number of latents.
         k: the most slots that a document had when it came.
         metric: "ip" or "cosine".
-        values: "float16", "uint16", "uint8" or "float32", the form in which values are stored.
+        dtype: "float16", "uint16", "uint8" or "float32", in which values are stored.
         fingerprint: of the model that made the first codes (`SparseAutoencoder.fingerprint`);
             None: not known, as for codes that came as arrays, and may be set. Codes of another
             model are refused (ModelMismatchError), unless a call has any_model=True.
@@ -73,7 +73,7 @@ class InvertedIndex(Collection):
         ids: Any = None,
         *,
         metric: str = "ip",
-        values: str = "float16",
+        dtype: str = "float16",
         largest: float | None = None,
         norms: Any = None,
         dim: int | None = None,
@@ -91,7 +91,7 @@ class InvertedIndex(Collection):
             metric: "ip" scores by inner product; "cosine", which the command `csrkern index`
                 takes if told nothing, brings codes, before they are stored, and queries to L2
                 norm 1.
-            values: "float16" rounds values to 2 bytes each, "float32" keeps them. "uint8" and
+            dtype: "float16" rounds values to 2 bytes each, "float32" keeps them. "uint8" and
                 "uint16" round each to the nearest of 256 or 65,536 squares of whole numbers,
                 up to one largest value: relative to a value, uint8 is off by 1/256 of the
                 root of largest / value at most. No positive value becomes 0: float16 rounds
@@ -115,7 +115,7 @@ class InvertedIndex(Collection):
             TypeError: if an argument has the wrong type.
             ValueError: if an argument is out of range, or a code is not valid.
         """
-        form = check_form(metric, values, cluster, window, largest)
+        form = check_form(metric, dtype, cluster, window, largest)
         if dim is not None:
             dim = check_int("dim", dim, 1, 2**31 - 1)
         rows = read_rows("codes", codes, dim)
@@ -133,7 +133,7 @@ class InvertedIndex(Collection):
         ids: Any = None,
         chunk: int = 1_000_000,
         metric: str = "ip",
-        values: str = "float16",
+        dtype: str = "float16",
         largest: float | None = None,
         dim: int | None = None,
         cluster: bool | None = None,
@@ -153,7 +153,7 @@ class InvertedIndex(Collection):
             ids: n distinct integers ≥ 0 (a mapped array will do); None: 0..n-1.
             chunk: codes a chunk, at most. Smaller pieces of an iterable are gathered, larger
                 ones stay whole.
-            metric, values, dim, cluster, num_threads: as for `build`.
+            metric, dtype, dim, cluster, num_threads: as for `build`.
             largest: as for `build`; None: that of the first chunk, if `codes` is an iterable.
 
         Returns: the index, mapped from `path`.
@@ -162,7 +162,7 @@ class InvertedIndex(Collection):
             TypeError, ValueError: as `build`.
             OSError: if a file cannot be read or written.
         """
-        form = check_form(metric, values, cluster, None, largest)
+        form = check_form(metric, dtype, cluster, None, largest)
         threads = thread_count(num_threads)
         chunk = check_int("chunk", chunk, 1, 2**31 - 1)
         if dim is not None:
@@ -170,7 +170,7 @@ class InvertedIndex(Collection):
         if ids is not None:
             ids = np.atleast_1d(integers("ids", ids))
             ids = check_ids(ids, ids.size)
-        if values in SQUARES and can_be_read_twice(codes):
+        if dtype in SQUARES and can_be_read_twice(codes):
             tops = [rows.values.max(initial=0) for rows in code_chunks(codes, dim, chunk)]
             form = form.holding(np.array(tops))
         snapshot = Snapshot((), form)
@@ -217,7 +217,7 @@ class InvertedIndex(Collection):
             Rows(values[:, :k], indices[:, :k], None, self.dim, self.fingerprint),
             now.ids,
             metric=self.metric,
-            values=self.values,
+            dtype=self.dtype,
             largest=now.form.largest if self.metric == "ip" else None,
             norms=norms_of(now.segments),
             cluster=now.form.cluster,
@@ -260,7 +260,7 @@ class InvertedIndex(Collection):
     def search(
         self,
         queries: Any,
-        topk: int = 10,
+        top_k: int = 10,
         *,
         filter: Any = None,
         query_k: int | None = None,
@@ -271,11 +271,11 @@ class InvertedIndex(Collection):
         any_model: bool = False,
         num_threads: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the `topk` best documents of each query.
+        """Return the `top_k` best documents of each query.
 
         Args:
             queries: m codes in any form that `build` takes; a pair of arrays needs no dim.
-            topk: results for each query; may exceed the number of documents. Above 1,024, no
+            top_k: results for each query; may exceed the number of documents. Above 1,024, no
                 more than there are documents.
             filter: which codes may be found: a boolean mask in the order of `ids`, or the ids
                 themselves (those that the index does not hold are passed over); None: all. A
@@ -293,7 +293,7 @@ class InvertedIndex(Collection):
                 queries; a single query, unless clustered or filtered, by windows.
 
         Returns:
-            scores float32 [m, topk] and ids int64 [m, topk]: best first, equal scores by
+            scores float32 [m, top_k] and ids int64 [m, top_k]: best first, equal scores by
             lower id. Documents that share no latent with the query are left out; missing
             places hold score -inf and id -1. With cosine, a score is at most 1.
 
@@ -306,7 +306,7 @@ class InvertedIndex(Collection):
         now = self.snapshot()
         share = check_mode(mode, recall, rerank)
         rows = self._read("queries", queries, any_model)
-        options: dict[str, Any] = {"topk": hits_width(check_int("topk", topk, 1, 2**40), now.n)}
+        options: dict[str, Any] = {"topk": hits_width(check_int("top_k", top_k, 1, 2**40), now.n)}
         if share is not None:
             plan = self._plans.get(now.segments, self.dim, self.metric, share)
             options |= plan.options(options["topk"])
@@ -343,7 +343,7 @@ class InvertedIndex(Collection):
     def search_dense(
         self,
         dense_queries: Any,
-        topk: int = 10,
+        top_k: int = 10,
         *,
         latents: int = 128,
         shortlist: int = 100,
@@ -354,7 +354,7 @@ class InvertedIndex(Collection):
 
         Args:
             dense_queries: [m, dim], finite; see `Rerank`.
-            topk: as for `search`.
+            top_k: as for `search`.
             latents: largest positive entries of a query that choose its shortlist; all
                 entries make the score.
             shortlist: documents a query that are scored.
@@ -365,7 +365,7 @@ class InvertedIndex(Collection):
             scores and ids, as `search`.
         """
         rerank = Rerank(dense_queries, shortlist, offsets)
-        found: tuple[np.ndarray, np.ndarray] = search_dense(self, rerank, topk, latents, **options)
+        found: tuple[np.ndarray, np.ndarray] = search_dense(self, rerank, top_k, latents, **options)
         return found
 
     def explain(
@@ -402,7 +402,7 @@ class InvertedIndex(Collection):
                 return latents[both], products[both]
         raise ValueError(f"id: {id} is not in the index")
 
-    def profile(self, queries: Any, topk: int = 10) -> dict[str, int]:
+    def profile(self, queries: Any, top_k: int = 10) -> dict[str, int]:
         """Return counts of what a search for some queries reads.
 
         Returns:
@@ -411,7 +411,7 @@ class InvertedIndex(Collection):
             blocks: of documents, where the index is clustered, with blocks_scored one by one
             and windows_scanned from end to end (of windows).
         """
-        topk = check_int("topk", topk, 1, 2**40)
+        top_k = check_int("top_k", top_k, 1, 2**40)
         rows = read_rows("queries", queries, self.dim)
         total = dict.fromkeys(_COUNTS, 0)
         for segment in self.snapshot().segments:
@@ -421,7 +421,7 @@ class InvertedIndex(Collection):
             for i in range(rows.n):
                 query = rows.row(i)
                 counts = segment.native.explain(
-                    query.values, query.indices, query.starts, topk, self.metric == "cosine"
+                    query.values, query.indices, query.starts, top_k, self.metric == "cosine"
                 )
                 for name, count in counts.items():
                     total[name] += count
@@ -432,7 +432,7 @@ class InvertedIndex(Collection):
 
         Returns:
             documents, removed (codes whose memory is not free yet), segments, dim, k, metric,
-            values, fingerprint, largest (value that uint8 or uint16 can hold); window, block
+            dtype, fingerprint, largest (value that uint8 or uint16 can hold); window, block
             (documents in it; 0 if not clustered) of the first segment;
             latents (those in use), postings, bytes (memory or disk, without the next),
             bytes_per_code, forward_bytes (what is made in memory when needed: the copy by
@@ -445,7 +445,7 @@ class InvertedIndex(Collection):
         now = self.snapshot()
         return {
             **stats(now.segments),
-            **{n: getattr(self, n) for n in ("dim", "k", "metric", "values", "fingerprint")},
+            **{n: getattr(self, n) for n in ("dim", "k", "metric", "dtype", "fingerprint")},
             "largest": now.form.largest,
             "recall": self._plans.recalls(),
         }

@@ -73,19 +73,19 @@ def largest_latents(dense: np.ndarray, latents: int) -> tuple[np.ndarray, np.nda
     return values, indices.astype(np.int32)
 
 
-def search_dense(index: Any, rerank: Rerank, topk: int, latents: int, **options: Any) -> Any:
+def search_dense(index: Any, rerank: Rerank, top_k: int, latents: int, **options: Any) -> Any:
     """Return what `index.search` finds for the strongest latents of dense queries.
 
     Args:
         index: has a `search` that reranks.
         rerank: the dense queries.
-        topk, options: of the search.
+        top_k, options: of the search.
         latents: largest positive entries of a query that choose its shortlist.
     """
     dense = dense_rows("dense_queries", rerank.dense_queries, index.dim)
     latents = min(index.dim, check_int("latents", latents, 1, 2**31 - 1))
     strongest = largest_latents(dense, latents)
-    return index.search(strongest, topk, rerank=replace(rerank, dense_queries=dense), **options)
+    return index.search(strongest, top_k, rerank=replace(rerank, dense_queries=dense), **options)
 
 
 __all__ = ["Rerank"]

@@ -40,7 +40,7 @@ NATIVE_ARRAYS = (
 METRICS = ("ip", "cosine")
 # uint8 and uint16 are squares of whole numbers; csrc/include/csrkern/index_values.hpp.
 SQUARES = ("uint8", "uint16")
-VALUES = ("float16", *SQUARES, "float32")
+VALUE_DTYPES = ("float16", *SQUARES, "float32")
 # Between these powers of two the largest square leaves all others normal float32.
 LEAST_EXPONENT, MOST_EXPONENT = -94, 127
 
@@ -52,7 +52,7 @@ class Form(NamedTuple):
     change, what is stored already would have to be rounded again.
     """
 
-    values: str
+    dtype: str
     metric: str
     cluster: bool | None
     window: int | None  # None: each segment chooses
@@ -60,7 +60,7 @@ class Form(NamedTuple):
 
     def holding(self, values: np.ndarray) -> Form:
         """The same, with an exponent that suits the first codes if there is none yet."""
-        if self.values not in SQUARES or self.exponent is not None:
+        if self.dtype not in SQUARES or self.exponent is not None:
             return self
         largest = float(values.max(initial=0))
         return self if largest <= 0 else self._replace(exponent=exponent_of(largest))
@@ -80,24 +80,24 @@ def exponent_of(largest: float) -> int:
 
 
 def check_form(
-    metric: str, values: str, cluster: bool | None, window: int | None, largest: Any = None
+    metric: str, dtype: str, cluster: bool | None, window: int | None, largest: Any = None
 ) -> Form:
     """The form that these arguments of `InvertedIndex.build` ask for, checked."""
     check_choice("metric", metric, METRICS)
-    check_choice("values", values, VALUES)
+    check_choice("dtype", dtype, VALUE_DTYPES)
     if window is not None and check_int("window", window, 64, 65_536) % 64:
         raise ValueError(f"window: expected a multiple of 64, got {window}")
     if cluster is not None and not isinstance(cluster, bool):
         raise TypeError(f"cluster: expected None, True or False, got {type(cluster).__name__}")
-    return Form(values, metric, cluster, window, _exponent(metric, values, largest))
+    return Form(dtype, metric, cluster, window, _exponent(metric, dtype, largest))
 
 
-def _exponent(metric: str, values: str, largest: Any) -> int | None:
+def _exponent(metric: str, dtype: str, largest: Any) -> int | None:
     if largest is None:
-        return 0 if values in SQUARES and metric == "cosine" else None
-    if values not in SQUARES or metric == "cosine":
+        return 0 if dtype in SQUARES and metric == "cosine" else None
+    if dtype not in SQUARES or metric == "cosine":
         raise ValueError(
-            "largest: only with values='uint8' or 'uint16' and metric='ip'; "
+            "largest: only with dtype='uint8' or 'uint16' and metric='ip'; "
             "floats need no such bound, and with cosine it is 1"
         )
     largest = least_float("largest", largest)
@@ -239,7 +239,7 @@ def build_segment(
 ) -> Segment:
     """A segment of `rows`, clustered if `form` says so or leaves it open and it pays."""
     window = _window(rows) if form.window is None else form.window
-    values = {"values": form.values, "exponent": form.exponent or 0}
+    values = {"values": form.dtype, "exponent": form.exponent or 0}
 
     def assemble(order: np.ndarray | None, block: int) -> _C.Index:
         arrays = _C.build_index(
@@ -314,7 +314,7 @@ def restore_segment(
         dim=dim,
         window=sizes["window"],
         block=sizes["block"],
-        values=form.values,
+        values=form.dtype,
         exponent=form.exponent or 0,
         trusted=False,
         **arrays,

@@ -36,7 +36,7 @@ def mapping(field: str = VECTOR, kind: str = "sparse_vector") -> dict[str, Any]:
 
 
 def search_bodies(
-    codes: SparseCodes, topk: int = 10, field: str = VECTOR, kind: str = "sparse_vector"
+    codes: SparseCodes, top_k: int = 10, field: str = VECTOR, kind: str = "sparse_vector"
 ) -> list[dict[str, Any]]:
     """Return the body of a search by inner product for each code.
 
@@ -44,11 +44,11 @@ def search_bodies(
     code without an active latent matches nothing.
 
     Raises:
-        TypeError, ValueError: if codes are not valid or not finite, `topk` is no integer of at
+        TypeError, ValueError: if codes are not valid or not finite, `top_k` is no integer of at
             least 1, or `kind` is unknown.
     """
     check_choice("kind", kind, KINDS)
-    topk = check_int("topk", topk, 1, MOST)
+    top_k = check_int("top_k", top_k, 1, MOST)
     bodies = []
     for _, held, _ in records(codes):
         named = {str(latent): value for latent, value in held.items()}
@@ -64,7 +64,7 @@ def search_bodies(
                 for latent, value in named.items()
             ]
             query = {"bool": {"should": clauses}}
-        bodies.append({"size": topk, "_source": False, "query": query})
+        bodies.append({"size": top_k, "_source": False, "query": query})
     return bodies
 
 

@@ -41,7 +41,7 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         n_neighbors: as many each row gets, where `kneighbors` is not told.
         mode: what `transform` gives: "distance" (of one neighbour more, for a row of the
             training set is its own) or "connectivity".
-        values: how the index stores values; "float16" is smaller, and rounds distances.
+        dtype: in which the index stores values; "float16" is smaller, and rounds distances.
         n_jobs: threads, as joblib counts them: −1 is one for each processor, −2 one less. None
             is one for each processor too.
 
@@ -56,12 +56,12 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         n_neighbors: int = 5,
         *,
         mode: str = "distance",
-        values: str = "float32",
+        dtype: str = "float32",
         n_jobs: int | None = None,
     ) -> None:
         self.n_neighbors = n_neighbors
         self.mode = mode
-        self.values = values
+        self.dtype = dtype
         self.n_jobs = n_jobs
 
     def fit(self, X: Any, y: Any = None) -> CSRNeighborsTransformer:
@@ -74,7 +74,7 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             raise ValueError(f"mode: expected 'distance' or 'connectivity', got {self.mode!r}")
         codes = self._codes(X, reset=True)
         self.index_ = InvertedIndex.build(
-            codes, metric="cosine", values=self.values, num_threads=self._threads
+            codes, metric="cosine", dtype=self.dtype, num_threads=self._threads
         )
         self.n_samples_fit_ = codes.shape[0]
         self._n_features_out = self.n_samples_fit_

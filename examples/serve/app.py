@@ -53,7 +53,7 @@ class Search(Form):
     """What is asked for."""
 
     queries: list[Query] = Field(min_length=1, max_length=1024)
-    topk: int = Field(10, ge=1, le=1000)
+    top_k: int = Field(10, ge=1, le=1000)
     min_score: float | None = Field(None, allow_inf_nan=False)
     where: dict[str, str] | None = Field(None, description="Fields that documents must have.")
     ids: list[DocumentId] | None = Field(None, description="The only documents that may be found.")
@@ -107,7 +107,7 @@ def create_app(shelf: Shelf) -> FastAPI:
         except ValueError as error:
             raise HTTPException(400, cut(error)) from error
         scores, ids = library.index.search(
-            queries, wanted.topk, filter=chosen, min_score=wanted.min_score, num_threads=1
+            queries, wanted.top_k, filter=chosen, min_score=wanted.min_score, num_threads=1
         )
         scores = np.minimum(scores, LARGEST)  # JSON has no infinity
         hits = [
@@ -131,10 +131,10 @@ def check_size(wanted: Search) -> None:
     Raises:
         ValueError: if they are not.
     """
-    if len(wanted.queries) * wanted.topk > MOST_HITS:
+    if len(wanted.queries) * wanted.top_k > MOST_HITS:
         raise ValueError(
-            f"topk: expected at most {MOST_HITS} hits in an answer, got {len(wanted.queries)} "
-            f"queries times {wanted.topk}; ask in several requests"
+            f"top_k: expected at most {MOST_HITS} hits in an answer, got {len(wanted.queries)} "
+            f"queries times {wanted.top_k}; ask in several requests"
         )
 
 

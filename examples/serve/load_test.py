@@ -40,7 +40,7 @@ def bodies(index: InvertedIndex, batch: int) -> list[bytes]:
             {"latents": latents[row].tolist(), "values": values[row].tolist()}
             for row in random.integers(0, len(values), batch)
         ]
-        asked = {"queries": queries, "topk": 10, "fingerprint": index.fingerprint}
+        asked = {"queries": queries, "top_k": 10, "fingerprint": index.fingerprint}
         content = json.dumps(asked).encode()
         head = f"POST /search HTTP/1.1\r\nHost: here\r\nContent-Length: {len(content)}\r\n"
         made.append(f"{head}Content-Type: application/json\r\n\r\n".encode() + content)

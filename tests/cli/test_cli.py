@@ -39,7 +39,7 @@ def folder(tmp_path_factory) -> Path:
     lines = (
         "train rows.npy -o model --k 4 --hidden-dim 64 --steps 30 --batch-size 100",
         "encode model rows.npy -o codes.safetensors",
-        "encode model queries.npy -o asks.safetensors --values float32",
+        "encode model queries.npy -o asks.safetensors --dtype float32",
         "index codes.safetensors -o index",
     )
     run_in(folder, lines)
@@ -49,7 +49,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_train_encode_index_search_agree_with_brute_force(folder, capsys):
-    assert exit_code("search index asks.safetensors --topk 7 -o hits.npz") == 0
+    assert exit_code("search index asks.safetensors --top-k 7 -o hits.npz") == 0
     out = capsys.readouterr().out
     assert "60 queries" in out
     assert "hits.npz" in out
@@ -67,10 +67,10 @@ def test_train_encode_index_search_agree_with_brute_force(folder, capsys):
 
 
 def test_search_encodes_queries_with_a_model_and_prints_texts(folder, capsys):
-    line = "search index queries.npy --model model --texts lines.txt --topk 3 --show 2"
+    line = "search index queries.npy --model model --texts lines.txt --top-k 3 --show 2"
     assert exit_code(line) == 0
     out = capsys.readouterr().out
-    _, ids = InvertedIndex.load("index").search(SparseCodes.load("asks.safetensors"), topk=3)
+    _, ids = InvertedIndex.load("index").search(SparseCodes.load("asks.safetensors"), top_k=3)
     for hit in ids[:2].flat:
         assert f"line [{hit}]" in out
 
@@ -254,7 +254,7 @@ BAD = {
     "search plain data.npz:queries": ["expected a file of codes", "--model"],
     "encode model rows.npy -o new --threads 0": ["--threads"],
     "train rows.npy -o new --threads none": ["--threads"],
-    "search index queries.npy --model model --topk 0": ["--topk"],
+    "search index queries.npy --model model --top-k 0": ["--top-k"],
     "search index asks.safetensors --texts words.txt": ["expected 300 lines", "got 2"],
     "search index asks.safetensors --texts missing.txt": ["missing.txt: No such file"],
     "eval rows.npy --labels data.npz:y --test queries.npy": ["--test-labels"],

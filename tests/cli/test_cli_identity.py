@@ -204,7 +204,7 @@ def test_another_text_model_is_refused(folder, capsys, monkeypatch, words):  # n
 
 def test_texts_follow_their_codes(folder, capsys):
     def shown(*, source: str = "lines.txt") -> dict[int, str]:
-        assert exit_code(f"search index codes.safetensors --topk 40 --texts {source} --json") == 0
+        assert exit_code(f"search index codes.safetensors --top-k 40 --texts {source} --json") == 0
         records = json_lines(capsys)
         return {hit["id"]: hit["text"] for record in records for hit in record["hits"]}
 

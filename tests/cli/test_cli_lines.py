@@ -176,7 +176,7 @@ def test_a_line_of_odd_characters_is_one_text_everywhere(folder, capsys, tmp_pat
     path.write_bytes("\r\n".join(texts).encode())
     assert exit_code("embed", str(path)) == 0
     assert [record["text"] for record in json_lines(capsys)] == texts
-    assert exit_code(f"search index codes.safetensors --texts {path} --json --topk 1") == 0
+    assert exit_code(f"search index codes.safetensors --texts {path} --json --top-k 1") == 0
     for query, record in enumerate(json_lines(capsys)):
         assert record["hits"][0] | {"score": 0} == {"id": query, "score": 0, "text": texts[query]}
 
@@ -292,7 +292,7 @@ def test_bad_embeddings_are_named(folder, capsys, jsonl, embedding, message):
 @pytest.mark.usefixtures("words")
 def test_search_keeps_fields_of_its_own_names(folder, capsys, jsonl):
     own = {"query": "mine", "hits": 3, "values": "x", "dim": 1, "indices": 2, "embedding": "none"}
-    line = ("--json", "--topk", "1", "--model", "model", "--text-model", "any")
+    line = ("--json", "--top-k", "1", "--model", "model", "--text-model", "any")
     assert exit_code("search", "index", jsonl({"text": "a", **own}), *line) == 0
     (record,) = json_lines(capsys)
     assert record["query"] == 0
@@ -301,7 +301,7 @@ def test_search_keeps_fields_of_its_own_names(folder, capsys, jsonl):
     kept = own | {"query_": "mine", "hits_": 3} | {"query": 0, "hits": record["hits"]}
     assert record == {"text": "a", **kept}
     coded = {"text": "a", "name": "b", **CODE, "csrkern": {"text_model": "x"}, "x": float("nan")}
-    assert exit_code("search", "index", jsonl(coded), "--json", "--topk", "1") == 0
+    assert exit_code("search", "index", jsonl(coded), "--json", "--top-k", "1") == 0
     (record,) = json_lines(capsys)
     assert {**record, "hits": 0} == {"query": 0, "text": "a", "name": "b", "x": None, "hits": 0}
 
@@ -343,7 +343,7 @@ def test_codes_of_two_models_make_no_index(folder, capsys, monkeypatch):
 
 def with_ids(folder: Path, ids: list[int], remove: list[int] = (), add: list[int] = ()) -> Path:
     codes = SparseCodes.load("codes.safetensors")
-    built = InvertedIndex.build(codes[: len(ids)], ids=ids, metric="cosine", values="float32")
+    built = InvertedIndex.build(codes[: len(ids)], ids=ids, metric="cosine", dtype="float32")
     if len(add):
         built.add(codes[len(ids) : len(ids) + len(add)], ids=add)
     if len(remove):
@@ -386,7 +386,7 @@ def test_another_number_of_texts_is_refused(folder, tmp_path, capsys):
 
 def test_texts_may_be_json_lines(folder, capsys, jsonl):
     path = jsonl(BOM + b'{"text": "t0"}', b"", *({"text": f"t{i}"} for i in range(1, 40)))
-    assert exit_code(f"search index codes.safetensors --topk 1 --json --texts {path}") == 0
+    assert exit_code(f"search index codes.safetensors --top-k 1 --json --texts {path}") == 0
     assert [record["hits"][0]["text"] for record in json_lines(capsys)] == [
         f"t{i}" for i in range(40)
     ]
@@ -397,7 +397,7 @@ def test_texts_may_be_json_lines(folder, capsys, jsonl):
 def test_texts_are_shown_as_they_are_but_for_what_a_terminal_obeys(folder, tmp_path, capsys):
     odd = "[red]a[/red] :smile: \x1b[31mred\x9b0m\x07 [link=file:///x]"
     (tmp_path / "lines.txt").write_text(f"{odd}\n" * 40)
-    line = f"search index codes.safetensors --topk 1 --show 1 --texts {tmp_path}/lines.txt"
+    line = f"search index codes.safetensors --top-k 1 --show 1 --texts {tmp_path}/lines.txt"
     assert exit_code(line) == 0
     out = capsys.readouterr().out
     assert "[red]a[/red] :smile: \\x1b[31mred\\x9b0m\\x07 [link=file:///x]" in out

@@ -36,8 +36,8 @@ def folder(tmp_path_factory) -> Path:
     np.save(folder / "y.npy", labels)
     lines = (
         "train rows.npy -o model --k 4 --hidden-dim 64 --steps 30 --batch-size 100",
-        "encode model rows.npy -o codes.safetensors --values float32",
-        "index codes.safetensors -o index --values float32",
+        "encode model rows.npy -o codes.safetensors --dtype float32",
+        "index codes.safetensors -o index --dtype float32",
     )
     run_in(folder, lines)
     return folder
@@ -68,11 +68,11 @@ def test_json_is_all_that_is_printed(folder, tmp_path, capsys, line, facts):
 
 def test_search_prints_a_json_line_a_query(folder, capsys):
     (folder / "lines.txt").write_text("".join(f"línea {i}\n" for i in range(300)), "utf-8")
-    line = "search index codes.safetensors --topk 3 --texts lines.txt --show 1 --json"
+    line = "search index codes.safetensors --top-k 3 --texts lines.txt --show 1 --json"
     assert exit_code(line) == 0
     records = json_lines(capsys)
     codes = SparseCodes.load("codes.safetensors")
-    scores, ids = InvertedIndex.load("index").search(codes, topk=3)
+    scores, ids = InvertedIndex.load("index").search(codes, top_k=3)
     assert len(records) == 300
     for query, record in enumerate(records):
         assert record["query"] == query
@@ -94,18 +94,18 @@ def test_codes_in_json_lines_through_pipes(folder, tmp_path, capsys, monkeypatch
     codes = SparseCodes.load("codes.safetensors")
     type_in(monkeypatch, lines_of(codes))
     piped = str(tmp_path / "index")
-    assert exit_code(f"index - -o {piped} --values float32 --json") == 0
+    assert exit_code(f"index - -o {piped} --dtype float32 --json") == 0
     assert json_lines(capsys)[0]["codes"] == 300
     found, wanted = (InvertedIndex.load(name).search(codes) for name in (piped, "index"))
     assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
     type_in(monkeypatch, lines_of(codes[:2]))
-    assert exit_code(f"search {piped} - --topk 1 --json") == 0
+    assert exit_code(f"search {piped} - --top-k 1 --json") == 0
     assert [(r["query"], r["name"], r["hits"][0]["id"]) for r in json_lines(capsys)] == [
         (0, 0, 0),
         (1, 1, 1),
     ]
     (tmp_path / "asks.jsonl").write_text(lines_of(codes[5:6]))
-    assert exit_code(f"search {piped} {tmp_path}/asks.jsonl --topk 1") == 0
+    assert exit_code(f"search {piped} {tmp_path}/asks.jsonl --top-k 1") == 0
     assert "1 queries" in capsys.readouterr().out
 
 
@@ -114,10 +114,10 @@ def test_embeddings_in_json_lines_by_the_adapter_that_the_index_remembers(
 ):
     rows = np.load("rows.npy")
     type_in(monkeypatch, "".join(json.dumps({"embedding": row.tolist()}) + "\n" for row in rows))
-    assert exit_code("search index - --json --topk 2") == 0
+    assert exit_code("search index - --json --top-k 2") == 0
     records = json_lines(capsys)
     assert "embedding" not in records[0]
-    assert exit_code("search index rows.npy --json --topk 2") == 0
+    assert exit_code("search index rows.npy --json --top-k 2") == 0
     assert json_lines(capsys) == records
 
 

@@ -39,7 +39,7 @@ def folder(tmp_path_factory) -> Path:
             "train rows.npy -o model --k 4 --hidden-dim 32 --steps 20",
             "embed lines.txt --text-model dense --model model -o codes.safetensors",
             "index codes.safetensors -o index",
-            "embed lines.txt --text-model sparse -o sparse.safetensors --values float32",
+            "embed lines.txt --text-model sparse -o sparse.safetensors --dtype float32",
             "index sparse.safetensors -o sparse-index",
         ):
             assert exit_code(line) == 0, line
@@ -104,9 +104,9 @@ def test_words_go_the_way_of_queries(capsys, monkeypatch):
     model = st.SentenceTransformer("dense", device="cpu")
     adapter = SparseAutoencoder.from_pretrained("model").eval()
     codes = adapter.encode(torch.from_numpy(model.encode_query(asked)))
-    scores, ids = InvertedIndex.load("index").search(codes, topk=4)
+    scores, ids = InvertedIndex.load("index").search(codes, top_k=4)
     Path("asks.txt").write_text("\n".join(asked))
-    assert exit_code("search index asks.txt --topk 4 --json") == 0
+    assert exit_code("search index asks.txt --top-k 4 --json") == 0
     for record, row_scores, row in zip(json_lines(capsys), scores, ids, strict=True):
         assert [hit["id"] for hit in record["hits"]] == row[row >= 0].tolist()
         np.testing.assert_allclose(
@@ -120,10 +120,10 @@ def test_a_pipe_of_embed_index_and_search(tmp_path, capsys, monkeypatch):
     assert exit_code("embed lines.txt --text-model dense --model model") == 0
     coded = capsys.readouterr().out
     type_in(monkeypatch, coded)
-    assert exit_code(f"index - -o {tmp_path}/index --values float32") == 0
+    assert exit_code(f"index - -o {tmp_path}/index --dtype float32") == 0
     capsys.readouterr()
     type_in(monkeypatch, coded)
-    assert exit_code(f"search {tmp_path}/index - --topk 1 --json") == 0
+    assert exit_code(f"search {tmp_path}/index - --top-k 1 --json") == 0
     for record in json_lines(capsys):
         hit = record["hits"][0]["id"]
         assert lines()[hit] == record["text"] or record["hits"][0]["score"] > 0.999

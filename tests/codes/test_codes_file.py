@@ -30,18 +30,18 @@ def saved(codes: SparseCodes, path: Path, **options) -> SparseCodes:
     return SparseCodes.load(path)
 
 
-@pytest.mark.parametrize("values", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(("h", "k"), [(1, 1), (30, 30), (300, 7), (70_000, 5)])
-def test_round_trips(h, k, values, tmp_path):
+def test_round_trips(h, k, dtype, tmp_path):
     for name, pre in adversarial_rows(h, k).items():
-        codes = reference.topk_relu(pre.to(getattr(torch, values)), k)
+        codes = reference.topk_relu(pre.to(getattr(torch, dtype)), k)
         wide = codes.to(torch.float32)
         if not bool(wide.values.isfinite().all()):
             with pytest.raises(ValueError, match=r"values: expected finite entries, got .* in row"):
-                wide.save(tmp_path / "codes", values=values)
+                wide.save(tmp_path / "codes", dtype=dtype)
             continue
-        back = saved(wide, tmp_path / "codes", values=values)
-        assert back.dtype == getattr(torch, values)
+        back = saved(wide, tmp_path / "codes", dtype=dtype)
+        assert back.dtype == getattr(torch, dtype)
         assert (back.dim, back.k) == (h, k)
         assert back.equal(codes), name
 
@@ -58,7 +58,7 @@ def test_any_codes_round_trip(data, tmp_path):
     codes = reference.topk_relu(pre, k)
     assert saved(codes, tmp_path / "codes").equal(codes)
     if not bool(codes.values.to(torch.float16).isinf().any()):
-        narrow = saved(codes, tmp_path / "codes", values="float16")
+        narrow = saved(codes, tmp_path / "codes", dtype="float16")
         dense = codes.to_dense()
         rounded = torch.where(dense > 0, dense.half().clamp(min=2**-24), 0)
         assert narrow.equal(SparseCodes.from_dense(rounded, k))
@@ -77,23 +77,23 @@ def test_takes_every_dtype_device_and_stride(dtype, tmp_path):
 def test_stores_two_or_four_bytes_an_entry(tmp_path):
     path = tmp_path / "codes"
     for dim, index in [(65_536, np.uint16), (65_537, np.int32)]:
-        for values in ("float32", "float16"):
+        for dtype in ("float32", "float16"):
             codes = make([[1.5]], [[dim - 1]], dim=dim)
-            assert saved(codes, path, values=values).indices.item() == dim - 1
+            assert saved(codes, path, dtype=dtype).indices.item() == dim - 1
             stored = load_file(path)
             assert {name: part.dtype for name, part in stored.items()} == {
                 "indices": index,
-                "values": np.dtype(values),
+                "values": np.dtype(dtype),
             }
     codes = SparseCodes.from_dense(torch.rand(1000, 500), 32)
-    codes.save(path, values="float16")
+    codes.save(path, dtype="float16")
     assert path.stat().st_size < 1000 * 128 + 500
 
 
 def test_slots_that_rounding_makes_equal_are_put_back_in_order(tmp_path):
     """And none of them is lost: what is too small becomes the least positive value."""
     codes = make([[1.0 + 1e-6, 1.0, 1e-9], [1e-9, 1e-10, 0.0]], [[5, 2, 7], [3, 1, 0]])
-    back = saved(codes, tmp_path / "codes", values="float16")
+    back = saved(codes, tmp_path / "codes", dtype="float16")
     assert back.values.tolist() == [[1.0, 1.0, 2**-24], [2**-24, 2**-24, 0.0]]
     assert back.indices.tolist() == [[2, 5, 7], [1, 3, 0]]
 
@@ -114,16 +114,16 @@ def test_a_saved_file_can_be_read_whatever_the_dtype(codes, tmp_path):
 def test_overflow_is_an_error_and_writes_nothing(tmp_path):
     path = tmp_path / "codes"
     largest = make([[65504.0, 1.0]], [[1, 2]])
-    assert saved(largest, path, values="float16").values[0, 0] == 65504.0
+    assert saved(largest, path, dtype="float16").values[0, 0] == 65504.0
     codes = make([[7e4, 1.0]], [[1, 2]])
     with pytest.raises(
         ValueError, match=r"values: 7e\+04 does not fit in float16; save as float32"
     ):
-        codes.save(path, values="float16")
+        codes.save(path, dtype="float16")
     assert SparseCodes.load(path).values[0, 0] == 65504.0
     assert saved(codes, path).equal(codes)
     with pytest.raises(ValueError, match="values: expected 'float32' or 'float16', got 'int8'"):
-        codes.save(path, values="int8")
+        codes.save(path, dtype="int8")
 
 
 def test_overflow_of_float32_says_so(tmp_path):
@@ -154,14 +154,14 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("values", ["float32", "float16"])
+@pytest.mark.parametrize("stored", ["float32", "float16"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_load_would_refuse_is_not_written(kind, dtype, values, tmp_path):
+def test_what_load_would_refuse_is_not_written(kind, dtype, stored, tmp_path):
     broken, message = BROKEN[kind]
     codes = SparseCodes(broken.values.to(dtype), broken.indices, broken.dim)
     with pytest.raises(ValueError, match=f"{message}.* in row 1"):
-        codes.save(tmp_path / "codes", values=values)
+        codes.save(tmp_path / "codes", dtype=stored)
     assert not list(tmp_path.iterdir())
 
 
@@ -204,11 +204,11 @@ def pieces(path: Path, rows: int = 2) -> list:
     return list(code_chunks(path, None, rows))
 
 
-@pytest.mark.parametrize("values", ["float32", "float16"])
-def test_pieces_are_the_whole(values, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_pieces_are_the_whole(dtype, tmp_path):
     path = tmp_path / "codes"
     for codes in (random_codes(8), random_codes(8)[:0]):
-        whole = saved(codes, path, values=values)
+        whole = saved(codes, path, dtype=dtype)
         for rows in (1, 3, 8, 100):
             parts = pieces(path, rows)
             assert {part.dim for part in parts} == {codes.dim}

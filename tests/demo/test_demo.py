@@ -118,10 +118,10 @@ def test_searches_agree_with_brute_force_to_the_id(data):
     searches += demo_search.csr_searches("self", adapter, codes, [2, 32])
     for search in searches:
         ids = search.run(queries)
-        assert ids.shape == (300, demo_search.TOPK)
+        assert ids.shape == (300, demo_search.TOP_K)
         sides = [_vectors(search, side, rows, adapter) for side in (queries, rows)]
         scores = sides[0] @ sides[1].T
-        best = scores.topk(demo_search.TOPK).values
+        best = scores.topk(demo_search.TOP_K).values
         found = scores.gather(1, torch.from_numpy(ids).long().clamp(min=0))
         found[torch.from_numpy(ids < 0)] = 0
         # float16 values in the index, float32 sums in other orders: equal up to rounding.
@@ -186,7 +186,7 @@ def test_folder_holds_models_index_words_and_report(shown, data):
     index = InvertedIndex.load(folder / "index", verify=True)
     words = (folder / "words.txt").read_text().splitlines()
     assert len(index) == len(words) == 22723
-    _, ids = index.search(encode_all(model, data.test[:50]), topk=1)
+    _, ids = index.search(encode_all(model, data.test[:50]), top_k=1)
     itself = ids[:, 0] == len(data.train) + np.arange(50)
     assert itself.mean() > 0.95
     SparseAutoencoder.from_pretrained(folder / "model-label")
@@ -197,7 +197,7 @@ def test_search_over_demo_codes_equals_the_specification_to_the_id(shown, data):
     model = SparseAutoencoder.from_pretrained(folder / "model").eval()
     index = InvertedIndex.build(encode_all(model, data.train).normalize())
     values, indices = encode_all(model, data.test[:500]).numpy()
-    scores, ids = index.search((values, indices), topk=10)
+    scores, ids = index.search((values, indices), top_k=10)
     expected = reference.search(*index.to_numpy(), index.dim, values, indices, 10)
     assert np.array_equal(scores, expected[0])
     assert np.array_equal(ids, expected[1])

@@ -134,19 +134,19 @@ def test_int8_keeps_all_but_a_step():
     assert float(inside.float().mean()) > 0.99
 
 
-@given(seed=st.integers(0, 20), topk=st.sampled_from([1, 4]))
+@given(seed=st.integers(0, 20), top_k=st.sampled_from([1, 4]))
 @settings(max_examples=10)
-def test_binary_search_with_the_whole_database_as_shortlist_is_exact(seed, topk):
+def test_binary_search_with_the_whole_database_as_shortlist_is_exact(seed, top_k):
     x, q = (clusters(n, seed + n)[0] for n in (70, 6))
     mean = x.mean(0)
     signs = torch.where(x > mean, 1.0, -1.0)
-    best = ((q - mean) @ signs.T).topk(topk, 1)
-    found = torch.from_numpy(search_binary(x, q, mean, topk, shortlist=70))
+    best = ((q - mean) @ signs.T).topk(top_k, 1)
+    found = torch.from_numpy(search_binary(x, q, mean, top_k, shortlist=70))
     scores = ((q - mean) @ signs.T).gather(1, found)
     torch.testing.assert_close(scores, best.values)
-    few = torch.from_numpy(search_binary(x, q, mean, topk, shortlist=topk))
+    few = torch.from_numpy(search_binary(x, q, mean, top_k, shortlist=top_k))
     hamming = ((q - mean).sign()[:, None] != signs[None]).sum(2)
-    assert int(hamming.gather(1, few).max()) <= int(hamming.topk(topk, 1, largest=False)[0].max())
+    assert int(hamming.gather(1, few).max()) <= int(hamming.topk(top_k, 1, largest=False)[0].max())
 
 
 @pytest.mark.parametrize("rotate", [False, True])

@@ -116,4 +116,4 @@ def make_untrained(folder: Path) -> None:
     with torch.no_grad():
         codes = model.encode(torch.from_numpy(rows))
     codes.save(folder / "codes.safetensors")
-    InvertedIndex.build(codes, metric="cosine", values="float32").save(folder / "index")
+    InvertedIndex.build(codes, metric="cosine", dtype="float32").save(folder / "index")

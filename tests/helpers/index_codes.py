@@ -63,7 +63,7 @@ KINDS = {"uniform": uniform, "skewed": skewed, "ties": ties}
 def digest() -> str:
     """Of results that touch every kernel; run in a process of its own per instruction set."""
     result = hashlib.sha256()
-    for kind, values, k in [
+    for kind, dtype, k in [
         ("uniform", "float16", 11),
         ("ties", "float32", 6),
         ("skewed", "uint8", 9),
@@ -71,11 +71,11 @@ def digest() -> str:
     ]:
         codes = KINDS[kind](9001, 96, k)
         index = InvertedIndex.build(
-            codes, dim=96, values=values, window=2048, metric="cosine", cluster=k < 8
+            codes, dim=96, dtype=dtype, window=2048, metric="cosine", cluster=k < 8
         )
-        for topk in (1, 10, 400):
+        for top_k in (1, 10, 400):
             for chosen in (None, np.arange(9001) % 3 > 0):
-                for part in index.search((codes[0][:50], codes[1][:50]), topk, filter=chosen):
+                for part in index.search((codes[0][:50], codes[1][:50]), top_k, filter=chosen):
                     result.update(part.tobytes())
         index.snapshot().segments[0].native.make_forward(1)
         queries = codes[0][:50], codes[1][:50]

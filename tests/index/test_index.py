@@ -15,15 +15,15 @@ from csrkern import InvertedIndex, Rerank, reference
 KINDS = index_codes.KINDS
 
 
-def expected(index, queries, topk):
+def expected(index, queries, top_k):
     values, indices = index.to_numpy()
     most = 1 if index.metric == "cosine" else np.inf
-    return reference.search(values, indices, index.dim, *queries, topk, index.ids, most)
+    return reference.search(values, indices, index.dim, *queries, top_k, index.ids, most)
 
 
-def assert_exact(index, queries, topk, **options):
-    scores, ids = index.search(queries, topk, **options)
-    want_scores, want_ids = expected(index, queries, topk)
+def assert_exact(index, queries, top_k, **options):
+    scores, ids = index.search(queries, top_k, **options)
+    want_scores, want_ids = expected(index, queries, top_k)
     np.testing.assert_array_equal(ids, want_ids)
     np.testing.assert_array_equal(scores.view(np.uint32), want_scores.view(np.uint32))
     assert scores.dtype == np.float32
@@ -31,26 +31,26 @@ def assert_exact(index, queries, topk, **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("values", ["float16", "uint16", "uint8", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "uint16", "uint8", "float32"])
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
 @pytest.mark.parametrize("cluster", [False, True])
-@pytest.mark.parametrize("topk", [1, 10, 300])
-def test_equals_reference(kind, values, metric, cluster, topk):
+@pytest.mark.parametrize("top_k", [1, 10, 300])
+def test_equals_reference(kind, dtype, metric, cluster, top_k):
     codes = KINDS[kind](3001, 256, 12)
     queries = KINDS[kind](23, 256, 12, seed=1)
     index = InvertedIndex.build(
-        codes, dim=256, values=values, metric=metric, cluster=cluster, window=512
+        codes, dim=256, dtype=dtype, metric=metric, cluster=cluster, window=512
     )
     stored, indices = index.to_numpy()
     want = index_codes.normalised(codes[0]) if metric == "cosine" else codes[0]
-    want = index_codes.stored(want, values, index.stats()["largest"])[index.ids]
+    want = index_codes.stored(want, dtype, index.stats()["largest"])[index.ids]
     np.testing.assert_array_equal(
         *(index_codes.in_order(*c)[0] for c in [(stored, indices), (want, codes[1][index.ids])])
     )
-    scores, ids = index.search(queries, topk)
+    scores, ids = index.search(queries, top_k)
     if metric == "cosine":
         queries = index_codes.in_order(index_codes.normalised(queries[0]), queries[1])
-    want_scores, want_ids = expected(index, queries, topk)
+    want_scores, want_ids = expected(index, queries, top_k)
     np.testing.assert_array_equal(ids, want_ids)
     np.testing.assert_array_equal(scores, want_scores)
 
@@ -76,8 +76,8 @@ def of_few_kinds(n, seed):
 def test_clustered_codes():
     codes, queries = of_few_kinds(30_000, 0), of_few_kinds(40, 1)
     ids = np.random.default_rng(2).permutation(10**6)[:30_000]
-    for values in ("float16", "float32", "uint8"):
-        index = InvertedIndex.build(codes, ids, dim=300, values=values, cluster=True, window=4096)
+    for dtype in ("float16", "float32", "uint8"):
+        index = InvertedIndex.build(codes, ids, dim=300, dtype=dtype, cluster=True, window=4096)
         assert index.profile((queries[0][:1], queries[1][:1]))["blocks_scored"] < 60
         assert_exact(index, queries, 10)
         assert_exact(index, (queries[0][:4], queries[1][:4]), 700)
@@ -150,7 +150,7 @@ def test_random_cases(seed):
         (values, indices),
         rng.permutation(10 * n)[:n] if rng.random() < 0.6 else None,
         dim=dim,
-        values=str(rng.choice(["float16", "uint16", "uint8", "float32"])),
+        dtype=str(rng.choice(["float16", "uint16", "uint8", "float32"])),
         cluster=bool(rng.random() < 0.6),
         window=int(rng.choice([64, 128, 256, 512, 1024, 4096, 65_536])),
     )
@@ -179,7 +179,7 @@ def test_flush_denormal_does_not_change_results():
     queries = codes[0][:2], latents[:2]
 
     def found():
-        options = {"dim": 5, "window": 1024, "values": "float32", "cluster": False}
+        options = {"dim": 5, "window": 1024, "dtype": "float32", "cluster": False}
         plain = InvertedIndex.build((values, latents), **options)
         tiny = InvertedIndex.build(codes, **options)
         ones = np.ones((1, 5), np.float32)
@@ -266,10 +266,10 @@ def test_empty_index_and_no_queries(cluster):
     assert scores.shape == ids.shape == (0, 7)
 
 
-@pytest.mark.parametrize("topk", [99, 100, 101, 1000])
-def test_topk_beyond_the_documents(topk):
+@pytest.mark.parametrize("top_k", [99, 100, 101, 1000])
+def test_top_k_beyond_the_documents(top_k):
     codes = index_codes.uniform(100, 16, 4)
-    assert_exact(InvertedIndex.build(codes, dim=16), (codes[0][:5], codes[1][:5]), topk)
+    assert_exact(InvertedIndex.build(codes, dim=16), (codes[0][:5], codes[1][:5]), top_k)
 
 
 def test_queries_need_not_be_in_order():
@@ -286,7 +286,7 @@ def test_queries_need_not_be_in_order():
 def test_extreme_values():
     values = np.array([[3e38, 3e38], [65504, 1e-7], [6e-8, 1e-8], [1e-45, 1e-45]], np.float32)
     indices = np.tile(np.array([0, 1], np.int32), (4, 1))
-    index = InvertedIndex.build((values, indices), dim=2, values="float32")
+    index = InvertedIndex.build((values, indices), dim=2, dtype="float32")
     for query in (values, np.float32([[1e-30, 1e-30]]), np.float32([[1e10, 1e10]])):
         assert_exact(index, index_codes.in_order(query, indices[: len(query)]), 4)
     index = InvertedIndex.build((values[1:], indices[1:]), dim=2)
@@ -296,20 +296,20 @@ def test_extreme_values():
     assert_exact(index, (values[:1], indices[:1]), 4)
 
 
-@pytest.mark.parametrize("values", ["float16", "float32", "uint8", "uint16"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "uint8", "uint16"])
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
-def test_no_active_latent_is_lost(values, metric):
+def test_no_active_latent_is_lost(dtype, metric):
     """Values too small for the form become its least positive number, also once normalised."""
     small = np.float32([[1e-8], [1e-30], [1e-45], [3e38], [0.5]])
     codes = np.hstack([small, np.full((5, 1), 0.25, np.float32)]), np.tile([3, 7], (5, 1))
-    if values != "float32" and metric == "ip":  # the others hold no 3e38, or nothing beside it
+    if dtype != "float32" and metric == "ip":  # the others hold no 3e38, or nothing beside it
         codes = codes[0][[0, 1, 2, 4]], codes[1][[0, 1, 2, 4]]
-    index = InvertedIndex.build(codes, dim=9, values=values, metric=metric)
+    index = InvertedIndex.build(codes, dim=9, dtype=dtype, metric=metric)
     query = np.ones((1, 1)), np.full((1, 1), 3)
     scores, ids = index.search(query, 5)
     assert sorted(ids[0][ids[0] >= 0]) == list(range(len(codes[0])))
     assert (scores[0][ids[0] >= 0] > 0).all()
-    if values == "float16" and metric == "ip":
+    if dtype == "float16" and metric == "ip":
         assert scores[0].tolist() == [0.5, *[2.0**-24] * 3, -np.inf]
     assert (index.to_numpy()[0] > 0).all()
     index.add(codes)
@@ -317,14 +317,14 @@ def test_no_active_latent_is_lost(values, metric):
     assert (index.to_numpy()[0] > 0).all()
 
 
-@pytest.mark.parametrize("values", ["float16", "float32", "uint8", "uint16"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "uint8", "uint16"])
 @pytest.mark.parametrize("cluster", [False, True])
-def test_cosines_are_at_most_1(values, cluster):
+def test_cosines_are_at_most_1(dtype, cluster):
     """Rounded rows can have norms above 1; equal cosines of 1 go to the lower id."""
     codes = index_codes.skewed(3000, 64, 9)
     for rows in codes:
         rows[1500:] = rows[:1500]
-    options = {"dim": 64, "metric": "cosine", "values": values, "window": 512, "cluster": cluster}
+    options = {"dim": 64, "metric": "cosine", "dtype": dtype, "window": 512, "cluster": cluster}
     index = InvertedIndex.build(codes, **options)
     index.add((codes[0][:800], codes[1][:800]))
     queries = codes[0][:300], codes[1][:300]
@@ -332,8 +332,8 @@ def test_cosines_are_at_most_1(values, cluster):
     stored, indices = index.to_numpy()
     unclipped = reference.search(stored, indices, 64, *unit, 5, index.ids)
     assert unclipped[0].max() > 1
-    for topk in (1, 5, 600):
-        want = reference.search(stored, indices, 64, *unit, topk, index.ids, 1.0)
+    for top_k in (1, 5, 600):
+        want = reference.search(stored, indices, 64, *unit, top_k, index.ids, 1.0)
         assert want[0].max() == 1
         for options in (
             {},
@@ -341,7 +341,7 @@ def test_cosines_are_at_most_1(values, cluster):
             {"filter": np.ones(3800, bool)},
             {"filter": index.ids},
         ):
-            scores, ids = index.search(queries, topk, **options)
+            scores, ids = index.search(queries, top_k, **options)
             np.testing.assert_array_equal(ids, want[1])
             np.testing.assert_array_equal(scores, want[0])
     starts, scores, ids = index.search_above(queries, 1.0)
@@ -363,28 +363,28 @@ def test_cosines_are_at_most_1(values, cluster):
 def test_a_single_query_split_over_windows_is_at_most_1():
     row = np.float32([[2, 3]]), np.array([[0, 1]])  # stored with a norm of 1.004
     codes = [np.repeat(part, 300_000, 0) for part in row]
-    index = InvertedIndex.build(codes, dim=3, metric="cosine", values="uint8", window=4096)
+    index = InvertedIndex.build(codes, dim=3, metric="cosine", dtype="uint8", window=4096)
     assert index.search(row, 1, num_threads=1)[0] == 1
     assert index.search(row, 4, num_threads=3)[1].tolist() == [[0, 1, 2, 3]]
     assert index.search(row, 4, num_threads=3)[0].tolist() == [[1, 1, 1, 1]]
 
 
-@pytest.mark.parametrize("topk", [1025, 10**9, 2**40])
-def test_results_are_no_wider_than_the_index(topk):
+@pytest.mark.parametrize("top_k", [1025, 10**9, 2**40])
+def test_results_are_no_wider_than_the_index(top_k):
     codes = index_codes.uniform(1500, 16, 4)
     index = InvertedIndex.build((codes[0][:64], codes[1][:64]), dim=16)
     queries = codes[0][:3], codes[1][:3]
     want = index.search(queries, 64)
-    for scores, ids in (index.search(queries, topk), index.search(queries, topk, mode="fast")):
+    for scores, ids in (index.search(queries, top_k), index.search(queries, top_k, mode="fast")):
         assert scores.shape == ids.shape == (3, 1024)
         np.testing.assert_array_equal(ids[:, :64], want[1])
         assert (ids[:, 64:] == -1).all()
-    rerank = Rerank(np.ones((3, 16)), topk)
-    assert index.search(queries, topk, rerank=rerank)[1].shape == (3, 1024)
-    assert index.search_dense(np.ones((3, 16)), topk, shortlist=topk)[1].shape == (3, 1024)
-    assert index.profile(queries, topk)["terms"] == 3 * 4
+    rerank = Rerank(np.ones((3, 16)), top_k)
+    assert index.search(queries, top_k, rerank=rerank)[1].shape == (3, 1024)
+    assert index.search_dense(np.ones((3, 16)), top_k, shortlist=top_k)[1].shape == (3, 1024)
+    assert index.profile(queries, top_k)["terms"] == 3 * 4
     index.add((codes[0][64:], codes[1][64:]))
-    assert index.search(queries, topk)[1].shape == (3, min(topk, 1500))
+    assert index.search(queries, top_k)[1].shape == (3, min(top_k, 1500))
 
 
 @pytest.mark.parametrize("dim", [2**31 - 1, 5_000_000])

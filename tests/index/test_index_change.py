@@ -32,8 +32,8 @@ def assert_like_a_fresh_build(index, **options):
     ids = np.sort(index.ids)
     fresh = InvertedIndex.build(some(ids % 6000), ids, dim=DIM, **options)
     assert len(index) == len(fresh) == len(ids)
-    for topk in (1, 20, 500):
-        assert_same(index.search(QUERIES, topk), fresh.search(QUERIES, topk))
+    for top_k in (1, 20, 500):
+        assert_same(index.search(QUERIES, top_k), fresh.search(QUERIES, top_k))
     single = QUERIES[0][:1], QUERIES[1][:1]
     assert_same(index.search(single, 9, num_threads=3), fresh.search(single, 9))
     chosen = ids[:: max(1, len(ids) // 50)]
@@ -50,12 +50,12 @@ def assert_same(got, want):
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
 @pytest.mark.parametrize("cluster", [False, True])
 @pytest.mark.parametrize(
-    ("values", "limit"), [("float16", 200), ("float16", 131_072), ("uint8", 200)]
+    ("dtype", "limit"), [("float16", 200), ("float16", 131_072), ("uint8", 200)]
 )
-def test_any_way_leads_to_the_same_index(metric, cluster, values, limit, tmp_path, monkeypatch):
+def test_any_way_leads_to_the_same_index(metric, cluster, dtype, limit, tmp_path, monkeypatch):
     monkeypatch.setattr(index_collection, "LARGEST_MERGED", limit)
-    options = {"metric": metric, "cluster": cluster, "window": 512, "values": values}
-    if values == "uint8" and metric == "ip":
+    options = {"metric": metric, "cluster": cluster, "window": 512, "dtype": dtype}
+    if dtype == "uint8" and metric == "ip":
         options["largest"] = CODES[0].max()
     rng = np.random.default_rng(0)
     index = InvertedIndex.build(some(np.arange(0)), dim=DIM, **options)

@@ -17,7 +17,7 @@ from index_codes import KINDS, skewed, ties, uniform
 
 import csrkern
 from csrkern import CudaIndex, InvertedIndex, SparseCodes
-from csrkern.index.segment import VALUES
+from csrkern.index.segment import VALUE_DTYPES
 
 ROOT = Path(__file__).parents[2]
 DIM = 90
@@ -37,48 +37,48 @@ def sparse(codes, device="cpu", dim=DIM):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
-@pytest.mark.parametrize("values", VALUES)
-def test_finds_what_the_cpu_finds(device, kind, metric, values):
+@pytest.mark.parametrize("dtype", VALUE_DTYPES)
+def test_finds_what_the_cpu_finds(device, kind, metric, dtype):
     codes, queries = KINDS[kind](1100, DIM, 7), KINDS[kind](9, DIM, 7, seed=1)
-    index = InvertedIndex.build(codes, dim=DIM, metric=metric, values=values, cluster=False)
+    index = InvertedIndex.build(codes, dim=DIM, metric=metric, dtype=dtype, cluster=False)
     for bits, block in ((16, 320), (8, None)):
         there = index.to("cuda", impact_bits=bits, block=block)
         assert len(there) == len(index)
-        for topk in (1, 10, 600):
-            expected = index.search(queries, topk)
+        for top_k in (1, 10, 600):
+            expected = index.search(queries, top_k)
             for way in ("walk", "gather", "cheaper"):
-                same(there.search(queries, topk, way=way), expected)
-            found = there.search(sparse(queries, device), topk)
+                same(there.search(queries, top_k, way=way), expected)
+            found = there.search(sparse(queries, device), top_k)
             assert all(isinstance(part, torch.Tensor) for part in found)
             same(found, expected)
 
 
-@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("dtype", VALUE_DTYPES)
 @pytest.mark.parametrize("distinct", [3, 40, 1500])
-def test_cosines_are_at_most_1(device, values, distinct):
+def test_cosines_are_at_most_1(device, dtype, distinct):
     """Many documents whose sums are above 1: hits go to the lower ids, whatever the sums."""
     codes = [part[np.arange(1500) % distinct] for part in skewed(1500, DIM, 7)]
-    index = InvertedIndex.build(codes, dim=DIM, metric="cosine", values=values, cluster=False)
+    index = InvertedIndex.build(codes, dim=DIM, metric="cosine", dtype=dtype, cluster=False)
     there = index.to("cuda")
     queries = codes[0][:60], codes[1][:60]
     assert index.search(queries)[0].max() == 1
-    for topk, least in ((1, None), (10, None), (600, None), (10, 1.0), (10, 1.00001)):
-        expected = index.search(queries, topk, min_score=least)
+    for top_k, least in ((1, None), (10, None), (600, None), (10, 1.0), (10, 1.00001)):
+        expected = index.search(queries, top_k, min_score=least)
         for way in ("walk", "gather"):
-            same(there.search(queries, topk, min_score=least, way=way), expected)
+            same(there.search(queries, top_k, min_score=least, way=way), expected)
 
 
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
-@pytest.mark.parametrize("values", VALUES)
-def test_no_active_latent_is_lost(device, metric, values):
+@pytest.mark.parametrize("dtype", VALUE_DTYPES)
+def test_no_active_latent_is_lost(device, metric, dtype):
     small = np.float32([[1e-8, 0.5], [1e-30, 0.5], [1e-45, 0.5], [2**-25, 0.5]])
     codes = small, np.tile(np.int32([3, 7]), (4, 1))
-    index = InvertedIndex.build(codes, dim=DIM, metric=metric, values=values)
+    index = InvertedIndex.build(codes, dim=DIM, metric=metric, dtype=dtype)
     query = np.ones((1, 1), np.float32), np.full((1, 1), 3, np.int32)
     expected = index.search(query, 5)
     assert sorted(expected[1][0]) == [-1, 0, 1, 2, 3]
     same(index.to("cuda").search(query, 5), expected)
-    built = CudaIndex.build(sparse(codes, device), metric=metric, values=values)
+    built = CudaIndex.build(sparse(codes, device), metric=metric, dtype=dtype)
     same(built.search(query, 5), expected)
 
 
@@ -150,11 +150,11 @@ def test_builds_from_codes_on_the_device(device, dtype):
     ids = np.random.default_rng(8).permutation(2000)[:900]
     queries = ties(7, DIM, 6, seed=4)
     for form in (
-        {"values": "float16"},
-        {"values": "float32", "metric": "cosine", "ids": ids},
-        {"values": "uint8", "ids": ids},
-        {"values": "uint16", "largest": 9.5},
-        {"values": "uint8", "metric": "cosine"},
+        {"dtype": "float16"},
+        {"dtype": "float32", "metric": "cosine", "ids": ids},
+        {"dtype": "uint8", "ids": ids},
+        {"dtype": "uint16", "largest": 9.5},
+        {"dtype": "uint8", "metric": "cosine"},
     ):
         index = InvertedIndex.build(codes, **form)
         there = CudaIndex.build(codes, **form, block=256)
@@ -193,7 +193,7 @@ def test_memory_is_as_stated(device):
     lists = DIM * -(-n // 512)
     for form, value in (("float16", 2), ("uint16", 2), ("uint8", 1), ("float32", 4)):
         norms = np.ones(n) if form == "uint8" else None
-        index = InvertedIndex.build(uniform(n, DIM, k), dim=DIM, values=form, norms=norms)
+        index = InvertedIndex.build(uniform(n, DIM, k), dim=DIM, dtype=form, norms=norms)
         entries = index.stats()["postings"]
         for bits, posting in ((16, 4), (8, 3)):
             there = index.to("cuda", impact_bits=bits, block=512)
@@ -302,7 +302,7 @@ def test_errors(device):
     twice = (values, indices)
     assert message(lambda: there.search(twice)) == message(lambda: index.search(twice))
     queries = uniform(3, DIM, 6)
-    for options in ({"topk": 1025}, {"topk": 0}, {"way": "fly"}, {"mode": "near"}, {"rerank": 1}):
+    for options in ({"top_k": 1025}, {"top_k": 0}, {"way": "fly"}, {"mode": "near"}, {"rerank": 1}):
         assert next(iter(options)) in message(lambda o=options: there.search(queries, **o))
     for options in ({"recall": 0.9}, {"recall": 2, "mode": "fast"}):
         assert message(lambda o=options: there.search(queries, **o)) == message(

@@ -13,7 +13,7 @@ import simulated_gpu
 import torch
 
 from csrkern import CudaIndex, InvertedIndex, Rerank, SparseCodes
-from csrkern.index.segment import VALUES
+from csrkern.index.segment import VALUE_DTYPES
 
 
 def draw_codes(rng, n, dim, k):
@@ -49,9 +49,9 @@ def draw_index(rng, dim, k):
         ids = rng.choice([1, 2**40, 2**62]) + rng.permutation(3 * n + 1)[:n]
         if n and rng.random() < 0.2:
             ids[rng.integers(n)] = 2**63 - 1
-    metric, values = rng.choice(["ip", "cosine"]), rng.choice(VALUES)
-    form = {"metric": str(metric), "values": str(values)}
-    if values.startswith("uint") and metric == "ip":
+    metric, dtype = rng.choice(["ip", "cosine"]), rng.choice(VALUE_DTYPES)
+    form = {"metric": str(metric), "dtype": str(dtype)}
+    if dtype.startswith("uint") and metric == "ip":
         form["largest"] = 2.0**14
     norms = rng.random(n) + 0.1 if rng.random() < 0.3 else None
     cluster = [None, True, False][rng.integers(3)]
@@ -88,7 +88,7 @@ def draw_filter(rng, index, m):
 
 
 def draw_question(rng, index, m):
-    asked = {"topk": int(rng.choice([1, 2, 10, 100, 513, 1024])), "filter": None}
+    asked = {"top_k": int(rng.choice([1, 2, 10, 100, 513, 1024])), "filter": None}
     if m:
         asked["filter"] = draw_filter(rng, index, m)
     if rng.random() < 0.3:
@@ -136,7 +136,7 @@ def one_case(number, device):
     for _ in range(3):
         m = int(rng.choice([0, 1, 5, 40], p=[0.04, 0.3, 0.56, 0.1]))
         queries = draw_codes(rng, m, dim, int(rng.integers(1, dim + 1)))
-        if index.values != "float32":
+        if index.dtype != "float32":
             queries = np.minimum(queries[0], 60000), queries[1]
         asked = draw_question(rng, index, m)
         expected = index.search(queries, **asked)

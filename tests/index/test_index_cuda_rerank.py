@@ -13,14 +13,14 @@ from csrkern.index.cuda import parts as index_cuda_parts
 DIM = 90
 
 
-def normed_index(metric="ip", values="float16"):
+def normed_index(metric="ip", dtype="float16"):
     """Of segments, with norms, ids in no order and some removed."""
     rng = np.random.default_rng(3)
     codes, ids = skewed(1200, DIM, 6), rng.permutation(9000)[:1200]
     norms = rng.random(1200) + 0.5
     first, rest = slice(0, 900), slice(900, None)
-    form = {"metric": metric, "values": values, "dim": DIM}
-    if values == "uint8" and metric == "ip":
+    form = {"metric": metric, "dtype": dtype, "dim": DIM}
+    if dtype == "uint8" and metric == "ip":
         form["largest"] = 64
     index = InvertedIndex.build(
         (codes[0][first], codes[1][first]), ids[first], norms=norms[first], **form
@@ -43,11 +43,11 @@ def on_device(codes, device):
 
 
 @pytest.mark.parametrize("where", [{}, {"devices": 2}, {"slices": 3}])
-@pytest.mark.parametrize(("metric", "values"), [("ip", "float16"), ("cosine", "uint8")])
-def test_reranks_as_the_cpu_does(device, where, metric, values, monkeypatch):
+@pytest.mark.parametrize(("metric", "dtype"), [("ip", "float16"), ("cosine", "uint8")])
+def test_reranks_as_the_cpu_does(device, where, metric, dtype, monkeypatch):
     if device == "cuda" and "devices" in where:
         pytest.skip("needs two GPUs")
-    index = normed_index(metric, values)
+    index = normed_index(metric, dtype)
     names = ["cuda:0", "cuda:1"] if "devices" in where else "cuda"
     there = index.to(names, slices=where.get("slices", 1), block=128)
     queries = skewed(6, DIM, 6, seed=2)
@@ -59,7 +59,7 @@ def test_reranks_as_the_cpu_does(device, where, metric, values, monkeypatch):
     for rerank, options in (
         (Rerank(dense, 30), {}),
         (Rerank(dense, 30, offsets), {"min_score": 0.25}),
-        (Rerank(dense, 7), {"topk": 20}),
+        (Rerank(dense, 7), {"top_k": 20}),
         (Rerank(dense, 10**6), {"filter": index.ids[::4]}),
         (Rerank(dense, 40, offsets), {"filter": rng.random((6, len(index))) < 0.3, "query_k": 2}),
     ):
@@ -82,7 +82,7 @@ def test_dense_search(device):
     index = normed_index()
     there = index.to("cuda")
     dense = np.random.default_rng(5).standard_normal((4, DIM))
-    for options in ({}, {"latents": 5, "shortlist": 20, "topk": 3}, {"offsets": np.ones(4)}):
+    for options in ({}, {"latents": 5, "shortlist": 20, "top_k": 3}, {"offsets": np.ones(4)}):
         same(there.search_dense(dense, **options), index.search_dense(dense, **options))
     same(there.search_dense(torch.from_numpy(dense).to(device)), index.search_dense(dense))
 

@@ -22,11 +22,11 @@ QUERIES = index_codes.uniform(20, 64, 6, seed=1)
 
 
 @pytest.mark.parametrize("mmap", [True, False])
-@pytest.mark.parametrize("values", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
 @pytest.mark.parametrize("ids", [None, np.arange(3000)[::-1] + 5])
-def test_loaded_equals_built(tmp_path, mmap, values, metric, ids):
-    index = InvertedIndex.build(CODES, ids, dim=64, values=values, metric=metric, window=512)
+def test_loaded_equals_built(tmp_path, mmap, dtype, metric, ids):
+    index = InvertedIndex.build(CODES, ids, dim=64, dtype=dtype, metric=metric, window=512)
     index.save(tmp_path / "a")
     loaded = InvertedIndex.load(tmp_path / "a", mmap=mmap, verify=True)
     assert repr(loaded) == repr(index)

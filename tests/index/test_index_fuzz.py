@@ -201,7 +201,7 @@ BAD_FILTERS = [0.5, "x", [0.5], ["0"], [[[1]]], {1, 2}, {}, object(), [2**70], [
 BAD_FILTERS += [[0, 0], [1, 1, 0], np.ones(10**4, bool), np.ones((2, 2, 2), bool), 1j, [None, "x"]]
 BAD_IDS = [[-1], [2**63], [2**70], [0.5], ["7"], [True, 2], [[1, 2]], "ab", [NAN], [None], 1j]
 BAD_SEARCH = [
-    *({"topk": bad} for bad in (0, -1, 2**41, 2**70, 1.0, "3", None, True, NAN, [3])),
+    *({"top_k": bad} for bad in (0, -1, 2**41, 2**70, 1.0, "3", None, True, NAN, [3])),
     *({"query_k": bad} for bad in (0, -1, 2**63, 2**70, 1.0, "3", True)),
     *({"min_score": bad} for bad in (NAN, "1", True, 10**400, [1], 1j)),
     *({"num_threads": bad} for bad in (0, -1, 4097, 2**70, 1.5, "2", True)),
@@ -242,7 +242,7 @@ class Machine(RuleBasedStateMachine):
         codes = data.draw(rows(dim))
         assume(self.model.can_store(codes))
         norms = [0.5 + i for i in range(len(codes))] if with_norms else None
-        options = {"metric": metric, "values": form, "cluster": cluster}
+        options = {"metric": metric, "dtype": form, "cluster": cluster}
         given, streamed = data.draw(GIVEN), window is None and not with_norms
         streamed &= metric == "cosine" or form.startswith("f")  # the first chunk sets no limit
         with self.errors():
@@ -316,13 +316,13 @@ class Machine(RuleBasedStateMachine):
     @rule(
         data=st.data(),
         given=GIVEN,
-        topk=st.sampled_from([1, 2, 7, 1000, 1025, 10**9, 2**40]),
+        top_k=st.sampled_from([1, 2, 7, 1000, 1025, 10**9, 2**40]),
         query_k=st.sampled_from([None, 1, 2, 2**62]),
         min_score=st.sampled_from([None, -INF, -1, 0, 1e-50, 0.3, 1.0, 1.0000001, 1e30, INF]),
         threads=st.sampled_from([None, 1, 2, 5, 4096]),
         kind=st.sampled_from(["none", "mask", "ids", "each", "masks"]),
     )
-    def search(self, data, given, topk, query_k, min_score, threads, kind):
+    def search(self, data, given, top_k, query_k, min_score, threads, kind):
         queries = data.draw(rows(self.model.dim, 4))
         ids = self.index.ids
         flags = st.lists(st.booleans(), min_size=len(ids), max_size=len(ids))
@@ -341,17 +341,17 @@ class Machine(RuleBasedStateMachine):
         options = {"query_k": query_k, "num_threads": threads, "filter": chosen}
         rows_of = as_given(given, queries, self.model.dim)
         with self.errors():
-            scores, found = self.index.search(rows_of, topk, min_score=min_score, **options)
+            scores, found = self.index.search(rows_of, top_k, min_score=min_score, **options)
             least = -INF if min_score is None else min_score
             starts, all_scores, all_ids = self.index.search_above(rows_of, least, **options)
-        assert scores.shape == found.shape == (len(queries), min(topk, max(1024, len(ids))))
+        assert scores.shape == found.shape == (len(queries), min(top_k, max(1024, len(ids))))
         for i, query in enumerate(queries):
             allowed = set(ids.tolist()) if kind == "none" else set(ids[masks[i]].tolist())
             hits = self.model.search(query, query_k, allowed, least)
             mine = slice(starts[i], starts[i + 1])
             got = list(zip(all_scores[mine], all_ids[mine].tolist(), strict=True))
             assert got == hits
-            n = min(topk, len(hits))
+            n = min(top_k, len(hits))
             assert list(zip(scores[i, :n], found[i, :n].tolist(), strict=True)) == hits[:n]
             assert (found[i, n:] == -1).all()
             assert (scores[i, n:] == -INF).all()

@@ -75,7 +75,7 @@ def test_coo_tensors_that_only_say_they_are_in_order():
     values, shape = torch.tensor([1.0, 2.0, 3.0]), (2, 5)
     parts = torch.stack([rows, latents]), values, shape
     tensor = torch.sparse_coo_tensor(*parts, is_coalesced=True)
-    index = InvertedIndex.build(tensor, values="float32")
+    index = InvertedIndex.build(tensor, dtype="float32")
     assert index.search(torch.eye(5)[[2]].to_sparse(), 1)[1].tolist() == [[0]]
     assert index.search(torch.eye(5)[[3]].to_sparse(), 1)[1].tolist() == [[1]]
     dense = torch.sparse_coo_tensor(*parts).to_dense()
@@ -85,7 +85,7 @@ def test_coo_tensors_that_only_say_they_are_in_order():
 def test_low_precision_codes(codes):
     for dtype in (torch.float16, torch.bfloat16):
         low = codes.to(dtype)
-        got = InvertedIndex.build(low, values="float32").to_numpy()[0]
+        got = InvertedIndex.build(low, dtype="float32").to_numpy()[0]
         np.testing.assert_array_equal(np.sort(got), np.sort(low.values.float().numpy()))
 
 
@@ -196,7 +196,7 @@ def test_what_is_no_array_of_numbers_says_so(codes):
         (ValueError, "values of codes: .* unlike", lambda: index.add(([[1], []], indices))),
         (ValueError, "filter: .* unlike", lambda: index.search(codes, filter=[1, [2, 3]])),
         (ValueError, "filter: .* unlike", lambda: index.search(codes, filter=[[[1], [2, 3]]])),
-        (ValueError, "topk: .* got an integer of", lambda: index.search(codes, 10**5000)),
+        (ValueError, "top_k: .* got an integer of", lambda: index.search(codes, 10**5000)),
         (ValueError, "ids: .* got an integer of", lambda: index.remove([10**5000])),
         (ValueError, "norms: expected positive numbers, got nan", lambda: built([np.nan] * 700)),
         (ValueError, "norms: expected float32 numbers", lambda: built([10**400] * 700)),
@@ -223,7 +223,7 @@ def test_values_that_do_not_fit_in_float16():
     big = pair([[1], [65520]], [[0], [0]])
     with pytest.raises(ValueError, match=r"row 1 does not fit in float16.*values='float32'"):
         InvertedIndex.build(big, dim=1)
-    assert InvertedIndex.build(big, dim=1, values="float32").to_numpy()[0].max() == 65520
+    assert InvertedIndex.build(big, dim=1, dtype="float32").to_numpy()[0].max() == 65520
     assert InvertedIndex.build(big, dim=1, metric="cosine").to_numpy()[0].max() == 1
 
 
@@ -231,7 +231,7 @@ def test_values_that_do_not_fit_in_float16():
     ("error", "message", "options"),
     [
         (ValueError, "metric: expected one of 'ip', 'cosine'", {"metric": "l2"}),
-        (ValueError, "values: expected one of", {"values": "int4"}),
+        (ValueError, "dtype: expected one of", {"dtype": "int4"}),
         (ValueError, "window: expected a multiple of 64", {"window": 100}),
         (ValueError, "window: expected 64 <= window", {"window": 0}),
         (ValueError, "num_threads: expected 1 <=", {"num_threads": 0}),
@@ -250,9 +250,9 @@ def test_bad_build_options(codes, error, message, options):
 
 def test_bad_search_options(codes):
     index = InvertedIndex.build(codes)
-    with pytest.raises(ValueError, match="topk: expected 1 <= topk"):
+    with pytest.raises(ValueError, match="top_k: expected 1 <= top_k"):
         index.search(codes, 0)
-    with pytest.raises(TypeError, match="topk: expected an int"):
+    with pytest.raises(TypeError, match="top_k: expected an int"):
         index.search(codes, 2.0)
     with pytest.raises(TypeError, match="queries: expected SparseCodes"):
         index.search(np.ones((2, DIM)))
@@ -335,9 +335,9 @@ def test_floating_point_errors_that_the_user_asked_for(codes, tmp_path):
     tiny = np.array([[1e-50, 1e-40, 1.0]]), np.array([[1, 2, 3]])
     query = np.array([[1e-300, 2.0]]), np.array([[1, 3]])
     with np.errstate(all="raise"):
-        for values in ("float16", "float32", "uint8", "uint16"):
+        for dtype in ("float16", "float32", "uint8", "uint16"):
             for metric in ("ip", "cosine"):
-                index = InvertedIndex.build(codes, values=values, metric=metric, norms=np.ones(700))
+                index = InvertedIndex.build(codes, dtype=dtype, metric=metric, norms=np.ones(700))
                 index.add(tiny, norms=[1e-40])
                 index.search(query, min_score=1e-50)
                 index.search(codes, 5, mode="fast", recall=0.7)
@@ -351,7 +351,7 @@ def test_floating_point_errors_that_the_user_asked_for(codes, tmp_path):
                 index = InvertedIndex.load(tmp_path)
                 index.truncate(2).stats()
                 pickle.loads(pickle.dumps(index)).search(codes)
-        streamed = InvertedIndex.build_streaming([tiny, tiny], tmp_path, dim=DIM, values="uint8")
+        streamed = InvertedIndex.build_streaming([tiny, tiny], tmp_path, dim=DIM, dtype="uint8")
         assert len(streamed) == 2
 
 

@@ -31,11 +31,13 @@ def built(**options):
     return index
 
 
-def expected(index, topk, *, queries=QUERIES, chosen=None):
+def expected(index, top_k, *, queries=QUERIES, chosen=None):
     values, indices = index.to_numpy()
     keep = np.ones(len(index), bool) if chosen is None else chosen
     most = 1 if index.metric == "cosine" else np.inf
-    return reference.search(values[keep], indices[keep], DIM, *queries, topk, index.ids[keep], most)
+    return reference.search(
+        values[keep], indices[keep], DIM, *queries, top_k, index.ids[keep], most
+    )
 
 
 def assert_same(got, want):
@@ -68,10 +70,10 @@ def test_filter_for_each_query(cluster, form):
             assert_same((scores[i : i + 1], ids[i : i + 1]), want)
 
 
-@pytest.mark.parametrize("values", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("cluster", [False, True])
-def test_selective_filters_score_documents_one_by_one(values, cluster):
-    index = built(values=values, cluster=cluster)
+def test_selective_filters_score_documents_one_by_one(dtype, cluster):
+    index = built(dtype=dtype, cluster=cluster)
     rng = np.random.default_rng(1)
     lists = [rng.choice(index.ids, n, replace=False) for n in (1, 5, 40, 200)]
     want = [expected(index, 30, chosen=np.isin(index.ids, ids)) for ids in lists]
@@ -171,10 +173,10 @@ def test_min_score_and_search_above(cluster, min_score):
     assert starts[-1] == len(ids) > 0
 
 
-@pytest.mark.parametrize("values", ["float16", "uint8"])
+@pytest.mark.parametrize("dtype", ["float16", "uint8"])
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
-def test_explain(metric, values):
-    index = built(metric=metric, values=values)
+def test_explain(metric, dtype):
+    index = built(metric=metric, dtype=dtype)
     scores, ids = index.search(ONE, 30)
     for score, id in zip(scores[0], ids[0], strict=True):
         latents, parts = index.explain(ONE, int(id))
@@ -203,11 +205,11 @@ def dense_scores(index, dense, offsets, norms):
 
 @pytest.mark.parametrize("with_norms", [False, True])
 @pytest.mark.parametrize("shortlist", [5, 60, 10_000])
-@pytest.mark.parametrize("values", ["float16", "uint16", "uint8"])
-def test_rerank(with_norms, shortlist, values):
+@pytest.mark.parametrize("dtype", ["float16", "uint16", "uint8"])
+def test_rerank(with_norms, shortlist, dtype):
     rng = np.random.default_rng(0)
     norms = (0.5 + rng.random(3000)).astype(np.float32) if with_norms else None
-    index = built(norms=norms, values=values)
+    index = built(norms=norms, dtype=dtype)
     dense = rng.standard_normal((25, DIM)).astype(np.float32)
     offsets = rng.standard_normal(25).astype(np.float32)
     ids = index.ids

@@ -27,8 +27,8 @@ def assert_same(got, want):
 @pytest.mark.parametrize("form", ["file", "half file", "mapped", "pieces"])
 def test_build_streaming(form, tmp_path):
     codes = SparseCodes.from_numpy(*CODES, DIM)
-    values = {"half file": "float16"}.get(form, "float32")
-    codes.save(tmp_path / "codes", values=values)
+    dtype = {"half file": "float16"}.get(form, "float32")
+    codes.save(tmp_path / "codes", dtype=dtype)
     source = {
         "file": tmp_path / "codes",
         "half file": str(tmp_path / "codes"),

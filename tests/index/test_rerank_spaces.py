@@ -44,9 +44,9 @@ def test_an_index_scores_cosines_of_reconstructions(made, space):
         seen(queries)[:, None] - centre, seen(rebuilt)[None] - centre, dim=2
     )
     norms = model.norms(codes, space)
-    index = InvertedIndex.build(codes, norms=norms.numpy(), values="float32")
+    index = InvertedIndex.build(codes, norms=norms.numpy(), dtype="float32")
     asked = model.rerank(queries, shortlist=250, space=space)
-    scores, ids = index.search(model.encode(queries), topk=5, rerank=asked)
+    scores, ids = index.search(model.encode(queries), top_k=5, rerank=asked)
     found = torch.from_numpy(scores)
     best = expected.gather(1, torch.from_numpy(ids))
     # Scores lack the norm of the query, one factor a row.

@@ -14,7 +14,7 @@ import torch
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.integrations import elasticsearch, milvus, qdrant, seismic
 
-H, K, TOPK = 256, 12, 10
+H, K, TOP_K = 256, 12, 10
 IDS = 7 + 3 * np.arange(400)
 
 
@@ -41,7 +41,7 @@ def queries() -> SparseCodes:
 
 @pytest.fixture(scope="module")
 def expected(codes, queries) -> tuple[np.ndarray, np.ndarray]:
-    return InvertedIndex.build(codes, IDS, values="float32").search(queries, TOPK)
+    return InvertedIndex.build(codes, IDS, dtype="float32").search(queries, TOP_K)
 
 
 def assert_same_hits(expected, found: list[list[tuple[int, float]]], tolerance=1e-5) -> None:
@@ -52,7 +52,7 @@ def assert_same_hits(expected, found: list[list[tuple[int, float]]], tolerance=1
         for (i, _), score in zip(hits, scores, strict=True):
             # One that took the place of another must be as good, to within the tolerance.
             assert abs(place.get(i, scores[-1]) - score) <= tolerance * score
-        assert len({i for i, _ in hits}) == TOPK
+        assert len({i for i, _ in hits}) == TOP_K
     in_order = [[i for i, _ in hits] for hits in found]
     assert np.mean((np.array(in_order) == expected[1]).all(1)) > 0.9
 
@@ -61,7 +61,7 @@ def test_qdrant(codes, queries, expected):
     client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
     qdrant.upload(codes, client, "documents", ids=IDS, batch_size=150)
     found = [
-        client.query_points("documents", query=query, using="csr", limit=TOPK).points
+        client.query_points("documents", query=query, using="csr", limit=TOP_K).points
         for query in qdrant.queries(queries)
     ]
     assert_same_hits(expected, [[(hit.id, hit.score) for hit in hits] for hits in found])
@@ -106,7 +106,7 @@ def milvus_client(tmp_path):
 def test_milvus(codes, queries, expected, milvus_client):
     client = milvus_client
     milvus.upload(codes, client, "documents", ids=IDS, batch_size=150)
-    found = client.search("documents", milvus.queries(queries), anns_field="csr", limit=TOPK)
+    found = client.search("documents", milvus.queries(queries), anns_field="csr", limit=TOP_K)
     assert_same_hits(expected, [[(hit["id"], hit["distance"]) for hit in hits] for hits in found])
     back, ids = milvus.download(client, "documents", H, k=K, batch_size=70)
     assert np.array_equal(ids, IDS)
@@ -336,10 +336,10 @@ def test_seismic(codes, queries, tmp_path):
     assert seismic.read(path, H, k=K).equal(codes)
     index = raw.build(str(path), **SEISMIC_BUILD)
     found = [
-        [(hit[-1], hit[-2]) for hit in index.search(*query, TOPK, K, HEAP_FACTOR, 0, True)]
+        [(hit[-1], hit[-2]) for hit in index.search(*query, TOP_K, K, HEAP_FACTOR, 0, True)]
         for query in seismic.queries(queries)
     ]
-    wanted = InvertedIndex.build(codes, values="float16").search(queries, TOPK)
+    wanted = InvertedIndex.build(codes, dtype="float16").search(queries, TOP_K)
     assert_same_hits(wanted, found, tolerance=2e-3)
 
 
@@ -448,10 +448,10 @@ def test_lines_are_ascii():
     assert [json.loads(line)["name"] for line in lines[1::2]] == names
 
 
-@pytest.mark.parametrize("topk", [0, -1, 2.5, True, "3"])
-def test_topk_of_a_search_is_checked(topk):
-    with pytest.raises((TypeError, ValueError), match="topk: expected"):
-        elasticsearch.search_bodies(some_codes(1, 0), topk)
+@pytest.mark.parametrize("top_k", [0, -1, 2.5, True, "3"])
+def test_top_k_of_a_search_is_checked(top_k):
+    with pytest.raises((TypeError, ValueError), match="top_k: expected"):
+        elasticsearch.search_bodies(some_codes(1, 0), top_k)
     assert elasticsearch.search_bodies(some_codes(1, 0), np.int64(3))[0]["size"] == 3
 
 
@@ -514,8 +514,8 @@ def test_queries_score_what_the_index_scores(codes, queries, expected):
     for kind in elasticsearch.KINDS:
         assert elasticsearch.mapping(kind=kind)["mappings"]["properties"]["csr"]["type"] == kind
         found = []
-        for body in elasticsearch.search_bodies(queries, TOPK, kind=kind):
-            assert body["size"] == TOPK
+        for body in elasticsearch.search_bodies(queries, TOP_K, kind=kind):
+            assert body["size"] == TOP_K
             assert json.loads(json.dumps(body)) == body
             if kind == "sparse_vector":
                 asked = body["query"]["sparse_vector"]
@@ -526,7 +526,7 @@ def test_queries_score_what_the_index_scores(codes, queries, expected):
                 assert all(feature["linear"] == {} for feature in features)
                 weights = {f["field"].removeprefix("csr."): f["boost"] for f in features}
             scores = [(i, dot(document, weights)) for i, document in documents.items()]
-            found.append(sorted(scores, key=lambda hit: (-hit[1], hit[0]))[:TOPK])
+            found.append(sorted(scores, key=lambda hit: (-hit[1], hit[0]))[:TOP_K])
         assert_same_hits(expected, found)
 
 

@@ -158,9 +158,9 @@ def sparse(n: int, per_row: int = 5) -> torch.Tensor:
     return (dense * torch.rand(n, H)).to_sparse()
 
 
-def assert_found(hits: list[dict[str, Any]], scores: torch.Tensor, topk: int) -> None:
-    """`hits` are topk best by `scores` [n], whatever the order of equal ones."""
-    best = scores.sort(descending=True).values[:topk]
+def assert_found(hits: list[dict[str, Any]], scores: torch.Tensor, top_k: int) -> None:
+    """`hits` are top_k best by `scores` [n], whatever the order of equal ones."""
+    best = scores.sort(descending=True).values[:top_k]
     got = torch.tensor([hit["score"] for hit in hits], dtype=scores.dtype)
     torch.testing.assert_close(got, best, rtol=1e-5, atol=1e-6)
     ids = [hit["corpus_id"] for hit in hits]
@@ -169,20 +169,20 @@ def assert_found(hits: list[dict[str, Any]], scores: torch.Tensor, topk: int) ->
 
 
 @pytest.mark.parametrize("score", ["cos_sim", "dot_score"])
-@pytest.mark.parametrize("topk", [1, 10, 300])
-def test_semantic_search(side: str, score: str, topk: int) -> None:
+@pytest.mark.parametrize("top_k", [1, 10, 300])
+def test_semantic_search(side: str, score: str, top_k: int) -> None:
     queries, corpus = sparse(12), sparse(200)
     function = getattr(util, score)
     expected = function(queries.to_dense().double(), corpus.to_dense().double())
     for _ in range(2):
         found = semantic_search(
-            queries, corpus, query_chunk_size=5, top_k=topk, score_function=function
+            queries, corpus, query_chunk_size=5, top_k=top_k, score_function=function
         )
         assert len(found) == 12
         for hits, scores in zip(found, expected, strict=True):
-            assert_found(hits, scores, topk)
-    (hits,) = util.semantic_search(queries[0], corpus, top_k=topk, score_function=function)
-    assert_found(hits, expected[0], topk)
+            assert_found(hits, scores, top_k)
+    (hits,) = util.semantic_search(queries[0], corpus, top_k=top_k, score_function=function)
+    assert_found(hits, expected[0], top_k)
 
 
 def test_semantic_search_of_other_embeddings(side: str) -> None:

@@ -74,8 +74,8 @@ def found(answer) -> list[list[tuple[int, float]]]:
     return [[(hit["id"], hit["score"]) for hit in hits] for hits in answer.json()["hits"]]
 
 
-def expected(index: InvertedIndex, queries, topk: int, **options) -> list[list[tuple[int, float]]]:
-    scores, ids = index.search(queries, topk, **options)
+def expected(index: InvertedIndex, queries, top_k: int, **options) -> list[list[tuple[int, float]]]:
+    scores, ids = index.search(queries, top_k, **options)
     return [
         [(i, s) for i, s in zip(*row, strict=True) if i >= 0]
         for row in zip(ids.tolist(), scores.tolist(), strict=True)
@@ -108,7 +108,7 @@ def test_queries_of_another_model_are_refused(client, shelf):
 
 def test_search_finds_what_the_index_finds(client, shelf):
     queries = codes(7, seed=1)
-    answer = client.post("/search", json={"queries": as_json(queries), "topk": 5})
+    answer = client.post("/search", json={"queries": as_json(queries), "top_k": 5})
     assert found(answer) == expected(shelf.library.index, queries, 5)
     hits = [hit for row in answer.json()["hits"] for hit in row]
     assert {hit["id"] < 150 for hit in hits} == {True, False}
@@ -118,7 +118,7 @@ def test_search_finds_what_the_index_finds(client, shelf):
 
 def test_filters(client, shelf):
     queries = codes(3, seed=2)
-    ask = {"queries": as_json(queries), "topk": 200}
+    ask = {"queries": as_json(queries), "top_k": 200}
     index, ids = shelf.library.index, np.arange(200)
     green = (ids % 2 == 1) & (ids < 150)
     answer = client.post("/search", json={**ask, "where": {"color": "green"}})
@@ -151,18 +151,18 @@ def test_filters(client, shelf):
         ({"queries": [{}] * 1025}, 422, "at most 1024"),
         ({"queries": [{"latents": [1] * 4097, "values": [1] * 4097}]}, 422, "at most 4096"),
         ({"queries": [{"latents": [1, 1], "values": [1, 2]}]}, 400, "twice"),
-        ({"topk": 0}, 422, "topk"),
-        ({"topk": "many"}, 422, "topk"),
-        ({"topk": 1.5}, 422, "topk"),
-        ({"topk": True}, 422, "topk"),
-        ({"topk": 10**9}, 422, "topk"),
-        ({"topk": 10**400}, 422, "topk"),
+        ({"top_k": 0}, 422, "top_k"),
+        ({"top_k": "many"}, 422, "top_k"),
+        ({"top_k": 1.5}, 422, "top_k"),
+        ({"top_k": True}, 422, "top_k"),
+        ({"top_k": 10**9}, 422, "top_k"),
+        ({"top_k": 10**400}, 422, "top_k"),
         ({"min_score": "1"}, 422, "min_score"),
         ({"x" * 10**6: 1}, 422, "Extra inputs"),
         ({"where": {"x" * 10**6: "1"}}, 400, "no document has a text field"),
         ({"where": {"color": 7}}, 422, "where"),
         ({"ids": [1.0]}, 422, "ids"),
-        ({"topk": 1000, "queries": as_json(codes(21))}, 400, "21 queries times 1000"),
+        ({"top_k": 1000, "queries": as_json(codes(21))}, 400, "21 queries times 1000"),
         ({"where": {"colour": "red"}}, 400, "no text field|no document has a text field"),
         ({"ids": [2**70]}, 422, "ids"),
         ({"filter": [1]}, 422, "filter"),
@@ -186,8 +186,8 @@ def test_mistakes_are_told(client, change, status, says):
         (b"\xff\xfe\x00", 400),
         (b'{"queries": [{"latents": [1], "values": [NaN]}]}', 422),
         (b'{"queries": [{"latents": [1], "values": [1e999]}]}', 422),
-        (b'{"queries": [{"latents": [1], "values": [1]}], "topk": NaN}', 422),
-        (b'{"queries": [{"latents": [1], "values": [1]}], "topk": 1e400}', 422),
+        (b'{"queries": [{"latents": [1], "values": [1]}], "top_k": NaN}', 422),
+        (b'{"queries": [{"latents": [1], "values": [1]}], "top_k": 1e400}', 422),
         (b'{"queries": [{"latents": [1], "values": [1]}], "min_score": Infinity}', 422),
         (b'{"queries": [{"latents": [1], "values": [1]}], "where": {"\\ud83d": "\\ud83d"}}', 400),
         (b'{"\\ud83d": 1, "queries": [{"latents": [1], "values": [1]}]}', 422),
@@ -232,7 +232,7 @@ def test_scores_that_no_float_holds(tmp_path, modules):
     from fastapi.testclient import TestClient
 
     huge = np.full((2, 1), 3e38, np.float32), np.array([[1], [2]])
-    InvertedIndex.build(huge, dim=DIM, values="float32").save(tmp_path)
+    InvertedIndex.build(huge, dim=DIM, dtype="float32").save(tmp_path)
     with TestClient(modules[0].create_app(modules[1].Shelf(tmp_path, None))) as client:
         ask = {"queries": [{"latents": [1], "values": [3e38]}]}
         hits = client.post("/search", json=ask).json()["hits"]
@@ -258,7 +258,7 @@ def test_what_is_the_servers_fault_is_said_in_one_line_of_its_log(client, shelf,
 
 
 def test_reload(client, shelf, folder):
-    ask = {"queries": as_json(codes(1, seed=3)), "topk": 3}
+    ask = {"queries": as_json(codes(1, seed=3)), "top_k": 3}
     new = InvertedIndex.build(codes(300, seed=5), dim=DIM)
     new.save(folder / "index")
     shelf.reload()
@@ -316,7 +316,7 @@ def test_odd_documents_come_back_as_they_were(client, shelf, folder):
     (folder / "documents.jsonl").write_bytes(text.encode())
     shelf.reload()
     assert shelf.reload_error is None
-    ask = {"queries": as_json(codes(200))[:1], "topk": 10, "ids": [0, 1]}
+    ask = {"queries": as_json(codes(200))[:1], "top_k": 10, "ids": [0, 1]}
     hits = client.post("/search", json=ask).json()["hits"][0]
     assert {hit["id"]: hit.get("document") for hit in hits}[0] == lines[0]
     assert client.get("/health").json()["fields"] == ["never", "x"]
@@ -325,7 +325,7 @@ def test_odd_documents_come_back_as_they_were(client, shelf, folder):
 def test_a_process_without_torch_that_reloads_and_stops_in_order(folder):
     server, url = start(folder)
     try:
-        ask = json.dumps({"queries": as_json(codes(20)), "topk": 100}).encode()
+        ask = json.dumps({"queries": as_json(codes(20)), "top_k": 100}).encode()
         answers, stop = [], threading.Event()
 
         def keep_asking():

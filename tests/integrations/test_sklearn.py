@@ -246,11 +246,11 @@ def test_names_of_columns_and_outputs(rows):
         transformer.set_output(transform="pandas").transform(frame)
 
 
-@pytest.mark.parametrize("values", ["float32", "float16", "uint8"])
-def test_no_distance_is_below_zero(values):
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_no_distance_is_below_zero(dtype):
     generator = torch.Generator().manual_seed(3)
     codes = SparseCodes.from_dense(torch.rand(300, 50, generator=generator), k=7)
-    neighbours = CSRNeighborsTransformer(values=values).fit(codes)
+    neighbours = CSRNeighborsTransformer(dtype=dtype).fit(codes)
     distances, _ = neighbours.kneighbors(codes, 3)
     assert distances.min() >= 0
     assert neighbours.transform(codes).data.min() >= 0
@@ -323,7 +323,7 @@ def test_an_index_of_many_codes_is_clustered_and_keeps_its_numbers():
     codes = SparseCodes.from_dense(torch.rand(70, 30, generator=generator), k=4)
     neighbours = CSRNeighborsTransformer().fit(codes)
     neighbours.index_ = InvertedIndex.build(
-        codes, metric="cosine", values="float32", cluster=True, window=64
+        codes, metric="cosine", dtype="float32", cluster=True, window=64
     )
     expected = CSRNeighborsTransformer().fit(codes).kneighbors(None, 5)
     found = neighbours.kneighbors(None, 5)

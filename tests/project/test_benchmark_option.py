@@ -148,9 +148,9 @@ def test_the_truth_does_not_depend_on_slices(monkeypatch: pytest.MonkeyPatch) ->
     documents, queries = (generators.skewed(n, 128, 8, seed=n) for n in (500, 7))
     dense = [index_data.to_csr(side, 128).toarray() for side in (queries, documents)]
     scores = dense[0] @ dense[1].T
-    whole = index_data.exact_topk(queries, documents, 128)
+    whole = index_data.exact_top_k(queries, documents, 128)
     monkeypatch.setattr(index_data, "_SLICE_SCORES", 7 * 33)
-    np.testing.assert_array_equal(index_data.exact_topk(queries, documents, 128), whole)
+    np.testing.assert_array_equal(index_data.exact_top_k(queries, documents, 128), whole)
     best = -np.sort(-scores, axis=1)[:, :10]
     np.testing.assert_allclose(np.take_along_axis(scores, whole, 1), best, rtol=1e-6)
 

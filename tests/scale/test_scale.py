@@ -131,7 +131,7 @@ def test_encoding_goes_on_where_it_stopped(
     out = tmp_path / "codes"
     without_ray(stop_after=3)
     with pytest.raises(KeyboardInterrupt):
-        encode.encode_corpus(str(source), model, out, piece_rows=40, values="float32")
+        encode.encode_corpus(str(source), model, out, piece_rows=40, dtype="float32")
     with pytest.raises(FileNotFoundError, match="was broken off"):
         encode.read_codes_manifest(Folder.of(out))
     (out / "piece-000001.json").unlink()  # killed between the codes and their receipt
@@ -143,7 +143,7 @@ def test_encoding_goes_on_where_it_stopped(
         model,
         out,
         piece_rows=40,
-        values="float32",
+        dtype="float32",
         progress=lambda *p: seen.append(p),
     )
     assert seen[0] == (50, 300)
@@ -159,7 +159,7 @@ def test_encoding_goes_on_where_it_stopped(
         np.concatenate([part.numpy()[1] for part in parts]), expected.numpy()[1]
     )
     with pytest.raises(ValueError, match="differs in: k"):
-        encode.encode_corpus(str(source), model, out, piece_rows=40, values="float32", k=3)
+        encode.encode_corpus(str(source), model, out, piece_rows=40, dtype="float32", k=3)
 
 
 def test_manifest_refuses_what_does_not_fit(tmp_path: Path) -> None:

@@ -379,11 +379,11 @@ def test_commands(made: tuple[Path, np.ndarray], tmp_path: Path) -> None:
         assert serving.stdout is not None
         ready = next(line for line in serving.stdout if line.startswith("{"))
         assert json.loads(ready) == {"url": url, **facts}
-        done = run("ray", "search", url, queries, "--topk", 4, "--json")
+        done = run("ray", "search", url, queries, "--top-k", 4, "--json")
         answers = [json.loads(line) for line in done.stdout.splitlines()]
         assert [answer["hits"][0]["id"] for answer in answers] == [0, 1, 2]
         assert all(len(answer["hits"]) == 4 and answer["missing"] == [] for answer in answers)
-        table = run("ray", "search", url, queries, "--topk", 1).stdout.splitlines()
+        table = run("ray", "search", url, queries, "--top-k", 1).stdout.splitlines()
         assert [line.split()[3] for line in table] == ["id", "0", "1", "2"]
         foreign = SparseCodes.load(queries)
         foreign.fingerprint = "0" * 16
@@ -392,7 +392,7 @@ def test_commands(made: tuple[Path, np.ndarray], tmp_path: Path) -> None:
             run("ray", "search", url, queries)
         assert refused.value.returncode == 2
         assert "made by another model" in refused.value.stderr
-        again = run("ray", "search", url, queries, "--topk", 4, "--json", "--any-model")
+        again = run("ray", "search", url, queries, "--top-k", 4, "--json", "--any-model")
         assert again.stdout == done.stdout
     finally:
         serving.send_signal(signal.SIGINT)

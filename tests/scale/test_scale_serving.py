@@ -55,7 +55,7 @@ def test_lookups_that_are_gathered_change_nothing(tmp_path: Path) -> None:
         (alone,) = holder.search_all([lookup])
         np.testing.assert_array_equal(found.hits.ids, alone.hits.ids)
         np.testing.assert_array_equal(found.hits.scores, alone.hits.scores)
-        assert found.hits.ids.shape == (len(lookup.values), lookup.topk)
+        assert found.hits.ids.shape == (len(lookup.values), lookup.top_k)
 
 
 class Method:
@@ -219,12 +219,12 @@ def test_gateway_turns_to_a_new_generation(tmp_path: Path) -> None:
     + [{"values": [[1]], "indices": [[bad]]} for bad in (-1, "x", "1", 0.9, True, 2**70)]
     + [{"values": [[1]], "indices": [[1]], "deadline": bad} for bad in (0, -1, 1e9, "soon")]
     + [{"values": [[1]], "indices": [[1]], "deadline": bad} for bad in (True, float("nan"))]
-    + [{"values": [[1]], "indices": [[1]], "topk": bad} for bad in (0, 1.5, 10**9, True)]
+    + [{"values": [[1]], "indices": [[1]], "top_k": bad} for bad in (0, 1.5, 10**9, True)]
     + [{"values": [[1]], "indices": [[bad]]} for bad in (0.9, True, "1", 2**70, DIM)]
     + [{"values": [[bad]], "indices": [[1]]} for bad in ("1", None, -1, float("nan"), 1e300)]
     + [{"values": [[1, 1]], "indices": [[1, 1]]}, {"values": [[1]], "indices": [[1]], "x": 1}]
     + [{"values": [[1]] * 4097, "indices": [[1]] * 4097}]
-    + [{"values": [[1]] * 101, "indices": [[1]] * 101, "topk": 10_000}],
+    + [{"values": [[1]] * 101, "indices": [[1]] * 101, "top_k": 10_000}],
 )
 def test_bad_requests_are_refused(body: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
@@ -289,7 +289,7 @@ def test_requests_over_http(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     pytest.importorskip("starlette")
     folder = build_sharded(tmp_path, random_codes(100), [50])
     values, indices = random_codes(3, seed=1)
-    asked = {"values": values.tolist(), "indices": indices.tolist(), "topk": 2000}
+    asked = {"values": values.tolist(), "indices": indices.tolist(), "top_k": 2000}
     good = json.dumps(asked).encode()
     status, answer = over_http(folder, HttpRequest(good), [])
     assert status == 200
@@ -312,7 +312,7 @@ def test_requests_over_http(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 def test_scores_over_http_are_finite(tmp_path: Path) -> None:
     pytest.importorskip("starlette")
     huge = np.full((2, 1), 3e38, np.float32), np.array([[1], [2]], np.int32)
-    InvertedIndex.build(huge, dim=DIM, values="float32").save(tmp_path / "one")
+    InvertedIndex.build(huge, dim=DIM, dtype="float32").save(tmp_path / "one")
     build.add_shard(tmp_path / "one", tmp_path / "index")
     body = json.dumps({"values": [[3e38]], "indices": [[1]]}).encode()
     status, answer = over_http(Folder.of(tmp_path / "index"), HttpRequest(body), [])

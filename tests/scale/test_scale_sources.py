@@ -187,14 +187,14 @@ def test_a_corpus_of_every_kind_of_part(tmp_path: Path, model: Path, without_ray
     wide = {f"emb_{i}": parts[2][:, i] for i in range(D)}
     pq.write_table(pa.table({"id": range(15), **wide}), source / "e.parquet")
     manifest = encode.encode_corpus(
-        source, model, out, piece_rows=8, column="emb_*", values="float32"
+        source, model, out, piece_rows=8, column="emb_*", dtype="float32"
     )
     codes = [SparseCodes.load(out / piece["file"]) for piece in manifest["pieces"]]
     expected = encode_all(SparseAutoencoder.from_pretrained(model).eval(), np.concatenate(parts))
     assert SparseCodes.cat(codes).equal(expected)
     assert sum(map(len, codes)) == manifest["rows"] == 65
     written = {file: file.stat().st_mtime_ns for file in out.glob("*.safetensors")}
-    encode.encode_corpus(source, model, out, piece_rows=8, column="emb_*", values="float32")
+    encode.encode_corpus(source, model, out, piece_rows=8, column="emb_*", dtype="float32")
     assert written == {file: file.stat().st_mtime_ns for file in out.glob("*.safetensors")}
     found = build.build_shards(out, tmp_path / "index [2]", shards=2)
     assert len(found) == 65
@@ -248,14 +248,14 @@ def test_arguments_are_checked_before_anything_is_read(
         ({"k": H + 1}, "k: expected 1 <= k <= 64, got 65"),
         ({"piece_rows": 0}, "piece_rows: expected 1 <= "),
         ({"workers": 0}, "workers: expected 1 <= "),
-        ({"values": "int8"}, "values: expected one of 'float16', 'float32', got 'int8'"),
+        ({"dtype": "int8"}, "dtype: expected one of 'float16', 'float32', got 'int8'"),
     ):
         with pytest.raises(ValueError, match=message):
             encode.encode_corpus(tmp_path / "none.npy", model, tmp_path / "out", **wrong)
     for wrong, message in (
         ({"shards": 0}, "shards: expected 1 <= "),
         ({"metric": "l2"}, "metric: expected one of"),
-        ({"values": "int8"}, "values: expected one of"),
+        ({"dtype": "int8"}, "dtype: expected one of"),
     ):
         with pytest.raises(ValueError, match=message):
             build.build_shards(tmp_path / "none", tmp_path / "out", **wrong)

@@ -45,17 +45,17 @@ def test_embeddings_that_underflow(strict: None) -> None:
 
 
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
-@pytest.mark.parametrize("values", ["float32", "float16", "uint8", "uint16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8", "uint16"])
 def test_an_index_of_values_that_underflow(
-    strict: None, tmp_path: Path, metric: str, values: str
+    strict: None, tmp_path: Path, metric: str, dtype: str
 ) -> None:
     rng = np.random.default_rng(0)
     weights = np.sort(rng.random((50, 4)), axis=1)[:, ::-1] + 0.1
     weights[:, 3] = 1e-50
     latents = np.argsort(rng.random((50, H)), axis=1)[:, :4]
-    largest = 2.0 if metric == "ip" and values.startswith("uint") else None
+    largest = 2.0 if metric == "ip" and dtype.startswith("uint") else None
     index = InvertedIndex.build(
-        (weights, latents), dim=H, metric=metric, values=values, largest=largest
+        (weights, latents), dim=H, metric=metric, dtype=dtype, largest=largest
     )
     index.add((weights, latents), ids=np.arange(100, 150))
     index.save(tmp_path)

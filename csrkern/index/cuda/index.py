@@ -64,7 +64,7 @@ class CudaIndex:
         dim: number of latents.
         k: the most slots of a document.
         metric: "ip" or "cosine".
-        values: the form in which values are stored; see `InvertedIndex`.
+        dtype: in which values are stored; see `InvertedIndex`.
         fingerprint: of the model that made the codes; None: not known.
         devices: numbers of the GPUs, one for each range of documents.
     """
@@ -72,7 +72,7 @@ class CudaIndex:
     dim: int
     k: int
     metric: str
-    values: str
+    dtype: str
     fingerprint: str | None
     devices: tuple[int, ...]
     _native: Any
@@ -98,7 +98,7 @@ class CudaIndex:
         dim: int,
         k: int,
         metric: str,
-        values: str,
+        dtype: str,
         fingerprint: str | None,
     ) -> CudaIndex:
         """Return an index of these parts."""
@@ -112,7 +112,7 @@ class CudaIndex:
         index.dim = dim
         index.k = k
         index.metric = metric
-        index.values = values
+        index.dtype = dtype
         index.fingerprint = fingerprint
         return index
 
@@ -142,7 +142,7 @@ class CudaIndex:
             dim=index.dim,
             k=index.k,
             metric=index.metric,
-            values=index.values,
+            dtype=index.dtype,
             fingerprint=index.fingerprint,
         )
 
@@ -153,7 +153,7 @@ class CudaIndex:
         ids: Any = None,
         *,
         metric: str = "ip",
-        values: str = "float16",
+        dtype: str = "float16",
         largest: float | None = None,
         norms: Any = None,
         dim: int | None = None,
@@ -165,7 +165,7 @@ class CudaIndex:
         Args:
             codes: SparseCodes on a GPU, or a pair of CUDA tensors (values, indices), both
                 [n, k], with `dim`.
-            ids, metric, values, largest, norms: as for `InvertedIndex.build`.
+            ids, metric, dtype, largest, norms: as for `InvertedIndex.build`.
             impact_bits, block: as for `InvertedIndex.to`.
 
         Raises:
@@ -173,7 +173,7 @@ class CudaIndex:
             MemoryError: if the index does not fit; the message has the numbers.
         """
         native = load_native()
-        form = check_form(metric, values, None, None, largest)
+        form = check_form(metric, dtype, None, None, largest)
         rows = device_rows(native, "codes", codes, dim)
         if rows is None:
             raise ValueError(
@@ -185,7 +185,7 @@ class CudaIndex:
         if norms is not None:
             norms = check_norms(to_host(norms), n)
         order = None if (np.diff(own) > 0).all() else np.argsort(own, kind="stable")
-        if values in SQUARES and rows.values.numel():
+        if dtype in SQUARES and rows.values.numel():
             form = form.holding(rows.values.max().float().cpu().numpy())
         ascending = own
         if order is not None:
@@ -213,14 +213,14 @@ class CudaIndex:
             dim=rows.dim,
             k=rows.values.shape[1],
             metric=metric,
-            values=values,
+            dtype=dtype,
             fingerprint=codes.fingerprint if is_codes(codes) else None,
         )
 
     def search(
         self,
         queries: Any,
-        topk: int = 10,
+        top_k: int = 10,
         *,
         filter: Any = None,
         query_k: int | None = None,
@@ -232,7 +232,7 @@ class CudaIndex:
         num_threads: int | None = None,
         way: str = "cheaper",
     ) -> tuple[Any, Any]:
-        """Return the `topk` best documents of each query; see `InvertedIndex.search`.
+        """Return the `top_k` best documents of each query; see `InvertedIndex.search`.
 
         With queries on a GPU (SparseCodes, or a pair of CUDA tensors of shape [m, k]) results
         are tensors there; kernels are launched on the current stream and nothing is waited
@@ -242,7 +242,7 @@ class CudaIndex:
         queries are checked, and results are NumPy arrays.
 
         Args:
-            topk: at most 1,024.
+            top_k: at most 1,024.
             filter: as for `InvertedIndex.search`; masks may be on a GPU.
             query_k, min_score: as for `InvertedIndex.search`.
             rerank: as for `InvertedIndex.search`, with a shortlist of at most 1,024. Dense
@@ -260,8 +260,8 @@ class CudaIndex:
         """
         check_mode(mode, recall, rerank)
         check_choice("way", way, ("cheaper", "walk", "gather"))
-        options = self._options(topk, query_k, min_score, way)
-        topk = options["topk"]
+        options = self._options(top_k, query_k, min_score, way)
+        top_k = options["topk"]
         if rerank is not None:
             check_same_model("rerank", rerank.fingerprint, self.fingerprint, any_model=any_model)
             # The shortlist is the best by sparse score, however low.
@@ -274,17 +274,17 @@ class CudaIndex:
             there = self._search_device(on_device, filter, rerank, options)
             if rerank is None:
                 return there[0], there[1]
-            return rerank_tensors(there[1], there[2], topk, least)
+            return rerank_tensors(there[1], there[2], top_k, least)
         rows = host_queries(queries, self.dim, self._native.MOST_ENTRIES)
         here = self._search_host(rows, filter, rerank, options)
         if rerank is None:
             return here[0], here[1]
-        return rerank_arrays(here[1], here[2], topk, least)
+        return rerank_arrays(here[1], here[2], top_k, least)
 
     def search_dense(
         self,
         dense_queries: Any,
-        topk: int = 10,
+        top_k: int = 10,
         *,
         latents: int = 128,
         shortlist: int = 100,
@@ -295,7 +295,7 @@ class CudaIndex:
 
         Args:
             dense_queries: [m, dim], finite; see `Rerank`.
-            topk: as for `search`.
+            top_k: as for `search`.
             latents: largest positive entries of a query that choose its shortlist; all
                 entries make the score.
             shortlist: documents a query that are scored.
@@ -306,7 +306,7 @@ class CudaIndex:
             scores and ids, as `search`.
         """
         rerank = Rerank(dense_queries, shortlist, offsets)
-        found: tuple[Any, Any] = search_dense(self, rerank, topk, latents, **options)
+        found: tuple[Any, Any] = search_dense(self, rerank, top_k, latents, **options)
         return found
 
     def _shortlist(self, rerank: Rerank) -> int:
@@ -319,11 +319,11 @@ class CudaIndex:
         return shortlist
 
     def _options(
-        self, topk: int, query_k: int | None, min_score: float | None, way: str
+        self, top_k: int, query_k: int | None, min_score: float | None, way: str
     ) -> dict[str, Any]:
         least = 0.0 if min_score is None else least_float("min_score", min_score)
         return {
-            "topk": check_int("topk", topk, 1, self._native.MOST_HITS),
+            "topk": check_int("top_k", top_k, 1, self._native.MOST_HITS),
             "normalize": self.metric == "cosine",
             "query_k": _ALL
             if query_k is None
@@ -373,7 +373,7 @@ class CudaIndex:
             found.append(tuple(tensor.to(home) for tensor in results))
         return merge_tensors(found, options["topk"])
 
-    def profile(self, queries: Any, topk: int = 10, *, way: str = "cheaper") -> dict[str, int]:
+    def profile(self, queries: Any, top_k: int = 10, *, way: str = "cheaper") -> dict[str, int]:
         """Return counts of what a search for some queries reads.
 
         Returns:
@@ -381,7 +381,7 @@ class CudaIndex:
             scored by adding up postings, and by reading all codes of the block; postings and
             entries: read so.
         """
-        options = self._options(topk, None, None, way) | {"count_work": True}
+        options = self._options(top_k, None, None, way) | {"count_work": True}
         rows = host_queries(queries, self.dim, self._native.MOST_ENTRIES)
         total: dict[str, int] = {}
         for part in self._parts:
@@ -394,7 +394,7 @@ class CudaIndex:
         """Return what the index holds.
 
         Returns:
-            documents, dim, k, metric, values, fingerprint; devices; slices (parts that are brought
+            documents, dim, k, metric, dtype, fingerprint; devices; slices (parts that are brought
             to their device for each search, 0 if the index stays there); postings, bytes (of device
             memory) and bytes_per_code of what stays there; gather_cost (of reading one entry of
             a code, in postings, as measured on the first device).
@@ -403,7 +403,7 @@ class CudaIndex:
         n_bytes = sum(native.bytes for native in resident)
         return {
             "documents": len(self),
-            **{n: getattr(self, n) for n in ("dim", "k", "metric", "values", "fingerprint")},
+            **{n: getattr(self, n) for n in ("dim", "k", "metric", "dtype", "fingerprint")},
             "devices": sorted(set(self.devices)),
             "slices": len(self._parts) - len(resident),
             "postings": sum(native.entries for native in resident),
@@ -423,7 +423,7 @@ class CudaIndex:
     def __repr__(self) -> str:
         return (
             f"CudaIndex(n={len(self)}, dim={self.dim}, k={self.k}, metric={self.metric!r}, "
-            f"values={self.values!r}, devices={sorted(set(self.devices))})"
+            f"dtype={self.dtype!r}, devices={sorted(set(self.devices))})"
         )
 
 

@@ -110,7 +110,7 @@ def span(ids: np.ndarray) -> tuple[int, bool]:
 
 def stored_as(form: Form, dim: int) -> dict[str, Any]:
     """How codes are stored, as the native module takes it."""
-    return {"dim": dim, "form": form.values, "exponent": form.exponent or 0}
+    return {"dim": dim, "form": form.dtype, "exponent": form.exponent or 0}
 
 
 def make_parts(
@@ -256,38 +256,40 @@ def address(tensor: torch.Tensor | None) -> int:
 _LAST = 2**63 - 1
 
 
-def merge_arrays(found: Sequence[tuple[np.ndarray, ...]], topk: int) -> tuple[np.ndarray, ...]:
-    """The best `topk` by the first array, scores [m, ...] best first, of each of `found`.
+def merge_arrays(found: Sequence[tuple[np.ndarray, ...]], top_k: int) -> tuple[np.ndarray, ...]:
+    """Return the best `top_k` by the first array, scores [m, ...] best first, of each of `found`.
 
     Parts stand by ascending ids, so that a stable order puts equal scores by lower id.
     """
     if len(found) == 1:
         return found[0]
     together = [np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True)]
-    best = np.argsort(-together[0], axis=1, kind="stable")[:, :topk]
+    best = np.argsort(-together[0], axis=1, kind="stable")[:, :top_k]
     return tuple(np.take_along_axis(array, best, 1) for array in together)
 
 
-def merge_tensors(found: Sequence[tuple[torch.Tensor, ...]], topk: int) -> tuple[torch.Tensor, ...]:
-    """As `merge_arrays`."""
+def merge_tensors(
+    found: Sequence[tuple[torch.Tensor, ...]], top_k: int
+) -> tuple[torch.Tensor, ...]:
+    """Return what `merge_arrays` does, of tensors."""
     import torch
 
     if len(found) == 1:
         return found[0]
     together = [torch.cat(tensors, 1) for tensors in zip(*found, strict=True)]
-    best = torch.sort(together[0], dim=1, descending=True, stable=True)[1][:, :topk]
+    best = torch.sort(together[0], dim=1, descending=True, stable=True)[1][:, :top_k]
     return tuple(tensor.gather(1, best) for tensor in together)
 
 
 def rerank_arrays(
-    ids: np.ndarray, scores: np.ndarray, topk: int, least: float
+    ids: np.ndarray, scores: np.ndarray, top_k: int, least: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best `topk` by other scores [m, s], equal ones by lower id; none below `least`."""
+    """Return the best `top_k` by other scores [m, s] of at least `least`, equal ones by lower id."""
     gone = (ids < 0) | (scores < least)
-    best = np.lexsort((ids, -scores, gone))[:, :topk]
+    best = np.lexsort((ids, -scores, gone))[:, :top_k]
     scores = np.take_along_axis(np.where(gone, np.float32(-np.inf), scores), best, 1)
     ids = np.take_along_axis(np.where(gone, -1, ids), best, 1)
-    missing = ((0, 0), (0, topk - best.shape[1]))
+    missing = ((0, 0), (0, top_k - best.shape[1]))
     return (
         np.pad(scores, missing, constant_values=-np.inf),
         np.pad(ids, missing, constant_values=-1),
@@ -295,9 +297,9 @@ def rerank_arrays(
 
 
 def rerank_tensors(
-    ids: torch.Tensor, scores: torch.Tensor, topk: int, least: float
+    ids: torch.Tensor, scores: torch.Tensor, top_k: int, least: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `rerank_arrays`."""
+    """Return what `rerank_arrays` does, of tensors."""
     import torch
 
     gone = (ids < 0) | (scores < least)
@@ -306,8 +308,8 @@ def rerank_tensors(
     scores, best = torch.sort(scores.gather(1, by_id), dim=1, descending=True, stable=True)
     gone = gone.gather(1, by_id).gather(1, best)
     ids = ids.gather(1, best).masked_fill(gone, -1)
-    missing = (0, max(topk - ids.shape[1], 0))
+    missing = (0, max(top_k - ids.shape[1], 0))
     return (
-        torch.nn.functional.pad(scores[:, :topk], missing, value=-torch.inf),
-        torch.nn.functional.pad(ids[:, :topk], missing, value=-1),
+        torch.nn.functional.pad(scores[:, :top_k], missing, value=-torch.inf),
+        torch.nn.functional.pad(ids[:, :top_k], missing, value=-1),
     )

@@ -55,14 +55,14 @@ def search(*args: Any, **kwargs: Any) -> list[list[dict[str, int | float]]]:
     asked = call.arguments
     queries, corpus = asked["query_embeddings"], asked["corpus_embeddings"]
     metric = {_util.cos_sim: "cosine", _util.dot_score: "ip"}.get(asked["score_function"])
-    topk = as_size(asked["top_k"])
-    if metric is None or topk < 1 or surrounded() or not _are_codes(corpus, 2):
+    top_k = as_size(asked["top_k"])
+    if metric is None or top_k < 1 or surrounded() or not _are_codes(corpus, 2):
         return _original(*args, **kwargs)
     if _are_codes(queries, 1):
         queries = queries.unsqueeze(0)
     if not _are_codes(queries, 2) or queries.shape[1] != corpus.shape[1] or not len(corpus):
         return _original(*args, **kwargs)
-    scores, ids = _index(corpus, metric).search(queries, min(topk, len(corpus)))
+    scores, ids = _index(corpus, metric).search(queries, min(top_k, len(corpus)))
     if metric == "cosine":  # rounding may take a row's score with itself above 1
         scores = np.minimum(scores, 1)
     return [_hits(s, i) for s, i in zip(scores, ids, strict=True)]
@@ -95,7 +95,7 @@ def _index(corpus: Tensor, metric: str) -> InvertedIndex:
             # Most corpora are searched once or a few times: an index that clusters takes 3 to 5
             # times as long to build.
             indexes[metric] = InvertedIndex.build(
-                corpus, metric=metric, values="float32", cluster=False
+                corpus, metric=metric, dtype="float32", cluster=False
             )
         return indexes[metric]
 

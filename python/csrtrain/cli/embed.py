@@ -12,11 +12,11 @@ import typer
 
 from csrkern.storage import is_stream
 from csrtrain.cli.io import (
+    CodesDtype,
     Force,
     Json,
     TextModelName,
     Threads,
-    Values,
     check_free,
     quoted,
     report,
@@ -63,9 +63,9 @@ def embed(
     query: Annotated[
         bool, typer.Option("--query", help="Use the model's prompt for queries, if it has one.")
     ] = False,
-    values: Annotated[
-        Values, typer.Option(help="Precision of the values in a .safetensors file.")
-    ] = Values.FLOAT16,
+    dtype: Annotated[
+        CodesDtype, typer.Option(help="Precision of the values in a .safetensors file.")
+    ] = CodesDtype.FLOAT16,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Texts that the model reads at a time.")
     ] = 32,
@@ -114,7 +114,7 @@ def embed(
         if output is None or suffix == ".jsonl":
             count = _write_lines(chunks, output, recipe)
         else:
-            count = _write_array(chunks, output, values.value, recipe)
+            count = _write_array(chunks, output, dtype.value, recipe)
     if output is not None:
         report(
             {"output": str(output), "texts": count, "codes": gives_codes},
@@ -185,7 +185,7 @@ def _write_lines(
 
 
 def _write_array(
-    chunks: Iterator[tuple[list[Record], Any]], output: Path, values: str, recipe: Recipe
+    chunks: Iterator[tuple[list[Record], Any]], output: Path, dtype: str, recipe: Recipe
 ) -> int:
     import io
 
@@ -203,5 +203,5 @@ def _write_array(
         np.save(payload, together)
         write_atomically(output, payload.getvalue())
     else:
-        together.save(output, values=values, notes={RECIPE_KEY: recipe.to_json()})
+        together.save(output, dtype=dtype, notes={RECIPE_KEY: recipe.to_json()})
     return len(together)

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from csrtrain.cli.io import (
+    CodesDtype,
     Embeddings,
     Force,
     Json,
     Output,
     TextModelName,
     Threads,
-    Values,
     check_free,
     quoted,
     report,
@@ -30,9 +30,9 @@ def encode(
     k: Annotated[
         int | None, typer.Option(min=1, help="Active latents a row (default: the model's).")
     ] = None,
-    values: Annotated[
-        Values, typer.Option(help="Precision of the stored values.")
-    ] = Values.FLOAT16,
+    dtype: Annotated[
+        CodesDtype, typer.Option(help="Precision of the stored values.")
+    ] = CodesDtype.FLOAT16,
     text_model: TextModelName = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -60,7 +60,7 @@ def encode(
     with working("encoding", len(rows)) as advance:
         codes = encode_all(adapter, rows, k, on_rows=advance)
     recipe = Recipe(text_model, str(model))
-    codes.save(output, values=values.value, notes={RECIPE_KEY: recipe.to_json()})
+    codes.save(output, dtype=dtype.value, notes={RECIPE_KEY: recipe.to_json()})
     facts = {"output": str(output), "codes": len(codes), "k": codes.k, "dim": codes.dim}
     message = f"Wrote {output}: {len(codes)} codes, {codes.k} of {codes.dim} latents"
     if output.is_file():  # not a device or a pipe

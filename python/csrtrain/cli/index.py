@@ -33,7 +33,7 @@ class Metric(str, Enum):
     COSINE = "cosine"
 
 
-class StoredValues(str, Enum):
+class IndexDtype(str, Enum):
     """How an index stores values."""
 
     FLOAT16 = "float16"
@@ -54,9 +54,9 @@ def index(
         Metric,
         typer.Option(help="What search ranks by; InvertedIndex.build in Python takes ip if none."),
     ] = Metric.COSINE,
-    values: Annotated[
-        StoredValues, typer.Option(help="Precision of the stored values; uint8 is the smallest.")
-    ] = StoredValues.FLOAT16,
+    dtype: Annotated[
+        IndexDtype, typer.Option(help="Precision of the stored values; uint8 is the smallest.")
+    ] = IndexDtype.FLOAT16,
     text_model: TextModelName = None,
     model: Annotated[
         Path | None,
@@ -107,7 +107,7 @@ def index(
     with working("building the index"):
         started = time.perf_counter()
         built = InvertedIndex.build(
-            read, metric=metric.value, values=values.value, num_threads=threads
+            read, metric=metric.value, dtype=dtype.value, num_threads=threads
         )
         seconds = time.perf_counter() - started
         with folder_for(output) as folder:

@@ -62,7 +62,7 @@ TextModelName = Annotated[
 ]
 
 
-class Values(str, Enum):
+class CodesDtype(str, Enum):
     """How the values of codes are stored."""
 
     FLOAT16 = "float16"

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from csrkern.storage import check_folder
-from csrtrain.cli.index import Metric, StoredValues
-from csrtrain.cli.io import MOST_THREADS, AnyModel, Json, Values, load_codes, quoted, report
+from csrtrain.cli.index import IndexDtype, Metric
+from csrtrain.cli.io import MOST_THREADS, AnyModel, CodesDtype, Json, load_codes, quoted, report
 from csrtrain.cli.search import emit_hits, print_hits
 from csrtrain.lines import parse_object
 
@@ -52,7 +52,9 @@ def encode(
     ],
     output: Place,
     k: Annotated[int | None, typer.Option(min=1, help="Active latents a row.")] = None,
-    values: Annotated[Values, typer.Option(help="Precision of stored values.")] = Values.FLOAT16,
+    dtype: Annotated[
+        CodesDtype, typer.Option(help="Precision of stored values.")
+    ] = CodesDtype.FLOAT16,
     column: Annotated[
         str | None,
         typer.Option(help="Column of Parquet and Lance files that holds the embeddings."),
@@ -79,7 +81,7 @@ def encode(
             model,
             output,
             k=k,
-            values=values.value,
+            dtype=dtype.value,
             column=column,
             piece_rows=piece_rows,
             workers=workers,
@@ -105,9 +107,9 @@ def build(
         int, typer.Option(min=1, help="Number of indexes that the codes are divided among.")
     ] = 8,
     metric: Annotated[Metric, typer.Option(help="What search ranks by.")] = Metric.COSINE,
-    values: Annotated[
-        StoredValues, typer.Option(help="Precision of the stored values.")
-    ] = StoredValues.FLOAT16,
+    dtype: Annotated[
+        IndexDtype, typer.Option(help="Precision of the stored values.")
+    ] = IndexDtype.FLOAT16,
     largest: Annotated[
         float | None, typer.Option(help="Largest value, for uint8 and uint16 with metric ip.")
     ] = None,
@@ -135,7 +137,7 @@ def build(
             output,
             shards=shards,
             metric=metric.value,
-            values=values.value,
+            dtype=dtype.value,
             largest=largest,
             replace=replace,
             workers=workers,
@@ -207,7 +209,7 @@ def search(
     queries: Annotated[
         Path, typer.Argument(metavar="QUERIES", help="File of codes, written by encode.")
     ],
-    topk: Annotated[int, typer.Option(min=1, max=10_000, help="Hits a query.")] = 10,
+    top_k: Annotated[int, typer.Option(min=1, max=10_000, help="Hits a query.")] = 10,
     deadline: Annotated[
         float, typer.Option(min=0.001, max=3600, help="Seconds to wait for an answer.")
     ] = 10.0,
@@ -226,12 +228,12 @@ def search(
     check_number("--deadline", deadline)
     codes = load_codes(queries, "make codes of embeddings with csrkern encode")
     values, indices = codes.numpy()
-    asked: dict[str, Any] = {"topk": topk, "deadline": deadline}
+    asked: dict[str, Any] = {"top_k": top_k, "deadline": deadline}
     if not any_model:
         asked["fingerprint"] = codes.fingerprint
     missing: set[str] = set()
-    ids = np.full((len(values), topk), -1, np.int64)
-    scores = np.full((len(values), topk), -np.inf, np.float32)
+    ids = np.full((len(values), top_k), -1, np.int64)
+    scores = np.full((len(values), top_k), -np.inf, np.float32)
     records: list[dict[str, Any]] = []
     for first in range(0, len(values), QUERIES_AT_ONCE):
         part = slice(first, first + QUERIES_AT_ONCE)

@@ -66,7 +66,7 @@ def search(
         ),
     ] = None,
     text_model: TextModelName = None,
-    topk: Annotated[int, typer.Option(min=1, help="Hits a query.")] = 10,
+    top_k: Annotated[int, typer.Option(min=1, help="Hits a query.")] = 10,
     texts: Annotated[
         str | None,
         typer.Option(
@@ -78,7 +78,7 @@ def search(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE.npz", help="Write scores and ids, \\[n, topk]."
+            "--output", "-o", metavar="FILE.npz", help="Write scores and ids, \\[n, top_k]."
         ),
     ] = None,
     show: Annotated[int, typer.Option(min=0, help="Queries whose hits are printed.")] = 5,
@@ -96,7 +96,7 @@ def search(
 
       csrkern search index "a device for telling time" --texts lines.txt
 
-      csrkern search index queries.safetensors --topk 20 -o hits.npz
+      csrkern search index queries.safetensors --top-k 20 -o hits.npz
 
       csrkern search index queries.npy --model model --json
     """
@@ -122,7 +122,7 @@ def search(
     )
     with working("searching"):
         started = time.perf_counter()
-        scores, ids = found_in.search(codes, topk=topk, any_model=True, num_threads=threads)
+        scores, ids = found_in.search(codes, top_k=top_k, any_model=True, num_threads=threads)
         seconds = time.perf_counter() - started
     if output is not None:
         _write_hits(output, scores, ids)

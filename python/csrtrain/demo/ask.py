@@ -76,7 +76,7 @@ def answer(
     index = InvertedIndex.load(folder / demo.INDEX)
     with open(folder / demo.WORDS, "rb") as stream:
         lines = [text for _, text in read_lines(stream, demo.WORDS)]
-    scores, ids = index.search(encode_all(model, embedding), topk=HITS)
+    scores, ids = index.search(encode_all(model, embedding), top_k=HITS)
     hits = [
         Hit(float(score), *lines[row].split("\t"))
         for score, row in zip(scores[0], ids[0], strict=True)

@@ -17,14 +17,14 @@ from csrkern.nn import SparseAutoencoder
 from csrtrain.evaluation.baselines import dense_bytes, sparse_bytes
 from csrtrain.pca import PCA
 
-TOPK = 10
+TOP_K = 10
 # Queries whose dense scores are held at once: the fastest of 32 to 4,000 for 16,060 rows.
 DENSE_BLOCK = 512
 
 
 @dataclass(frozen=True)
 class Search:
-    """One way to search: `run` takes dense queries [m, d] and returns ids [m, TOPK]."""
+    """One way to search: `run` takes dense queries [m, d] and returns ids [m, TOP_K]."""
 
     family: str
     active: int
@@ -97,7 +97,7 @@ def _dense(rows: Tensor) -> Callable[[Tensor], np.ndarray]:
     def run(queries: Tensor) -> np.ndarray:
         # topk_relu, since it is faster than torch.topk, which every user of torch could call:
         # dense search shall not look slow for want of a top-k. The best scores are positive.
-        parts = [csrkern.topk_relu(q @ columns, TOPK).indices for q in queries.split(DENSE_BLOCK)]
+        parts = [csrkern.topk_relu(q @ columns, TOP_K).indices for q in queries.split(DENSE_BLOCK)]
         return torch.cat(parts).numpy()
 
     return run
@@ -109,6 +109,6 @@ def _sparse(family: str, codes: SparseCodes, encode: Callable[[Tensor], SparseCo
     def run(queries: Tensor) -> np.ndarray:
         with torch.inference_mode():
             found = encode(queries)
-        return index.search(found, TOPK, num_threads=torch.get_num_threads())[1]
+        return index.search(found, TOP_K, num_threads=torch.get_num_threads())[1]
 
     return Search(family, codes.k, sparse_bytes(codes.k, codes.dim), run)

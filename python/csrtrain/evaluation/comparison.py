@@ -197,7 +197,7 @@ def compare_codes(
     codes, as encoded and with values fitted again (`csrtrain.refit`), the latter in the adapter's
     space, too (`SparseAutoencoder.rerank`). All take the same bytes. With values fitted again also
     as many latents as fit in these bytes with values of one byte, as
-    `InvertedIndex.build(values="uint8")` holds them, and packed (`PackedCodes.pack`).
+    `InvertedIndex.build(dtype="uint8")` holds them, and packed (`PackedCodes.pack`).
     """
     for k in ks:
         model = models if isinstance(models, SparseAutoencoder) else models[k]
@@ -258,7 +258,7 @@ def _half(codes: SparseCodes) -> SparseCodes:
 
 
 def _one_byte(codes: SparseCodes) -> SparseCodes:
-    """Codes with values as an index of values="uint8" would hold them."""
+    """Codes with values as an index of dtype="uint8" would hold them."""
     largest = 2.0 ** math.ceil(math.log2(max(float(codes.values.max()), 1e-30)))
     values = torch.from_numpy(stored_values(codes.values.numpy(), "uint8", largest))
     return SparseCodes(values, codes.indices, codes.dim, codes.fingerprint)

@@ -95,22 +95,22 @@ class Judgements:
 
 
 def search(
-    database: Vectors, queries: Vectors, topk: int, norms: Tensor | None = None
+    database: Vectors, queries: Vectors, top_k: int, norms: Tensor | None = None
 ) -> np.ndarray:
-    """[n, topk] the rows of `database` nearest to each query by cosine, best first, exactly.
+    """[n, top_k] the rows of `database` nearest to each query by cosine, best first, exactly.
 
     Args:
         database, queries: both dense [N, d] and [n, d], or both SparseCodes over the same
             latents, which the inverted index searches with values in float16. A query of zeros
             finds nothing: -1.
-        topk: capped by N.
+        top_k: capped by N.
         norms: [N], to divide dense rows by in place of their own.
     """
-    topk = min(topk, len(database))
+    top_k = min(top_k, len(database))
     if isinstance(database, SparseCodes):
         assert isinstance(queries, SparseCodes)
-        index = csrkern.InvertedIndex.build(database, metric="cosine", values="float16")
-        return index.search(queries, topk=topk)[1]
+        index = csrkern.InvertedIndex.build(database, metric="cosine", dtype="float16")
+        return index.search(queries, top_k=top_k)[1]
     assert isinstance(queries, Tensor)
     # Normalising by max(norm, eps) leaves zero rows zero, where dividing would give NaN.
     if norms is None:
@@ -118,7 +118,7 @@ def search(
     else:
         unit = database.float() / norms[:, None]
     block = max(1, _BLOCK_SCORES // len(database))
-    found = [(part.float() @ unit.T).topk(topk, 1).indices for part in queries.split(block)]
+    found = [(part.float() @ unit.T).topk(top_k, 1).indices for part in queries.split(block)]
     return torch.where((queries != 0).any(1, keepdim=True), torch.cat(found), -1).numpy()
 
 

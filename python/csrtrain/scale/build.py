@@ -69,7 +69,7 @@ def build_shards(
     *,
     shards: int = 8,
     metric: str = "cosine",
-    values: str = "float16",
+    dtype: str = "float16",
     largest: float | None = None,
     replace: bool = False,
     workers: int | None = None,
@@ -87,7 +87,7 @@ def build_shards(
         codes: folder of `encode_corpus`.
         output: folder or URL for the shards and their manifest.
         shards: how many; each gets whole pieces that follow each other, as evenly as that goes.
-        metric, values, largest: of `InvertedIndex.build`; "uint8" and "uint16" need `largest`
+        metric, dtype, largest: of `InvertedIndex.build`; "uint8" and "uint16" need `largest`
             with metric "ip", as all shards must round alike.
         replace: publish all new shards at once when the last is built, in place of those that
             `output` has, whatever they are; searches turn from the old to the new ones.
@@ -108,14 +108,14 @@ def build_shards(
     import_ray()
     check_int("shards", shards, 1, 2**31)
     workers = None if workers is None else check_int("workers", workers, 1, 2**31)
-    check_form(metric, values, None, None, largest)
-    if values in ("uint8", "uint16") and metric == "ip" and largest is None:
-        raise ValueError(f"largest: expected a number with values={values!r} and metric='ip'")
+    check_form(metric, dtype, None, None, largest)
+    if dtype in ("uint8", "uint16") and metric == "ip" and largest is None:
+        raise ValueError(f"largest: expected a number with dtype={dtype!r} and metric='ip'")
     source, out = Folder.of(codes, options), Folder.of(output, options)
     manifest = read_codes_manifest(source)
     out.check_writable()
     plans = list(shard_plans(manifest["pieces"], shards))
-    form = {"dim": manifest["dim"], "metric": metric, "values": values, "largest": largest}
+    form = {"dim": manifest["dim"], "metric": metric, "dtype": dtype, "largest": largest}
     form["fingerprint"] = manifest.get("fingerprint")
     found = newest(out)
     staging = replace and not _is_of(found, plans, form)
@@ -171,7 +171,7 @@ def add_shard(
         any_model: take codes of another model than that of the others, too.
 
     Raises:
-        ValueError: if its dim, metric or values are others, the ranges of ids meet, or
+        ValueError: if its dim, metric or dtype are others, the ranges of ids meet, or
             (ModelMismatchError) another model made its codes.
     """
     out = Folder.of(output, options)
@@ -198,7 +198,7 @@ def _strange(found: Generation, plans: Sequence[ShardPlan], form: Mapping[str, A
     """Return the names that neither the plans made nor anyone added; empty if there are none."""
     if not found.shards:
         return ""
-    for name in ("dim", "metric", "values"):  # the largest value is rounded when it is stored
+    for name in ("dim", "metric", "dtype"):  # the largest value is rounded when it is stored
         if found.form[name] != form[name]:
             return f"shards with {name}={found.form[name]!r}"
     fingerprint = found.form.get("fingerprint")
@@ -232,7 +232,7 @@ def build_one(source: Folder, out: Folder, plan: ShardPlan, form: Mapping[str, A
             scratch / "index",
             ids=ids,
             metric=form["metric"],
-            values=form["values"],
+            dtype=form["dtype"],
             largest=form["largest"],
             dim=form["dim"],
             num_threads=1,

@@ -38,7 +38,7 @@ def encode_corpus(
     output: Place,
     *,
     k: int | None = None,
-    values: str = "float16",
+    dtype: str = "float16",
     column: str | None = None,
     piece_rows: int = 100_000,
     workers: int | None = None,
@@ -59,7 +59,7 @@ def encode_corpus(
         model: folder of a `SparseAutoencoder`, on this machine; a copy goes to `output`.
         output: folder or URL for the pieces and their manifest, codes.json.
         k: active latents a row; None: the model's.
-        values: "float16" or "float32", the form in which codes are stored.
+        dtype: "float16" or "float32", the form in which codes are stored.
         column: of Parquet and Lance files; None: the only one that holds lists of floats;
             "emb_*": all columns of floats with such names, as the columns of a matrix.
         piece_rows: rows of one piece; 100,000 of k = 32 take 13 MB as float16.
@@ -88,7 +88,7 @@ def encode_corpus(
     k = adapter.k if k is None else check_int("k", k, 1, adapter.hidden_dim)
     piece_rows = check_int("piece_rows", piece_rows, 1, 2**31)
     workers = None if workers is None else check_int("workers", workers, 1, 2**31)
-    check_choice("values", values, ("float16", "float32"))
+    check_choice("dtype", dtype, ("float16", "float32"))
     out = Folder.of(output, options)
     reader = Reader(column, options)
     if isinstance(sources, (str, bytes, os.PathLike)):
@@ -102,7 +102,7 @@ def encode_corpus(
         "fingerprint": adapter.fingerprint,
         "dim": adapter.hidden_dim,
         "k": k,
-        "values": values,
+        "dtype": dtype,
     }
     _agree(out, work)
     pieces = list(plan(files, piece_rows))
@@ -117,7 +117,7 @@ def encode_corpus(
             model_file = f"model-{work['fingerprint']}.pt"
             # From there a worker on any machine can read it, whichever machines have died.
             out.write(model_file, _packed(adapter))
-            job = Job(out, reader, model_file, k, values, gpus_per_worker > 0)
+            job = Job(out, reader, model_file, k, dtype, gpus_per_worker > 0)
             with contextlib.closing(_run(ray, job, todo, workers, gpus_per_worker)) as running:
                 for receipt in running:
                     receipts[receipt["number"]] = receipt
@@ -152,7 +152,7 @@ class Job:
     reader: Reader
     model_file: str  # in `output`
     k: int
-    values: str
+    dtype: str
     on_gpu: bool
 
 
@@ -183,7 +183,7 @@ class Encoder:
         job = self._job
         embeddings = job.reader.read(piece.source, piece.first, piece.rows)
         codes = encode_rows(self._model, embeddings, job.k, name=piece.source, first=piece.first)
-        payload = codes.to_bytes(values=job.values)
+        payload = codes.to_bytes(dtype=job.dtype)
         checksum = crc32c(payload)
         receipt = {
             "number": piece.number,

@@ -28,7 +28,7 @@ class Answer:
     """What a search found.
 
     Attributes:
-        scores, ids: float32 and int64 [m, topk], as `InvertedIndex.search` returns them.
+        scores, ids: float32 and int64 [m, top_k], as `InvertedIndex.search` returns them.
         missing: names of the shards that did not answer before the deadline. Empty: the answer
             is that of one index over all codes, to the id and to the bit.
         generation: of the index that was searched.
@@ -141,13 +141,13 @@ class ShardedIndex:
         return cls(handle, found)
 
     def search(
-        self, queries: Any, topk: int = 10, *, deadline: float = 10.0, any_model: bool = False
+        self, queries: Any, top_k: int = 10, *, deadline: float = 10.0, any_model: bool = False
     ) -> Answer:
-        """Return the `topk` best codes of all shards for each query.
+        """Return the `top_k` best codes of all shards for each query.
 
         Args:
             queries: m codes in any form that `InvertedIndex.search` takes.
-            topk: hits a query.
+            top_k: hits a query.
             deadline: seconds; shards that have not answered by then, or that nobody can read,
                 are named in the answer.
             any_model: take queries of another model than that of the shards, too.
@@ -159,7 +159,7 @@ class ShardedIndex:
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
-        check_int("topk", topk, 1, 2**40)
+        check_int("top_k", top_k, 1, 2**40)
         values, indices, fingerprint = _padded(queries, self.dim)
         if any_model:
             fingerprint = None
@@ -167,7 +167,7 @@ class ShardedIndex:
         patience = PATIENCE * deadline  # then another gateway is asked: this one's node may be gone
         while (left := until - time.monotonic()) > 0:
             try:
-                request = Request(values, indices, topk, left, fingerprint)
+                request = Request(values, indices, top_k, left, fingerprint)
                 response = self._handle.search.remote(request)
                 reply = response.result(timeout_s=patience or left + GRACE)
             except (ValueError, TypeError):
@@ -181,7 +181,7 @@ class ShardedIndex:
                 continue
             return Answer(reply.hits.scores, reply.hits.ids, reply.missing, reply.generation)
         missing = tuple(shard.name for shard in self._known.shards)
-        none = Hits.none(len(values), hits_width(topk, len(self._known)))
+        none = Hits.none(len(values), hits_width(top_k, len(self._known)))
         return Answer(*none, missing, self._known.number)
 
     def generation(self) -> Generation:

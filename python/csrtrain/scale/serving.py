@@ -40,7 +40,7 @@ KEPT_GENERATIONS = 3
 PATIENCE = 0.25
 # Of a request over HTTP.
 MOST_BYTES, MOST_QUERIES, MOST_HITS = 16 << 20, 4096, 1_000_000
-FIELDS = {"values", "indices", "topk", "deadline", "fingerprint"}
+FIELDS = {"values", "indices", "top_k", "deadline", "fingerprint"}
 log = logging.getLogger(__name__)
 
 
@@ -57,14 +57,14 @@ class Lookup:
         generation: number of the generation.
         shards: their places in it.
         values, indices: of the queries, [m, k].
-        topk: hits a query.
+        top_k: hits a query.
     """
 
     generation: int
     shards: tuple[int, ...]
     values: np.ndarray
     indices: np.ndarray
-    topk: int
+    top_k: int
 
 
 @dataclass(frozen=True)
@@ -118,32 +118,32 @@ class Holder:
 
     def _search(self, lookups: list[Lookup]) -> list[Found]:
         """Of lookups in the same shards with queries of one width."""
-        topk = max(lookup.topk for lookup in lookups)
+        top_k = max(lookup.top_k for lookup in lookups)
         values = np.concatenate([lookup.values for lookup in lookups])
         indices = np.concatenate([lookup.indices for lookup in lookups])
         shards = self._generation(lookups[0].generation).shards
         parts, missing = [], []
         for place in lookups[0].shards:
-            part = self._search_one(shards[place], (values, indices), topk)
+            part = self._search_one(shards[place], (values, indices), top_k)
             if part is None:
                 missing.append(place)
             else:
                 parts.append(part)
-        hits = merge_hits(parts or [Hits.none(len(values), topk)], topk)
+        hits = merge_hits(parts or [Hits.none(len(values), top_k)], top_k)
         ends = np.cumsum([len(lookup.values) for lookup in lookups])[:-1]
         split = zip(np.split(hits.scores, ends), np.split(hits.ids, ends), strict=True)
         return [
-            Found(Hits(scores[:, : lookup.topk], ids[:, : lookup.topk]), tuple(missing))
+            Found(Hits(scores[:, : lookup.top_k], ids[:, : lookup.top_k]), tuple(missing))
             for lookup, (scores, ids) in zip(lookups, split, strict=True)
         ]
 
-    def _search_one(self, shard: Shard, queries: Any, topk: int) -> Hits | None:
+    def _search_one(self, shard: Shard, queries: Any, top_k: int) -> Hits | None:
         """Hits in one shard, None if it is damaged or gone."""
         index = self._index(shard)
         if index is None:
             return None
         try:
-            return Hits(*index.search(queries, topk, num_threads=self._threads))
+            return Hits(*index.search(queries, top_k, num_threads=self._threads))
         except ValueError as error:  # a list is checked when it is first read
             log.error("shard %s: %s", shard.name, error)
             with self._opening:
@@ -182,7 +182,7 @@ class Request:
 
     values: np.ndarray
     indices: np.ndarray
-    topk: int
+    top_k: int
     deadline: float  # seconds from now
     fingerprint: str | None = None  # of the model that made the queries
 
@@ -266,7 +266,7 @@ class Gateway:
         now = self._current
         check_same_model("queries", request.fingerprint, now.fingerprint)
         _check_queries(request.values, request.indices, int(now.form["dim"]))
-        topk = hits_width(request.topk, len(now))
+        top_k = hits_width(request.top_k, len(now))
         until = time.monotonic() + request.deadline
         groups = [
             (holder, group)
@@ -277,19 +277,19 @@ class Gateway:
             *(
                 self._ask(
                     holder,
-                    Lookup(now.number, group, request.values, request.indices, topk),
+                    Lookup(now.number, group, request.values, request.indices, top_k),
                     until,
                 )
                 for holder, group in groups
             )
         )
-        hits = merge_hits([answer.hits for answer in answers], topk)
+        hits = merge_hits([answer.hits for answer in answers], top_k)
         missing = tuple(now.shards[place].name for one in answers for place in one.missing)
         return Reply(hits, missing, now.number)
 
     async def _ask(self, holder: Any, lookup: Lookup, until: float) -> Found:
         """Of one group of shards, what is found before the deadline."""
-        best = Found(Hits.none(len(lookup.values), lookup.topk), lookup.shards)
+        best = Found(Hits.none(len(lookup.values), lookup.top_k), lookup.shards)
         asked: set[asyncio.Future[Found]] = set()
         read_errors = 0
         patience = PATIENCE * (until - time.monotonic())
@@ -375,15 +375,15 @@ def _request_of(body: Any, dim: int) -> Request:
     if unknown := set(body) - FIELDS:
         raise ValueError(f"expected {', '.join(sorted(FIELDS))}, got {min(unknown)[:60]!r}, too")
     rows = read_rows("queries", (body["values"], body["indices"]), dim)
-    topk = check_int("topk", body.get("topk", 10), 1, 10_000)
-    if rows.n > MOST_QUERIES or rows.n * topk > MOST_HITS:
+    top_k = check_int("top_k", body.get("top_k", 10), 1, 10_000)
+    if rows.n > MOST_QUERIES or rows.n * top_k > MOST_HITS:
         raise ValueError(
             f"expected at most {MOST_QUERIES:,} queries and {MOST_HITS:,} hits in an answer, got "
-            f"{rows.n:,} queries times {topk:,}; ask in several requests"
+            f"{rows.n:,} queries times {top_k:,}; ask in several requests"
         )
     deadline = check_number("deadline", body.get("deadline", 10.0))
     if not 0 < deadline <= 3600:
         raise ValueError(f"deadline: expected seconds, 0 to 3600, got {deadline}")
     fingerprint = check_fingerprint("fingerprint", body.get("fingerprint"))
     _check_queries(rows.values, rows.indices, dim)
-    return Request(rows.values, rows.indices, topk, deadline, fingerprint)
+    return Request(rows.values, rows.indices, top_k, deadline, fingerprint)

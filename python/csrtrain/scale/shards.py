@@ -61,7 +61,7 @@ class Generation:
 
     Attributes:
         number: 0 is the empty one.
-        form: dim, metric, values and largest (value that uint8 or uint16 can hold), the same for
+        form: dim, metric, dtype and largest (value that uint8 or uint16 can hold), the same for
             all shards; fingerprint of the model of the first, None if it is not known.
         shards: in the order in which they came, so that the places of the old ones stay.
     """
@@ -220,7 +220,7 @@ def upload(folder: Folder, local: Path, source: str | None = None) -> tuple[Shar
     first, last = (int(ids.min()), int(ids.max())) if len(ids) else (0, -1)
     if source is None:
         source = f"{ADDED} {crc32c(json.dumps(files).encode()):08x}"
-    form: dict[str, Any] = {"dim": index.dim, "metric": index.metric, "values": index.values}
+    form: dict[str, Any] = {"dim": index.dim, "metric": index.metric, "dtype": index.dtype}
     form |= {"largest": index.stats()["largest"], "fingerprint": index.fingerprint}
     return Shard(name, len(index), first, last, source, files), form
 
