@@ -201,7 +201,7 @@ def test_kill_while_changing_and_saving(tmp_path):
     InvertedIndex.build(some(np.arange(100)), dim=DIM).save(folder)
     script = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(Path(file).parent) for file in (__file__, index_codes.__file__)]!r}
 import numpy as np, csrkern, test_index_change as t
 index = csrkern.InvertedIndex.load({str(folder)!r})
 print("ready", flush=True)
