@@ -343,9 +343,9 @@ class SparseAutoencoder(nn.Module):
     def rerank(self, q: EmbeddingsLike, shortlist: int = 100, space: str = "embeddings") -> Rerank:
         """Return what `InvertedIndex.search` needs to score documents by embeddings q [n, d].
 
-        With the index built of `codes` and `norms=model.norms(codes, space)`, scores are cosines
-        (but for the query's own norm, which changes no order) of q with the documents'
-        reconstructions x̂, at the storage of codes:
+        With the index built of `codes` with metric="ip" and `norms=model.norms(codes, space)`,
+        scores are cosines (but for the query's own norm, which changes no order) of q with the
+        documents' reconstructions x̂, at the storage of codes:
 
         - space "embeddings": ⟨q, x̂⟩ / |x̂|;
         - space "adapter": the same about pre_bias, where the adapter was trained: after

@@ -45,6 +45,6 @@ if __name__ == "__main__":
     words = [text.words for text in data.texts[: len(data.train)]]
     model, coded = encode_column(Dataset.from_dict({"word": words, "embedding": data.train}), k=16)
     print(coded)
-    index = InvertedIndex.build(codes_of(coded, model.hidden_dim), metric="cosine")
+    index = InvertedIndex.build(codes_of(coded, model.hidden_dim))
     _, ids = index.search(model.encode(torch.from_numpy(data.test[:1])), top_k=5)
     print(data.test_texts[0].definition, "→", coded[ids[0]]["word"])

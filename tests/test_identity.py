@@ -440,7 +440,7 @@ def test_queries_of_another_model_are_refused(way, codes):
 
 
 def test_dense_queries_of_another_model_are_refused(model, codes):
-    index = InvertedIndex.build(codes, norms=model.norms(codes))
+    index = InvertedIndex.build(codes, metric="ip", norms=model.norms(codes))
     for space in ("embeddings", "adapter"):
         rerank = model.rerank(rows(), space=space)
         index.search(codes, rerank=rerank)

@@ -80,7 +80,7 @@ def median_us(run: Callable[[int], Any], replays: int = 30) -> float:
 
 def equal_to_cpu(codes: generators.Codes, queries: generators.Codes, index: CudaIndex) -> None:
     """Ids and bits of scores are those of the CPU, whichever way documents are scored."""
-    cpu = InvertedIndex.build(codes, dim=DIM, cluster=False)
+    cpu = InvertedIndex.build(codes, dim=DIM, metric="ip", cluster=False)
     there = on_gpu(queries)
     for top_k in (1, TOP_K, 1000):
         scores, ids = cpu.search(queries, top_k)
@@ -170,13 +170,13 @@ def measurements(sizes: list[str]) -> Iterator[tuple[str, Callable[[], dict[str,
                 torch.cuda.empty_cache()
                 if n > 1_000_000:
                     law = generators_gpu.LAWS[kind](DIM, k, "cuda")
-                    state["index"] = CudaIndex.build(law(n, 0))
+                    state["index"] = CudaIndex.build(law(n, 0), metric="ip")
                     state["draw"] = law
                     return
                 draw = getattr(generators, kind)
                 host = draw(n, DIM, k, seed=0)
                 state["codes"] = on_gpu(host)
-                state["index"] = CudaIndex.build(state["codes"])
+                state["index"] = CudaIndex.build(state["codes"], metric="ip")
                 state["draw"] = lambda m, seed: on_gpu(draw(m, DIM, k, seed=seed))
                 equal_to_cpu(host, draw(64, DIM, k, seed=1), state["index"])
 
@@ -214,7 +214,7 @@ def measurements(sizes: list[str]) -> Iterator[tuple[str, Callable[[], dict[str,
             on_gpu(generators.uniform(PAPER_QUERIES, DIM, K, seed=100 + i))
             for i in range(QUERY_SETS)
         ]
-        index = CudaIndex.build(codes)
+        index = CudaIndex.build(codes, metric="ip")
         us = median_us(ours(index, sets))
         sparse = sparse_peer(codes, sets)
         agree(index.search(sets[0], TOP_K), sparse(0))

@@ -61,7 +61,7 @@ def operation(operator: str, k: int, dtype: str, n: int, d: int, h: int) -> Call
         return lambda: csrkern.similarity(codes, codes)
     if operator == "info_nce":
         return lambda: csrkern.info_nce(codes, temperature=0.1)
-    index = csrkern.InvertedIndex.build(codes)
+    index = csrkern.InvertedIndex.build(codes, metric="ip")
     threads = torch.get_num_threads()
     return lambda: index.search(codes, num_threads=threads)
 

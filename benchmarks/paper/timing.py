@@ -31,7 +31,7 @@ def timed(search: Search, queries: Tensor) -> tuple[float, np.ndarray]:
 
 def code_search(model: SparseAutoencoder, codes: csrkern.SparseCodes) -> Search:
     """Codes on both sides; encoding the queries is part of the search."""
-    index = csrkern.InvertedIndex.build(codes, metric="cosine")
+    index = csrkern.InvertedIndex.build(codes)
     return lambda queries: index.search(model.encode(queries, codes.k), top_k=TOP_K)[1]
 
 
@@ -40,7 +40,7 @@ def asymmetric_search(
 ) -> Search:
     """The best by codes, scored again by the unrounded query with their reconstructions."""
     norms = torch.cat([model.decode(codes[i : i + 4096]).norm(dim=1) for i in _starts(codes)])
-    index = csrkern.InvertedIndex.build(codes, norms=norms.numpy())
+    index = csrkern.InvertedIndex.build(codes, metric="ip", norms=norms.numpy())
     weight, bias = model.decoder.linear.weight, model.pre_bias
 
     def search(queries: Tensor) -> np.ndarray:

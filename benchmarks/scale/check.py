@@ -41,7 +41,7 @@ def make_shards(folder: Path, count: int, codes: int) -> None:
     for number in range(count):
         drawn = generators.uniform(codes, DIM, K, seed=number + 1)
         ids = np.arange(number * codes, (number + 1) * codes)
-        InvertedIndex.build(drawn, ids, dim=DIM).save(folder / "part")
+        InvertedIndex.build(drawn, ids, dim=DIM, metric="ip").save(folder / "part")
         add_shard(folder / "part", folder / "index")
         shutil.rmtree(folder / "part")
 

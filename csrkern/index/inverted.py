@@ -72,7 +72,7 @@ class InvertedIndex(Collection):
         codes: Any,
         ids: Any = None,
         *,
-        metric: str = "ip",
+        metric: str = "cosine",
         dtype: str = "float16",
         largest: float | None = None,
         norms: Any = None,
@@ -88,9 +88,8 @@ class InvertedIndex(Collection):
                 tensor [n, dim], or a pair of arrays (values, indices), both [n, k], with
                 `dim`. Values are finite and not negative; a value of 0 is an empty slot.
             ids: n distinct integers ≥ 0 that name the codes in results; None: 0..n-1.
-            metric: "ip" scores by inner product; "cosine", which the command `csrkern index`
-                takes if told nothing, brings codes, before they are stored, and queries to L2
-                norm 1.
+            metric: "cosine" brings codes, before they are stored, and queries to L2 norm 1;
+                "ip" scores by inner product.
             dtype: "float16" rounds values to 2 bytes each, "float32" keeps them. "uint8" and
                 "uint16" round each to the nearest of 256 or 65,536 squares of whole numbers,
                 up to one largest value: relative to a value, uint8 is off by 1/256 of the
@@ -100,7 +99,8 @@ class InvertedIndex(Collection):
                 is then a power of two; codes of a larger value cannot be added. None: that of
                 `codes`, or 1 with cosine.
             norms: n positive numbers that scores of `Rerank` are divided by: the norms of what
-                the codes, as stored, reconstruct.
+                the codes, as stored, reconstruct. With "cosine" these are not the norms for
+                `codes` but for `codes.normalize()`.
             dim: number of latents; needed for a pair of arrays.
             cluster: True lets similar codes stand together (ids stay theirs) and keeps the
                 maxima of each latent over blocks of codes, so that a search passes over
@@ -132,7 +132,7 @@ class InvertedIndex(Collection):
         *,
         ids: Any = None,
         chunk: int = 1_000_000,
-        metric: str = "ip",
+        metric: str = "cosine",
         dtype: str = "float16",
         largest: float | None = None,
         dim: int | None = None,

@@ -124,7 +124,7 @@ def index_of_definitions(folder: Path) -> Path:
     config = csrtrain.TrainConfig(k=32, prefixes=(8,), steps=60)
     model = csrtrain.train(data.train, config=config)
     codes = csrtrain.encode_all(model, data.train)
-    InvertedIndex.build(codes, metric="cosine").save(folder)
+    InvertedIndex.build(codes).save(folder)
     return folder
 
 

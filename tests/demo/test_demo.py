@@ -195,7 +195,7 @@ def test_folder_holds_models_index_words_and_report(shown, data):
 def test_search_over_demo_codes_equals_the_specification_to_the_id(shown, data):
     folder, _ = shown
     model = SparseAutoencoder.from_pretrained(folder / "model").eval()
-    index = InvertedIndex.build(encode_all(model, data.train).normalize())
+    index = InvertedIndex.build(encode_all(model, data.train).normalize(), metric="ip")
     values, indices = encode_all(model, data.test[:500]).numpy()
     scores, ids = index.search((values, indices), top_k=10)
     expected = reference.search(*index.to_numpy(), index.dim, values, indices, 10)

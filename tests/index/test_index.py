@@ -57,7 +57,7 @@ def test_equals_reference(kind, dtype, metric, cluster, top_k):
 
 def test_100_000_random_codes():
     codes = index_codes.uniform(100_000, 160, 8)
-    index = InvertedIndex.build(codes, dim=160)
+    index = InvertedIndex.build(codes, dim=160, metric="ip")
     np.testing.assert_array_equal(index.to_numpy()[0], codes[0].astype(np.float16))
     assert_exact(index, index_codes.uniform(20, 160, 16, seed=2), 10)
     assert_exact(index, index_codes.uniform(3, 160, 16, seed=3), 1000)
@@ -77,7 +77,9 @@ def test_clustered_codes():
     codes, queries = of_few_kinds(30_000, 0), of_few_kinds(40, 1)
     ids = np.random.default_rng(2).permutation(10**6)[:30_000]
     for dtype in ("float16", "float32", "uint8"):
-        index = InvertedIndex.build(codes, ids, dim=300, dtype=dtype, cluster=True, window=4096)
+        index = InvertedIndex.build(
+            codes, ids, dim=300, metric="ip", dtype=dtype, cluster=True, window=4096
+        )
         assert index.profile((queries[0][:1], queries[1][:1]))["blocks_scored"] < 60
         assert_exact(index, queries, 10)
         assert_exact(index, (queries[0][:4], queries[1][:4]), 700)
@@ -85,13 +87,18 @@ def test_clustered_codes():
 
 def test_clusters_where_it_pays():
     codes, queries = of_few_kinds(70_000, 0), of_few_kinds(20, 1)
-    index = InvertedIndex.build(codes, dim=300)
+    index = InvertedIndex.build(codes, dim=300, metric="ip")
     assert index.stats()["block"] == 256
-    plain = InvertedIndex.build(codes, dim=300, cluster=False)
+    plain = InvertedIndex.build(codes, dim=300, metric="ip", cluster=False)
     assert plain.stats()["block"] == 0
     for got, want in zip(index.search(queries, 10), plain.search(queries, 10), strict=True):
         np.testing.assert_array_equal(got, want)
-    assert InvertedIndex.build(index_codes.uniform(70_000, 256, 8), dim=256).stats()["block"] == 0
+    assert (
+        InvertedIndex.build(index_codes.uniform(70_000, 256, 8), dim=256, metric="ip").stats()[
+            "block"
+        ]
+        == 0
+    )
 
 
 @pytest.mark.parametrize("cluster", [False, True])
@@ -101,7 +108,9 @@ def test_filter(cluster, share):
     rng = np.random.default_rng(3)
     ids = rng.permutation(20_000)[:10_000]
     for given in (None, ids):
-        index = InvertedIndex.build(codes, given, dim=300, cluster=cluster, window=1024)
+        index = InvertedIndex.build(
+            codes, given, dim=300, metric="ip", cluster=cluster, window=1024
+        )
         mask = rng.random(10_000) < share
         values, indices = index.to_numpy()
         want = reference.search(values[mask], indices[mask], 300, *queries, 30, index.ids[mask])
@@ -119,15 +128,17 @@ def test_filter(cluster, share):
 def test_threads_and_windows_do_not_change_results(threads, window):
     codes = index_codes.skewed(20_011, 128, 8)
     queries = index_codes.skewed(37, 128, 8, seed=1)
-    want = InvertedIndex.build(codes, dim=128).search(queries, 25)
-    index = InvertedIndex.build(codes, dim=128, window=window, num_threads=threads)
+    want = InvertedIndex.build(codes, dim=128, metric="ip").search(queries, 25)
+    index = InvertedIndex.build(codes, dim=128, metric="ip", window=window, num_threads=threads)
     for got, one in zip(index.search(queries, 25, num_threads=threads), want, strict=True):
         np.testing.assert_array_equal(got, one)
 
 
 def test_long_lists_have_small_windows():
     windows = [
-        InvertedIndex.build(index_codes.uniform(500, dim, 8), dim=dim).stats()["window"]
+        InvertedIndex.build(index_codes.uniform(500, dim, 8), dim=dim, metric="ip").stats()[
+            "window"
+        ]
         for dim in (600, 680)
     ]
     assert windows == [12_288, 32_768]
@@ -150,6 +161,7 @@ def test_random_cases(seed):
         (values, indices),
         rng.permutation(10 * n)[:n] if rng.random() < 0.6 else None,
         dim=dim,
+        metric="ip",
         dtype=str(rng.choice(["float16", "uint16", "uint8", "float32"])),
         cluster=bool(rng.random() < 0.6),
         window=int(rng.choice([64, 128, 256, 512, 1024, 4096, 65_536])),
@@ -165,7 +177,7 @@ def test_one_query_is_split_over_windows():
     latents = np.tile(np.arange(5, dtype=np.int32), (n, 1))
     queries = index_codes.in_order(values[:1], latents[:1])
     for ids in (None, rng.permutation(n)):
-        index = InvertedIndex.build((values, latents), ids, dim=5, window=1024)
+        index = InvertedIndex.build((values, latents), ids, dim=5, metric="ip", window=1024)
         one = index.search(queries, 50, num_threads=1)
         two = index.search(queries, 50, num_threads=3)
         np.testing.assert_array_equal(one[0], two[0])
@@ -179,7 +191,7 @@ def test_flush_denormal_does_not_change_results():
     queries = codes[0][:2], latents[:2]
 
     def found():
-        options = {"dim": 5, "window": 1024, "dtype": "float32", "cluster": False}
+        options = {"dim": 5, "metric": "ip", "window": 1024, "dtype": "float32", "cluster": False}
         plain = InvertedIndex.build((values, latents), **options)
         tiny = InvertedIndex.build(codes, **options)
         ones = np.ones((1, 5), np.float32)
@@ -207,13 +219,15 @@ def test_ties_go_to_the_lower_id():
     queries = index_codes.ties(20, 64, 4, seed=1)
     ids = np.random.default_rng(2).permutation(10**12 + np.arange(4000))
     for given in (None, ids, np.sort(ids), np.sort(ids)[::-1]):
-        assert_exact(InvertedIndex.build(codes, given, dim=64, window=256), queries, 33)
+        assert_exact(
+            InvertedIndex.build(codes, given, dim=64, metric="ip", window=256), queries, 33
+        )
 
 
 def test_equal_documents():
     values, indices = index_codes.uniform(1, 64, 8)
     codes = np.repeat(values, 1000, 0), np.repeat(indices, 1000, 0)
-    index = InvertedIndex.build(codes, dim=64, window=128)
+    index = InvertedIndex.build(codes, dim=64, metric="ip", window=128)
     assert_exact(index, (values, indices), 7)
     np.testing.assert_array_equal(index.search((values, indices), 7)[1], [np.arange(7)])
 
@@ -222,20 +236,24 @@ def test_one_latent_in_every_row():
     values, indices = index_codes.uniform(5000, 255, 7)
     values = np.hstack([values, np.full((5000, 1), 2, np.float32)])
     codes = index_codes.in_order(values, np.hstack([indices + 1, np.zeros((5000, 1), np.int32)]))
-    index = InvertedIndex.build(codes, dim=256, window=1024)
+    index = InvertedIndex.build(codes, dim=256, metric="ip", window=1024)
     assert index.stats()["longest_list"] == 5000
     assert_exact(index, (codes[0][:20], codes[1][:20]), 10)
 
 
 def test_k_is_1():
     codes = index_codes.uniform(2000, 32, 1)
-    assert_exact(InvertedIndex.build(codes, dim=32, window=128), (codes[0][:9], codes[1][:9]), 10)
+    assert_exact(
+        InvertedIndex.build(codes, dim=32, metric="ip", window=128),
+        (codes[0][:9], codes[1][:9]),
+        10,
+    )
 
 
 def test_empty_rows_and_queries():
     values, indices = index_codes.uniform(300, 64, 6)
     values[::3], indices[::3] = 0, 0
-    index = InvertedIndex.build((values, indices), dim=64)
+    index = InvertedIndex.build((values, indices), dim=64, metric="ip")
     scores, ids = index.search((values[:10], indices[:10]), 5)
     assert (ids[0] == -1).all()
     assert (scores[0] == -np.inf).all()
@@ -245,7 +263,7 @@ def test_empty_rows_and_queries():
 
 def test_all_documents_empty():
     nothing = np.zeros((5, 2)), np.zeros((5, 2), int)
-    index = InvertedIndex.build(nothing, dim=4, cluster=True)
+    index = InvertedIndex.build(nothing, dim=4, metric="ip", cluster=True)
     query = np.ones((1, 1)), np.zeros((1, 1), int)
     for mode in ("exact", "fast"):
         assert index.search(query, 2, mode=mode)[1].tolist() == [[-1, -1]]
@@ -255,7 +273,7 @@ def test_all_documents_empty():
 @pytest.mark.parametrize("cluster", [None, True])
 def test_empty_index_and_no_queries(cluster):
     nothing = np.zeros((0, 4), np.float32), np.zeros((0, 4), np.int32)
-    index = InvertedIndex.build(nothing, dim=16, cluster=cluster)
+    index = InvertedIndex.build(nothing, dim=16, metric="ip", cluster=cluster)
     assert len(index) == 0
     assert index.stats()["postings"] == 0
     assert index.stats()["window"] == 32_768
@@ -269,13 +287,15 @@ def test_empty_index_and_no_queries(cluster):
 @pytest.mark.parametrize("top_k", [99, 100, 101, 1000])
 def test_top_k_beyond_the_documents(top_k):
     codes = index_codes.uniform(100, 16, 4)
-    assert_exact(InvertedIndex.build(codes, dim=16), (codes[0][:5], codes[1][:5]), top_k)
+    assert_exact(
+        InvertedIndex.build(codes, dim=16, metric="ip"), (codes[0][:5], codes[1][:5]), top_k
+    )
 
 
 def test_queries_need_not_be_in_order():
     codes = index_codes.uniform(3000, 64, 8)
     queries = index_codes.uniform(10, 64, 20, seed=1)
-    index = InvertedIndex.build(codes, dim=64)
+    index = InvertedIndex.build(codes, dim=64, metric="ip")
     shuffle = np.random.default_rng(0).permutation(20)
     scores, ids = index.search((queries[0][:, shuffle], queries[1][:, shuffle]), 10)
     want_scores, want_ids = expected(index, queries, 10)
@@ -286,10 +306,10 @@ def test_queries_need_not_be_in_order():
 def test_extreme_values():
     values = np.array([[3e38, 3e38], [65504, 1e-7], [6e-8, 1e-8], [1e-45, 1e-45]], np.float32)
     indices = np.tile(np.array([0, 1], np.int32), (4, 1))
-    index = InvertedIndex.build((values, indices), dim=2, dtype="float32")
+    index = InvertedIndex.build((values, indices), dim=2, metric="ip", dtype="float32")
     for query in (values, np.float32([[1e-30, 1e-30]]), np.float32([[1e10, 1e10]])):
         assert_exact(index, index_codes.in_order(query, indices[: len(query)]), 4)
-    index = InvertedIndex.build((values[1:], indices[1:]), dim=2)
+    index = InvertedIndex.build((values[1:], indices[1:]), dim=2, metric="ip")
     stored = index_codes.stored(values[1:], "float16", None)
     assert (stored > 0).all()
     np.testing.assert_array_equal(index.to_numpy()[0], index_codes.in_order(stored, indices[1:])[0])
@@ -372,7 +392,7 @@ def test_a_single_query_split_over_windows_is_at_most_1():
 @pytest.mark.parametrize("top_k", [1025, 10**9, 2**40])
 def test_results_are_no_wider_than_the_index(top_k):
     codes = index_codes.uniform(1500, 16, 4)
-    index = InvertedIndex.build((codes[0][:64], codes[1][:64]), dim=16)
+    index = InvertedIndex.build((codes[0][:64], codes[1][:64]), dim=16, metric="ip")
     queries = codes[0][:3], codes[1][:3]
     want = index.search(queries, 64)
     for scores, ids in (index.search(queries, top_k), index.search(queries, top_k, mode="fast")):
@@ -394,8 +414,8 @@ def test_very_many_latents(dim):
     pool[-1] = dim - 1
     values, slots = index_codes.uniform(500, len(pool), 5)
     codes = index_codes.in_order(values, pool[slots].astype(np.int32))
-    index = InvertedIndex.build(codes, dim=dim)
-    small = InvertedIndex.build((values, slots), dim=len(pool))
+    index = InvertedIndex.build(codes, dim=dim, metric="ip")
+    small = InvertedIndex.build((values, slots), dim=len(pool), metric="ip")
     want = small.search((values, slots), 10)
     np.testing.assert_array_equal(index.search(codes, 10)[0], want[0])
     unused = np.ones((1, 1)), np.full((1, 1), int(pool[0]) + 1)
@@ -410,8 +430,10 @@ def test_every_instruction_set_gives_the_same_bits(isa):
 
 def test_searches_from_many_threads_at_once():
     codes = index_codes.skewed(20_000, 128, 8)
-    index = InvertedIndex.build(codes, dim=128, window=1024)
-    other = InvertedIndex.build(index_codes.uniform(5000, 128, 8), dim=128, window=4096)
+    index = InvertedIndex.build(codes, dim=128, metric="ip", window=1024)
+    other = InvertedIndex.build(
+        index_codes.uniform(5000, 128, 8), dim=128, metric="ip", window=4096
+    )
     queries = index_codes.skewed(64, 128, 8, seed=1)
     want, other_want = index.search(queries, 10), other.search(queries, 10)
     wrong = []
@@ -433,7 +455,7 @@ def test_searches_from_many_threads_at_once():
 
 def test_stats():
     codes = index_codes.uniform(1000, 64, 4)
-    stats = InvertedIndex.build(codes, dim=64).stats()
+    stats = InvertedIndex.build(codes, dim=64, metric="ip").stats()
     lengths = np.bincount(codes[1].ravel(), minlength=64)
     assert stats["documents"] == 1000
     assert stats["postings"] == 4000

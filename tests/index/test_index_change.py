@@ -147,7 +147,9 @@ def index_codes_matrix(dim):
 
 
 def test_masks_follow_the_order_of_ids():
-    index = InvertedIndex.build(some(np.arange(400)), dim=DIM, cluster=True, window=128)
+    index = InvertedIndex.build(
+        some(np.arange(400)), dim=DIM, metric="ip", cluster=True, window=128
+    )
     index.add(some(np.arange(400, 500)))
     index.remove(np.arange(0, 500, 7))
     mask = np.random.default_rng(0).random(len(index)) < 0.3

@@ -129,7 +129,7 @@ def test_filters_ids_and_parts(device, where):
 
 def test_forms_of_queries(device):
     codes, queries = uniform(700, DIM, 5), uniform(8, DIM, 5, seed=3)
-    index = InvertedIndex.build(codes, dim=DIM)
+    index = InvertedIndex.build(codes, dim=DIM, metric="ip")
     there = index.to("cuda")
     expected = index.search(queries)
     same(there.search(sparse(queries).to_scipy()), expected)
@@ -156,6 +156,7 @@ def test_builds_from_codes_on_the_device(device, dtype):
         {"dtype": "uint16", "largest": 9.5},
         {"dtype": "uint8", "metric": "cosine"},
     ):
+        form = {"metric": "ip", **form}
         index = InvertedIndex.build(codes, **form)
         there = CudaIndex.build(codes, **form, block=256)
         same(there.search(queries, 30), index.search(queries, 30))
@@ -174,14 +175,14 @@ def test_cuda_is_the_device_in_use(device, monkeypatch):
     if device == "cuda":
         pytest.skip("needs two GPUs")
     monkeypatch.setattr(sys.modules["csrkern._cuda"], "current_device", lambda: 1)
-    index = InvertedIndex.build(uniform(50, DIM, 6), dim=DIM)
+    index = InvertedIndex.build(uniform(50, DIM, 6), dim=DIM, metric="ip")
     assert index.to("cuda").devices == (1,)
     assert index.to(["cuda:0", "cuda"]).devices == (0, 1)
 
 
 def test_an_empty_index(device):
     nothing = (np.zeros((0, 4), np.float32), np.zeros((0, 4), np.int32))
-    index = InvertedIndex.build(nothing, dim=DIM)
+    index = InvertedIndex.build(nothing, dim=DIM, metric="ip")
     queries = uniform(3, DIM, 4)
     for slices in (1, 2):
         same(index.to("cuda", slices=slices).search(queries), index.search(queries))
@@ -193,7 +194,9 @@ def test_memory_is_as_stated(device):
     lists = DIM * -(-n // 512)
     for form, value in (("float16", 2), ("uint16", 2), ("uint8", 1), ("float32", 4)):
         norms = np.ones(n) if form == "uint8" else None
-        index = InvertedIndex.build(uniform(n, DIM, k), dim=DIM, dtype=form, norms=norms)
+        index = InvertedIndex.build(
+            uniform(n, DIM, k), dim=DIM, metric="ip", dtype=form, norms=norms
+        )
         entries = index.stats()["postings"]
         for bits, posting in ((16, 4), (8, 3)):
             there = index.to("cuda", impact_bits=bits, block=512)
@@ -206,7 +209,7 @@ def test_an_index_too_large_is_refused_and_found_in_slices(device, monkeypatch):
     if device == "cuda":
         pytest.skip("the simulated GPU is small enough")
     codes, queries = uniform(4000, DIM, 8), uniform(4, DIM, 8, seed=9)
-    index = InvertedIndex.build(codes, dim=DIM)
+    index = InvertedIndex.build(codes, dim=DIM, metric="ip")
     small = index.to("cuda")
     monkeypatch.setenv("SIMULATED_CUDA_BYTES", "500000")
     with pytest.raises(
@@ -229,7 +232,7 @@ def test_is_made_by_to_or_build():
 
 
 def test_says_what_it_did(device):
-    index = InvertedIndex.build(uniform(600, DIM, 6), dim=DIM)
+    index = InvertedIndex.build(uniform(600, DIM, 6), dim=DIM, metric="ip")
     there = index.to("cuda", block=64)
     queries = uniform(4, DIM, 6, seed=1)
     walk, gather = (there.profile(queries, way=way) for way in ("walk", "gather"))
@@ -247,7 +250,7 @@ def test_chooses_what_was_measured_to_cost_less(device):
     """Every document has the query's latents, so that postings are as many as entries."""
     values, _ = uniform(500, DIM, 4)
     codes = values, np.tile(np.arange(4, dtype=np.int32), (500, 1))
-    there = InvertedIndex.build(codes, dim=DIM).to("cuda", block=64)
+    there = InvertedIndex.build(codes, dim=DIM, metric="ip").to("cuda", block=64)
     chosen = there.profile(codes)
     cheaper = "gathers" if there.stats()["gather_cost"] < 1 else "walks"
     assert chosen[cheaper] == chosen["walks"] + chosen["gathers"] > 0
@@ -258,7 +261,7 @@ def test_chooses_what_was_measured_to_cost_less(device):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_search_can_be_captured_in_a_graph_on_a_stream_of_its_own():
-    index = InvertedIndex.build(uniform(5000, DIM, 7), dim=DIM)
+    index = InvertedIndex.build(uniform(5000, DIM, 7), dim=DIM, metric="ip")
     there = index.to("cuda")
     mask = torch.rand(5000, device="cuda") < 0.5
     queries = sparse(uniform(20, DIM, 7, seed=1), "cuda")
@@ -284,7 +287,7 @@ def message(call):
     ("slot", "value", "latent"), [(0, 1.0, DIM), (1, 1.0, -2), (2, -0.5, 3), (3, np.nan, 3)]
 )
 def test_refuses_what_the_cpu_refuses(device, slot, value, latent):
-    index = InvertedIndex.build(uniform(50, DIM, 6), dim=DIM)
+    index = InvertedIndex.build(uniform(50, DIM, 6), dim=DIM, metric="ip")
     there = index.to("cuda")
     values, indices = uniform(3, DIM, 6)
     values[2, slot], indices[2, slot] = value, latent
@@ -295,7 +298,7 @@ def test_refuses_what_the_cpu_refuses(device, slot, value, latent):
 
 
 def test_errors(device):
-    index = InvertedIndex.build(uniform(50, DIM, 6), dim=DIM)
+    index = InvertedIndex.build(uniform(50, DIM, 6), dim=DIM, metric="ip")
     there = index.to("cuda")
     values, indices = uniform(3, DIM, 6)
     indices[1, 1] = indices[1, 0]
@@ -317,15 +320,17 @@ def test_errors(device):
     assert "block" in message(lambda: index.to("cuda", block=100))
     assert "impact_bits" in message(lambda: index.to("cuda", impact_bits=4))
     assert "slices" in message(lambda: index.to("cuda", slices=0))
-    assert "codes" in message(lambda: CudaIndex.build(queries, dim=DIM))
+    assert "codes" in message(lambda: CudaIndex.build(queries, dim=DIM, metric="ip"))
     bad = sparse((queries[0].copy(), queries[1]), device)
     bad.values[2, 3] = torch.nan
-    assert "finite values that are not negative in row 2" in message(lambda: CudaIndex.build(bad))
+    assert "finite values that are not negative in row 2" in message(
+        lambda: CudaIndex.build(bad, metric="ip")
+    )
     same(there.search(queries), index.search(queries))
 
 
 def test_without_the_module_or_a_gpu(monkeypatch):
-    index = InvertedIndex.build(uniform(5, DIM, 3), dim=DIM)
+    index = InvertedIndex.build(uniform(5, DIM, 3), dim=DIM, metric="ip")
     monkeypatch.setitem(sys.modules, "csrkern._cuda", None)
     with pytest.raises(RuntimeError, match="built without CUDA"):
         index.to("cuda")

@@ -90,8 +90,8 @@ def test_dense_search(device):
 def test_norms_of_codes_on_the_device(device):
     codes, norms = uniform(300, DIM, 6), np.random.default_rng(6).random(300) + 0.1
     ids = np.random.default_rng(7).permutation(300)
-    index = InvertedIndex.build(codes, ids, dim=DIM, norms=norms)
-    there = CudaIndex.build(on_device(codes, device), ids, norms=norms)
+    index = InvertedIndex.build(codes, ids, dim=DIM, metric="ip", norms=norms)
+    there = CudaIndex.build(on_device(codes, device), ids, norms=norms, metric="ip")
     dense = np.random.default_rng(8).standard_normal((3, DIM))
     queries = uniform(3, DIM, 6, seed=1)
     same(
@@ -101,7 +101,7 @@ def test_norms_of_codes_on_the_device(device):
 
 
 def test_errors(device):
-    index = InvertedIndex.build(uniform(1100, DIM, 6), dim=DIM)
+    index = InvertedIndex.build(uniform(1100, DIM, 6), dim=DIM, metric="ip")
     there = index.to("cuda")
     queries = uniform(3, DIM, 6, seed=1)
     dense = np.ones((3, DIM), np.float32)

@@ -64,7 +64,7 @@ def test_scipy_duplicates_are_summed(codes):
         (np.repeat(matrix.data / 2, 2), np.repeat(matrix.indices, 2), matrix.indptr * 2),
         shape=matrix.shape,
     )
-    want, got = InvertedIndex.build(matrix), InvertedIndex.build(doubled)
+    want, got = InvertedIndex.build(matrix, metric="ip"), InvertedIndex.build(doubled, metric="ip")
     np.testing.assert_array_equal(
         want.snapshot().segments[0].native.postings, got.snapshot().segments[0].native.postings
     )
@@ -75,7 +75,7 @@ def test_coo_tensors_that_only_say_they_are_in_order():
     values, shape = torch.tensor([1.0, 2.0, 3.0]), (2, 5)
     parts = torch.stack([rows, latents]), values, shape
     tensor = torch.sparse_coo_tensor(*parts, is_coalesced=True)
-    index = InvertedIndex.build(tensor, dtype="float32")
+    index = InvertedIndex.build(tensor, dtype="float32", metric="ip")
     assert index.search(torch.eye(5)[[2]].to_sparse(), 1)[1].tolist() == [[0]]
     assert index.search(torch.eye(5)[[3]].to_sparse(), 1)[1].tolist() == [[1]]
     dense = torch.sparse_coo_tensor(*parts).to_dense()
@@ -85,7 +85,7 @@ def test_coo_tensors_that_only_say_they_are_in_order():
 def test_low_precision_codes(codes):
     for dtype in (torch.float16, torch.bfloat16):
         low = codes.to(dtype)
-        got = InvertedIndex.build(low, dtype="float32").to_numpy()[0]
+        got = InvertedIndex.build(low, dtype="float32", metric="ip").to_numpy()[0]
         np.testing.assert_array_equal(np.sort(got), np.sort(low.values.float().numpy()))
 
 
@@ -110,9 +110,9 @@ BAD_CODES = {
 @pytest.mark.parametrize("message", BAD_CODES)
 def test_bad_codes_are_refused(codes, message):
     with pytest.raises(ValueError, match=message):
-        InvertedIndex.build(BAD_CODES[message], dim=DIM)
+        InvertedIndex.build(BAD_CODES[message], dim=DIM, metric="ip")
     with pytest.raises(ValueError, match=message):
-        InvertedIndex.build(codes).search(BAD_CODES[message])
+        InvertedIndex.build(codes, metric="ip").search(BAD_CODES[message])
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_hostile_scipy_arrays(codes, change, message):
     )
     change(matrix)
     with pytest.raises(ValueError, match=message):
-        InvertedIndex.build(matrix)
+        InvertedIndex.build(matrix, metric="ip")
     with pytest.raises(ValueError, match=message):
-        InvertedIndex.build(codes).search(matrix)
+        InvertedIndex.build(codes, metric="ip").search(matrix)
 
 
 @pytest.mark.parametrize(
@@ -156,27 +156,27 @@ def test_scipy_arrays_that_its_own_conversion_would_follow(form, array, wrong, m
     matrix = matrix.tobsr((1, 1)) if form == "bsr" else matrix.asformat(form)
     setattr(matrix, array, np.array(wrong, np.int32))
     with pytest.raises(ValueError, match=message):
-        InvertedIndex.build(matrix)
+        InvertedIndex.build(matrix, metric="ip")
 
 
 def test_tensors_with_dense_axes(codes):
     with pytest.raises(ValueError, match="two sparse axes"):
-        InvertedIndex.build(torch.eye(DIM).to_sparse(1))
+        InvertedIndex.build(torch.eye(DIM).to_sparse(1), metric="ip")
 
 
 @pytest.mark.parametrize("wrong", [[0, 2**63], [0, 2**64], [-1, 2**63], [5, -(10**400)]])
 def test_integers_beyond_64_bits(codes, wrong):
     values, _ = codes[:2].numpy()
-    index = InvertedIndex.build(codes[2:])
+    index = InvertedIndex.build(codes[2:], metric="ip")
     for call in (
-        lambda: InvertedIndex.build(codes[:2], wrong),
+        lambda: InvertedIndex.build(codes[:2], wrong, metric="ip"),
         lambda: index.add(codes[:2], wrong),
         lambda: index.remove(wrong),
     ):
         with pytest.raises(ValueError, match=r"ids: expected integers in 0\.\.2\^63-1"):
             call()
     with pytest.raises(ValueError, match="codes: expected"):
-        InvertedIndex.build((values[:, :1], [[one] for one in wrong]), dim=DIM)
+        InvertedIndex.build((values[:, :1], [[one] for one in wrong]), dim=DIM, metric="ip")
     with pytest.raises(ValueError, match="values of queries: expected float32 numbers, got an int"):
         index.search(([[10**400]], [[0]]))
     assert len(index) == 698
@@ -184,7 +184,7 @@ def test_integers_beyond_64_bits(codes, wrong):
 
 def test_what_is_no_array_of_numbers_says_so(codes):
     values, indices = codes.numpy()
-    index = InvertedIndex.build(codes)
+    index = InvertedIndex.build(codes, metric="ip")
 
     def built(norms, **options):
         return InvertedIndex.build(codes, norms=norms, **options)
@@ -211,7 +211,7 @@ def test_what_is_no_array_of_numbers_says_so(codes):
 
 def test_empty_lists_are_of_any_type(codes):
     nothing = codes[:0].numpy()
-    index = InvertedIndex.build(nothing, [], dim=DIM, norms=[])
+    index = InvertedIndex.build(nothing, [], dim=DIM, metric="ip", norms=[])
     index.add(codes, norms=np.ones(700))
     index.remove([])
     assert len(index) == 700
@@ -222,8 +222,10 @@ def test_empty_lists_are_of_any_type(codes):
 def test_values_that_do_not_fit_in_float16():
     big = pair([[1], [65520]], [[0], [0]])
     with pytest.raises(ValueError, match=r"row 1 does not fit in float16.*values='float32'"):
-        InvertedIndex.build(big, dim=1)
-    assert InvertedIndex.build(big, dim=1, dtype="float32").to_numpy()[0].max() == 65520
+        InvertedIndex.build(big, dim=1, metric="ip")
+    assert (
+        InvertedIndex.build(big, dim=1, metric="ip", dtype="float32").to_numpy()[0].max() == 65520
+    )
     assert InvertedIndex.build(big, dim=1, metric="cosine").to_numpy()[0].max() == 1
 
 
@@ -249,7 +251,7 @@ def test_bad_build_options(codes, error, message, options):
 
 
 def test_bad_search_options(codes):
-    index = InvertedIndex.build(codes)
+    index = InvertedIndex.build(codes, metric="ip")
     with pytest.raises(ValueError, match="top_k: expected 1 <= top_k"):
         index.search(codes, 0)
     with pytest.raises(TypeError, match="top_k: expected an int"):
@@ -259,7 +261,7 @@ def test_bad_search_options(codes):
     with pytest.raises(TypeError, match=r"layout torch\.strided"):
         index.search(torch.ones(2, DIM))
     with pytest.raises(ValueError, match="needs dim="):
-        InvertedIndex.build(codes.numpy())
+        InvertedIndex.build(codes.numpy(), metric="ip")
     with pytest.raises(ValueError, match="filter: expected a mask of 700 codes"):
         index.search(codes, filter=np.ones(3, bool))
     for wrong in ([1.5], ["a"], np.ones((2, 2), int)):
@@ -289,7 +291,7 @@ def test_bad_search_options(codes):
 
 
 def test_a_mask_in_numbers_is_not_taken_for_ids(codes):
-    index = InvertedIndex.build(codes)
+    index = InvertedIndex.build(codes, metric="ip")
     mask = np.arange(700) % 3 == 0
     message = r"filter: expected a boolean mask or ids, got a mask in numbers 0 and 1.*astype\(bool"
     for wrong in (
@@ -319,13 +321,13 @@ def test_an_index_is_made_by_build(call):
 
 
 def test_bools_among_integers_are_refused(codes):
-    index = InvertedIndex.build(codes)
+    index = InvertedIndex.build(codes, metric="ip")
     with pytest.raises(TypeError, match="ids: expected integers, got a bool"):
         index.remove([3, True])
     with pytest.raises(TypeError, match="ids: expected integers"):
-        InvertedIndex.build(codes[:2], ids=[np.True_, 5])
+        InvertedIndex.build(codes[:2], ids=[np.True_, 5], metric="ip")
     with pytest.raises(TypeError, match="indices of codes: expected integers"):
-        InvertedIndex.build(([[1.0, 2.0]], [[True, 2]]), dim=DIM)
+        InvertedIndex.build(([[1.0, 2.0]], [[True, 2]]), dim=DIM, metric="ip")
     index.remove(np.array([3, 4], object))  # as columns of pandas are
     assert len(index) == 698
 
@@ -351,7 +353,9 @@ def test_floating_point_errors_that_the_user_asked_for(codes, tmp_path):
                 index = InvertedIndex.load(tmp_path)
                 index.truncate(2).stats()
                 pickle.loads(pickle.dumps(index)).search(codes)
-        streamed = InvertedIndex.build_streaming([tiny, tiny], tmp_path, dim=DIM, dtype="uint8")
+        streamed = InvertedIndex.build_streaming(
+            [tiny, tiny], tmp_path, dim=DIM, metric="ip", dtype="uint8"
+        )
         assert len(streamed) == 2
 
 

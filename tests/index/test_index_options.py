@@ -20,7 +20,8 @@ ONE = QUERIES[0][:1], QUERIES[1][:1]
 
 def built(**options):
     """Three segments, one of them with removed codes."""
-    index = InvertedIndex.build((CODES[0][:3000], CODES[1][:3000]), dim=DIM, window=512, **options)
+    options = {"dim": DIM, "metric": "ip", "window": 512, **options}
+    index = InvertedIndex.build((CODES[0][:3000], CODES[1][:3000]), **options)
     norms = options.get("norms")
     more = None if norms is None else np.ones(500)
     index.add((CODES[0][3000:3500], CODES[1][3000:3500]), norms=more)
@@ -87,7 +88,7 @@ def test_selective_filters_score_documents_one_by_one(dtype, cluster):
 
 def test_the_copy_by_document_is_made_once_it_has_been_missed():
     codes = index_codes.skewed(30_000, 64, 8)
-    index = InvertedIndex.build(codes, dim=64)
+    index = InvertedIndex.build(codes, dim=64, metric="ip")
     queries = codes[0][:1], codes[1][:1]
     want = index.search(queries, 3, filter=[5, 9])
     assert index.stats()["forward_bytes"] == 0
@@ -101,7 +102,7 @@ def test_the_copy_by_document_is_made_once_it_has_been_missed():
 
 def test_a_filter_costs_no_more_than_its_mask():
     codes = index_codes.uniform(100_000, 160, 8)
-    index = InvertedIndex.build(codes, dim=160)
+    index = InvertedIndex.build(codes, dim=160, metric="ip")
     index.snapshot().segments[0].native.make_forward(1)
     queries = codes[0][:40], codes[1][:40]
     rng = np.random.default_rng(0)
@@ -131,7 +132,7 @@ def test_a_filter_costs_no_more_than_its_mask():
 def test_queries_of_very_many_latents():
     rng = np.random.default_rng(0)
     codes = index_codes.uniform(500, 3000, 40)
-    index = InvertedIndex.build(codes, dim=3000)
+    index = InvertedIndex.build(codes, dim=3000, metric="ip")
     queries = index_codes.in_order(rng.random((3, 2500)), np.tile(np.arange(2500), (3, 1)))
     index.snapshot().segments[0].native.make_forward(1)
     few = [3, 77, 400]
@@ -252,13 +253,13 @@ def test_bad_rerank():
         with pytest.raises(ValueError, match=message):
             index.search(QUERIES, rerank=rerank)
     with pytest.raises(ValueError, match="norms: expected positive numbers, got 0"):
-        InvertedIndex.build(CODES, dim=DIM, norms=np.zeros(4000))
+        InvertedIndex.build(CODES, dim=DIM, metric="ip", norms=np.zeros(4000))
 
 
 @pytest.mark.parametrize("cluster", [False, True])
 def test_fast_finds_what_it_was_calibrated_to(cluster):
     codes = index_codes.skewed(20_000, 256, 24)
-    index = InvertedIndex.build(codes, dim=256, cluster=cluster)
+    index = InvertedIndex.build(codes, dim=256, metric="ip", cluster=cluster)
     queries = index_codes.skewed(200, 256, 24, seed=7)
     truth = index.search(queries)
     for recall in (0.8, 0.95):
@@ -273,13 +274,13 @@ def test_fast_finds_what_it_was_calibrated_to(cluster):
                 assert at.get(int(id), score) == score
     threads = index.search(queries, mode="fast", recall=0.8, num_threads=3)
     assert_same(threads, index.search(queries, mode="fast", recall=0.8, num_threads=1))
-    empty = InvertedIndex.build((codes[0][:0], codes[1][:0]), dim=256)
+    empty = InvertedIndex.build((codes[0][:0], codes[1][:0]), dim=256, metric="ip")
     assert (empty.search(queries, 2, mode="fast")[1] == -1).all()
 
 
 def test_less_of_the_bounds_reads_less_and_finds_less():
     codes = index_codes.skewed(20_000, 256, 24)
-    index = InvertedIndex.build(codes, dim=256, cluster=True)
+    index = InvertedIndex.build(codes, dim=256, metric="ip", cluster=True)
     values, indices = index_codes.skewed(200, 256, 24, seed=7)
     native = [(segment.native, None) for segment in index.snapshot().segments]
     limits = {"topk": 10, "normalize": False, "query_k": 24, "min_score": 0.0, "num_threads": 1}

@@ -54,7 +54,9 @@ def test_rounding(form, values, above):
     values = np.array([values], np.float32)
     largest = min(float(values.max()) * 2.0**above, 2.0**127)
     latents = np.arange(values.size)[None]
-    index = InvertedIndex.build((values, latents), dim=DIM, dtype=form, largest=largest)
+    index = InvertedIndex.build(
+        (values, latents), dim=DIM, metric="ip", dtype=form, largest=largest
+    )
     top = index.stats()["largest"]
     assert largest <= top
     assert top < 2 * largest or top < 2.0**-90
@@ -71,7 +73,9 @@ def test_rounding(form, values, above):
     squares = np.round(np.sqrt(rows[2].astype(np.float64) / unit)) ** 2 * unit
     assert (abs(squares - exact) <= np.maximum(bound, 2.0**-125)).all()
     assert (abs(squares - rows[2]) <= np.maximum(np.spacing(rows[2]) / 2, 2.0**-125)).all()
-    again = InvertedIndex.build((rows[2][None], latents), dim=DIM, dtype=form, largest=top)
+    again = InvertedIndex.build(
+        (rows[2][None], latents), dim=DIM, metric="ip", dtype=form, largest=top
+    )
     np.testing.assert_array_equal(again.snapshot().segments[0].native.rows()[2], rows[2])
 
 
@@ -80,7 +84,7 @@ def test_rounding(form, values, above):
 def test_merging_does_not_round_again(form, cluster):
     first = np.argsort(CODES[0].max(1))[::-1][:200]
     index = InvertedIndex.build(
-        some(first), first, dim=DIM, dtype=form, cluster=cluster, window=256
+        some(first), first, dim=DIM, metric="ip", dtype=form, cluster=cluster, window=256
     )
     rest = np.setdiff1d(np.arange(3000), first)
     for ids in np.array_split(rest, 40):
@@ -103,7 +107,7 @@ def test_extreme_values(form):
     latents = np.arange(3)[None]
     for values in ([tiny, tiny, 0], [large, tiny, 1], [large, large, large]):
         codes = np.array([values], np.float32), latents
-        index = InvertedIndex.build(codes, dim=3, dtype=form)
+        index = InvertedIndex.build(codes, dim=3, metric="ip", dtype=form)
         stored = index.to_numpy()
         for weight in (1e-45, 1e-30, 1, 1e38):
             query = np.full((1, 3), weight, np.float32), latents
@@ -111,12 +115,12 @@ def test_extreme_values(form):
                 assert_same(index.search(query, 1), reference.search(*stored, 3, *query, 1))
     assert index.to_numpy()[0].tolist() == [[large] * 3]
     with pytest.raises(ValueError, match=r"in row 0 exceeds 2\^127, the largest"):
-        InvertedIndex.build((codes[0] * np.float32(1.5), latents), dim=3, dtype=form)
+        InvertedIndex.build((codes[0] * np.float32(1.5), latents), dim=3, metric="ip", dtype=form)
 
 
 @pytest.mark.parametrize("form", SQUARES)
 def test_weights_that_the_unit_makes_denormal(form):
-    index = InvertedIndex.build(CODES, dim=DIM, dtype=form, largest=16)
+    index = InvertedIndex.build(CODES, dim=DIM, metric="ip", dtype=form, largest=16)
     stored, indices = index.to_numpy()
     unit = 16.0 / {"uint8": 256, "uint16": 65_536}[form] ** 2
     for edge in (2.0**-126 / unit, 2.0**128):
@@ -132,11 +136,11 @@ def test_weights_that_the_unit_makes_denormal(form):
 def test_negative_zero_is_an_empty_slot():
     codes = np.array([[1, -0.0]], np.float32), np.array([[3, 4]])
     for form in ("float16", "uint16", "uint8", "float32"):
-        assert InvertedIndex.build(codes, dim=5, dtype=form).stats()["postings"] == 1
+        assert InvertedIndex.build(codes, dim=5, metric="ip", dtype=form).stats()["postings"] == 1
 
 
 def test_the_largest_value():
-    index = InvertedIndex.build(some(np.arange(0)), dim=DIM, dtype="uint8")
+    index = InvertedIndex.build(some(np.arange(0)), dim=DIM, metric="ip", dtype="uint8")
     assert index.stats()["largest"] is None
     index.add((np.zeros((2, 1)), np.zeros((2, 1), int)))
     assert index.stats()["largest"] is None
@@ -147,9 +151,9 @@ def test_the_largest_value():
     with pytest.raises(ValueError, match=r"value 9 in row 0 exceeds 2\^3, .*build it with"):
         index.add((np.array([[9.0]]), np.array([[1]])))
     np.testing.assert_array_equal(index.ids, before)
-    wide = InvertedIndex.build(some(np.arange(9)), dim=DIM, dtype="uint8", largest=100)
+    wide = InvertedIndex.build(some(np.arange(9)), dim=DIM, metric="ip", dtype="uint8", largest=100)
     assert wide.stats()["largest"] == 128
-    assert InvertedIndex.build(some([0]), dim=DIM).stats()["largest"] is None
+    assert InvertedIndex.build(some([0]), dim=DIM, metric="ip").stats()["largest"] is None
     cosine = InvertedIndex.build(some(np.arange(0)), dim=DIM, dtype="uint8", metric="cosine")
     assert cosine.stats()["largest"] == 1
     cosine.add((np.array([[9.0]]), np.array([[1]])))
@@ -171,7 +175,7 @@ def test_the_largest_value():
 )
 def test_refused_options(options, message):
     with pytest.raises(ValueError, match=message):
-        InvertedIndex.build(CODES, dim=DIM, **options)
+        InvertedIndex.build(CODES, **{"dim": DIM, "metric": "ip", **options})
 
 
 @pytest.mark.parametrize("form", SQUARES)
@@ -192,7 +196,7 @@ def test_saved_loaded_and_pickled(form, metric, cluster, tmp_path):
         assert_same(again.search(QUERIES), index.search(QUERIES))
         again.add(some([5]))
         again.compact()
-    InvertedIndex.build(CODES, dim=DIM).save(tmp_path)
+    InvertedIndex.build(CODES, dim=DIM, metric="ip").save(tmp_path)
     assert json.loads((tmp_path / "index.json").read_text())["version"] == 2
 
 
@@ -205,7 +209,7 @@ def forge(folder, **changes):
 
 @pytest.mark.parametrize("exponent", [None, -95, 128, 2**70, 1.0, "1", True, [], "absent"])
 def test_forged_exponents(tmp_path, exponent):
-    InvertedIndex.build(CODES, dim=DIM, dtype="uint8").save(tmp_path)
+    InvertedIndex.build(CODES, dim=DIM, metric="ip", dtype="uint8").save(tmp_path)
     if exponent is None:
         forge(tmp_path, values="float16")
     else:
@@ -216,7 +220,7 @@ def test_forged_exponents(tmp_path, exponent):
 
 @pytest.mark.parametrize("change", [{"values": "uint16"}, {"values": "float32", "exponent": None}])
 def test_forged_types(tmp_path, change):
-    InvertedIndex.build(CODES, dim=DIM, dtype="uint8").save(tmp_path)
+    InvertedIndex.build(CODES, dim=DIM, metric="ip", dtype="uint8").save(tmp_path)
     forge(tmp_path, **change)
     with pytest.raises(ValueError, match="damaged"):
         InvertedIndex.load(tmp_path)
@@ -225,7 +229,7 @@ def test_forged_types(tmp_path, change):
 @pytest.mark.parametrize("documents", [2**21, 2**31, 2**40])
 def test_claims_of_very_many_documents(tmp_path, documents):
     nothing = np.zeros((10, 1)), np.zeros((10, 1), int)
-    InvertedIndex.build(nothing, dim=DIM).save(tmp_path)
+    InvertedIndex.build(nothing, dim=DIM, metric="ip").save(tmp_path)
     header = json.loads((tmp_path / "index.json").read_text())
     header["index"]["segments"][0]["documents"] = documents
     forge(tmp_path, segments=header["index"]["segments"])
@@ -235,7 +239,9 @@ def test_claims_of_very_many_documents(tmp_path, documents):
 
 def test_very_many_empty_codes(tmp_path):
     n = 2**20 + 1
-    InvertedIndex.build((np.zeros((n, 1)), np.zeros((n, 1), int)), dim=3).save(tmp_path)
+    InvertedIndex.build((np.zeros((n, 1)), np.zeros((n, 1), int)), dim=3, metric="ip").save(
+        tmp_path
+    )
     assert len(InvertedIndex.load(tmp_path, verify=True)) == n
 
 
@@ -245,16 +251,20 @@ def test_build_streaming(tmp_path):
     top = float(codes[0].max())
     for source, largest in ((codes, None), (pieces, top)):
         index = InvertedIndex.build_streaming(
-            source, tmp_path, chunk=700, dim=DIM, dtype="uint8", largest=largest
+            source, tmp_path, chunk=700, dim=DIM, metric="ip", dtype="uint8", largest=largest
         )
         assert index.stats()["segments"] == 5
         assert_rounded_once(index, codes)
         assert_same(index.search(QUERIES), InvertedIndex.load(tmp_path).search(QUERIES))
     weak = pieces[0][0] / np.float32(64), pieces[0][1]
     with pytest.raises(ValueError, match="build it with largest="):
-        InvertedIndex.build_streaming([weak, *pieces], tmp_path, dim=DIM, dtype="uint8", chunk=700)
+        InvertedIndex.build_streaming(
+            [weak, *pieces], tmp_path, dim=DIM, metric="ip", dtype="uint8", chunk=700
+        )
     assert len(InvertedIndex.load(tmp_path, verify=True)) == 3000
-    gathered = InvertedIndex.build_streaming([weak, *pieces], tmp_path, dim=DIM, dtype="uint8")
+    gathered = InvertedIndex.build_streaming(
+        [weak, *pieces], tmp_path, dim=DIM, metric="ip", dtype="uint8"
+    )
     assert len(gathered) == 3700  # one chunk, of which the largest is known
 
 
@@ -262,7 +272,7 @@ def test_bytes_and_recall():
     codes = index_codes.skewed(20_000, 2048, 32)
     queries = index_codes.skewed(200, 2048, 32, seed=1)
     built = {
-        form: InvertedIndex.build(codes, dim=2048, dtype=form, cluster=False)
+        form: InvertedIndex.build(codes, dim=2048, metric="ip", dtype=form, cluster=False)
         for form in ("float32", "float16", "uint16", "uint8")
     }
     truth = built["float32"].search(queries)[1]

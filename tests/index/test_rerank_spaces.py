@@ -44,7 +44,7 @@ def test_an_index_scores_cosines_of_reconstructions(made, space):
         seen(queries)[:, None] - centre, seen(rebuilt)[None] - centre, dim=2
     )
     norms = model.norms(codes, space)
-    index = InvertedIndex.build(codes, norms=norms.numpy(), dtype="float32")
+    index = InvertedIndex.build(codes, norms=norms.numpy(), dtype="float32", metric="ip")
     asked = model.rerank(queries, shortlist=250, space=space)
     scores, ids = index.search(model.encode(queries), top_k=5, rerank=asked)
     found = torch.from_numpy(scores)

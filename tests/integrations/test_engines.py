@@ -41,7 +41,7 @@ def queries() -> SparseCodes:
 
 @pytest.fixture(scope="module")
 def expected(codes, queries) -> tuple[np.ndarray, np.ndarray]:
-    return InvertedIndex.build(codes, IDS, dtype="float32").search(queries, TOP_K)
+    return InvertedIndex.build(codes, IDS, dtype="float32", metric="ip").search(queries, TOP_K)
 
 
 def assert_same_hits(expected, found: list[list[tuple[int, float]]], tolerance=1e-5) -> None:
@@ -69,7 +69,7 @@ def test_qdrant(codes, queries, expected):
     assert np.array_equal(ids, IDS)
     assert back.equal(codes)
     # Points of an id are replaced; an index goes as it is stored; payloads stay beside them.
-    index = InvertedIndex.build(codes[:2], IDS[5:7])
+    index = InvertedIndex.build(codes[:2], IDS[5:7], metric="ip")
     qdrant.upload(index, client, "documents", payloads=[{"name": "a"}, {"name": "b"}])
     assert client.count("documents").count == 400
     assert client.retrieve("documents", [int(IDS[6])])[0].payload == {"name": "b"}
@@ -111,7 +111,7 @@ def test_milvus(codes, queries, expected, milvus_client):
     back, ids = milvus.download(client, "documents", H, k=K, batch_size=70)
     assert np.array_equal(ids, IDS)
     assert back.equal(codes)
-    index = InvertedIndex.build(codes[:2], IDS[5:7])
+    index = InvertedIndex.build(codes[:2], IDS[5:7], metric="ip")
     milvus.upload(index, client, "documents", fields=[{"name": "a"}, {"name": "b"}])
     back, ids = milvus.download(client, "documents", H, k=K)
     assert np.array_equal(ids, IDS)
@@ -339,7 +339,7 @@ def test_seismic(codes, queries, tmp_path):
         [(hit[-1], hit[-2]) for hit in index.search(*query, TOP_K, K, HEAP_FACTOR, 0, True)]
         for query in seismic.queries(queries)
     ]
-    wanted = InvertedIndex.build(codes, dtype="float16").search(queries, TOP_K)
+    wanted = InvertedIndex.build(codes, dtype="float16", metric="ip").search(queries, TOP_K)
     assert_same_hits(wanted, found, tolerance=2e-3)
 
 
@@ -536,7 +536,7 @@ def test_bad_input_is_explained(codes):
     with pytest.raises(ValueError, match="expected one for each of 400 codes, got 1"):
         list(elasticsearch.bulk_lines(codes, fields=[{}]))
     with pytest.raises(ValueError, match="an InvertedIndex has its own"):
-        list(elasticsearch.bulk_lines(InvertedIndex.build(codes), ids=IDS))
+        list(elasticsearch.bulk_lines(InvertedIndex.build(codes, metric="ip"), ids=IDS))
     with pytest.raises(ValueError, match="kind: expected one of"):
         elasticsearch.mapping(kind="dense_vector")
     for line in ("{", "5", '{"delete": {"_id": "1"}}', '{"_source": {"csr": {"a": 1}}, "_id": 1}'):

@@ -232,7 +232,7 @@ def test_scores_that_no_float_holds(tmp_path, modules):
     from fastapi.testclient import TestClient
 
     huge = np.full((2, 1), 3e38, np.float32), np.array([[1], [2]])
-    InvertedIndex.build(huge, dim=DIM, dtype="float32").save(tmp_path)
+    InvertedIndex.build(huge, dim=DIM, metric="ip", dtype="float32").save(tmp_path)
     with TestClient(modules[0].create_app(modules[1].Shelf(tmp_path, None))) as client:
         ask = {"queries": [{"latents": [1], "values": [3e38]}]}
         hits = client.post("/search", json=ask).json()["hits"]

@@ -168,11 +168,11 @@ def test_manifest_refuses_what_does_not_fit(tmp_path: Path) -> None:
     InvertedIndex.build((values, indices), np.arange(25, 35), dim=DIM).save(tmp_path / "overlap")
     with pytest.raises(ValueError, match="ids 25 to 34 meet those of shard"):
         build.add_shard(tmp_path / "overlap", tmp_path / "index")
-    InvertedIndex.build((values, indices), np.arange(90, 100), dim=DIM, metric="cosine").save(
-        tmp_path / "cosine"
+    InvertedIndex.build((values, indices), np.arange(90, 100), dim=DIM, metric="ip").save(
+        tmp_path / "other"
     )
-    with pytest.raises(ValueError, match="expected metric='ip' as the others, got metric='cosine'"):
-        build.add_shard(tmp_path / "cosine", tmp_path / "index")
+    with pytest.raises(ValueError, match="expected metric='cosine' as the others, got metric='ip'"):
+        build.add_shard(tmp_path / "other", tmp_path / "index")
     assert shards.newest(folder).number == 2
 
 

@@ -312,7 +312,7 @@ def test_requests_over_http(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 def test_scores_over_http_are_finite(tmp_path: Path) -> None:
     pytest.importorskip("starlette")
     huge = np.full((2, 1), 3e38, np.float32), np.array([[1], [2]], np.int32)
-    InvertedIndex.build(huge, dim=DIM, dtype="float32").save(tmp_path / "one")
+    InvertedIndex.build(huge, dim=DIM, metric="ip", dtype="float32").save(tmp_path / "one")
     build.add_shard(tmp_path / "one", tmp_path / "index")
     body = json.dumps({"values": [[3e38]], "indices": [[1]]}).encode()
     status, answer = over_http(Folder.of(tmp_path / "index"), HttpRequest(body), [])

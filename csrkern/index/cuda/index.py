@@ -152,7 +152,7 @@ class CudaIndex:
         codes: Any,
         ids: Any = None,
         *,
-        metric: str = "ip",
+        metric: str = "cosine",
         dtype: str = "float16",
         largest: float | None = None,
         norms: Any = None,

@@ -284,7 +284,7 @@ def merge_tensors(
 def rerank_arrays(
     ids: np.ndarray, scores: np.ndarray, top_k: int, least: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best `top_k` by other scores [m, s] of at least `least`, equal ones by lower id."""
+    """Return the best `top_k` by other scores [m, s] of at least `least`; equal: by lower id."""
     gone = (ids < 0) | (scores < least)
     best = np.lexsort((ids, -scores, gone))[:, :top_k]
     scores = np.take_along_axis(np.where(gone, np.float32(-np.inf), scores), best, 1)

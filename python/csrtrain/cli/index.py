@@ -50,10 +50,7 @@ def index(
         ),
     ],
     output: Output,
-    metric: Annotated[
-        Metric,
-        typer.Option(help="What search ranks by; InvertedIndex.build in Python takes ip if none."),
-    ] = Metric.COSINE,
+    metric: Annotated[Metric, typer.Option(help="What search ranks by.")] = Metric.COSINE,
     dtype: Annotated[
         IndexDtype, typer.Option(help="Precision of the stored values; uint8 is the smallest.")
     ] = IndexDtype.FLOAT16,
