@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from csrkern.index.segment import (
     merge,
     restore_segment,
 )
+if TYPE_CHECKING:
+    from csrkern.typing import CodesLike, IdsLike, VectorsLike
+
 
 # Added codes are merged into segments of at least twice the size of the next, as long as that
 # makes no segment larger than this (0.1 s without clusters); `compact` merges the rest.
@@ -113,10 +116,10 @@ class Collection:
 
     def add(
         self,
-        codes: Any,
-        ids: Any = None,
+        codes: CodesLike,
+        ids: IdsLike | None = None,
         *,
-        norms: Any = None,
+        norms: VectorsLike | None = None,
         any_model: bool = False,
         num_threads: int | None = None,
     ) -> None:
@@ -160,7 +163,7 @@ class Collection:
                 self.fingerprint = rows.fingerprint
             self._snapshot = now.with_segment(segment, form, rows.k, replaced)
 
-    def remove(self, ids: Any) -> None:
+    def remove(self, ids: IdsLike) -> None:
         """Removes codes; searches that begin from now on do not find them.
 
         Their memory is freed when their segment is merged or by `compact`.

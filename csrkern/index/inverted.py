@@ -27,6 +27,14 @@ from csrkern.index.segment import SQUARES, Segment, check_form, norms_of
 
 if TYPE_CHECKING:
     from csrkern.index.cuda.index import CudaIndex
+    from csrkern.typing import (
+        CodesLike,
+        CodesSource,
+        DevicesLike,
+        FilterLike,
+        IdsLike,
+        VectorsLike,
+    )
 
 _ALL = 2**62
 _LEAST_WIDTH = 1024
@@ -69,13 +77,13 @@ class InvertedIndex(Collection):
     @classmethod
     def build(
         cls,
-        codes: Any,
-        ids: Any = None,
+        codes: CodesLike,
+        ids: IdsLike | None = None,
         *,
         metric: str = "cosine",
         dtype: str = "float16",
         largest: float | None = None,
-        norms: Any = None,
+        norms: VectorsLike | None = None,
         dim: int | None = None,
         cluster: bool | None = None,
         window: int | None = None,
@@ -127,10 +135,10 @@ class InvertedIndex(Collection):
     @classmethod
     def build_streaming(
         cls,
-        codes: Any,
+        codes: CodesSource,
         path: str | os.PathLike[str],
         *,
-        ids: Any = None,
+        ids: IdsLike | None = None,
         chunk: int = 1_000_000,
         metric: str = "cosine",
         dtype: str = "float16",
@@ -226,7 +234,7 @@ class InvertedIndex(Collection):
 
     def to(
         self,
-        device: Any,
+        device: DevicesLike,
         *,
         slices: int = 1,
         impact_bits: int = 16,
@@ -259,10 +267,10 @@ class InvertedIndex(Collection):
 
     def search(
         self,
-        queries: Any,
+        queries: CodesLike,
         top_k: int = 10,
         *,
-        filter: Any = None,
+        filter: FilterLike | None = None,
         query_k: int | None = None,
         min_score: float | None = None,
         rerank: Rerank | None = None,
@@ -320,10 +328,10 @@ class InvertedIndex(Collection):
 
     def search_above(
         self,
-        queries: Any,
+        queries: CodesLike,
         min_score: float,
         *,
-        filter: Any = None,
+        filter: FilterLike | None = None,
         query_k: int | None = None,
         any_model: bool = False,
         num_threads: int | None = None,
@@ -342,12 +350,12 @@ class InvertedIndex(Collection):
 
     def search_dense(
         self,
-        dense_queries: Any,
+        dense_queries: VectorsLike,
         top_k: int = 10,
         *,
         latents: int = 128,
         shortlist: int = 100,
-        offsets: Any = None,
+        offsets: VectorsLike | None = None,
         **options: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the best documents of dense queries W q: asymmetric search.
@@ -369,7 +377,7 @@ class InvertedIndex(Collection):
         return found
 
     def explain(
-        self, query: Any, id: int, *, any_model: bool = False
+        self, query: CodesLike, id: int, *, any_model: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return what a document's score for a query is made of, latent by latent.
 
@@ -402,7 +410,7 @@ class InvertedIndex(Collection):
                 return latents[both], products[both]
         raise ValueError(f"id: {id} is not in the index")
 
-    def profile(self, queries: Any, top_k: int = 10) -> dict[str, int]:
+    def profile(self, queries: CodesLike, top_k: int = 10) -> dict[str, int]:
         """Return counts of what a search for some queries reads.
 
         Returns:
@@ -454,7 +462,7 @@ class InvertedIndex(Collection):
     def _plans(self) -> Plans:
         return Plans()
 
-    def _read(self, name: str, codes: Any, any_model: bool) -> Rows:
+    def _read(self, name: str, codes: CodesLike, any_model: bool) -> Rows:
         rows = read_rows(name, codes, self.dim)
         check_same_model(name, rows.fingerprint, self.fingerprint, any_model=any_model)
         return rows
@@ -463,7 +471,7 @@ class InvertedIndex(Collection):
         self,
         segments: tuple[Segment, ...],
         rows: Rows,
-        filter: Any,
+        filter: FilterLike | None,
         query_k: int | None,
         min_score: float | None,
         num_threads: int | None,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from csrkern.arguments import check_int, float32_array
+
+if TYPE_CHECKING:
+    from csrkern.typing import VectorsLike
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ class Rerank:
             known. `SparseAutoencoder.rerank` sets it.
     """
 
-    dense_queries: Any
+    dense_queries: VectorsLike
     shortlist: int = 100
-    offsets: Any = None
+    offsets: VectorsLike | None = None
     fingerprint: str | None = None
 
     def arrays(self, n: int, dim: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from csrkern.arguments import as_csr, check_places, float32_array, integers, row_starts
 from csrkern.codes import file as codes_file
 from csrkern.identity import check_same_model
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+    from csrkern.codes.sparse import SparseCodes
 
 
 class Rows(NamedTuple):
@@ -121,7 +126,7 @@ def read_rows(name: str, codes: Any, dim: int | None) -> Rows:
     )
 
 
-def is_codes(given: Any) -> bool:
+def is_codes(given: Any) -> TypeGuard[SparseCodes]:
     """Return whether `given` is SparseCodes, without importing them."""
     codes_module = sys.modules.get("csrkern.codes.sparse")
     return codes_module is not None and isinstance(given, codes_module.SparseCodes)

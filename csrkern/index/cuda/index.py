@@ -50,6 +50,8 @@ from csrkern.index.segment import SQUARES, check_form
 if TYPE_CHECKING:
     import torch
 
+    from csrkern.typing import CodesLike, DevicesLike, FilterLike, IdsLike, VectorsLike
+
 _ALL = 2**30
 
 
@@ -120,7 +122,7 @@ class CudaIndex:
     def of(
         cls,
         index: Collection,
-        device: Any = "cuda",
+        device: DevicesLike = "cuda",
         *,
         slices: int = 1,
         impact_bits: int = 16,
@@ -149,13 +151,13 @@ class CudaIndex:
     @classmethod
     def build(
         cls,
-        codes: Any,
-        ids: Any = None,
+        codes: CodesLike,
+        ids: IdsLike | None = None,
         *,
         metric: str = "cosine",
         dtype: str = "float16",
         largest: float | None = None,
-        norms: Any = None,
+        norms: VectorsLike | None = None,
         dim: int | None = None,
         impact_bits: int = 16,
         block: int | None = None,
@@ -219,13 +221,13 @@ class CudaIndex:
 
     def search(
         self,
-        queries: Any,
+        queries: CodesLike,
         top_k: int = 10,
         *,
-        filter: Any = None,
+        filter: FilterLike | None = None,
         query_k: int | None = None,
         min_score: float | None = None,
-        rerank: Any = None,
+        rerank: Rerank | None = None,
         mode: str = "exact",
         recall: float | None = None,
         any_model: bool = False,
@@ -283,12 +285,12 @@ class CudaIndex:
 
     def search_dense(
         self,
-        dense_queries: Any,
+        dense_queries: VectorsLike,
         top_k: int = 10,
         *,
         latents: int = 128,
         shortlist: int = 100,
-        offsets: Any = None,
+        offsets: VectorsLike | None = None,
         **options: Any,
     ) -> tuple[Any, Any]:
         """Return the best documents of dense queries W q: asymmetric search.
@@ -373,7 +375,9 @@ class CudaIndex:
             found.append(tuple(tensor.to(home) for tensor in results))
         return merge_tensors(found, options["topk"])
 
-    def profile(self, queries: Any, top_k: int = 10, *, way: str = "cheaper") -> dict[str, int]:
+    def profile(
+        self, queries: CodesLike, top_k: int = 10, *, way: str = "cheaper"
+    ) -> dict[str, int]:
         """Return counts of what a search for some queries reads.
 
         Returns:

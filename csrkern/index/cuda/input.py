@@ -121,7 +121,8 @@ def device_rerank(
     """
     import torch
 
-    dense, offsets = rerank.dense_queries, rerank.offsets
+    dense: Any = rerank.dense_queries
+    offsets: Any = rerank.offsets
     given = [one for one in (dense, offsets) if one is not None]
     if not all(isinstance(one, torch.Tensor) and one.device == home for one in given):
         arrays = rerank.arrays(m, dim)
