@@ -157,15 +157,15 @@ def search(
 def stored_values(values: np.ndarray, form: str, largest: float = 1.0) -> np.ndarray:
     """Values ≥ 0 (float32) as an `InvertedIndex` holds them.
 
-    "float16" and "float32" round to the nearest number; "uint8" and "uint16" to the nearest,
-    the lower of two, of the squares of 1..256 (1..65536), times what makes the last one
+    "float16" and "float32" round to the nearest number; "uint8" to the nearest,
+    the lower of two, of the squares of 1..256, times what makes the last one
     `largest`, a power of two. No positive value becomes 0.
     """
     if form.startswith("float"):
         rounded = values.astype(form).astype(np.float32)
         least = np.float32(np.finfo(form).smallest_subnormal)
         return np.where((values > 0) & (rounded == 0), least, rounded)
-    roots = np.arange(1.0, {"uint8": 257, "uint16": 65537}[form])
+    roots = np.arange(1.0, 257)
     unit = largest / roots[-1] ** 2
     middles = (roots[:-1] ** 2 + roots[1:] ** 2) / 2
     nearest = roots[np.searchsorted(middles, values / unit)].astype(np.float32)

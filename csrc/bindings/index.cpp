@@ -70,7 +70,6 @@ csrkern::ValueType value_type(const std::string& name) {
   if (name == "float16") return csrkern::ValueType::float16;
   if (name == "float32") return csrkern::ValueType::float32;
   if (name == "uint8") return csrkern::ValueType::uint8;
-  if (name == "uint16") return csrkern::ValueType::uint16;
   throw std::invalid_argument("expected the name of a value type, got " + name);
 }
 

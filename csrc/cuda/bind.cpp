@@ -37,7 +37,6 @@ cuda::IndexOptions read_options(int32_t dim, const std::string& values, int32_t 
       {"float16", csrkern::ValueType::float16},
       {"float32", csrkern::ValueType::float32},
       {"uint8", csrkern::ValueType::uint8},
-      {"uint16", csrkern::ValueType::uint16},
   };
   return {dim, types.at(values), normalize, impact_bits, block, exponent};
 }

@@ -42,10 +42,8 @@ CSRKERN_DEVICE float value_at(const IndexArrays& index, uint32_t entry) {
       return from_half(static_cast<const uint16_t*>(index.values)[entry]);
     case ValueType::float32:
       return static_cast<const float*>(index.values)[entry];
-    case ValueType::uint8:
-      return square(static_cast<const uint8_t*>(index.values)[entry], index.unit);
     default:
-      return square(static_cast<const uint16_t*>(index.values)[entry], index.unit);
+      return square(static_cast<const uint8_t*>(index.values)[entry], index.unit);
   }
 }
 

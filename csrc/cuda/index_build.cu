@@ -72,7 +72,7 @@ void expect_room(int64_t n, int64_t entries, const IndexOptions& options, const 
             ", the largest that the index can hold; build it with largest=");
       }
       throw std::invalid_argument("codes: a value" + row +
-                                  " does not fit in float16; build with values='float32'");
+                                  " does not fit in float16; build with dtype='float32'");
     default:
       throw std::invalid_argument("codes: a latent comes twice" + row +
                                   "; sum or drop duplicates first");

@@ -59,11 +59,8 @@ struct RowReader {
       case ValueType::float32:
         static_cast<float*>(values)[at] = value;
         break;
-      case ValueType::uint8:
-        static_cast<uint8_t*>(values)[at] = static_cast<uint8_t>(number_of(value, unit));
-        break;
       default:
-        static_cast<uint16_t*>(values)[at] = static_cast<uint16_t>(number_of(value, unit));
+        static_cast<uint8_t*>(values)[at] = static_cast<uint8_t>(number_of(value, unit));
     }
   }
 };

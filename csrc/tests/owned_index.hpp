@@ -33,8 +33,7 @@ inline std::vector<QueryEntry> query_of(const OwnedCodes& codes, int64_t i) {
   return entries;
 }
 
-constexpr ValueType kValueTypes[] = {ValueType::float16, ValueType::float32, ValueType::uint8,
-                                     ValueType::uint16};
+constexpr ValueType kValueTypes[] = {ValueType::float16, ValueType::float32, ValueType::uint8};
 
 struct OwnedIndex {
   OwnedIndex(const SparseRows& docs, int32_t window, int32_t block, ValueType type, bool normalize,

@@ -202,7 +202,7 @@ int main() {
   using namespace csrkern;
   for (int threads : {1, 3}) {
     for (const Library& library : {Library(ValueType::float16, ValueType::float32),
-                                   Library(ValueType::uint8, ValueType::uint16)}) {
+                                   Library(ValueType::uint8, ValueType::float32)}) {
       SearchOptions options;
       options.num_threads = threads;
       check_plain_and_limited(library, options);

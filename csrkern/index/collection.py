@@ -14,7 +14,6 @@ from csrkern.identity import check_fingerprint, check_same_model
 from csrkern.index import file as index_file
 from csrkern.index.rows import Rows, check_ids, check_norms, read_rows
 from csrkern.index.segment import (
-    SQUARES,
     Form,
     Segment,
     arrays_of,
@@ -22,9 +21,9 @@ from csrkern.index.segment import (
     merge,
     restore_segment,
 )
+
 if TYPE_CHECKING:
     from csrkern.typing import CodesLike, IdsLike, VectorsLike
-
 
 # Added codes are merged into segments of at least twice the size of the next, as long as that
 # makes no segment larger than this (0.1 s without clusters); `compact` merges the rest.
@@ -138,7 +137,7 @@ class Collection:
 
         Raises:
             TypeError, ValueError: as `build`, if an id is taken, a value is larger than
-                the index holds (uint8, uint16), or (ModelMismatchError) another model made the
+                the index holds (uint8), or (ModelMismatchError) another model made the
                 codes; nothing is added then.
         """
         rows = read_rows("codes", codes, self.dim)
@@ -229,7 +228,7 @@ class Collection:
             "values": form.dtype,
             "cluster": form.cluster,
         }
-        if form.dtype in SQUARES:
+        if form.dtype == "uint8":
             facts["exponent"] = form.exponent
         if form.window is not None:
             facts["window"] = form.window

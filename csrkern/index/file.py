@@ -19,7 +19,6 @@ from csrkern.identity import check_fingerprint
 from csrkern.index.segment import (
     LEAST_EXPONENT,
     MOST_EXPONENT,
-    SQUARES,
     USUAL_WINDOW,
     VALUE_DTYPES,
     Form,
@@ -228,13 +227,18 @@ def _read_header(folder: Path) -> dict[str, Any]:
         whole = header.get("crc32c") == crc32c(_canonical(body))
     except RecursionError as error:
         raise damaged from error
+    if whole and body.get("values") == "uint16":
+        raise ValueError(
+            f"{file}: values in uint16 are not supported; build the index again, with "
+            "dtype='uint8' or 'float16'"
+        )
     if not whole or not _sane(body) or header["version"] != _version(body):
         raise damaged
     return body
 
 
 def _version(body: dict[str, Any]) -> int:
-    return VERSION if body["values"] in SQUARES else FLOATS_VERSION
+    return VERSION if body["values"] == "uint8" else FLOATS_VERSION
 
 
 def _count(value: Any, limit: int) -> bool:
@@ -274,7 +278,7 @@ def _sane_window(window: Any) -> bool:
 
 def _sane_exponent(body: dict[str, Any]) -> bool:
     exponent = body.get("exponent")
-    if body["values"] not in SQUARES or exponent is None:
+    if body["values"] != "uint8" or exponent is None:
         return exponent is None
     return type(exponent) is int and LEAST_EXPONENT <= exponent <= MOST_EXPONENT
 

@@ -23,7 +23,7 @@ from csrkern.index.fast import Plans, check_mode
 from csrkern.index.filter import allowed_bits
 from csrkern.index.rerank import Rerank, search_dense
 from csrkern.index.rows import Rows, can_be_read_twice, check_ids, code_chunks, read_rows
-from csrkern.index.segment import SQUARES, Segment, check_form, norms_of
+from csrkern.index.segment import Segment, check_form, norms_of
 
 if TYPE_CHECKING:
     from csrkern.index.cuda.index import CudaIndex
@@ -64,7 +64,7 @@ class InvertedIndex(Collection):
         dim: number of latents.
         k: the most slots that a document had when it came.
         metric: "ip" or "cosine".
-        dtype: "float16", "uint16", "uint8" or "float32", in which values are stored.
+        dtype: "float16", "uint8" or "float32", in which values are stored.
         fingerprint: of the model that made the first codes (`SparseAutoencoder.fingerprint`);
             None: not known, as for codes that came as arrays, and may be set. Codes of another
             model are refused (ModelMismatchError), unless a call has any_model=True.
@@ -98,14 +98,14 @@ class InvertedIndex(Collection):
             ids: n distinct integers ≥ 0 that name the codes in results; None: 0..n-1.
             metric: "cosine" brings codes, before they are stored, and queries to L2 norm 1;
                 "ip" scores by inner product.
-            dtype: "float16" rounds values to 2 bytes each, "float32" keeps them. "uint8" and
-                "uint16" round each to the nearest of 256 or 65,536 squares of whole numbers,
-                up to one largest value: relative to a value, uint8 is off by 1/256 of the
-                root of largest / value at most. No positive value becomes 0: float16 rounds
-                those below its least positive number, 2^-24, up to it.
-            largest: for "uint8" and "uint16", the least value that the largest may have, which
-                is then a power of two; codes of a larger value cannot be added. None: that of
-                `codes`, or 1 with cosine.
+            dtype: "float16" rounds values to 2 bytes each, "float32" keeps them. "uint8" rounds
+                each to the nearest of 256 squares of whole numbers, up to one largest value:
+                relative to a value, it is off by 1/256 of the root of largest / value at most.
+                No positive value becomes 0: float16 rounds those below its least positive
+                number, 2^-24, up to it.
+            largest: for "uint8", the least value that the largest may have, which is then a
+                power of two; codes of a larger value cannot be added. None: that of `codes`, or
+                1 with cosine.
             norms: n positive numbers that scores of `Rerank` are divided by: the norms of what
                 the codes, as stored, reconstruct. With "cosine" these are not the norms for
                 `codes` but for `codes.normalize()`.
@@ -178,7 +178,7 @@ class InvertedIndex(Collection):
         if ids is not None:
             ids = np.atleast_1d(integers("ids", ids))
             ids = check_ids(ids, ids.size)
-        if dtype in SQUARES and can_be_read_twice(codes):
+        if dtype == "uint8" and can_be_read_twice(codes):
             tops = [rows.values.max(initial=0) for rows in code_chunks(codes, dim, chunk)]
             form = form.holding(np.array(tops))
         snapshot = Snapshot((), form)
@@ -440,7 +440,7 @@ class InvertedIndex(Collection):
 
         Returns:
             documents, removed (codes whose memory is not free yet), segments, dim, k, metric,
-            dtype, fingerprint, largest (value that uint8 or uint16 can hold); window, block
+            dtype, fingerprint, largest (value that uint8 can hold); window, block
             (documents in it; 0 if not clustered) of the first segment;
             latents (those in use), postings, bytes (memory or disk, without the next),
             bytes_per_code, forward_bytes (what is made in memory when needed: the copy by

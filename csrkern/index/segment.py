@@ -38,17 +38,16 @@ NATIVE_ARRAYS = (
 
 
 METRICS = ("ip", "cosine")
-# uint8 and uint16 are squares of whole numbers; csrc/include/csrkern/index_values.hpp.
-SQUARES = ("uint8", "uint16")
-VALUE_DTYPES = ("float16", *SQUARES, "float32")
-# Between these powers of two the largest square leaves all others normal float32.
+VALUE_DTYPES = ("float16", "uint8", "float32")
+# uint8 values are squares of whole numbers; csrc/include/csrkern/index_values.hpp. Between these
+# powers of two the largest square leaves all others normal float32.
 LEAST_EXPONENT, MOST_EXPONENT = -94, 127
 
 
 class Form(NamedTuple):
     """How codes are stored, the same for all segments of an index.
 
-    With uint8 and uint16 values the largest one is 2^exponent. It is chosen once: were it to
+    With uint8 the largest value is 2^exponent. It is chosen once: were it to
     change, what is stored already would have to be rounded again.
     """
 
@@ -60,7 +59,7 @@ class Form(NamedTuple):
 
     def holding(self, values: np.ndarray) -> Form:
         """The same, with an exponent that suits the first codes if there is none yet."""
-        if self.dtype not in SQUARES or self.exponent is not None:
+        if self.dtype != "uint8" or self.exponent is not None:
             return self
         largest = float(values.max(initial=0))
         return self if largest <= 0 else self._replace(exponent=exponent_of(largest))
@@ -94,10 +93,10 @@ def check_form(
 
 def _exponent(metric: str, dtype: str, largest: Any) -> int | None:
     if largest is None:
-        return 0 if dtype in SQUARES and metric == "cosine" else None
-    if dtype not in SQUARES or metric == "cosine":
+        return 0 if dtype == "uint8" and metric == "cosine" else None
+    if dtype != "uint8" or metric == "cosine":
         raise ValueError(
-            "largest: only with dtype='uint8' or 'uint16' and metric='ip'; "
+            "largest: only with dtype='uint8' and metric='ip'; "
             "floats need no such bound, and with cosine it is 1"
         )
     largest = least_float("largest", largest)

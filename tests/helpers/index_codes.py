@@ -67,7 +67,7 @@ def digest() -> str:
         ("uniform", "float16", 11),
         ("ties", "float32", 6),
         ("skewed", "uint8", 9),
-        ("uniform", "uint16", 7),
+        ("uniform", "float16", 7),
     ]:
         codes = KINDS[kind](9001, 96, k)
         index = InvertedIndex.build(

@@ -89,12 +89,6 @@ class Stored {
       }
       return bytes_.data();
     }
-    if (type_ == ValueType::uint16) {
-      shorts_.resize(size);
-      for (int64_t j = 0; j < size; ++j) {
-        shorts_[j] = static_cast<uint16_t>(number_of(floats_[j], unit_));
-      }
-    }
     return type_ == ValueType::float32 ? reinterpret_cast<const uint8_t*>(floats_)
                                        : reinterpret_cast<const uint8_t*>(shorts_.data());
   }
@@ -110,10 +104,10 @@ class Stored {
       if (half ? (shorts_[j] & 0x7fff) < 0x7c00 : floats_[j] <= largest_) continue;
       throw std::invalid_argument(
           "codes: the value " + shown(floats_[j]) + in_row(rows_, i) +
-          (half ? " does not fit in float16; build with values='float32'"
+          (half ? " does not fit in float16; build with dtype='float32'"
                 : " exceeds 2^" + std::to_string(exponent_) +
                       ", the largest that the index can hold; build it with largest= what is to "
-                      "come, or values='float16'"));
+                      "come, or dtype='float16'"));
     }
   }
 
@@ -124,7 +118,7 @@ class Stored {
   bool normalize_;
   std::vector<float> scaled_;
   const float* floats_ = nullptr;
-  std::vector<uint16_t> shorts_;  // float16 or uint16
+  std::vector<uint16_t> shorts_;  // float16
   std::vector<uint8_t> bytes_;
 };
 

@@ -141,7 +141,7 @@ struct ValueKernels {
 
 // Scores are non-negative floats, so their bits compare like the scores.
 struct IndexKernels {
-  ValueKernels of[4];  // by ValueType
+  ValueKernels of[3];  // by ValueType
   // Zeroes the scores whose bits are 0; n is a multiple of 64.
   void (*keep)(float* scores, int64_t n, const uint64_t* bits);
   // maxima[j] = max of scores[i] over i = j mod lanes, as bits; `lanes` and n are multiples of 64.

@@ -68,15 +68,6 @@ struct ByteValues {
   static float load(const uint8_t* at) { return square(*at); }
 };
 
-struct ShortValues {
-  static constexpr uint64_t kBytes = 2;
-  static __m256 load8(const uint8_t* at) {
-    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
-    return squares(_mm256_cvtepu16_epi32(eight));
-  }
-  static float load(const uint8_t* at) { return square(load_short(at)); }
-};
-
 // Scores the postings [from, to) of a slice of n, and prefetches what is `ahead` bytes after them.
 template <class Value>
 void score_postings(const uint8_t* slice, uint64_t n, uint64_t from, uint64_t to, float weight,
@@ -248,7 +239,7 @@ const Kernels kAvx2 = {
     kEncode<Avx2>,
     kGather<Avx2>,
     kInfoNce<Avx2>,
-    {{kOf<HalfValues>, kOf<FloatValues>, kOf<ByteValues>, kOf<ShortValues>},
+    {{kOf<HalfValues>, kOf<FloatValues>, kOf<ByteValues>},
      keep,
      lane_maxima,
      take,

@@ -70,17 +70,6 @@ struct ByteValues {
   }
 };
 
-struct ShortValues {
-  static constexpr uint64_t kBytes = 2;
-  static __m512 load(const uint8_t* at) {
-    const __m256i shorts = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
-    return squares(_mm512_cvtepu16_epi32(shorts));
-  }
-  static __m512 load(const uint8_t* at, __mmask16 mask) {
-    return squares(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at)), mask);
-  }
-};
-
 // Scores the postings [from, to) of a slice of n, and prefetches what is `ahead` bytes after them.
 // The unused lanes of the last vector add 0 to 16 slots of their own from `spare` on, which saves a
 // branch that would be mispredicted.
@@ -263,7 +252,7 @@ const Kernels kAvx512 = {
     kEncode<Avx512>,
     kGather<Avx512>,
     kInfoNce<Avx512>,
-    {{kOf<HalfValues>, kOf<FloatValues>, kOf<ByteValues>, kOf<ShortValues>},
+    {{kOf<HalfValues>, kOf<FloatValues>, kOf<ByteValues>},
      keep,
      lane_maxima,
      take,

@@ -48,7 +48,7 @@ struct IndexView {
 
   const float* norms = nullptr;  // [n_docs], or null: what dense scores are divided by
 
-  int32_t exponent = 0;  // uint8 and uint16 values are at most 2^exponent
+  int32_t exponent = 0;  // uint8 values are at most 2^exponent
 
   int64_t n_blocks() const { return block == 0 ? 0 : (n_docs + block - 1) / block; }
   int64_t block_pitch() const { return (n_blocks() + 63) / 64 * 64; }

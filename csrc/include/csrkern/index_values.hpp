@@ -11,13 +11,11 @@
 
 namespace csrkern {
 
-// uint8 and uint16 hold squares: the number b means (b + 1)² units, so that small values keep
-// their relative precision. The unit is a power of two, the same in the whole index.
-enum class ValueType : int32_t { float16, float32, uint8, uint16 };
+// uint8 holds squares: the number b means (b + 1)² units, so that small values keep their relative
+// precision. The unit is a power of two, the same in the whole index.
+enum class ValueType : int32_t { float16, float32, uint8 };
 
-inline bool is_squares(ValueType type) {
-  return type == ValueType::uint8 || type == ValueType::uint16;
-}
+inline bool is_squares(ValueType type) { return type == ValueType::uint8; }
 
 inline int64_t value_bytes(ValueType type) {
   return type == ValueType::uint8 ? 1 : type == ValueType::float32 ? 4 : 2;
@@ -40,7 +38,7 @@ inline float power_of_two(int32_t exponent) {
 
 inline float unit_of(ValueType type, int32_t exponent) {
   if (!is_squares(type)) return 1;
-  return power_of_two(exponent - 16 * static_cast<int32_t>(value_bytes(type)));
+  return power_of_two(exponent - 16);
 }
 
 CSRKERN_BOTH inline float square(uint32_t number, float unit) {
@@ -80,7 +78,7 @@ inline float value_at(const uint8_t* values, uint64_t i, ValueType type, float u
       return four;
     default:
       std::memcpy(&two, values + 2 * i, 2);
-      return type == ValueType::float16 ? half_to_float(two) : square(two, unit);
+      return half_to_float(two);
   }
 }
 

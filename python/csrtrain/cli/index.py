@@ -37,7 +37,6 @@ class IndexDtype(str, Enum):
     """How an index stores values."""
 
     FLOAT16 = "float16"
-    UINT16 = "uint16"
     UINT8 = "uint8"
     FLOAT32 = "float32"
 

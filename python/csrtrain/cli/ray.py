@@ -111,7 +111,7 @@ def build(
         IndexDtype, typer.Option(help="Precision of the stored values.")
     ] = IndexDtype.FLOAT16,
     largest: Annotated[
-        float | None, typer.Option(help="Largest value, for uint8 and uint16 with metric ip.")
+        float | None, typer.Option(help="Largest value, for uint8 with metric ip.")
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the index there, at once when all is built.")

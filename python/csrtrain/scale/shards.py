@@ -61,7 +61,7 @@ class Generation:
 
     Attributes:
         number: 0 is the empty one.
-        form: dim, metric, dtype and largest (value that uint8 or uint16 can hold), the same for
+        form: dim, metric, dtype and largest (value that uint8 can hold), the same for
             all shards; fingerprint of the model of the first, None if it is not known.
         shards: in the order in which they came, so that the places of the old ones stay.
     """
