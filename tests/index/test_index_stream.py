@@ -36,9 +36,11 @@ def test_build_streaming(form, tmp_path):
         "pieces": ((CODES[0][i : i + 900], CODES[1][i : i + 900]) for i in range(0, 4000, 900)),
     }[form]
     ids = np.arange(4000)[::-1] * 2 if form == "mapped" else None
-    whole = InvertedIndex.build(CODES, ids, dim=DIM)
+    whole = InvertedIndex.build(CODES, ids, dim=DIM, metric="ip")
     whole.truncate(2).save(tmp_path / "index")
-    index = InvertedIndex.build_streaming(source, tmp_path / "index", ids=ids, chunk=900, dim=DIM)
+    index = InvertedIndex.build_streaming(
+        source, tmp_path / "index", ids=ids, chunk=900, dim=DIM, metric="ip"
+    )
     assert index.stats()["segments"] == 5
     again = InvertedIndex.load(tmp_path / "index", verify=True)
     for one in (index, again):
