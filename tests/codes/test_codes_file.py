@@ -122,7 +122,7 @@ def test_overflow_is_an_error_and_writes_nothing(tmp_path):
         codes.save(path, dtype="float16")
     assert SparseCodes.load(path).values[0, 0] == 65504.0
     assert saved(codes, path).equal(codes)
-    with pytest.raises(ValueError, match="values: expected 'float32' or 'float16', got 'int8'"):
+    with pytest.raises(ValueError, match="dtype: expected 'float32' or 'float16', got 'int8'"):
         codes.save(path, dtype="int8")
 
 
