@@ -40,7 +40,7 @@ def fingerprint_of(model: SparseAutoencoder, *, alone: bool = False) -> str:
     known = None if model.training else _known.get(model)
     if known is not None and _are_as_known(encoder, known):
         return of_two(known.own, partner)
-    sizes = {name: getattr(model, name) for name in ("input_dim", "hidden_dim", "normalize")}
+    sizes = {name: getattr(model, name) for name in ("input_dim", "hidden_dim", "standardize")}
     with torch.no_grad():
         own = digest(sizes, map(_numbers, encoder))
     if not model.training:

@@ -30,7 +30,8 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 SPACES = ("embeddings", "adapter")
 _ENCODER, _DECODER = "encoder.weight", "decoder.linear.weight"
-_CONFIG_NAMES = ("input_dim", "hidden_dim", "k", "k_aux", "normalize", "dead_threshold", "tied")
+_CONFIG_NAMES = ("input_dim", "hidden_dim", "k", "k_aux", "standardize", "dead_threshold", "tied")
+_PUBLISHED_NAME = "normalize"  # of "standardize", in the files of sentence-transformers
 # Arrays are encoded in batches of about this many bytes of float32.
 _BATCH_BYTES = 1 << 25
 
@@ -90,9 +91,9 @@ class SparseAutoencoder(nn.Module):
         hidden_dim: number of latents h.
         k: active latents per row.
         k_aux: dead latents that the auxiliary loss may use per row; 0: no auxiliary loss.
-        normalize: standardise each row to mean 0 and deviation 1 before encoding, and undo
+        standardize: standardize each row to mean 0 and deviation 1 before encoding, and undo
             it after decoding.
-        dead_threshold: a latent is dead after this many optimiser steps without use.
+        dead_threshold: a latent is dead after this many optimizer steps without use.
         tied: decode with the encoder's weight.
         partner: the fingerprint, without a partner, of another model over the same latents; see
             `share_latents_with`.
@@ -123,7 +124,7 @@ class SparseAutoencoder(nn.Module):
         hidden_dim: int,
         k: int,
         k_aux: int = 512,
-        normalize: bool = False,
+        standardize: bool = False,
         dead_threshold: int = 30,
         tied: bool = True,
         *,
@@ -138,7 +139,7 @@ class SparseAutoencoder(nn.Module):
         if self.k > self.hidden_dim:
             raise ValueError(f"k: expected at most hidden_dim = {hidden_dim}, got {k}")
         self.k_aux = check_at_least("k_aux", k_aux, 0)
-        self.normalize = check_bool("normalize", normalize)
+        self.standardize = check_bool("standardize", standardize)
         self.dead_threshold = check_at_least("dead_threshold", dead_threshold, 0)
         self.tied = check_bool("tied", tied)
         self.partner = check_fingerprint("partner", partner)
@@ -179,10 +180,10 @@ class SparseAutoencoder(nn.Module):
         """The decoder's weight [h, d]."""
         return self.encoder.weight if self.tied else self.decoder.linear.weight
 
-    def standardize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def standardized(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(x [n, d] as the encoder sees it, mean [n, 1], deviation [n, 1])."""
         check_tensor("x", x, (None, self.input_dim))
-        if not self.normalize:
+        if not self.standardize:
             return x, x.new_zeros(x.shape[0], 1), x.new_ones(x.shape[0], 1)
         mean = x.mean(1, keepdim=True)
         deviation = (x - mean).std(1, keepdim=True) + 1e-5
@@ -202,7 +203,7 @@ class SparseAutoencoder(nn.Module):
                 NaN or infinity, or if a tensor has another dtype or device than the model.
         """
         if isinstance(x, Tensor):
-            x, _, _ = self.standardize(x)
+            x, _, _ = self.standardized(x)
             return self.encode_standardized(x, k)
         array, dtype = self._rows("x", x), self.pre_bias.dtype
         step = max(1, _BATCH_BYTES // (4 * self.input_dim))
@@ -241,7 +242,7 @@ class SparseAutoencoder(nn.Module):
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that tell models of different codes apart.
 
-        They are the BLAKE2b hash of input_dim, hidden_dim, normalize and of encoder.weight,
+        They are the BLAKE2b hash of input_dim, hidden_dim, standardize and of encoder.weight,
         latent_bias and pre_bias as float32: not of k, the decoder, the device or a file's name.
         Models that `share_latents_with` each other have one together.
         Codes, their files and indexes keep it, so that those of another model are refused
@@ -274,7 +275,7 @@ class SparseAutoencoder(nn.Module):
     def autoencode(
         self, x: Tensor, ks: Sequence[int], precision: str = "auto"
     ) -> tuple[SparseCodes, Tensor]:
-        """Standardised rows [n, d] to codes at ks[-1], and reconstructions [len(ks), n, d]."""
+        """Standardized rows [n, d] to codes at ks[-1], and reconstructions [len(ks), n, d]."""
         codes, out = self._autoencode(x, slice(None), ks, precision)
         encoder = self.encoder.weight, self.latent_bias, self.pre_bias
         codes.fingerprint = fingerprint_of_codes(self, encoder)
@@ -305,7 +306,7 @@ class SparseAutoencoder(nn.Module):
         from the sizes of the model alone, and zeros are returned while none is dead.
 
         Args:
-            x: standardised rows [n, d].
+            x: standardized rows [n, d].
             k_aux: default self.k_aux; at most as many as are dead.
         """
         k = self.k_aux if k_aux is None else k_aux
@@ -334,7 +335,7 @@ class SparseAutoencoder(nn.Module):
         return out[0] - self.pre_bias
 
     def decode(self, codes: SparseCodes) -> Tensor:
-        """Standardised reconstructions [n, d] of codes."""
+        """Standardized reconstructions [n, d] of codes."""
         return decode(codes, self.dictionary, self.pre_bias)
 
     # ---- dense queries against stored codes ---------------------------------------------
@@ -356,7 +357,7 @@ class SparseAutoencoder(nn.Module):
 
         Raises:
             TypeError, ValueError: if q is not floating-point [n, d]; if `space` is neither; if
-                the model standardises rows, whose scale a code does not hold; with "adapter" if
+                the model standardizes rows, whose scale a code does not hold; with "adapter" if
                 encoder and decoder were trained apart.
         """
         self.check_space(space)
@@ -401,7 +402,7 @@ class SparseAutoencoder(nn.Module):
     @property
     def spaces(self) -> tuple[str, ...]:
         """The spaces of `rerank` that this model has."""
-        if self.normalize:
+        if self.standardize:
             return ()
         if not self.tied:
             some = slice(None, None, max(1, self.hidden_dim // 256))
@@ -418,9 +419,9 @@ class SparseAutoencoder(nn.Module):
         if space in self.spaces:
             return
         raise ValueError(
-            "normalize: expected a model that does not standardise rows: a code does not hold the "
-            "scale of its row, so norms are unknown"
-            if self.normalize
+            "standardize: expected a model that does not standardize rows: a code does not hold "
+            "the scale of its row, so norms are unknown"
+            if self.standardize
             else "space: expected 'embeddings' for this model, got 'adapter': its decoder was "
             "trained apart from its encoder, so they have no one space"
         )
@@ -444,7 +445,7 @@ class SparseAutoencoder(nn.Module):
         if compute is not None:
             return compute(self, x)
         check_tensor("x", x, (..., self.input_dim))
-        rows, mean, deviation = self.standardize(x.reshape(-1, self.input_dim))
+        rows, mean, deviation = self.standardized(x.reshape(-1, self.input_dim))
         codes = self.encode_standardized(rows, k)
         return (self.decode(codes) * deviation + mean).reshape(x.shape), codes
 
@@ -490,7 +491,7 @@ class SparseAutoencoder(nn.Module):
         """What `print(module)` shows."""
         return (
             f"input_dim={self.input_dim}, hidden_dim={self.hidden_dim}, k={self.k}, "
-            f"k_aux={self.k_aux}, normalize={self.normalize}, tied={self.tied}"
+            f"k_aux={self.k_aux}, standardize={self.standardize}, tied={self.tied}"
         )
 
     # ---- storage ----------------------------------------------------------------------
@@ -537,6 +538,8 @@ class SparseAutoencoder(nn.Module):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no {name} in {folder}; expected a saved model there")
         config = read_json(folder / CONFIG_NAME)
+        if isinstance(config, dict) and _PUBLISHED_NAME in config:
+            config["standardize"] = config.pop(_PUBLISHED_NAME)
         try:
             tensors = load_file(folder / WEIGHTS_NAME)
         except SafetensorError as error:
@@ -548,7 +551,7 @@ class SparseAutoencoder(nn.Module):
         if missing:
             raise ValueError(f"{folder / CONFIG_NAME} lacks {', '.join(sorted(missing))}")
         for name, value in known.items():
-            expected = bool if name in ("normalize", "tied") else int
+            expected = bool if name in ("standardize", "tied") else int
             if type(value) is not expected:
                 raise ValueError(
                     f"{folder / CONFIG_NAME}: {name}: expected {expected.__name__}, got {value!r}"

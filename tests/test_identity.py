@@ -61,7 +61,7 @@ def test_it_is_the_hash_that_is_documented():
         model.encoder.weight.copy_(torch.arange(6.0).reshape(3, 2))
         model.pre_bias.copy_(torch.tensor([0.5, -1.0]))
         model.latent_bias.copy_(torch.tensor([0.25, 0.0, 3.0]))
-    assert model.fingerprint == "3e92555ac52a6456"
+    assert model.fingerprint == "a3c04cae37cc6cb9"
 
 
 def test_it_tells_of_what_determines_codes_and_of_nothing_else(model, tmp_path):
@@ -76,7 +76,7 @@ def test_it_tells_of_what_determines_codes_and_of_nothing_else(model, tmp_path):
     with torch.no_grad():
         untied.decoder.linear.weight.add_(1)
     assert {one.fingerprint for one in (*same, untied, copy.deepcopy(model).double())} == {own}
-    others = [make(1), make(normalize=True), copy.deepcopy(model).half()]
+    others = [make(1), make(standardize=True), copy.deepcopy(model).half()]
     for name in ("encoder.weight", "latent_bias", "pre_bias"):
         other = copy.deepcopy(model)
         with torch.no_grad():
@@ -294,14 +294,14 @@ def test_codes_keep_it(kept, codes, model):
 
 
 def test_whole_corpora_have_it(model):
-    from csrtrain.evaluation.least_squares import pursue, refit
+    from csrtrain.evaluation.least_squares import encode_omp, refit
 
     own = model.fingerprint
     assert encode_all(model, rows()).fingerprint == own
     assert encode_all(model.train(), rows()).fingerprint == own
     assert model.eval()(rows())[1].fingerprint == own
     assert model.autoencode(rows(), [2, K])[0].fingerprint == own
-    assert pursue(model, rows()).fingerprint == own
+    assert encode_omp(model, rows()).fingerprint == own
     assert refit(model, rows(), model.encode(rows())).fingerprint == own
 
 

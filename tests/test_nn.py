@@ -14,7 +14,7 @@ from csrkern.nn import SparseAutoencoder, TopKReLU
 
 D, H, K = 12, 40, 4
 NAMES = {"pre_bias", "latent_bias", "encoder.weight", "decoder.linear.weight", "stats_last_nonzero"}
-OPTIONS = [{}, {"tied": False}, {"normalize": True}, {"normalize": True, "tied": False}]
+OPTIONS = [{}, {"tied": False}, {"standardize": True}, {"standardize": True, "tied": False}]
 
 
 def make(dtype=torch.float64, seed=0, **options) -> SparseAutoencoder:
@@ -35,7 +35,7 @@ class Twin(nn.Module):
 
     def __init__(self, model: SparseAutoencoder) -> None:
         super().__init__()
-        self.normalize = model.normalize
+        self.standardize = model.standardize
         self.pre_bias = nn.Parameter(model.pre_bias.detach().clone())
         self.latent_bias = nn.Parameter(model.latent_bias.detach().clone())
         self.encoder = nn.Parameter(model.encoder.weight.detach().clone())
@@ -45,7 +45,7 @@ class Twin(nn.Module):
 
     def forward(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         mean, deviation = 0.0, 1.0
-        if self.normalize:
+        if self.standardize:
             mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-5
         pre = ((x - mean) / deviation - self.pre_bias) @ self.encoder.T + self.latent_bias
         values, indices = pre.topk(k, dim=1)
@@ -142,11 +142,11 @@ def test_a_wider_code_holds_the_narrower_ones():
 
 
 def test_standardize_and_its_inverse():
-    plain, model, x = make(), make(normalize=True), batch()
-    same, mean, deviation = plain.standardize(x)
+    plain, model, x = make(), make(standardize=True), batch()
+    same, mean, deviation = plain.standardized(x)
     assert torch.equal(same, x)
     assert torch.equal(same * deviation + mean, x)
-    seen, mean, deviation = model.standardize(x)
+    seen, mean, deviation = model.standardized(x)
     assert (mean.shape, deviation.shape) == ((9, 1), (9, 1))
     torch.testing.assert_close(seen.mean(1), torch.zeros(9, dtype=x.dtype))
     torch.testing.assert_close(seen.std(1), torch.ones(9, dtype=x.dtype), rtol=1e-4, atol=0)
@@ -171,7 +171,7 @@ def test_no_rows(options):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_compiles_whole_with_a_dynamic_batch(tied):
-    model = make(torch.float32, tied=tied, normalize=True)
+    model = make(torch.float32, tied=tied, standardize=True)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for n in (3, 8, 21):
@@ -233,9 +233,9 @@ def test_sizes_and_switches_may_be_numpys():
     model = SparseAutoencoder(
         **{name: np.int64(size) for name, size in sizes.items()}, tied=np.bool_(False)
     )
-    assert model.config() == {**sizes, "normalize": False, "tied": False}
+    assert model.config() == {**sizes, "standardize": False, "tied": False}
     assert all(type(value) in (int, bool) for value in model.config().values())
-    for name in ("tied", "normalize"):
+    for name in ("tied", "standardize"):
         with pytest.raises(TypeError, match=f"{name}: expected a bool, got str"):
             SparseAutoencoder(D, H, K, **{name: "no"})
     assert type(TopKReLU(np.uint8(3)).k) is int
@@ -398,9 +398,9 @@ def test_reconstruct_dead_uses_dead_latents_only(tied):
 
 
 def test_reconstruct_dead_takes_standardized_rows():
-    model, x = make(normalize=True), batch()
+    model, x = make(standardize=True), batch()
     with_dead(model, list(range(H)))
-    seen, _, _ = model.standardize(x)
+    seen, _, _ = model.standardized(x)
     expected = model.decode(model.encode(x)) - model.pre_bias
     torch.testing.assert_close(model.reconstruct_dead(seen, K), expected)
 
@@ -417,7 +417,7 @@ def test_k_aux_of_0_reconstructs_nothing(capacity):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_autoencode_is_encode_and_decode_at_each_k(options):
     model, x = make(**options), batch()
-    seen, _, _ = model.standardize(x)
+    seen, _, _ = model.standardized(x)
     codes, out = model.autoencode(seen, [2, K, 16])
     assert codes.equal(model.encode(x, 16))
     for part, k in zip(out, (2, K, 16), strict=True):

@@ -55,7 +55,7 @@ def test_copies(duplicate, options):
 def test_saves_and_loads(options, tmp_path):
     model = used_model(**options)
     sizes = {"input_dim": D, "hidden_dim": H, "k": K, "k_aux": 7, "dead_threshold": 9}
-    assert model.config() == {**sizes, "normalize": False, "tied": True, **options}
+    assert model.config() == {**sizes, "standardize": False, "tied": True, **options}
     model.save_pretrained(tmp_path / "new" / "folder")
     assert_same_model(SparseAutoencoder.from_pretrained(str(tmp_path / "new" / "folder")), model)
     stored = set(load_file(tmp_path / "new" / "folder" / "model.safetensors"))
@@ -69,6 +69,16 @@ def test_loads_tied_files_with_either_weight_and_foreign_settings(lacking, tmp_p
     tensors = {name: t.detach().clone() for name, t in tensors.items() if name != lacking}
     save_file(tensors, tmp_path / "model.safetensors")
     config = {**model.config(), "max_seq_length": 8, "architecture": "x"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_same_model(SparseAutoencoder.from_pretrained(tmp_path), model)
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_loads_the_published_name_of_standardize(standardize, tmp_path):
+    model = used_model(standardize=standardize)
+    model.save_pretrained(tmp_path)
+    config = {**model.config(), "normalize": standardize}
+    del config["standardize"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert_same_model(SparseAutoencoder.from_pretrained(tmp_path), model)
 

@@ -472,10 +472,10 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "TopKReLU, dense": lambda: TopKReLU(K, dense=True),
     "tied": autoencoder,
     "untied": lambda: autoencoder(tied=False),
-    "normalized": lambda: autoencoder(normalize=True),
-    "loss": lambda: Loss(autoencoder(dead=5), contrast="self", prefixes=(2,), balance=0.1),
+    "standardized": lambda: autoencoder(standardize=True),
+    "loss": lambda: Loss(autoencoder(dead=5), contrast="self", ks=(2,), balance=0.1),
     "loss, labels": lambda: Loss(autoencoder(tied=False), contrast="label"),
-    "loss, partners": lambda: Loss(autoencoder(normalize=True), contrast="clip"),
+    "loss, partners": lambda: Loss(autoencoder(standardize=True), contrast="clip"),
 }
 every_module = pytest.mark.parametrize("name", MODULES)
 

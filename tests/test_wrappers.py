@@ -20,18 +20,17 @@ from csrtrain import CSRLoss
 STEPS, BATCH, D, H, K = 6, 24, 12, 64, 4
 LOSSES: dict[str, dict[str, Any]] = {
     "self": {},
-    "views": {},
-    "label": {"contrast": "label", "prefixes": (2,), "balance": 0.1},
+    "label": {"contrast": "label", "ks": (2,), "balance": 0.1},
     "clip": {"contrast": "clip"},
     "forward": {},
     "untied": {},
-    "normalized": {},
+    "standardized": {},
 }
 
 
 def model_for(case: str) -> SparseAutoencoder:
     torch.manual_seed(0)
-    options = {"untied": {"tied": False}, "normalized": {"normalize": True}}.get(case, {})
+    options = {"untied": {"tied": False}, "standardized": {"standardize": True}}.get(case, {})
     return SparseAutoencoder(D, H, K, dead_threshold=1, **options)
 
 
@@ -54,8 +53,6 @@ def train(
             given["labels"] = share(torch.arange(BATCH) % 5)
         elif case == "clip":
             given["partners"] = share(x.flip(1) + 0.1)
-        elif case == "views":
-            given["views"] = share(x + 0.1)
         if case == "forward":
             found = {"loss": (model(share(x))[0] - share(x)).square().mean()}
         else:

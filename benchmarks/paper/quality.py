@@ -32,8 +32,8 @@ from csrtrain.evaluation.comparison import (
     compare_adapter,
     compare_codes,
     compare_dense,
+    compare_omp,
     compare_product,
-    compare_pursued,
 )
 from csrtrain.evaluation.metrics import dead_share, unexplained_variance, use_skew
 from csrtrain.pca import PCA
@@ -55,7 +55,7 @@ class Run:
         each: train a model for each of these k alone, in place of one for all of `KS`.
         needs: "labels" or "pairs": what it trains with.
         first: learn a linear map from the pairs, and train on the embeddings that it makes.
-        pursued: compare codes found by pursuit, in place of the encoder's.
+        omp: compare codes found by `csrtrain.encode_omp`, in place of the encoder's.
         neighbours: train on pairs of each row with the nearest other one.
     """
 
@@ -65,15 +65,15 @@ class Run:
     each: tuple[int, ...] = ()
     needs: str | None = None
     first: bool = False
-    pursued: bool = False
+    omp: bool = False
     neighbours: bool = False
 
     def config(self, data: sets.Set, k: int, seed: int, steps: int) -> TrainConfig:
         """The settings for one of its models."""
         if self.recipe is None:
             return TrainConfig.preset(data.preset, k=k, seed=seed)
-        prefixes = () if self.each else KS[:-1]
-        common = {"prefixes": prefixes, "seed": seed, "steps": steps}
+        ks = () if self.each else KS[:-1]
+        common = {"ks": ks, "seed": seed, "steps": steps}
         return self.recipe(k, **{**common, **self.options})
 
 
@@ -83,7 +83,7 @@ RUNS = {
     "sae": Run("TopK SAE", paper_loss, {"contrast": None}),
     "paper": Run("CSR, the paper's loss", paper_loss),
     "recommended": Run("CSR"),
-    "pursued": Run("CSR", pursued=True),
+    "omp": Run("CSR", omp=True),
     "plain": Run("CSR unwhitened", options=PLAIN),
     "dedicated": Run("CSR for one k", each=DEDICATED),
     "whitened": Run("CSR whitened by 0.3", options={"whitening": 0.3}),
@@ -161,8 +161,8 @@ def measure(
         trainings.append(about)
         if keep is not None:
             models[k].save_pretrained(keep / f"{data.name}-{method}-k{k}-seed{seed}")
-    if run.pursued:
-        return compare_pursued(data.task, models[KS[-1]], KS[:-1], run.name), trainings
+    if run.omp:
+        return compare_omp(data.task, models[KS[-1]], KS[:-1], run.name), trainings
     ks = run.each or KS
     asked = models if run.each else models[KS[-1]]
     return compare_codes(data.task, asked, ks, run.name), trainings

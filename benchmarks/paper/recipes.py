@@ -20,8 +20,8 @@ def paper_loss(k: int, **changes: Any) -> TrainConfig:
 
 def recommended(k: int, **changes: Any) -> TrainConfig:
     """The recommended preset for every one of `KS` up to k."""
-    prefixes = tuple(below for below in KS if below < k)
-    return TrainConfig.preset("recommended", **{"k": k, "prefixes": prefixes, **changes})
+    ks = tuple(below for below in KS if below < k)
+    return TrainConfig.preset("recommended", **{"k": k, "ks": ks, **changes})
 
 
 BOTH = {"CSR, the paper's loss": paper_loss, "CSR recommended": recommended}

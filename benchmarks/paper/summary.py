@@ -17,8 +17,8 @@ SPARSE = ("CSR", "CSR, roots")
 ASYMMETRIC = ("CSR, asymmetric, refitted", "CSR, asymmetric, adapter, refitted")
 CODES = (*SPARSE, *ASYMMETRIC)
 PACKED = ("CSR, asymmetric, packed", "CSR, asymmetric, adapter, packed")
-PURSUED = ("CSR, asymmetric, pursued, packed", "CSR, asymmetric, adapter, pursued, packed")
-BYTES = (*ASYMMETRIC, "CSR, asymmetric, uint8", *PACKED, *PURSUED)
+OMP = ("CSR, asymmetric, OMP, packed", "CSR, asymmetric, adapter, OMP, packed")
+BYTES = (*ASYMMETRIC, "CSR, asymmetric, uint8", *PACKED, *OMP)
 EQUAL_ACTIVE = ("PCA", "top-k, untrained", "Matryoshka-Adaptor")
 # What is searched as dense vectors in few bytes, trained without labels or pairs.
 EQUAL_BYTES = (
@@ -31,7 +31,7 @@ POINT = 1.0
 SPARSE_GOAL, ASYMMETRIC_GOAL = 66.0, 73.0
 DRAWN = (*CODES, "CSR, the paper's loss", "TopK SAE", "Matryoshka-Adaptor", "PCA")
 DRAWN_ACTIVE = (*DRAWN, "top-k, untrained")
-DRAWN_BYTES = ("CSR", *PACKED, *PURSUED, *EQUAL_BYTES[3:], "PCA")
+DRAWN_BYTES = ("CSR", *PACKED, *OMP, *EQUAL_BYTES[3:], "PCA")
 
 
 class Scores:

@@ -33,7 +33,7 @@ def load_pth(
     *,
     k: int,
     k_aux: int = 512,
-    normalize: bool = False,
+    standardize: bool = False,
     dead_threshold: int = 30,
 ) -> SparseAutoencoder:
     """Return the adapter in a `.pth` of the paper's scripts (or a bare state dict of its names).
@@ -43,7 +43,7 @@ def load_pth(
     Args:
         path: the file. Optimizer state, `module.` in front of names and the weights of a
             backbone are passed over.
-        k: active latents per row; `k_aux`, `normalize`, `dead_threshold` as for
+        k: active latents per row; `k_aux`, `standardize`, `dead_threshold` as for
             `SparseAutoencoder`, with the scripts' defaults.
 
     Raises:
@@ -74,7 +74,9 @@ def load_pth(
             f"{path} holds no adapter: it lacks {', '.join(sorted(missing))}; "
             f"its names begin {', '.join(sorted(tensors)[:4]) or 'nowhere'}"
         )
-    return _model(path, found, k=k, k_aux=k_aux, normalize=normalize, dead_threshold=dead_threshold)
+    return _model(
+        path, found, k=k, k_aux=k_aux, standardize=standardize, dead_threshold=dead_threshold
+    )
 
 
 def save_pth(model: SparseAutoencoder, path: str | os.PathLike[str]) -> None:
@@ -156,8 +158,8 @@ def save_sparsify(model: SparseAutoencoder, directory: str | os.PathLike[str]) -
     """
     from safetensors.torch import save
 
-    if model.normalize:
-        raise ValueError("model: expected normalize=False; sparsify has no such step")
+    if model.standardize:
+        raise ValueError("model: expected standardize=False; sparsify has no such step")
     folder = Path(directory)
     tensors = {
         "b_dec": model.pre_bias,

@@ -38,8 +38,8 @@ def steps(
     starts, rows, slots_of, sorted_values = transpose.transpose(values, indices, h)
     ends = sorted({k, wide})
     yield "gather_sum", lambda: gather.gather_sum(values, indices, weight, None, ends)
-    met = x.expand(len(ends), n, d)
-    yield "gather_dot", lambda: gather.gather_dot(values, indices, weight, met, ends)
+    grads = x.expand(len(ends), n, d)
+    yield "gather_dot", lambda: gather.gather_dot(values, indices, weight, grads, ends)
     yield (
         "scatter_sum",
         lambda: gather.scatter_sum(

@@ -103,13 +103,13 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad_values: Tensor, _grad_indices, grad_out: Tensor):
     x, weight, pre_bias, values, indices = ctx.saved_tensors
-    met = later_sums(grad_out)
-    grad_values = grad_values + ops.gather_dot(values, indices, weight, met, ctx.ks).to(
+    grad_sums = later_sums(grad_out)
+    grad_values = grad_values + ops.gather_dot(values, indices, weight, grad_sums, ctx.ks).to(
         values.dtype
     )
     needs = ctx.needs_input_grad[:4]
     *grads, grad_pre_bias = encoder_gradients(
-        x, weight, pre_bias, values, indices, grad_values, needs, tied=(list(met), ctx.ks)
+        x, weight, pre_bias, values, indices, grad_values, needs, tied=(list(grad_sums), ctx.ks)
     )
     if grad_pre_bias is not None:
         grad_pre_bias = grad_pre_bias + grad_out.sum((0, 1)).to(grad_pre_bias.dtype)

@@ -93,9 +93,9 @@ def _backward(ctx, grad: Tensor):
     needs_values, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
     ends = ctx.ks
     grad_values = grad_weight = grad_bias = None
-    met = later_sums(grad)
+    grad_sums = later_sums(grad)
     if needs_values:
-        grad_values = ops.gather_dot(values, indices, weight, met, ends).to(values.dtype)
+        grad_values = ops.gather_dot(values, indices, weight, grad_sums, ends).to(values.dtype)
     if needs_weight:
         starts, rows, slots, _ = ops.transpose(values, indices, weight.shape[0])
         grad_weight = ops.scatter_sum(
@@ -103,7 +103,7 @@ def _backward(ctx, grad: Tensor):
             rows,
             slots,
             weight.shape[0],
-            list(met),
+            list(grad_sums),
             [values] * len(ends),
             interval_begins(ends),
             ends,
@@ -114,7 +114,7 @@ def _backward(ctx, grad: Tensor):
 
 
 def later_sums(grads: Tensor) -> Tensor:
-    """Return the gradient that the slots between one k and the next meet, [P, n, d].
+    """Return the gradient of the slots between one k and the next, [P, n, d].
 
     They are part of this reconstruction and all later ones: of the sum of their gradients.
     """

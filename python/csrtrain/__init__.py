@@ -12,7 +12,7 @@ from csrkern import lazy
 if TYPE_CHECKING:
     from csrtrain.data import load_embeddings, load_labels
     from csrtrain.encoding import encode_all
-    from csrtrain.evaluation.least_squares import pursue, refit
+    from csrtrain.evaluation.least_squares import encode_omp, refit
     from csrtrain.training.config import TrainConfig
     from csrtrain.training.loop import StepReport
     from csrtrain.training.loss import CSRLoss
@@ -25,7 +25,7 @@ _HOME_OF = {
     "encode_all": "encoding",
     "load_embeddings": "data",
     "load_labels": "data",
-    "pursue": "evaluation.least_squares",
+    "encode_omp": "evaluation.least_squares",
     "refit": "evaluation.least_squares",
     "train": "training.train",
     "train_two": "training.train",
@@ -36,9 +36,9 @@ __all__ = [
     "StepReport",
     "TrainConfig",
     "encode_all",
+    "encode_omp",
     "load_embeddings",
     "load_labels",
-    "pursue",
     "refit",
     "train",
     "train_two",

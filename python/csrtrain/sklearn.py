@@ -32,7 +32,7 @@ class CSRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         hidden_dim: latents h; None: 4 times the width of the embeddings.
         contrast: "self", or "label", which pulls the codes of rows of one class together and
             needs y; None trains on reconstruction alone.
-        steps: optimiser steps; None: by the number of rows.
+        steps: optimizer steps; None: by the number of rows.
         preset: settings to start from, a name for `csrtrain.TrainConfig.preset`; None: the
             defaults.
         config: further fields of `csrtrain.TrainConfig`, as a dictionary.
@@ -126,9 +126,9 @@ class CSRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         from csrkern.codes.sparse import SparseCodes
 
         check_is_fitted(self)
-        if self.model_.normalize:
+        if self.model_.standardize:
             raise ValueError(
-                "normalize=True takes out each row's mean and scale, which codes do not keep; "
+                "standardize=True takes out each row's mean and scale, which codes do not keep; "
                 "train without it to get embeddings back"
             )
         X = X.to_scipy() if hasattr(X, "to_scipy") else X

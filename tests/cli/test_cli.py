@@ -188,7 +188,7 @@ def test_train_on_pairs_from_a_preset_in_a_subspace(folder):
     np.savez("pairs.npz", pairs=np.stack([np.arange(300), np.arange(300)[::-1]], 1))
     line = (
         "train data.npz:rows --partners rows.npy --pairs pairs.npz --preset recommended "
-        "--hidden-dim 32 --k 4 --prefixes 2 --steps 3 --input-subspace 8 -o paired"
+        "--hidden-dim 32 --k 4 --ks 2 --steps 3 --input-subspace 8 -o paired"
     )
     assert exit_code(line) == 0
     assert SparseAutoencoder.from_pretrained("paired").input_dim == 24
@@ -197,7 +197,7 @@ def test_train_on_pairs_from_a_preset_in_a_subspace(folder):
 def test_label_contrast_and_the_same_seed_give_the_same_model(folder):
     for name in ("label-a", "label-b"):
         line = (
-            f"train data.npz:rows --labels data.npz:y -o {name} --k 4 --prefixes 2 "
+            f"train data.npz:rows --labels data.npz:y -o {name} --k 4 --ks 2 "
             "--hidden-dim 32 --steps 5 --seed 3"
         )
         assert exit_code(line) == 0
@@ -231,7 +231,7 @@ BAD = {
     "train rows.npy -o new --k 0": ["--k", "(see csrkern train --help)"],
     "train rows.npy -o new --k many": ["--k"],
     "train rows.npy -o new --k 9 --hidden-dim 8": ["k: expected at most hidden_dim = 8"],
-    "train rows.npy -o new --prefixes 2,x": ["--prefixes", "2,x"],
+    "train rows.npy -o new --ks 2,x": ["--ks", "2,x"],
     "train rows.npy -o new --contrast label": ["--labels"],
     "train rows.npy -o new --labels data.npz:y_queries": ["expected 300 labels"],
     "train rows.npy -o new --lr -1": ["lr: expected a positive number"],

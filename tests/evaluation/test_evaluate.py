@@ -79,10 +79,10 @@ def test_rows_and_labels_must_match():
         metrics.nearest_accuracy(x[:0], y[:0], x, y)
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-def test_unexplained_variance_is_that_of_the_forward_pass(model, normalize, monkeypatch):
+@pytest.mark.parametrize("standardize", [False, True])
+def test_unexplained_variance_is_that_of_the_forward_pass(model, standardize, monkeypatch):
     monkeypatch.setattr(data_module, "_CHUNK_BYTES", 4 * 12 * 17)
-    model.normalize = normalize
+    model.standardize = standardize
     x, _ = clusters(100, 3)
     got = metrics.unexplained_variance(model, x, [2, 6, 24])
     for k in (2, 6, 24):

@@ -21,7 +21,7 @@ from csrtrain.evaluation.comparison import (
     compare_adapter,
     compare_codes,
     compare_dense,
-    compare_pursued,
+    compare_omp,
 )
 from csrtrain.evaluation.metrics import Judgements, linear_probe, search, v_measure
 from csrtrain.training.matryoshka import train_matryoshka
@@ -262,14 +262,12 @@ def test_a_comparison_is_at_equal_dims_and_bytes(judgements):
     assert best["dense"] > 0.6
 
 
-def test_pursued_codes_are_compared_in_both_spaces():
+def test_omp_codes_are_compared_in_both_spaces():
     (x, y), (q, q_labels) = clusters(200, 1), clusters(50, 2)
     torch.manual_seed(0)
-    results = [
-        *compare_pursued(Task(x, q, y, q_labels), SparseAutoencoder(16, 64, 4), [2, 4], "it")
-    ]
+    results = [*compare_omp(Task(x, q, y, q_labels), SparseAutoencoder(16, 64, 4), [2, 4], "it")]
     assert {(r.method, r.active) for r in results} == {
-        (f"it, asymmetric{space}, pursued{form}", active)
+        (f"it, asymmetric{space}, OMP{form}", active)
         for space in ("", ", adapter")
         for k in (2, 4)
         for form, active in (("", k), (", packed", packed_k(4 * k, 64)))
@@ -281,7 +279,7 @@ def test_pursued_codes_are_compared_in_both_spaces():
 def test_asymmetric_scores_are_those_of_the_reconstructions():
     (x, y), (q, q_labels) = clusters(200, 1), clusters(50, 2)
     torch.manual_seed(0)
-    model = SparseAutoencoder(16, 64, 4, normalize=True)
+    model = SparseAutoencoder(16, 64, 4, standardize=True)
     results = {r.method: r for r in compare_codes(Task(x, q, y, q_labels), model, [4])}
     found = results["CSR, asymmetric"]
     rebuilt = model(x)[0].detach()

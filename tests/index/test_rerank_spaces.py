@@ -123,7 +123,7 @@ def test_models_without_the_space_say_so(made):
     for ask in (lambda: apart.norms(codes, "adapter"), lambda: apart.rerank(made[0], 9, "adapter")):
         with pytest.raises(ValueError, match="trained apart"):
             ask()
-    standardised = SparseAutoencoder(D, 40, 4, normalize=True)
+    standardised = SparseAutoencoder(D, 40, 4, standardize=True)
     assert standardised.spaces == ()
     with pytest.raises(ValueError, match="does not standardise"):
         standardised.norms(codes)

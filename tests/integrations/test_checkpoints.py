@@ -62,9 +62,9 @@ def test_pth_as_the_scripts_write_it(tmp_path: Path, prefix: str, wrapped: bool)
 
 
 def test_pth_round_trip(tmp_path: Path) -> None:
-    model = make(normalize=True)
+    model = make(standardize=True)
     save_pth(model, tmp_path / "a.pth")
-    assert_same(load_pth(tmp_path / "a.pth", k=K, normalize=True), model)
+    assert_same(load_pth(tmp_path / "a.pth", k=K, standardize=True), model)
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 
@@ -197,8 +197,8 @@ def test_sparsify_that_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "sae" / "sae.safetensors").write_bytes(b"short")
     with pytest.raises(ValueError, match="damaged"):
         load_sparsify(tmp_path / "sae")
-    with pytest.raises(ValueError, match="normalize=False"):
-        save_sparsify(make(normalize=True), tmp_path / "other")
+    with pytest.raises(ValueError, match="standardize=False"):
+        save_sparsify(make(standardize=True), tmp_path / "other")
 
 
 # ---- sentence-transformers' folders, without the package ------------------------------
@@ -225,7 +225,7 @@ def write_backbone(folder: Path, width: int = D) -> Path:
 
 
 def test_folder_round_trip(tmp_path: Path) -> None:
-    model = make(k_aux=9, normalize=True, dead_threshold=4)
+    model = make(k_aux=9, standardize=True, dead_threshold=4)
     backbone = write_backbone(tmp_path / "backbone")
     target = tmp_path / "models" / "csr"
     save_sentence_transformers(model, target, backbone)
@@ -251,7 +251,7 @@ TYPES = [
 def test_folders_of_all_versions_with_or_without_a_byte_order_mark(
     tmp_path: Path, kind: str, mark: bytes
 ) -> None:
-    model = make(k_aux=9, normalize=True, dead_threshold=4)
+    model = make(k_aux=9, standardize=True, dead_threshold=4)
     target = tmp_path / "csr"
     save_sentence_transformers(model, target, write_backbone(tmp_path / "backbone"))
     modules = json.loads((target / "modules.json").read_text())

@@ -20,6 +20,12 @@ from csrtrain import TrainConfig, train
 SentenceTransformer: Any = pytest.importorskip("sentence_transformers").SentenceTransformer
 
 
+def as_ours(config: dict[str, Any]) -> dict[str, Any]:
+    """The package's settings under the names of `SparseAutoencoder`."""
+    config = {**config, "standardize": config["normalize"], "tied": True}
+    return {name: value for name, value in config.items() if name != "normalize"}
+
+
 def trained(input_dim: int = D, **options: Any) -> SparseAutoencoder:
     model = SparseAutoencoder(input_dim, 4 * input_dim, K, **options)
     torch.nn.init.normal_(model.pre_bias, std=0.1)
@@ -29,12 +35,12 @@ def trained(input_dim: int = D, **options: Any) -> SparseAutoencoder:
 
 def test_the_package_loads_our_folder(tmp_path: Path) -> None:
     SentenceTransformer(modules=[words_backbone()], device="cpu").save(str(tmp_path / "backbone"))
-    model = trained(k_aux=7, normalize=True, dead_threshold=5)
+    model = trained(k_aux=7, standardize=True, dead_threshold=5)
     save_sentence_transformers(model, tmp_path / "csr", tmp_path / "backbone")
     loaded = SparseEncoder(str(tmp_path / "csr"), device="cpu")
     assert [type(module).__name__ for module in loaded] == ["StaticEmbedding", "SparseAutoEncoder"]
     config = loaded[1].get_config_dict()
-    assert {**config, "tied": True} == model.config()
+    assert as_ours(config) == model.config()
     words = texts(12)
     x = SentenceTransformer(str(tmp_path / "backbone"), device="cpu").encode(words)
     expected = model.encode(torch.from_numpy(x)).to_dense()
@@ -49,7 +55,7 @@ def test_we_load_the_packages_folder(tmp_path: Path) -> None:
     module = adapter(normalize=True, dead_threshold=3)
     SparseEncoder(modules=[words_backbone(), module], device="cpu").save(str(tmp_path / "saved"))
     model = load_sentence_transformers(tmp_path / "saved")
-    assert model.config() == {**module.get_config_dict(), "tied": True}
+    assert model.config() == as_ours(module.get_config_dict())
     x = torch.randn(9, D)
     with torch.inference_mode():
         expected = module.eval()({"sentence_embedding": x.clone()})["sentence_embedding"]
@@ -74,7 +80,7 @@ def test_weights_that_are_no_safetensors(tmp_path: Path) -> None:
     encoder = SparseEncoder(modules=[words_backbone(), module], device="cpu")
     encoder.save_pretrained(str(tmp_path / "saved"), safe_serialization=False)
     model = load_sentence_transformers(tmp_path / "saved")
-    assert model.config() == {**module.get_config_dict(), "tied": True}
+    assert model.config() == as_ours(module.get_config_dict())
     assert not model.training
     x = torch.randn(9, D)
     with torch.inference_mode():

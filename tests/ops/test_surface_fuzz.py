@@ -267,7 +267,7 @@ def file(draw: Draw) -> None:
 def module(draw: Draw) -> None:
     """The autoencoder on inputs and codes that need not be its own."""
     sizes = [usually(draw, size, 0, -1, 2.5) for size in (8, 32, 4)]
-    model = SparseAutoencoder(*sizes, normalize=draw(st.booleans()), tied=draw(st.booleans()))
+    model = SparseAutoencoder(*sizes, standardize=draw(st.booleans()), tied=draw(st.booleans()))
     made = codes(draw, 32)
     x = floats(draw, draw(SIZES), 8)
     calls = {

@@ -16,7 +16,7 @@ from csrtrain import TrainConfig, train
 from csrtrain.training.checkpoint import FILE_NAME
 
 CONFIG = TrainConfig(
-    hidden_dim=256, k=4, prefixes=(2,), batch_size=60, steps=12, dead_threshold=1, balance=0.1
+    hidden_dim=256, k=4, ks=(2,), batch_size=60, steps=12, dead_threshold=1, balance=0.1
 )
 VARIANTS = {
     "self": CONFIG,

@@ -67,7 +67,7 @@ def test_capacity_is_for_those_longest_unused():
 @pytest.mark.parametrize("contrast", VARIANTS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_step_makes_no_host_wait(contrast, tied):
-    model, loss = a_model(tied, range(20)), CSRLoss(contrast=contrast, prefixes=(2,))
+    model, loss = a_model(tied, range(20)), CSRLoss(contrast=contrast, ks=(2,))
     model.dead_capacity = 64
     x, labels = a_batch(contrast)
     with NoWaiting():

@@ -39,9 +39,9 @@ def dense_code(pre: torch.Tensor, k: int) -> torch.Tensor:
     return torch.zeros_like(pre).scatter(1, indices, F.relu(values))
 
 
-def dense_loss(model, x, labels=None, *, beta, gamma, temperature, contrast, prefixes=()):
+def dense_loss(model, x, labels=None, *, beta, gamma, temperature, contrast, ks=()):
     """The formulas of the paper on dense codes; the dead latents are those of the model."""
-    if model.normalize:
+    if model.standardize:
         x = (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5)
     w, w_dec = model.encoder.weight, model.decoder.linear.weight
     pre = (x - model.pre_bias) @ w.T + model.latent_bias
@@ -67,7 +67,7 @@ def dense_loss(model, x, labels=None, *, beta, gamma, temperature, contrast, pre
                     losses.append(normaliser - scores[i, friends].mean())
         return torch.stack(losses).mean()
 
-    widths = (*prefixes, k)
+    widths = (*ks, k)
     terms = {
         "recon": sum(((x - rebuilt(p)) ** 2).mean() for p in widths) / len(widths),
         "recon_4k": ((x - rebuilt(min(4 * k, len(w)))) ** 2).mean(),
@@ -99,7 +99,7 @@ def gradients(model, loss):
 
 @pytest.mark.parametrize("contrast", ["self", "label", None])
 @pytest.mark.parametrize("dead", [0, 3, 20])
-@pytest.mark.parametrize("options", [{}, {"tied": False}, {"normalize": True}, {"k_aux": 2}])
+@pytest.mark.parametrize("options", [{}, {"tied": False}, {"standardize": True}, {"k_aux": 2}])
 def test_every_term_and_gradient_equal_the_dense_reference(contrast, dead, options):
     settings = {"beta": 0.3, "gamma": 0.7, "temperature": 0.25, "contrast": contrast}
     model, x = make(dead=dead, **options), batch()
@@ -124,8 +124,8 @@ def test_defaults_are_the_papers():
 def test_prefixes_average_over_their_widths():
     settings = {"beta": 0.1, "gamma": 0.5, "temperature": 0.2, "contrast": "self"}
     model, x = make(k=6, dead=4), batch()
-    terms = CSRLoss(**settings, prefixes=(3, 1)).eval()(model, x)
-    expected = dense_loss(model, x, **settings, prefixes=(1, 3))
+    terms = CSRLoss(**settings, ks=(3, 1)).eval()(model, x)
+    expected = dense_loss(model, x, **settings, ks=(1, 3))
     for name in (*TERMS, "loss"):
         torch.testing.assert_close(terms[name], expected[name], msg=name)
 
@@ -255,7 +255,7 @@ def test_one_encoder_pass_serves_k_4k_and_the_contrast(monkeypatch):
         return autoencode(*args, **options)
 
     monkeypatch.setattr(csrkern.nn, "autoencode", counted)
-    CSRLoss(prefixes=(1, 2))(make(k=3), batch())
+    CSRLoss(ks=(1, 2))(make(k=3), batch())
     assert calls == [(1, 2, 3, 12)]
 
 
@@ -263,8 +263,8 @@ def test_errors_teach():
     model, x = make(), batch()
     with pytest.raises(ValueError, match=r"labels: expected .* contrast='label'"):
         CSRLoss(contrast="label")(model, x)
-    with pytest.raises(ValueError, match="prefixes: expected k's below the model's k = 4"):
-        CSRLoss(prefixes=(4,))(model, x)
+    with pytest.raises(ValueError, match="ks: expected k's below the model's k = 4"):
+        CSRLoss(ks=(4,))(model, x)
     with pytest.raises(
         ValueError, match="contrast: expected 'self', 'label', 'pair', 'clip' or None, got 'both'"
     ):
@@ -301,16 +301,16 @@ def test_rates_that_are_none_are_refused(name, value, error):
 
 
 def test_numpys_numbers_are_numbers():
-    loss = CSRLoss(**dict.fromkeys(RATES, np.float32(0.5)), prefixes=np.array([3, 1, 3]))
+    loss = CSRLoss(**dict.fromkeys(RATES, np.float32(0.5)), ks=np.array([3, 1, 3]))
     assert {type(getattr(loss, name)) for name in RATES} == {float}
-    assert loss.prefixes == (1, 3)
-    assert all(type(k) is int for k in loss.prefixes)
-    for prefixes in ((0,), (-1,)):
-        with pytest.raises(ValueError, match="prefixes: expected at least 1, got"):
-            CSRLoss(prefixes=prefixes)
-    for prefixes in ((2.0,), (True,), ("2",)):
-        with pytest.raises(TypeError, match="prefixes: expected an int, got"):
-            CSRLoss(prefixes=prefixes)
+    assert loss.ks == (1, 3)
+    assert all(type(k) is int for k in loss.ks)
+    for ks in ((0,), (-1,)):
+        with pytest.raises(ValueError, match="ks: expected at least 1, got"):
+            CSRLoss(ks=ks)
+    for ks in ((2.0,), (True,), ("2",)):
+        with pytest.raises(TypeError, match="ks: expected an int, got"):
+            CSRLoss(ks=ks)
 
 
 def contrast_of_pairs(za, zb, labels, temperature):
@@ -334,9 +334,9 @@ def test_pairs_equal_the_dense_reference(contrast, two, repeated):
         partners = batch(d=7, seed=2)
     labels = torch.arange(16) // 2 if repeated else torch.arange(16)
     settings = {"beta": 0.3, "gamma": 0.7, "temperature": 0.25}
-    loss = CSRLoss(**settings, contrast=contrast, prefixes=(2,)).eval()
+    loss = CSRLoss(**settings, contrast=contrast, ks=(2,)).eval()
     terms = loss(model, x, labels if repeated else None, partners=partners, partner_model=other)
-    plain = {**settings, "contrast": None, "prefixes": (2,)}
+    plain = {**settings, "contrast": None, "ks": (2,)}
     if two:
         sides = dense_loss(model, x, **plain), dense_loss(other, partners, **plain)
         expected = {name: (sides[0][name] + sides[1][name]) / 2 for name in TERMS}

@@ -74,7 +74,7 @@ def close(a, b, **tolerance):
 
 
 @pytest.mark.parametrize("contrast", ["self", "label", None])
-@pytest.mark.parametrize("changes", [{}, {"prefixes": (2,), "balance": 0.1}])
+@pytest.mark.parametrize("changes", [{}, {"ks": (2,), "balance": 0.1}])
 def test_graphs_give_the_same_model_bit_for_bit(x, captured, contrast, changes):
     config = dataclasses.replace(SMALL, contrast=contrast, **{**NEVER, **changes})
     y = np.arange(500) % 10 if contrast == "label" else None

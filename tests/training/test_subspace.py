@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from csrkern.nn import SparseAutoencoder
 from csrtrain import TrainConfig, train
-from csrtrain.evaluation.least_squares import pursue, refit
+from csrtrain.evaluation.least_squares import encode_omp, refit
 from csrtrain.pca import PCA
 from csrtrain.training import subspace as spectrum
 from csrtrain.training.subspace import (
@@ -144,8 +144,8 @@ def test_training_in_a_subspace_gives_a_model_for_the_embeddings(changes):
 
 
 def test_settings_that_cannot_be_folded_are_refused():
-    with pytest.raises(ValueError, match="normalize: expected False"):
-        TrainConfig(normalize=True, input_subspace=8)
+    with pytest.raises(ValueError, match="standardize: expected False"):
+        TrainConfig(standardize=True, input_subspace=8)
     with pytest.raises(ValueError, match="input_subspace: expected at most the 12 dimensions"):
         TrainConfig(k=4, input_subspace=13).resolve(100, 12)
     with pytest.raises(ValueError, match="whitening"):
@@ -198,23 +198,23 @@ def unexplained(made, x, codes):
 
 
 @pytest.mark.parametrize("rounds", [1, 3, 16])
-def test_pursuit_reconstructs_better_than_the_encoder(rounds):
+def test_omp_reconstructs_better_than_the_encoder(rounds):
     x, made = rows(300), model(D, seed=2)
     codes = made.encode(x, 6)
-    pursued = pursue(made, x, 6, rounds=rounds).validate()
-    assert pursued.k == 6
-    assert unexplained(made, x, pursued) < unexplained(made, x, refit(made, x, codes))
+    codes_omp = encode_omp(made, x, 6, rounds=rounds).validate()
+    assert codes_omp.k == 6
+    assert unexplained(made, x, codes_omp) < unexplained(made, x, refit(made, x, codes))
     # Values are least squares of the latents found: fitted again, they stay.
     torch.testing.assert_close(
-        refit(made, x, pursued).to_dense(), pursued.to_dense(), rtol=1e-3, atol=1e-3
+        refit(made, x, codes_omp).to_dense(), codes_omp.to_dense(), rtol=1e-3, atol=1e-3
     )
-    fewer = pursue(made, x, 3, rounds=rounds)
-    assert unexplained(made, x, fewer) > unexplained(made, x, pursued)
+    fewer = encode_omp(made, x, 3, rounds=rounds)
+    assert unexplained(made, x, fewer) > unexplained(made, x, codes_omp)
 
 
-def test_pursuit_one_latent_at_a_time_takes_what_gains_most():
+def test_omp_one_latent_at_a_time_takes_what_gains_most():
     x, made = rows(40), model(D, seed=2)
-    codes = pursue(made, x, 1)
+    codes = encode_omp(made, x, 1)
     atoms = made.decoder.linear.weight.detach()
     target = x - made.pre_bias.detach()
     value = (target @ atoms.T).clamp(min=0) / atoms.square().sum(1)
@@ -227,8 +227,8 @@ def test_fits_in_the_adapters_space_are_those_of_the_projected_model():
     subspace = Subspace(PCA(x), D - 2, 0.5)
     small = model(D - 2)
     folded = subspace.fold(small)
-    inside = pursue(small, subspace.project(x), 5)
-    outside = pursue(folded, x, 5, space="adapter")
+    inside = encode_omp(small, subspace.project(x), 5)
+    outside = encode_omp(folded, x, 5, space="adapter")
     same = (inside.indices.sort(1).values == outside.indices.sort(1).values).all(1)
     assert float(same.float().mean()) > 0.97  # but for ties
     torch.testing.assert_close(
@@ -244,29 +244,29 @@ def test_fits_in_the_adapters_space_are_those_of_the_projected_model():
     apart = SparseAutoencoder(D, 40, 4, tied=False)
     torch.nn.init.normal_(apart.decoder.linear.weight)
     with pytest.raises(ValueError, match="trained apart"):
-        pursue(apart, x, space="adapter")
+        encode_omp(apart, x, space="adapter")
 
 
-def test_pursuit_of_what_the_dictionary_cannot_say():
+def test_omp_of_what_the_dictionary_cannot_say():
     made = model(D)
-    nothing = pursue(made, made.pre_bias.detach()[None].repeat(3, 1))
+    nothing = encode_omp(made, made.pre_bias.detach()[None].repeat(3, 1))
     assert int(nothing.active.sum()) == 0
     with pytest.raises(ValueError, match="hidden_dim = 40"):
-        pursue(made, rows(3), 41)
+        encode_omp(made, rows(3), 41)
     with pytest.raises(ValueError, match="rounds"):
-        pursue(made, rows(3), rounds=0)
-    whole = pursue(made, rows(3), 40).validate()
+        encode_omp(made, rows(3), rounds=0)
+    whole = encode_omp(made, rows(3), 40).validate()
     assert whole.k == 40
     for wrong in (torch.nan, torch.inf):
         x = rows(3)
         x[1, 5] = wrong
-        for fit in (lambda: pursue(made, x), lambda: refit(made, x, made.encode(x))):  # noqa: B023
+        for fit in (lambda: encode_omp(made, x), lambda: refit(made, x, made.encode(x))):  # noqa: B023
             with pytest.raises(ValueError, match="finite numbers, got others in row 1"):
                 fit()
     with pytest.raises(TypeError, match=r"torch.from_numpy\(x\)"):
-        pursue(made, rows(3).numpy())
+        encode_omp(made, rows(3).numpy())
     with pytest.raises(TypeError, match=r"x is torch\.float64 but the model is torch\.float32"):
-        pursue(made, rows(3).double())
+        encode_omp(made, rows(3).double())
     with pytest.raises(ValueError, match="one for each of 1 rows of x, got 3"):
         refit(made, rows(1), made.encode(rows(3)))
 
@@ -277,7 +277,7 @@ def test_fits_of_models_of_any_dtype(dtype):
     x = rows(60).to(dtype)
     codes = narrow.encode(x, 6).detach()
     for found, expected in (
-        (pursue(narrow, x, 6), pursue(wide, x.float(), 6)),
+        (encode_omp(narrow, x, 6), encode_omp(wide, x.float(), 6)),
         (refit(narrow, x, codes), refit(wide, x.float(), codes.to(dtype=torch.float32))),
     ):
         assert found.validate().dtype == dtype
@@ -287,7 +287,7 @@ def test_fits_of_models_of_any_dtype(dtype):
 
 def test_fits_of_no_rows_and_of_latents_that_say_nothing():
     made = model(D)
-    assert len(pursue(made, rows(3)[:0])) == 0
+    assert len(encode_omp(made, rows(3)[:0])) == 0
     assert len(refit(made, rows(3)[:0], made.encode(rows(3)[:0]))) == 0
     with torch.no_grad():
         made.encoder.weight[7] = 0
@@ -296,4 +296,4 @@ def test_fits_of_no_rows_and_of_latents_that_say_nothing():
     alone = made.encode(x, 1)
     assert bool((alone.indices == 7).all())
     assert not bool(refit(made, x, alone).active.any())
-    assert not bool((pursue(made, x, 39).to_dense()[:, 7] > 0).any())
+    assert not bool((encode_omp(made, x, 39).to_dense()[:, 7] > 0).any())

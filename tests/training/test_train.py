@@ -14,7 +14,7 @@ import csrtrain.training.batches as batches
 import csrtrain.training.loop as trainer
 import csrtrain.training.prepare as prepare
 from csrkern.nn import SparseAutoencoder
-from csrtrain import TrainConfig, encode_all, pursue, refit, train, train_two
+from csrtrain import TrainConfig, encode_all, encode_omp, refit, train, train_two
 from csrtrain.evaluation.metrics import unexplained_variance
 from csrtrain.training.checkpoint import FILE_NAME
 
@@ -284,7 +284,7 @@ def balanced(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("change", [exchanged, balanced, lambda x: x[:-1], lambda x: x[:, :-1]])
-@pytest.mark.parametrize("options", [{}, {"unit_scale": True}, {"normalize": True}])
+@pytest.mark.parametrize("options", [{}, {"unit_scale": True}, {"standardize": True}])
 def test_other_rows_are_other_data(x, tmp_path, change, options):
     config = dataclasses.replace(SMALL, steps=2, **options)
     quiet(x, config=config, checkpoint_dir=tmp_path)
@@ -365,7 +365,7 @@ def test_data_that_cannot_be_trained_on(x, y):
         quiet(x[:1])
     with pytest.raises(ValueError, match="all of them are equal"):
         quiet(np.ones((20, 16), np.float32), config=SMALL)
-    for options in ({"normalize": True}, {"unit_scale": True}):
+    for options in ({"standardize": True}, {"unit_scale": True}):
         with pytest.raises(ValueError, match="all of them are equal"):
             quiet(np.tile(x[:1], (600, 1)), config=dataclasses.replace(SMALL, **options))
     broken = x.copy()
@@ -430,7 +430,7 @@ def defaults(dtype=torch.float32, device=None):
     [
         {},
         {"tied": False, "unit_scale": True},
-        {"normalize": True},
+        {"standardize": True},
         {"whitening": "auto", "balance": 0.1, "contrast": "label"},
         {"input_subspace": 8, "contrast": "label"},
         {"anneal": True, "unit_scale": True, "contrast": "pair"},
@@ -447,9 +447,9 @@ def test_training_does_not_depend_on_the_callers_torch(x, y, mode, options):
         coded = encode_all(model, x)
         found = [*model.state_dict().values(), coded.values, coded.indices]
         found.append(torch.tensor(score(model), device="cpu", dtype=torch.float64))
-        if not config.normalize:
+        if not config.standardize:
             rows = torch.from_numpy(x[:50])
-            found.append(pursue(model, rows, rounds=2).values)
+            found.append(encode_omp(model, rows, rounds=2).values)
             found.append(refit(model, rows, coded[:50]).values)
         return found
 
@@ -538,7 +538,7 @@ def test_defaults_follow_from_the_data():
     assert huge.steps * huge.batch_size == pytest.approx(500_000_000, rel=0.01)
     assert TrainConfig(epochs=3, batch_size=100).resolve(1050, 8).steps == 30
     assert TrainConfig(**config.to_dict()) == config
-    several = TrainConfig(prefixes=(4,), input_subspace=6)
+    several = TrainConfig(ks=(4,), input_subspace=6)
     assert TrainConfig(**several.to_dict()) == several
 
 
@@ -560,11 +560,11 @@ def test_defaults_follow_from_the_data():
         ("epochs", 0, ValueError),
         ("steps", -5, ValueError),
         ("seed", -1, ValueError),
-        ("prefixes", (32,), ValueError),
-        ("prefixes", (0,), ValueError),
-        ("prefixes", 4, TypeError),
-        ("prefixes", "4,8", TypeError),
-        ("prefixes", (2.0,), TypeError),
+        ("ks", (32,), ValueError),
+        ("ks", (0,), ValueError),
+        ("ks", 4, TypeError),
+        ("ks", "4,8", TypeError),
+        ("ks", (2.0,), TypeError),
         ("contrast", "none", ValueError),
         ("whitening", 2, ValueError),
         ("whitening", float("nan"), ValueError),
@@ -597,11 +597,11 @@ def test_numpys_numbers_are_numbers(x, kind):
     counts = {name: kind(3 if name != "hidden_dim" else 64) for name in COUNTS if name != "epochs"}
     rates = {name: np.float32(0.5) for name in RATES if name != "epochs"}
     config = TrainConfig(
-        **counts, **rates, prefixes=np.array([1, 2]), normalize=np.bool_(False), k_aux=kind(0)
+        **counts, **rates, ks=np.array([1, 2]), standardize=np.bool_(False), k_aux=kind(0)
     )
     assert all(type(getattr(config, name)) is int for name in (*counts, "k_aux"))
     assert all(type(getattr(config, name)) is float for name in rates)
-    assert type(config.normalize) is bool
+    assert type(config.standardize) is bool
     plain = TrainConfig(**{name: getattr(config, name) for name in config.to_dict()})
     assert config == plain
     assert json.loads(json.dumps(config.to_dict())) == config.to_dict()

@@ -22,7 +22,10 @@ MODULES_NAME = "modules.json"
 PICKLED_NAME = "pytorch_model.bin"  # the weights, where safe_serialization=False saved them
 # Versions from 5.0 on know the module by this name.
 _TYPE = "sentence_transformers.sparse_encoder.models.SparseAutoEncoder"
-_KEYS = ("input_dim", "hidden_dim", "k", "k_aux", "normalize", "dead_threshold")
+# The settings in the package's config.json, and the model's names of them.
+_NAME_OF = {name: name for name in ("input_dim", "hidden_dim", "k", "k_aux", "dead_threshold")}
+_NAME_OF["normalize"] = "standardize"
+_REQUIRED = ("input_dim", "hidden_dim", "k")
 
 
 def load_sentence_transformers(directory: str | os.PathLike[str]) -> SparseAutoencoder:
@@ -49,10 +52,14 @@ def load_sentence_transformers(directory: str | os.PathLike[str]) -> SparseAutoe
     if (folder / WEIGHTS_NAME).is_file() or not (folder / PICKLED_NAME).is_file():
         return SparseAutoencoder.from_pretrained(folder)
     config = read_json(folder / CONFIG_NAME)
-    missing = set(_KEYS[:3]) - (config.keys() if isinstance(config, dict) else set())
+    missing = set(_REQUIRED) - (config.keys() if isinstance(config, dict) else set())
     if missing:
         raise ValueError(f"{folder / CONFIG_NAME} lacks {', '.join(sorted(missing))}")
-    settings = {name: config[name] for name in _KEYS[2:] if name in config}
+    settings = {
+        own: config[name]
+        for name, own in _NAME_OF.items()
+        if name in config and own not in ("input_dim", "hidden_dim")
+    }
     model = load_pth(folder / PICKLED_NAME, **settings)
     if (model.input_dim, model.hidden_dim) != (config["input_dim"], config["hidden_dim"]):
         raise ValueError(
@@ -151,7 +158,7 @@ values; the dense embedding takes {4 * model.input_dim}.
 | embedding width | {model.input_dim} |
 | latents | {model.hidden_dim} |
 | active latents, k | {model.k} |
-| input standardised | {"yes" if model.normalize else "no"} |
+| input standardized | {"yes" if model.standardize else "no"} |
 | compared by | cosine |
 
 ```python
@@ -177,7 +184,8 @@ Written by csrkern {__version__}.
 def _write_module(model: SparseAutoencoder, folder: Path) -> None:
     model.save_pretrained(folder)
     # The package refuses settings that its module does not take.
-    _write_json(folder / CONFIG_NAME, {key: getattr(model, key) for key in _KEYS})
+    config = {name: getattr(model, own) for name, own in _NAME_OF.items()}
+    _write_json(folder / CONFIG_NAME, config)
 
 
 def _is_adapter(module: dict[str, Any]) -> bool:

@@ -81,7 +81,7 @@ def train(
     k: Annotated[
         int | None, typer.Option(min=1, help="Active latents a row (default: 32).")
     ] = None,
-    prefixes: Annotated[
+    ks: Annotated[
         str, typer.Option(metavar="K,K,...", help="Smaller k's the model shall serve as well.")
     ] = "",
     hidden_dim: Annotated[
@@ -124,7 +124,7 @@ def train(
 
       csrkern train embeddings.npy -o model
 
-      csrkern train data.npz:emb --labels data.npz:label --k 16 --prefixes 2,4,8 -o model
+      csrkern train data.npz:emb --labels data.npz:label --k 16 --ks 2,4,8 -o model
 
       csrkern train data.npz:emb --preset recommended --input-subspace 128 -o model
 
@@ -150,7 +150,7 @@ def train(
         "batch_size": batch_size,
         "epochs": epochs,
         "steps": steps,
-        "prefixes": numbers(prefixes, "--prefixes") or None,
+        "ks": numbers(ks, "--ks") or None,
         "input_subspace": input_subspace,
     }
     changes = {name: value for name, value in chosen.items() if value is not None}

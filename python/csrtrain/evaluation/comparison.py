@@ -27,7 +27,7 @@ from csrtrain.evaluation.baselines import (
     sparse_bytes,
     truncate,
 )
-from csrtrain.evaluation.least_squares import pursue, refit
+from csrtrain.evaluation.least_squares import encode_omp, refit
 from csrtrain.evaluation.metrics import Judgements, Vectors, linear_probe, search, v_measure
 from csrtrain.pca import PCA
 
@@ -232,10 +232,10 @@ def compare_codes(
                     yield _in_adapter_space(task, model, f"{name}, adapter, {form}", codes, size)
 
 
-def compare_pursued(
+def compare_omp(
     task: Task, model: SparseAutoencoder, ks: Sequence[int], method: str = "CSR"
 ) -> Iterator[Result]:
-    """Dense queries with stored codes found by pursuit (`csrtrain.pursue`), in both spaces.
+    """Dense queries with stored codes found by `csrtrain.encode_omp`, in both spaces.
 
     At every k: k latents with values in float16, and as many packed latents as fit in the same
     bytes.
@@ -246,11 +246,11 @@ def compare_pursued(
         for space in model.spaces:
             score = _asymmetric if space == "embeddings" else _in_adapter_space
             name = f"{method}, asymmetric" + ("" if space == "embeddings" else ", adapter")
-            codes = _half(pursue(model, task.database, k, space=space))
-            yield score(task, model, f"{name}, pursued", codes, size)
-            codes = _packed(pursue(model, task.database, packed, space=space))
+            codes = _half(encode_omp(model, task.database, k, space=space))
+            yield score(task, model, f"{name}, OMP", codes, size)
+            codes = _packed(encode_omp(model, task.database, packed, space=space))
             taken = packed_bytes(packed, model.hidden_dim)
-            yield score(task, model, f"{name}, pursued, packed", codes, taken)
+            yield score(task, model, f"{name}, OMP, packed", codes, taken)
 
 
 def _half(codes: SparseCodes) -> SparseCodes:
@@ -272,7 +272,7 @@ def _asymmetric(
     task: Task, model: SparseAutoencoder, method: str, codes: SparseCodes, size: int
 ) -> Result:
     """Return queries with the reconstructions of the stored codes."""
-    _, mean, deviation = model.standardize(task.database)
+    _, mean, deviation = model.standardized(task.database)
     rebuilt = torch.cat([model.decode(part) for part in _parts(codes)]) * deviation + mean
     return _dense(task, method, codes.k, size, rebuilt, task.queries, half=False)
 

@@ -1,7 +1,7 @@
 """Codes fitted to their embeddings by least squares, for reconstructions as good as can be.
 
 An encoder reads each latent's value off the embedding by itself, though dictionary rows overlap.
-`refit` finds the values that reconstruct best with the same latents, `pursue` the latents, too.
+`refit` finds the values that reconstruct best with the same latents, `encode_omp` the latents, too.
 Both are worth their time for documents that dense queries are compared with.
 """
 
@@ -31,7 +31,7 @@ def refit(
     whose value comes out negative is dropped and the others are solved again.
 
     Args:
-        model: its decoder is fitted to, in the standardised space where it normalises.
+        model: its decoder is fitted to, in the standardized space where it standardizes.
         x: embeddings [n, d].
         codes: SparseCodes [n, k] of x.
         space: where distances are taken; see `SparseAutoencoder.rerank`.
@@ -56,7 +56,7 @@ def refit(
 
 
 @torch.no_grad()
-def pursue(
+def encode_omp(
     model: SparseAutoencoder,
     x: Tensor,
     k: int | None = None,
@@ -64,7 +64,7 @@ def pursue(
     space: str = "embeddings",
     rounds: int = 8,
 ) -> SparseCodes:
-    """Codes of x by orthogonal matching pursuit with values ≥ 0, in place of the encoder.
+    """Return the codes of x by orthogonal matching pursuit (OMP) with values ≥ 0.
 
     Latents are taken in `rounds` turns, each time those whose dictionary rows correlate best with
     what is left of the row; then all values are fitted again, as by `refit`, and latents whose
@@ -72,7 +72,7 @@ def pursue(
     (docs/training.md), and nothing changes for who reads the codes.
 
     Args:
-        model: its decoder is fitted to, in the standardised space where it normalises.
+        model: its decoder is fitted to, in the standardized space where it standardizes.
         x: embeddings [n, d].
         k: active latents per row; default the model's.
         space: where distances are taken; see `SparseAutoencoder.rerank`.
@@ -91,14 +91,14 @@ def pursue(
     target, fit = _target(model, x), _Fit(model, space)
     goals = sorted({-(-k * (turn + 1) // rounds) for turn in range(rounds)})
     # The last turns fill the places of latents that were dropped.
-    parts = [fit.pursue(piece, (*goals, k, k)) for piece in target.split(_ROWS)]
+    parts = [fit.select(piece, (*goals, k, k)) for piece in target.split(_ROWS)]
     fitted = SparseCodes.cat(parts).to(dtype=x.dtype)
     fitted.fingerprint = model.fingerprint
     return fitted
 
 
 def _target(model: SparseAutoencoder, x: Tensor) -> Tensor:
-    target = model.standardize(x)[0]
+    target = model.standardized(x)[0]
     check_same("x", x, "the model", model.pre_bias)
     wrong = (~x.isfinite().all(1)).nonzero()
     if len(wrong):
@@ -134,18 +134,18 @@ class _Fit:
         ridge = ridge.clamp(min=torch.finfo(ridge.dtype).tiny)
         right = (atoms @ target[:, :, None])[:, :, 0]
         values = torch.zeros_like(right)
-        left = torch.arange(len(kept), device=kept.device)  # rows to solve, or to solve again
-        while len(left):
-            keep = kept[left].to(gram.dtype)
-            system = gram[left] * keep[:, :, None] * keep[:, None, :]
-            system.diagonal(dim1=1, dim2=2).add_(ridge[left, None] * keep + (1 - keep))
-            values[left] = torch.linalg.solve(system, right[left] * keep)
+        unsolved = torch.arange(len(kept), device=kept.device)  # rows to solve, or solve again
+        while len(unsolved):
+            keep = kept[unsolved].to(gram.dtype)
+            system = gram[unsolved] * keep[:, :, None] * keep[:, None, :]
+            system.diagonal(dim1=1, dim2=2).add_(ridge[unsolved, None] * keep + (1 - keep))
+            values[unsolved] = torch.linalg.solve(system, right[unsolved] * keep)
             negative = kept & (values <= 0)
             kept = kept & ~negative
-            left = negative.any(1).nonzero().squeeze(1)
+            unsolved = negative.any(1).nonzero().squeeze(1)
         return torch.where(kept, values.clamp(min=0), values.new_zeros(())), kept
 
-    def pursue(self, target: Tensor, goals: tuple[int, ...]) -> SparseCodes:
+    def select(self, target: Tensor, goals: tuple[int, ...]) -> SparseCodes:
         """Codes of rows [n, d] with `goals` active latents after each turn."""
         n, k = len(target), goals[-1]
         indices = torch.zeros(n, 0, dtype=torch.long, device=target.device)
@@ -163,11 +163,11 @@ class _Fit:
             barred = torch.full_like(kept, torch.inf, dtype=gain.dtype)
             barred = barred.masked_fill(kept, -torch.inf)
             gain.scatter_reduce_(1, indices, barred, "amin")
-            found = gain.topk(int(wanted.max()), 1)
-            free = kept.int().argsort(dim=1, stable=True)[:, : found.values.shape[1]]
-            turn = torch.arange(found.values.shape[1], device=target.device)
-            taken = (turn < wanted) & (found.values > 0)
-            indices.scatter_(1, free, torch.where(taken, found.indices, indices.gather(1, free)))
+            best = gain.topk(int(wanted.max()), 1)
+            free = kept.int().argsort(dim=1, stable=True)[:, : best.values.shape[1]]
+            turn = torch.arange(best.values.shape[1], device=target.device)
+            taken = (turn < wanted) & (best.values > 0)
+            indices.scatter_(1, free, torch.where(taken, best.indices, indices.gather(1, free)))
             kept.scatter_(1, free, taken | kept.gather(1, free))
             values, kept = self.values(target, indices, kept)
             rest = target - (values[:, None] @ self.rows[indices])[:, 0]

@@ -204,7 +204,7 @@ def unexplained_variance(
     variance = 0.0
     with torch.inference_mode():
         for _, chunk in chunks(embeddings):
-            x, offset, scale = model.standardize(chunk.to(model.pre_bias))
+            x, offset, scale = model.standardized(chunk.to(model.pre_bias))
             codes = model.encode_standardized(x, max(ks))
             for k in ks:
                 rebuilt = model.decode(codes.truncate(k)) * scale + offset

@@ -34,7 +34,7 @@ def save_checkpoint(
 
     Args:
         directory: made if it is not there.
-        step: optimiser steps done; also says where in the data the run stands, since the
+        step: optimizer steps done; also says where in the data the run stands, since the
             order of the rows follows from the seed and the step alone.
         config: resolved.
         model, optimizer: their state is stored.

@@ -29,7 +29,7 @@ class TrainConfig:
     Attributes:
         hidden_dim: latents h (None: 4 times the embedding's width, the paper's best).
         k: active latents per row.
-        prefixes: further k's, below `k`, that the one model is trained for as well.
+        ks: further k's, below `k`, that the one model is trained for as well.
         k_aux: dead latents per row in the auxiliary loss, at most what is there; 0: no such loss.
         beta: weight of the auxiliary loss.
         gamma: weight of the contrast (None: 0.1, as published; 1 for "label", "pair", "clip").
@@ -39,9 +39,9 @@ class TrainConfig:
         relative_recon: count reconstruction as a share of the variance of the embeddings, so
             that gamma means the same at any scale; False counts the mean squared error
             itself, as published.
-        normalize: standardise each embedding before it is encoded.
+        standardize: standardize each embedding before it is encoded.
         tied: decode with the encoder's weight.
-        unit_scale: start from encoder rows of norm 1, and train on centred embeddings brought
+        unit_scale: start from encoder rows of norm 1, and train on centered embeddings brought
             to one norm, so that `lr` means the same for any; folded into the model.
         anneal: start with 64 active latents (at most h/4) and come down to k over the first
             70% of the steps, as CSRv2 does; helps k of 2 and 4.
@@ -61,7 +61,7 @@ class TrainConfig:
         batch_size: rows a step (None: 1024, or all rows where there are fewer).
         epochs: passes over the data, in fractions if need be; at most one of epochs and
             steps (None for both: see `resolve`).
-        steps: optimiser steps.
+        steps: optimizer steps.
         seed: of the initial weights and the order of the rows.
 
     Raises:
@@ -70,14 +70,14 @@ class TrainConfig:
 
     hidden_dim: int | None = None
     k: int = 32
-    prefixes: tuple[int, ...] = ()
+    ks: tuple[int, ...] = ()
     k_aux: int = 512
     beta: float = 1 / 32
     gamma: float | None = None
     temperature: float = 0.2
     contrast: str | None = "auto"
     relative_recon: bool = True
-    normalize: bool = False
+    standardize: bool = False
     tied: bool = True
     unit_scale: bool = False
     anneal: bool = False
@@ -99,18 +99,18 @@ class TrainConfig:
                 value = getattr(self, name)
                 if value is not None or name not in _OPEN:
                     object.__setattr__(self, name, check(name, value))
-        object.__setattr__(self, "prefixes", check_prefixes(self.prefixes))
+        object.__setattr__(self, "ks", check_ks(self.ks))
         if self.contrast != "auto":
             check_contrast(self.contrast)
-        if self.normalize and (self.input_subspace or self.whitening or self.unit_scale):
+        if self.standardize and (self.input_subspace or self.whitening or self.unit_scale):
             raise ValueError(
-                "normalize: expected False with input_subspace, whitening or unit_scale: "
-                "standardising each row is not linear, so these could not be folded into the model"
+                "standardize: expected False with input_subspace, whitening or unit_scale: "
+                "standardizing each row is not linear, so these could not be folded into the model"
             )
         if self.hidden_dim is not None and self.k > self.hidden_dim:
             raise ValueError(f"k: expected at most hidden_dim = {self.hidden_dim}, got {self.k}")
-        if self.prefixes and self.prefixes[-1] >= self.k:
-            raise ValueError(f"prefixes: expected k's below k = {self.k}, got {self.prefixes}")
+        if self.ks and self.ks[-1] >= self.k:
+            raise ValueError(f"ks: expected k's below k = {self.k}, got {self.ks}")
         if self.decay > 1:
             raise ValueError(f"decay: expected a share of the steps in 0..1, got {self.decay}")
         if self.epochs is not None and self.steps is not None:
@@ -204,7 +204,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; `TrainConfig(**d)` makes an equal one."""
-        return {**dataclasses.asdict(self), "prefixes": list(self.prefixes)}
+        return {**dataclasses.asdict(self), "ks": list(self.ks)}
 
 
 CONTRASTS = ("self", "label", "pair", "clip", None)
@@ -217,11 +217,11 @@ def check_contrast(contrast: str | None) -> None:
         raise ValueError(f"contrast: expected {names} or None, got {contrast!r}")
 
 
-def check_prefixes(prefixes: Any) -> tuple[int, ...]:
+def check_ks(ks: Any) -> tuple[int, ...]:
     """Return k's in ascending order, each once."""
-    if isinstance(prefixes, str) or not isinstance(prefixes, Iterable):
-        raise TypeError(f"prefixes: expected a list of ints, got {type(prefixes).__name__}")
-    return tuple(sorted({check_at_least("prefixes", k, 1) for k in prefixes}))
+    if isinstance(ks, str) or not isinstance(ks, Iterable):
+        raise TypeError(f"ks: expected a list of ints, got {type(ks).__name__}")
+    return tuple(sorted({check_at_least("ks", k, 1) for k in ks}))
 
 
 def _default_steps(n: int, batch_size: int) -> int:
@@ -253,7 +253,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[str, Any], Any]], ...] = (
     (("seed",), lambda name, value: check_int(name, value, 0, 2**32 - 1)),
     (("beta", "gamma", "balance", "decay"), check_not_negative),
     (("temperature", "lr", "epochs"), check_positive),
-    (("relative_recon", "normalize", "tied", "unit_scale", "anneal", "autocast"), check_bool),
+    (("relative_recon", "standardize", "tied", "unit_scale", "anneal", "autocast"), check_bool),
     (("whitening",), _check_whitening),
 )
 
@@ -306,7 +306,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 RECOMMENDED: dict[str, Any] = {
     "hidden_dim": 4096,
     "k": 32,
-    "prefixes": (4, 8, 16),
+    "ks": (4, 8, 16),
     "unit_scale": True,
     "whitening": "auto",
     "lr": 2e-3,

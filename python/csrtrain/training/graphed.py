@@ -1,4 +1,4 @@
-"""A whole training step as one CUDA graph: loss, backward pass and optimiser, one launch."""
+"""A whole training step as one CUDA graph: loss, backward pass and optimizer, one launch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Terms = dict[str, Tensor]
 
 
 class GraphedStep:
-    """An optimiser step on batches of one size, captured once and replayed.
+    """An optimizer step on batches of one size, captured once and replayed.
 
     Kernels are launched by the device alone: at small batches launching them from Python is what
     a step costs. Nothing in the step waits for the device; neither does calling this.
@@ -34,10 +34,10 @@ class GraphedStep:
         partner_model: the adapter of the partners, if it has one of its own.
         autocast: compute in bfloat16 where that is safe.
 
-    Models and optimiser are as they were after capturing: no step has been taken.
+    Models and optimizer are as they were after capturing: no step has been taken.
 
     Raises:
-        ValueError: if the model is not on a CUDA device, or the optimiser cannot be captured.
+        ValueError: if the model is not on a CUDA device, or the optimizer cannot be captured.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ def capture(run: Callable[[], Terms], device: torch.device) -> tuple[Terms, Call
         raise ValueError(f"model: expected it on a CUDA device, got one on {device}")
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):  # compiles, and makes the optimiser's state
+    with torch.cuda.stream(stream):  # compiles, and makes the optimizer's state
         for _ in range(WARM_UP_STEPS):
             run()
     torch.cuda.current_stream(device).wait_stream(stream)
@@ -119,7 +119,7 @@ def step_once(
 ) -> Terms:
     """One step, launched from here; returns the terms of the loss, means over all processes.
 
-    A fused optimiser takes no step on a loss that is not finite. `options` are the loss's.
+    A fused optimizer takes no step on a loss that is not finite. `options` are the loss's.
     """
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
@@ -152,7 +152,7 @@ def restore(
     before: list[Tensor],
     saved: list[Tensor],
 ) -> None:
-    """Gives `before` what was saved of it; optimiser state made since then becomes zero."""
+    """Gives `before` what was saved of it; optimizer state made since then becomes zero."""
     for tensor, value in zip(before, saved, strict=True):
         tensor.copy_(value)
     old = {id(tensor) for tensor in before}

@@ -27,7 +27,7 @@ from csrtrain.training.stopping import Evaluate, Evaluation
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimiser step did.
+    """What one optimizer step did.
 
     Attributes:
         step: its number, from 1.
@@ -153,7 +153,7 @@ def loss_for(config: TrainConfig, variance: float = 1.0) -> CSRLoss:
         config.gamma,
         config.temperature,
         config.contrast,
-        prefixes=config.prefixes,
+        ks=config.ks,
         recon_weight=1 / variance if config.relative_recon else 1.0,
         balance=config.balance,
         gather=True,
@@ -175,7 +175,7 @@ def _resume(
     steps: Steps,
     evaluation: Evaluation | None,
 ) -> int:
-    """Steps already done, after restoring the models, the optimiser and the random state."""
+    """Steps already done, after restoring the models, the optimizer and the random state."""
     assert options.checkpoint_dir is not None
     if not options.resume:
         path = Path(options.checkpoint_dir) / FILE_NAME

@@ -15,7 +15,7 @@ from csrkern.arguments import check_bool, check_not_negative, check_positive
 from csrkern.codes.sparse import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.training import distributed
-from csrtrain.training.config import check_contrast, check_prefixes
+from csrtrain.training.config import check_contrast, check_ks
 
 
 class CSRLoss(nn.Module):
@@ -33,15 +33,15 @@ class CSRLoss(nn.Module):
       gradient) and m_j its share of their sum: 1 if all latents are used alike, h if one is.
 
     One encoder pass gives k, 4k and the contrast, since a code's first columns are the code
-    at a smaller k. `prefixes` trains one model for several k: with them, L(k) and the
-    contrast are means over the prefixes and k.
+    at a smaller k. `ks` trains one model for several k: with them, L(k) and the
+    contrast are means over the ks and k.
 
     Args:
         beta: β, weight of L_aux.
         gamma: γ, weight of the contrast.
         temperature: of the contrast, on codes at norm 1.
         contrast: "self", "label", "pair", "clip" or None.
-        prefixes: further k's below the model's own.
+        ks: further k's below the model's own.
         recon_weight: weight of L(k) + L(4k)/8; `train` sets it to one over the variance of
             the embeddings, so that γ weighs the same whatever their scale.
         threshold: a latent counts as used when its value exceeds this.
@@ -50,7 +50,7 @@ class CSRLoss(nn.Module):
             batch: gather codes, labels and statistics. Every process must call the loss on
             as many rows, and average its gradients with the others'.
 
-    The model works in its own space (standardised rows where it normalises), and so does
+    The model works in its own space (standardized rows where it normalizes), and so does
     the loss. While both the loss and the model are in training mode, each call counts as one
     optimizer step in the model's use statistics, from which latents are dead; nothing else about
     the model changes. Where gradients accumulate over several batches, pass new_step=False for
@@ -71,7 +71,7 @@ class CSRLoss(nn.Module):
         temperature: float = 0.2,
         contrast: str | None = "self",
         *,
-        prefixes: Sequence[int] = (),
+        ks: Sequence[int] = (),
         recon_weight: float = 1.0,
         threshold: float = 1e-5,
         balance: float = 0.0,
@@ -83,7 +83,7 @@ class CSRLoss(nn.Module):
         self.gamma = check_not_negative("gamma", gamma)
         self.temperature = check_positive("temperature", temperature)
         self.contrast = contrast
-        self.prefixes = check_prefixes(prefixes)
+        self.ks = check_ks(ks)
         self.recon_weight = check_not_negative("recon_weight", recon_weight)
         self.threshold = check_not_negative("threshold", threshold)
         self.balance = check_not_negative("balance", balance)
@@ -93,7 +93,7 @@ class CSRLoss(nn.Module):
         """What `print(loss)` shows."""
         return (
             f"beta={self.beta}, gamma={self.gamma}, temperature={self.temperature}, "
-            f"contrast={self.contrast!r}, prefixes={self.prefixes}, "
+            f"contrast={self.contrast!r}, ks={self.ks}, "
             f"recon_weight={self.recon_weight}, balance={self.balance}"
         )
 
@@ -164,7 +164,7 @@ class CSRLoss(nn.Module):
             contrast = torch.stack(
                 [
                     self._contrast([side.truncate(width) for side in sides], labels)
-                    for width in (*self.prefixes, k)
+                    for width in (*self.ks, k)
                 ]
             ).mean()
         total = self.recon_weight * (terms["recon"] + terms["recon_4k"] / 8)
@@ -196,17 +196,15 @@ class CSRLoss(nn.Module):
                 f"partner_model: expected {model.hidden_dim} latents as the model has, "
                 f"got {partner_model.hidden_dim}; their codes are compared latent by latent"
             )
-        if self.prefixes and self.prefixes[-1] >= k:
-            raise ValueError(
-                f"prefixes: expected k's below the model's k = {k}, got {self.prefixes}"
-            )
+        if self.ks and self.ks[-1] >= k:
+            raise ValueError(f"ks: expected k's below the model's k = {k}, got {self.ks}")
 
     def _terms(
         self, model: SparseAutoencoder, x: Tensor, *, k: int, new_step: bool
     ) -> tuple[dict[str, Tensor], SparseCodes]:
         """Return the terms that need no other side, and the codes of x at k."""
-        x, _, _ = model.standardize(x)
-        widths = (*self.prefixes, k)
+        x, _, _ = model.standardized(x)
+        widths = (*self.ks, k)
         widest = min(4 * k, model.hidden_dim)
         ks = widths if widest == k else (*widths, widest)
         wide, reconstructions = model.autoencode(x, ks)

@@ -156,7 +156,7 @@ def new_model(config: TrainConfig, d: int) -> SparseAutoencoder:
         config.hidden_dim,
         config.k,
         k_aux=config.k_aux,
-        normalize=config.normalize,
+        standardize=config.standardize,
         dead_threshold=config.dead_threshold,
         tied=config.tied,
         device="cpu",
@@ -168,7 +168,9 @@ def _side(named: Sequence[tuple[str, Array]], config: TrainConfig) -> Side:
     """What an adapter is for, of embeddings and what messages call them."""
     arrays = [array for _, array in named]
     # Without weights, for it only standardizes.
-    model = SparseAutoencoder(arrays[0].shape[1], 1, 1, normalize=config.normalize, device="meta")
+    model = SparseAutoencoder(
+        arrays[0].shape[1], 1, 1, standardize=config.standardize, device="meta"
+    )
     mean, variance, checksum = _moments(named, model)
     if config.input_subspace is None and not config.whitening and not config.unit_scale:
         return Side(len(mean), mean, variance, None, checksum)
@@ -192,7 +194,7 @@ def _moments(
     for name, array in named:
         for _, chunk in chunks(array, name):
             checksum = zlib.crc32(chunk.contiguous().numpy().data, checksum)
-            x = model.standardize(chunk)[0].double()
+            x = model.standardized(chunk)[0].double()
             # From the first row on: far from the origin little would be left of the variance.
             first = x[0].clone() if first is None else first
             x -= first
@@ -202,8 +204,8 @@ def _moments(
     n = sum(len(array) for _, array in named)
     offset = total / n
     variance = square / (n * d) - float(offset.square().mean())
-    # Equal rows may differ by rounding once they are standardised.
-    if variance <= (1e-12 if model.normalize else 0.0):
+    # Equal rows may differ by rounding once they are standardized.
+    if variance <= (1e-12 if model.standardize else 0.0):
         raise ValueError("embeddings: expected rows that differ; all of them are equal")
     return (first + offset).float(), variance, checksum
 

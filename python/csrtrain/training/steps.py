@@ -1,4 +1,4 @@
-"""The optimiser steps of a run: launched from Python, or replayed as CUDA graphs."""
+"""The optimizer steps of a run: launched from Python, or replayed as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Steps:
         self._capacity: int | None = None
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continues from the state of another run's optimiser, wherever that ran."""
+        """Continues from the state of another run's optimizer, wherever that ran."""
         kept = [{name: g[name] for name in ("lr", "capturable")} for g in self._groups]
         self.optimizer.load_state_dict(state)
         for group, own in zip(self._groups, kept, strict=True):
@@ -62,7 +62,7 @@ class Steps:
         return self.optimizer.param_groups
 
     def __call__(self, step: int, batch: Batch) -> dict[str, float]:
-        """One optimiser step; the terms of its loss.
+        """One optimizer step; the terms of its loss.
 
         Raises:
             FloatingPointError: if the loss is not finite; no step was taken then.
@@ -151,5 +151,5 @@ def check_finite_loss(losses: dict[str, float], step: int, batch: Batch) -> None
     raise FloatingPointError(
         f"step {step + 1}: the loss is not finite ({terms}) on the batch of rows {first}, ... "
         f"(largest magnitude {float(batch.x.abs().max()):.4g}); no step was taken on it. "
-        "Try a lower learning rate (lr), or normalize=True for embeddings of large magnitude"
+        "Try a lower learning rate (lr), or standardize=True for embeddings of large magnitude"
     )

@@ -129,7 +129,7 @@ def agreement(z: Tensor) -> Tensor:
     """Per direction the cosine between rows and their nearest neighbours by other directions.
 
     Args:
-        z: [n, p], centred rows, in random order.
+        z: [n, p], centered rows, in random order.
 
     Returns: [p], of the first `ASKED` rows.
     """
