@@ -36,8 +36,8 @@ def encode(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, k: int, pre_bias: Tensor | None = None
 ) -> SparseCodes:
     """topk_relu((x - pre_bias) @ weight.T + bias, k); x [n, d], weight [h, d]."""
-    centred = x if pre_bias is None else x - pre_bias
-    return topk_relu(F.linear(centred, weight, bias), k)
+    centered = x if pre_bias is None else x - pre_bias
+    return topk_relu(F.linear(centered, weight, bias), k)
 
 
 def decode(

@@ -37,7 +37,7 @@ def everyday(wordnet: Path) -> list[tuple[str, str]]:
     known = {text.definition for text in load_demo().texts}
     found = []
     for line in (wordnet / "data.noun").read_text().splitlines():
-        if line.startswith(" "):  # the licence
+        if line.startswith(" "):  # the license
             continue
         fields, gloss = line.split(" | ", 1)
         synset, category, _, n, *rest = fields.split()

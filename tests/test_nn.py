@@ -189,13 +189,13 @@ def test_compiles_whole_with_a_dynamic_batch(tied):
 
 def test_training_lowers_the_error():
     model, x = make(torch.float32), batch(64, torch.float32)
-    optimiser = torch.optim.Adam(model.parameters(), 0.01)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
     errors = []
     for _ in range(60):
         error = (model(x)[0] - x).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         error.backward()
-        optimiser.step()
+        optimizer.step()
         errors.append(error.item())
     assert errors[-1] < 0.5 * errors[0]
     assert model.encoder.weight is model.decoder.linear.weight

@@ -22,9 +22,9 @@ RESULTS = Path(__file__).parents[1] / "results"
 CURVE, SIZE = "index recall curve", "index cost against N"
 OURS = "csrkern"
 LEAST_RECALL = 0.8  # shown in the picture; the table has all
-# The colours of the demo's report.
+# The colors of the demo's report.
 PAPER, INK, SOFT, HAIR = "#ffffff", "#1c1d21", "#5d6068", "#e3e1da"
-COLOURS = {
+COLORS = {
     "csrkern": "#2458c6",
     "csrkern fast": "#2458c6",
     "csrkern uint8": "#7ea6ff",
@@ -176,10 +176,10 @@ def draw(panels: Sequence[tuple[str, Lines]], columns: int, x_title: str, log_x:
 
 def _draw_panel(axis: Any, title: str, lines: Lines, x_title: str, log_x: bool) -> None:
     for name, points in lines.items():
-        colour = COLOURS.get(name, SOFT)
+        color = COLORS.get(name, SOFT)
         dashes = "--" if name.startswith("limit") else "-"
         xs, ys = zip(*points, strict=True)
-        axis.plot(xs, ys, dashes, color=colour, linewidth=1.8, marker="o", markersize=4)
+        axis.plot(xs, ys, dashes, color=color, linewidth=1.8, marker="o", markersize=4)
     axis.set_yscale("log")
     if log_x:
         axis.set_xscale("log")
@@ -223,7 +223,7 @@ def _name_lines(axis: Any, lines: Lines) -> None:
             (1.01, (before - bottom) / (top - bottom)),
             xycoords="axes fraction",
             va="center",
-            color=COLOURS.get(name, SOFT),
+            color=COLORS.get(name, SOFT),
             fontweight="bold",
             fontsize=8.5,
         )

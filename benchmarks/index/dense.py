@@ -75,8 +75,8 @@ def _graphs(dense: Dense, threads: int) -> list[Engine]:
 
     engines = []
     n, d = dense.documents.shape
-    for neighbours in HNSW_NEIGHBOURS:
-        index = faiss.IndexHNSWFlat(d, neighbours, faiss.METRIC_INNER_PRODUCT)
+    for neighbors in HNSW_NEIGHBOURS:
+        index = faiss.IndexHNSWFlat(d, neighbors, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = HNSW_BUILD_EFFORT
         seconds = _add(index, dense.documents, threads)
 
@@ -85,7 +85,7 @@ def _graphs(dense: Dense, threads: int) -> list[Engine]:
             index.hnsw.efSearch = ef
             return index.search(dense.queries, TOP_K)[1]
 
-        built = figures(seconds, len(faiss.serialize_index(index)), n, f"M={neighbours}")
+        built = figures(seconds, len(faiss.serialize_index(index)), n, f"M={neighbors}")
         engines.append(Engine(run, np.asarray, dense.truth, built, grid(ef=HNSW_EFFORTS)))
     return engines
 

@@ -246,7 +246,7 @@ def torch_sparse(data: Data, threads: int) -> list[Engine]:
 
 
 def qdrant_edge(data: Data, threads: int) -> list[Engine]:
-    """Qdrant in process: one optimised segment in memory, one batch of queries a call."""
+    """Qdrant in process: one optimized segment in memory, one batch of queries a call."""
     import qdrant_edge as qdrant
 
     folder = tempfile.TemporaryDirectory()

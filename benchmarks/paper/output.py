@@ -116,7 +116,7 @@ def draw(path: Path, rows: Rows, chart: Chart) -> None:
             axes.plot(
                 across,
                 up,
-                # Ten colours come round again; the mark tells such lines apart.
+                # Ten colors come round again; the mark tells such lines apart.
                 marker="os^v"[i // 10 % 4],
                 markersize=4,
                 label=str(series),

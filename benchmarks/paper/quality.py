@@ -56,7 +56,7 @@ class Run:
         needs: "labels" or "pairs": what it trains with.
         first: learn a linear map from the pairs, and train on the embeddings that it makes.
         omp: compare codes found by `csrtrain.encode_omp`, in place of the encoder's.
-        neighbours: train on pairs of each row with the nearest other one.
+        neighbors: train on pairs of each row with the nearest other one.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Run:
     needs: str | None = None
     first: bool = False
     omp: bool = False
-    neighbours: bool = False
+    neighbors: bool = False
 
     def config(self, data: sets.Set, k: int, seed: int, steps: int) -> TrainConfig:
         """The settings for one of its models."""
@@ -88,10 +88,10 @@ RUNS = {
     "dedicated": Run("CSR for one k", each=DEDICATED),
     "whitened": Run("CSR whitened by 0.3", options={"whitening": 0.3}),
     "subspace": Run("CSR in 128 directions", options={"input_subspace": 128, **PLAIN}),
-    "neighbours": Run(
-        "CSR, neighbours as positives", options={"contrast": "pair", "gamma": 0.1}, neighbours=True
+    "neighbors": Run(
+        "CSR, neighbors as positives", options={"contrast": "pair", "gamma": 0.1}, neighbors=True
     ),
-    # As many rows a step as "neighbours", whose examples are pairs.
+    # As many rows a step as "neighbors", whose examples are pairs.
     "wide-batches": Run("CSR, batches of 1,024", options={"batch_size": 1024}),
     "csrv2": Run("CSRv2", paper_loss, {"contrast": "label", "anneal": True}, needs="labels"),
     "labels": Run("CSR with labels", options={"contrast": "label"}, needs="labels"),
@@ -176,7 +176,7 @@ def mapped(data: sets.Set, seed: int, steps: int) -> sets.Set:
 
 
 def stretched(data: sets.Set) -> sets.Set:
-    """The set with all its embeddings centred, and stretched as whitening="auto" would."""
+    """The set with all its embeddings centered, and stretched as whitening="auto" would."""
     pca = PCA(data.train)
     whitening = settled_whitening("auto", pca, [data.train])
     return moved_by(Subspace(pca, data.train.shape[1], whitening).project, data)
@@ -202,7 +202,7 @@ def trained(
         given = {"labels": data.labels}
     elif run.needs == "pairs" and not run.first:
         x, given = data.asked, {"partners": data.partners, "pairs": data.pairs}
-    elif run.neighbours:
+    elif run.neighbors:
         given = {"partners": x, "pairs": nearest_others(x)}
         # By the rows alone, as without pairs: both sides together hold each of them twice.
         config = replace(config, whitening=settled_whitening(config.whitening, PCA(x), [x]))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from csrtrain.demo.data import load_demo
 from csrtrain.evaluation.comparison import Task
-from csrtrain.evaluation.metrics import Judgements
+from csrtrain.evaluation.metrics import Judgments
 
 DATA = Path(os.environ.get("CSRKERN_DATA", "data"))
 
@@ -80,7 +80,7 @@ def load(path: Path) -> Set | None:
         task = Task(train, rows("test_emb"), labels, numbers("test_label"))
         return Set(path.stem, train, task, labels, preset=_preset(path.stem))
     corpus, queries = rows("corpus_emb"), rows("query_test_emb")
-    task = Task(corpus, queries, judgements=Judgements(arrays["qrels_test"], len(queries)))
+    task = Task(corpus, queries, judgments=Judgments(arrays["qrels_test"], len(queries)))
     if "query_train_emb" in arrays:
         asked, pairs = rows("query_train_emb"), numbers("qrels_train")[:, :2]
         train = torch.cat([corpus, asked])

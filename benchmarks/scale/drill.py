@@ -50,14 +50,14 @@ def load_average() -> list[float]:
 
 
 def make_corpus(folder: Path, n: int) -> None:
-    """Rows around 2,000 centres, float16, in files of a million."""
+    """Rows around 2,000 centers, float16, in files of a million."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((2000, WIDTH), dtype=np.float32)
+    centers = rng.standard_normal((2000, WIDTH), dtype=np.float32)
     for number, first in enumerate(range(0, n, FILE_ROWS)):
         rows = min(FILE_ROWS, n - first)
         noise = rng.standard_normal((rows, WIDTH), dtype=np.float32)
-        picked = centres[rng.integers(0, len(centres), rows)] + 0.7 * noise
+        picked = centers[rng.integers(0, len(centers), rows)] + 0.7 * noise
         np.save(folder / f"{number:04d}.npy", picked.astype(np.float16))
 
 

@@ -4,7 +4,7 @@
   and adapters to and from the directories that package saves.
 - `checkpoints`: adapters to and from the paper's `.pth` and EleutherAI's TopK autoencoders.
 - `sae_lens`, `sparsify`: `accelerate` for the TopK autoencoders of these packages.
-- `sklearn`: a transformer and neighbours with scikit-learn's manners.
+- `sklearn`: a transformer and neighbors with scikit-learn's manners.
 - `frames`: codes as list columns of pyarrow and pandas.
 - `qdrant`, `milvus`, `elasticsearch`, `seismic`: codes to search engines and back.
 """

@@ -1,4 +1,4 @@
-"""scikit-learn's manners: a transformer that makes codes, and neighbours of codes.
+"""scikit-learn's manners: a transformer that makes codes, and neighbors of codes.
 
     make_pipeline(CSRTransformer(k=16), LogisticRegression()).fit(embeddings, y)
     make_pipeline(CSRTransformer(), CSRNeighborsTransformer(), TSNE(metric="precomputed"))
@@ -39,7 +39,7 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 
     Parameters:
         n_neighbors: as many each row gets, where `kneighbors` is not told.
-        mode: what `transform` gives: "distance" (of one neighbour more, for a row of the
+        mode: what `transform` gives: "distance" (of one neighbor more, for a row of the
             training set is its own) or "connectivity".
         dtype: in which the index stores values; "float16" is smaller, and rounds distances.
         n_jobs: threads, as joblib counts them: −1 is one for each processor, −2 one less. None
@@ -86,7 +86,7 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         """Return the `n_neighbors` nearest codes of each row, nearest first, equal ones by number.
 
         Args:
-            X: queries [m, h]; None: the indexed codes, none of which is then its own neighbour.
+            X: queries [m, h]; None: the indexed codes, none of which is then its own neighbor.
             n_neighbors: None: the parameter of this name.
             return_distance: False leaves the distances out.
 
@@ -117,7 +117,7 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     def kneighbors_graph(
         self, X: Any = None, n_neighbors: int | None = None, mode: str = "connectivity"
     ) -> sp.csr_matrix:
-        """`kneighbors` as a matrix [m, n]: 1 ("connectivity") or the distance of each neighbour."""
+        """`kneighbors` as a matrix [m, n]: 1 ("connectivity") or the distance of each neighbor."""
         if mode not in ("connectivity", "distance"):
             raise ValueError(f"mode: expected 'connectivity' or 'distance', got {mode!r}")
         distances, numbers = self.kneighbors(X, n_neighbors)
@@ -127,13 +127,13 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         return sp.csr_matrix((data.ravel(), numbers.ravel(), starts), shape=shape)
 
     def transform(self, X: Any) -> sp.csr_matrix:
-        """Return the graph of neighbours of X [m, h] among the indexed codes, [m, n]."""
+        """Return the graph of neighbors of X [m, h] among the indexed codes, [m, n]."""
         check_is_fitted(self)
         wanted = check_int("n_neighbors", self.n_neighbors, 1, self.n_samples_fit_)
         return self.kneighbors_graph(X, wanted + (self.mode == "distance"), self.mode)
 
     def fit_transform(self, X: Any, y: Any = None) -> sp.csr_matrix:
-        """`fit(X)`, then `transform(X)`: each row is its own first neighbour."""
+        """`fit(X)`, then `transform(X)`: each row is its own first neighbor."""
         return self.fit(X).transform(X)
 
     @property

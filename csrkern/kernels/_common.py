@@ -99,7 +99,7 @@ def tree_sum_rows(x, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 def tree_sum(x, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """Sum the rows of [ROWS, WIDTH], WIDTH a power of two, in an order that is always the same.
 
-    Neighbours are added, then neighbours of those. tl.sum's order depends on the layout, so on
+    Neighbors are added, then neighbors of those. tl.sum's order depends on the layout, so on
     warps and block sizes; a sum of two does not.
     """
     if WIDTH == 1:

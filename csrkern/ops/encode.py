@@ -230,14 +230,14 @@ def encoder_gradients(
     if needs_weight or needs_bias or needs_pre_bias:
         starts, rows, slots, _ = ops.transpose(values, indices, h)
     if needs_weight:
-        centred = (x if pre_bias is None else x - pre_bias).to(weight.dtype)
+        centered = (x if pre_bias is None else x - pre_bias).to(weight.dtype)
         from_decoder, ends = tied
         grad_weight = ops.scatter_sum(
             starts,
             rows,
             slots,
             h,
-            [centred, *from_decoder],
+            [centered, *from_decoder],
             [passed, *[values] * len(ends)],
             [0, *interval_begins(ends)],
             [k, *ends],

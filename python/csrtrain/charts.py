@@ -1,6 +1,6 @@
 """Small SVG charts for the report: axes, lines with direct labels, and histograms.
 
-Colours, fonts and the light and dark scheme come from the style sheet in report.html, through
+Colors, fonts and the light and dark scheme come from the style sheet in report.html, through
 the class names `c-<family>`; nothing here needs JavaScript or the network.
 """
 

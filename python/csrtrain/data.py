@@ -104,7 +104,7 @@ def read_labels(source: Source, key: str | None = None, *, n: int | None = None)
 def read_integers(
     source: Source, key: str | None = None, *, argument: str = "integers"
 ) -> np.ndarray:
-    """Return a 2-D array of integers, such as pairs or relevance judgements, of a file or an array.
+    """Return a 2-D array of integers, such as pairs or relevance judgments, of a file or an array.
 
     Messages call an array in memory `argument`. Raises: as `load_embeddings`.
     """

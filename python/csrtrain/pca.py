@@ -27,8 +27,8 @@ class PCA:
         covariance = torch.zeros(d, d, dtype=torch.float64, device="cpu")
         for array in embeddings:
             for _, chunk in chunks(array):
-                centred = chunk.double() - mean
-                covariance += centred.T @ centred
+                centered = chunk.double() - mean
+                covariance += centered.T @ centered
         variances, directions = torch.linalg.eigh(covariance / n)
         self.mean = mean.float()
         self.variances = variances.flip(0).clamp(min=0).float()

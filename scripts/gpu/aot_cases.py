@@ -107,18 +107,18 @@ def cases() -> list[Case]:
     slopes |= {"grad_values": FLOATS, "k": "i32", "dim": "i32", **block}
     kernel = similarity.similarity_backward_kernel
     found.append(Case("similarity backward", kernel, slopes, 1, 64, 20_000))
-    for labelled in (None, INTS):
-        name = "labels" if labelled else "pairs"
-        classes = {"classes": labelled, "other_classes": labelled}
+    for labeled in (None, INTS):
+        name = "labels" if labeled else "pairs"
+        classes = {"classes": labeled, "other_classes": labeled}
         tail = {"n": "i32", "k": "i32", "m": "i32", "dim": "i32", "scale": "fp32"}
-        tail["ONE_SET"] = bool(labelled)
-        forward = {**codes, **lists, **classes, "n_positives": labelled, "scratch": FLOATS}
+        tail["ONE_SET"] = bool(labeled)
+        forward = {**codes, **lists, **classes, "n_positives": labeled, "scratch": FLOATS}
         forward |= {"loss": FLOATS, "peak": FLOATS, "log_total": FLOATS, **tail, **block}
         found.append(Case(f"info_nce {name}", info_nce.info_nce_kernel, forward, 1, 96, 40_000))
         back = {**codes, **lists, **classes, "weight": FLOATS}
-        back |= {"pull": FLOATS if labelled else None, "peak": FLOATS, "log_total": FLOATS}
+        back |= {"pull": FLOATS if labeled else None, "peak": FLOATS, "log_total": FLOATS}
         back |= {"scratch": FLOATS, "grad_values": FLOATS, **tail}
-        back |= {"BY_ROW": True, "BY_COLUMN": bool(labelled), **block}
+        back |= {"BY_ROW": True, "BY_COLUMN": bool(labeled), **block}
         kernel = info_nce.info_nce_backward_kernel
         found.append(Case(f"info_nce backward {name}", kernel, back, 1, 96, 40_000))
     return found

@@ -28,7 +28,7 @@ SET_NAMES = {
     "fashion_mnist_ssl": "Fashion-MNIST features, 1-NN",
 }
 CODES = "CSR"
-METHODS = {  # name in quality.csv: colour and name in a chart
+METHODS = {  # name in quality.csv: color and name in a chart
     "dense": ("dense", "dense"),
     "PCA": ("pca", "PCA"),
     "Matryoshka-Adaptor": ("topk", "Matryoshka adapter"),

@@ -3,7 +3,7 @@
 - A link that leaves docs/ leads to a page (`PAGES`) or to a copy of the file in the site, so
   that the same Markdown works in the repository.
 - `![text](images/x.svg)` alone on a line becomes the picture itself, which then follows the
-  colours of the page.
+  colors of the page.
 - `<!-- figure: name -->` becomes a table or chart of `figures.FIGURES`, drawn from
   benchmarks/results.
 - Every link of the finished site, those in docstrings and raw HTML included, must have a target,

@@ -28,11 +28,11 @@ def model() -> SparseAutoencoder:
 
 
 def clusters(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows around 8 fixed centres, not at the origin, and their centres' numbers."""
-    centres = torch.randn(8, 12, generator=torch.Generator().manual_seed(0)) + 0.5
+    """Rows around 8 fixed centers, not at the origin, and their centers' numbers."""
+    centers = torch.randn(8, 12, generator=torch.Generator().manual_seed(0)) + 0.5
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(8, (n,), generator=generator)
-    return centres[labels] + 0.8 * torch.randn(n, 12, generator=generator), labels
+    return centers[labels] + 0.8 * torch.randn(n, 12, generator=generator), labels
 
 
 def brute_force(database, labels, queries, query_labels) -> float:
@@ -124,9 +124,9 @@ def test_dead_share(model):
 def test_pca_equals_the_singular_vectors():
     x, _ = clusters(200, 4)
     pca = PCA(x)
-    centred = (x - x.mean(0)).double()
-    _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
-    expected = (centred @ directions[:5].T).abs().float()
+    centered = (x - x.mean(0)).double()
+    _, singular, directions = torch.linalg.svd(centered, full_matrices=False)
+    expected = (centered @ directions[:5].T).abs().float()
     torch.testing.assert_close(pca.project(x, 5).abs(), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(pca.variances, (singular.square() / 200).float())
     with pytest.raises(ValueError, match="1 <= dims <= 12, got 13"):

@@ -23,22 +23,22 @@ from csrtrain.evaluation.comparison import (
     compare_dense,
     compare_omp,
 )
-from csrtrain.evaluation.metrics import Judgements, linear_probe, search, v_measure
+from csrtrain.evaluation.metrics import Judgments, linear_probe, search, v_measure
 from csrtrain.training.matryoshka import train_matryoshka
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def clusters(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    centres = torch.randn(8, 16, generator=torch.Generator().manual_seed(0)) + 0.5
+    centers = torch.randn(8, 16, generator=torch.Generator().manual_seed(0)) + 0.5
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(8, (n,), generator=generator)
-    return centres[labels] + 0.6 * torch.randn(n, 16, generator=generator), labels
+    return centers[labels] + 0.6 * torch.randn(n, 16, generator=generator), labels
 
 
 def test_published_bug_2_the_ideal_of_ndcg_counts_what_was_not_found():
     """One of five relevant documents found, in the first place: 0.339, not 1."""
-    qrels = Judgements([(0, document, 1) for document in range(5)], 1)
+    qrels = Judgments([(0, document, 1) for document in range(5)], 1)
     ids = np.array([[0, 90, 91, 92, 93, 94, 95, 96, 97, 98]])
     ideal = sum(1 / np.log2(rank + 1) for rank in range(1, 6))
     assert qrels.ndcg(ids) == pytest.approx(1 / ideal)
@@ -46,7 +46,7 @@ def test_published_bug_2_the_ideal_of_ndcg_counts_what_was_not_found():
 
 
 def test_scores_of_a_small_ranking():
-    qrels = Judgements([(0, 1, 2), (0, 2, 1), (1, 5, 1), (2, 3, 0)], 4)
+    qrels = Judgments([(0, 1, 2), (0, 2, 1), (1, 5, 1), (2, 3, 0)], 4)
     ids = np.array([[7, 1, 2], [5, 6, 7], [3, 3, 3], [-1, -1, -1]])
     log3, log2_4 = 1 / np.log2(3), 1 / np.log2(4)
     first = (2 * log3 + log2_4) / (2 + log3)
@@ -78,7 +78,7 @@ def test_scores_equal_those_of_ranx(seed):
     ranx = pytest.importorskip("ranx")
     ids, rows = judged(seed)
     table = unique(rows)
-    ours = Judgements([(q, d, g) for q, ds in table.items() for d, g in ds.items()], 12)
+    ours = Judgments([(q, d, g) for q, ds in table.items() for d, g in ds.items()], 12)
     qrels = ranx.Qrels({str(q): {str(d): g for d, g in ds.items() if g} for q, ds in table.items()})
     run = ranx.Run(
         {str(q): {str(d): 1.0 / (r + 1) for r, d in enumerate(row)} for q, row in enumerate(ids)}
@@ -93,7 +93,7 @@ def test_scores_equal_those_of_ranx(seed):
 def test_ndcg_equals_that_of_scikit_learn(seed):
     ndcg_score = pytest.importorskip("sklearn.metrics").ndcg_score
     ids, rows = judged(seed)
-    ours = Judgements([(q, d, g) for q, ds in unique(rows).items() for d, g in ds.items()], 12)
+    ours = Judgments([(q, d, g) for q, ds in unique(rows).items() for d, g in ds.items()], 12)
     grades, scores = np.zeros((12, 40)), np.zeros((12, 40))
     for q, documents in unique(rows).items():
         grades[q, list(documents)] = list(documents.values())
@@ -103,15 +103,15 @@ def test_ndcg_equals_that_of_scikit_learn(seed):
 
 def test_judgements_that_do_not_fit():
     with pytest.raises(ValueError, match="rows of \\(query, document, grade\\)"):
-        Judgements([(1, 2, 3, 4)], 2)
+        Judgments([(1, 2, 3, 4)], 2)
     with pytest.raises(ValueError, match=r"queries in 0\.\.1, got 2"):
-        Judgements([(2, 1, 1)], 2)
+        Judgments([(2, 1, 1)], 2)
     with pytest.raises(ValueError, match=r"documents in 0\.\.4, got 5"):
-        Judgements([(1, 4, 1), (1, 5, 0)], 2, 5)
+        Judgments([(1, 4, 1), (1, 5, 0)], 2, 5)
     with pytest.raises(ValueError, match=r"documents in 0\.\., got -1"):
-        Judgements([(1, -1, 1)], 2)
+        Judgments([(1, -1, 1)], 2)
     with pytest.raises(ValueError, match="at least one relevant"):
-        Judgements([(0, 1, 0)], 2)
+        Judgments([(0, 1, 0)], 2)
 
 
 def test_search_is_by_cosine_on_either_kind():
@@ -224,13 +224,11 @@ def test_probes_tell_clusters_from_noise():
     assert 0 < v_measure(codes[1], q_labels) <= 1
 
 
-@pytest.mark.parametrize("judgements", [False, True])
-def test_a_comparison_is_at_equal_dims_and_bytes(judgements):
+@pytest.mark.parametrize("judgments", [False, True])
+def test_a_comparison_is_at_equal_dims_and_bytes(judgments):
     (x, y), (q, q_labels) = clusters(300, 1), clusters(50, 2)
-    qrels = Judgements(
-        [(i, int(j), 1) for i in range(50) for j in (y == q_labels[i]).nonzero()], 50
-    )
-    task = Task(x, q, judgements=qrels) if judgements else Task(x, q, y, q_labels)
+    qrels = Judgments([(i, int(j), 1) for i in range(50) for j in (y == q_labels[i]).nonzero()], 50)
+    task = Task(x, q, judgments=qrels) if judgments else Task(x, q, y, q_labels)
     torch.manual_seed(0)
     model = SparseAutoencoder(16, 64, 4)
     results = [*compare_dense(task, x, [2, 4]), *compare_codes(task, model, [2, 4])]
@@ -254,7 +252,7 @@ def test_a_comparison_is_at_equal_dims_and_bytes(judgements):
     assert names == {f"CSR{mode}" for mode in modes}
     assert sizes["CSR, asymmetric, uint8", 5] == 15
     assert 14 <= sizes["CSR, asymmetric, adapter, packed", packed_k(16, 64)] <= 16
-    main = "ndcg@10" if judgements else "1-nn"
+    main = "ndcg@10" if judgments else "1-nn"
     for result in results:
         assert next(iter(result.scores)) == main
         assert all(0 <= score <= 1 for score in result.scores.values())

@@ -18,9 +18,9 @@ D = 16
 
 def clusters(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(0).standard_normal((6, D))
+    centers = np.random.default_rng(0).standard_normal((6, D))
     labels = rng.integers(0, 6, n)
-    x = centres[labels] + 0.3 * rng.standard_normal((n, D))
+    x = centers[labels] + 0.3 * rng.standard_normal((n, D))
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16), labels
 
 
@@ -123,7 +123,7 @@ def test_quality_goes_on_where_it_was_stopped(paper, monkeypatch, capsys):
 
     every = (
         "matryoshka,recommended,published,labels,pairs,pair-contrast,dense-pairs,"
-        "matryoshka-pairs,matryoshka-labels,neighbours"
+        "matryoshka-pairs,matryoshka-labels,neighbors"
     )
     assert measured("--methods", "recommended") == [
         "classes recommended 0",
@@ -139,7 +139,7 @@ def test_quality_goes_on_where_it_was_stopped(paper, monkeypatch, capsys):
     assert "classes recommended 0" not in found
     assert {"classes labels 0", "questions pairs 0", "questions matryoshka-pairs 0"} <= {*found}
     assert {"questions pair-contrast 0", "questions dense-pairs 0"} <= {*found}
-    assert {"classes neighbours 0", "questions neighbours 0"} <= {*found}
+    assert {"classes neighbors 0", "questions neighbors 0"} <= {*found}
     assert not {"classes pairs 0", "classes dense-pairs 0"} & {*found}
     methods = {row["method"] for row in table(out / "quality.csv") if row["set"] == "questions"}
     assert {"CSR with pairs, roots", "int8, with pairs"} <= methods

@@ -22,11 +22,11 @@ from csrtrain.cli import app as cli
 
 
 def clusters(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """n rows around four centres, and the centre of each."""
-    centres = np.random.default_rng(0).normal(size=(4, 24)).astype(np.float32)
+    """n rows around four centers, and the center of each."""
+    centers = np.random.default_rng(0).normal(size=(4, 24)).astype(np.float32)
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 4, n)
-    return centres[labels] + 0.3 * rng.normal(size=(n, 24)).astype(np.float32), labels
+    return centers[labels] + 0.3 * rng.normal(size=(n, 24)).astype(np.float32), labels
 
 
 def exit_code(*line: str) -> int:

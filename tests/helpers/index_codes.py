@@ -46,7 +46,7 @@ def ties(n: int, dim: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     return in_order(rng.integers(0, 3, (n, k)) / 2, latents)
 
 
-def normalised(values: np.ndarray) -> np.ndarray:
+def normalized(values: np.ndarray) -> np.ndarray:
     """Rows at L2 norm 1, in float64 and then rounded."""
     norm = np.sqrt((values.astype(np.float64) ** 2).sum(1, keepdims=True))
     return (values / np.where(norm > 0, norm, 1)).astype(np.float32)

@@ -42,14 +42,14 @@ def test_equals_reference(kind, dtype, metric, cluster, top_k):
         codes, dim=256, dtype=dtype, metric=metric, cluster=cluster, window=512
     )
     stored, indices = index.to_numpy()
-    want = index_codes.normalised(codes[0]) if metric == "cosine" else codes[0]
+    want = index_codes.normalized(codes[0]) if metric == "cosine" else codes[0]
     want = index_codes.stored(want, dtype, index.stats()["largest"])[index.ids]
     np.testing.assert_array_equal(
         *(index_codes.in_order(*c)[0] for c in [(stored, indices), (want, codes[1][index.ids])])
     )
     scores, ids = index.search(queries, top_k)
     if metric == "cosine":
-        queries = index_codes.in_order(index_codes.normalised(queries[0]), queries[1])
+        queries = index_codes.in_order(index_codes.normalized(queries[0]), queries[1])
     want_scores, want_ids = expected(index, queries, top_k)
     np.testing.assert_array_equal(ids, want_ids)
     np.testing.assert_array_equal(scores, want_scores)
@@ -319,7 +319,7 @@ def test_extreme_values():
 @pytest.mark.parametrize("dtype", ["float16", "float32", "uint8"])
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
 def test_no_active_latent_is_lost(dtype, metric):
-    """Values too small for the form become its least positive number, also once normalised."""
+    """Values too small for the form become its least positive number, also once normalized."""
     small = np.float32([[1e-8], [1e-30], [1e-45], [3e38], [0.5]])
     codes = np.hstack([small, np.full((5, 1), 0.25, np.float32)]), np.tile([3, 7], (5, 1))
     if dtype != "float32" and metric == "ip":  # the others hold no 3e38, or nothing beside it
@@ -348,7 +348,7 @@ def test_cosines_are_at_most_1(dtype, cluster):
     index = InvertedIndex.build(codes, **options)
     index.add((codes[0][:800], codes[1][:800]))
     queries = codes[0][:300], codes[1][:300]
-    unit = index_codes.in_order(index_codes.normalised(queries[0]), queries[1])
+    unit = index_codes.in_order(index_codes.normalized(queries[0]), queries[1])
     stored, indices = index.to_numpy()
     unclipped = reference.search(stored, indices, 64, *unit, 5, index.ids)
     assert unclipped[0].max() > 1

@@ -305,7 +305,7 @@ def test_truncate():
     assert short.k == 4
     np.testing.assert_array_equal(short.ids, index.ids)
     values, _ = index.to_numpy()
-    want = index_codes.stored(index_codes.normalised(values[:, :4]), "float16", None)
+    want = index_codes.stored(index_codes.normalized(values[:, :4]), "float16", None)
     np.testing.assert_array_equal(np.sort(short.to_numpy()[0], 1), np.sort(want, 1))
 
 

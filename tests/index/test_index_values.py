@@ -62,7 +62,7 @@ def test_rounding(values, above):
     assert rows[0].tolist() == [0, values.size]
     np.testing.assert_array_equal(rows[2], reference.stored_values(values[0], "uint8", top))
     assert (rows[2] > 0).all()
-    # The distance between neighbouring squares, at most.
+    # The distance between neighboring squares, at most.
     exact = values[0].astype(np.float64)
     bound = (np.sqrt(exact * top) + top / 256) / 256
     assert (abs(rows[2] - exact) <= np.maximum(bound, 2.0**-125)).all()

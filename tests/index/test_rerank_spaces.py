@@ -37,11 +37,11 @@ def test_an_index_scores_cosines_of_reconstructions(made, space):
     documents, queries = x[:250], x[250:]
     codes = model.encode(documents)
     rebuilt = model.decode(codes).detach()
-    centre, seen = torch.zeros(D), lambda rows: rows
+    center, seen = torch.zeros(D), lambda rows: rows
     if space == "adapter":
-        centre, seen = small.pre_bias.detach(), subspace.project
+        center, seen = small.pre_bias.detach(), subspace.project
     expected = cosine_similarity(
-        seen(queries)[:, None] - centre, seen(rebuilt)[None] - centre, dim=2
+        seen(queries)[:, None] - center, seen(rebuilt)[None] - center, dim=2
     )
     norms = model.norms(codes, space)
     index = InvertedIndex.build(codes, norms=norms.numpy(), dtype="float32", metric="ip")
@@ -123,9 +123,9 @@ def test_models_without_the_space_say_so(made):
     for ask in (lambda: apart.norms(codes, "adapter"), lambda: apart.rerank(made[0], 9, "adapter")):
         with pytest.raises(ValueError, match="trained apart"):
             ask()
-    standardised = SparseAutoencoder(D, 40, 4, standardize=True)
-    assert standardised.spaces == ()
-    with pytest.raises(ValueError, match="does not standardise"):
-        standardised.norms(codes)
+    standardized = SparseAutoencoder(D, 40, 4, standardize=True)
+    assert standardized.spaces == ()
+    with pytest.raises(ValueError, match="does not standardize"):
+        standardized.norms(codes)
     with pytest.raises(ValueError, match="'embeddings', 'adapter'"):
         apart.norms(codes, "elsewhere")

@@ -30,8 +30,8 @@ def expected_codes(module: Any, x: torch.Tensor, k: int) -> torch.Tensor:
     """ReLU(TopK(W (x − pre_bias) + latent_bias)) in float64, dense."""
     x = x.double()
     if module.normalize:
-        centred = x - x.mean(1, keepdim=True)
-        x = centred / (centred.std(1, keepdim=True) + 1e-5)
+        centered = x - x.mean(1, keepdim=True)
+        x = centered / (centered.std(1, keepdim=True) + 1e-5)
     weight, bias, pre_bias = (
         t.detach().double() for t in (module.encoder.weight, module.latent_bias, module.pre_bias)
     )

@@ -38,8 +38,8 @@ SMALL = {"k": 4, "hidden_dim": 64, "steps": 12}
 def rows() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 4, 200)
-    centres = rng.normal(size=(4, 16))
-    return (centres[y] + 0.2 * rng.normal(size=(200, 16))).astype(np.float32), y
+    centers = rng.normal(size=(4, 16))
+    return (centers[y] + 0.2 * rng.normal(size=(200, 16))).astype(np.float32), y
 
 
 @pytest.fixture(scope="module")
@@ -176,10 +176,10 @@ def test_jobs_are_joblibs(codes, n_jobs):
             threads.append(num_threads)
             return super().search(*args, num_threads=num_threads, **options)
 
-    neighbours = CSRNeighborsTransformer(n_jobs=n_jobs).fit(codes)
-    neighbours.index_.__class__ = Spied
+    neighbors = CSRNeighborsTransformer(n_jobs=n_jobs).fit(codes)
+    neighbors.index_.__class__ = Spied
     expected = CSRNeighborsTransformer().fit(codes).kneighbors(codes)
-    assert np.array_equal(neighbours.kneighbors(codes)[1], expected[1])
+    assert np.array_equal(neighbors.kneighbors(codes)[1], expected[1])
     assert threads == [None if n_jobs is None else joblib.effective_n_jobs(n_jobs)]
 
 
@@ -250,10 +250,10 @@ def test_names_of_columns_and_outputs(rows):
 def test_no_distance_is_below_zero(dtype):
     generator = torch.Generator().manual_seed(3)
     codes = SparseCodes.from_dense(torch.rand(300, 50, generator=generator), k=7)
-    neighbours = CSRNeighborsTransformer(dtype=dtype).fit(codes)
-    distances, _ = neighbours.kneighbors(codes, 3)
+    neighbors = CSRNeighborsTransformer(dtype=dtype).fit(codes)
+    distances, _ = neighbors.kneighbors(codes, 3)
     assert distances.min() >= 0
-    assert neighbours.transform(codes).data.min() >= 0
+    assert neighbors.transform(codes).data.min() >= 0
 
 
 @pytest.mark.parametrize("wanted", [1, 7, 119])
@@ -277,11 +277,11 @@ def test_neighbours_are_those_of_brute_force(codes, wanted):
 
 def test_what_shares_no_latent_is_at_distance_one():
     matrix = sp.csr_array(np.eye(4, dtype=np.float32))
-    neighbours = CSRNeighborsTransformer(n_neighbors=3).fit(matrix)
-    distances, numbers = neighbours.kneighbors(matrix[[2]])
+    neighbors = CSRNeighborsTransformer(n_neighbors=3).fit(matrix)
+    distances, numbers = neighbors.kneighbors(matrix[[2]])
     assert distances.tolist() == [[0, 1, 1]]
     assert numbers.tolist() == [[2, 0, 1]]
-    distances, numbers = neighbours.kneighbors(None, 2)
+    distances, numbers = neighbors.kneighbors(None, 2)
     assert (distances == 1).all()
     assert numbers.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1]]
 
@@ -321,12 +321,12 @@ def test_in_front_of_estimators_that_take_neighbours(rows):
 def test_an_index_of_many_codes_is_clustered_and_keeps_its_numbers():
     generator = torch.Generator().manual_seed(1)
     codes = SparseCodes.from_dense(torch.rand(70, 30, generator=generator), k=4)
-    neighbours = CSRNeighborsTransformer().fit(codes)
-    neighbours.index_ = InvertedIndex.build(
+    neighbors = CSRNeighborsTransformer().fit(codes)
+    neighbors.index_ = InvertedIndex.build(
         codes, metric="cosine", dtype="float32", cluster=True, window=64
     )
     expected = CSRNeighborsTransformer().fit(codes).kneighbors(None, 5)
-    found = neighbours.kneighbors(None, 5)
+    found = neighbors.kneighbors(None, 5)
     assert all((a == b).all() for a, b in zip(found, expected, strict=True))
 
 

@@ -114,14 +114,14 @@ def test_similarity(codes, device, monkeypatch):
     assert_same([got], [ops.similarity_backward(grad, empty.values, empty.indices, *another, H)])
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_info_nce(codes, device, labelled, monkeypatch):
+@pytest.mark.parametrize("labeled", [False, True])
+def test_info_nce(codes, device, labeled, monkeypatch):
     from csrkern.kernels import info_nce
 
     monkeypatch.setattr(info_nce, "PROGRAMS", (2,))
     wrong, empty = codes
     labels = (None, None, None)
-    if labelled:
+    if labeled:
         labels = ops.match_labels(torch.arange(N) // 2, torch.arange(N) // 2, True)
     inputs = (empty.values, empty.indices, None, None, H, 0.2, *labels)
     want = ops.info_nce(*inputs)

@@ -52,7 +52,7 @@ def assert_equals_specification(
 
     A score is a float32 sum and a logit is it over the temperature, so errors are measured
     against the largest logit. Gradients cancel, between positives and the rest and in the
-    projection that normalising adds: they are measured against what one pair alone exerts.
+    projection that normalizing adds: they are measured against what one pair alone exerts.
     """
     ours = tuple(leaves(*sides, dtype=torch.float32))
     exact = tuple(leaves(*sides, dtype=torch.float64))

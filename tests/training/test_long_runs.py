@@ -26,8 +26,8 @@ CONFIG = TrainConfig(hidden_dim=64, k=4, batch_size=64, steps=30, dead_threshold
 @pytest.fixture(scope="module")
 def x() -> np.ndarray:
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((10, 16))
-    return (3 + centres[np.arange(500) % 10] + 0.3 * rng.standard_normal((500, 16))).astype("f4")
+    centers = rng.standard_normal((10, 16))
+    return (3 + centers[np.arange(500) % 10] + 0.3 * rng.standard_normal((500, 16))).astype("f4")
 
 
 def quiet(*args, **kwargs):

@@ -83,14 +83,14 @@ def test_a_direction_without_variance_does_not_break_whitening():
 
 
 def clustered(weak_noise: float, weak_shared: float, n: int = 800) -> torch.Tensor:
-    """Rows near one of 40 centres, in 4 strong directions and 12 weak ones; in the weak ones by
-    as much as `weak_shared` of the centre, the rest being noise of the row's own."""
+    """Rows near one of 40 centers, in 4 strong directions and 12 weak ones; in the weak ones by
+    as much as `weak_shared` of the center, the rest being noise of the row's own."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(40, 16, generator=generator)
+    centers = torch.randn(40, 16, generator=generator)
     noise = torch.randn(n, 16, generator=generator)
     strong = torch.arange(16) < 4
     shared, own = torch.where(strong, 3.0, weak_shared), torch.where(strong, 0.3, weak_noise)
-    return centres.repeat(n // 40, 1) * shared + noise * own
+    return centers.repeat(n // 40, 1) * shared + noise * own
 
 
 def test_weak_directions_are_raised_where_neighbours_agree_in_them_and_lowered_where_not(

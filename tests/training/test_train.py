@@ -27,11 +27,11 @@ SMALL = TrainConfig(hidden_dim=64, k=4, batch_size=64, steps=30, dead_threshold=
 
 @pytest.fixture(scope="module")
 def x() -> np.ndarray:
-    """Rows around 10 centres, far from the origin."""
+    """Rows around 10 centers, far from the origin."""
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((10, 16))
+    centers = rng.standard_normal((10, 16))
     noise = 0.3 * rng.standard_normal((500, 16))
-    return (3.0 + centres[np.arange(500) % 10] + noise).astype(np.float32)
+    return (3.0 + centers[np.arange(500) % 10] + noise).astype(np.float32)
 
 
 @pytest.fixture(scope="module")

@@ -161,10 +161,10 @@ def _task(
     if qrels is not None:
         assert queries is not None
         from csrtrain.data import read_integers
-        from csrtrain.evaluation.metrics import Judgements
+        from csrtrain.evaluation.metrics import Judgments
 
-        judged = Judgements(read_integers(*split_name(qrels)), len(queries), len(database))
-        return Task(database, queries, judgements=judged)
+        judged = Judgments(read_integers(*split_name(qrels)), len(queries), len(database))
+        return Task(database, queries, judgments=judged)
     assert labels is not None
     stored = read_labels(*split_name(labels), n=len(database))
     if queries is None or test_labels is None:

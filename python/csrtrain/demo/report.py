@@ -63,7 +63,7 @@ class Training:
     Attributes:
         family: "self" or "label".
         seconds: wall-clock time of the training.
-        steps: the optimiser steps at which `dead` was noted.
+        steps: the optimizer steps at which `dead` was noted.
         dead: percent of latents that were dead at those steps.
         usage: documents in which each latent is active, one entry a latent.
     """
@@ -152,7 +152,7 @@ def render(result: DemoResult) -> str:
 
 def _tiles(result: DemoResult) -> list[str]:
     """Return the three findings at the head of the page, in figures."""
-    plain, labelled, pca, topk = (
+    plain, labeled, pca, topk = (
         result.method(*kind) for kind in (("self", 8), ("label", 8), ("pca", 16), ("topk", 8))
     )
     dense = result.dense
@@ -168,8 +168,8 @@ def _tiles(result: DemoResult) -> list[str]:
         ),
         (
             "label",
-            f"{labelled.accuracy:.1f}% with labels",
-            f"1-NN accuracy of CSR-8, {signed(labelled.accuracy - dense.accuracy)} points "
+            f"{labeled.accuracy:.1f}% with labels",
+            f"1-NN accuracy of CSR-8, {signed(labeled.accuracy - dense.accuracy)} points "
             "against the dense vectors it came from",
         ),
         (
@@ -209,7 +209,7 @@ def _accuracy_against(result: DemoResult, field: str, x: Axis) -> str:
 
 
 def _dead_latents(trainings: Sequence[Training]) -> str:
-    x = linear_axis("optimiser steps", [0, max(max(t.steps) for t in trainings)])
+    x = linear_axis("optimizer steps", [0, max(max(t.steps) for t in trainings)])
     y = linear_axis("", [0, 1, *(share for t in trainings for share in t.dead)], unit="%")
     series = [
         Series(

@@ -217,7 +217,7 @@ def _table(result: DemoResult) -> Table:
     from rich.table import Table
 
     table = Table(
-        title="Words by definition: nearest neighbour in the same class", title_justify="left"
+        title="Words by definition: nearest neighbor in the same class", title_justify="left"
     )
     table.add_column("bytes a vector", justify="right")
     table.add_column("method")
@@ -266,7 +266,7 @@ def _answers(examples: Sequence[Example], n: int) -> Table:
 
 
 def _summary(result: DemoResult, quick: bool) -> str:
-    plain, labelled, pca = (
+    plain, labeled, pca = (
         result.method(*kind) for kind in (("self", 8), ("label", 8), ("pca", 16))
     )
     dense = result.dense
@@ -276,7 +276,7 @@ def _summary(result: DemoResult, quick: bool) -> str:
         f"{signed(plain.accuracy - dense.accuracy)} against dense, in {dense.bytes}; "
         f"{result.speed(plain):.1f}× as fast as dense.\n"
         "[bold yellow]With labels, CSR-8[/bold yellow] is "
-        f"{signed(labelled.accuracy - dense.accuracy)} points against the dense vectors it is made "
+        f"{signed(labeled.accuracy - dense.accuracy)} points against the dense vectors it is made "
         "from.\n" + QUICK_NOTE * quick
     )
 

@@ -69,16 +69,16 @@ def int8(train: Tensor, x: Tensor) -> Tensor:
 def search_binary(
     database: Tensor, queries: Tensor, mean: Tensor, top_k: int, shortlist: int = 100
 ) -> np.ndarray:
-    """[n, top_k] neighbours among signs of centred rows, one bit a dimension.
+    """[n, top_k] neighbors among signs of centered rows, one bit a dimension.
 
     The `shortlist` rows of least Hamming distance are scored again by the product of the
     query, unrounded, with the signs (as sentence-transformers does).
     """
     signs = torch.where(database > mean, 1.0, -1.0)
-    centred = queries - mean
+    centered = queries - mean
     top_k = min(top_k, len(database))
     found = []
-    for part in centred.split(512):
+    for part in centered.split(512):
         # The product of sign vectors is d − 2 · their Hamming distance.
         near = (part.sign() @ signs.T).topk(min(max(top_k, shortlist), len(signs)), 1).indices
         again = torch.einsum("nd,nsd->ns", part, signs[near])

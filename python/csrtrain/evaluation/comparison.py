@@ -28,7 +28,7 @@ from csrtrain.evaluation.baselines import (
     truncate,
 )
 from csrtrain.evaluation.least_squares import encode_omp, refit
-from csrtrain.evaluation.metrics import Judgements, Vectors, linear_probe, search, v_measure
+from csrtrain.evaluation.metrics import Judgments, Vectors, linear_probe, search, v_measure
 from csrtrain.pca import PCA
 
 SOFT = 0.5
@@ -43,7 +43,7 @@ class Task:
     Attributes:
         database, queries: embeddings [N, d] and [n, d].
         database_labels, query_labels: [N] and [n], for 1-NN accuracy and more.
-        judgements: relevance, for nDCG@10 and more, where there are no labels.
+        judgments: relevance, for nDCG@10 and more, where there are no labels.
         probes: also a linear probe and k-means on the labels; needs scikit-learn.
     """
 
@@ -51,24 +51,24 @@ class Task:
     queries: Tensor
     database_labels: Tensor | None = None
     query_labels: Tensor | None = None
-    judgements: Judgements | None = None
+    judgments: Judgments | None = None
     probes: bool = False
 
     @property
     def depth(self) -> int:
-        """How many neighbours a query needs."""
-        return 10 if self.judgements is not None else 1
+        """How many neighbors a query needs."""
+        return 10 if self.judgments is not None else 1
 
     def scores(self, ids: np.ndarray) -> dict[str, float]:
-        """Scores 0..1 of neighbours ids [n, depth], the main one first."""
-        if self.judgements is not None:
+        """Scores 0..1 of neighbors ids [n, depth], the main one first."""
+        if self.judgments is not None:
             return {
-                "ndcg@10": self.judgements.ndcg(ids),
-                "recall@10": self.judgements.recall(ids, 10),
-                "mrr@10": self.judgements.mrr(ids),
-                "hit@1": self.judgements.hits(ids, 1),
-                "hit@5": self.judgements.hits(ids, 5),
-                "hit@10": self.judgements.hits(ids, 10),
+                "ndcg@10": self.judgments.ndcg(ids),
+                "recall@10": self.judgments.recall(ids, 10),
+                "mrr@10": self.judgments.mrr(ids),
+                "hit@1": self.judgments.hits(ids, 1),
+                "hit@5": self.judgments.hits(ids, 5),
+                "hit@10": self.judgments.hits(ids, 10),
             }
         assert self.database_labels is not None
         assert self.query_labels is not None

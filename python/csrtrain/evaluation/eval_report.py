@@ -10,8 +10,8 @@ from html import escape
 from csrtrain.charts import Point, Series, line_chart, linear_axis, log_axis
 from csrtrain.evaluation.comparison import Result
 
-# Told apart by people who see few colours, too (Okabe and Ito), on white and on black.
-COLOURS = (
+# Told apart by people who see few colors, too (Okabe and Ito), on white and on black.
+COLORS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b08900", "#56b4e9",
     "#8c564b", "#7f7f7f", "#e377c2", "#6a51a3", "#4d9221",
 )  # fmt: skip
@@ -47,10 +47,10 @@ def to_html(results: Sequence[Result], title: str, notes: Sequence[str] = ()) ->
     measures = list(dict.fromkeys(name for result in results for name in result.scores))
     main = measures[0]
     methods = list(dict.fromkeys(result.method for result in results))
-    colours = "\n".join(
-        f"svg polyline.c-m{i} {{ stroke: {colour}; }} "
-        f"svg text.c-m{i}, svg .mark.c-m{i} {{ fill: {colour}; }}"
-        for i, colour in enumerate(COLOURS[i % len(COLOURS)] for i in range(len(methods)))
+    colors = "\n".join(
+        f"svg polyline.c-m{i} {{ stroke: {color}; }} "
+        f"svg text.c-m{i}, svg .mark.c-m{i} {{ fill: {color}; }}"
+        for i, color in enumerate(COLORS[i % len(COLORS)] for i in range(len(methods)))
     )
     y = linear_axis("", [100 * r.scores[main] for r in results], unit="%")
     charts = []
@@ -89,7 +89,7 @@ def to_html(results: Sequence[Result], title: str, notes: Sequence[str] = ()) ->
     figures = "</figure>\n".join(charts) + "</figure>"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}'
-        f"</title><style>{STYLE}{colours}</style></head><body><h1>{escape(title)}</h1>\n"
+        f"</title><style>{STYLE}{colors}</style></head><body><h1>{escape(title)}</h1>\n"
         f"{figures}\n<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>\n"
         + "".join(f"<p>{escape(note)}</p>\n" for note in notes)
         + "</body></html>\n"

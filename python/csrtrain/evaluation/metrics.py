@@ -20,7 +20,7 @@ Vectors = Tensor | SparseCodes
 _BLOCK_SCORES = 1 << 25
 
 
-class Judgements:
+class Judgments:
     """Which documents are relevant to which queries, and how much.
 
     Args:
@@ -112,7 +112,7 @@ def search(
         index = csrkern.InvertedIndex.build(database, metric="cosine", dtype="float16")
         return index.search(queries, top_k=top_k)[1]
     assert isinstance(queries, Tensor)
-    # Normalising by max(norm, eps) leaves zero rows zero, where dividing would give NaN.
+    # Normalizing by max(norm, eps) leaves zero rows zero, where dividing would give NaN.
     if norms is None:
         unit = torch.nn.functional.normalize(database.float(), dim=1, eps=1e-30)
     else:

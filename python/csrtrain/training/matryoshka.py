@@ -45,7 +45,7 @@ def train_matryoshka(
 
     Without labels, the loss is that of the unsupervised Matryoshka-Adaptor: at every width m,
     the mean |cos(x_i, x_j) − cos(f(x_i)_m, f(x_j)_m)| over pairs of a batch, and over each
-    row's nearest neighbours in it, with a weight on staying close to x. With labels, linear
+    row's nearest neighbors in it, with a weight on staying close to x. With labels, linear
     heads on the prefixes are trained jointly with the adapter by cross-entropy, as in MRL. With
     partners, each row finds its partner among those of the batch and the partner its row, at
     every width, by InfoNCE over cosines at temperature 0.05.
@@ -94,11 +94,11 @@ def train_matryoshka(
 
 
 def _keep_similarities(
-    x: Tensor, adapted: Tensor, widths: Sequence[int], neighbours: int = 16
+    x: Tensor, adapted: Tensor, widths: Sequence[int], neighbors: int = 16
 ) -> Tensor:
     unit = F.normalize(x, dim=1)
     wanted = unit @ unit.T
-    near = wanted.topk(min(neighbours, len(x)), 1).indices
+    near = wanted.topk(min(neighbors, len(x)), 1).indices
     loss = F.mse_loss(adapted, x) * x.shape[1]
     for m in widths:
         unit = F.normalize(adapted[:, :m], dim=1)

@@ -18,7 +18,7 @@ from csrkern.nn import SparseAutoencoder
 from csrtrain.data import Array, rows
 from csrtrain.pca import PCA
 
-# Centred rows are brought to this norm, so that one learning rate fits embeddings of any scale.
+# Centered rows are brought to this norm, so that one learning rate fits embeddings of any scale.
 ROW_NORM = 4.0
 
 
@@ -100,7 +100,7 @@ def settled_whitening(whitening: float | str, pca: PCA, arrays: Sequence[Array])
     slope = agreement_slope(pca, sample)
     if slope < EVEN:
         return WHITENED
-    # Among fewer rows neighbours are farther, and agree less in weak directions, noise or not.
+    # Among fewer rows neighbors are farther, and agree less in weak directions, noise or not.
     return SHRUNK if slope > NOISY and len(sample) == ROWS else 0.0
 
 
@@ -109,7 +109,7 @@ def agreement_slope(pca: PCA, x: Tensor) -> float:
 
     Args:
         pca: of all rows.
-        x: some of them [n, d], in random order; with more rows neighbours are nearer and agree
+        x: some of them [n, d], in random order; with more rows neighbors are nearer and agree
             more, so values compare at the same n.
 
     Returns: the slope of log agreement over log variance, weighted by variance; between `EVEN` and
@@ -120,13 +120,13 @@ def agreement_slope(pca: PCA, x: Tensor) -> float:
     if dims < 4 or len(x) < 10:
         return (EVEN + NOISY) / 2
     variances = variances[:dims]
-    # Halfway to equal variances: strong directions alone would find other neighbours.
+    # Halfway to equal variances: strong directions alone would find other neighbors.
     found = agreement(pca.project(x, dims) * variances**-0.25)
     return _slope(variances.log(), found.clamp(0.03, 1.0).log(), variances)
 
 
 def agreement(z: Tensor) -> Tensor:
-    """Per direction the cosine between rows and their nearest neighbours by other directions.
+    """Per direction the cosine between rows and their nearest neighbors by other directions.
 
     Args:
         z: [n, p], centered rows, in random order.
