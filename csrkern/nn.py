@@ -68,7 +68,7 @@ class TopKReLU(nn.Module):
         return topk_relu(flat, self.k).to_dense().reshape(pre.shape)
 
     def extra_repr(self) -> str:
-        """What `print(module)` shows."""
+        """Return the text that `print(module)` shows."""
         return f"k={self.k}, dense={self.dense}"
 
 
@@ -298,7 +298,7 @@ class SparseAutoencoder(nn.Module):
         return codes, decode(codes, self.dictionary[latents], self.pre_bias, ks=ks)
 
     def reconstruct_dead(self, x: Tensor, k_aux: int | None = None) -> Tensor | None:
-        """What each row's k_aux strongest dead latents add up to, [n, d]; None if none is dead
+        """Return the sum of each row's k_aux strongest dead latents, [n, d]; None if none is dead
         or k_aux is 0.
 
         The host must wait to learn how many are dead. With `dead_capacity` set, under
@@ -392,7 +392,7 @@ class SparseAutoencoder(nn.Module):
         return square.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
 
     def _wide(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The encoder's and the decoder's weight and pre_bias, in float32 at least."""
+        """Return the encoder's and the decoder's weight and pre_bias, in float32 at least."""
         tensors = self.encoder.weight, self.dictionary, self.pre_bias
         encoder, decoder, pre_bias = (
             t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors
@@ -414,7 +414,7 @@ class SparseAutoencoder(nn.Module):
         return SPACES
 
     def check_space(self, space: str) -> None:
-        """Raises TypeError or ValueError unless `space` is one of `spaces`."""
+        """Raise TypeError or ValueError unless `space` is one of `spaces`."""
         check_choice("space", space, SPACES)
         if space in self.spaces:
             return
@@ -488,7 +488,7 @@ class SparseAutoencoder(nn.Module):
         return super().train(mode)
 
     def extra_repr(self) -> str:
-        """What `print(module)` shows."""
+        """Return the text that `print(module)` shows."""
         return (
             f"input_dim={self.input_dim}, hidden_dim={self.hidden_dim}, k={self.k}, "
             f"k_aux={self.k_aux}, standardize={self.standardize}, tied={self.tied}"
@@ -497,12 +497,12 @@ class SparseAutoencoder(nn.Module):
     # ---- storage ----------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         shared = {} if self.partner is None else {"partner": self.partner}
         return {name: getattr(self, name) for name in _CONFIG_NAMES} | shared
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes config.json and model.safetensors into `directory`, each renamed into place.
+        """Write config.json and model.safetensors into `directory`, each renamed into place.
 
         A tied model stores its weight once, as encoder.weight.
 

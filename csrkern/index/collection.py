@@ -122,7 +122,7 @@ class Collection:
         any_model: bool = False,
         num_threads: int | None = None,
     ) -> None:
-        """Adds n codes; searches that begin from now on find them.
+        """Add n codes; searches that begin from now on find them.
 
         They are in memory until `save`. Small segments are merged as they come, so that there
         are never many; after adding much to a large index, `compact` makes one again.
@@ -163,7 +163,7 @@ class Collection:
             self._snapshot = now.with_segment(segment, form, rows.k, replaced)
 
     def remove(self, ids: IdsLike) -> None:
-        """Removes codes; searches that begin from now on do not find them.
+        """Remove codes; searches that begin from now on do not find them.
 
         Their memory is freed when their segment is merged or by `compact`.
 
@@ -188,7 +188,7 @@ class Collection:
             self._snapshot = now._replace(segments=segments)
 
     def compact(self, *, num_threads: int | None = None) -> None:
-        """Merges all segments into one, without the codes that were removed.
+        """Merge all segments into one, without the codes that were removed.
 
         Takes as long as a build, and 260 bytes a code of k = 32 beside both indexes.
         """
@@ -201,7 +201,7 @@ class Collection:
             self._snapshot = now._replace(segments=(merged,))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the index to a directory, replacing an index that is there.
+        """Write the index to a directory, replacing an index that is there.
 
         A crash at any instant leaves the old index or the new one. Processes that have
         loaded the old one keep it. Lists that the directory holds already are not written
@@ -240,7 +240,7 @@ class Collection:
     def load(
         cls: type[Self], path: str | os.PathLike[str], *, mmap: bool = True, verify: bool = False
     ) -> Self:
-        """Reads an index that `save` wrote.
+        """Read an index that `save` wrote.
 
         Every size, offset and checksum of the index is checked at once, its inverted lists
         each before its first use: a damaged file gives a ValueError here or in `search`, not
@@ -293,7 +293,7 @@ class Collection:
         return type(self)._restore, (facts, [arrays_of(s) for s in segments])
 
     def to_numpy(self) -> tuple[np.ndarray, np.ndarray]:
-        """The stored codes: values float32 [n, k] and indices int32 [n, k].
+        """Return the stored codes: values float32 [n, k] and indices int32 [n, k].
 
         Rows stand in the order of `ids`, entries in that of SparseCodes (by value descending,
         then by latent), padded with value 0 and index 0.
@@ -372,7 +372,7 @@ def _to_merge(segments: tuple[Segment, ...], new: Segment) -> int:
 
 
 def stats(segments: tuple[Segment, ...]) -> dict[str, Any]:
-    """Counts over all segments, those of removed codes included."""
+    """Count over all segments, those of removed codes included."""
     lengths: dict[int, int] = {}
     for segment in segments:
         n_windows = -(-segment.documents // segment.window)

@@ -70,7 +70,7 @@ class Plans:
 
 
 def check_mode(mode: str, recall: float | None, rerank: Any) -> float | None:
-    """The share that a fast search is to find; None: the search is exact.
+    """Return the share that a fast search is to find; None: the search is exact.
 
     Raises:
         TypeError, ValueError: if these arguments of `InvertedIndex.search` do not go together.
@@ -88,7 +88,7 @@ def check_mode(mode: str, recall: float | None, rerank: Any) -> float | None:
 
 
 def check_recall(recall: float | None) -> float:
-    """The share asked for, 0.99 if None."""
+    """Return the share asked for, 0.99 if None."""
     if recall is None:
         return 0.99
     if isinstance(recall, bool) or not isinstance(recall, (int, float, np.floating)):
@@ -101,7 +101,7 @@ def check_recall(recall: float | None) -> float:
 
 
 def calibrate(segments: Sequence[Segment], dim: int, metric: str, recall: float) -> Plan:
-    """The cheapest plan that finds `recall` of the best of a sample of the codes.
+    """Return the cheapest plan that finds `recall` of the best of a sample of the codes.
 
     A code that searches for itself finds itself first: it does not count.
     """
@@ -146,7 +146,7 @@ def _same(truth: np.ndarray, ids: np.ndarray) -> float:
 
 
 def _without(ids: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """The first 10 ids of each row that are not its own, by shifting what follows."""
+    """Return the first 10 ids of each row that are not its own, by shifting what follows."""
     order = np.argsort(ids == own[:, None], axis=1, kind="stable")
     return np.take_along_axis(ids, order, 1)[:, :_TOP_K]
 

@@ -57,7 +57,7 @@ SAVING = threading.Lock()
 
 
 def write(path: str | os.PathLike[str], facts: dict[str, Any], segments: Sequence[Segment]) -> None:
-    """Writes segments under new names, then renames a header that names them into place.
+    """Write segments under new names, then rename a header that names them into place.
 
     So at any instant the directory holds one whole index: the old one until the header is
     renamed, the new one from then on. Files that the header does not name are then removed.
@@ -126,7 +126,7 @@ def unfinished(path: str | os.PathLike[str]) -> Iterator[list[str]]:
 def move_to(
     path: str | os.PathLike[str], form: Form, dim: int, segment: Segment, written: list[str]
 ) -> Segment:
-    """Writes a segment's arrays to a directory, not yet its index, and maps them from there.
+    """Write a segment's arrays to a directory, not yet its index, and map them from there.
 
     Appends the names of the files to `written`. The caller holds `SAVING`.
     """
@@ -142,7 +142,7 @@ def _files_of(parts: Iterable[dict[str, Any]]) -> set[str]:
 
 
 def _write_segment(folder: Path, segment: Segment, written: list[str]) -> dict[str, Any]:
-    """Writes a segment's arrays, as far as `folder` lacks them; its entry in the header."""
+    """Write a segment's arrays, as far as `folder` lacks them; return its entry in the header."""
     here = os.path.realpath(folder)
     entries = segment.files.get(here)
     if entries is None or not all(_is_there(folder, name, e) for name, e in entries.items()):
@@ -183,7 +183,7 @@ def _is_there(folder: Path, name: str, entry: dict[str, Any]) -> bool:
 def read(
     path: str | os.PathLike[str], mmap: bool
 ) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
-    """The header's facts and each segment's arrays, all but the postings checked.
+    """Return the header's facts and each segment's arrays, all but the postings checked.
 
     Raises:
         FileNotFoundError: if there is no index at `path`.

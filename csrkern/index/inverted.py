@@ -89,7 +89,7 @@ class InvertedIndex(Collection):
         window: int | None = None,
         num_threads: int | None = None,
     ) -> InvertedIndex:
-        """Builds an index of n codes.
+        """Build an index of n codes.
 
         Args:
             codes: SparseCodes, a SciPy sparse matrix [n, dim], a torch sparse COO or CSR
@@ -147,7 +147,7 @@ class InvertedIndex(Collection):
         cluster: bool | None = None,
         num_threads: int | None = None,
     ) -> InvertedIndex:
-        """Builds an index of more codes than fit in memory, in the directory `path`.
+        """Build an index of more codes than fit in memory, in the directory `path`.
 
         One segment for each chunk is built in memory, written and then mapped; the directory
         becomes the new index at the end, at one instant. Memory: a chunk and its lists, 400
@@ -240,7 +240,7 @@ class InvertedIndex(Collection):
         impact_bits: int = 16,
         block: int | None = None,
     ) -> CudaIndex:
-        """The same codes, as they are now, on one or several GPUs: a `CudaIndex`.
+        """Return the same codes, as they are now, on one or several GPUs: a `CudaIndex`.
 
         Its `search` takes what this one's takes and finds the same, to the bit; queries that
         are on the GPU are answered there. Its memory is counted in docs/index-cuda.md.

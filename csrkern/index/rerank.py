@@ -69,7 +69,7 @@ def dense_rows(name: str, rows: Any, dim: int) -> np.ndarray:
 
 
 def largest_latents(dense: np.ndarray, latents: int) -> tuple[np.ndarray, np.ndarray]:
-    """The largest positive entries of each row: values and indices [n, latents]."""
+    """Return the largest positive entries of each row: values and indices [n, latents]."""
     latents = min(latents, dense.shape[1])
     indices = np.argpartition(-dense, latents - 1, axis=1)[:, :latents]
     values = np.maximum(np.take_along_axis(dense, indices, 1), 0)

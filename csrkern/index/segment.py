@@ -58,7 +58,7 @@ class Form(NamedTuple):
     exponent: int | None = None  # not yet known, or of no meaning
 
     def holding(self, values: np.ndarray) -> Form:
-        """The same, with an exponent that suits the first codes if there is none yet."""
+        """Return the same, with an exponent that suits the first codes if there is none yet."""
         if self.dtype != "uint8" or self.exponent is not None:
             return self
         largest = float(values.max(initial=0))
@@ -81,7 +81,7 @@ def exponent_of(largest: float) -> int:
 def check_form(
     metric: str, dtype: str, cluster: bool | None, window: int | None, largest: Any = None
 ) -> Form:
-    """The form that these arguments of `InvertedIndex.build` ask for, checked."""
+    """Return the form that these arguments of `InvertedIndex.build` ask for, checked."""
     check_choice("metric", metric, METRICS)
     check_choice("dtype", dtype, VALUE_DTYPES)
     if window is not None and check_int("window", window, 64, 65_536) % 64:
@@ -121,7 +121,7 @@ class Lookup:
         return self._ids[order], order
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """The document of each id, -1 where there is none."""
+        """Return the document of each id, -1 where there is none."""
         if self._ids is None or self._documents == 0:
             return np.where((ids >= 0) & (ids < self._documents), ids, -1)
         ascending, order = self._sorted
@@ -166,7 +166,7 @@ class Segment:
         return self.documents - self.removed
 
     def mask(self) -> np.ndarray:
-        """True for codes that have not been removed, bool [documents]."""
+        """Return which codes have not been removed, bool [documents]."""
         if self.alive is None:
             return np.ones(self.documents, bool)
         bits = np.unpackbits(self.alive.view(np.uint8), count=self.documents, bitorder="little")
@@ -180,14 +180,14 @@ class Segment:
         return np.array(ids) if self.alive is None else ids[self.mask()]
 
     def id_range(self) -> tuple[int, int]:
-        """The least and the largest id, those of removed codes among them; without any, (0, -1)."""
+        """Return the least and the largest id, removed codes included; without any, (0, -1)."""
         ids = self.native.ids
         if ids is None or len(ids) == 0:
             return 0, self.documents - 1
         return int(ids.min()), int(ids.max())
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """The living document of each id, -1 where there is none."""
+        """Return the living document of each id, -1 where there is none."""
         docs = self.lookup.find(ids)
         if self.alive is not None:
             at = np.maximum(docs, 0)
@@ -196,7 +196,7 @@ class Segment:
         return docs
 
     def without(self, docs: np.ndarray) -> Segment:
-        """The same with some of its documents removed."""
+        """Return the same with some of its documents removed."""
         mask = self.mask()
         mask[docs] = False
         return Segment(
@@ -210,7 +210,7 @@ class Segment:
         )
 
     def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The living codes: starts [len(self) + 1], latents and values, as `Rows` holds them."""
+        """Return the living codes: starts [len(self) + 1], latents and values, as in `Rows`."""
         starts, latents, values = self.native.rows()
         if self.alive is None:
             return starts, latents, values
@@ -236,7 +236,7 @@ def build_segment(
     *,
     normalize: bool,
 ) -> Segment:
-    """A segment of `rows`, clustered if `form` says so or leaves it open and it pays."""
+    """Return a segment of `rows`, clustered if `form` says so or leaves it open and it pays."""
     window = _window(rows) if form.window is None else form.window
     values = {"values": form.dtype, "exponent": form.exponent or 0}
 
@@ -300,7 +300,7 @@ def arrays_of(segment: Segment) -> dict[str, np.ndarray]:
 def restore_segment(
     form: Form, dim: int, part: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> Segment:
-    """The segment that these arrays, which nobody vouches for, came from.
+    """Return the segment that these arrays, which nobody vouches for, came from.
 
     Raises:
         ValueError: if they cannot be one.
@@ -329,7 +329,7 @@ def restore_segment(
 
 
 def pack(mask: np.ndarray) -> np.ndarray:
-    """The last axis of a boolean array as bits, in words of 64."""
+    """Return the last axis of a boolean array as bits, in words of 64."""
     n = mask.shape[-1]
     packed = np.zeros((*mask.shape[:-1], -(-n // 64) * 8), np.uint8)
     bits = np.packbits(mask, axis=-1, bitorder="little")

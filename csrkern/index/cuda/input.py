@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def to_host(array: Any) -> Any:
-    """A tensor, or each in a list of them, as an array; all else as it is."""
+    """Return a tensor, or each in a list of them, as an array; all else as it is."""
     torch = sys.modules.get("torch")
     if isinstance(array, (list, tuple)):
         return [to_host(one) for one in array]
@@ -33,7 +33,7 @@ class DeviceRows(NamedTuple):
     device: int
 
     def arguments(self, native: Any) -> dict[str, Any]:
-        """These rows as the native module takes them, and the stream to use."""
+        """Return these rows as the native module takes them, and the stream to use."""
         stream = 0
         if self.values.device.type == "cuda":
             import torch
@@ -50,7 +50,7 @@ class DeviceRows(NamedTuple):
         }
 
     def to(self, device: torch.device) -> DeviceRows:
-        """The same on another device."""
+        """Return the same on another device."""
         return self._replace(
             values=self.values.to(device),
             indices=self.indices.to(device),
@@ -63,7 +63,7 @@ class DeviceRows(NamedTuple):
         return self._replace(values=self.values[at], indices=self.indices[at])
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:
-        """An array on the device of these rows."""
+        """Return an array on the device of these rows."""
         import torch
 
         return torch.from_numpy(array).to(self.values.device)
@@ -168,7 +168,7 @@ def parse_devices(native: Any, device: Any) -> list[int]:
 
 
 def host_queries(queries: Any, dim: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Checked queries as values float32 and indices int32, both [m, k].
+    """Return checked queries as values float32 and indices int32, both [m, k].
 
     Raises:
         TypeError, ValueError: as a search of the index on the CPU.
@@ -263,7 +263,7 @@ class Filters:
         return np.ascontiguousarray(allowed if self._order is None else allowed[..., self._order])
 
     def on_device(self, filter: Any, m: int, home: torch.device) -> torch.Tensor | None:
-        """The same on a device, where a mask may be already."""
+        """Return the same on a device, where a mask may be already."""
         import torch
 
         if (

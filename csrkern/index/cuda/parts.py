@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def load_native() -> Any:
-    """The native module of the GPU part.
+    """Return the native module of the GPU part.
 
     Raises:
         RuntimeError: if csrkern was built without it, or there is no GPU.
@@ -74,7 +74,7 @@ class Upload:
         self._ids = None if plain else ids
 
     def __call__(self) -> Any:
-        """The native index; its memory is freed with it."""
+        """Return the native index; its memory is freed with it."""
         built = self._native.Index.from_host(
             device=self.device,
             values=self._rows.values,
@@ -90,12 +90,12 @@ class Upload:
 
 
 def keep(native: Any) -> Callable[[], Any]:
-    """What gives an index that stays on its device."""
+    """Return the opener of an index that stays on its device."""
     return lambda: native
 
 
 def cut(allowed: Any, part: Part) -> Any:
-    """A part's bytes of a filter, contiguous."""
+    """Return a part's bytes of a filter, contiguous."""
     if allowed is None:
         return None
     own = allowed[..., part.first : part.first + part.n_docs]
@@ -103,7 +103,7 @@ def cut(allowed: Any, part: Part) -> Any:
 
 
 def span(ids: np.ndarray) -> tuple[int, bool]:
-    """The first of ascending ids, and whether the others follow it without a gap."""
+    """Return the first of ascending ids, and whether the others follow it without a gap."""
     first = int(ids[0]) if len(ids) else 0
     return first, len(ids) == 0 or int(ids[-1]) - first == len(ids) - 1
 
@@ -121,7 +121,7 @@ def make_parts(
     slices: int,
     form: dict[str, Any],
 ) -> list[Part]:
-    """The codes of an index on the CPU, in `order`, in equal ranges.
+    """Return the codes of an index on the CPU, in `order`, in equal ranges.
 
     One for each device, or as many slices for each that do not stay there.
     """
@@ -171,7 +171,7 @@ def search_part_from_host(
     offsets: np.ndarray | None,
     options: dict[str, Any],
 ) -> tuple[np.ndarray, ...]:
-    """Searches for queries (values, indices); `mask` is the part's.
+    """Search for queries (values, indices); `mask` is the part's.
 
     Returns scores, ids and, with `dense` queries [m, dim], the scores by these.
     """
@@ -197,7 +197,7 @@ def search_part_from_host(
 def work_of_part(
     part: Part, rows: tuple[np.ndarray, np.ndarray], options: dict[str, Any]
 ) -> dict[str, int]:
-    """What a search does, counted: one at a time."""
+    """Return counts of what a search does; one runs at a time."""
     native = part.open()
     native.take_work()
     native.search_from_host(
@@ -216,7 +216,7 @@ def search_part(
     offsets: torch.Tensor | None,
     options: dict[str, Any],
 ) -> tuple[torch.Tensor, ...]:
-    """Launches a search on the device and stream of `rows`, where all tensors are.
+    """Launch a search on the device and stream of `rows`, where all tensors are.
 
     `mask` is the part's. Returns scores, ids and, with `dense` queries [m, dim], the scores by
     these.
