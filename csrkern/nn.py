@@ -351,7 +351,7 @@ class SparseAutoencoder(nn.Module):
         - space "embeddings": ⟨q, x̂⟩ / |x̂|;
         - space "adapter": the same about pre_bias, where the adapter was trained: after
           `TrainConfig.whitening`, and on `input_subspace` alone. Often more accurate, even than
-          dense embeddings (docs/training.md).
+          dense embeddings (docs/notes/training.md).
 
         Sums are of float32 at least, whatever the dtypes of q and the model.
 

@@ -37,7 +37,7 @@ class PackedCodes:
     off by at most half a level, with 4 bits 4% of the row's strongest; values below half a level
     become one, and rows whose strongest is below 2^-32 of the largest cannot be told apart. That
     costs scores next to nothing, and of codes in float16 a row holds half as many latents
-    (docs/training.md has figures).
+    (docs/notes/training.md has figures).
 
     Attributes:
         rows: [n, row_bytes] uint8, in the layout of csrc/include/csrkern/packed.hpp.

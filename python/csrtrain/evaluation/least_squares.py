@@ -69,7 +69,7 @@ def encode_omp(
     Latents are taken in `rounds` turns, each time those whose dictionary rows correlate best with
     what is left of the row; then all values are fitted again, as by `refit`, and latents whose
     value comes out negative give way to others. About a thousand times as slow as `encode`
-    (docs/training.md), and nothing changes for who reads the codes.
+    (docs/notes/training.md), and nothing changes for who reads the codes.
 
     Args:
         model: its decoder is fitted to, in the standardized space where it standardizes.

@@ -78,7 +78,7 @@ ROWS, ASKED = 10_000, 3_000
 
 # How steeply agreement falls with variance, as the exponent of a power law: below `EVEN` weak
 # directions mean as much as strong ones, beyond `NOISY` they are mostly noise. Both lie between
-# values found on five sets of embeddings, with what served each best (docs/training.md).
+# values found on five sets of embeddings, with what served each best (docs/notes/training.md).
 EVEN, NOISY = 0.08, 0.19
 
 
