@@ -163,7 +163,7 @@ def test_filters(client, shelf):
         ({"where": {"color": 7}}, 422, "where"),
         ({"ids": [1.0]}, 422, "ids"),
         ({"top_k": 1000, "queries": as_json(codes(21))}, 400, "21 queries times 1000"),
-        ({"where": {"color": "red"}}, 400, "no text field|no document has a text field"),
+        ({"where": {"shade": "red"}}, 400, "no text field|no document has a text field"),
         ({"ids": [2**70]}, 422, "ids"),
         ({"filter": [1]}, 422, "filter"),
     ],
