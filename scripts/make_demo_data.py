@@ -50,7 +50,7 @@ def texts_in_row_order(path: Path, split: str, rows: int) -> list[str]:
 
 
 def main() -> None:
-    """Reads the two source files and writes csrkern/data/."""
+    """Read the two source files and write csrkern/data/."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("embeddings", type=Path)
     parser.add_argument("texts", type=Path)

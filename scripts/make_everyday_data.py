@@ -50,7 +50,7 @@ def everyday(wordnet: Path) -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    """Reads WordNet and writes csrkern/data/everyday.npz and everyday.tsv.gz."""
+    """Read WordNet and write csrkern/data/everyday.npz and everyday.tsv.gz."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("wordnet", type=Path)
     things = everyday(parser.parse_args().wordnet)

@@ -19,7 +19,7 @@ from typing import Any
 
 
 def try_here() -> None:
-    """Uses the index of the csrkern that is installed; PyTorch may not be loaded."""
+    """Use the index of the csrkern that is installed; PyTorch may not be loaded."""
     import numpy as np
 
     import csrkern
@@ -49,7 +49,7 @@ def try_here() -> None:
 
 
 def try_cuda(index: Any, queries: Any, ids: Any) -> str:
-    """Searches on a GPU, if the wheel can and there is one; says what there is."""
+    """Search on a GPU, if the wheel can and there is one; say what there is."""
     if importlib.util.find_spec("csrkern._cuda") is None:
         return "without the GPU part"
     try:

@@ -203,7 +203,9 @@ def adapter(given: Path | None, n: int, hidden_dim: int) -> Any:
     docs = embeddings(given)[0][: n or None]
     steps = min(ADAPTER_STEPS, len(docs) // 20)
     rows = min(ADAPTER_ROWS, len(docs))
-    config = TrainConfig(hidden_dim=hidden_dim, k=32, steps=steps, batch_size=rows)
+    # As measured: one k, embeddings as they are, a constant rate.
+    plain: dict[str, Any] = {"ks": (), "unit_scale": False, "lr": 1e-3, "decay": 0.0}
+    config = TrainConfig(hidden_dim=hidden_dim, k=32, steps=steps, batch_size=rows, **plain)
     return train(docs, config=config, progress=False, device="cpu").eval()
 
 

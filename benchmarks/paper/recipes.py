@@ -7,6 +7,14 @@ from typing import Any
 from csrtrain import TrainConfig
 
 KS = (4, 8, 16, 32, 64)
+PAPER_LOSS: dict[str, Any] = {
+    "hidden_dim": None,
+    "ks": (),
+    "unit_scale": False,
+    "lr": 1e-3,
+    "decay": 0.0,
+    "batch_size": 1024,
+}
 
 
 def paper_loss(k: int, **changes: Any) -> TrainConfig:
@@ -15,13 +23,13 @@ def paper_loss(k: int, **changes: Any) -> TrainConfig:
     Its own rates, batches and epochs (`TrainConfig.preset("text")`) are meant for sets of a
     hundred times as many rows.
     """
-    return TrainConfig(**{"k": k, **changes})
+    return TrainConfig(**{"k": k, **PAPER_LOSS, **changes})
 
 
 def recommended(k: int, **changes: Any) -> TrainConfig:
-    """The recommended preset for every one of `KS` up to k."""
+    """The default recipe with whitening="auto", for every one of `KS` up to k."""
     ks = tuple(below for below in KS if below < k)
-    return TrainConfig.preset("recommended", **{"k": k, "ks": ks, **changes})
+    return TrainConfig(**{"k": k, "ks": ks, "whitening": "auto", **changes})
 
 
 BOTH = {"CSR, the paper's loss": paper_loss, "CSR recommended": recommended}

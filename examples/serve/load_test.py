@@ -121,7 +121,7 @@ def index_of_definitions(folder: Path) -> Path:
     from csrtrain.demo.data import load_demo
 
     data = load_demo()
-    config = csrtrain.TrainConfig(k=32, ks=(8,), steps=60)
+    config = csrtrain.TrainConfig(steps=60)
     model = csrtrain.train(data.train, config=config)
     codes = csrtrain.encode_all(model, data.train)
     InvertedIndex.build(codes).save(folder)

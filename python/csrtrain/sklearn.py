@@ -29,12 +29,12 @@ class CSRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     Parameters:
         k: active latents a row.
-        hidden_dim: latents h; None: 4 times the width of the embeddings.
+        hidden_dim: number of latents h; None: as the settings have it (default: 4,096).
         contrast: "self", or "label", which pulls the codes of rows of one class together and
             needs y; None trains on reconstruction alone.
         steps: optimizer steps; None: by the number of rows.
-        preset: settings to start from, a name for `csrtrain.TrainConfig.preset`; None: the
-            defaults.
+        preset: published settings to start from, a name for `csrtrain.TrainConfig.preset`;
+            None: the recommended recipe.
         config: further fields of `csrtrain.TrainConfig`, as a dictionary.
         random_state: an int gives the same model each time; None, or a RandomState, does not.
         device: where to train; None: a CUDA device if there is one, else the CPU.

@@ -59,7 +59,7 @@ SECONDS = 15  # of processor time that a kernel may take to compile; none takes 
 
 
 def build(case: Case, target: GPUTarget) -> Any:
-    """The compiled kernel, pointers and sizes divisible by 16 as real ones are."""
+    """Return the compiled kernel, pointers and sizes divisible by 16 as real ones are."""
     names = case.kernel.arg_names
     signature, constants, attributes = {}, {}, {}
     for position, name in enumerate(names):
@@ -76,7 +76,7 @@ def build(case: Case, target: GPUTarget) -> Any:
 
 
 def resources(compiled: Any, target: GPUTarget) -> tuple[int, int, int]:
-    """Registers a thread, bytes spilled, bytes of machine code."""
+    """Return registers a thread, bytes spilled, bytes of machine code."""
     if target.backend == "hip":
         text = compiled.asm["amdgcn"]
 
@@ -116,7 +116,7 @@ def without_a_case(found: list[Case]) -> list[str]:
 
 
 def over_budget(case: Case, row: dict[str, str]) -> list[str]:
-    """What a kernel uses more of than it may."""
+    """Return what a kernel uses more of than it may."""
     limits = {
         "spilled_bytes": 0,
         "registers": case.registers,
@@ -149,7 +149,7 @@ def untrue(table: list[dict[str, str]], rows: list[dict[str, str]]) -> list[str]
 
 
 def measure(case: Case, target: str) -> dict[str, str]:
-    """A row of the table."""
+    """Return a row of the table."""
     began = cpu_seconds()
     compiled = build(case, TARGETS[target])
     seconds = cpu_seconds() - began

@@ -125,7 +125,7 @@ def cases() -> list[Case]:
 
 
 def encode_cases() -> list[Case]:
-    """The kernels of a verified encoding at h = 16,384 and k = 32."""
+    """Return the kernels of a verified encoding at h = 16,384 and k = 32."""
     capacity = encode_verified.LEAST_CAPACITY
     codes = {"values": FLOATS, "indices": CODES, "n": "i32", "h": "i32", "k": "i32", "d": "i32"}
     layer = {

@@ -75,7 +75,7 @@ def used(module: str) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 def main() -> int:
-    """Compares with the budgets, writes or checks the table."""
+    """Compare with the budgets; write or check the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="do not write the table")
     options = parser.parse_args()

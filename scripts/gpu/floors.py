@@ -51,7 +51,7 @@ class Kernel(NamedTuple):
 
 
 def kernels(n: int, d: int, h: int, k: int, size: int, candidates: int) -> list[Kernel]:
-    """What each kernel reads from and writes to device memory, and computes."""
+    """Return what each kernel reads from and writes to device memory, and computes."""
     element = "fp32" if size == 4 else "i16"
     met = n * n * k * k // h
     columns = -(-d // 512)
@@ -168,7 +168,7 @@ def operator_table(out: Any) -> None:
 
 
 def main() -> None:
-    """The table of operators, or of kernels."""
+    """Return the table of operators, or of kernels."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kernels", action="store_true", help="by kernel, with its occupancy")
     table = kernel_table if parser.parse_args().kernels else operator_table

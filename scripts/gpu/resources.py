@@ -42,7 +42,7 @@ def occupancy(processor: Processor, warps: int, registers: int, shared: int) -> 
 
 
 def resource_usage(binary: str) -> str:
-    """What cuobjdump, CUDA's or the one in Triton's package, tells of a binary's kernels."""
+    """Return what cuobjdump, CUDA's or the one in Triton's package, tells of a binary's kernels."""
     tool = shutil.which("cuobjdump")
     try:
         import triton
@@ -57,19 +57,19 @@ def resource_usage(binary: str) -> str:
 
 
 def registers_and_spills(line: str) -> tuple[int, int] | None:
-    """Registers a thread, and bytes of stack and local memory, in a line of `resource_usage`."""
+    """Return registers a thread, and bytes of stack and local memory, in a line of `resource_usage`."""
     found = {name: int(size) for name, size in re.findall(r"(REG|STACK|LOCAL):(\d+)", line)}
     return (found["REG"], found["STACK"] + found["LOCAL"]) if found else None
 
 
 def read_table(table: Path) -> list[dict[str, str]]:
-    """The rows of a table."""
+    """Return the rows of a table."""
     with table.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def write_table(table: Path, header: tuple[str, ...], rows: list[Any]) -> None:
-    """Writes a table beside its place and renames it."""
+    """Write a table beside its place and rename it."""
     beside = table.with_suffix(".csv.new")
     with beside.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
@@ -77,6 +77,6 @@ def write_table(table: Path, header: tuple[str, ...], rows: list[Any]) -> None:
 
 
 def verdict(wrong: list[str]) -> int:
-    """Prints what is wrong, one a line; the exit status."""
+    """Print what is wrong, one a line; return the exit status."""
     print(*wrong, sep="\n", file=sys.stderr)
     return 1 if wrong else 0

@@ -78,7 +78,7 @@ def all_engines() -> str:
 
 
 def at_recall() -> str:
-    """The fastest settings that find 99% and 95%, one thread."""
+    """Return the fastest settings that find 99% and 95%, one thread."""
     parts = []
     for recall in ("0.99", "0.95"):
         op = f"index search, recall {recall}"
@@ -107,7 +107,7 @@ def _engine_table(found: Sequence[Engine]) -> str:
 
 
 def _of_case(case: str) -> tuple[int, int, int, str]:
-    """Number of codes, h, k and kind, from "N=100000 h=8192 k=32 skewed, 500 queries"."""
+    """Return the number of codes, h, k and kind, from "N=100000 h=8192 k=32 skewed, 500 queries"."""
     n, h, k, kind = re.fullmatch(r"N=(\d+) h=(\d+) k=(\d+) (\w+), \d+ queries", case).groups()
     return int(n), int(h), int(k), {"given": "sentences"}.get(kind, kind)
 

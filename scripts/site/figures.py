@@ -64,7 +64,7 @@ def operators() -> str:
 
 
 def narrow_operators() -> str:
-    """The same for float16 and bfloat16."""
+    """Return the same for float16 and bfloat16."""
     chosen = [r for r in rows() if not r["op"].startswith("index") and r["dtype"] != "float32"]
     return _comparisons(chosen, with_dtype=True)
 
@@ -98,7 +98,7 @@ def speedups() -> str:
 
 
 def _short(case: str) -> str:
-    """What tells a case from the others of its operator: its k, its kind of contrast or codes."""
+    """Return what tells a case from the others of its operator: its k, its kind of contrast or codes."""
     kinds = r"k=\d+|self|labels|pair|skewed|uniform|\d+x\d+"
     return " ".join(re.findall(kinds, case)).replace("4096x4096 ", "")
 
@@ -139,7 +139,7 @@ def measured_costs() -> list[tuple[str, Cost, float]]:
 
 
 def roofs() -> str:
-    """The roofline: what the machine can do, and where the operators are."""
+    """Return the roofline: what the machine can do, and where the operators are."""
     ceilings = newest_run()["ceilings"]
     threads = max(ceilings["gemm"], key=int)
     peaks = {name: float(v) / 1e9 for name, v in ceilings["gemm"][threads].items()}
@@ -236,7 +236,7 @@ def _score(data: str, method: str, active: int) -> str:
 
 
 def by_bytes() -> str:
-    """A chart for each set of texts: score against bytes."""
+    """Return a chart for each set of texts: score against bytes."""
     charts = []
     for name, text in SET_NAMES.items():
         if _score(name, "PCA", 64) == "–":

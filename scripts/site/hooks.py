@@ -45,7 +45,7 @@ NEEDS = re.compile(r"^(\s*```\w+) needs=.*$", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages that lie outside docs/."""
+    """Add the pages that lie outside docs/."""
     for source, name in PAGES.items():
         files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
     return files
@@ -80,7 +80,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def picture(caption: str, path: Path) -> str:
-    """The SVG file `path` as a figure in the page."""
+    """Return the SVG file `path` as a figure in the page."""
     drawing = "\n".join(line for line in path.read_text().splitlines() if line.strip())
     text = f"<figcaption>{caption}</figcaption>"
     return f'<figure class="picture">\n{drawing}\n{text}\n</figure>'
@@ -97,7 +97,7 @@ class Links(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Notes one element."""
+        """Note one element."""
         named = dict(attrs)
         self.anchors |= {value for key in ("id", "name") if (value := named.get(key))}
         if tag == "a" and (found := named.get("href")):

@@ -36,7 +36,7 @@ def quality() -> list[Row]:
 
 @cache
 def newest_run() -> dict[str, Any]:
-    """The latest benchmark run, with the machine's ceilings."""
+    """Return the latest benchmark run, with the machine's ceilings."""
     return json.loads((MACHINE / "run.json").read_text())
 
 

@@ -22,7 +22,7 @@ def _unmeasured(module: str) -> str:
 
 
 def scale_drill() -> str:
-    """What was killed, what was lost, how long it took to recover."""
+    """Return what was killed, what was lost, how long it took to recover."""
     held = _read("scale")
     if held is None:
         return _unmeasured("drill")
@@ -82,7 +82,7 @@ def _chart(table: list[dict[str, Any]], m: int) -> str:
 
 
 def scale_sizes() -> str:
-    """What a billion and a hundred billion codes need."""
+    """Return what a billion and a hundred billion codes need."""
     held = _read("scale-model")
     if held is None:
         return _unmeasured("check")
@@ -107,7 +107,7 @@ def scale_sizes() -> str:
 
 
 def scale_waves() -> str:
-    """What a bar from other shards saves."""
+    """Return what a bar from other shards saves."""
     held = _read("scale-waves")
     if held is None:
         return _unmeasured("waves")

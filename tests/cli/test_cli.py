@@ -187,7 +187,7 @@ def test_eval_matches_string_labels_by_name(folder):
 def test_train_on_pairs_from_a_preset_in_a_subspace(folder):
     np.savez("pairs.npz", pairs=np.stack([np.arange(300), np.arange(300)[::-1]], 1))
     line = (
-        "train data.npz:rows --partners rows.npy --pairs pairs.npz --preset recommended "
+        "train data.npz:rows --partners rows.npy --pairs pairs.npz "
         "--hidden-dim 32 --k 4 --ks 2 --steps 3 --input-subspace 8 -o paired"
     )
     assert exit_code(line) == 0

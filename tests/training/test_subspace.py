@@ -145,7 +145,7 @@ def test_training_in_a_subspace_gives_a_model_for_the_embeddings(changes):
 
 def test_settings_that_cannot_be_folded_are_refused():
     with pytest.raises(ValueError, match="standardize: expected False"):
-        TrainConfig(standardize=True, input_subspace=8)
+        TrainConfig(standardize=True, unit_scale=False, input_subspace=8)
     with pytest.raises(ValueError, match="input_subspace: expected at most the 12 dimensions"):
         TrainConfig(k=4, input_subspace=13).resolve(100, 12)
     with pytest.raises(ValueError, match="whitening"):

@@ -22,7 +22,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 COUNTS = ("hidden_dim", "k", "dead_threshold", "batch_size", "steps", "seed")
 RATES = ("beta", "gamma", "balance", "temperature", "lr", "epochs")
-SMALL = TrainConfig(hidden_dim=64, k=4, batch_size=64, steps=30, dead_threshold=3)
+# One k, embeddings as they are and a constant rate: each test sets what it is about.
+PLAIN = TrainConfig(ks=(), unit_scale=False, lr=1e-3, decay=0.0)
+SMALL = dataclasses.replace(PLAIN, hidden_dim=64, k=4, batch_size=64, steps=30, dead_threshold=3)
 
 
 @pytest.fixture(scope="module")
@@ -522,7 +524,14 @@ def test_what_is_given_and_not_used_is_told(x, y):
 
 def test_defaults_follow_from_the_data():
     config = TrainConfig().resolve(16_000, 384)
-    assert (config.hidden_dim, config.k, config.k_aux) == (1536, 32, 512)
+    assert (config.hidden_dim, config.k, config.k_aux) == (4096, 32, 512)
+    assert (config.ks, config.unit_scale, config.whitening) == ((4, 8, 16), True, 0)
+    assert (config.lr, config.decay, config.batch_size) == (2e-3, 0.3, 512)
+    assert TrainConfig(hidden_dim=None).resolve(16_000, 384).hidden_dim == 1536
+    served = {1: (), 4: (), 5: (4,), 64: (4, 8, 16, 32), 512: (4, 8, 16, 32, 64, 128)}
+    for k, below in served.items():
+        assert TrainConfig(k=k).resolve(16_000, 384).ks == below
+    assert TrainConfig(ks=()).resolve(16_000, 384).ks == ()
     assert (config.beta, config.gamma, config.temperature) == (1 / 32, 0.1, 0.2)
     assert TrainConfig(contrast="label").resolve(16_000, 384).gamma == 1.0
     assert config.steps >= 400
@@ -531,7 +540,6 @@ def test_defaults_follow_from_the_data():
     assert TrainConfig().settle_contrast(partners=True).contrast == "clip"
     tiny = TrainConfig().resolve(50, 8)
     assert tiny.batch_size == 50
-    assert tiny.hidden_dim == 32
     large = TrainConfig().resolve(1_000_000, 768)
     assert large.steps * large.batch_size == pytest.approx(10_000_000, rel=0.01)
     huge = TrainConfig().resolve(500_000_000, 768)
@@ -540,6 +548,7 @@ def test_defaults_follow_from_the_data():
     assert TrainConfig(**config.to_dict()) == config
     several = TrainConfig(ks=(4,), input_subspace=6)
     assert TrainConfig(**several.to_dict()) == several
+    assert TrainConfig(**TrainConfig().to_dict()) == TrainConfig()
 
 
 @pytest.mark.parametrize(
@@ -624,7 +633,9 @@ def test_settings_that_do_not_fit_together():
     with pytest.raises(ValueError, match="at most one of the two"):
         TrainConfig(epochs=1, steps=1)
     with pytest.raises(ValueError, match=r"k: expected at most 4 \* 4 = 16 latents, got 32"):
-        TrainConfig().resolve(100, 4)
+        TrainConfig(hidden_dim=None).resolve(100, 4)
+    with pytest.raises(ValueError, match="pass unit_scale=False with standardize=True"):
+        TrainConfig(standardize=True)
 
 
 def test_a_config_is_not_labels():
@@ -682,7 +693,11 @@ def test_presets_are_the_published_settings():
     csrv2 = TrainConfig.preset("csrv2", k=2)
     assert (csrv2.contrast, csrv2.anneal, csrv2.k) == ("label", True, 2)
     assert not any(TrainConfig.preset(n).relative_recon for n in ("imagenet", "text", "csrv2"))
-    with pytest.raises(ValueError, match="preset: expected one of recommended, imagenet"):
+    published = [TrainConfig.preset(n) for n in ("imagenet", "text", "clip", "csrv2")]
+    assert {(c.hidden_dim, c.ks, c.unit_scale, c.decay) for c in published} == {
+        (None, (), False, 0.0)
+    }
+    with pytest.raises(ValueError, match="preset: expected one of 'imagenet', 'text'"):
         TrainConfig.preset("audio")
 
 

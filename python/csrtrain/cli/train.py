@@ -40,7 +40,6 @@ class Contrast(str, Enum):
 class Preset(str, Enum):
     """Names of settings."""
 
-    RECOMMENDED = "recommended"
     IMAGENET = "imagenet"
     TEXT = "text"
     CLIP = "clip"
@@ -65,7 +64,7 @@ def train(
     ] = None,
     preset: Annotated[
         Preset | None,
-        typer.Option(help="Settings to start from: recommended, or those of the paper."),
+        typer.Option(help="Published settings to start from (default: the recommended recipe)."),
     ] = None,
     contrast: Annotated[
         Contrast | None,
@@ -82,11 +81,15 @@ def train(
         int | None, typer.Option(min=1, help="Active latents a row (default: 32).")
     ] = None,
     ks: Annotated[
-        str, typer.Option(metavar="K,K,...", help="Smaller k's the model shall serve as well.")
+        str,
+        typer.Option(
+            metavar="K,K,...",
+            help="Smaller k's that the model serves as well (default: 4, 8, 16, ..., below k).",
+        ),
     ] = "",
     hidden_dim: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST_LATENTS, help="Latents (default: 4 times the width)."),
+        typer.Option(min=1, max=MOST_LATENTS, help="Number of latents (default: 4096)."),
     ] = None,
     gamma: Annotated[
         float | None, typer.Option(help="Weight of the contrast (default: 0.1, with labels 1).")
@@ -96,7 +99,7 @@ def train(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of Adam.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows a step (default: 1024).")
+        int | None, typer.Option(min=1, help="Rows a step (default: 512).")
     ] = None,
     epochs: Annotated[
         float | None, typer.Option(help="Passes over the data (default: by its size).")
@@ -126,7 +129,7 @@ def train(
 
       csrkern train data.npz:emb --labels data.npz:label --k 16 --ks 2,4,8 -o model
 
-      csrkern train data.npz:emb --preset recommended --input-subspace 128 -o model
+      csrkern train data.npz:emb --preset text --input-subspace 128 -o model
 
       torchrun --nproc-per-node 8 -m csrtrain train embeddings.npy -o model
     """

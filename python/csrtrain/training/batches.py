@@ -57,7 +57,7 @@ class Examples:
         return len(self.embeddings) if self.pairs is None else len(self.pairs)
 
     def read(self, index: Tensor) -> Batch:
-        """The batch of the examples at `index` [n]."""
+        """Return the batch of the examples at `index` [n]."""
         if self.pairs is None or self.partners is None:
             labels = None if self.labels is None else self.labels[index]
             return Batch(index, _rows(self.embeddings, index, self.project), labels, None)

@@ -30,7 +30,7 @@ def save_checkpoint(
     data: dict[str, Any],
     best: dict[str, Any] | None = None,
 ) -> None:
-    """Writes `directory`/checkpoint.pt, renamed into place: a crash leaves the one before.
+    """Write `directory`/checkpoint.pt, renamed into place: a crash leaves the one before.
 
     Args:
         directory: made if it is not there.
@@ -70,7 +70,7 @@ def save_checkpoint(
 def load_checkpoint(
     directory: str | os.PathLike[str], *, config: TrainConfig, data: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """The content of `directory`/checkpoint.pt, or None if there is no such file.
+    """Return the content of `directory`/checkpoint.pt, or None if there is no such file.
 
     The number of steps may be another one, if those already done are the same in both runs.
 

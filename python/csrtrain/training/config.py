@@ -17,7 +17,10 @@ from csrkern.arguments import (
     check_positive,
 )
 
-_DEFAULT_BATCH = 1024
+_DEFAULT_BATCH = 512
+# The smaller k's that a model serves as well by default: at most six, since one pass decodes a code
+# at eight k's, k and 4k among them.
+_SERVED = (4, 8, 16, 32, 64, 128)
 # CSRv2 (arXiv 2602.05735): k falls from 64 over the first 70% of the steps.
 ANNEAL_FROM, ANNEAL_SHARE = 64, 0.7
 
@@ -26,10 +29,15 @@ ANNEAL_FROM, ANNEAL_SHARE = 64, 0.7
 class TrainConfig:
     """Settings of a training run; None means chosen from the data by `resolve`.
 
+    The defaults are the recommended recipe: many latents, all k's at once, rows at one scale and a
+    rate that falls at the end. `preset` has the published settings.
+
     Attributes:
-        hidden_dim: latents h (None: 4 times the embedding's width, the paper's best).
+        hidden_dim: number of latents h. None: 4 times the embedding's width, as published, which
+            is more where that is above 1,024.
         k: active latents per row.
-        ks: further k's, below `k`, that the one model is trained for as well.
+        ks: smaller k's that the one model is trained for as well. None: 4, 8, 16, 32, 64 and 128,
+            those below `k`; (): none.
         k_aux: dead latents per row in the auxiliary loss, at most what is there; 0: no such loss.
         beta: weight of the auxiliary loss.
         gamma: weight of the contrast (None: 0.1, as published; 1 for "label", "pair", "clip").
@@ -51,14 +59,14 @@ class TrainConfig:
             noise, at no cost in serving. None: all directions.
         whitening: from 0, the embeddings as they are, to 1, every principal direction of the
             same variance; below 0, to -1, strong directions are made stronger still. "auto"
-            is one of three, by how far neighbours agree in weak directions (see
+            is one of three, by how far neighbors agree in weak directions (see
             `csrtrain.training.subspace`).
             Folded into the model, whose weights it unties.
         autocast: train in bfloat16 where that is safe; weights stay float32.
         dead_threshold: steps without use after which a latent is dead.
         lr: peak learning rate of Adam.
         decay: share of the steps, at the end, over which the rate falls linearly to 0.
-        batch_size: rows a step (None: 1024, or all rows where there are fewer).
+        batch_size: rows a step (None: 512, or all rows where there are fewer).
         epochs: passes over the data, in fractions if need be; at most one of epochs and
             steps (None for both: see `resolve`).
         steps: optimizer steps.
@@ -68,9 +76,9 @@ class TrainConfig:
         TypeError, ValueError: naming the field that does not fit.
     """
 
-    hidden_dim: int | None = None
+    hidden_dim: int | None = 4096
     k: int = 32
-    ks: tuple[int, ...] = ()
+    ks: tuple[int, ...] | None = None
     k_aux: int = 512
     beta: float = 1 / 32
     gamma: float | None = None
@@ -79,15 +87,15 @@ class TrainConfig:
     relative_recon: bool = True
     standardize: bool = False
     tied: bool = True
-    unit_scale: bool = False
+    unit_scale: bool = True
     anneal: bool = False
     balance: float = 0.0
     input_subspace: int | None = None
     whitening: float | str = 0.0
     autocast: bool = False
     dead_threshold: int = 30
-    lr: float = 1e-3
-    decay: float = 0.0
+    lr: float = 2e-3
+    decay: float = 0.3
     batch_size: int | None = None
     epochs: float | None = None
     steps: int | None = None
@@ -99,13 +107,15 @@ class TrainConfig:
                 value = getattr(self, name)
                 if value is not None or name not in _OPEN:
                     object.__setattr__(self, name, check(name, value))
-        object.__setattr__(self, "ks", check_ks(self.ks))
+        if self.ks is not None:
+            object.__setattr__(self, "ks", check_ks(self.ks))
         if self.contrast != "auto":
             check_contrast(self.contrast)
         if self.standardize and (self.input_subspace or self.whitening or self.unit_scale):
             raise ValueError(
                 "standardize: expected False with input_subspace, whitening or unit_scale: "
-                "standardizing each row is not linear, so these could not be folded into the model"
+                "standardizing each row is not linear, so these could not be folded into the "
+                "model; pass unit_scale=False with standardize=True"
             )
         if self.hidden_dim is not None and self.k > self.hidden_dim:
             raise ValueError(f"k: expected at most hidden_dim = {self.hidden_dim}, got {self.k}")
@@ -121,15 +131,15 @@ class TrainConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> TrainConfig:
-        """Settings by name, with `changes` to them.
+        """Return settings by name, with `changes` to them.
 
-        "recommended" gives better codes than the paper's; "imagenet", "text" and "clip" are the
-        paper's, "csrv2" its follow-up's.
+        "imagenet", "text" and "clip" are the paper's, "csrv2" its follow-up's.
 
         Raises:
             TypeError, ValueError: if there is no such preset or a change does not fit.
         """
-        fields = dict(preset_fields(name))
+        check_choice("preset", name, tuple(PRESETS))
+        fields = {**_PUBLISHED, **PRESETS[name]}
         if "steps" in changes:
             fields.pop("epochs", None)
         return cls(**{**fields, **changes})
@@ -151,7 +161,7 @@ class TrainConfig:
         return dataclasses.replace(self, contrast=contrast)
 
     def resolve(self, n: int, d: int) -> TrainConfig:
-        """The same settings with nothing left open, for n embeddings of width d.
+        """Return the same settings with nothing left open, for n embeddings of width d.
 
         A contrast "auto" that was not settled becomes "self".
 
@@ -180,6 +190,7 @@ class TrainConfig:
             self,
             contrast=contrast,
             hidden_dim=hidden_dim,
+            ks=tuple(k for k in _SERVED if k < self.k) if self.ks is None else self.ks,
             gamma=gamma,
             batch_size=batch_size,
             steps=steps,
@@ -187,10 +198,10 @@ class TrainConfig:
         )
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of step 0 ≤ step < steps."""
+        """Return the learning rate of step 0 ≤ step < steps."""
         assert self.steps is not None, "resolve first"
-        left = (self.steps - step) / self.steps
-        return self.lr * min(1.0, left / self.decay) if self.decay else self.lr
+        share = (self.steps - step) / self.steps  # of the steps, still to come
+        return self.lr * min(1.0, share / self.decay) if self.decay else self.lr
 
     def k_at(self, step: int) -> int:
         """Active latents in step 0 ≤ step < steps: k, or on the way down to it."""
@@ -203,15 +214,15 @@ class TrainConfig:
         return round(first * (1 - progress) + self.k * progress)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values; `TrainConfig(**d)` makes an equal one."""
-        return {**dataclasses.asdict(self), "ks": list(self.ks)}
+        """Return the fields as plain values; `TrainConfig(**d)` makes an equal one."""
+        return {**dataclasses.asdict(self), "ks": None if self.ks is None else list(self.ks)}
 
 
 CONTRASTS = ("self", "label", "pair", "clip", None)
 
 
 def check_contrast(contrast: str | None) -> None:
-    """Raises ValueError unless `contrast` is one of `CONTRASTS`."""
+    """Raise ValueError unless `contrast` is one of `CONTRASTS`."""
     if contrast not in CONTRASTS:
         names = ", ".join(repr(name) for name in CONTRASTS[:-1])
         raise ValueError(f"contrast: expected {names} or None, got {contrast!r}")
@@ -300,34 +311,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-# Better than the published settings on text embeddings, without labels: ten times as many latents
-# as dimensions, all sizes trained at once, a rate that falls to 0, and weak directions weighed by
-# whether neighbours agree in them (docs/training.md).
-RECOMMENDED: dict[str, Any] = {
-    "hidden_dim": 4096,
-    "k": 32,
-    "ks": (4, 8, 16),
-    "unit_scale": True,
-    "whitening": "auto",
-    "lr": 2e-3,
-    "decay": 0.3,
-    "batch_size": 512,
+# As published: 4 latents a dimension, one k, mean squared error of the embeddings as they are, tied
+# weights, a constant learning rate.
+_PUBLISHED: dict[str, Any] = {
+    "hidden_dim": None,
+    "ks": (),
+    "relative_recon": False,
+    "temperature": 0.2,
+    "tied": True,
+    "unit_scale": False,
+    "decay": 0.0,
 }
-
-
-# As published: mean squared error as it is, tied weights, a constant learning rate.
-_COMMON = {"relative_recon": False, "temperature": 0.2, "tied": True, "decay": 0.0}
-
-
-def preset_fields(name: str) -> dict[str, Any]:
-    """The fields of a preset.
-
-    Raises:
-        ValueError: if there is none of that name.
-    """
-    if name == "recommended":
-        return RECOMMENDED
-    if name not in PRESETS:
-        names = ", ".join(("recommended", *PRESETS))
-        raise ValueError(f"preset: expected one of {names}, got {name!r}")
-    return {**_COMMON, **PRESETS[name]}

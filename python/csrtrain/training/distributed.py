@@ -23,7 +23,7 @@ def active() -> bool:
 
 
 def rank() -> int:
-    """The number of this process, 0 where it is alone."""
+    """Return the number of this process, 0 where it is alone."""
     return dist.get_rank() if active() else 0
 
 
@@ -33,7 +33,7 @@ def world_size() -> int:
 
 
 def own_share(index: Tensor) -> Tensor:
-    """The slice of a batch's rows [n] that this process trains on, n / world_size of them."""
+    """Return the slice of a batch's rows [n] that this process trains on."""
     size = len(index) // world_size()
     return index[rank() * size : (rank() + 1) * size]
 
@@ -65,7 +65,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def from_first(value: Any) -> Any:
-    """The value that rank 0 passes, on every rank."""
+    """Return the value that rank 0 passes, on every rank."""
     if not active():
         return value
     box = [value]
@@ -74,7 +74,7 @@ def from_first(value: Any) -> Any:
 
 
 def gather_codes(codes: SparseCodes) -> SparseCodes:
-    """The codes of all processes, in the order of the ranks.
+    """Return the codes of all processes, in the order of the ranks.
 
     Meant for a loss that every process computes whole: its gradients are averaged over the
     processes afterwards, so each passes on its own rows' gradient times the number of processes.
@@ -85,7 +85,7 @@ def gather_codes(codes: SparseCodes) -> SparseCodes:
 
 
 def gather_rows(tensor: Tensor | None) -> Tensor | None:
-    """The rows [n, ...] of all processes, without gradient."""
+    """Return the rows [n, ...] of all processes, without gradient."""
     return tensor if tensor is None or not active() else torch.cat(_all(tensor))
 
 

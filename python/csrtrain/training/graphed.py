@@ -82,7 +82,7 @@ class GraphedStep:
         labels: Tensor | None = None,
         partners: Tensor | None = None,
     ) -> Terms:
-        """Takes a step on a batch; returns its terms, which the next call overwrites."""
+        """Take a step on a batch; return its terms, which the next call overwrites."""
         for held, part in zip(self._inputs, (x, labels, partners), strict=True):
             if held is not None:
                 assert part is not None
@@ -92,7 +92,7 @@ class GraphedStep:
 
 
 def capture(run: Callable[[], Terms], device: torch.device) -> tuple[Terms, Callable[[], None]]:
-    """What a graph of `run` writes, and its replay; `run` is called a few times before."""
+    """Return what a graph of `run` writes, and its replay; `run` is called a few times before."""
     if device.type != "cuda":
         raise ValueError(f"model: expected it on a CUDA device, got one on {device}")
     stream = torch.cuda.Stream(device)
@@ -152,7 +152,7 @@ def restore(
     before: list[Tensor],
     saved: list[Tensor],
 ) -> None:
-    """Gives `before` what was saved of it; optimizer state made since then becomes zero."""
+    """Give `before` what was saved of it; optimizer state made since then becomes zero."""
     for tensor, value in zip(before, saved, strict=True):
         tensor.copy_(value)
     old = {id(tensor) for tensor in before}

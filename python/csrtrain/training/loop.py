@@ -146,8 +146,9 @@ def _run(prepared: Prepared, options: RunOptions) -> list[SparseAutoencoder]:
 
 
 def loss_for(config: TrainConfig, variance: float = 1.0) -> CSRLoss:
-    """The loss of a resolved config, for embeddings of this variance per dimension."""
+    """Return the loss of a resolved config, for embeddings of this variance per dimension."""
     assert config.gamma is not None
+    assert config.ks is not None
     return CSRLoss(
         config.beta,
         config.gamma,
@@ -175,7 +176,7 @@ def _resume(
     steps: Steps,
     evaluation: Evaluation | None,
 ) -> int:
-    """Steps already done, after restoring the models, the optimizer and the random state."""
+    """Return the step already done, after restoring models, optimizer and random state."""
     assert options.checkpoint_dir is not None
     if not options.resume:
         path = Path(options.checkpoint_dir) / FILE_NAME

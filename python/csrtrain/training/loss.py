@@ -90,7 +90,7 @@ class CSRLoss(nn.Module):
         self.gather = check_bool("gather", gather)
 
     def extra_repr(self) -> str:
-        """What `print(loss)` shows."""
+        """Return the text that `print(loss)` shows."""
         return (
             f"beta={self.beta}, gamma={self.gamma}, temperature={self.temperature}, "
             f"contrast={self.contrast!r}, ks={self.ks}, "
@@ -108,7 +108,7 @@ class CSRLoss(nn.Module):
         k: int | None = None,
         new_step: bool = True,
     ) -> dict[str, Tensor]:
-        """The loss of a batch.
+        """Return the loss of a batch.
 
         Args:
             model: a SparseAutoencoder, or a wrapper of one: DistributedDataParallel, or what
@@ -225,7 +225,7 @@ class CSRLoss(nn.Module):
         return terms, codes
 
     def _aux(self, model: SparseAutoencoder, x: Tensor, error: Tensor) -> Tensor:
-        """What the dead latents leave of `error` [n, d], as a share of its variance."""
+        """Return the share of the variance of `error` [n, d] that the dead latents leave."""
         explained = model.reconstruct_dead(x)
         if explained is None:
             return x.new_zeros(())

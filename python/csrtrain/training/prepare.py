@@ -73,7 +73,7 @@ class Prepared:
         return self.examples.read(distributed.own_share(index))
 
     def new_models(self) -> list[SparseAutoencoder]:
-        """An adapter for each side, its pre_bias at the mean."""
+        """Return an adapter for each side, its pre_bias at the mean."""
         models = []
         for side in self.sides:
             models.append(new_model(self.config, side.width))
@@ -85,7 +85,7 @@ class Prepared:
         return models
 
     def finish(self, models: nn.ModuleList) -> list[SparseAutoencoder]:
-        """Copies of the models for embeddings as they are, in evaluation mode, on the CPU."""
+        """Return copies of the models for raw embeddings, in evaluation mode, on the CPU."""
         done = []
         for side, model in zip(self.sides, models, strict=True):
             assert isinstance(model, SparseAutoencoder)
@@ -105,7 +105,7 @@ def prepare(
     *,
     two: bool = False,
 ) -> Prepared:
-    """Reads everything once and checks it; arguments as for `train`.
+    """Read everything once and check it; arguments as for `train`.
 
     Raises:
         TypeError, ValueError: if the data or the settings do not fit.
@@ -149,7 +149,7 @@ def prepare(
 
 
 def new_model(config: TrainConfig, d: int) -> SparseAutoencoder:
-    """An untrained float32 model of a resolved config for embeddings of width d."""
+    """Return an untrained float32 model of a resolved config for embeddings of width d."""
     assert config.hidden_dim is not None
     return SparseAutoencoder(
         d,
@@ -165,7 +165,7 @@ def new_model(config: TrainConfig, d: int) -> SparseAutoencoder:
 
 
 def _side(named: Sequence[tuple[str, Array]], config: TrainConfig) -> Side:
-    """What an adapter is for, of embeddings and what messages call them."""
+    """Return the facts of one side: named embeddings that an adapter is trained for."""
     arrays = [array for _, array in named]
     # Without weights, for it only standardizes.
     model = SparseAutoencoder(

@@ -111,7 +111,7 @@ class Steps:
         return torch.stack(old).max()
 
     def _graph(self, batch: Batch) -> GraphedStep:
-        """The graph with room for the dead latents of the next step."""
+        """Return the graph with room for the dead latents of the next step."""
         if self._capacity is None:
             self._capacity = room_for(int(self._may_die()))
         capacity = self._capacity
@@ -143,7 +143,7 @@ def _on_gpu(device: torch.device) -> bool:
 
 
 def check_finite_loss(losses: dict[str, float], step: int, batch: Batch) -> None:
-    """Raises FloatingPointError, with what may help, unless the loss is finite."""
+    """Raise FloatingPointError, with what may help, unless the loss is finite."""
     if math.isfinite(losses["loss"]):
         return
     terms = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
@@ -151,5 +151,5 @@ def check_finite_loss(losses: dict[str, float], step: int, batch: Batch) -> None
     raise FloatingPointError(
         f"step {step + 1}: the loss is not finite ({terms}) on the batch of rows {first}, ... "
         f"(largest magnitude {float(batch.x.abs().max()):.4g}); no step was taken on it. "
-        "Try a lower learning rate (lr), or standardize=True for embeddings of large magnitude"
+        "Try a lower learning rate (lr), or unit_scale=True for embeddings of large magnitude"
     )

@@ -39,7 +39,7 @@ class Evaluation:
         return done % self.every == 0 or done == steps
 
     def score(self, done: int, models: nn.ModuleList, finish: Callable[[], Any]) -> float:
-        """The score after `done` steps; `finish()` gives the model as users get it.
+        """Return the score after `done` steps; `finish()` gives the model as users get it.
 
         Raises:
             ValueError: if the score is not a finite number.

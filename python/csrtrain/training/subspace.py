@@ -51,7 +51,7 @@ class Subspace:
 
     @torch.no_grad()
     def fold(self, model: SparseAutoencoder) -> SparseAutoencoder:
-        """The model over d dimensions that gives x the codes that `model` gives `project(x)`.
+        """Return a model over d dimensions that gives x the codes of `model` for `project(x)`.
 
         The codes are divided by `scale`, and the reconstructions are those of `model`, back in
         the space of x. With S = diag(stretch) and directions P: W = W_p S Pᵀ,
@@ -93,7 +93,7 @@ LEAST_VARIANCE = 1e-4
 
 
 def settled_whitening(whitening: float | str, pca: PCA, arrays: Sequence[Array]) -> float:
-    """The number that a config's `whitening` stands for: WHITENED, 0 or SHRUNK for "auto"."""
+    """Return the number for a config's `whitening`: WHITENED, 0 or SHRUNK for "auto"."""
     if not isinstance(whitening, str):
         return whitening
     sample = _sample(arrays)
