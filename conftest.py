@@ -10,7 +10,7 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Return the options of a benchmark run; give them values with "=", as pytest reads them late."""
+    """Add the options of a benchmark run; give them values with "=", as pytest reads them late."""
     group = parser.getgroup("csrkern benchmarks")
     group.addoption(
         "--benchmark",

@@ -57,7 +57,7 @@ def resource_usage(binary: str) -> str:
 
 
 def registers_and_spills(line: str) -> tuple[int, int] | None:
-    """Return registers a thread, and bytes of stack and local memory, in a line of `resource_usage`."""
+    """Return registers a thread, stack and local bytes of a line of `resource_usage`."""
     found = {name: int(size) for name, size in re.findall(r"(REG|STACK|LOCAL):(\d+)", line)}
     return (found["REG"], found["STACK"] + found["LOCAL"]) if found else None
 

@@ -107,7 +107,7 @@ def _engine_table(found: Sequence[Engine]) -> str:
 
 
 def _of_case(case: str) -> tuple[int, int, int, str]:
-    """Return the number of codes, h, k and kind, from "N=100000 h=8192 k=32 skewed, 500 queries"."""
+    """Return n, h, k and kind, from "N=100000 h=8192 k=32 skewed, 500 queries"."""
     n, h, k, kind = re.fullmatch(r"N=(\d+) h=(\d+) k=(\d+) (\w+), \d+ queries", case).groups()
     return int(n), int(h), int(k), {"given": "sentences"}.get(kind, kind)
 

@@ -98,7 +98,7 @@ def speedups() -> str:
 
 
 def _short(case: str) -> str:
-    """Return what tells a case from the others of its operator: its k, its kind of contrast or codes."""
+    """Return what tells a case of an operator from its others: k, contrast or codes."""
     kinds = r"k=\d+|self|labels|pair|skewed|uniform|\d+x\d+"
     return " ".join(re.findall(kinds, case)).replace("4096x4096 ", "")
 
