@@ -102,7 +102,8 @@ def cases() -> list[Case]:
     gathered |= {"n": "i32", "other_k": "i32", "OTHER_PAD": 32}
     gathered |= {"BLOCK": similarity.GATHERED_AT_ONCE // 32}
     kernel = similarity.similarity_gather_kernel
-    found.append(Case("similarity gather", kernel, gathered, 8, 64, 20_000, 16_384))
+    # Triton 3.9 takes 32 registers, 3.6 takes 80.
+    found.append(Case("similarity gather", kernel, gathered, 8, 80, 20_000, 16_384))
     slopes = {"grad": FLOATS, "stride_n": "i32", "stride_m": "i32", **codes, **lists}
     slopes |= {"grad_values": FLOATS, "k": "i32", "dim": "i32", **block}
     kernel = similarity.similarity_backward_kernel
