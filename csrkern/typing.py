@@ -32,8 +32,8 @@ IdsLike: TypeAlias = "ArrayLike | torch.Tensor"
 """Integers 0..2^63 - 1: a sequence, an array or a tensor."""
 
 FilterLike: TypeAlias = "np.ndarray | torch.Tensor | IdsLike | Sequence[FilterLike | None]"
-"""Which codes a search may find: a boolean mask [n] or [queries, n], ids, or a list with a mask,
-ids or None for each query."""
+"""A choice of the codes that a search may find: a boolean mask [n] or [queries, n], ids, or a list
+with a mask, ids or None for each query."""
 
 VectorsLike: TypeAlias = "ArrayLike | torch.Tensor"
 """Numbers: nested sequences, an array or a tensor."""

@@ -55,7 +55,7 @@ class Run:
         each: train a model for each of these k alone, in place of one for all of `KS`.
         needs: "labels" or "pairs": what it trains with.
         first: learn a linear map from the pairs, and train on the embeddings that it makes.
-        omp: compare codes found by `csrtrain.encode_omp`, in place of the encoder's.
+        omp: compare codes found by `csrtrain.encode_omp` instead of the encoder's.
         neighbors: train on pairs of each row with the nearest other one.
     """
 

@@ -92,7 +92,7 @@ class PackedCodes:
 
         Raises:
             TypeError, ValueError: if value_bits is not in 1..8, k is 0, a value is negative, NaN
-                or above 2^100, or a latent is out of range or comes twice in a row.
+                or above 2^100, or a latent is out of range or repeats in a row.
         """
         check_slots(codes.values, codes.indices)
         size = packed_bytes(codes.k, codes.dim, value_bits)

@@ -169,7 +169,7 @@ class Collection:
 
         Raises:
             TypeError: if ids are not integers.
-            ValueError: if an id comes twice or is not in the index; nothing is removed then.
+            ValueError: if an id repeats or is not in the index; nothing is removed then.
         """
         array = np.atleast_1d(integers("ids", ids))
         if array.size == 0:

@@ -107,8 +107,8 @@ class InvertedIndex(Collection):
                 power of two; codes of a larger value cannot be added. None: that of `codes`, or
                 1 with cosine.
             norms: n positive numbers that scores of `Rerank` are divided by: the norms of what
-                the codes, as stored, reconstruct. With "cosine" these are not the norms for
-                `codes` but for `codes.normalize()`.
+                the codes, as stored, reconstruct. With "cosine" these are the norms of
+                `codes.normalize()`, not of `codes`.
             dim: number of latents; needed for a pair of arrays.
             cluster: True lets similar codes stand together (ids stay theirs) and keeps the
                 maxima of each latent over blocks of codes, so that a search passes over

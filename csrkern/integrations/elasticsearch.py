@@ -161,7 +161,7 @@ def _integer(written: Any) -> int:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; of a name that comes twice, the reader would drop one."""
+    """Return a JSON object; refuse repeated names, of which a reader keeps one."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name comes twice")

@@ -69,7 +69,7 @@ def from_arrow(
         KeyError: if there is no such column, or there are several.
         TypeError: if `table` is no table, or a column is not of lists of numbers.
         ValueError: if lists or their items are missing (null), the two columns disagree, a value
-            is negative or not finite, or a latent is out of range or comes twice in a row.
+            is negative or not finite, or a latent is out of range or repeats in a row.
     """
     latents, lengths = _lists(table, indices)
     numbers, other = _lists(table, values)

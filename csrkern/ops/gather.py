@@ -49,7 +49,7 @@ def interval_begins(ends: Sequence[int]) -> list[int]:
 def check_gather_sum(
     values: Tensor, indices: Tensor, table: Tensor, bias: Tensor | None, ends: Sequence[int]
 ) -> None:
-    """Check the arguments of `gather_sum`, but for what indices hold."""
+    """Check the arguments of `gather_sum`, except the indices."""
     check_slots(values, indices)
     check_tensor("table", table, (None, None))
     check_operand("table", table, table.dtype, table.shape, values.device)
@@ -61,7 +61,7 @@ def check_gather_sum(
 def check_gather_dot(
     values: Tensor, indices: Tensor, table: Tensor, rows: Tensor, ends: Sequence[int]
 ) -> None:
-    """Check the arguments of `gather_dot`, but for what indices hold."""
+    """Check the arguments of `gather_dot`, except the indices."""
     check_gather_sum(values, indices, table, None, ends)
     shape = len(ends), len(values), table.shape[1]
     check_operand("rows", rows, table.dtype, shape, table.device)
@@ -77,7 +77,7 @@ def check_scatter_sum(
     begins: Sequence[int],
     ends: Sequence[int],
 ) -> None:
-    """Check the arguments of `scatter_sum`, but for what starts, rows and slots hold."""
+    """Check the arguments of `scatter_sum`, except starts, rows and slots."""
     if not sources or not len(sources) == len(scales) == len(begins) == len(ends):
         raise ValueError("sources, scales, begins and ends: expected as many of each, at least one")
     source, scale, device = sources[0], scales[0], starts.device

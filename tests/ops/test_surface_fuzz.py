@@ -46,7 +46,7 @@ def usually(draw: Draw, good: Any, *odd: Any) -> Any:
 
 
 def laid_out(draw: Draw, tensor: torch.Tensor) -> torch.Tensor:
-    """The same numbers, with strides that kernels must not mistake."""
+    """Return the tensor with other strides, which kernels must respect."""
     way = draw(st.sampled_from(["contiguous", "transposed", "padded", "reversed", "expanded"]))
     if tensor.dim() != 2 or way == "contiguous":
         return tensor
@@ -94,7 +94,7 @@ def codes(draw: Draw, dim: int | None = None) -> SparseCodes:
 
 
 def small_codes(draw: Draw) -> SparseCodes:
-    """The same over few enough latents for dense results."""
+    """Return codes over few enough latents for dense results."""
     return codes(draw, draw(st.sampled_from([1, 8, 33, 64])))
 
 
@@ -187,7 +187,7 @@ def raw_operator(draw: Draw) -> None:
 
 
 def method(draw: Draw) -> None:
-    """What SparseCodes turn into."""
+    """Call a method or conversion of SparseCodes."""
     made = small_codes(draw) if draw(st.booleans()) else codes(draw)
     rows = draw(st.sampled_from([0, -1, 10**9, [0, 0], [0.5], ["1"], True, (0, 1), slice(1, None),
                                  np.array([True]), torch.tensor([1]), None]))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which module may import which: rules that the code's own imports are held to."""
+"""Import rules, checked against the imports of both packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user could do without training: PCA, truncation, the largest entries."""
+"""Baselines that need no training: PCA, truncation, the largest entries."""
 
 from __future__ import annotations
 

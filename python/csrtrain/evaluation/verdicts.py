@@ -1,4 +1,4 @@
-"""Which method to take for how many bytes: the answer that a comparison is run for."""
+"""Verdicts of a comparison: the method to take for each number of bytes."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from csrtrain.training.stopping import Evaluate, Evaluation
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step did.
+    """The outcome of one optimizer step.
 
     Attributes:
         step: its number, from 1.

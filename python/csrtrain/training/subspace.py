@@ -153,7 +153,7 @@ def _nearest(asked: Tensor, z: Tensor) -> Tensor:
 
 
 def _slope(x: Tensor, y: Tensor, weight: Tensor) -> float:
-    """Of the least squares line through y over x."""
+    """Return the slope of the least squares line through y over x."""
     weight = weight / weight.sum()
     x, y = x - (weight * x).sum(), y - (weight * y).sum()
     return float((weight * x * y).sum() / (weight * x * x).sum().clamp(min=1e-12))

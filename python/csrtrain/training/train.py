@@ -48,7 +48,7 @@ def train(
     state is left as it was.
 
     In a torch.distributed process group (`torchrun -m csrtrain train ...`) every process trains
-    on its share of each batch, and the run is that of one process but for rounding. Call with
+    on its share of each batch, and the run is that of one process except for rounding. Call with
     the same arguments on each; checkpoints and logs are written by rank 0 and may be resumed
     on another number of processes.
 
