@@ -102,7 +102,7 @@ $(BIN)/python:
 
 $(VENV)/.installed: $(NATIVE) $(PACKAGE) | $(BIN)/python
 	$(NOTE)
-	$(PIP_INSTALL) .
+	$(PIP_INSTALL) '.[demo]'
 	@rm -f $@-*
 	@touch $@
 

@@ -16,7 +16,7 @@ from scale import scale_drill, scale_model, scale_sizes, scale_waves
 
 from csrkern import roofline
 from csrkern.roofline import Cost
-from csrtrain.charts import Axis, Point, Series, line_chart, linear_axis, log_axis
+from csrtrain.charts import COLORS, Series, line_chart
 
 # Not other ways to the same result, but parts of the work: floors of a kind.
 PARTS = ("bare ", "one bare ", "write a fresh")
@@ -28,12 +28,12 @@ SET_NAMES = {
     "fashion_mnist_ssl": "Fashion-MNIST features, 1-NN",
 }
 CODES = "CSR"
-METHODS = {  # name in quality.csv: color and name in a chart
-    "dense": ("dense", "dense"),
-    "PCA": ("pca", "PCA"),
-    "Matryoshka-Adaptor": ("topk", "Matryoshka adapter"),
-    CODES: ("self", "codes"),
-    f"{CODES}, asymmetric, packed": ("label", "packed codes, dense queries"),
+METHODS = {  # name in quality.csv: name and color in a chart
+    "dense": ("dense", "#7f7f7f"),
+    "PCA": ("PCA", COLORS[2]),
+    "Matryoshka-Adaptor": ("Matryoshka adapter", COLORS[4]),
+    CODES: ("codes", COLORS[0]),
+    f"{CODES}, asymmetric, packed": ("packed codes, dense queries", COLORS[1]),
 }
 
 
@@ -151,28 +151,29 @@ def roofs() -> str:
     ]
     low = min(p[1] for p in points) / 2
     high = max(p[1] for p in points) * 3
-    x = Axis("flops a byte that must be moved", low, high, _powers(low, high), log=True)
-    bottom, top = min(p[2] for p in points) / 3, max(peaks.values()) * 2
-    y = Axis("Gflop/s", bottom, top, _powers(bottom, top), log=True)
+    bottom = min(p[2] for p in points) / 3
 
-    def roof(name: str, family: str, bandwidth: float, peak: float) -> Series:
-        corner = peak / bandwidth
-        ends = [
-            (max(low, bottom / bandwidth), max(bottom, bandwidth * low)),
-            (corner, peak),
-            (high, peak),
-        ]
-        return Series(family, name, [Point(a, b) for a, b in ends])
+    def roof(name: str, color: str, peak: float) -> Series:
+        start = max(low, bottom / memory)
+        return Series(
+            name, color, [start, peak / memory, high], [memory * start, peak, peak], dashed=True
+        )
 
     series = [
-        roof("bfloat16", "dense", memory, peaks["bfloat16"]),
-        roof("float32", "pca", memory, peaks["float32"]),
+        roof("bfloat16", "#7f7f7f", peaks["bfloat16"]),
+        roof("float32", COLORS[2], peaks["float32"]),
     ]
     for name, a, b in points:
-        family = "label" if name.startswith("encode") and "exact" not in name else "self"
-        # A blank as its text: the chart draws a mark, and no number beside it.
-        series.append(Series(family, name, [Point(a, b, " ", f"{name}: {b:.3g} Gflop/s")]))
-    chart = line_chart(x, y, series, label="Roofline of the CPU operators")
+        color = COLORS[1] if name.startswith("encode") and "exact" not in name else COLORS[0]
+        series.append(Series("", color, [a], [b], [name]))
+    chart = line_chart(
+        series,
+        title="Roofline of the CPU operators",
+        x="flops a byte that must be moved",
+        y="Gflop/s",
+        log=10,
+        log_y=True,
+    )
     text = (
         f"Measured ceilings, {threads} threads: {memory:.0f} GB/s from memory ({cached:.0f} "
         f"from caches), {peaks['float32']:.0f} Gflop/s in float32 and {peaks['bfloat16']:.0f} "
@@ -242,28 +243,20 @@ def by_bytes() -> str:
         if _score(name, "PCA", 64) == "–":
             continue
         series = []
-        for method, (family, label) in METHODS.items():
+        for method, (label, color) in METHODS.items():
             points = [
-                Point(
-                    float(r["bytes"]), float(r["score"]), hint=f"{r['active']} active, {r['score']}"
-                )
+                (float(r["bytes"]), float(r["score"]))
                 for r in quality()
                 if r["set"] == name and r["method"] == method and float(r["bytes"]) >= 16
             ]
             if points:
-                series.append(Series(family, label, points))
-        x = log_axis("bytes a vector", [p.x for s in series for p in s.points])
-        y = linear_axis("", [p.y for s in series for p in s.points])
-        chart = line_chart(x, y, series, label=f"{text} against bytes", rule="dense")
+                sizes, scores = zip(*points, strict=True)
+                series.append(Series(label, color, sizes, scores, dashed=method == "dense"))
+        chart = line_chart(series, title=f"{text} against bytes", x="bytes a vector", log=2)
         charts.append(
             f"<figure>\n<figcaption><strong>{text}</strong></figcaption>\n{chart}\n</figure>"
         )
     return '<div class="charts">\n' + "\n".join(charts) + "\n</div>"
-
-
-def _powers(low: float, high: float) -> list[tuple[float, str]]:
-    powers = [10.0**e for e in range(-3, 7)]
-    return [(p, f"{p:g}" if p < 1e4 else f"{p:,.0f}") for p in powers if low <= p <= high]
 
 
 def _bars(bars: Sequence[tuple[str, float, str]], title: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from results import MACHINE, digits, table_of
 
-from csrtrain.charts import Point, Series, line_chart, linear_axis
+from csrtrain.charts import COLORS, Series, line_chart
 
 
 @cache
@@ -69,15 +69,14 @@ def scale_model() -> str:
 
 def _chart(table: list[dict[str, Any]], m: int) -> str:
     rows = [row for row in table if (row["what"], row["batch"]) == ("period", m)]
-    series = []
-    for family, name in (("self", "measured"), ("dense", "predicted"), ("pca", "ray")):
-        found = [(row["shards"], row[f"{name}_ms"]) for row in rows]
-        points = [Point(x, y, " ", f"{name}, {x} shards: {y:.3g} ms") for x, y in found]
-        series.append(Series(family, "Ray alone" if name == "ray" else name, points))
-    x = linear_axis("shards", [row["shards"] for row in rows])
-    y = linear_axis("", [0.0, *(point.y for one in series for point in one.points)])
+    names = {"measured": "measured", "predicted": "predicted", "ray": "Ray alone"}
+    shards = [row["shards"] for row in rows]
+    series = [
+        Series(text, color, shards, [row[f"{name}_ms"] for row in rows])
+        for (name, text), color in zip(names.items(), COLORS, strict=False)
+    ]
     title = f"Milliseconds between answers, requests of {m}"
-    chart = line_chart(x, y, series, label=title)
+    chart = line_chart(series, title=title, x="shards")
     return f"<figure>\n<figcaption><strong>{title}</strong></figcaption>\n{chart}\n</figure>"
 
 

@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from csrtrain.cli.io import (
-    Json,
-)
+from csrtrain.cli.io import Json
 from csrtrain.cli.lines import emit
 from csrtrain.lines import check_text
 from csrtrain.progress import console
@@ -62,10 +60,12 @@ def demo(
         return
     from csrtrain.demo.ask import answer, show
 
-    found = answer(output, ask, text_model, quick=quick, out=out)
+    answers = answer(output, ask, text_model, quick=quick, out=out)
     if as_json:
-        kinds = {"hits": found.hits, "dense": found.dense}
-        hits = {kind: [hit._asdict() for hit in hits] for kind, hits in kinds.items()}
-        emit({"definition": ask, **hits})
+        found = {
+            name: {"bytes": each.bytes, "hits": [hit._asdict() for hit in each.hits]}
+            for name, each in answers.items()
+        }
+        emit({"definition": ask, **found})
     else:
-        show(ask, found, out)
+        show(ask, answers, out)

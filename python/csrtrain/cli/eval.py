@@ -101,10 +101,13 @@ def evaluate(
         raise ValueError(f"--output and --report: expected two files, got {output} for both")
     use_threads(threads)
     from csrkern.storage import write_atomically
+    from csrtrain.charts import check_matplotlib
     from csrtrain.evaluation.comparison import left_out
     from csrtrain.evaluation.eval_report import to_csv, to_html
     from csrtrain.progress import working
 
+    if report is not None:
+        check_matplotlib()
     with working("comparing"):
         task = _task(embeddings, labels, test, test_labels, qrels, holdout, probes)
         adapter = None if model is None else _adapter(model, task.database.shape[1])
@@ -124,9 +127,10 @@ def evaluate(
         for note in notes:
             say(note, output, report)
 
-    for path, text in ((output, to_csv(results)), (report, to_html(results, title, notes))):
+    tables = (output, lambda: to_csv(results)), (report, lambda: to_html(results, title, notes))
+    for path, text in tables:
         if path is not None:
-            write_atomically(path, text.encode())
+            write_atomically(path, text().encode())
             if not as_json:
                 say(f"Wrote {path}", output, report)
 

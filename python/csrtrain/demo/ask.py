@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from rich.markup import escape
+from torch.nn.functional import cosine_similarity
 
 from csrkern import InvertedIndex
 from csrkern.nn import SparseAutoencoder
 from csrtrain.demo import run as demo
 from csrtrain.demo.data import dictionary
-from csrtrain.encoding import encode_all
 from csrtrain.evaluation.baselines import dense_bytes, sparse_bytes
 from csrtrain.lines import read_lines
+from csrtrain.pca import PCA
 from csrtrain.texts import MINILM, TextModel
 
 if TYPE_CHECKING:
@@ -32,12 +34,10 @@ class Hit(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The nearest definitions, best first, by codes and by embeddings, and what these take."""
+    """What was found by one kind of search, best first, and the bytes it takes of a definition."""
 
+    bytes: int
     hits: list[Hit]
-    dense: list[Hit]
-    code_bytes: int
-    dense_bytes: int
 
 
 def answer(
@@ -47,8 +47,10 @@ def answer(
     *,
     quick: bool = False,
     out: Console | None = None,
-) -> Answer:
-    """Return the words whose definitions are nearest; run the demo first if need be.
+) -> dict[str, Answer]:
+    """Return the nearest definitions by codes, by PCA in as many bytes and by embeddings.
+
+    Runs the demo first if need be.
 
     Args:
         folder: where a demo has been, or shall be, written.
@@ -76,32 +78,38 @@ def answer(
     index = InvertedIndex.load(folder / demo.INDEX)
     with open(folder / demo.WORDS, "rb") as stream:
         lines = [text for _, text in read_lines(stream, demo.WORDS)]
-    scores, ids = index.search(encode_all(model, embedding), top_k=HITS)
-    hits = [
-        Hit(float(score), *lines[row].split("\t"))
-        for score, row in zip(scores[0], ids[0], strict=True)
-        if row >= 0
-    ]
+    scores, ids = index.search(model.encode(embedding), top_k=HITS)
     rows, texts = dictionary()
-    dense = (rows @ embedding[0]).astype(float)
-    nearest = np.argsort(-dense)[:HITS]
-    return Answer(
-        hits,
-        [Hit(dense[row], *texts[row]) for row in nearest],
-        sparse_bytes(index.k, index.dim),
-        dense_bytes(rows.shape[1]),
-    )
+    answers = {
+        "codes": Answer(
+            sparse_bytes(index.k, index.dim),
+            [
+                Hit(float(score), *lines[row].split("\t"))
+                for score, row in zip(scores[0], ids[0], strict=True)
+                if row >= 0
+            ],
+        )
+    }
+    pca, width = PCA(rows), demo.EXAMPLE_PCA
+    stored, query = torch.from_numpy(rows), torch.from_numpy(embedding)
+    for name, kept, near in (
+        ("PCA", pca.project(stored, width), pca.project(query, width)),
+        ("dense", stored, query),
+    ):
+        best = cosine_similarity(kept, near).topk(HITS)
+        hits = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        answers[name] = Answer(
+            dense_bytes(kept.shape[1]), [Hit(score, *texts[row]) for score, row in hits]
+        )
+    return answers
 
 
-def show(definition: str, found: Answer, out: Console) -> None:
+def show(definition: str, answers: dict[str, Answer], out: Console) -> None:
     """Print what was found."""
     out.print(f"“{definition}”", style="italic", markup=False, highlight=False)
-    for title, hits in (
-        (f"by codes, {found.code_bytes} bytes a definition", found.hits),
-        (f"by the embeddings themselves, {found.dense_bytes} bytes", found.dense),
-    ):
-        out.print(title, style="dim")
-        for hit in hits:
+    for name, answer in answers.items():
+        out.print(f"by {name}, {answer.bytes} bytes a definition", style="dim")
+        for hit in answer.hits:
             out.print(
                 f"  {hit.score:.2f}  [bold]{escape(hit.words)}[/bold]: {escape(hit.definition)}",
                 highlight=False,

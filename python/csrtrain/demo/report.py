@@ -10,7 +10,7 @@ from string import Template
 
 import numpy as np
 
-from csrtrain.charts import Axis, Point, Series, histogram, line_chart, linear_axis, log_axis
+from csrtrain.charts import COLORS, Series, histogram, line_chart
 
 FAMILIES = {
     "dense": "dense",
@@ -18,6 +18,13 @@ FAMILIES = {
     "pca": "PCA",
     "self": "CSR, self contrast",
     "label": "CSR, label contrast",
+}
+_COLORS = {
+    "dense": "#7f7f7f",
+    "topk": COLORS[4],
+    "pca": COLORS[2],
+    "self": COLORS[0],
+    "label": COLORS[1],
 }
 
 
@@ -123,14 +130,8 @@ def render(result: DemoResult) -> str:
     template = Template((files("csrtrain.demo") / "report.html").read_text(encoding="utf-8"))
     return template.substitute(
         tiles="\n".join(_tiles(result)),
-        accuracy_bytes=_accuracy_against(
-            result, "bytes", log_axis("bytes a vector", [m.bytes for m in result.methods])
-        ),
-        latency_accuracy=_accuracy_against(
-            result,
-            "micros",
-            log_axis("microseconds a query", [m.micros for m in result.methods], base=10),
-        ),
+        accuracy_bytes=_accuracy_against(result, "bytes", "bytes a vector", 2),
+        latency_accuracy=_accuracy_against(result, "micros", "microseconds a query", 10),
         dead=_dead_latents(result.trainings),
         dead_notes="\n".join(
             f"<p>{t.family} contrast: {t.dead[-1]:.1f}% dead at the end.</p>"
@@ -190,55 +191,38 @@ def signed(points: float) -> str:
     return f"{points:+.1f}".replace("-", "−")
 
 
-def _accuracy_against(result: DemoResult, field: str, x: Axis) -> str:
-    y = linear_axis("", [m.accuracy for m in result.methods], unit="%")
+def _accuracy_against(result: DemoResult, field: str, title: str, log: int) -> str:
     series = []
     for family, name in FAMILIES.items():
         rows = [m for m in result.methods if m.family == family]
-        points = [
-            Point(
-                getattr(m, field),
-                m.accuracy,
-                str(m.active),
-                f"{m.name}: {m.accuracy:.1f}%, {m.bytes} bytes, {m.micros:.1f} µs",
+        series.append(
+            Series(
+                rows[0].name if family == "dense" else name,
+                _COLORS[family],
+                [getattr(m, field) for m in rows],
+                [m.accuracy for m in rows],
+                [str(m.active) for m in rows],
+                dashed=family == "dense",
             )
-            for m in rows
-        ]
-        series.append(Series(family, rows[0].name if family == "dense" else name, points))
-    return line_chart(x, y, series, label=f"1-NN accuracy against {x.title}", rule="dense")
+        )
+    return line_chart(series, title=f"1-NN accuracy against {title}", x=title, unit="%", log=log)
 
 
 def _dead_latents(trainings: Sequence[Training]) -> str:
-    x = linear_axis("optimizer steps", [0, max(max(t.steps) for t in trainings)])
-    y = linear_axis("", [0, 1, *(share for t in trainings for share in t.dead)], unit="%")
-    series = [
-        Series(
-            t.family,
-            f"{t.family} contrast",
-            [Point(step, share) for step, share in zip(t.steps, t.dead, strict=True)],
-        )
-        for t in trainings
-    ]
-    return line_chart(x, y, series, label="Share of dead latents over training")
+    series = [Series(f"{t.family} contrast", _COLORS[t.family], t.steps, t.dead) for t in trainings]
+    title = "Share of dead latents over training"
+    return line_chart(series, title=title, x="optimizer steps", unit="%")
 
 
 def _usage(trainings: Sequence[Training]) -> str:
-    """How many latents are active in how many documents, on a logarithmic scale."""
-    most = max(max(t.usage) for t in trainings)
-    edges = np.geomspace(1, max(2, most + 1), 33)
-    series = []
-    for training in trainings:
-        counts, _ = np.histogram(training.usage, edges)
-        series.append(
-            Series(training.family, f"{training.family} contrast", heights=counts.tolist())
-        )
-    return histogram(
-        log_axis("documents a latent is active in", [1, float(edges[-1])], base=10),
-        linear_axis("latents", [0, *(max(s.heights) for s in series)]),
-        edges.tolist(),
-        series,
-        label="Number of latents by how many documents use them",
-    )
+    """Draw how many latents are active in how many documents, on a logarithmic scale."""
+    edges = np.geomspace(1, max(2, 1 + max(max(t.usage) for t in trainings)), 33)
+    counts = [
+        (f"{t.family} contrast", _COLORS[t.family], np.histogram(t.usage, edges)[0])
+        for t in trainings
+    ]
+    title = "Number of latents by how many documents use them"
+    return histogram(edges, counts, title=title, x="documents a latent is active in")
 
 
 def _usage_note(training: Training) -> str:

@@ -20,6 +20,7 @@ from csrkern.nn import SparseAutoencoder
 from csrkern.roofline import instruction_set
 from csrkern.storage import check_folder, write_atomically
 from csrtrain import StepReport, TrainConfig, train
+from csrtrain.charts import check_matplotlib
 from csrtrain.cli.io import quoted
 from csrtrain.demo import search as demo_search
 from csrtrain.demo.data import QUESTIONS, DemoData, Text, dictionary, load_demo, load_everyday
@@ -33,7 +34,6 @@ from csrtrain.demo.report import (
     render,
     signed,
 )
-from csrtrain.encoding import encode_all
 from csrtrain.evaluation.metrics import latent_use
 from csrtrain.progress import console
 
@@ -45,13 +45,11 @@ if TYPE_CHECKING:
 
 ACTIVE = (2, 4, 8, 16, 32)
 PCA_DIMS = tuple(2 * k for k in ACTIVE)  # as many bytes: a code takes two more for each latent
-# Each one adapter for every k, trained at k = 8: CSR-32 is 4k, which the loss trains as well.
-_RECIPE = TrainConfig(hidden_dim=1536, k=8, steps=400, lr=2e-3, decay=1.0)
-RECIPES = {"self": _RECIPE, "label": dataclasses.replace(_RECIPE, contrast="label")}
+RECIPES = {"self": TrainConfig(), "label": TrainConfig(contrast="label")}
 QUICK_STEPS = 10
 QUICK_NOTE = "This was a quick run, far from trained: leave out --quick for the real figures.\n"
 ROUNDS, QUICK_ROUNDS = 5, 1
-EXAMPLE_ACTIVE = (32, 8)
+EXAMPLE_ACTIVE, EXAMPLE_PCA = (32, 8), 64
 N_WORDS = 5
 # The files of a demo folder; `model` and `index` are what --ask uses again.
 MODELS = {"self": "model", "label": "model-label"}
@@ -71,9 +69,11 @@ def run(folder: Path, *, quick: bool = False, out: Console | None = None) -> Dem
     """Trains, searches, compares, prints the outcome to `out` and writes all into `folder`.
 
     Raises:
+        ImportError: if matplotlib, which draws the report's charts, is not installed.
         ValueError: if `folder` holds something that is not from an earlier demo.
     """
     _check_folder(folder)
+    check_matplotlib()
     out = out or console()
     began = time.perf_counter()
     data = load_demo()
@@ -85,7 +85,7 @@ def run(folder: Path, *, quick: bool = False, out: Console | None = None) -> Dem
     training_seconds = sum(t.history.seconds for t in trained.values())
     rounds = QUICK_ROUNDS if quick else ROUNDS
     rows, texts = dictionary()
-    codes = encode_all(trained["self"].model, rows, ACTIVE[-1])
+    codes = trained["self"].model.encode(rows, ACTIVE[-1])
     out.print("Comparing with dense search, top-k and PCA ...", highlight=False)
     best = f"The fastest of {rounds} runs." if rounds > 1 else "A single run."
     methods = _compare(data, trained, rounds)
@@ -144,8 +144,8 @@ def _train(family: str, data: DemoData, quick: bool, out: Console) -> Trained:
     labels = data.train_labels if family == "label" else None
     model = train(data.train, labels, config, on_step=reports.append)
     seconds = time.perf_counter() - began
-    codes = encode_all(model, data.train, ACTIVE[-1])
-    shown = reports[:: max(1, len(reports) // 100)]
+    codes = model.encode(data.train, ACTIVE[-1])
+    shown = reports[:: -max(1, len(reports) // 100)][::-1]  # the last among them
     history = Training(
         family,
         seconds,
@@ -191,9 +191,10 @@ def _encoding_micros(model: SparseAutoencoder, data: DemoData, n_rounds: int) ->
 def _examples(
     rows: np.ndarray, texts: list[Text], model: SparseAutoencoder, codes: SparseCodes
 ) -> list[Example]:
-    """All packaged questions, each with the words that dense search and codes find for it."""
+    """All packaged questions, each with the words that every kind of search finds for it."""
     searches = [demo_search.dense_search(torch.from_numpy(rows))]
     searches += demo_search.csr_searches("self", model, codes, EXAMPLE_ACTIVE)
+    searches[2:2] = demo_search.pca_searches(torch.from_numpy(rows), [EXAMPLE_PCA])
     asked = torch.from_numpy(load_everyday().questions)
     names = [method_name(s.family, s.active).removesuffix(" self contrast") for s in searches]
     found = {
@@ -283,9 +284,10 @@ def _summary(result: DemoResult, quick: bool) -> str:
 
 def _facts(trained: dict[str, Trained], seconds: float, quick: bool) -> dict[str, str]:
     model = trained["self"].model
+    batch = RECIPES["self"].resolve(len(trained["self"].codes), model.input_dim).batch_size
     steps = ", ".join(
-        f"{QUICK_STEPS if quick else config.steps} steps with {family} contrast"
-        for family, config in RECIPES.items()
+        f"{adapter.history.steps[-1]} steps with {family} contrast"
+        for family, adapter in trained.items()
     )
     return {
         "Data": "WordNet 3.0 definitions, all-MiniLM-L6-v2 embeddings stored as int8",
@@ -293,7 +295,7 @@ def _facts(trained: dict[str, Trained], seconds: float, quick: bool) -> dict[str
         f"each kind serves every k ({', '.join(map(str, ACTIVE))})",
         "Self contrast": "label-free: codes rebuild their embedding and keep apart",
         "Label contrast": "codes of one class are also drawn together; test labels are never seen",
-        "Training": f"{steps}, 1,024 definitions a step; {seconds:.0f} s for both"
+        "Training": f"{steps}, {batch:,} definitions a step; {seconds:.0f} s for both"
         + (" (a quick run, far from finished)" if quick else ""),
         "Processor": f"{_processor()}, {instruction_set()}, {torch.get_num_threads()} threads",
         "Software": f"csrkern {csrkern.__version__}, PyTorch {torch.__version__}, "
