@@ -9,6 +9,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import output
 from recipes import KS
@@ -81,7 +82,28 @@ class Scores:
         )
 
 
-def claims(scores: Scores, trainings: Sequence[Mapping[str, str]]) -> Iterator[str]:
+class Claim(NamedTuple):
+    """What was to be shown, and in how many cases it was.
+
+    Attributes:
+        text: the claim.
+        of: how many cases were measured.
+        margin: by how much it holds in the closest case; "" where that says nothing.
+        lost: the cases in which it does not hold: where, our score, theirs.
+    """
+
+    text: str
+    of: int
+    margin: str
+    lost: list[tuple[str, str, str]]
+
+    def __str__(self) -> str:
+        if not self.of:
+            return f"{self.text}: not measured"
+        return f"{self.text}: {output.held(not self.lost)}, {self.of - len(self.lost)} of {self.of}"
+
+
+def claims(scores: Scores, trainings: Sequence[Mapping[str, str]]) -> Iterator[Claim]:
     """What was to be shown, and whether it was."""
     for title, modes in (("codes with codes", SPARSE), ("dense queries", ASYMMETRIC)):
         yield _count(
@@ -208,30 +230,46 @@ def claims(scores: Scores, trainings: Sequence[Mapping[str, str]]) -> Iterator[s
     recommended = [row for row in full if row["run"] == "recommended"]
     for title, rows in (("as recommended", recommended), ("of every recipe", full)):
         if rows:
-            worst = max(rows, key=lambda row: float(row["dead_percent"]))
-            dead = float(worst["dead_percent"])
-            yield (
-                f"**Dead latents below 1% at the end: {output.held(dead < 1)}** over {len(rows)} "
-                f"trainings {title}; the most, {dead:g}%, by {worst['run']} on {worst['set']}."
+            dead = [(float(row["dead_percent"]), f"{row['set']}, {row['run']}") for row in rows]
+            yield Claim(
+                f"Dead latents below 1% at the end, trainings {title}",
+                len(dead),
+                f"{1 - max(dead)[0]:.3f}",
+                [(where, f"{share:g}%", "1%") for share, where in dead if share >= 1],
             )
 
 
 Found = tuple[float, str] | None
 
 
-def _count(claim: str, cases: Sequence[tuple[str, Found, Found]]) -> str:
-    """A claim over cases (where, ours, theirs): where it did not hold, and by how much."""
+def _count(claim: str, cases: Sequence[tuple[str, Found, Found]]) -> Claim:
+    """A claim over cases (where, ours, theirs)."""
     known = [(where, a, b) for where, a, b in cases if a is not None and b is not None]
-    if not known:
-        return f"**{claim}: not measured.**"
-    lost = [(where, a, b) for where, a, b in known if a[0] <= b[0]]
-    least = min(a[0] - b[0] for _, a, b in known)
-    listed = "; ".join(
-        f"{where}: {a[0]:.1f} ({a[1]}) against {b[0]:.1f} ({b[1]})" for where, a, b in lost
+    return Claim(
+        claim,
+        len(known),
+        f"{min(a[0] - b[0] for _, a, b in known):.1f}" if known else "",
+        [
+            (where, f"{a[0]:.1f} ({a[1]})", f"{b[0]:.1f} ({b[1]})")
+            for where, a, b in known
+            if a[0] <= b[0]
+        ],
     )
-    return f"**{claim}: {output.held(not lost)}**, {len(known) - len(lost)} of {len(known)}" + (
-        f", not for {listed}." if lost else f", by {least:.1f} at least."
-    )
+
+
+def verdicts(found: Sequence[Claim]) -> Iterator[str]:
+    """A table of all claims, then one of the cases in which each did not hold."""
+    yield "## Verdicts"
+    lines = ["| claim | held in | of | least margin |", "|---|--:|--:|--:|"]
+    for claim in found:
+        held, of = (claim.of - len(claim.lost), claim.of) if claim.of else ("not measured", "")
+        lines.append(f"| {claim.text} | {held} | {of} | {'' if claim.lost else claim.margin} |")
+    yield "\n".join(lines)
+    yield "The margin is that of the closest case, in points. Where a claim did not hold:"
+    for claim in found:
+        if claim.lost:
+            lines = [f"| {claim.text} | ours | theirs |", "|---|---|---|"]
+            yield "\n".join(lines + [f"| {' | '.join(case)} |" for case in claim.lost])
 
 
 def tables(scores: Scores) -> Iterator[str]:
@@ -264,10 +302,11 @@ def write(folder: Path) -> None:
     rows = output.read_rows(folder / "quality.csv")
     scores = Scores(rows)
     trainings = output.read_rows(folder / "training.csv")
-    verdicts = [f"- {claim}" for claim in claims(scores, trainings)]
-    text = "\n\n".join(["\n".join(verdicts), *tables(scores)])
-    (folder / "quality.md").write_text(text + "\n")
-    print("\n".join(verdicts))
+    found = list(claims(scores, trainings))
+    (folder / "quality.md").write_text(
+        "\n\n".join([*verdicts(found), "## Scores", *tables(scores)]) + "\n"
+    )
+    print(*found, sep="\n")
     medians = [
         {"set": name, "method": method, "active": active, "score": score}
         | {"bytes": scores.bytes[name, method, active]}

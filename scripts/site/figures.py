@@ -5,6 +5,7 @@ A page names them in a comment, `<!-- figure: operators -->`; nothing here holds
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
@@ -161,11 +162,10 @@ def roofs() -> str:
 
     series = [
         roof("bfloat16", "#7f7f7f", peaks["bfloat16"]),
-        roof("float32", COLORS[2], peaks["float32"]),
+        roof("float32", "#b0b0b0", peaks["float32"]),
     ]
-    for name, a, b in points:
-        color = COLORS[1] if name.startswith("encode") and "exact" not in name else COLORS[0]
-        series.append(Series("", color, [a], [b], [name]))
+    for (name, a, b), color in zip(points, itertools.cycle(COLORS), strict=False):
+        series.append(Series(name, color, [a], [b]))
     chart = line_chart(
         series,
         title="Roofline of the CPU operators",

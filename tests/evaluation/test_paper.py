@@ -168,20 +168,22 @@ def test_verdicts_follow_from_the_rows(paper):
         *(row("CSR", 8, 32, score, seed) for seed, score in enumerate((60.0, 85.0, 86.0))),
         row("CSR", 32, 128, 88.5),
     ]
-    verdicts = list(summary.claims(summary.Scores(rows), []))
-    equal_active, _, near_dense, equal_bytes, *_ = verdicts
-    assert "held**, 2 of 2, by 0.5 at least" in equal_active  # the median of 8: 85, not 60
-    assert "did not hold**, 0 of 1" in near_dense
-    assert "s: 88.5 (CSR) against 89.0 (dense less 1)" in near_dense
-    assert "did not hold**, 1 of 3" in equal_bytes
-    assert "s 32 bytes: 85.0 (CSR-8) against 88.0 (PCA-16)" in equal_bytes
+    claims = list(summary.claims(summary.Scores(rows), []))
+    equal_active, _, near_dense, equal_bytes, *_ = claims
+    assert str(equal_active).endswith(": held, 2 of 2")
+    assert equal_active.margin == "0.5"  # the median of 8: 85, not 60
+    assert str(near_dense).endswith(": did not hold, 0 of 1")
+    assert near_dense.lost == [("s", "88.5 (CSR)", "89.0 (dense less 1)")]
+    assert str(equal_bytes).endswith(": did not hold, 1 of 3")
+    assert ("s 32 bytes", "85.0 (CSR-8)", "88.0 (PCA-16)") in equal_bytes.lost
+    _, table, *_ = summary.verdicts(claims)
+    assert f"| {equal_active.text} | 2 | 2 | 0.5 |" in table
     trainings = [
         {"set": "s", "run": "recommended", "beta": "0.03", "dead_percent": "1.5"},
         {"set": "s", "run": "without", "beta": "0.0", "dead_percent": "50"},
     ]
     *_, dead = summary.claims(summary.Scores(rows), trainings)
-    assert "did not hold" in dead
-    assert "1.5%" in dead
+    assert dead.lost == [("s, recommended", "1.5%", "1%")]
 
 
 def test_nearest_others_are_found_row_by_row(paper):
