@@ -365,14 +365,15 @@ def scatter_sum(
                 entries = len(rows)
                 sizes = scale.shape[1], d, source.stride(0), begins[q], ends[q]
                 width = triton.cdiv(d, config["BLOCK"])
-                constants = {"PIECE": PIECE, "ROWS": ROWS_AT_ONCE, "enable_fp_fusion": False}
+                constants = {"PIECE": PIECE, "ROWS": ROWS_AT_ONCE, **config}
                 if most:
                     scatter_pieces_kernel[(most, width)](
-                        *lists, entries, n, dim, *sizes, **constants, **config
+                        *lists, entries, n, dim, *sizes, enable_fp_fusion=False, **constants
                     )
                 scatter_sum_kernel[(dim, width)](
-                    *lists, out, entries, most, n, *sizes, FIRST=q == 0, **constants, **config
-                )
+                    *lists, out, entries, most, n, *sizes,
+                    FIRST=q == 0, enable_fp_fusion=False, **constants,
+                )  # fmt: skip
 
             # What adds to `out` can run only once: the first source's choice serves all.
             sizes = (n, len(rows), dim, d, str(source.dtype))

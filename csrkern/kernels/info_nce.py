@@ -259,6 +259,7 @@ def info_nce(
             ONE_SET=one_set,
             BLOCK=POSTINGS_AT_ONCE,
             num_warps=1,
+            enable_fp_fusion=False,  # the CPU rounds every product, too
         )
 
     _launch("info_nce", values, m, postings, run)
@@ -314,6 +315,7 @@ def info_nce_backward(
             BY_COLUMN=one_set or of_columns,
             BLOCK=POSTINGS_AT_ONCE,
             num_warps=1,
+            enable_fp_fusion=False,  # the CPU rounds every product, too
         )
 
     _launch("info_nce backward", values, m, postings, run)

@@ -239,6 +239,7 @@ def similarity_backward(
                 k,
                 len(postings[0]) - 1,
                 BLOCK=POSTINGS_AT_ONCE,
+                enable_fp_fusion=False,
                 num_warps=1,
             )
     return grad_values
