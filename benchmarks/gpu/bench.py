@@ -4,16 +4,20 @@
     python benchmarks/gpu/bench.py --out build/gpu/results.json [--only topk_relu]
     TRITON_INTERPRET=1 python benchmarks/gpu/bench.py --tiny    # no GPU: every step, no times
 
-A time is the median of replays of a CUDA graph, each after the L2 cache was overwritten. The
-floor is csrkern.roofline's compulsory work over two measured ceilings, a device copy and a
-bfloat16 matrix product; a third, rows gathered from the L2 cache, is printed beside them. A
-measurement that the results file has for this commit is not repeated. The results of a peer are
-compared with ours before either is timed.
+A time is the median of replays of a CUDA graph, each after the L2 cache was overwritten;
+`eager_us` is that of a call by a host that queues one after another. The floor is
+csrkern.roofline's compulsory work over two measured ceilings, a device copy and a bfloat16 matrix
+product; a third, rows gathered from the L2 cache, is printed beside them. A measurement that the
+results file has for this commit is not repeated. The results of a peer are compared with ours
+before either is timed, and the codes of `encode` in float32 with those of the CPU, bit for bit.
+Every configuration that was measured is kept, with its time.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.util
 import json
 import statistics
 import sys
@@ -28,6 +32,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import csrkern
 from benchmarks.harness.provenance import commit, versions
 from csrkern import SparseCodes, reference, roofline
 from csrkern.kernels import gather, info_nce, similarity, topk_relu, transpose, tuning
@@ -43,7 +48,7 @@ SHAPES = {
     "S5": (4096, 4096, 131_072, 256),
 }
 TINY = {"tiny": (6, 40, 200, 5)}
-DENSE_SCORES = 2**28  # peers that hold [n, n] or [n, h] are left out above this many elements
+DENSE_SCORES = 2**31  # peers that hold [n, n] or [n, h] are left out above this many elements
 
 
 class Timing(NamedTuple):
@@ -98,6 +103,10 @@ def timings(shape: tuple[int, int, int, int], device: str, dtype: torch.dtype) -
     }
     if dense_codes is not None:
         peers["dense GEMM"] = lambda: dense_codes @ weight
+    if device == "cuda" and importlib.util.find_spec("sparsify"):
+        from sparsify.utils import triton_decode
+
+        peers["sparsify"] = lambda: triton_decode(long_indices, values, weight.mT)
     yield Timing(
         "decode",
         lambda: gather.gather_sum(values, indices, weight, None, [k])[0],
@@ -152,7 +161,12 @@ def encoder_timings(x: Tensor, weight: Tensor, k: int, device: str) -> Iterator[
             same_values,
         )
         fused = compiled(linear_topk, device)
-        dense = {"linear + topk": lambda: linear_topk(x), "torch.compile": lambda: fused(x)}
+        narrow, narrow_weight = x.bfloat16(), weight.bfloat16()
+        dense = {
+            "linear + topk": lambda: linear_topk(x),
+            "torch.compile": lambda: fused(x),
+            "bfloat16 linear + topk": lambda: torch.topk(narrow @ narrow_weight.T, k)[:1],
+        }
     cost = roofline.encode(n, d, h, k, size, name)
     if x.dtype == torch.float32:
         yield Timing(
@@ -244,6 +258,45 @@ class Clock:
             taken.append(begin.elapsed_time(end) * 1e3)
         return statistics.median(taken)
 
+    def eager(self, run: Callable[[], Any], calls: int = 20) -> float:
+        """The time of a call among others that the host queues without waiting."""
+        if not self.gpu:
+            return self.median(run)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(calls):
+            run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) * 1e3 / calls
+
+
+def exactness(shape: tuple[int, int, int, int], device: str, rows: int = 64) -> dict[str, Any]:
+    """Whether float32 codes are those of the CPU, and how many sums it took to make them so."""
+    _, d, h, k = shape
+    x, weight = torch.randn(rows, d, device=device), torch.randn(h, d, device=device) / d**0.5
+    made = []
+
+    class Watched(encode_verified.Proposer):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    usual, encode_verified.Proposer = encode_verified.Proposer, Watched
+    try:
+        values, indices = encode_verified.encode(x, weight, None, None, k)
+    finally:
+        encode_verified.Proposer = usual
+    expected = csrkern.encode(x.cpu(), weight.cpu(), k=k)
+    counts = made[-1].counts
+    found = counts >= 0
+    return {
+        "equal": SparseCodes(values.cpu(), indices.cpu(), h).equal(expected),
+        "rows": rows,
+        "proposals_per_k": float(counts[found].float().mean()) / k,
+        "rows_summed_in_full": int((~found).sum()),
+    }
+
 
 def ceilings(clock: Clock, device: str) -> dict[str, float]:
     """Bytes a second of a copy and of rows gathered from the L2 cache, flops of a bf16 product.
@@ -286,10 +339,27 @@ def measure(timing: Timing, clock: Clock, limit: dict[str, float]) -> dict[str, 
         except RuntimeError as error:  # out of memory, or not built for these operands
             notes[peer] = str(error).split("\n")[0]
     del ours
-    with tuning.tuning_mode("measure"):
-        timing.ours()  # chooses its configuration
-    row = {"us": clock.median(timing.ours), "floor_us": floor_seconds(timing, limit) * 1e6}
-    return {**row, "peers_us": peers, "notes": notes}
+    configurations: list[dict[str, Any]] = []
+
+    def watched(run: functools.partial[Any]) -> float:
+        seconds = usual(run)
+        configurations.append({"configuration": run.args[0], "us": seconds * 1e6})
+        return seconds
+
+    usual, tuning.seconds = tuning.seconds, watched
+    try:
+        with tuning.tuning_mode("measure"):
+            timing.ours()  # chooses its configuration
+    finally:
+        tuning.seconds = usual
+    return {
+        "us": clock.median(timing.ours),
+        "eager_us": clock.eager(timing.ours),
+        "floor_us": floor_seconds(timing, limit) * 1e6,
+        "peers_us": peers,
+        "notes": notes,
+        "configurations": configurations,
+    }
 
 
 def save(results: dict[str, Any], path: Path | None) -> None:
@@ -306,10 +376,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", default="", help="operators whose name contains this")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--once", action="store_true", help="run ours once, for a profiler")
     parser.add_argument("--tiny", action="store_true", help="CPU tensors, in the interpreter")
     options = parser.parse_args()
     device = "cpu" if options.tiny else "cuda"
     shapes = TINY if options.tiny else {name: SHAPES[name] for name in options.shapes}
+    if options.once:
+        for shape in shapes.values():
+            for timing in timings(shape, device, torch.float32):
+                timing.ours()
+        return 0
     results: dict[str, Any] = {"commit": commit(), "versions": versions(), "rows": {}}
     if options.out and options.out.exists():
         before = json.loads(options.out.read_text())
@@ -321,6 +397,10 @@ def main() -> int:
         save(results, options.out)
     limit, rows = results["ceilings"], results["rows"]
     for shape_name, shape in shapes.items():
+        exact = results.setdefault("exact", {})
+        if shape_name not in exact and options.only in "encode verified":
+            exact[shape_name] = exactness(shape, device)
+            save(results, options.out)
         for dtype in (torch.float32, torch.bfloat16):
             for timing in timings(shape, device, dtype):
                 key = f"{timing.op} {shape_name} {str(dtype).removeprefix('torch.')}"
@@ -331,16 +411,18 @@ def main() -> int:
         # Times of the interpreter say nothing; that every peer ran and agreed does.
         for key, row in rows.items():
             print(f"{key}: agrees with {', '.join(row['peers_us']) or 'nothing'} {row['notes']}")
-        return (
-            1 if any("differs" in n for row in rows.values() for n in row["notes"].values()) else 0
-        )
+        differs = any("differs" in n for row in rows.values() for n in row["notes"].values())
+        return int(differs or not all(found["equal"] for found in exact.values()))
     print(f"{results['device']}: {limit}")
+    for name, found in exact.items():
+        print(f"encode {name}, float32: {found}")
     for key, row in rows.items():
         peers = "  ".join(f"{peer} {us / row['us']:.2f}x" for peer, us in row["peers_us"].items())
         failed = "  ".join(f"{peer}: {note[:60]}" for peer, note in row["notes"].items())
         share = row["floor_us"] / row["us"]
-        print(f"{key:32} {row['us']:10.1f} us  floor {share:4.0%}  {peers}  {failed}")
-    return 0
+        times = f"{row['us']:10.1f} us, {row['eager_us']:10.1f} eager"
+        print(f"{key:32} {times}  floor {share:4.0%}  {peers}  {failed}")
+    return int(not all(found["equal"] for found in exact.values()))
 
 
 if __name__ == "__main__":

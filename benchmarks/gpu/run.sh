@@ -1,97 +1,111 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one command and under nine minutes: build, test, measure.
+# Everything that wants a GPU, in one command and under nine minutes; what says most comes first.
 #
-#     benchmarks/gpu/run.sh [build] [test] [sanitize] [bench] [pytest]     (all of these by default)
-#     benchmarks/gpu/run.sh build index     (the index: up to seventeen minutes more; what was
-#                                            measured is kept, so a run may be cut into several)
+#     benchmarks/gpu/run.sh      (build smoke bench_first profile test bench sanitize pytest)
+#     benchmarks/gpu/run.sh build index    (the index: up to seventeen minutes more; what was measured
+#                                           is kept, so a run may be cut into several)
 #
 # Needs what a CUDA machine with PyTorch has: python3 with torch, triton, pytest, setuptools and
-# ninja, a C++ compiler, and nothing from the network. A part that is done is not done again for
-# the same commit unless FRESH=1. OUT (default build/gpu) takes logs and results.json; the table of
-# results comes last. Where there is no GPU the same steps go through the Triton interpreter, at
-# tiny sizes and without times.
+# ninja, a C++ compiler, and nothing from the network. State lies in build/gpu: a part that passed is not
+# done again for the same commit unless FRESH=1. Two files go to OUT (default build/gpu) at the end, or
+# when the run is cut: results.json, and run.tar.gz with all logs and results. Where there is no GPU
+# the same steps go through the Triton interpreter, at tiny sizes and without times.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
-PYTHON=${PYTHON:-python3}
-OUT=${OUT:-build/gpu}
+export PYTHON=${PYTHON:-python3}
+state=build/gpu
+OUT=${OUT:-$state}
 export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
-mkdir -p "$OUT"
-[ "${FRESH:-0}" = 1 ] && rm -f "$OUT"/*.done
+export CSRKERN_CACHE="$PWD/$state/choices"
+mkdir -p "$state" "$OUT"
+[ "${FRESH:-0}" = 1 ] && rm -f "$state"/*.done
 stamp=$(git rev-parse --short HEAD 2>/dev/null || echo none)
 failed=0
 marker=gpu
 slower=1 # what limits are multiplied by
-size=(--out "$OUT/results.json")
+size=(--out "$state/results.json")
+first=(--shapes S1 S4)
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo 'no GPU: interpreting kernels, timing nothing'
     export TRITON_INTERPRET=1
     marker=interpret
     slower=8
-    size=(--tiny)
+    size=(--tiny --out "$state/tiny.json")
+    first=(--only topk_relu)
 fi
+
+bring_out() {
+    tar --create --gzip --file "$OUT/run.new" --exclude=run.tar.gz --exclude=run.new -C build gpu
+    mv "$OUT/run.new" "$OUT/run.tar.gz"
+    if [ "$OUT" != "$state" ] && [ -s "$state/results.json" ]; then
+        cp "$state/results.json" "$OUT/results.json"
+    fi
+}
+trap bring_out EXIT
+trap 'exit 143' TERM INT
 
 # part NAME SECONDS COMMAND...: runs it once a commit, with a limit, its output in a log.
 part() {
     local name=$1 seconds=$2 began=$SECONDS
     shift 2
-    if [ "$(cat "$OUT/$name.done" 2>/dev/null)" = "$stamp" ]; then
+    if [ "$(cat "$state/$name.done" 2>/dev/null)" = "$stamp" ]; then
         echo "$name: done before"
         return
     fi
-    if timeout $((seconds * slower)) "$@" >"$OUT/$name.log" 2>&1; then
-        echo "$stamp" >"$OUT/$name.done"
+    if timeout $((seconds * slower)) "$@" >"$state/$name.log" 2>&1; then
+        echo "$stamp" >"$state/$name.done"
         echo "$name: passed in $((SECONDS - began)) s"
     else
-        echo "$name: FAILED after $((SECONDS - began)) s, the end of $OUT/$name.log:"
-        tail -n 20 "$OUT/$name.log"
+        echo "$name: FAILED after $((SECONDS - began)) s, the end of $state/$name.log:"
+        tail -n 20 "$state/$name.log"
         failed=1
     fi
 }
 
-sanitize() {
-    local tool
-    for tool in memcheck racecheck; do
-        compute-sanitizer --tool "$tool" --error-exitcode 9 \
-            "$PYTHON" -m pytest tests/kernels -m gpu -k 'writes_every_slot or transpose_equals' \
-            || return
-    done
+# with_tool NAME SECONDS PROGRAM COMMAND...: a part, where there is a GPU and the program.
+with_tool() {
+    if [ "$marker" = gpu ] && command -v "$3" >/dev/null; then
+        part "$1" "$2" "${@:4}"
+    else
+        echo "$1: skipped, no GPU or no $3"
+    fi
 }
-export PYTHON
-export -f sanitize
 
-for name in "${@:-all}"; do
+parts=("$@")
+[ $# -eq 0 ] && parts=(build smoke bench_first profile test bench sanitize pytest)
+for name in "${parts[@]}"; do
     case $name in
         build) part build 90 "$PYTHON" benchmarks/gpu/build.py ;;
+        smoke) part smoke 40 "$PYTHON" -m pytest tests/kernels/test_public.py -m "$marker" ;;
+        bench_first) part bench_first 100 "$PYTHON" benchmarks/gpu/bench.py "${size[@]}" "${first[@]}" ;;
+        profile)
+            with_tool profile 45 ncu ncu --set basic --section MemoryWorkloadAnalysis \
+                --section WarpStateStats --kernel-name 'regex:_kernel$' --csv \
+                "$PYTHON" benchmarks/gpu/bench.py --shapes S1 --once
+            ;;
         test)
-            part test 150 "$PYTHON" -m pytest tests/kernels tests/training/test_graphed.py \
+            part test 130 "$PYTHON" -m pytest tests/kernels tests/training/test_graphed.py \
                 tests/training/test_steps.py -m "$marker" -rs
             ;;
+        bench) part bench 100 "$PYTHON" benchmarks/gpu/bench.py "${size[@]}" ;;
         sanitize)
-            if [ "$marker" = gpu ] && command -v compute-sanitizer >/dev/null; then
-                part sanitize 60 bash -c sanitize
-            else
-                echo 'sanitize: skipped, no GPU or no compute-sanitizer'
-            fi
+            with_tool sanitize 45 compute-sanitizer compute-sanitizer --tool memcheck --error-exitcode 9 \
+                "$PYTHON" -m pytest tests/kernels -m gpu -k 'writes_every_slot or transpose_equals'
             ;;
-        bench) part bench 150 "$PYTHON" benchmarks/gpu/bench.py "${size[@]}" ;;
         pytest)
             part pytest 60 "$PYTHON" -m pytest --benchmark --benchmark-size=tiny -k topk_relu \
-                --benchmark-results="$OUT"
+                --benchmark-results="$state"
             ;;
         index)
             part index_test 200 bash benchmarks/gpu/index.sh test "$marker"
+            with_tool index_sanitize 300 compute-sanitizer bash benchmarks/gpu/index.sh sanitize
             [ "$marker" = gpu ] || continue
-            if command -v compute-sanitizer >/dev/null; then
-                part index_sanitize 300 bash benchmarks/gpu/index.sh sanitize
-            else
-                echo 'index_sanitize: skipped, no compute-sanitizer'
-            fi
-            part index_times 500 bash benchmarks/gpu/index.sh times "$OUT/index.json"
+            part index_times 500 bash benchmarks/gpu/index.sh times "$state/index.json"
             ;;
-        all) exec "$0" build test sanitize bench pytest ;;
-        *) echo "unknown part $name: build, test, sanitize, bench, pytest, index"; exit 2 ;;
+        *) sed -n '2,7s/^# \{0,1\}//p' "$0"; echo "unknown part: $name"; exit 2 ;;
     esac
 done
-[ -s "$OUT/bench.log" ] && tail -n 60 "$OUT/bench.log"
-[ -s "$OUT/index_times.log" ] && tail -n 40 "$OUT/index_times.log"
+for name in bench_first bench index_times; do
+    [ -s "$state/$name.log" ] && tail -n 60 "$state/$name.log"
+done
 exit "$failed"
