@@ -53,7 +53,7 @@ def answer(
     Runs the demo first if need be.
 
     Args:
-        folder: where a demo has been, or shall be, written.
+        folder: where a demo was, or is to be, written.
         definition: what the user typed.
         text_model: name or folder of the sentence-transformers model; None: all-MiniLM-L6-v2,
             which the packaged embeddings were computed with.

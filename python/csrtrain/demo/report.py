@@ -176,8 +176,8 @@ def _tiles(result: DemoResult) -> list[str]:
         (
             "dense",
             f"{dense.bytes / plain.bytes:.0f}× smaller, {faster}× faster",
-            f"{plain.bytes} bytes a vector in place of {dense.bytes}, {plain.micros:.0f} µs "
-            f"a query in place of {dense.micros:.0f}",
+            f"{plain.bytes} bytes a vector instead of {dense.bytes}, {plain.micros:.0f} µs "
+            f"a query instead of {dense.micros:.0f}",
         ),
     ]
     return [

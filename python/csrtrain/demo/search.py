@@ -96,7 +96,7 @@ def _dense(rows: Tensor) -> Callable[[Tensor], np.ndarray]:
 
     def run(queries: Tensor) -> np.ndarray:
         # topk_relu, since it is faster than torch.topk, which every user of torch could call:
-        # dense search shall not look slow for want of a top-k. The best scores are positive.
+        # dense search should not look slow for lack of a top-k. The best scores are positive.
         parts = [csrkern.topk_relu(q @ columns, TOP_K).indices for q in queries.split(DENSE_BLOCK)]
         return torch.cat(parts).numpy()
 
