@@ -273,7 +273,7 @@ class SparseAutoencoder(nn.Module):
         other.partner = fingerprint_of(self, alone=True)
 
     def autoencode(
-        self, x: Tensor, ks: Sequence[int], precision: str = "auto"
+        self, x: Tensor, ks: Sequence[int], precision: str = "exact"
     ) -> tuple[SparseCodes, Tensor]:
         """Standardized rows [n, d] to codes at ks[-1], and reconstructions [len(ks), n, d]."""
         codes, out = self._autoencode(x, slice(None), ks, precision)

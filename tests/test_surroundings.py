@@ -524,7 +524,7 @@ def plainly() -> Iterator[None]:
 
 
 def without_precision(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args, precision="auto", **options: function(*args, **options)
+    return lambda *args, precision="exact", **options: function(*args, **options)
 
 
 def near(found: Any, expected: Any) -> None:

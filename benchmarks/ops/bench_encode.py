@@ -13,7 +13,7 @@ import csrkern
 from benchmarks.harness import peak_memory
 from benchmarks.harness.race import Contestant, Race, Side, cases
 from csrkern import roofline
-from csrkern.ops.encode import FAST_BFLOAT16
+from csrkern.ops import encode_cpu
 
 ON_GPU = True
 Case = tuple[int, int, int, int]  # n, d, h, k
@@ -57,19 +57,25 @@ def torch_once(case: Case, dtype: str) -> Callable[[], Any]:
     return lambda: torch_encode(x, weight, bias, case[3])
 
 
-def product_dtype(precision: str, dtype: str) -> str:
+def product_dtype(way: str, dtype: str) -> str:
     """The dtype of the matrix product inside encode: what its floor is made of."""
-    proposes = precision == "verified" or (precision == "auto" and FAST_BFLOAT16)
-    return "bfloat16" if proposes else dtype
+    if way == "fast":
+        return dtype
+    return "bfloat16" if encode_cpu.PROPOSE_IN_BFLOAT16 else dtype
 
 
 @cases(**CASES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("precision", ["auto", "exact", "verified", "fast"])
-def bench_encode(race: Race, case: Case, precision: str, dtype: str) -> None:
+@pytest.mark.parametrize("way", ["exact", "float32 proposals", "bfloat16 proposals", "fast"])
+def bench_encode(
+    race: Race, case: Case, way: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     n, d, h, k = case
-    if precision != "auto" and dtype != "float32":
-        pytest.skip(f"precision={precision!r} differs from 'auto' for float32 input only")
+    if way != "exact" and dtype != "float32":
+        pytest.skip("all ways are one but for float32 input")
+    if way.endswith("proposals"):
+        monkeypatch.setattr(encode_cpu, "PROPOSE_IN_BFLOAT16", way.startswith("bfloat16"))
+    precision = "fast" if way == "fast" else "exact"
     x, weight, bias = tensors(case, dtype)
     out = x.new_empty(n, h)
 
@@ -77,14 +83,14 @@ def bench_encode(race: Race, case: Case, precision: str, dtype: str) -> None:
     torch.testing.assert_close(codes.values, torch_encode(x, weight, bias, k)[0])
 
     def peak(side: str) -> dict[str, float]:
-        if race.size == "tiny" or precision != "auto" or race.device != "cpu":
+        if race.size == "tiny" or way != "exact" or race.device != "cpu":
             return {}
         found = peak_memory.measure(f"{__name__}:{side}", case, dtype, threads=race.threads)
         return {"peak_mb": found["peak_mb"]}
 
     race(
         "encode",
-        f"B={n} d={d} h={h} k={k}" + ("" if precision == "auto" else f" {precision}"),
+        f"B={n} d={d} h={h} k={k}" + ("" if way == "exact" else f" {way}"),
         dtype=dtype,
         ours=Contestant(
             lambda: csrkern.encode(x, weight, bias, k=k, precision=precision), peak("ours_once")
@@ -96,7 +102,7 @@ def bench_encode(race: Race, case: Case, precision: str, dtype: str) -> None:
             "bare GEMM (F.linear)": lambda: F.linear(x, weight, bias),
             "bare GEMM, reused output": lambda: torch.addmm(bias, x, weight.T, out=out),
         },
-        cost=roofline.encode(n, d, h, k, x.element_size(), product_dtype(precision, dtype)),
+        cost=roofline.encode(n, d, h, k, x.element_size(), product_dtype(way, dtype)),
     )
 
 
@@ -123,7 +129,7 @@ def bench_encode_backward(race: Race, case: Case, dtype: str) -> None:
         with torch.no_grad():
             return torch.addmm(bias, x, weight.T, out=out)
 
-    product = product_dtype("auto", dtype)
+    product = product_dtype("exact", dtype)
     cost = roofline.encode(n, d, h, k, x.element_size(), product)
     # No gradient for x: half of the sparse backward.
     back = roofline.encode_backward(n, d, h, k, x.element_size(), product)

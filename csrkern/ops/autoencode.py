@@ -30,7 +30,7 @@ def autoencode(
     *,
     ks: Sequence[int],
     pre_bias: Tensor | None = None,
-    precision: str = "auto",
+    precision: str = "exact",
 ) -> tuple[SparseCodes, Tensor]:
     """Codes of x, and their reconstructions by the same weight at several k.
 
@@ -56,16 +56,16 @@ def autoencode(
 
     Source: the tied autoencoder of CSR (Wen et al., ICML 2025, arXiv 2503.01776).
     """
-    weight, bias, precision = check_encoder(x, weight, bias, pre_bias, precision)
+    weight, bias, exact = check_encoder(x, weight, bias, pre_bias, precision)
     h = weight.shape[0]
     ks = check_ks(ks, h, "h")
-    values, indices, out = ops.autoencode(x, weight, bias, pre_bias, ks, precision)
+    values, indices, out = ops.autoencode(x, weight, bias, pre_bias, ks, exact)
     return SparseCodes(values, indices, h), out
 
 
 LIBRARY.define(
     "autoencode(Tensor x, Tensor weight, Tensor? bias, Tensor? pre_bias, SymInt[] ks, "
-    "str precision) -> (Tensor, Tensor, Tensor)"
+    "bool exact) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -76,15 +76,15 @@ def _autoencode(
     bias: Tensor | None,
     pre_bias: Tensor | None,
     ks: Sequence[int],
-    precision: str,
+    exact: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    values, indices = ops.encode(x, weight, bias, pre_bias, ks[-1], precision)
+    values, indices = ops.encode(x, weight, bias, pre_bias, ks[-1], exact)
     shift = None if pre_bias is None else pre_bias.to(weight.dtype)
     return values, indices, ops.gather_sum(values, indices, weight, shift, ks)
 
 
 @torch.library.register_fake("csrkern::autoencode", lib=LIBRARY)
-def _autoencode_fake(x, weight, bias, pre_bias, ks, precision):
+def _autoencode_fake(x, weight, bias, pre_bias, ks, exact):
     shape = (x.shape[0], ks[-1])
     return (
         weight.new_empty(shape),

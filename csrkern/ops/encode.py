@@ -8,8 +8,8 @@ In float32 the matrix product only proposes latents, and those are summed in dou
 (csrkern/ops/encode_cpu.py).
 
 On a GPU tensor cores propose, and the same sums in double decide
-(csrkern/kernels/encode_verified.py); other dtypes go through in blocks that stay in the L2 cache
-(csrkern/kernels/encode.py).
+(csrkern/kernels/encode/verified.py); other dtypes go through in blocks that stay in the L2 cache
+(csrkern/kernels/encode/product.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from csrkern import _C, reference
+from csrkern import reference
 from csrkern.arguments import check_choice
 from csrkern.codes.sparse import SparseCodes
 from csrkern.native import NATIVE_DTYPES
@@ -36,7 +36,6 @@ ops = torch.ops.csrkern
 # slower by 6% and more, of more than 1,024 no faster.
 BLOCK_BYTES = 16 * 2**20
 BLOCK_ROWS = (128, 1024)
-FAST_BFLOAT16 = _C.multiplies_bfloat16()
 
 
 def encode(
@@ -46,7 +45,7 @@ def encode(
     *,
     k: int,
     pre_bias: Tensor | None = None,
-    precision: str = "auto",
+    precision: str = "exact",
 ) -> SparseCodes:
     """topk_relu((x - pre_bias) @ weight.T + bias, k), never holding the pre-activations.
 
@@ -56,40 +55,40 @@ def encode(
         bias: latent bias [h].
         k: slots per row, 1 <= k <= h.
         pre_bias: [d], subtracted from x first.
-        precision: how pre-activations are summed. For float32 arguments, all but "fast" sum the
-            float32 x - pre_bias in double, in a fixed order, and round once, so that a code
-            does not depend on the rows beside it. "exact" finds candidates for these sums with
-            a float32 product; "verified" finds them with a bfloat16 product, and proves for
-            every row that none is missing (`verified_rows` counts the rows that it could not
-            clear); "auto" is "verified" on processors with bfloat16 instructions, else
-            "exact". "fast" takes what a matrix product in the dtype of the arguments gives,
-            which is what "auto" and "exact" do for other dtypes. On a GPU "exact" is
-            "verified", whose codes are a CPU's, bit for bit; for k above 1,024 a float64
-            product, equal but for sums within 2^-50 of a rounding boundary.
+        precision: "exact" sums the pre-activations of float32 arguments in double, in a fixed
+            order, and rounds once: a code does not depend on the rows beside it. A matrix
+            product, in bfloat16 where the processor has instructions for it, only finds the
+            candidates for these sums. Every row is proved to miss none; `verified_rows` counts
+            those that a bfloat16 product could not clear. A GPU gives the same bits; for k
+            above 1,024 but for sums within 2^-50 of a rounding boundary. "fast", and "exact"
+            for other dtypes, takes what a matrix product in the dtype of the arguments gives.
 
     Returns:
         SparseCodes [n, k] over h latents; see `topk_relu`.
 
     Differentiable in x, weight, bias and pre_bias; the backward pass touches only the selected
-    latents. Under autocast, "auto" and "fast" run in the autocast dtype, as a linear layer does.
+    latents. Under autocast it runs in the autocast dtype, as a linear layer does.
 
     Raises:
         TypeError, ValueError: if a tensor has the wrong dtype, device or shape, k is out of
-            range, or precision="verified" is asked for another dtype than float32.
+            range, or precision is another word.
 
     Source: the encoder of CSR (Wen et al., ICML 2025, arXiv 2503.01776).
     """
-    weight, bias, precision = check_encoder(x, weight, bias, pre_bias, precision)
+    weight, bias, exact = check_encoder(x, weight, bias, pre_bias, precision)
     h = weight.shape[0]  # not len(), which torch.export would make a constant
     k = check_k(k, h, "h")
-    values, indices = ops.encode(x, weight, bias, pre_bias, k, precision)
+    values, indices = ops.encode(x, weight, bias, pre_bias, k, exact)
     return SparseCodes(values, indices, h)
 
 
 def check_encoder(
     x: Tensor, weight: Tensor, bias: Tensor | None, pre_bias: Tensor | None, precision: str
-) -> tuple[Tensor, Tensor | None, str]:
-    """Check what `encode` takes; return weight and bias in the dtype to compute in, and how."""
+) -> tuple[Tensor, Tensor | None, bool]:
+    """Check what `encode` takes; return weight and bias in the dtype to compute in, and how.
+
+    The last is whether float32 pre-activations are summed in double.
+    """
     check_tensor("x", x, (None, None))
     check_tensor("weight", weight, (None, x.shape[1]))
     check_same("weight", weight, "x", x)
@@ -97,22 +96,13 @@ def check_encoder(
         if value is not None:
             check_tensor(name, value, (size,))
             check_same(name, value, "x", x)
-    check_choice("precision", precision, ("auto", "exact", "verified", "fast"))
-    if precision in ("auto", "fast"):
-        weight, bias = autocast(weight, bias)
-    if precision == "auto":
-        proposes = weight.dtype == torch.float32 and FAST_BFLOAT16
-        precision = "verified" if proposes else "exact"
-    elif precision == "verified" and weight.dtype != torch.float32:
-        raise ValueError(
-            f"precision: expected 'auto', 'exact' or 'fast' for {weight.dtype}, got 'verified', "
-            "which is for float32"
-        )
-    return weight, bias, precision
+    check_choice("precision", precision, ("exact", "fast"))
+    weight, bias = autocast(weight, bias)
+    return weight, bias, precision == "exact"
 
 
 LIBRARY.define(
-    "encode(Tensor x, Tensor weight, Tensor? bias, Tensor? pre_bias, SymInt k, str precision) "
+    "encode(Tensor x, Tensor weight, Tensor? bias, Tensor? pre_bias, SymInt k, bool exact) "
     "-> (Tensor, Tensor)"
 )
 
@@ -139,7 +129,7 @@ def _encode_cpu(
     bias: Tensor | None,
     pre_bias: Tensor | None,
     k: int,
-    precision: str,
+    exact: bool,
 ) -> tuple[Tensor, Tensor]:
     _check_operands(x, weight, bias, pre_bias, k)
     if weight.dtype not in NATIVE_DTYPES:
@@ -148,7 +138,7 @@ def _encode_cpu(
     n, h = len(x), len(weight)
     values = weight.new_empty(n, k)
     indices = weight.new_empty(n, k, dtype=torch.int32)
-    layer = layer_for(weight, bias, n, precision)
+    layer = layer_for(weight, bias, n, exact)
     for begin, end in _blocks(n, h * weight.itemsize):
         rows = x[begin:end] if pre_bias is None else x[begin:end] - pre_bias
         rows = rows.to(weight.dtype).contiguous()
@@ -169,7 +159,7 @@ def _encode_cuda(
     bias: Tensor | None,
     pre_bias: Tensor | None,
     k: int,
-    precision: str,
+    exact: bool,
 ) -> tuple[Tensor, Tensor]:
     _check_operands(x, weight, bias, pre_bias, k)
     if weight.dtype not in NATIVE_DTYPES:
@@ -179,14 +169,14 @@ def _encode_cuda(
     from csrkern.kernels.encode import verified as encode_verified
     from csrkern.kernels.topk_relu import MAX_K
 
-    exact = weight.dtype == torch.float32 and precision != "fast"
+    exact = exact and weight.dtype == torch.float32
     if exact and k <= MAX_K:
         return encode_verified.encode(x, unit_columns(weight), bias, pre_bias, k)
     return kernels.encode(x, unit_columns(weight), bias, pre_bias, k, exact)
 
 
 @torch.library.register_fake("csrkern::encode", lib=LIBRARY)
-def _encode_fake(x, weight, bias, pre_bias, k, precision):
+def _encode_fake(x, weight, bias, pre_bias, k, exact):
     shape = (x.shape[0], k)
     return weight.new_empty(shape), weight.new_empty(shape, dtype=torch.int32)
 

@@ -28,14 +28,17 @@ UNIT_ROUNDOFF = 2.0**-24
 BFLOAT16_ROUNDOFF = 2.0**-8
 # A candidate costs about as much as 6 latents of a float32 product.
 FALLBACK_SHARE = 8
+# Whether a bfloat16 product proposes, or a float32 one: codes are the same. Tests set it.
+PROPOSE_IN_BFLOAT16 = _C.multiplies_bfloat16()
 
 
 @dataclass
 class VerifiedRows:
-    """How many rows precision="verified" has encoded, and how many of them fell back.
+    """How many rows a bfloat16 product proposed latents for, and how many of them fell back.
 
     A row falls back to the float32 product if its candidates are more than an eighth of the
-    latents. Counts are for the whole process.
+    latents. Counts are for the whole process; they stay 0 on processors without bfloat16
+    instructions, and on GPUs.
     """
 
     encoded: int = 0
@@ -57,13 +60,13 @@ class VerifiedRows:
 verified_rows = VerifiedRows()
 
 
-def layer_for(weight: Tensor, bias: Tensor | None, n: int, precision: str) -> Layer:
+def layer_for(weight: Tensor, bias: Tensor | None, n: int, exact: bool) -> Layer:
     """Return the layer that encodes n rows, block by block."""
-    if weight.dtype != torch.float32 or precision == "fast":
+    if weight.dtype != torch.float32 or not exact:
         return Layer(weight, bias)
     if n <= DIRECT_ROWS:
         return DirectLayer(weight, bias)
-    return VerifiedLayer(weight, bias) if precision == "verified" else ExactLayer(weight, bias)
+    return VerifiedLayer(weight, bias) if PROPOSE_IN_BFLOAT16 else ExactLayer(weight, bias)
 
 
 class Layer:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from proposals import EXACT_WAYS, encode_by
 from sums import small_integers
 from torch import Tensor
 
@@ -62,10 +63,10 @@ def _encode(d: int, **kind: Any) -> list[Tensor]:
     return [codes.values, codes.indices, *grads]
 
 
-def _exact_codes(precision: str) -> list[Tensor]:
+def _exact_codes(way: str) -> list[Tensor]:
     x, weight, bias = torch.randn(60, 70), torch.randn(900, 70), torch.randn(900)
-    codes = csrkern.encode(x, weight, bias, k=20, precision=precision)
-    few = csrkern.encode(x[:2], weight, bias, k=20, precision=precision)
+    codes = encode_by(way, x, weight, bias, k=20)
+    few = encode_by(way, x[:2], weight, bias, k=20)
     return [codes.values, codes.indices, few.values, few.indices]
 
 
@@ -91,8 +92,8 @@ def compute() -> dict[str, str]:
             results[f"gather {kind} d={d} {dtype}"] = _gather(d, dtype=dtype, exact=exact)
         if exact:  # how PyTorch's matrix products round is theirs to say
             results[f"encode {kind} {dtype}"] = _encode(20, dtype=dtype, exact=exact)
-    for precision in ("exact", "verified"):
-        results[f"encode {precision}"] = _exact_codes(precision)
+    for way in EXACT_WAYS:
+        results[f"encode by {way}"] = _exact_codes(way)
     results["autoencode"] = _autoencode(20, dtype=torch.float32, exact=True)
     return {
         name: hashlib.sha256(

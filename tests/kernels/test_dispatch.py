@@ -40,7 +40,7 @@ def arguments(name, dtype):
     return {
         "topk_relu": (torch.randn(3, 40, dtype=dtype), 4, torch.rand(40) < 0.5),
         "topk_relu_backward": (torch.randn(5, 4, dtype=dtype), values, indices, 12),
-        "encode": (rows[0], table, None, rows[1, 0], 4, "exact"),
+        "encode": (rows[0], table, None, rows[1, 0], 4, True),
         "transpose": (values, indices, 12),
         "gather_sum": (values, indices, table, table[0], [2, 4]),
         "gather_dot": (values, indices, table, rows, [2, 4]),

@@ -27,7 +27,7 @@ def test_exact_codes_are_those_of_the_cpu(kernels, device, biased, monkeypatch):
     bias, pre_bias = (torch.randn(300) / 9, torch.randn(24)) if biased else (None, None)
     values, indices = kernels.encode(*put(device, x, weight, bias, pre_bias), 9, True)
     codes = SparseCodes(values.cpu(), indices.cpu(), 300)
-    assert codes.equal(csrkern.encode(x, weight, bias, k=9, pre_bias=pre_bias, precision="exact"))
+    assert codes.equal(csrkern.encode(x, weight, bias, k=9, pre_bias=pre_bias))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -56,7 +56,7 @@ def test_more_slots_than_the_kernel_takes(kernels, device, monkeypatch):
     x, weight = torch.randn(5, 24), torch.randn(90, 24)
     values, indices = kernels.encode(*put(device, x, weight), None, None, 9, True)
     codes = SparseCodes(values.cpu(), indices.cpu(), 90)
-    assert codes.equal(csrkern.encode(x, weight, k=9, precision="exact"))
+    assert codes.equal(csrkern.encode(x, weight, k=9))
 
 
 def test_blocks_stay_in_cache(kernels):

@@ -12,6 +12,7 @@ from opchecks import (
     assert_threads_do_not_matter,
     opcheck_calls_of,
 )
+from proposals import WAYS, proposals_in
 from sums import DTYPES, small_integers
 from torch import Tensor
 
@@ -59,10 +60,12 @@ def test_equals_specification(dtype, ks):
         assert_equals_specification({name: leaves[name] for name in NAMES[:2]}, ks)
 
 
-@pytest.mark.parametrize("precision", ["exact", "verified", "fast"])
-def test_every_precision_and_several_blocks(precision):
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_and_several_blocks(way):
     leaves = integer_leaves(1200, 7, 300, torch.float32)
-    assert_equals_specification(leaves, [3, 11], precision=precision)
+    with proposals_in(way):
+        precision = "fast" if way == "fast" else "exact"
+        assert_equals_specification(leaves, [3, 11], precision=precision)
 
 
 def test_is_encode_and_decode():
@@ -148,7 +151,7 @@ X, W = torch.ones(3, 4), torch.ones(9, 4)
         ((X, W), {"ks": [3, 3]}, ValueError, "ks: expected 1 to 8 ascending numbers, got [3, 3]"),
         ((X, W), {"ks": [2, 10]}, ValueError, "ks[1]: expected 1 <= ks[1] <= h = 9, got 10"),
         ((X, W), {"ks": 2}, TypeError, "ks: expected a list of ints, got int; use ks=[2]"),
-        ((X, W), {"precision": "best"}, ValueError, "precision: expected one of 'auto'"),
+        ((X, W), {"precision": "best"}, ValueError, "precision: expected one of 'exact', 'fast'"),
     ],
 )
 def test_errors_teach(arguments, options, error, message):

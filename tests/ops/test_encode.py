@@ -12,6 +12,7 @@ from opchecks import (
     assert_threads_do_not_matter,
     opcheck_calls_of,
 )
+from proposals import WAYS, encode_by
 from sums import DTYPES, assert_sums_close, small_integers
 from torch import Tensor
 
@@ -37,14 +38,10 @@ def integer_leaves(n: int, d: int, h: int, dtype: torch.dtype, seed: int = 0) ->
     }
 
 
-def precisions(dtype: torch.dtype) -> list[str]:
-    return ["auto", "exact", "fast", *(["verified"] if dtype == torch.float32 else [])]
-
-
-def assert_exact(leaves: dict[str, Tensor], k: int, precision: str = "exact") -> None:
+def assert_exact(leaves: dict[str, Tensor], k: int, way: str = "float32") -> None:
     """Codes and all gradients equal the reference's in float64."""
     leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
-    codes, exact = csrkern.encode(**leaves, k=k, precision=precision), in_float64(leaves)
+    codes, exact = encode_by(way, **leaves, k=k), in_float64(leaves)
     expected = reference.encode(**exact, k=k)
     codes.validate()
     assert codes.dtype == leaves["x"].dtype
@@ -64,9 +61,9 @@ def test_integers_come_out_exactly(n, d, h, k, dtype):
     # Columns of a gradient sum over rows: few enough for the narrow dtypes to hold them.
     n = n if dtype in (torch.float32, torch.float64) else min(n, 40)
     leaves = integer_leaves(n, d, h, dtype)
-    for precision in precisions(dtype):
-        assert_exact(leaves, k, precision)
-        assert_exact({name: leaves[name] for name in ("x", "weight")}, k, precision)
+    for way in WAYS:
+        assert_exact(leaves, k, way)
+        assert_exact({name: leaves[name] for name in ("x", "weight")}, k, way)
 
 
 @settings(max_examples=60)
@@ -79,7 +76,7 @@ def test_any_shape(data):
     leaves = integer_leaves(n, d, h, dtype, seed=data.draw(st.integers(0, 99)))
     left_out = data.draw(st.sets(st.sampled_from(NAMES[2:])))
     leaves = {name: leaf for name, leaf in leaves.items() if name not in left_out}
-    assert_exact(leaves, k, data.draw(st.sampled_from(precisions(dtype))))
+    assert_exact(leaves, k, data.draw(st.sampled_from(WAYS)))
 
 
 def magnitudes(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -147,8 +144,8 @@ def test_adversarial_pre_activations(h, k, dtype):
     for name, pre in adversarial_rows(h, k).items():
         for bias in pre.to(dtype):  # all that is not zero
             try:
-                for precision in precisions(dtype):
-                    codes = csrkern.encode(x, weight, bias, k=k, precision=precision)
+                for way in WAYS:
+                    codes = encode_by(way, x, weight, bias, k=k)
                     assert_selects(codes, bias.repeat(len(x), 1), k)
             except (AssertionError, ValueError) as error:
                 raise AssertionError(f"{name}, h={h}, k={k}, {dtype}: {error}") from error
@@ -309,9 +306,6 @@ def test_autocast_gives_the_autocast_dtype():
         lambda **given: (reference.encode(**given, k=4),),
         leaves,
     )
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        verified = csrkern.encode(**leaves, k=4, precision="verified")
-    assert verified.equal(csrkern.encode(**leaves, k=4))  # float32, autocast or not
 
 
 X, W = torch.ones(3, 4), torch.ones(9, 4)
@@ -336,12 +330,11 @@ X, W = torch.ones(3, 4), torch.ones(9, 4)
         ((X, W), {"k": 10}, ValueError, "k: expected 1 <= k <= h = 9, got 10"),
         ((X, W), {"k": 2.0}, TypeError, "k: expected an int, got float"),
         ((X, W), {"k": True}, TypeError, "k: expected an int, got bool"),
-        ((X, W), {"precision": "half"}, ValueError, "precision: expected one of 'auto', 'exact'"),
         (
-            (X.double(), W.double()),
-            {"precision": "verified"},
+            (X, W),
+            {"precision": "auto"},
             ValueError,
-            "precision: expected 'auto', 'exact' or 'fast' for torch.float64, got 'verified'",
+            "precision: expected one of 'exact', 'fast', got 'auto'",
         ),
     ],
 )

@@ -220,8 +220,8 @@ def arguments() -> dict[str, tuple]:
         "info_nce_backward": (*losses, *code, *other, H, 0.1, *classes),
         "topk_relu": (torch.randn(9, H), 4, torch.ones(H, dtype=torch.bool)),
         "topk_relu_backward": (torch.randn(9, 4), *code, H),
-        "encode": (torch.randn(9, D), table, torch.randn(H), torch.randn(D), 4, "exact"),
-        "autoencode": (torch.randn(9, D), table, torch.randn(H), torch.randn(D), ends, "exact"),
+        "encode": (torch.randn(9, D), table, torch.randn(H), torch.randn(D), 4, True),
+        "autoencode": (torch.randn(9, D), table, torch.randn(H), torch.randn(D), ends, True),
         "decode": (*code, table, torch.randn(D), ends),
     }  # fmt: skip
 

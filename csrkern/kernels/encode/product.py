@@ -4,7 +4,7 @@ A matrix product (cuBLAS) writes a block into one half of a scratch, and topk_re
 there while the next block goes to the other half. Memory is that of the scratch, whatever n · h is.
 
 Cost: 2 n d h flops; from memory x once, the weight once a block (or once, if it fits beside the
-scratch), and the codes. With `exact` (float32 with more slots than encode_verified.py takes) the
+scratch), and the codes. With `exact` (float32 with more slots than verified.py takes) the
 product is a float64 one: tensor cores of data center GPUs do it at the float32 rate, and its error
 of at most d 2^-53 ‖x‖ ‖w‖ is below float32 rounding by a factor of about 2^29 / d.
 """
