@@ -189,7 +189,7 @@ using Bits = std::optional<Array<uint64_t>>;
 
 PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segments,
                      const Array<float>& values, const Array<int32_t>& indices,
-                     const std::optional<Array<int64_t>>& starts, int32_t dim, int64_t topk,
+                     const std::optional<Array<int64_t>>& starts, int32_t dim, int64_t top_k,
                      bool normalize, int64_t query_k, float min_score, int num_threads,
                      int64_t shortlist, double kept, double bound_share,
                      const std::optional<Array<float>>& dense,
@@ -216,10 +216,10 @@ PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segment
   if ((dense && dense->size() != n * dim) || (offsets && offsets->size() != n)) {
     throw std::invalid_argument("expected dense queries [n, dim] and offsets [n]");
   }
-  if (topk < 1 || query_k < 0 || shortlist < 0 || num_threads < 1) {
-    throw std::invalid_argument("expected topk and threads of at least 1, and nothing below 0");
+  if (top_k < 1 || query_k < 0 || shortlist < 0 || num_threads < 1) {
+    throw std::invalid_argument("expected top_k and threads of at least 1, and nothing below 0");
   }
-  search.options.topk = topk;
+  search.options.top_k = top_k;
   search.options.normalize = normalize;
   search.options.query_k = query_k;
   search.options.min_score = min_score;
@@ -239,16 +239,16 @@ void def_search(py::module_& m, const char* name, const char* doc, const Body& b
       name,
       [body](const std::vector<std::pair<const PyIndex*, Bits>>& segments,
              const Array<float>& values, const Array<int32_t>& indices,
-             const std::optional<Array<int64_t>>& starts, int32_t dim, int64_t topk, bool normalize,
-             int64_t query_k, float min_score, int num_threads, int64_t shortlist, double kept,
-             double bound_share, const std::optional<Array<float>>& dense,
+             const std::optional<Array<int64_t>>& starts, int32_t dim, int64_t top_k,
+             bool normalize, int64_t query_k, float min_score, int num_threads, int64_t shortlist,
+             double kept, double bound_share, const std::optional<Array<float>>& dense,
              const std::optional<Array<float>>& offsets) {
-        return body(read_search(segments, values, indices, starts, dim, topk, normalize, query_k,
+        return body(read_search(segments, values, indices, starts, dim, top_k, normalize, query_k,
                                 min_score, num_threads, shortlist, kept, bound_share, dense,
                                 offsets));
       },
       doc, arg("segments"), arg("values"), arg("indices"), arg("starts"), arg("dim"), py::kw_only(),
-      arg("topk"), arg("normalize"), arg("query_k"), arg("min_score"), arg("num_threads"),
+      arg("top_k"), arg("normalize"), arg("query_k"), arg("min_score"), arg("num_threads"),
       arg("shortlist") = 0, arg("kept") = 1.0, arg("bound_share") = 1.0, arg("dense") = py::none(),
       arg("offsets") = py::none());
 }
@@ -270,9 +270,9 @@ void bind_searches(py::module_& m) {
         return py::make_tuple(adopt(std::move(latents)), adopt(std::move(weights)));
       },
       "The first row's latents and values in the order in which a search adds them up.");
-  def_search(m, "search", "(scores, ids), both [n, topk].", [](const PySearch& search) {
-    py::array_t<float> scores({search.rows.n, search.options.topk});
-    py::array_t<int64_t> ids({search.rows.n, search.options.topk});
+  def_search(m, "search", "(scores, ids), both [n, top_k].", [](const PySearch& search) {
+    py::array_t<float> scores({search.rows.n, search.options.top_k});
+    py::array_t<int64_t> ids({search.rows.n, search.options.top_k});
     float* scores_out = scores.mutable_data();
     int64_t* ids_out = ids.mutable_data();
     {
@@ -408,11 +408,12 @@ void bind_index(py::module_& m) {
                              [](const PyIndex& self) { return self.index->forward_bytes(); })
       .def("explain",
            [](const PyIndex& self, const Array<float>& values, const Array<int32_t>& indices,
-              const std::optional<Array<int64_t>>& starts, int64_t topk, bool normalize) {
+              const std::optional<Array<int64_t>>& starts, int64_t top_k, bool normalize) {
              const csrkern::SparseRows rows =
                  sparse_rows(values, indices, starts, self.index->view().dim);
-             if (rows.n < 1 || topk < 1) throw std::invalid_argument("expected a query and a topk");
-             const csrkern::SearchCost cost = self.index->explain(rows, 0, topk, normalize);
+             if (rows.n < 1 || top_k < 1)
+               throw std::invalid_argument("expected a query and a top_k");
+             const csrkern::SearchCost cost = self.index->explain(rows, 0, top_k, normalize);
              py::dict counts;
              counts["terms"] = cost.terms;
              counts["postings"] = cost.postings;

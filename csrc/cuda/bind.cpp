@@ -84,10 +84,10 @@ std::unique_ptr<cuda::Index> build_from_device(
   return std::make_unique<cuda::Index>(device, rows, facts, options, pointer<void>(stream));
 }
 
-cuda::SearchRequest read_request(int64_t topk, bool normalize, int64_t query_k, float min_score,
+cuda::SearchRequest read_request(int64_t top_k, bool normalize, int64_t query_k, float min_score,
                                  cuda::Way way, bool count_work) {
   cuda::SearchRequest request{};
-  request.topk = topk;
+  request.top_k = top_k;
   request.normalize = normalize;
   request.query_k = query_k;
   request.min_score = min_score;
@@ -101,13 +101,14 @@ py::tuple search_from_host(const cuda::Index& index, const Array<float>& values,
                            const Array<int32_t>& indices,
                            const std::optional<Array<uint8_t>>& allowed,
                            const std::optional<Array<float>>& dense,
-                           const std::optional<Array<float>>& offsets, int64_t topk, bool normalize,
-                           int64_t query_k, float min_score, cuda::Way way, bool count_work) {
+                           const std::optional<Array<float>>& offsets, int64_t top_k,
+                           bool normalize, int64_t query_k, float min_score, cuda::Way way,
+                           bool count_work) {
   if (values.ndim() != 2 || values.size() != indices.size()) {
     throw std::invalid_argument("expected values and indices [n, k]");
   }
   const int64_t n = values.shape(0), n_docs = index.n_docs();
-  cuda::SearchRequest request = read_request(topk, normalize, query_k, min_score, way, count_work);
+  cuda::SearchRequest request = read_request(top_k, normalize, query_k, min_score, way, count_work);
   request.queries = {
       n, values.shape(1), nullptr, cuda::Number::float32, values.data(), indices.data()};
   if (allowed) {
@@ -118,10 +119,11 @@ py::tuple search_from_host(const cuda::Index& index, const Array<float>& values,
     request.allowed = allowed->data();
     request.allowed_stride = one ? 0 : n_docs;
   }
-  if (topk < 1 || topk > cuda::kMostHits) throw std::invalid_argument("expected topk in 1..1024");
-  Array<float> scores({n, topk});
-  Array<int64_t> ids({n, topk});
-  Array<float> dense_scores({dense ? n : 0, topk});
+  if (top_k < 1 || top_k > cuda::kMostHits)
+    throw std::invalid_argument("expected top_k in 1..1024");
+  Array<float> scores({n, top_k});
+  Array<int64_t> ids({n, top_k});
+  Array<float> dense_scores({dense ? n : 0, top_k});
   request.scores = scores.mutable_data();
   request.ids = ids.mutable_data();
   if (dense) {
@@ -144,9 +146,9 @@ void search_on_device(const cuda::Index& index, int64_t n, int64_t width, cuda::
                       uintptr_t values, uintptr_t indices, uintptr_t allowed,
                       int64_t allowed_stride, uintptr_t dense, uintptr_t offsets, uintptr_t scores,
                       uintptr_t ids, uintptr_t dense_scores, uintptr_t workspace,
-                      size_t workspace_bytes, int64_t topk, bool normalize, int64_t query_k,
+                      size_t workspace_bytes, int64_t top_k, bool normalize, int64_t query_k,
                       float min_score, cuda::Way way, bool count_work, uintptr_t stream) {
-  cuda::SearchRequest request = read_request(topk, normalize, query_k, min_score, way, count_work);
+  cuda::SearchRequest request = read_request(top_k, normalize, query_k, min_score, way, count_work);
   request.queries = {
       n, width, nullptr, type, pointer<const void>(values), pointer<const int32_t>(indices)};
   request.allowed = pointer<const uint8_t>(allowed);
@@ -199,15 +201,15 @@ PYBIND11_MODULE(CSRKERN_CUDA_MODULE, m) {
   m.def("current_device", &cuda::current_device, "Of this thread.");
   m.def(
       "kernel_needs",
-      [](int64_t topk) {
+      [](int64_t top_k) {
         py::dict needs;
-        for (const cuda::KernelNeed& need : cuda::kernel_needs(cuda::IndexOptions{}.block, topk)) {
+        for (const cuda::KernelNeed& need : cuda::kernel_needs(cuda::IndexOptions{}.block, top_k)) {
           needs[need.kernel] = py::make_tuple(need.threads, need.shared);
         }
         return needs;
       },
       "By kernel: threads of a thread block, and bytes of shared memory that it needs.",
-      arg("topk"));
+      arg("top_k"));
 
   py::class_<cuda::Index>(m, "Index", py::module_local())
       .def_static("from_host", &build_from_host, py::kw_only(), arg("device"), arg("values"),
@@ -219,12 +221,12 @@ PYBIND11_MODULE(CSRKERN_CUDA_MODULE, m) {
                   arg("norms"), arg("first_id"), arg("dim"), arg("form"), arg("exponent"),
                   arg("normalize"), arg("impact_bits"), arg("block"), arg("stream"))
       .def("search_from_host", &search_from_host, py::kw_only(), arg("values"), arg("indices"),
-           arg("allowed"), arg("dense"), arg("offsets"), arg("topk"), arg("normalize"),
+           arg("allowed"), arg("dense"), arg("offsets"), arg("top_k"), arg("normalize"),
            arg("query_k"), arg("min_score"), arg("way"), arg("count_work"))
       .def("search", &search_on_device, py::kw_only(), arg("n"), arg("width"), arg("type"),
            arg("values"), arg("indices"), arg("allowed"), arg("allowed_stride"), arg("dense"),
            arg("offsets"), arg("scores"), arg("ids"), arg("dense_scores"), arg("workspace"),
-           arg("workspace_bytes"), arg("topk"), arg("normalize"), arg("query_k"), arg("min_score"),
+           arg("workspace_bytes"), arg("top_k"), arg("normalize"), arg("query_k"), arg("min_score"),
            arg("way"), arg("count_work"), arg("stream"))
       .def("workspace_bytes", &cuda::Index::workspace_bytes)
       .def("calibrate", &cuda::Index::calibrate, py::call_guard<py::gil_scoped_release>())

@@ -87,7 +87,7 @@ struct QueryFacts {
 struct Batch {
   uint32_t n_queries;
   uint32_t slots;  // of each query
-  uint32_t topk;   // at most kMostHits
+  uint32_t top_k;  // at most kMostHits
   uint32_t keys_pitch;
   float most_score;   // greater scores become this
   Entry* unsorted;    // [n_queries, slots] scratch

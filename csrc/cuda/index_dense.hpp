@@ -17,13 +17,13 @@ struct ScoreDense {
   Batch batch;           // its keys, sorted
   const float* dense;    // [n_queries, dim]
   const float* offsets;  // [n_queries], or null
-  float* scores;         // [n_queries, topk]
+  float* scores;         // [n_queries, top_k]
 
   CSRKERN_DEVICE void operator()(ThreadBlock& threads) const {
     threads.phase([&](uint32_t t) {
       const uint64_t hit = static_cast<uint64_t>(threads.index()) * kThreads + t;
-      const uint32_t q = static_cast<uint32_t>(hit / batch.topk);
-      const uint32_t rank = static_cast<uint32_t>(hit % batch.topk);
+      const uint32_t q = static_cast<uint32_t>(hit / batch.top_k);
+      const uint32_t rank = static_cast<uint32_t>(hit % batch.top_k);
       if (q >= batch.n_queries) return;
       const uint64_t* keys = batch.keys + static_cast<uint64_t>(q) * batch.keys_pitch;
       scores[hit] =

@@ -5,10 +5,10 @@
 
 namespace csrkern::cuda {
 
-// Candidates that are scored at once; keys have room for this many more than `topk`.
+// Candidates that are scored at once; keys have room for this many more than `top_k`.
 constexpr uint32_t kTile = 512;
 
-CSRKERN_BOTH constexpr uint32_t key_capacity(uint32_t topk) { return topk <= 512 ? 1024 : 2048; }
+CSRKERN_BOTH constexpr uint32_t key_capacity(uint32_t top_k) { return top_k <= 512 ? 1024 : 2048; }
 
 struct TopKeys {
   uint32_t n;
@@ -44,16 +44,16 @@ CSRKERN_DEVICE void sort_keys(ThreadBlock& threads, uint64_t* keys, uint32_t n) 
   }
 }
 
-// If there are topk keys, keeps the best of them, sorted, and raises the bar to the last.
+// If there are top_k keys, keeps the best of them, sorted, and raises the bar to the last.
 template <int kThreads>
-CSRKERN_DEVICE void keep_best(ThreadBlock& threads, TopKeys& top, uint64_t* keys, uint32_t topk) {
+CSRKERN_DEVICE void keep_best(ThreadBlock& threads, TopKeys& top, uint64_t* keys, uint32_t top_k) {
   const uint32_t n = threads.uniform(top.n);
-  if (n < topk) return;
+  if (n < top_k) return;
   sort_keys<kThreads>(threads, keys, n);
   threads.phase([&](uint32_t t) {
     if (t != 0) return;
-    top.n = topk;
-    top.bar = score_bits_of(keys[topk - 1]);
+    top.n = top_k;
+    top.bar = score_bits_of(keys[top_k - 1]);
   });
 }
 
@@ -67,10 +67,12 @@ struct MergeKeys {
   Batch batch;
   const int64_t* doc_ids;  // as IndexArrays::ids
   int64_t first_id;
-  float* scores;  // [n_queries, topk], or null: not yet
+  float* scores;  // [n_queries, top_k], or null: not yet
   int64_t* ids;
 
-  static size_t shared_bytes(uint32_t topk) { return sizeof(uint64_t) * (key_capacity(topk) + 1); }
+  static size_t shared_bytes(uint32_t top_k) {
+    return sizeof(uint64_t) * (key_capacity(top_k) + 1);
+  }
 
   CSRKERN_DEVICE void operator()(ThreadBlock& threads) const {
     TopKeys& top = *threads.shared<TopKeys>();
@@ -87,10 +89,10 @@ struct MergeKeys {
           push_key(top, keys, found[i]);
         }
       });
-      keep_best<kThreads>(threads, top, keys, batch.topk);
+      keep_best<kThreads>(threads, top, keys, batch.top_k);
     }
     const uint32_t n = threads.uniform(top.n);
-    if (n < batch.topk) sort_keys<kThreads>(threads, keys, n);
+    if (n < batch.top_k) sort_keys<kThreads>(threads, keys, n);
     threads.phase([&](uint32_t t) {
       if (t == 0) {
         batch.n_keys[q] = n;
@@ -98,8 +100,8 @@ struct MergeKeys {
       }
       for (uint32_t i = t; i < n; i += kThreads) found[i] = keys[i];
       if (scores == nullptr) return;
-      for (uint32_t i = t; i < batch.topk; i += kThreads) {
-        const uint64_t out = static_cast<uint64_t>(q) * batch.topk + i;
+      for (uint32_t i = t; i < batch.top_k; i += kThreads) {
+        const uint64_t out = static_cast<uint64_t>(q) * batch.top_k + i;
         const uint32_t doc = i < n ? doc_of(keys[i]) : 0;
         scores[out] = i < n ? float_of(score_bits_of(keys[i])) : float_of(0xff800000);
         ids[out] = i >= n ? -1 : doc_ids == nullptr ? first_id + doc : doc_ids[doc];

@@ -15,7 +15,7 @@ namespace csrkern::cuda {
 namespace {
 
 // The most blocks of documents between two merges; their number doubles until then. A merge raises
-// the bar to the topk-th best so far, so that few more documents are scored.
+// the bar to the top_k-th best so far, so that few more documents are scored.
 constexpr uint32_t kRoundBlocks = 64;
 // Memory for queries and for hits between two merges; larger batches are divided.
 constexpr size_t kBatchBytes = size_t{256} << 20;
@@ -49,14 +49,14 @@ class Arena {
 };
 
 BatchShape shape_of(const DeviceInfo& info, const IndexArrays& index, int64_t n_queries,
-                    uint32_t slots, uint32_t topk) {
+                    uint32_t slots, uint32_t top_k) {
   BatchShape shape{};
-  const size_t each =
-      sizeof(uint64_t) * topk * (1 + kRoundBlocks) + slots * (2 * sizeof(Entry) + sizeof(uint32_t));
+  const size_t each = sizeof(uint64_t) * top_k * (1 + kRoundBlocks) +
+                      slots * (2 * sizeof(Entry) + sizeof(uint32_t));
   const auto fit_memory = static_cast<int64_t>(kBatchBytes / each);
   shape.queries = static_cast<uint32_t>(
       std::max<int64_t>(1, std::min<int64_t>({n_queries, fit_memory, kMostQueries})));
-  shape.shared = SearchBlocks<16>::shared_bytes(index.block, topk);
+  shape.shared = SearchBlocks<16>::shared_bytes(index.block, top_k);
   if (shape.shared > info.shared_bytes) {
     throw std::invalid_argument("blocks of " + std::to_string(index.block) + " documents need " +
                                 std::to_string(shape.shared) + " bytes of shared memory, and " +
@@ -72,12 +72,12 @@ BatchShape shape_of(const DeviceInfo& info, const IndexArrays& index, int64_t n_
   return shape;
 }
 
-Batch batch_of(Arena& arena, const BatchShape& shape, uint32_t slots, uint32_t topk,
+Batch batch_of(Arena& arena, const BatchShape& shape, uint32_t slots, uint32_t top_k,
                uint32_t n_blocks) {
   Batch batch{};
   batch.slots = slots;
-  batch.topk = topk;
-  batch.keys_pitch = topk * (1 + std::min(shape.round_blocks, std::max(n_blocks, 1u)));
+  batch.top_k = top_k;
+  batch.keys_pitch = top_k * (1 + std::min(shape.round_blocks, std::max(n_blocks, 1u)));
   const uint64_t queries = shape.queries, all = queries * slots;
   batch.unsorted = arena.take<Entry>(all);
   batch.entries = arena.take<Entry>(all);
@@ -96,12 +96,12 @@ uint32_t lanes_for(int64_t entries, int64_t n) {
 }
 
 // These check the numbers of a search.
-uint32_t check_topk(int64_t topk) {
-  if (topk < 1 || topk > kMostHits) {
-    throw std::invalid_argument("topk: expected 1.." + std::to_string(kMostHits) +
-                                " on a GPU, got " + std::to_string(topk));
+uint32_t check_top_k(int64_t top_k) {
+  if (top_k < 1 || top_k > kMostHits) {
+    throw std::invalid_argument("top_k: expected 1.." + std::to_string(kMostHits) +
+                                " on a GPU, got " + std::to_string(top_k));
   }
-  return static_cast<uint32_t>(topk);
+  return static_cast<uint32_t>(top_k);
 }
 
 uint32_t check_width(int64_t width) {
@@ -116,7 +116,7 @@ template <int kBits>
 void search_rounds(const IndexArrays& index, const Batch& batch, const BatchShape& shape,
                    size_t most_shared, SearchBlocks<kBits> search, MergeKeys merge, Stream stream) {
   allow_shared<SearchBlocks<kBits>>(most_shared);
-  const size_t merge_shared = MergeKeys::shared_bytes(batch.topk);
+  const size_t merge_shared = MergeKeys::shared_bytes(batch.top_k);
   float* const scores = merge.scores;
   uint32_t size = shape.first_round;
   search.first_block = 0;
@@ -165,12 +165,13 @@ class Borrowed {
 }  // namespace
 
 std::vector<KernelNeed> kernel_needs(uint32_t block, int64_t given) {
-  const uint32_t topk = check_topk(given);
+  const uint32_t top_k = check_top_k(given);
   const size_t scan = kScanThreads * sizeof(uint32_t);
   return {
-      {"SearchBlocks<16>", SearchBlocks<16>::kThreads, SearchBlocks<16>::shared_bytes(block, topk)},
-      {"SearchBlocks<8>", SearchBlocks<8>::kThreads, SearchBlocks<8>::shared_bytes(block, topk)},
-      {"MergeKeys", MergeKeys::kThreads, MergeKeys::shared_bytes(topk)},
+      {"SearchBlocks<16>", SearchBlocks<16>::kThreads,
+       SearchBlocks<16>::shared_bytes(block, top_k)},
+      {"SearchBlocks<8>", SearchBlocks<8>::kThreads, SearchBlocks<8>::shared_bytes(block, top_k)},
+      {"MergeKeys", MergeKeys::kThreads, MergeKeys::shared_bytes(top_k)},
       {"PrepareQueries", PrepareQueries::kThreads, sizeof(PrepareQueries::Shared)},
       {"ScoreDense", ScoreDense::kThreads, 0},
       {"MeasureRows", MeasureRows::kThreads, 0},
@@ -183,9 +184,9 @@ std::vector<KernelNeed> kernel_needs(uint32_t block, int64_t given) {
   };
 }
 
-size_t Index::workspace_bytes(int64_t n_queries, int64_t width, int64_t topk) const {
+size_t Index::workspace_bytes(int64_t n_queries, int64_t width, int64_t top_k) const {
   const IndexArrays& view = arrays_->view;
-  const uint32_t hits = check_topk(topk), slots = check_width(width);
+  const uint32_t hits = check_top_k(top_k), slots = check_width(width);
   const BatchShape shape = shape_of(arrays_->info, view, n_queries, slots, hits);
   Arena arena(nullptr);
   batch_of(arena, shape, slots, hits, view.n_blocks);
@@ -195,15 +196,15 @@ size_t Index::workspace_bytes(int64_t n_queries, int64_t width, int64_t topk) co
 void Index::search(const SearchRequest& request, Stream stream) const {
   const Arrays& own = *arrays_;
   const Rows& queries = request.queries;
-  const uint32_t topk = check_topk(request.topk), slots = check_width(queries.width);
+  const uint32_t top_k = check_top_k(request.top_k), slots = check_width(queries.width);
   if (queries.n == 0) return;
-  if (request.workspace_bytes < workspace_bytes(queries.n, queries.width, request.topk)) {
+  if (request.workspace_bytes < workspace_bytes(queries.n, queries.width, request.top_k)) {
     throw std::invalid_argument("expected a workspace of workspace_bytes()");
   }
   const UseDevice use(own.device);
-  const BatchShape shape = shape_of(own.info, own.view, queries.n, slots, topk);
+  const BatchShape shape = shape_of(own.info, own.view, queries.n, slots, top_k);
   Arena arena(request.workspace);
-  Batch batch = batch_of(arena, shape, slots, topk, own.view.n_blocks);
+  Batch batch = batch_of(arena, shape, slots, top_k, own.view.n_blocks);
   batch.most_score = most_score(request.normalize);
   const size_t number = queries.type == Number::float32 ? 4 : 2;
   const float least = std::max(request.min_score, std::numeric_limits<float>::denorm_min());
@@ -225,8 +226,8 @@ void Index::search(const SearchRequest& request, Stream stream) const {
     launch(PrepareQueries{own.view, batch, queries.type, values, indices, query_k, least_bits,
                           own.options.impact_bits, request.normalize},
            batch.n_queries, sizeof(PrepareQueries::Shared), stream);
-    const MergeKeys merge{batch, own.view.ids, own.view.first_id, request.scores + first * topk,
-                          request.ids + first * topk};
+    const MergeKeys merge{batch, own.view.ids, own.view.first_id, request.scores + first * top_k,
+                          request.ids + first * top_k};
     const auto run = [&](auto search) {
       search_rounds(own.view, batch, shape, own.info.shared_bytes, search, merge, stream);
     };
@@ -239,9 +240,9 @@ void Index::search(const SearchRequest& request, Stream stream) const {
     }
     if (request.dense == nullptr) continue;
     const float* offsets = request.offsets == nullptr ? nullptr : request.offsets + first;
-    const uint64_t hits = static_cast<uint64_t>(batch.n_queries) * topk;
+    const uint64_t hits = static_cast<uint64_t>(batch.n_queries) * top_k;
     launch(ScoreDense{own.view, batch, request.dense + first * own.options.dim, offsets,
-                      request.dense_scores + first * topk},
+                      request.dense_scores + first * top_k},
            static_cast<uint32_t>((hits + ScoreDense::kThreads - 1) / ScoreDense::kThreads), 0,
            stream);
   }
@@ -253,11 +254,11 @@ void Index::search_from_host(SearchRequest request) const {
   Borrowed scratch(own.lending, own.scratch);
   const Stream stream = scratch.stream();
   const int64_t n = request.queries.n, slots = n * request.queries.width;
-  const int64_t hits = n * request.topk;
+  const int64_t hits = n * request.top_k;
   const int64_t mask = request.allowed == nullptr    ? 0
                        : request.allowed_stride == 0 ? own.n
                                                      : n * request.allowed_stride;
-  request.workspace_bytes = workspace_bytes(n, request.queries.width, request.topk);
+  request.workspace_bytes = workspace_bytes(n, request.queries.width, request.top_k);
   const auto lay_out = [&](unsigned char* memory) {
     Arena arena(memory);
     SearchRequest there = request;
@@ -336,7 +337,7 @@ void Index::calibrate() {
   std::vector<int64_t> ids(n * 10);
   SearchRequest request{};
   request.queries = {n, width, nullptr, Number::float32, values.data(), indices.data()};
-  request.topk = 10;
+  request.top_k = 10;
   request.scores = scores.data();
   request.ids = ids.data();
   const auto time = [&] {

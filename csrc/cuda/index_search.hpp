@@ -53,8 +53,8 @@ struct SearchBlocks {
     };
   };
 
-  static size_t shared_bytes(uint32_t block, uint32_t topk) {
-    return sizeof(Shared) + sizeof(uint64_t) * key_capacity(topk) + sizeof(uint32_t) * block;
+  static size_t shared_bytes(uint32_t block, uint32_t top_k) {
+    return sizeof(Shared) + sizeof(uint64_t) * key_capacity(top_k) + sizeof(uint32_t) * block;
   }
 
   // All queries of a block of documents follow each other, so that its lists are read from memory
@@ -63,7 +63,7 @@ struct SearchBlocks {
     One one{*this, threads, *threads.shared<Shared>()};
     one.keys = threads.shared<uint64_t>(sizeof(Shared));
     one.sums =
-        threads.shared<uint32_t>(sizeof(Shared) + sizeof(uint64_t) * key_capacity(batch.topk));
+        threads.shared<uint32_t>(sizeof(Shared) + sizeof(uint64_t) * key_capacity(batch.top_k));
     threads.phase([&](uint32_t t) {
       for (uint32_t i = t; i < index.block; i += kThreads) one.sums[i] = 0;
       if (t == 0) one.shared.postings = one.shared.n_long = 0;
@@ -239,12 +239,12 @@ struct SearchBlocks {
       }
     }
 
-    // For more candidates than there is room for. Raises the threshold to what the topk-th largest
+    // For more candidates than there is room for. Raises the threshold to what the top_k-th largest
     // of the maxima of disjoint sets of documents guarantees, then searches the sums for documents
     // that reach it; in tiles, if these are still too many.
     CSRKERN_DEVICE void search_sums() {
-      const uint32_t topk = job.batch.topk;
-      const uint32_t n_sets = topk <= kThreads ? kThreads : 2 * kThreads;
+      const uint32_t top_k = job.batch.top_k;
+      const uint32_t n_sets = top_k <= kThreads ? kThreads : 2 * kThreads;
       threads.phase([&](uint32_t t) {
         for (uint32_t set = t; set < n_sets; set += kThreads) {
           uint32_t largest = 0;
@@ -257,7 +257,7 @@ struct SearchBlocks {
       sort_keys<kThreads>(threads, keys, n_sets);
       threads.phase([&](uint32_t t) {
         if (t != 0) return;
-        const uint32_t sum = static_cast<uint32_t>(keys[topk - 1]);
+        const uint32_t sum = static_cast<uint32_t>(keys[top_k - 1]);
         uint32_t guaranteed = sum > 0 ? threshold_below(facts, sum) : 0;
         // Sums above that of the greatest score are ties.
         const uint32_t greatest = threshold_of(facts, job.batch.most_score);
@@ -322,17 +322,17 @@ struct SearchBlocks {
           });
         }
       }
-      keep_best<kThreads>(threads, shared.top, keys, job.batch.topk);
+      keep_best<kThreads>(threads, shared.top, keys, job.batch.top_k);
     }
 
-    // Adds the hits to those of the query; topk of them raise its bar for all thread blocks.
+    // Adds the hits to those of the query; top_k of them raise its bar for all thread blocks.
     CSRKERN_DEVICE void publish() {
       const uint32_t n = threads.uniform(shared.top.n);
       if (n == 0) return;
       threads.phase([&](uint32_t t) {
         if (t != 0) return;
         shared.published = atomic_add(job.batch.n_keys + q, n);
-        if (n == job.batch.topk) atomic_max(job.batch.bars + q, shared.top.bar);
+        if (n == job.batch.top_k) atomic_max(job.batch.bars + q, shared.top.bar);
       });
       uint64_t* found = job.batch.keys + static_cast<uint64_t>(q) * job.batch.keys_pitch;
       threads.phase([&](uint32_t t) {

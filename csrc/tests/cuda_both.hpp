@@ -23,7 +23,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // How a search is asked for, of either index.
 struct Asked {
-  int64_t topk = 10;
+  int64_t top_k = 10;
   bool normalize = false;
   int64_t query_k = cuda::kMostEntries;
   float min_score = -kInfinity;
@@ -51,11 +51,11 @@ inline Answers search_cpu(const Index& index, const OwnedCodes& queries, const A
   }
   const Segment segment{&index, asked.allowed.empty() ? nullptr : bits.data(), words};
   SearchOptions options;
-  options.topk = asked.topk;
+  options.top_k = asked.top_k;
   options.normalize = asked.normalize;
   options.query_k = asked.query_k;
   options.min_score = asked.min_score;
-  Answers answers{std::vector<float>(n * asked.topk), std::vector<int64_t>(n * asked.topk)};
+  Answers answers{std::vector<float>(n * asked.top_k), std::vector<int64_t>(n * asked.top_k)};
   search({segment}, rows_of(queries), options, answers.scores.data(), answers.ids.data());
   return answers;
 }
@@ -63,13 +63,13 @@ inline Answers search_cpu(const Index& index, const OwnedCodes& queries, const A
 inline Answers search_cuda(const cuda::Index& index, const OwnedCodes& queries, const Asked& asked,
                            cuda::Way way) {
   const int64_t n = queries.n, n_docs = index.n_docs();
-  const size_t bytes = index.workspace_bytes(n, queries.k, asked.topk);
+  const size_t bytes = index.workspace_bytes(n, queries.k, asked.top_k);
   Exact<unsigned char> workspace(bytes, 0x5a);
-  Answers answers{std::vector<float>(n * asked.topk), std::vector<int64_t>(n * asked.topk)};
+  Answers answers{std::vector<float>(n * asked.top_k), std::vector<int64_t>(n * asked.top_k)};
   cuda::SearchRequest request{};
   request.queries = {
       n, queries.k, nullptr, cuda::Number::float32, queries.values.data(), queries.indices.data()};
-  request.topk = asked.topk;
+  request.top_k = asked.top_k;
   request.normalize = asked.normalize;
   request.query_k = asked.query_k;
   request.min_score = asked.min_score;

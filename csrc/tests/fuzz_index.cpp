@@ -162,7 +162,7 @@ struct Queries {
 // Searches of other kinds, which need not be right but must not fail.
 void search_otherwise(FuzzedDataProvider& input, const Index& index, const Queries& queries) {
   SearchOptions options;
-  options.topk = input.ConsumeIntegralInRange<int64_t>(1, 20);
+  options.top_k = input.ConsumeIntegralInRange<int64_t>(1, 20);
   options.normalize = input.ConsumeBool();
   options.query_k = input.ConsumeIntegralInRange<int64_t>(1, 12);
   options.min_score = input.ConsumeFloatingPoint<float>();
@@ -171,7 +171,7 @@ void search_otherwise(FuzzedDataProvider& input, const Index& index, const Queri
   options.bound_share = input.ConsumeFloatingPointInRange<double>(0, 1);
   const Exact<float> dense(index.view().dim < 100 ? queries.rows.n * index.view().dim : 0, 0.5f);
   if (dense.size() > 0 && input.ConsumeBool()) options.dense = dense.data();
-  const Exact<float> scores(queries.rows.n * options.topk);
+  const Exact<float> scores(queries.rows.n * options.top_k);
   const Exact<int64_t> ids(scores.size());
   csrkern::search({{&index}, {&index}}, queries.rows, options, scores.data(), ids.data());
   search_all({{&index}, {&index}}, queries.rows, options);
@@ -180,18 +180,18 @@ void search_otherwise(FuzzedDataProvider& input, const Index& index, const Queri
 void search(FuzzedDataProvider& input, const IndexView& view) {
   const Index index(view, false);
   const Queries queries(input, view.dim);
-  const int64_t n = queries.rows.n, topk = input.ConsumeIntegralInRange<int64_t>(1, 20);
+  const int64_t n = queries.rows.n, top_k = input.ConsumeIntegralInRange<int64_t>(1, 20);
   const bool normalize = input.ConsumeBool(), small = view.n_docs <= kMostDocuments;
   const int num_threads = input.ConsumeIntegralInRange(0, 31) == 0 ? 2 : 1;
   const Exact<uint64_t> bits(small ? (view.n_docs + 63) / 64 : 0);
   for (uint64_t& word : bits) word = input.ConsumeIntegral<uint64_t>();
   const uint64_t* allowed = small && input.ConsumeBool() ? bits.data() : nullptr;
 
-  const Exact<float> scores(n * topk, std::nanf(""));
-  const Exact<int64_t> ids(n * topk, -2);
+  const Exact<float> scores(n * top_k, std::nanf(""));
+  const Exact<int64_t> ids(n * top_k, -2);
   bool refused = false;
   try {
-    index.search(queries.rows, topk, normalize, allowed, num_threads, scores.data(), ids.data());
+    index.search(queries.rows, top_k, normalize, allowed, num_threads, scores.data(), ids.data());
   } catch (const std::invalid_argument&) {
     refused = true;
   }
@@ -207,9 +207,9 @@ void search(FuzzedDataProvider& input, const IndexView& view) {
   const Documents docs(index);
   for (int64_t i = 0; i < n; ++i) {
     const std::vector<Answer> want =
-        plain_search(view, docs, queries.entries(i), topk, normalize, allowed);
-    for (int64_t place = 0; place < topk; ++place) {
-      const int64_t at = i * topk + place;
+        plain_search(view, docs, queries.entries(i), top_k, normalize, allowed);
+    for (int64_t place = 0; place < top_k; ++place) {
+      const int64_t at = i * top_k + place;
       CHECK((want[place] == Answer{scores[at], ids[at]}));
     }
   }

@@ -111,10 +111,10 @@ struct Answer {
   bool operator==(const Answer& other) const { return score == other.score && id == other.id; }
 };
 
-// The best `topk` documents, by scoring every document.
+// The best `top_k` documents, by scoring every document.
 inline std::vector<Answer> plain_search(const IndexView& view, const Documents& docs,
-                                        std::vector<QueryEntry> query, int64_t topk, bool normalize,
-                                        const uint64_t* allowed) {
+                                        std::vector<QueryEntry> query, int64_t top_k,
+                                        bool normalize, const uint64_t* allowed) {
   const auto put_in_order = [&] {
     std::sort(query.begin(), query.end(), [](const QueryEntry& a, const QueryEntry& b) {
       return a.value > b.value || (a.value == b.value && a.latent < b.latent);
@@ -143,7 +143,7 @@ inline std::vector<Answer> plain_search(const IndexView& view, const Documents& 
   std::sort(answers.begin(), answers.end(), [](const Answer& a, const Answer& b) {
     return a.score > b.score || (a.score == b.score && a.id < b.id);
   });
-  answers.resize(topk, {-std::numeric_limits<float>::infinity(), -1});
+  answers.resize(top_k, {-std::numeric_limits<float>::infinity(), -1});
   return answers;
 }
 

@@ -22,9 +22,9 @@ void test_forms() {
       for (const int32_t bits : {8, 16}) {
         for (const uint32_t block : {64u, 448u, 14336u}) {
           const Both both(codes, {type, normalize, bits, block});
-          for (const int64_t topk : {1, 10, 300}) {
+          for (const int64_t top_k : {1, 10, 300}) {
             Asked asked;
-            asked.topk = topk;
+            asked.top_k = top_k;
             asked.normalize = normalize;
             both.check(queries, asked);
           }
@@ -41,10 +41,10 @@ void test_options() {
   for (int64_t i = 0; i < n; ++i) ids[i] = 5 + 3 * i + (i > 700) * (int64_t{1} << 40);
   // In one block, so that more candidates come than there is room for, filtered or not.
   const Both both(codes, {ValueType::float16, false, 16, 2048}, ids);
-  for (const int64_t topk : {1, 25, 512, 513, 1024}) {
+  for (const int64_t top_k : {1, 25, 512, 513, 1024}) {
     Asked asked;
-    asked.topk = topk;
-    asked.normalize = topk == 25;
+    asked.top_k = top_k;
+    asked.normalize = top_k == 25;
     both.check(queries, asked);
     asked.query_k = 2;
     asked.min_score = 0.4f;
@@ -53,7 +53,7 @@ void test_options() {
     both.check(queries, asked);
     asked.min_score = -kInfinity;
     asked.query_k = cuda::kMostEntries;
-    Random random(topk);
+    Random random(top_k);
     asked.allowed.assign(n, 0);
     for (int64_t i = 0; i < n; ++i) asked.allowed[i] = random.below(20) == 0;
     both.check(queries, asked);
@@ -69,7 +69,7 @@ void test_sizes() {
   for (const int64_t n : {1, 63, 64, 65, 128, 640, 641}) {
     const OwnedCodes codes = random_codes(n, 5, 40, n), queries = random_codes(4, 7, 40, 5);
     Asked asked;
-    asked.topk = 70;
+    asked.top_k = 70;
     Both(codes, {}).check(queries, asked);
   }
   const OwnedCodes none = random_codes(0, 5, 40, 1), queries = random_codes(4, 7, 40, 5);
@@ -79,7 +79,7 @@ void test_sizes() {
   // More queries than are searched at once, for so many hits.
   const OwnedCodes many = random_codes(600, 3, 40, 6);
   Asked asked;
-  asked.topk = 1024;
+  asked.top_k = 1024;
   Both(random_codes(40, 5, 40, 1), {}).check(many, asked);
 }
 
@@ -148,9 +148,9 @@ void test_adversarial() {
       if (type == ValueType::float16 && largest > 60000) continue;
       for (const int32_t bits : {8, 16}) {
         const Both both(codes, {type, false, bits, bits == 8 ? 192u : 2048u});
-        for (const int64_t topk : {1, 7, 700}) {
+        for (const int64_t top_k : {1, 7, 700}) {
           Asked asked;
-          asked.topk = topk;
+          asked.top_k = top_k;
           both.check(queries, asked);
         }
       }
@@ -183,7 +183,7 @@ void test_work() {
   std::vector<int64_t> ids(50);
   request.queries = {
       5, 6, nullptr, cuda::Number::float32, queries.values.data(), queries.indices.data()};
-  request.topk = 10;
+  request.top_k = 10;
   request.scores = scores.data();
   request.ids = ids.data();
   request.count_work = true;
@@ -224,7 +224,7 @@ void test_dense() {
     for (const bool with_offsets : {false, true}) {
       const float* added = with_offsets ? offsets.data() : nullptr;
       SearchOptions options;
-      options.topk = options.shortlist = most;
+      options.top_k = options.shortlist = most;
       options.dense = dense.data();
       options.offsets = added;
       Answers expected{std::vector<float>(m * most), std::vector<int64_t>(m * most)};
@@ -233,7 +233,7 @@ void test_dense() {
       cuda::SearchRequest request{};
       request.queries = {
           m, k, nullptr, cuda::Number::float32, queries.values.data(), queries.indices.data()};
-      request.topk = most;
+      request.top_k = most;
       request.dense = dense.data();
       request.offsets = added;
       Exact<float> scores(m * most), found(m * most);
@@ -269,9 +269,9 @@ void test_latents_twice() {
     latents[4] = latents[3];
   }
   const Both both(codes, {ValueType::float32, false, 16, 128});
-  for (const int64_t topk : {1, 5, 200}) {
+  for (const int64_t top_k : {1, 5, 200}) {
     Asked asked;
-    asked.topk = topk;
+    asked.top_k = top_k;
     const Answers walked = search_cuda(*both.gpu, queries, asked, cuda::Way::walk);
     CHECK(search_cuda(*both.gpu, queries, asked, cuda::Way::gather) == walked);
     CHECK(walked.ids[0] >= 0);
@@ -340,7 +340,7 @@ void test_errors() {
   CHECK_THROWS(build(7), cuda::Error);
   CHECK_THROWS(build(-1), cuda::Error);
   Asked asked;
-  asked.topk = 1025;
+  asked.top_k = 1025;
   CHECK_THROWS(search_cuda(*both.gpu, queries, asked, cuda::Way::walk), std::invalid_argument);
 
   // Queries on the device cannot be refused: what is not valid in them is passed over.

@@ -27,9 +27,9 @@ void test_workers() {
       const Both alone(codes, form);
       cuda::simulated.workers = 4;
       const Both both(codes, form);
-      for (const int64_t topk : {3, 700}) {
+      for (const int64_t top_k : {3, 700}) {
         Asked asked;
-        asked.topk = topk;
+        asked.top_k = top_k;
         asked.normalize = normalize;
         cuda::simulated.workers = 1;
         const Answers expected = search_cpu(alone.cpu, queries, asked);
@@ -49,10 +49,10 @@ void test_searches_at_once() {
   const OwnedCodes codes = crowded(900, 6, 40, 3), queries = random_codes(6, 6, 40, 4);
   const Both both(codes, {ValueType::float16, false, 16, 320});
   std::vector<std::thread> threads;
-  for (const int64_t topk : {1, 600, 10, 1024}) {
-    threads.emplace_back([&both, &queries, topk] {
+  for (const int64_t top_k : {1, 600, 10, 1024}) {
+    threads.emplace_back([&both, &queries, top_k] {
       Asked asked;
-      asked.topk = topk;
+      asked.top_k = top_k;
       const Answers expected = search_cpu(both.cpu, queries, asked);
       for (int i = 0; i < 3; ++i) {
         CHECK(search_cuda(*both.gpu, queries, asked, cuda::Way::cheaper) == expected);

@@ -51,16 +51,16 @@ void check_searches(const OwnedIndex& owned, const OwnedCodes& queries, bool nor
   const size_t words = (view.n_docs + 63) / 64;
   const Exact<uint64_t> none(words), some(words, 0x8421084210842108);
   for (const uint64_t* allowed : {static_cast<uint64_t*>(nullptr), none.data(), some.data()}) {
-    for (int64_t topk : {int64_t{1}, int64_t{7}, view.n_docs + 5}) {
-      const Exact<float> scores(queries.n * topk, std::nanf(""));
-      const Exact<int64_t> ids(queries.n * topk, -2);
-      index.search(rows_of(queries), topk, normalize, allowed, num_threads, scores.data(),
+    for (int64_t top_k : {int64_t{1}, int64_t{7}, view.n_docs + 5}) {
+      const Exact<float> scores(queries.n * top_k, std::nanf(""));
+      const Exact<int64_t> ids(queries.n * top_k, -2);
+      index.search(rows_of(queries), top_k, normalize, allowed, num_threads, scores.data(),
                    ids.data());
       for (int64_t i = 0; i < queries.n; ++i) {
         const std::vector<Answer> want =
-            plain_search(view, docs, query_of(queries, i), topk, normalize, allowed);
-        for (int64_t place = 0; place < topk; ++place) {
-          const int64_t at = i * topk + place;
+            plain_search(view, docs, query_of(queries, i), top_k, normalize, allowed);
+        for (int64_t place = 0; place < top_k; ++place) {
+          const int64_t at = i * top_k + place;
           CHECK((want[place] == Answer{scores[at], ids[at]}));
         }
       }
@@ -124,11 +124,11 @@ void check_directory() {
   const OwnedCodes codes = random_codes(700, 6, 50, 3), queries = random_codes(5, 6, 50, 4);
   const OwnedIndex owned(rows_of(codes), 128, 64, ValueType::float16, false, {}, 1);
   const Index built(owned.view(), true), loaded(owned.view(), false);
-  const int64_t topk = 3, places = queries.n * topk;
+  const int64_t top_k = 3, places = queries.n * top_k;
   const auto search = [&](const Index& index) {
     std::vector<float> scores(places);
     std::vector<int64_t> ids(places);
-    index.search(rows_of(queries), topk, false, nullptr, 1, scores.data(), ids.data());
+    index.search(rows_of(queries), top_k, false, nullptr, 1, scores.data(), ids.data());
     std::vector<Answer> found;
     for (int64_t at = 0; at < places; ++at) found.push_back({scores[at], ids[at]});
     return found;

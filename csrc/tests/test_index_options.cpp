@@ -1,4 +1,4 @@
-// The searches of several indexes as one, and what they may be asked beyond the best topk.
+// The searches of several indexes as one, and what they may be asked beyond the best top_k.
 #include <cmath>
 
 #include "check.hpp"
@@ -63,13 +63,13 @@ struct Library {
 
 void check_found(const Library& library, const SearchOptions& options,
                  const std::vector<std::vector<Answer>>& want) {
-  const int64_t n = library.queries.n, topk = options.topk;
-  const Exact<float> scores(n * topk, std::nanf(""));
-  const Exact<int64_t> ids(n * topk, -2);
+  const int64_t n = library.queries.n, top_k = options.top_k;
+  const Exact<float> scores(n * top_k, std::nanf(""));
+  const Exact<int64_t> ids(n * top_k, -2);
   search(library.segments(), rows_of(library.queries), options, scores.data(), ids.data());
   for (int64_t i = 0; i < n; ++i) {
-    for (int64_t place = 0; place < topk; ++place) {
-      const Answer got{scores[i * topk + place], ids[i * topk + place]};
+    for (int64_t place = 0; place < top_k; ++place) {
+      const Answer got{scores[i * top_k + place], ids[i * top_k + place]};
       const bool missing = place >= static_cast<int64_t>(want[i].size());
       CHECK((got == (missing ? Answer{-INFINITY, -1} : want[i][place])));
     }
@@ -86,7 +86,7 @@ void check_filter_of_blocks() {
   Exact<float> scores(queries.n * 3, 0);
   Exact<int64_t> ids(queries.n * 3, -2);
   SearchOptions options;
-  options.topk = 3;
+  options.top_k = 3;
   options.num_threads = 1;
   search({{&index, allowed.data()}}, rows_of(queries), options, scores.data(), ids.data());
   const Documents docs(index);
@@ -110,8 +110,8 @@ void check_plain_and_limited(const Library& library, SearchOptions options) {
           if (answer.score >= min_score) want[i].push_back(answer);
         }
       }
-      for (int64_t topk : {int64_t{1}, int64_t{10}, int64_t{600}}) {
-        options.topk = topk;
+      for (int64_t top_k : {int64_t{1}, int64_t{10}, int64_t{600}}) {
+        options.top_k = top_k;
         check_found(library, options, want);
       }
       const Ragged all = search_all(library.segments(), rows_of(library.queries), options);
@@ -127,7 +127,7 @@ void check_plain_and_limited(const Library& library, SearchOptions options) {
 
 // A shortlist of all, found with part of the query, in the order of the whole query.
 void check_scored_again(const Library& library, SearchOptions options) {
-  options.topk = 20;
+  options.top_k = 20;
   for (int64_t shortlist : {int64_t{25}, int64_t{1000}}) {
     options.shortlist = shortlist;
     std::vector<std::vector<Answer>> want(library.queries.n);
@@ -158,7 +158,7 @@ void check_scored_densely(const Library& library, SearchOptions options) {
   const Exact<float> dense(n * kDim), offsets(n);
   for (float& v : dense) v = random.symmetric();
   for (float& v : offsets) v = random.symmetric();
-  options.topk = 20;
+  options.top_k = 20;
   options.shortlist = 1000;
   options.dense = dense.data();
   options.offsets = offsets.data();
@@ -186,7 +186,7 @@ void check_very_long_query() {
   const OwnedIndex owned(rows_of(all), 64, 0, ValueType::float32, false, {}, 1);
   const Index index(owned.view(), false);
   SearchOptions options;
-  options.topk = 1;
+  options.top_k = 1;
   const Exact<float> scores(2);
   const Exact<int64_t> ids(2, -2);
   search({{&index}}, rows_of(all), options, scores.data(), ids.data());

@@ -111,7 +111,7 @@ def calibrate(segments: Sequence[Segment], dim: int, metric: str, recall: float)
     _, costed = _sample(segments, _COSTED)
     natives = [(segment.native, segment.alive) for segment in segments]
     limits = {"normalize": metric == "cosine", "query_k": 2**62, "min_score": -np.inf}
-    limits |= {"topk": _TOP_K + 1, "num_threads": thread_count(None)}
+    limits |= {"top_k": _TOP_K + 1, "num_threads": thread_count(None)}
 
     def found(plan: Plan) -> np.ndarray:
         _, ids = _C.search(natives, *queries, dim, **limits, **plan.options(_TOP_K + 1))

@@ -314,10 +314,10 @@ class InvertedIndex(Collection):
         now = self.snapshot()
         share = check_mode(mode, recall, rerank)
         rows = self._read("queries", queries, any_model)
-        options: dict[str, Any] = {"topk": hits_width(check_int("top_k", top_k, 1, 2**40), now.n)}
+        options: dict[str, Any] = {"top_k": hits_width(check_int("top_k", top_k, 1, 2**40), now.n)}
         if share is not None:
             plan = self._plans.get(now.segments, self.dim, self.metric, share)
-            options |= plan.options(options["topk"])
+            options |= plan.options(options["top_k"])
         if rerank is not None:
             check_same_model("rerank", rerank.fingerprint, self.fingerprint, any_model=any_model)
             dense, offsets = rerank.arrays(rows.n, self.dim)
@@ -345,7 +345,7 @@ class InvertedIndex(Collection):
         now = self.snapshot()
         rows = self._read("queries", queries, any_model)
         args, limits = self._limits(now.segments, rows, filter, query_k, min_score, num_threads)
-        starts, scores, ids = _C.search_all(*args, topk=1, **limits)
+        starts, scores, ids = _C.search_all(*args, top_k=1, **limits)
         return starts, scores, ids
 
     def search_dense(

@@ -283,7 +283,7 @@ def test_less_of_the_bounds_reads_less_and_finds_less():
     index = InvertedIndex.build(codes, dim=256, metric="ip", cluster=True)
     values, indices = index_codes.skewed(200, 256, 24, seed=7)
     native = [(segment.native, None) for segment in index.snapshot().segments]
-    limits = {"topk": 10, "normalize": False, "query_k": 24, "min_score": 0.0, "num_threads": 1}
+    limits = {"top_k": 10, "normalize": False, "query_k": 24, "min_score": 0.0, "num_threads": 1}
     truth = index.search((values, indices))
     costs, shares = [], []
     for bound_share in (1.0, 0.8, 0.5, 0.3):

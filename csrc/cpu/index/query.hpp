@@ -42,17 +42,18 @@ inline bool better(const Hit& a, const Hit& b) {
 class TopHits {
  public:
   // `in_order`: documents are added by ascending id. `most`: greater scores become this.
-  TopHits(int64_t topk, bool in_order, float most) : topk_(topk), in_order_(in_order), most_(most) {
-    hits_.reserve(std::min<int64_t>(topk, kRarely) + kRarely);
+  TopHits(int64_t top_k, bool in_order, float most)
+      : top_k_(top_k), in_order_(in_order), most_(most) {
+    hits_.reserve(std::min<int64_t>(top_k, kRarely) + kRarely);
   }
 
   void add(float score, int64_t id, int64_t doc) { hits_.push_back({score, id, doc}); }
 
-  // Drops all but the best topk hits and raises the bar.
+  // Drops all but the best top_k hits and raises the bar.
   void settle() {
     if (!full()) return;
-    std::nth_element(hits_.begin(), hits_.begin() + (topk_ - 1), hits_.end(), better);
-    hits_.resize(topk_);
+    std::nth_element(hits_.begin(), hits_.begin() + (top_k_ - 1), hits_.end(), better);
+    hits_.resize(top_k_);
     settled_ = hits_.size();
     // A later document with a higher id loses every tie, so its score must be greater.
     raise(bits_of(hits_.back().score) + (in_order_ ? 1 : 0));
@@ -64,20 +65,20 @@ class TopHits {
   }
 
   void raise(uint32_t bar) { bar_ = std::max(bar_, bar); }
-  // Raises to what topk sums reach, which may be more than a score can be.
+  // Raises to what top_k sums reach, which may be more than a score can be.
   void raise_by_sums(uint32_t bar) { raise(std::min(bar, bits_of(most_))); }
   uint32_t bar() const { return bar_; }
   // A bar for documents of any id.
   uint32_t shared_bar() const { return full() ? bits_of(hits_.back().score) : 1; }
-  bool full() const { return static_cast<int64_t>(hits_.size()) >= topk_; }
-  int64_t topk() const { return topk_; }
+  bool full() const { return static_cast<int64_t>(hits_.size()) >= top_k_; }
+  int64_t top_k() const { return top_k_; }
   float most() const { return most_; }
   std::vector<Hit>& hits() { return hits_; }
 
  private:
   static constexpr size_t kRarely = 256;
 
-  int64_t topk_;
+  int64_t top_k_;
   bool in_order_;
   float most_;
   size_t settled_ = 0;

@@ -160,11 +160,11 @@ void SegmentSearch::take(int64_t window, int64_t begin, int64_t end, TopHits& be
   if (!best.full()) raise_by_lanes(from, n, best, s);
   const int64_t count = kernels_.take(from, n, best.bar(), s.ids.data(), s.taken.data());
   if (count == 0) return;
-  // Scores that topk others of this window exceed are not sorted with the hits.
-  if (count > best.topk()) {
+  // Scores that top_k others of this window exceed are not sorted with the hits.
+  if (count > best.top_k()) {
     static_assert(sizeof(float) == sizeof(uint32_t));
     std::memcpy(s.maxima.data(), s.taken.data(), count * sizeof(float));
-    best.raise_by_sums(reached_by(s.maxima.data(), count, best.topk()));
+    best.raise_by_sums(reached_by(s.maxima.data(), count, best.top_k()));
   }
   for (int64_t i = 0; i < count; ++i) {
     const float score = std::min(s.taken[i], best.most());
@@ -178,12 +178,12 @@ void SegmentSearch::take(int64_t window, int64_t begin, int64_t end, TopHits& be
 
 void SegmentSearch::raise_by_lanes(const float* scores, int64_t n, TopHits& best,
                                    Scratch& s) const {
-  const int64_t topk = best.topk();
-  const int64_t lanes = round_up(4 * topk, kStep);
+  const int64_t top_k = best.top_k();
+  const int64_t lanes = round_up(4 * top_k, kStep);
   if (lanes > n / 2) return;
   n = std::min(n, std::max(2 * lanes, kEnoughForABar));
   kernels_.lane_maxima(scores, n, lanes, s.maxima.data());
-  best.raise_by_sums(reached_by(s.maxima.data(), lanes, topk));
+  best.raise_by_sums(reached_by(s.maxima.data(), lanes, top_k));
 }
 
 bool SegmentSearch::any_allowed(int64_t first, int64_t n) const {

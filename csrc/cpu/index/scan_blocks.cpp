@@ -33,7 +33,7 @@ void prefetch(const uint8_t* begin, const uint8_t* end) {
 void SegmentSearch::run_blocks(TopHits& best, Scratch& s, SearchCost& cost) const {
   s.bounds.compute(view_, terms_, bound_share_);
   // Without a limit on the number of hits, there is no bar to raise.
-  const int64_t first = best.topk() < view_.n_docs ? 4 + 4 * best.topk() / view_.block : 0;
+  const int64_t first = best.top_k() < view_.n_docs ? 4 + 4 * best.top_k() / view_.block : 0;
   s.bounds.take_best(first, s.blocks);
   cost.blocks_scored += s.blocks.size();
   score_blocks(s.blocks.data(), s.blocks.data() + s.blocks.size(), best, s);

@@ -12,14 +12,14 @@ namespace {
 // Below this, waking a second thread (10 to 50 us) costs more than it saves.
 constexpr int64_t kPostingsWorthSplitting = 400'000;
 
-void write_out(const std::vector<Hit>& hits, int64_t topk, float* scores, int64_t* ids) {
-  const int64_t found = std::min<int64_t>(topk, hits.size());
+void write_out(const std::vector<Hit>& hits, int64_t top_k, float* scores, int64_t* ids) {
+  const int64_t found = std::min<int64_t>(top_k, hits.size());
   for (int64_t i = 0; i < found; ++i) {
     scores[i] = hits[i].score;
     ids[i] = hits[i].id;
   }
-  std::fill(scores + found, scores + topk, -std::numeric_limits<float>::infinity());
-  std::fill(ids + found, ids + topk, -1);
+  std::fill(scores + found, scores + top_k, -std::numeric_limits<float>::infinity());
+  std::fill(ids + found, ids + top_k, -1);
 }
 
 // Returns the largest entries that make up a share of the squared norm.
@@ -50,7 +50,7 @@ class Search {
       if (rescored()) segment.index->forward(options.num_threads);
     }
     wanted_ =
-        std::min(rescored() ? options.shortlist : options.topk, std::max<int64_t>(n_docs_, 1));
+        std::min(rescored() ? options.shortlist : options.top_k, std::max<int64_t>(n_docs_, 1));
     // Ids of several segments, or of clustered documents, are not in order.
     in_order_ = segments.size() == 1 && segments[0].index->ids_ascend() && !clustered_;
   }
@@ -254,7 +254,7 @@ class Search {
 void search(const std::vector<Segment>& segments, const SparseRows& queries,
             const SearchOptions& options, float* scores, int64_t* ids) {
   Search(segments, queries, options).run([&](int64_t i, const std::vector<Hit>& hits) {
-    write_out(hits, options.topk, scores + i * options.topk, ids + i * options.topk);
+    write_out(hits, options.top_k, scores + i * options.top_k, ids + i * options.top_k);
   });
 }
 
@@ -266,7 +266,7 @@ double expected_ns(const std::vector<Segment>& segments, const SparseRows& queri
 Ragged search_all(const std::vector<Segment>& segments, const SparseRows& queries,
                   const SearchOptions& options) {
   SearchOptions all = options;
-  all.topk = std::numeric_limits<int64_t>::max();
+  all.top_k = std::numeric_limits<int64_t>::max();
   all.shortlist = 0;
   std::vector<std::vector<Hit>> found(queries.n);
   Search(segments, queries, all).run([&](int64_t i, const std::vector<Hit>& hits) {
@@ -286,22 +286,22 @@ Ragged search_all(const std::vector<Segment>& segments, const SparseRows& querie
   return result;
 }
 
-void Index::search(const SparseRows& queries, int64_t topk, bool normalize, const uint64_t* allowed,
-                   int num_threads, float* scores, int64_t* ids) const {
+void Index::search(const SparseRows& queries, int64_t top_k, bool normalize,
+                   const uint64_t* allowed, int num_threads, float* scores, int64_t* ids) const {
   SearchOptions options;
-  options.topk = topk;
+  options.top_k = top_k;
   options.normalize = normalize;
   options.num_threads = num_threads;
   csrkern::search({{this, allowed}}, queries, options, scores, ids);
 }
 
-SearchCost Index::explain(const SparseRows& queries, int64_t i, int64_t topk,
+SearchCost Index::explain(const SparseRows& queries, int64_t i, int64_t top_k,
                           bool normalize) const {
   check_starts(queries, "queries");
   const std::vector<Entry> entries = read_query(queries, i, normalize, queries.dim);
   Scratch& s = scratch();
   s.reserve(view_.window);
-  TopHits best(topk, ids_ascend_ && view_.block == 0, most_score(normalize));
+  TopHits best(top_k, ids_ascend_ && view_.block == 0, most_score(normalize));
   return SegmentSearch(*this, find_terms(*this, entries), nullptr, 0).run_counted(best, s);
 }
 

@@ -81,7 +81,7 @@ struct KernelNeed {
   int threads;
   size_t shared;
 };
-std::vector<KernelNeed> kernel_needs(uint32_t block, int64_t topk);
+std::vector<KernelNeed> kernel_needs(uint32_t block, int64_t top_k);
 
 constexpr int64_t kMostHits = 1024;      // that a search may ask for
 constexpr int64_t kMostEntries = 16384;  // slots of a query
@@ -92,14 +92,14 @@ enum class Way : int32_t { cheaper, walk, gather };
 
 struct SearchRequest {
   Rows queries;  // without starts
-  int64_t topk;
+  int64_t top_k;
   bool normalize = false;
   int64_t query_k = kMostEntries;      // strongest entries that count
   float min_score = 0;                 // of hits
   const uint8_t* allowed = nullptr;    // [n_docs] or [queries, n_docs], not 0: may be found
   int64_t allowed_stride = 0;          // from one query's bytes to the next; 0: one for all
-  float* scores = nullptr;             // [queries, topk], out
-  int64_t* ids = nullptr;              // [queries, topk], out
+  float* scores = nullptr;             // [queries, top_k], out
+  int64_t* ids = nullptr;              // [queries, top_k], out
   unsigned char* workspace = nullptr;  // of workspace_bytes()
   size_t workspace_bytes = 0;
   Way way = Way::cheaper;
@@ -107,7 +107,7 @@ struct SearchRequest {
   // Hits are also scored by dense queries, as csrkern::search scores a shortlist.
   const float* dense = nullptr;    // [queries, dim], or null
   const float* offsets = nullptr;  // [queries] added to these scores, or null
-  float* dense_scores = nullptr;   // [queries, topk], out, in the order of `scores`
+  float* dense_scores = nullptr;   // [queries, top_k], out, in the order of `scores`
 };
 
 // The work of searches with `count_work`: (query, block) pairs by walk and by gather, and the
@@ -129,13 +129,13 @@ class Index {
   static std::unique_ptr<Index> from_host(int device, const Rows& rows, const RowFacts& facts,
                                           const IndexOptions& options);
 
-  // Finds the best `topk` documents of each query, as csrkern::search does. Everything is in device
-  // memory; launches kernels and waits for nothing. Invalid entries (latents out of range, values
-  // that are negative, infinite or NaN) are skipped: checking them would synchronize with the
-  // device. A repeated latent counts twice.
+  // Finds the best `top_k` documents of each query, as csrkern::search does. Everything is in
+  // device memory; launches kernels and waits for nothing. Invalid entries (latents out of range,
+  // values that are negative, infinite or NaN) are skipped: checking them would synchronize with
+  // the device. A repeated latent counts twice.
   void search(const SearchRequest& request, Stream stream) const;
 
-  size_t workspace_bytes(int64_t n_queries, int64_t width, int64_t topk) const;
+  size_t workspace_bytes(int64_t n_queries, int64_t width, int64_t top_k) const;
 
   // The same with everything in host memory; the index has its own workspace.
   void search_from_host(SearchRequest request) const;

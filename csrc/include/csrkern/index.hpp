@@ -157,11 +157,11 @@ class Index {
   ~Index();
 
   // csrkern::search for this index only, with `allowed` [n_docs, in words of 64].
-  void search(const SparseRows& queries, int64_t topk, bool normalize, const uint64_t* allowed,
+  void search(const SparseRows& queries, int64_t top_k, bool normalize, const uint64_t* allowed,
               int num_threads, float* scores, int64_t* ids) const;
 
   // Returns what the search for query i reads.
-  SearchCost explain(const SparseRows& queries, int64_t i, int64_t topk, bool normalize) const;
+  SearchCost explain(const SparseRows& queries, int64_t i, int64_t top_k, bool normalize) const;
 
   // Returns the expected speedup of searches for these queries over scans of all windows, which
   // the maxima of blocks make possible.
@@ -224,7 +224,7 @@ struct Segment {
 };
 
 struct SearchOptions {
-  int64_t topk = 10;
+  int64_t top_k = 10;
   bool normalize = false;                                     // L2-normalize queries: cosines
   int64_t query_k = std::numeric_limits<int64_t>::max();      // strongest entries that count
   float min_score = -std::numeric_limits<float>::infinity();  // of hits
@@ -237,7 +237,7 @@ struct SearchOptions {
   const float* offsets = nullptr;  // [queries] added to dense scores, or null
 };
 
-// Finds the best `topk` documents of each query: scores [n, topk] and ids [n, topk], best first,
+// Finds the best `top_k` documents of each query: scores [n, top_k] and ids [n, top_k], best first,
 // ties by lower id. Documents of score 0 are left out; missing places hold (-inf, -1). A score is
 // summed in float32 over the query's entries by value descending, then by latent; a cosine above 1
 // becomes 1. A dense score is summed over the document's latents, ascending; then the offset is
@@ -255,7 +255,7 @@ struct Ragged {
   std::vector<int64_t> ids;
 };
 
-// Finds all documents of a score above 0; ignores `topk` and `shortlist`.
+// Finds all documents of a score above 0; ignores `top_k` and `shortlist`.
 Ragged search_all(const std::vector<Segment>& segments, const SparseRows& queries,
                   const SearchOptions& options);
 

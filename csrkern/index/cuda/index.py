@@ -263,11 +263,11 @@ class CudaIndex:
         check_mode(mode, recall, rerank)
         check_choice("way", way, ("cheaper", "walk", "gather"))
         options = self._options(top_k, query_k, min_score, way)
-        top_k = options["topk"]
+        top_k = options["top_k"]
         if rerank is not None:
             check_same_model("rerank", rerank.fingerprint, self.fingerprint, any_model=any_model)
             # The shortlist is the best by sparse score, however low.
-            options |= {"topk": self._shortlist(rerank), "min_score": 0.0}
+            options |= {"top_k": self._shortlist(rerank), "min_score": 0.0}
         least = -np.inf if min_score is None else least_float("min_score", min_score)
         if is_codes(queries):
             check_same_model("queries", queries.fingerprint, self.fingerprint, any_model=any_model)
@@ -325,7 +325,7 @@ class CudaIndex:
     ) -> dict[str, Any]:
         least = 0.0 if min_score is None else least_float("min_score", min_score)
         return {
-            "topk": check_int("top_k", top_k, 1, self._native.MOST_HITS),
+            "top_k": check_int("top_k", top_k, 1, self._native.MOST_HITS),
             "normalize": self.metric == "cosine",
             "query_k": _ALL
             if query_k is None
@@ -349,7 +349,7 @@ class CudaIndex:
             search_part_from_host(part, rows, cut(allowed, part), dense, offsets, options)
             for part in self._parts
         ]
-        return merge_arrays(found, options["topk"])
+        return merge_arrays(found, options["top_k"])
 
     def _search_device(
         self, rows: DeviceRows, filter: Any, rerank: Rerank | None, options: dict[str, Any]
@@ -373,7 +373,7 @@ class CudaIndex:
             )
             results = search_part(self._native, part, rows.to(there), mask, queries, added, options)
             found.append(tuple(tensor.to(home) for tensor in results))
-        return merge_tensors(found, options["topk"])
+        return merge_tensors(found, options["top_k"])
 
     def profile(
         self, queries: CodesLike, top_k: int = 10, *, way: str = "cheaper"

@@ -226,8 +226,8 @@ def search_part(
     found = part.open()
     arguments = rows.arguments(native)
     del arguments["device"]
-    there, shape = rows.values.device, (len(rows.values), options["topk"])
-    n_bytes = found.workspace_bytes(arguments["n"], arguments["width"], options["topk"])
+    there, shape = rows.values.device, (len(rows.values), options["top_k"])
+    n_bytes = found.workspace_bytes(arguments["n"], arguments["width"], options["top_k"])
     workspace = torch.empty(n_bytes, dtype=torch.uint8, device=there)
     scores = torch.empty(shape, dtype=torch.float32, device=there)
     ids = torch.empty(shape, dtype=torch.int64, device=there)
