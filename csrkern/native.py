@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,21 +23,16 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a native function: tensors become addresses, None 0; the thread count comes last."""
+    given = (address(a) if a is None or isinstance(a, Tensor) else a for a in arguments)
+    return function(*given, torch.get_num_threads())
+
+
 def topk_into(
     pre: Tensor, values: Tensor, indices: Tensor, latent_mask: Tensor | None = None
 ) -> None:
     """Run the native kernel: codes of pre [n, h], any strides, into contiguous outputs [n, k]."""
     mask = None if latent_mask is None else latent_mask.contiguous()
-    _C.topk_relu(
-        address(pre),
-        NATIVE_DTYPES[pre.dtype],
-        len(pre),
-        pre.shape[1],
-        pre.stride(0),
-        pre.stride(1),
-        address(mask),
-        values.shape[1],
-        address(values),
-        address(indices),
-        torch.get_num_threads(),
-    )
+    matrix = pre, NATIVE_DTYPES[pre.dtype], *pre.shape, *pre.stride()
+    call(_C.topk_relu, *matrix, mask, values.shape[1], values, indices)

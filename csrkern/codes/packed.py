@@ -16,7 +16,7 @@ from csrkern.codes import file as codes_file
 from csrkern.codes.slots import keep_active
 from csrkern.codes.sparse import SparseCodes
 from csrkern.identity import check_fingerprint
-from csrkern.native import address
+from csrkern.native import call
 from csrkern.ops.validation import check_slots
 from csrkern.storage import write_atomically
 
@@ -109,9 +109,7 @@ class PackedCodes:
         empty = np.empty((len(codes), size), np.uint8)
         packed = cls(empty, codes.k, codes.dim, value_bits, largest, codes.fingerprint)
         rows = packed.rows.ctypes.data
-        good = _C.pack(
-            packed._form, address(values), address(indices), rows, torch.get_num_threads()
-        )
+        good = call(_C.pack, packed._form, values, indices, rows)
         if good < len(codes):
             codes.validate()  # says what is wrong
         return packed
@@ -167,13 +165,7 @@ class PackedCodes:
         rows = np.ascontiguousarray(self.rows)
         values = torch.empty(len(self), self.k, dtype=torch.float32, device="cpu")
         indices = torch.empty_like(values, dtype=torch.int32)
-        good = _C.unpack(
-            self._form,
-            rows.ctypes.data,
-            address(values),
-            address(indices),
-            torch.get_num_threads(),
-        )
+        good = call(_C.unpack, self._form, rows.ctypes.data, values, indices)
         if good < len(self):
             raise ValueError(f"row {good} of the packed codes is damaged")
         return SparseCodes(values, indices, self.dim, self.fingerprint)

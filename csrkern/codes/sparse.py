@@ -35,7 +35,7 @@ from csrkern.codes.slots import (
     rows_of_starts,
 )
 from csrkern.identity import common_fingerprint
-from csrkern.native import NATIVE_DTYPES, address
+from csrkern.native import NATIVE_DTYPES, call
 from csrkern.ops.latents import latents_of
 from csrkern.ops.validation import check_dim, check_slots, check_tensor
 from csrkern.storage import write_atomically
@@ -303,8 +303,7 @@ class SparseCodes:
         if self.device.type != "cpu" or self.dtype not in NATIVE_DTYPES:
             return False
         values, indices = self.values.detach().float().contiguous(), self.indices.contiguous()
-        form = len(self), self.k, self.dim
-        row = _C.first_invalid(address(values), address(indices), *form, torch.get_num_threads())
+        row = call(_C.first_invalid, values, indices, len(self), self.k, self.dim)
         return bool(row == len(self))
 
     # ---- dense and sparse forms -------------------------------------------------------

@@ -277,22 +277,11 @@ def gather_sum(
     bias = None if bias is None else as_bits(bias.contiguous())
 
     def run(config: tuning.Config) -> None:
-        gather_sum_kernel[(n, triton.cdiv(d, config["BLOCK"]))](
-            values,
-            indices,
-            as_bits(table),
-            bias,
-            as_bits(out),
-            n,
-            k,
-            dim,
-            d,
-            table.stride(0),
-            ENDS=tuple(ends),
-            ROWS=ROWS_AT_ONCE,
-            enable_fp_fusion=False,
-            **config,
-        )
+        tensors = values, indices, as_bits(table), bias, as_bits(out)
+        sizes = n, k, dim, d, table.stride(0)
+        constants = {"ENDS": tuple(ends), "ROWS": ROWS_AT_ONCE, "enable_fp_fusion": False}
+        grid = n, triton.cdiv(d, config["BLOCK"])
+        gather_sum_kernel[grid](*tensors, *sizes, **constants, **config)
 
     if out.numel():
         with on_device_of(table):
@@ -312,22 +301,10 @@ def gather_dot(
     rows = as_bits(rows.contiguous())
 
     def run(config: tuning.Config) -> None:
-        gather_dot_kernel[(n,)](
-            values,
-            indices,
-            as_bits(table),
-            rows,
-            out,
-            n,
-            k,
-            dim,
-            d,
-            table.stride(0),
-            ENDS=tuple(ends),
-            BLOCK=DOT_WIDTH,
-            enable_fp_fusion=False,
-            **config,
-        )
+        tensors = values, indices, as_bits(table), rows, out
+        sizes = n, k, dim, d, table.stride(0)
+        constants = {"ENDS": tuple(ends), "BLOCK": DOT_WIDTH, "enable_fp_fusion": False}
+        gather_dot_kernel[(n,)](*tensors, *sizes, **constants, **config)
 
     if n:
         with on_device_of(table):

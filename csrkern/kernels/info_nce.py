@@ -78,7 +78,7 @@ def info_nce_kernel(
 
         total = tl.zeros([BLOCK], tl.float32)
         positive = tl.zeros([BLOCK], tl.float32)
-        met = tl.zeros([BLOCK], tl.int32)
+        summed = tl.zeros([BLOCK], tl.int32)
         for slot in range(0, k):
             latent = tl.load(indices + at + slot)
             if is_active(tl.load(values + at + slot), latent, dim):
@@ -90,14 +90,14 @@ def info_nce_kernel(
                     tl.store(scores + j, tl.zeros([BLOCK], tl.float32), mask=e < end)
                     new = (e < end) & (score != 0)
                     total += tl.where(new, tl.exp((score - highest) * scale), 0.0)
-                    met += new.to(tl.int32)
+                    summed += new.to(tl.int32)
                     if classes is not None:
                         other_class = tl.load(other_classes + j, mask=e < end, other=0)
                         shares = new & (other_class == tl.load(classes + i))
                         positive += tl.where(shares, score, 0.0)
                 tl.debug_barrier()
 
-        zeros = m - tl.sum(met) - (1 if ONE_SET else 0)
+        zeros = m - tl.sum(summed) - (1 if ONE_SET else 0)
         factor = tl.cast(scale, tl.float64)
         height = highest.to(tl.float64)
         none = tl.exp(-height * factor) * zeros.to(tl.float64)
@@ -240,26 +240,16 @@ def info_nce(
     loss, peak, log_total = (values.new_empty(n) for _ in range(3))
 
     def run(scratch: Tensor) -> None:
+        labels = classes, other_classes, n_positives
+        tensors = values, indices, *postings, *labels, scratch, loss, peak, log_total
+        sizes = n, k, m, len(postings[0]) - 1, 1 / temperature
         info_nce_kernel[(len(scratch),)](
-            values,
-            indices,
-            *postings,
-            classes,
-            other_classes,
-            n_positives,
-            scratch,
-            loss,
-            peak,
-            log_total,
-            n,
-            k,
-            m,
-            len(postings[0]) - 1,
-            1 / temperature,
+            *tensors,
+            *sizes,
             ONE_SET=one_set,
             BLOCK=POSTINGS_AT_ONCE,
-            num_warps=1,
             enable_fp_fusion=False,  # the CPU rounds every product, too
+            num_warps=1,
         )
 
     _launch("info_nce", values, m, postings, run)
@@ -293,29 +283,13 @@ def info_nce_backward(
         weight = 2 * weight
 
     def run(scratch: Tensor) -> None:
+        labels = classes, other_classes
+        tensors = values, indices, *postings, *labels, weight, pull, peak, log_total
+        sizes = n, k, m, len(postings[0]) - 1, 1 / temperature
+        sides = {"BY_ROW": one_set or not of_columns, "BY_COLUMN": one_set or of_columns}
+        constants = {"ONE_SET": one_set, **sides, "BLOCK": POSTINGS_AT_ONCE, "num_warps": 1}
         info_nce_backward_kernel[(len(scratch),)](
-            values,
-            indices,
-            *postings,
-            classes,
-            other_classes,
-            weight,
-            pull,
-            peak,
-            log_total,
-            scratch,
-            grad_values,
-            n,
-            k,
-            m,
-            len(postings[0]) - 1,
-            1 / temperature,
-            ONE_SET=one_set,
-            BY_ROW=one_set or not of_columns,
-            BY_COLUMN=one_set or of_columns,
-            BLOCK=POSTINGS_AT_ONCE,
-            num_warps=1,
-            enable_fp_fusion=False,  # the CPU rounds every product, too
+            *tensors, scratch, grad_values, *sizes, enable_fp_fusion=False, **constants
         )
 
     _launch("info_nce backward", values, m, postings, run)

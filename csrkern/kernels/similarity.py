@@ -134,8 +134,8 @@ def similarity_gather_kernel(
                         weight = tl.load(other_values + at, mask=inside, other=0.0)
                         where = tl.load(other_indices + at, mask=inside, other=0)
                         active = is_active(weight, where, dim)
-                        met = tl.load(mine + where, mask=active, other=0.0)
-                        sums = tree_sum(weight * met, BLOCK, OTHER_PAD)
+                        own = tl.load(mine + where, mask=active, other=0.0)
+                        sums = tree_sum(weight * own, BLOCK, OTHER_PAD)
                         tl.store(out + row * m + j, sums, mask=j < m)
 
 
@@ -178,45 +178,23 @@ def similarity(a: Codes, b: Codes, postings: Postings) -> Tensor:
     """[n, m] float32 from codes a and b and the postings of b."""
     (n, k), (m, other_k), dim = a[0].shape, b[0].shape, len(postings[0]) - 1
     out, skewed = a[0].new_empty(n, m), a[1].new_empty(n)
-    k_pad, other_pad = power_of_2(k), power_of_2(other_k)
+    other_pad = power_of_2(other_k)
+    constants = {"K_PAD": power_of_2(k), "FILL": 1024}
 
     def run(config: tuning.Config) -> None:
-        similarity_kernel[(n,)](
-            *a,
-            *postings,
-            out,
-            skewed,
-            k,
-            m,
-            dim,
-            m * other_k // SKEWED,
-            K_PAD=k_pad,
-            FILL=1024,
-            enable_fp_fusion=False,  # the CPU rounds every product, too
-            **config,
-        )
+        sizes = k, m, dim, m * other_k // SKEWED
+        tensors = *a, *postings, out, skewed
+        # No fused sums: the CPU rounds every product, too.
+        similarity_kernel[(n,)](*tensors, *sizes, enable_fp_fusion=False, **constants, **config)
 
     if out.numel():
         with on_device_of(out):
             tuning.launch("similarity", (n, m, k, dim), CONFIGS, run)
             programs = min(n, GATHER_PROGRAMS)
+            tensors = *a, *b, out.new_empty(programs, dim), out, skewed
+            constants |= {"OTHER_PAD": other_pad, "BLOCK": max(GATHERED_AT_ONCE // other_pad, 1)}
             similarity_gather_kernel[(programs,)](
-                *a,
-                *b,
-                out.new_empty(programs, dim),
-                out,
-                skewed,
-                n,
-                k,
-                m,
-                other_k,
-                dim,
-                K_PAD=k_pad,
-                OTHER_PAD=other_pad,
-                BLOCK=max(GATHERED_AT_ONCE // other_pad, 1),
-                FILL=1024,
-                enable_fp_fusion=False,
-                num_warps=8,
+                *tensors, n, k, m, other_k, dim, enable_fp_fusion=False, **constants, num_warps=8
             )
     return out
 
@@ -229,17 +207,9 @@ def similarity_backward(
     grad_values = torch.empty_like(values)
     if n:
         with on_device_of(values):
+            tensors = grad, *grad.stride(), values, indices, *postings, grad_values
+            constants = {"BLOCK": POSTINGS_AT_ONCE, "num_warps": 1}
             similarity_backward_kernel[(n,)](
-                grad,
-                *grad.stride(),
-                values,
-                indices,
-                *postings,
-                grad_values,
-                k,
-                len(postings[0]) - 1,
-                BLOCK=POSTINGS_AT_ONCE,
-                enable_fp_fusion=False,
-                num_warps=1,
+                *tensors, k, len(postings[0]) - 1, enable_fp_fusion=False, **constants
             )
     return grad_values

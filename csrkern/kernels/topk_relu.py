@@ -317,18 +317,8 @@ def topk_relu_into(
     mask = None if latent_mask is None else latent_mask.contiguous().view(torch.uint8)
 
     def run(config: tuning.Config) -> None:
-        topk_relu_kernel[(programs,)](
-            as_bits(pre),
-            *pre.stride(),
-            mask,
-            as_bits(values),
-            indices,
-            scratch,
-            n,
-            h,
-            k,
-            **{**plan._asdict(), **config},
-        )
+        tensors = as_bits(pre), *pre.stride(), mask, as_bits(values), indices, scratch
+        topk_relu_kernel[(programs,)](*tensors, n, h, k, **{**plan._asdict(), **config})
 
     with on_device_of(pre):
         tuning.launch("topk_relu", (n, h, k, str(pre.dtype)), plan.configs(), run)
@@ -340,16 +330,9 @@ def topk_relu_backward(grad: Tensor, values: Tensor, indices: Tensor, dim: int) 
     out = grad.new_empty(n, dim)
     if n:
         with on_device_of(grad):
+            tensors = (as_bits(tensor.contiguous()) for tensor in (grad, values, indices, out))
+            block = min(power_of_2(dim, 64), 4096)
             topk_relu_backward_kernel[(n,)](
-                as_bits(grad.contiguous()),
-                as_bits(values.contiguous()),
-                indices.contiguous(),
-                as_bits(out),
-                n,
-                dim,
-                k,
-                K_PAD=power_of_2(k),
-                BLOCK=min(power_of_2(dim, 64), 4096),
-                num_warps=4,
+                *tensors, n, dim, k, K_PAD=power_of_2(k), BLOCK=block, num_warps=4
             )
     return out

@@ -91,10 +91,10 @@ def place_kernel(
         latent = tl.load(indices + e, mask=slot < k, other=0)
         active = is_active(value, latent, dim)
         before = tl.load(cursor + latent, mask=active, other=0)
-        place = tl.load(starts + latent, mask=active, other=0) + before
-        tl.store(rows + place, tl.zeros([K_PAD], tl.int32) + row, mask=active)
-        tl.store(slots + place, slot, mask=active)
-        tl.store(sorted_values + place, value, mask=active)
+        entry = tl.load(starts + latent, mask=active, other=0) + before
+        tl.store(rows + entry, tl.zeros([K_PAD], tl.int32) + row, mask=active)
+        tl.store(slots + entry, slot, mask=active)
+        tl.store(sorted_values + entry, value, mask=active)
         tl.store(cursor + latent, before + 1, mask=active)
         tl.debug_barrier()  # the next row reads the cursors
 
@@ -122,20 +122,10 @@ def transpose(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, Tensor
             counts, totals, blocks, dim, BLOCK=LATENTS_AT_ONCE, num_warps=4
         )
         torch.cumsum(totals, 0, out=starts[1:])
+        tensors = values, indices, starts, counts, rows, slots, sorted_values
+        k_pad = power_of_2(k)
         place_kernel[(blocks,)](
-            values,
-            indices,
-            starts,
-            counts,
-            rows,
-            slots,
-            sorted_values,
-            n,
-            k,
-            rows_per_block,
-            dim,
-            K_PAD=power_of_2(k),
-            num_warps=max(1, min(power_of_2(k) // 64, 8)),
+            *tensors, n, k, rows_per_block, dim, K_PAD=k_pad, num_warps=max(1, min(k_pad // 64, 8))
         )
 
     with on_device_of(values):

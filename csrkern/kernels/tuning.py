@@ -150,7 +150,7 @@ def choices_path() -> Path:
 def source_hash() -> str:
     """Of every kernel's source: a choice made for other code says nothing."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -158,10 +158,10 @@ def source_hash() -> str:
 def read_choices(path: Path) -> dict[str, Config]:
     """Choices by key; none where the file is absent or damaged."""
     try:
-        found = json.loads(path.read_text())
+        choices = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return choices if isinstance(choices, dict) else {}
 
 
 def write_choices(path: Path, choices: dict[str, Config]) -> None:

@@ -98,16 +98,9 @@ def _backward(ctx, grad: Tensor):
         grad_values = ops.gather_dot(values, indices, weight, grad_sums, ends).to(values.dtype)
     if needs_weight:
         starts, rows, slots, _ = ops.transpose(values, indices, weight.shape[0])
-        grad_weight = ops.scatter_sum(
-            starts,
-            rows,
-            slots,
-            weight.shape[0],
-            list(grad_sums),
-            [values] * len(ends),
-            interval_begins(ends),
-            ends,
-        )
+        sources, scales = list(grad_sums), [values] * len(ends)
+        lists = starts, rows, slots, weight.shape[0]
+        grad_weight = ops.scatter_sum(*lists, sources, scales, interval_begins(ends), ends)
     if needs_bias:
         grad_bias = grad.sum((0, 1))
     return grad_values, None, grad_weight, grad_bias, None

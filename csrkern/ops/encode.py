@@ -222,16 +222,9 @@ def encoder_gradients(
     if needs_weight:
         centered = (x if pre_bias is None else x - pre_bias).to(weight.dtype)
         from_decoder, ends = tied
-        grad_weight = ops.scatter_sum(
-            starts,
-            rows,
-            slots,
-            h,
-            [centered, *from_decoder],
-            [passed, *[values] * len(ends)],
-            [0, *interval_begins(ends)],
-            [k, *ends],
-        )
+        sources, scales = [centered, *from_decoder], [passed, *[values] * len(ends)]
+        begins = [0, *interval_begins(ends)]
+        grad_weight = ops.scatter_sum(starts, rows, slots, h, sources, scales, begins, [k, *ends])
     if needs_bias or needs_pre_bias:
         ones = weight.new_ones(x.shape[0], 1)
         grad_bias = ops.scatter_sum(starts, rows, slots, h, [ones], [passed], [0], [k])[:, 0]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from csrkern import _C
-from csrkern.native import NATIVE_DTYPES, address, topk_into
+from csrkern.native import NATIVE_DTYPES, address, call, topk_into
 from csrkern.ops.gather import unit_columns
 
 # Up to this many rows every pre-activation is summed in double at once: reading the weight is
@@ -97,7 +97,7 @@ class DirectLayer(Layer):
     def encode(self, rows: Tensor, values: Tensor, indices: Tensor) -> None:
         """Codes of contiguous rows [m, d] into values and indices [m, k]."""
         pre = rows.new_empty(len(rows), len(self.weight))
-        _C.linear_exact(self._arguments(rows), address(pre), torch.get_num_threads())
+        call(_C.linear_exact, self._arguments(rows), pre)
         topk_into(pre, values, indices)
 
     def _arguments(self, rows: Tensor) -> tuple[int, ...]:
@@ -152,19 +152,8 @@ class ExactLayer(DirectLayer):
         indices: Tensor,
     ) -> Tensor:
         counts = indices.new_empty(len(rows))
-        _C.refine(
-            self._arguments(rows),
-            address(pre),
-            NATIVE_DTYPES[pre.dtype],
-            address(slack),
-            relative,
-            values.shape[1],
-            limit,
-            address(values),
-            address(indices),
-            address(counts),
-            torch.get_num_threads(),
-        )
+        bounds = pre, NATIVE_DTYPES[pre.dtype], slack, relative, values.shape[1], limit
+        call(_C.refine, self._arguments(rows), *bounds, values, indices, counts)
         return counts
 
 
@@ -192,12 +181,12 @@ class VerifiedLayer(ExactLayer):
         relative = 1.01 * BFLOAT16_ROUNDOFF
         limit = max(2 * k, h // FALLBACK_SHARE)
         counts = self._refine(rows, pre, slack, relative, limit, values, indices)
-        left = (counts < 0).nonzero().squeeze(1)
-        verified_rows.count(len(rows), len(left))
-        if len(left):
-            again = values.new_empty(len(left), k), indices.new_empty(len(left), k)
-            ExactLayer(self.weight, self.bias, self.norm).encode(rows[left], *again)
-            values[left], indices[left] = again
+        unproved = (counts < 0).nonzero().squeeze(1)
+        verified_rows.count(len(rows), len(unproved))
+        if len(unproved):
+            again = values.new_empty(len(unproved), k), indices.new_empty(len(unproved), k)
+            ExactLayer(self.weight, self.bias, self.norm).encode(rows[unproved], *again)
+            values[unproved], indices[unproved] = again
 
 
 def _products_are_float32() -> bool:
@@ -217,16 +206,7 @@ def _round_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     m, d = rows.shape
     rounded = rows.new_empty(m, d, dtype=torch.bfloat16)
     norms, residuals = rows.new_empty(2, m)
-    _C.round_rows(
-        address(rows),
-        rows.stride(0),
-        m,
-        d,
-        address(rounded),
-        address(norms),
-        address(residuals),
-        torch.get_num_threads(),
-    )
+    call(_C.round_rows, rows, rows.stride(0), m, d, rounded, norms, residuals)
     return rounded, _upper(norms, d), _upper(residuals, d)
 
 

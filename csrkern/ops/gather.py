@@ -19,7 +19,7 @@ from torch import Tensor
 
 from csrkern import _C
 from csrkern.codes.sparse import SparseCodes
-from csrkern.native import NATIVE_DTYPES, address
+from csrkern.native import NATIVE_DTYPES, address, call
 from csrkern.ops._registry import LIBRARY
 from csrkern.ops.latents import latents_of
 from csrkern.ops.validation import check_dim, check_ends, check_operand, check_slots, check_tensor
@@ -87,9 +87,9 @@ def check_scatter_sum(
     entries = (rows.numel(),)
     check_operand("rows", rows, torch.int32, entries, device)
     check_operand("slots", slots, torch.int32, entries, device)
-    for one, factor in zip(sources, scales, strict=True):
-        check_operand("sources", one, source.dtype, source.shape, device)
-        check_operand("scales", factor, scale.dtype, scale.shape, device)
+    for other_source, other_scale in zip(sources, scales, strict=True):
+        check_operand("sources", other_source, source.dtype, source.shape, device)
+        check_operand("scales", other_scale, scale.dtype, scale.shape, device)
 
 
 def _dense(values: Tensor, indices: Tensor, dim: int) -> Tensor:
@@ -110,20 +110,9 @@ def gather_sum(
     values, indices, table = values.float().contiguous(), indices.contiguous(), unit_columns(table)
     bias = None if bias is None else bias.contiguous()
     out = table.new_empty(len(ends), n, d)
-    _C.gather_sum(
-        address(values),
-        address(indices),
-        n,
-        k,
-        dim,
-        NATIVE_DTYPES[table.dtype],
-        address(table),
-        table.stride(0),
-        d,
-        address(bias),
-        [(end, address(part)) for end, part in zip(ends, out, strict=True)],
-        torch.get_num_threads(),
-    )
+    rows = NATIVE_DTYPES[table.dtype], table, table.stride(0), d
+    outputs = [(end, address(part)) for end, part in zip(ends, out, strict=True)]
+    call(_C.gather_sum, values, indices, n, k, dim, *rows, bias, outputs)
     return out
 
 
@@ -150,23 +139,12 @@ def gather_dot(
     values, indices = values.float().contiguous(), indices.contiguous()
     table, rows = unit_columns(table), unit_columns(rows)
     out = torch.empty_like(values)
-    _C.gather_dot(
-        address(values),
-        address(indices),
-        n,
-        k,
-        dim,
-        NATIVE_DTYPES[table.dtype],
-        address(table),
-        table.stride(0),
-        d,
-        [
-            (address(part), part.stride(0), begin, end, 0)
-            for part, begin, end in zip(rows, begins, ends, strict=True)
-        ],
-        address(out),
-        torch.get_num_threads(),
-    )
+    selected = NATIVE_DTYPES[table.dtype], table, table.stride(0), d
+    sources = [
+        (address(part), part.stride(0), begin, end, 0)
+        for part, begin, end in zip(rows, begins, ends, strict=True)
+    ]
+    call(_C.gather_dot, values, indices, n, k, dim, *selected, sources, out)
     return out
 
 
@@ -205,17 +183,11 @@ def scatter_sum(
     sources = [unit_columns(source) for source in sources]
     scales = [scale.float().contiguous() for scale in scales]
     out = sources[0].new_empty(dim, d)
-    _C.scatter_sum(
-        *lists,
-        NATIVE_DTYPES[dtype],
-        d,
-        [
-            (address(source), source.stride(0), begin, end, address(scale))
-            for source, scale, begin, end in zip(sources, scales, begins, ends, strict=True)
-        ],
-        address(out),
-        torch.get_num_threads(),
-    )
+    given = [
+        (address(source), source.stride(0), begin, end, address(scale))
+        for source, scale, begin, end in zip(sources, scales, begins, ends, strict=True)
+    ]
+    call(_C.scatter_sum, *lists, NATIVE_DTYPES[dtype], d, given, out)
     return out
 
 

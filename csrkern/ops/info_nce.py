@@ -9,6 +9,7 @@ per row. float64 goes through the reference, so that gradients can be checked.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from csrkern import _C, reference
 from csrkern.arguments import check_choice
 from csrkern.codes.sparse import SparseCodes, check_codes
-from csrkern.native import address
+from csrkern.native import address, call
 from csrkern.ops._registry import LIBRARY, autocasts, register_autograd
 from csrkern.ops.similarity import codes_arguments, contiguous_codes, postings
 from csrkern.ops.validation import check_labels, check_operand, check_same, check_temperature
@@ -158,17 +159,14 @@ def _info_nce_cpu(
     indices_b: Tensor | None,
     dim: int,
     temperature: float,
-    classes_a: Tensor | None,
-    classes_b: Tensor | None,
-    n_positives: Tensor | None,
+    *given_classes: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     a, b, one_set = _sides(values_a, indices_a, values_b, indices_b)
-    classes = _classes_of(a, b, (classes_a, classes_b, n_positives))
+    classes = _classes_of(a, b, given_classes)
     of_b = postings(*b, dim)
     loss, peak, log_total = (a[0].new_empty(len(a[0])) for _ in range(3))
     args = _native(a, b, of_b, dim, one_set, temperature, classes)
-    outputs = address(loss), address(peak), address(log_total)
-    _C.info_nce(args, *outputs, torch.get_num_threads())
+    call(_C.info_nce, args, loss, peak, log_total)
     return loss, peak, log_total
 
 
@@ -205,88 +203,74 @@ def _sides(
     return a, contiguous_codes(values_b, indices_b), False
 
 
-def _classes_of(a: Codes, b: Codes, classes: Classes) -> Classes:
+def _classes_of(a: Codes, b: Codes, classes: tuple[Tensor | None, ...]) -> Classes:
     """classes_a, classes_b and n_positives, checked and contiguous; without labels, None."""
     n, m, device = len(a[0]), len(b[0]), a[0].device
-    given = [one for one in classes if one is not None]
+    given = [labels for labels in classes if labels is not None]
     if not given:
         if n != m:
             raise ValueError(f"values_b: expected {n} rows, one for each row of a, got {m}")
         return None, None, None
     if len(given) < 3:
         raise ValueError(f"{', '.join(_CLASSES)}: expected all of them or none")
-    for name, one, size in zip(_CLASSES, given, (n, m, n), strict=True):
-        check_operand(name, one, torch.int32, (size,), device)
+    for name, labels, size in zip(_CLASSES, given, (n, m, n), strict=True):
+        check_operand(name, labels, torch.int32, (size,), device)
     return given[0].contiguous(), given[1].contiguous(), given[2].contiguous()
 
 
-def _rows_of(a: Codes, grad: Tensor, peak: Tensor, log_total: Tensor) -> PerRow:
+def _rows_of(a: Codes, *given: Tensor) -> PerRow:
     """Return what the backward pass has of each row of a, checked and contiguous."""
-    rows = {"grad": grad, "peak": peak, "log_total": log_total}
-    for name, row in rows.items():
+    for name, row in zip(("grad", "peak", "log_total"), given, strict=True):
         check_operand(name, row, torch.float32, (len(a[0]),), a[0].device)
-    return grad.contiguous(), peak.contiguous(), log_total.contiguous()
+    grad, peak, log_total = (row.contiguous() for row in given)
+    return grad, peak, log_total
+
+
+class _Side(NamedTuple):
+    """What the gradient of the values of one set of codes is made of."""
+
+    rows: PerRow
+    of: Codes
+    other: Codes
+    classes: Classes  # of `of`, of `other`, n_positives
+    one_set: bool
+    of_columns: bool  # the losses are of the rows of `other`
 
 
 def _of_both_sides(
-    gradient: Callable[..., Tensor],
+    gradient: Callable[[_Side, Any, int, float], Tensor],
     rows: PerRow,
-    codes: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
-    classes: Classes,
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of values_a and values_b; the second has no elements for one set."""
-    a, b, one_set = _sides(*codes)
-    classes_a, classes_b, n_positives = _classes_of(a, b, classes)
-    rows_of_a = _rows_of(a, *rows)
-    of_a = classes_a, classes_b, n_positives
-    grad_a = gradient(rows_of_a, a, b, of_a, one_set, of_columns=False)
-    if one_set:
-        return grad_a, grad_a.new_empty(0)
-    of_b = classes_b, classes_a, n_positives
-    return grad_a, gradient(rows_of_a, b, a, of_b, one_set, of_columns=True)
-
-
-@torch.library.impl(LIBRARY, "info_nce_backward", "CPU")
-def _info_nce_backward_cpu(
-    grad: Tensor,
-    peak: Tensor,
-    log_total: Tensor,
     values_a: Tensor,
     indices_a: Tensor,
     values_b: Tensor | None,
     indices_b: Tensor | None,
     dim: int,
     temperature: float,
-    classes_a: Tensor | None,
-    classes_b: Tensor | None,
-    n_positives: Tensor | None,
+    *given_classes: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    def gradient(
-        rows: PerRow,
-        of: Codes,
-        other: Codes,
-        classes: Classes,
-        one_set: bool,
-        of_columns: bool,
-    ) -> Tensor:
-        of_other = postings(*other, dim)
-        grad_values = torch.empty_like(of[0])
-        args = _native(of, other, of_other, dim, one_set, temperature, classes)
-        _C.info_nce_backward(
-            args,
-            *map(address, rows),
-            of_columns,
-            address(grad_values),
-            torch.get_num_threads(),
-        )
+    """Return the gradients of values_a and values_b; the second has no elements for one set."""
+    a, b, one_set = _sides(values_a, indices_a, values_b, indices_b)
+    classes_a, classes_b, n_positives = _classes_of(a, b, given_classes)
+    rows = _rows_of(a, *rows)
+    of_a = _Side(rows, a, b, (classes_a, classes_b, n_positives), one_set, of_columns=False)
+    grad_a = gradient(of_a, postings(*b, dim), dim, temperature)
+    if one_set:
+        return grad_a, grad_a.new_empty(0)
+    of_b = _Side(rows, b, a, (classes_b, classes_a, n_positives), one_set, of_columns=True)
+    return grad_a, gradient(of_b, postings(*a, dim), dim, temperature)
+
+
+@torch.library.impl(LIBRARY, "info_nce_backward", "CPU")
+def _info_nce_backward_cpu(
+    grad: Tensor, peak: Tensor, log_total: Tensor, *inputs: Any
+) -> tuple[Tensor, Tensor]:
+    def gradient(side: _Side, postings: tuple[Tensor, ...], dim: int, temperature: float) -> Tensor:
+        grad_values = torch.empty_like(side.of[0])
+        args = _native(side.of, side.other, postings, dim, side.one_set, temperature, side.classes)
+        call(_C.info_nce_backward, args, *side.rows, side.of_columns, grad_values)
         return grad_values
 
-    return _of_both_sides(
-        gradient,
-        (grad, peak, log_total),
-        (values_a, indices_a, values_b, indices_b),
-        (classes_a, classes_b, n_positives),
-    )
+    return _of_both_sides(gradient, (grad, peak, log_total), *inputs)
 
 
 @torch.library.impl(LIBRARY, "info_nce", "CUDA")
@@ -297,59 +281,30 @@ def _info_nce_cuda(
     indices_b: Tensor | None,
     dim: int,
     temperature: float,
-    classes_a: Tensor | None,
-    classes_b: Tensor | None,
-    n_positives: Tensor | None,
+    *given_classes: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from csrkern.kernels import info_nce as kernels
 
     a, b, one_set = _sides(values_a, indices_a, values_b, indices_b)
-    classes = _classes_of(a, b, (classes_a, classes_b, n_positives))
+    classes = _classes_of(a, b, given_classes)
     return kernels.info_nce(*a, postings(*b, dim), len(b[0]), one_set, temperature, *classes)
 
 
 @torch.library.impl(LIBRARY, "info_nce_backward", "CUDA")
 def _info_nce_backward_cuda(
-    grad: Tensor,
-    peak: Tensor,
-    log_total: Tensor,
-    values_a: Tensor,
-    indices_a: Tensor,
-    values_b: Tensor | None,
-    indices_b: Tensor | None,
-    dim: int,
-    temperature: float,
-    classes_a: Tensor | None,
-    classes_b: Tensor | None,
-    n_positives: Tensor | None,
+    grad: Tensor, peak: Tensor, log_total: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor]:
     from csrkern.kernels import info_nce as kernels
 
     def gradient(
-        rows: PerRow,
-        of: Codes,
-        other: Codes,
-        classes: Classes,
-        one_set: bool,
-        of_columns: bool,
+        side: _Side, postings: tuple[Tensor, Tensor, Tensor], _dim: int, temperature: float
     ) -> Tensor:
+        m, one_set, by_column = len(side.other[0]), side.one_set, side.of_columns
         return kernels.info_nce_backward(
-            *rows,
-            *of,
-            postings(*other, dim),
-            len(other[0]),
-            one_set,
-            of_columns,
-            temperature,
-            *classes,
+            *side.rows, *side.of, postings, m, one_set, by_column, temperature, *side.classes
         )
 
-    return _of_both_sides(
-        gradient,
-        (grad, peak, log_total),
-        (values_a, indices_a, values_b, indices_b),
-        (classes_a, classes_b, n_positives),
-    )
+    return _of_both_sides(gradient, (grad, peak, log_total), *inputs)
 
 
 @torch.library.register_fake("csrkern::info_nce", lib=LIBRARY)
@@ -371,19 +326,12 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor, _grad_peak, _grad_log_total):
-    peak, log_total, *codes, classes_a, classes_b, n_positives = ctx.saved_tensors
+    rows_and_codes, classes = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
     grad_a, grad_b = torch.ops.csrkern.info_nce_backward(
-        grad,
-        peak,
-        log_total,
-        *codes,
-        ctx.dim,
-        ctx.temperature,
-        classes_a,
-        classes_b,
-        n_positives,
+        grad, *rows_and_codes, ctx.dim, ctx.temperature, *classes
     )
-    return grad_a, None, None if codes[2] is None else grad_b, *[None] * 6
+    one_set = rows_and_codes[4] is None
+    return grad_a, None, None if one_set else grad_b, *[None] * 6
 
 
 register_autograd("info_nce", _backward, _setup_context)

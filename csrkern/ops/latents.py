@@ -22,8 +22,8 @@ def latents_of(values: Tensor, indices: Tensor, dim: int) -> Tensor:
         IndexError: on a CPU, if a slot that is not empty names a latent outside 0..dim-1. A GPU is
             not waited for: there, PyTorch's own operators assert that what they follow is in range.
     """
-    found: Tensor = torch.ops.csrkern.latents(values.detach(), indices, dim)
-    return found
+    latents: Tensor = torch.ops.csrkern.latents(values.detach(), indices, dim)
+    return latents
 
 
 LIBRARY.define("latents(Tensor values, Tensor indices, SymInt dim) -> Tensor")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from csrkern import _C, reference
 from csrkern.codes.sparse import SparseCodes, check_codes
-from csrkern.native import address
+from csrkern.native import address, call
 from csrkern.ops import transpose  # noqa: F401  (registers what the kernels call)
 from csrkern.ops._registry import LIBRARY, autocast, register_autograd
 from csrkern.ops.validation import check_operand, check_same, check_slots
@@ -76,15 +76,9 @@ def _similarity_cpu(
 ) -> Tensor:
     values_a, indices_a = contiguous_codes(values_a, indices_a)
     of_b = postings(values_b, indices_b, dim)
-    m = len(values_b)
-    out = values_a.new_empty(len(values_a), m)
-    _C.similarity(
-        codes_arguments(values_a, indices_a, dim),
-        tuple(map(address, of_b)),
-        m,
-        address(out),
-        torch.get_num_threads(),
-    )
+    out = values_a.new_empty(len(values_a), len(values_b))
+    a = codes_arguments(values_a, indices_a, dim)
+    call(_C.similarity, a, tuple(map(address, of_b)), len(values_b), out)
     return out
 
 
@@ -102,15 +96,8 @@ def _similarity_backward_cpu(
     of_b = postings(values_b, indices_b, dim)
     check_operand("grad", grad, torch.float32, (len(values_a), len(values_b)), values_a.device)
     grad_values = torch.empty_like(values_a)
-    _C.similarity_backward(
-        codes_arguments(values_a, indices_a, dim),
-        tuple(map(address, of_b)),
-        len(values_b),
-        address(grad),
-        *grad.stride(),
-        address(grad_values),
-        torch.get_num_threads(),
-    )
+    sides = codes_arguments(values_a, indices_a, dim), tuple(map(address, of_b)), len(values_b)
+    call(_C.similarity_backward, *sides, grad, *grad.stride(), grad_values)
     return grad_values
 
 

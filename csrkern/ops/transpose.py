@@ -13,7 +13,7 @@ from torch import Tensor
 
 from csrkern import _C
 from csrkern.codes.sparse import SparseCodes, check_codes
-from csrkern.native import address
+from csrkern.native import call
 from csrkern.ops._registry import LIBRARY, refuse_forward_mode
 from csrkern.ops.validation import check_dim, check_slots
 
@@ -59,22 +59,10 @@ def _transpose_cpu(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, .
     values, indices = values.float().contiguous(), indices.contiguous()
     n, k = values.shape
     starts = indices.new_empty(dim + 1, dtype=torch.int64)
-    rows = indices.new_zeros(n * k)
-    slots = indices.new_zeros(n * k)
-    sorted_values = values.new_zeros(n * k)
-    _C.transpose(
-        address(values),
-        address(indices),
-        n,
-        k,
-        dim,
-        address(starts),
-        address(rows),
-        address(slots),
-        address(sorted_values),
-        torch.get_num_threads(),
-    )
-    return starts, rows, slots, sorted_values
+    rows, slots = indices.new_zeros(n * k), indices.new_zeros(n * k)
+    lists = starts, rows, slots, values.new_zeros(n * k)
+    call(_C.transpose, values, indices, n, k, dim, *lists)
+    return lists
 
 
 @torch.library.impl(LIBRARY, "transpose", "CUDA")

@@ -231,3 +231,13 @@ def test_warmup_needs_a_device():
     run = subprocess.run([*command, "-k", "3"], capture_output=True, text=True, env=environment)
     assert run.returncode == 2
     assert "PyTorch sees no CUDA device" in run.stderr
+
+
+def test_choices_belong_to_the_source_of_every_kernel(tuning, monkeypatch, tmp_path):
+    monkeypatch.setattr(tuning, "__file__", str(tmp_path / "tuning.py"))
+    (tmp_path / "encode").mkdir()
+    hashes = []
+    for source in ("a", "b"):
+        (tmp_path / "encode" / "propose.py").write_text(source)
+        hashes.append(tuning.source_hash.__wrapped__())
+    assert hashes[0] != hashes[1]

@@ -67,8 +67,8 @@ def encode(
         if k <= MAX_K:
             topk_relu_into(pre, k, None, *out, keys)
             return
-        for into, found in zip(out, torch.ops.csrkern.topk_relu(pre, k, None), strict=True):
-            into.copy_(found)
+        for into, selected in zip(out, torch.ops.csrkern.topk_relu(pre, k, None), strict=True):
+            into.copy_(selected)
 
     def run(config: tuning.Config) -> None:
         in_blocks(n, rows, config["streams"], weight.device, write, read)

@@ -131,8 +131,8 @@ def candidates_kernel(
     """Return the columns of each row that may be among its k best."""
     row = tl.program_id(0).to(tl.int64)
     listed = scratch + row * (2 * CAPACITY)
-    found_bits = listed + CAPACITY
-    found = candidates + row * CAPACITY
+    score_bits_of = listed + CAPACITY
+    columns_of = candidates + row * CAPACITY
     slack = slack_of(tl.load(norms + row), tl.load(residuals + row), limits, d, relative)
     count = -1
     if slack < float("inf"):
@@ -147,9 +147,9 @@ def candidates_kernel(
         bound = least(kth, slack, relative)
 
         hit = best >= bound
-        place = tl.cumsum(hit.to(tl.int32), axis=0) - 1
+        rank = tl.cumsum(hit.to(tl.int32), axis=0) - 1
         n_held = tl.sum(hit.to(tl.int32))
-        tl.store(listed + place, held, mask=hit & (place < CAPACITY))
+        tl.store(listed + rank, held, mask=hit & (rank < CAPACITY))
         tl.debug_barrier()
         total = CAPACITY + 1
         if n_held <= CAPACITY:
@@ -157,9 +157,9 @@ def candidates_kernel(
             for begin in range(0, n_held * (FOLDS * GROUP), BLOCK):
                 e = begin + tl.arange(0, BLOCK)
                 inside = e < n_held * (FOLDS * GROUP)
-                one = tl.load(listed + e // (FOLDS * GROUP), mask=inside, other=0)
+                group = tl.load(listed + e // (FOLDS * GROUP), mask=inside, other=0)
                 rest = e % (FOLDS * GROUP)
-                columns = (one + rest // GROUP * HELD) * GROUP + rest % GROUP
+                columns = (group + rest // GROUP * HELD) * GROUP + rest % GROUP
                 inside = inside & (columns < h)
                 score = widen(tl.load(products + row * h + columns, mask=inside, other=0))
                 if bias is not None:
@@ -167,21 +167,21 @@ def candidates_kernel(
                 hits = inside & (score >= bound)
                 to = total + tl.cumsum(hits.to(tl.int32), axis=0) - 1
                 score_bits = score.to(tl.int32, bitcast=True)
-                tl.store(found + to, columns, mask=hits & (to < CAPACITY))
-                tl.store(found_bits + to, score_bits, mask=hits & (to < CAPACITY))
+                tl.store(columns_of + to, columns, mask=hits & (to < CAPACITY))
+                tl.store(score_bits_of + to, score_bits, mask=hits & (to < CAPACITY))
                 total += tl.sum(hits.to(tl.int32))
         tl.debug_barrier()
         if total <= CAPACITY:
             # The k-th best of what was found is a better bound than that of the groups.
             c = tl.arange(0, CAPACITY)
-            all_bits = tl.load(found_bits + c, mask=c < total, other=0)
-            column = tl.load(found + c, mask=c < total, other=0)
+            all_bits = tl.load(score_bits_of + c, mask=c < total, other=0)
+            column = tl.load(columns_of + c, mask=c < total, other=0)
             closer = kth_largest(tl.maximum(all_bits, 0), k, 0, 0).to(tl.float32, bitcast=True)
             kept = all_bits.to(tl.float32, bitcast=True) >= least(closer, slack, relative)
             kept = kept & (c < total)
             slot = tl.cumsum(kept.to(tl.int32), axis=0) - 1
             tl.debug_barrier()
-            tl.store(found + slot, column, mask=kept)
+            tl.store(columns_of + slot, column, mask=kept)
             count = tl.sum(kept.to(tl.int32))
     tl.store(counts + row, count)
 
@@ -233,18 +233,10 @@ class Proposer:
         factors = block, self.weight
         if not block.is_cuda:
             factors = as_bits(block), as_bits(self.weight)
-        product_kernel[(_processors(block.device),)](
-            *factors,
-            self.bias,
-            as_bits(products),
-            self.maxima,
-            end - begin,
-            len(self.weight),
-            block.shape[1],
-            self.groups,
-            **self.tiles,
-            GROUP=self.group,
-        )
+        tensors = *factors, self.bias, as_bits(products), self.maxima
+        sizes = end - begin, len(self.weight), block.shape[1], self.groups
+        grid = (_processors(block.device),)
+        product_kernel[grid](*tensors, *sizes, **self.tiles, GROUP=self.group)
 
     def choose(self, begin: int, end: int, part: int) -> None:
         """Return the candidates of a block that was multiplied."""
@@ -256,28 +248,15 @@ class Proposer:
                 num_warps=4,
             )  # fmt: skip
         held = min(power_of_2(self.groups, 32), MOST_GROUPS)
+        bounds = *(bound[begin:end] for bound in self.of_rows), self.limits
+        lists = self.lists, self.candidates, self.counts[begin:end]
+        # What is stored is off by at most 2^-8 of what it becomes.
+        relative = 0.0 if self.plan == "A" else 1.01 * 2.0**-8
+        sizes = h, self.x.shape[1], self.groups, self.k, relative
+        folds = {"GROUP": self.group, "FOLDS": triton.cdiv(self.groups, held), "HELD": held}
+        constants = {**folds, "CAPACITY": self.candidates.shape[1], "BLOCK": 512, "num_warps": 8}
         candidates_kernel[(n,)](
-            products,
-            self.bias,
-            self.maxima,
-            self.of_rows.norm[begin:end],
-            self.of_rows.residual[begin:end],
-            self.limits,
-            self.lists,
-            self.candidates,
-            self.counts[begin:end],
-            h,
-            self.x.shape[1],
-            self.groups,
-            self.k,
-            # What is stored is off by at most 2^-8 of what it becomes.
-            0.0 if self.plan == "A" else 1.01 * 2.0**-8,
-            GROUP=self.group,
-            FOLDS=triton.cdiv(self.groups, held),
-            HELD=held,
-            CAPACITY=self.candidates.shape[1],
-            BLOCK=512,
-            num_warps=8,
+            products, self.bias, self.maxima, *bounds, *lists, *sizes, **constants
         )
 
 

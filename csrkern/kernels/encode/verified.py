@@ -204,14 +204,14 @@ def encode(
 
             def read(begin: int, end: int, part: int) -> None:
                 proposer.choose(begin, end, part)
-                found = counts[begin:end]
+                listed = counts[begin:end]
                 rescore_kernel[(end - begin, RESCORE_PROGRAMS)](
-                    rows[begin:end], *layer, proposer.candidates, found, keys, d, capacity,
+                    rows[begin:end], *layer, proposer.candidates, listed, keys, d, capacity,
                     RESCORED_AT_ONCE, LANES, num_warps=4,
                 )  # fmt: skip
                 out = values[begin:end], indices[begin:end]
                 rank_kernel[(end - begin,)](
-                    keys, found, *out, k, power_of_2(k), capacity, 64, num_warps=4
+                    keys, listed, *out, k, power_of_2(k), capacity, 64, num_warps=4
                 )
 
             device = weight.device
@@ -220,21 +220,9 @@ def encode(
         tuning.launch("encode verified", (n, d, h, k), CONFIGS, run)
         plan = Plan.of(h, k)
         programs = min(n, REPAIR_PROGRAMS)
-        repair_kernel[(programs,)](
-            rows,
-            *layer,
-            counts,
-            rows.new_empty(programs, h),
-            new_scratch(programs, h, k, weight.device),
-            values,
-            indices,
-            n,
-            h,
-            k,
-            d,
-            RESCORED_AT_ONCE,
-            LANES,
-            # With fewer warps ptxas spills some registers on sm_80.
-            **plan._replace(num_warps=8)._asdict(),
-        )
+        scratch = rows.new_empty(programs, h), new_scratch(programs, h, k, weight.device)
+        tensors = rows, *layer, counts, *scratch, values, indices
+        # With fewer warps ptxas spills some registers on sm_80.
+        constants = plan._replace(num_warps=8)._asdict()
+        repair_kernel[(programs,)](*tensors, n, h, k, d, RESCORED_AT_ONCE, LANES, **constants)
     return values, indices
