@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "arrays.hpp"
 #include "csrkern/index_rows.hpp"
 
 namespace py = pybind11;
@@ -41,9 +42,6 @@ py::array_t<uint8_t> adopt(csrkern::Buffer owner) {
   return adopt<uint8_t>(std::move(owner), data, size);
 }
 
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
-
 // Maps the bytes of an open file, read-only. The descriptor may be closed at once. Python's mmap
 // keeps a copy of it as long as the array lives, and a process may have only 1,024.
 py::array map_file(int descriptor, size_t bytes) {
@@ -64,28 +62,6 @@ py::array map_file(int descriptor, size_t bytes) {
                                          static_cast<const uint8_t*>(data), unmap);
   array.attr("setflags")(py::arg("write") = false);
   return array;
-}
-
-csrkern::ValueType value_type(const std::string& name) {
-  if (name == "float16") return csrkern::ValueType::float16;
-  if (name == "float32") return csrkern::ValueType::float32;
-  if (name == "uint8") return csrkern::ValueType::uint8;
-  throw std::invalid_argument("expected the name of a value type, got " + name);
-}
-
-// values and indices [n, k], or flat with starts [n + 1].
-csrkern::SparseRows sparse_rows(const Array<float>& values, const Array<int32_t>& indices,
-                                const std::optional<Array<int64_t>>& starts, int32_t dim) {
-  if (values.size() != indices.size())
-    throw std::invalid_argument("expected as many values as indices");
-  if (!starts) {
-    if (values.ndim() != 2) throw std::invalid_argument("expected values of shape [n, k]");
-    return {values.shape(0), dim, values.shape(1), nullptr, values.data(), indices.data()};
-  }
-  if (starts->size() < 1 || starts->at(starts->size() - 1) > values.size()) {
-    throw std::invalid_argument("expected row starts that end within the values");
-  }
-  return {starts->size() - 1, dim, 0, starts->data(), values.data(), indices.data()};
 }
 
 bool possible_window(int32_t window, int32_t block) {
@@ -372,6 +348,7 @@ void bind_index(py::module_& m) {
            arg("checksums").noconvert(), arg("postings").noconvert(),
            arg("ids").noconvert() = py::none(), arg("maxima").noconvert() = py::none(),
            arg("scales").noconvert() = py::none(), arg("norms").noconvert() = py::none())
+      .def_property_readonly("dim", [](const PyIndex& self) { return self.index->view().dim; })
       .def_readonly("terms", &PyIndex::terms)
       .def_readonly("offsets", &PyIndex::offsets)
       .def_readonly("checksums", &PyIndex::checksums)
@@ -406,14 +383,14 @@ void bind_index(py::module_& m) {
            })
       .def_property_readonly("forward_bytes",
                              [](const PyIndex& self) { return self.index->forward_bytes(); })
-      .def("explain",
+      .def("profile",
            [](const PyIndex& self, const Array<float>& values, const Array<int32_t>& indices,
               const std::optional<Array<int64_t>>& starts, int64_t top_k, bool normalize) {
              const csrkern::SparseRows rows =
                  sparse_rows(values, indices, starts, self.index->view().dim);
              if (rows.n < 1 || top_k < 1)
                throw std::invalid_argument("expected a query and a top_k");
-             const csrkern::SearchCost cost = self.index->explain(rows, 0, top_k, normalize);
+             const csrkern::SearchCost cost = self.index->profile(rows, 0, top_k, normalize);
              py::dict counts;
              counts["terms"] = cost.terms;
              counts["postings"] = cost.postings;

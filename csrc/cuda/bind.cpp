@@ -3,13 +3,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
+#include "../bindings/arrays.hpp"
 #include "csrkern/cuda_index.hpp"
 
 #ifndef CSRKERN_CUDA_MODULE
@@ -22,9 +22,6 @@ namespace cuda = csrkern::cuda;
 
 namespace {
 
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
-
 // Device memory and streams are addresses: PyTorch's ABI stays out of this module.
 template <class T>
 T* pointer(uintptr_t address) {
@@ -33,12 +30,7 @@ T* pointer(uintptr_t address) {
 
 cuda::IndexOptions read_options(int32_t dim, const std::string& values, int32_t exponent,
                                 bool normalize, int32_t impact_bits, uint32_t block) {
-  const std::map<std::string, csrkern::ValueType> types{
-      {"float16", csrkern::ValueType::float16},
-      {"float32", csrkern::ValueType::float32},
-      {"uint8", csrkern::ValueType::uint8},
-  };
-  return {dim, types.at(values), normalize, impact_bits, block, exponent};
+  return {dim, value_type(values), normalize, impact_bits, block, exponent};
 }
 
 std::unique_ptr<cuda::Index> build_from_host(int device, const Array<float>& values,
@@ -49,22 +41,12 @@ std::unique_ptr<cuda::Index> build_from_host(int device, const Array<float>& val
                                              int64_t first_id, int32_t dim, const std::string& form,
                                              int32_t exponent, bool normalize, int32_t impact_bits,
                                              uint32_t block) {
-  if (values.size() != indices.size() || (!starts && values.ndim() != 2)) {
-    throw std::invalid_argument("expected as many values as indices, [n, k] without starts");
-  }
-  if (starts && (starts->size() < 1 || starts->at(starts->size() - 1) > values.size())) {
-    throw std::invalid_argument("expected row starts that end within the values");
-  }
-  const int64_t n = starts ? starts->size() - 1 : values.shape(0);
-  if ((ids && ids->size() != n) || (norms && norms->size() != n)) {
+  const csrkern::SparseRows given = sparse_rows(values, indices, starts, dim);
+  if ((ids && ids->size() != given.n) || (norms && norms->size() != given.n)) {
     throw std::invalid_argument("expected an id and a norm for each row");
   }
-  const cuda::Rows rows{n,
-                        starts ? 0 : values.shape(1),
-                        starts ? starts->data() : nullptr,
-                        cuda::Number::float32,
-                        values.data(),
-                        indices.data()};
+  const cuda::Rows rows{given.n,      given.width,  given.starts, cuda::Number::float32,
+                        given.values, given.indices};
   const cuda::RowFacts facts{ids ? ids->data() : nullptr, first_id,
                              norms ? norms->data() : nullptr};
   const auto options = read_options(dim, form, exponent, normalize, impact_bits, block);
@@ -171,7 +153,7 @@ PYBIND11_MODULE(CSRKERN_CUDA_MODULE, m) {
   m.attr("DEVICE_TYPE") = CSRKERN_DEVICE_TYPE;
   m.attr("MOST_HITS") = cuda::kMostHits;
   m.attr("MOST_ENTRIES") = cuda::kMostEntries;
-  m.attr("BLOCK") = cuda::IndexOptions{}.block;
+  m.attr("WINDOW") = cuda::IndexOptions{}.block;
   py::register_exception_translator([](std::exception_ptr error) {
     try {
       if (error) std::rethrow_exception(error);
@@ -215,11 +197,11 @@ PYBIND11_MODULE(CSRKERN_CUDA_MODULE, m) {
       .def_static("from_host", &build_from_host, py::kw_only(), arg("device"), arg("values"),
                   arg("indices"), arg("starts"), arg("ids"), arg("norms"), arg("first_id"),
                   arg("dim"), arg("form"), arg("exponent"), arg("normalize"), arg("impact_bits"),
-                  arg("block"))
+                  arg("window"))
       .def_static("from_device", &build_from_device, py::kw_only(), arg("device"), arg("n"),
                   arg("width"), arg("type"), arg("values"), arg("indices"), arg("ids"),
                   arg("norms"), arg("first_id"), arg("dim"), arg("form"), arg("exponent"),
-                  arg("normalize"), arg("impact_bits"), arg("block"), arg("stream"))
+                  arg("normalize"), arg("impact_bits"), arg("window"), arg("stream"))
       .def("search_from_host", &search_from_host, py::kw_only(), arg("values"), arg("indices"),
            arg("allowed"), arg("dense"), arg("offsets"), arg("top_k"), arg("normalize"),
            arg("query_k"), arg("min_score"), arg("way"), arg("count_work"))

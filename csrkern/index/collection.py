@@ -12,8 +12,9 @@ import numpy as np
 from csrkern.arguments import integers, thread_count
 from csrkern.identity import check_fingerprint, check_same_model
 from csrkern.index import file as index_file
-from csrkern.index.rows import Rows, check_ids, check_norms, read_rows
+from csrkern.index.rows import Rows, check_ids, check_norms, read_rows, starts_of
 from csrkern.index.segment import (
+    SIZES,
     Form,
     Segment,
     arrays_of,
@@ -157,7 +158,7 @@ class Collection:
             replaced = _to_merge(now.segments, segment)
             if replaced:
                 together = [*now.segments[len(now.segments) - replaced :], segment]
-                segment = merge(together, self.dim, form, threads)
+                segment = merge(together, form, threads)
             if now.n == 0 and rows.fingerprint is not None:
                 self.fingerprint = rows.fingerprint
             self._snapshot = now.with_segment(segment, form, rows.k, replaced)
@@ -177,13 +178,13 @@ class Collection:
         array = check_ids(array, array.size)
         with self._changing:
             now = self._snapshot
-            found = [segment.find(array) for segment in now.segments]
-            missing = np.flatnonzero(np.all([docs < 0 for docs in found], axis=0))
+            docs_of = [segment.find(array) for segment in now.segments]
+            missing = np.flatnonzero(np.all([docs < 0 for docs in docs_of], axis=0))
             if len(missing):
                 raise ValueError(f"ids: {array[missing[0]]} is not in the index")
             segments = tuple(
                 segment.without(docs[docs >= 0]) if (docs >= 0).any() else segment
-                for segment, docs in zip(now.segments, found, strict=True)
+                for segment, docs in zip(now.segments, docs_of, strict=True)
             )
             self._snapshot = now._replace(segments=segments)
 
@@ -197,7 +198,7 @@ class Collection:
             now = self._snapshot
             if len(now.segments) == 1 and now.segments[0].removed == 0:
                 return
-            merged = merge(now.segments, self.dim, now.form, threads)
+            merged = merge(now.segments, now.form, threads)
             self._snapshot = now._replace(segments=(merged,))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -260,9 +261,8 @@ class Collection:
         here = os.path.realpath(os.fsdecode(path))
         try:
             index = cls._restore(facts, arrays)
-            for segment, part in zip(index._snapshot.segments, facts["segments"], strict=True):
-                entries = {n: e for n, e in part["arrays"].items() if n != "alive"}
-                segment.files[here] = entries
+            for segment, entry in zip(index._snapshot.segments, facts["segments"], strict=True):
+                segment.files[here] = {n: e for n, e in entry["arrays"].items() if n != "alive"}
                 if verify:
                     segment.native.verify(thread_count(None))
         except ValueError as error:
@@ -276,8 +276,8 @@ class Collection:
         dtype, metric, cluster = facts["values"], facts["metric"], facts["cluster"]
         form = Form(dtype, metric, cluster, facts.get("window"), facts.get("exponent"))
         segments = tuple(
-            restore_segment(form, facts["dim"], part, of_segment)
-            for part, of_segment in zip(facts["segments"], arrays, strict=True)
+            restore_segment(form, facts["dim"], entry, of_segment)
+            for entry, of_segment in zip(facts["segments"], arrays, strict=True)
         )
         ranges = [segment.id_range() for segment in segments]
         if any(low < 0 or high >= facts["next_id"] for low, high in ranges):
@@ -287,9 +287,7 @@ class Collection:
 
     def __reduce__(self) -> tuple[Any, ...]:
         facts, segments = self._facts()
-        facts["segments"] = [
-            {name: getattr(s, name) for name in ("documents", "window", "block")} for s in segments
-        ]
+        facts["segments"] = [{name: getattr(s, name) for name in SIZES} for s in segments]
         return type(self)._restore, (facts, [arrays_of(s) for s in segments])
 
     def to_numpy(self) -> tuple[np.ndarray, np.ndarray]:
@@ -322,7 +320,7 @@ def padded(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
         out_values = np.zeros((n, k), np.float32)
         out_indices = np.zeros((n, k), np.int32)
     except (MemoryError, ValueError) as error:
-        longest = max(int(np.diff(s.rows()[0]).max(initial=0)) for s in segments)
+        longest = max(segment.rows().k for segment in segments)
         if longest >= k:
             raise
         raise ValueError(
@@ -331,15 +329,15 @@ def padded(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
         ) from error
     first = 0
     for segment in segments:
-        starts, latents, values = segment.rows()
-        if np.diff(starts).max(initial=0) > k:
+        codes = segment.rows()
+        if codes.k > k:
             raise ValueError(f"the index is damaged: codes have more than k = {k} latents")
-        rows = np.repeat(np.arange(len(segment)), np.diff(starts))
+        rows = np.repeat(np.arange(codes.n), codes.lengths)
         # By their bits, which ascend with the value even where denormals compare as 0.
-        order = np.lexsort((latents, -values.view(np.int32), rows))
-        slots = np.arange(len(rows)) - starts[rows]
-        out_values[first + rows, slots] = values[order]
-        out_indices[first + rows, slots] = latents[order]
+        order = np.lexsort((codes.indices, -codes.values.view(np.int32), rows))
+        slots = np.arange(len(rows)) - starts_of(codes.lengths)[rows]
+        out_values[first + rows, slots] = codes.values[order]
+        out_indices[first + rows, slots] = codes.indices[order]
         first += len(segment)
     return out_values, out_indices
 

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from csrkern import _C
-from csrkern.arguments import check_choice, thread_count
+from csrkern.arguments import as_float, check_choice, check_int, least_float, thread_count
 from csrkern.index.rerank import Rerank
 from csrkern.index.rows import Rows, concatenate_rows
 from csrkern.index.segment import Segment
 
 _SAMPLE, _COSTED = 400, 100  # codes that recall and cost are measured on
 _TOP_K = 10
+_ALL = 2**62
 _KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99)
 _FACTORS = (2, 4, 8, 16)
 _BOUND_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -66,7 +67,16 @@ class Plans:
 
     def recalls(self) -> dict[float, float]:
         """Return what was found of the best, for each recall that was asked for."""
-        return {asked: plan.recall for asked, (_, plan) in self._known.items()}
+        return {recall: plan.recall for recall, (_, plan) in self._known.items()}
+
+
+def search_limits(metric: str, query_k: int | None, min_score: float | None) -> dict[str, Any]:
+    """Return what every native search takes of these arguments of `InvertedIndex.search`."""
+    return {
+        "normalize": metric == "cosine",
+        "query_k": _ALL if query_k is None else check_int("query_k", query_k, 1, _ALL),
+        "min_score": -np.inf if min_score is None else least_float("min_score", min_score),
+    }
 
 
 def check_mode(mode: str, recall: float | None, rerank: Any) -> float | None:
@@ -89,15 +99,12 @@ def check_mode(mode: str, recall: float | None, rerank: Any) -> float | None:
 
 def check_recall(recall: float | None) -> float:
     """Return the share asked for, 0.99 if None."""
-    if recall is None:
-        return 0.99
-    if isinstance(recall, bool) or not isinstance(recall, (int, float, np.floating)):
-        raise TypeError(f"recall: expected a number, got {type(recall).__name__}")
-    if not 0.5 <= recall < 1:
+    number = 0.99 if recall is None else as_float("recall", recall)
+    if not 0.5 <= number < 1:
         raise ValueError(
             f"recall: expected 0.5 <= recall < 1, got {recall}; mode='exact' finds all"
         )
-    return float(recall)
+    return number
 
 
 def calibrate(segments: Sequence[Segment], dim: int, metric: str, recall: float) -> Plan:
@@ -110,17 +117,17 @@ def calibrate(segments: Sequence[Segment], dim: int, metric: str, recall: float)
         return Plan()
     _, costed = _sample(segments, _COSTED)
     natives = [(segment.native, segment.alive) for segment in segments]
-    limits = {"normalize": metric == "cosine", "query_k": 2**62, "min_score": -np.inf}
+    limits = search_limits(metric, None, None)
     limits |= {"top_k": _TOP_K + 1, "num_threads": thread_count(None)}
 
-    def found(plan: Plan) -> np.ndarray:
+    def search(plan: Plan) -> np.ndarray:
         _, ids = _C.search(natives, *queries, dim, **limits, **plan.options(_TOP_K + 1))
         return _without(ids, sample)
 
     def cost(plan: Plan) -> float:
         return float(_C.expected_ns(natives, *costed, dim, **limits, **plan.options(_TOP_K)))
 
-    truth = found(Plan())
+    truth = search(Plan())
     best, least = Plan(), cost(Plan())
     clustered = any(segment.block > 0 for segment in segments)
     shares = _BOUND_SHARES if clustered else (1.0,)
@@ -132,7 +139,7 @@ def calibrate(segments: Sequence[Segment], dim: int, metric: str, recall: float)
                 plan = Plan(kept, factor, shares[share])
                 ns = cost(plan)
                 if ns < least:
-                    plan = plan._replace(recall=_same(truth, found(plan)))
+                    plan = plan._replace(recall=_same(truth, search(plan)))
                     if plan.recall < recall:
                         break
                     best, least = plan, ns
@@ -155,13 +162,13 @@ def _sample(segments: Sequence[Segment], n: int) -> tuple[np.ndarray, tuple[np.n
     """Ids of about n codes, and the codes as rows: values, latents, starts."""
     living = np.array([len(segment) for segment in segments])
     shares = np.minimum(living, -(-n * living // max(living.sum(), 1)))
-    ids, parts = [], []
+    ids, rows_of = [], []
     for segment, codes, share in zip(segments, living, shares, strict=True):
         chosen = np.linspace(0, max(codes - 1, 0), share).astype(np.int64)
         docs = chosen if segment.alive is None else np.flatnonzero(segment.mask())[chosen]
         ids.append(docs if segment.native.ids is None else segment.native.ids[docs])
         starts, latents, values = segment.native.rows_of(docs)
-        parts.append(Rows(values, latents, starts, dim=1))
-    rows = concatenate_rows(parts)
+        rows_of.append(Rows(values, latents, starts, segment.native.dim))
+    rows = concatenate_rows(rows_of)
     assert rows.starts is not None
     return np.concatenate(ids), (rows.values, rows.indices, rows.starts)

@@ -18,7 +18,9 @@ from csrkern import _C
 from csrkern.identity import check_fingerprint
 from csrkern.index.segment import (
     LEAST_EXPONENT,
+    METRICS,
     MOST_EXPONENT,
+    SIZES,
     USUAL_WINDOW,
     VALUE_DTYPES,
     Form,
@@ -66,8 +68,8 @@ def write(path: str | os.PathLike[str], facts: dict[str, Any], segments: Sequenc
     """
     folder = Path(os.fsdecode(path))
     with unfinished(path) as written:
-        parts = [_write_segment(folder, segment, written) for segment in segments]
-        body = {**facts, "segments": parts}
+        entries = [_write_segment(folder, segment, written) for segment in segments]
+        body = {**facts, "segments": entries}
         header = {
             "format": FORMAT,
             "version": _version(body),
@@ -77,13 +79,13 @@ def write(path: str | os.PathLike[str], facts: dict[str, Any], segments: Sequenc
         text = json.dumps(header, indent=1).encode()
         if len(text) > _LARGEST_HEADER:
             raise ValueError(
-                f"{folder}: the header of an index cannot name {len(parts)} segments; merge them "
+                f"{folder}: the header of an index cannot name {len(entries)} segments; merge them "
                 "with compact(), or stream in larger chunks"
             )
         flush_folder(folder)
         write_atomically(folder / HEADER, text)
         flush_folder(folder)
-    kept = _files_of(parts)
+    kept = _files_of(entries)
     for file in folder.iterdir():
         ours = _FILE_NAME.fullmatch(file.name) or file.name.startswith(f".{HEADER}")
         if ours and file.name not in kept:
@@ -131,30 +133,26 @@ def move_to(
     Appends the names of the files to `written`. The caller holds `SAVING`.
     """
     folder = Path(os.fsdecode(path))
-    part = _write_segment(folder, segment, written)
-    moved = restore_segment(form, dim, part, _read_arrays(folder, part, mmap=True))
+    entry = _write_segment(folder, segment, written)
+    moved = restore_segment(form, dim, entry, _read_arrays(folder, entry, mmap=True))
     moved.files = segment.files
     return moved
 
 
-def _files_of(parts: Iterable[dict[str, Any]]) -> set[str]:
-    return {entry["file"] for part in parts for entry in part["arrays"].values()}
+def _files_of(entries: Iterable[dict[str, Any]]) -> set[str]:
+    return {array["file"] for entry in entries for array in entry["arrays"].values()}
 
 
 def _write_segment(folder: Path, segment: Segment, written: list[str]) -> dict[str, Any]:
     """Write a segment's arrays, as far as `folder` lacks them; return its entry in the header."""
     here = os.path.realpath(folder)
-    entries = segment.files.get(here)
-    if entries is None or not all(_is_there(folder, name, e) for name, e in entries.items()):
-        arrays = arrays_of(segment)
-        arrays.pop("alive", None)
-        entries = _write_arrays(folder, arrays, written)
-        segment.files[here] = entries
-    entries = dict(entries)
+    arrays = segment.files.get(here)
+    if arrays is None or not all(_is_there(folder, name, e) for name, e in arrays.items()):
+        held = {n: array for n, array in arrays_of(segment).items() if n != "alive"}
+        arrays = segment.files[here] = _write_arrays(folder, held, written)
     if segment.alive is not None:
-        entries |= _write_arrays(folder, {"alive": segment.alive}, written)
-    sizes = {name: getattr(segment, name) for name in ("documents", "window", "block")}
-    return {**sizes, "arrays": entries}
+        arrays = arrays | _write_arrays(folder, {"alive": segment.alive}, written)
+    return {**{name: getattr(segment, name) for name in SIZES}, "arrays": arrays}
 
 
 def _write_arrays(
@@ -174,10 +172,10 @@ def _write_arrays(
 
 def _is_there(folder: Path, name: str, entry: dict[str, Any]) -> bool:
     try:
-        found = os.stat(folder / entry["file"]).st_size
+        n_bytes = os.stat(folder / entry["file"]).st_size
     except OSError:
         return False
-    return bool(found == entry["size"] * np.dtype(DTYPES[name]).itemsize)
+    return bool(n_bytes == entry["size"] * np.dtype(DTYPES[name]).itemsize)
 
 
 def read(
@@ -193,7 +191,7 @@ def read(
     facts = _read_header(folder)
     while True:
         try:
-            return facts, [_read_arrays(folder, part, mmap) for part in facts["segments"]]
+            return facts, [_read_arrays(folder, entry, mmap) for entry in facts["segments"]]
         except FileNotFoundError as error:
             # A save that ended between our two reads has replaced the files: read what it wrote.
             newer = _read_header(folder)
@@ -251,11 +249,11 @@ def _sane(body: dict[str, Any]) -> bool:
     return (
         isinstance(segments, list)
         and len(segments) > 0
-        and all(isinstance(part, dict) and _sane_segment(part) for part in segments)
+        and all(isinstance(entry, dict) and _sane_segment(entry) for entry in segments)
         and _count(body.get("dim"), 2**31 - 1)
         and _count(body.get("k"), 2**31 - 1)
         and _count(body.get("next_id"), 2**63)
-        and body.get("metric") in ("ip", "cosine")
+        and body.get("metric") in METRICS
         and body.get("values") in VALUE_DTYPES
         and _sane_exponent(body)
         and _sane_window(body.get("window", USUAL_WINDOW))
@@ -283,43 +281,43 @@ def _sane_exponent(body: dict[str, Any]) -> bool:
     return type(exponent) is int and LEAST_EXPONENT <= exponent <= MOST_EXPONENT
 
 
-def _sane_segment(part: dict[str, Any]) -> bool:
-    arrays = part.get("arrays")
+def _sane_segment(entry: dict[str, Any]) -> bool:
+    arrays = entry.get("arrays")
     if not isinstance(arrays, dict) or not set(DTYPES) - OPTIONAL <= set(arrays) <= set(DTYPES):
         return False
-    for name, entry in arrays.items():
-        if not isinstance(entry, dict) or not _count(entry.get("size"), 1 << 48):
+    for name, array in arrays.items():
+        if not isinstance(array, dict) or not _count(array.get("size"), 1 << 48):
             return False
-        match = _FILE_NAME.fullmatch(str(entry.get("file")))
+        match = _FILE_NAME.fullmatch(str(array.get("file")))
         if match is None or match[1] != name:
             return False
     return (
-        _count(part.get("documents"), 1 << 40)
-        and _count(part.get("window"), 65_536)
-        and _count(part.get("block"), 65_536)
+        _count(entry.get("documents"), 1 << 40)
+        and _count(entry.get("window"), 65_536)
+        and _count(entry.get("block"), 65_536)
     )
 
 
-def _read_arrays(folder: Path, part: dict[str, Any], mmap: bool) -> dict[str, np.ndarray]:
+def _read_arrays(folder: Path, entry: dict[str, Any], mmap: bool) -> dict[str, np.ndarray]:
     arrays = {}
-    for name, entry in part["arrays"].items():
-        file, dtype, size = folder / entry["file"], np.dtype(DTYPES[name]), entry["size"]
+    for name, stored in entry["arrays"].items():
+        file, dtype, size = folder / stored["file"], np.dtype(DTYPES[name]), stored["size"]
         if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would keep us waiting
             raise ValueError(f"{file} is damaged: it is not a file")
         with open(file, "rb") as stream:
-            found = os.fstat(stream.fileno()).st_size
-            if found != size * dtype.itemsize:
+            n_bytes = os.fstat(stream.fileno()).st_size
+            if n_bytes != size * dtype.itemsize:
                 raise ValueError(
-                    f"{file} is damaged: expected {size * dtype.itemsize} bytes, found {found}"
+                    f"{file} is damaged: expected {size * dtype.itemsize} bytes, found {n_bytes}"
                 )
-            if mmap and found >= _LEAST_MAPPED:
-                array: np.ndarray = _C.map_file(stream.fileno(), found).view(dtype)
+            if mmap and n_bytes >= _LEAST_MAPPED:
+                array: np.ndarray = _C.map_file(stream.fileno(), n_bytes).view(dtype)
             else:
-                large = found >= _LEAST_MAPPED
-                array = _C.empty_pages(found).view(dtype) if large else np.empty(size, dtype)
-                if found and stream.readinto(array.data.cast("B")) != found:
+                large = n_bytes >= _LEAST_MAPPED
+                array = _C.empty_pages(n_bytes).view(dtype) if large else np.empty(size, dtype)
+                if n_bytes and stream.readinto(array.data.cast("B")) != n_bytes:
                     raise ValueError(f"{file} is damaged: it ended early")
-        if name not in CHECKED_LATER and crc32c(array) != entry.get("crc32c"):
+        if name not in CHECKED_LATER and crc32c(array) != stored.get("crc32c"):
             raise ValueError(f"{file} is damaged: its checksum is wrong")
         arrays[name] = array
     return arrays

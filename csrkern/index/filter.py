@@ -29,7 +29,7 @@ def allowed_bits(
             raise ValueError(
                 f"filter: expected one for each of {n_queries} queries, got {len(chosen)}"
             )
-        of_query = [allowed_bits(one, segments, 1) for one in chosen]
+        of_query = [allowed_bits(own, segments, 1) for own in chosen]
         return [
             np.array([_all(segment) if bits[g] is None else bits[g] for bits in of_query])
             for g, segment in enumerate(segments)
@@ -63,7 +63,7 @@ def _one_for_each_query(chosen: Any) -> bool:
     return (
         isinstance(chosen, (list, tuple))
         and len(chosen) > 0
-        and all(one is None or array_of("filter", one).ndim == 1 for one in chosen)
+        and all(own is None or array_of("filter", own).ndim == 1 for own in chosen)
     )
 
 
@@ -84,13 +84,13 @@ def _from_mask(
     bits: list[np.ndarray | None] = []
     begin = 0
     for segment in segments:
-        part = mask[..., begin : begin + len(segment)]
+        own = mask[..., begin : begin + len(segment)]
         begin += len(segment)
         if segment.alive is not None:
             whole = np.zeros((*mask.shape[:-1], segment.documents), bool)
-            whole[..., segment.mask()] = part
-            part = whole
-        bits.append(pack(part))
+            whole[..., segment.mask()] = own
+            own = whole
+        bits.append(pack(own))
     return bits
 
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from csrkern import _C
-from csrkern.arguments import check_int, integers, least_float, thread_count
+from csrkern.arguments import check_int, integers, thread_count
 from csrkern.identity import check_same_model
 from csrkern.index import file as index_file
 from csrkern.index.collection import Collection, Snapshot, padded, stats
-from csrkern.index.fast import Plans, check_mode
+from csrkern.index.fast import Plans, check_mode, search_limits
 from csrkern.index.filter import allowed_bits
 from csrkern.index.rerank import Rerank, search_dense
 from csrkern.index.rows import Rows, can_be_read_twice, check_ids, code_chunks, read_rows
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
         VectorsLike,
     )
 
-_ALL = 2**62
 _LEAST_WIDTH = 1024
 _COUNTS = ("terms", "postings", "blocks", "blocks_scored", "windows", "windows_scanned")
 
@@ -238,7 +237,7 @@ class InvertedIndex(Collection):
         *,
         slices: int = 1,
         impact_bits: int = 16,
-        block: int | None = None,
+        window: int | None = None,
     ) -> CudaIndex:
         """Return the same codes, as they are now, on one or several GPUs: a `CudaIndex`.
 
@@ -253,7 +252,7 @@ class InvertedIndex(Collection):
                 than the GPU's memory, searched in large batches.
             impact_bits: 16 or 8: of a value in the lists, which choose what is scored
                 exactly; 8 takes a byte an entry less and scores more documents.
-            block: documents whose scores a thread block adds up, a multiple of 64; None
+            window: documents whose scores a thread block adds up, a multiple of 64; None
                 chooses. It changes the speed only.
 
         Raises:
@@ -263,7 +262,7 @@ class InvertedIndex(Collection):
         """
         from csrkern.index.cuda.index import CudaIndex
 
-        return CudaIndex.of(self, device, slices=slices, impact_bits=impact_bits, block=block)
+        return CudaIndex.of(self, device, slices=slices, impact_bits=impact_bits, window=window)
 
     def search(
         self,
@@ -373,8 +372,7 @@ class InvertedIndex(Collection):
             scores and ids, as `search`.
         """
         rerank = Rerank(dense_queries, shortlist, offsets)
-        found: tuple[np.ndarray, np.ndarray] = search_dense(self, rerank, top_k, latents, **options)
-        return found
+        return search_dense(self, rerank, top_k, latents, **options)
 
     def explain(
         self, query: CodesLike, id: int, *, any_model: bool = False
@@ -427,8 +425,8 @@ class InvertedIndex(Collection):
                 total["blocks"] += rows.n * -(-segment.documents // segment.block)
             total["windows"] += rows.n * -(-segment.documents // segment.window)
             for i in range(rows.n):
-                query = rows.row(i)
-                counts = segment.native.explain(
+                query = rows.between(i, i + 1)
+                counts = segment.native.profile(
                     query.values, query.indices, query.starts, top_k, self.metric == "cosine"
                 )
                 for name, count in counts.items():
@@ -479,12 +477,9 @@ class InvertedIndex(Collection):
         """Return the arguments that all native searches take."""
         bits = allowed_bits(filter, segments, rows.n)
         natives = [(segment.native, b) for segment, b in zip(segments, bits, strict=True)]
-        return (natives, rows.values, rows.indices, rows.starts, self.dim), {
-            "normalize": self.metric == "cosine",
-            "query_k": _ALL if query_k is None else check_int("query_k", query_k, 1, _ALL),
-            "min_score": -np.inf if min_score is None else least_float("min_score", min_score),
-            "num_threads": thread_count(num_threads),
-        }
+        limits = search_limits(self.metric, query_k, min_score)
+        limits["num_threads"] = thread_count(num_threads)
+        return (natives, rows.values, rows.indices, rows.starts, self.dim), limits
 
 
 __all__ = ["InvertedIndex", "Rerank"]

@@ -76,19 +76,16 @@ def largest_latents(dense: np.ndarray, latents: int) -> tuple[np.ndarray, np.nda
     return values, indices.astype(np.int32)
 
 
-def search_dense(index: Any, rerank: Rerank, top_k: int, latents: int, **options: Any) -> Any:
-    """Return what `index.search` finds for the strongest latents of dense queries.
-
-    Args:
-        index: has a `search` that reranks.
-        rerank: the dense queries.
-        top_k, options: of the search.
-        latents: largest positive entries of a query that choose its shortlist.
-    """
+def search_dense(
+    index: Any, rerank: Rerank, top_k: int, latents: int, **options: Any
+) -> tuple[Any, Any]:
+    """Return what `index.search` finds for the `latents` strongest latents of dense queries."""
     dense = dense_rows("dense_queries", rerank.dense_queries, index.dim)
     latents = min(index.dim, check_int("latents", latents, 1, 2**31 - 1))
     strongest = largest_latents(dense, latents)
-    return index.search(strongest, top_k, rerank=replace(rerank, dense_queries=dense), **options)
+    rerank = replace(rerank, dense_queries=dense)
+    scores, ids = index.search(strongest, top_k, rerank=rerank, **options)
+    return scores, ids
 
 
 __all__ = ["Rerank"]

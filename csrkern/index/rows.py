@@ -45,16 +45,24 @@ class Rows(NamedTuple):
             return np.full(self.n, self.k, np.int64)
         return np.diff(self.starts)
 
-    def row(self, i: int) -> Rows:
-        """Return row i alone."""
-        if self.starts is None:
-            return self._replace(values=self.values[i : i + 1], indices=self.indices[i : i + 1])
-        own = slice(self.starts[i], self.starts[i + 1])
+    def between(self, first: int, end: int) -> Rows:
+        """Return rows first..end-1, as views."""
+        entries, starts = slice(first, end), None
+        if self.starts is not None:
+            entries = slice(self.starts[first], self.starts[end])
+            starts = self.starts[first : end + 1] - entries.start
         return self._replace(
-            values=self.values[own],
-            indices=self.indices[own],
-            starts=np.array([0, own.stop - own.start]),
+            values=self.values[entries], indices=self.indices[entries], starts=starts
         )
+
+    def take(self, rows: np.ndarray) -> Rows:
+        """Return the rows of these numbers, in their order, with starts."""
+        flat = self.flat()
+        assert flat.starts is not None
+        lengths = flat.lengths[rows]
+        starts = starts_of(lengths)
+        at = np.arange(starts[-1]) + np.repeat(flat.starts[rows] - starts[:-1], lengths)
+        return self._replace(values=flat.values[at], indices=flat.indices[at], starts=starts)
 
     def copy(self) -> Rows:
         """Return the same rows in memory of their own."""
@@ -70,18 +78,20 @@ class Rows(NamedTuple):
         return self._replace(values=values, indices=indices, starts=starts)
 
 
+def starts_of(lengths: np.ndarray | list[int]) -> np.ndarray:
+    """Return where rows of these lengths start, and the last one ends, int64 [n + 1]."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
 def concatenate_rows(pieces: Sequence[Rows]) -> Rows:
     """Return the rows of several pieces, at least one, over the same latents, as one."""
     if len(pieces) == 1:
         return pieces[0]
     flat = [rows.flat() for rows in pieces]
-    lengths = np.concatenate([rows.lengths for rows in flat])
-    return Rows(
-        np.concatenate([rows.values for rows in flat]),
-        np.concatenate([rows.indices for rows in flat]),
-        np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
-        pieces[0].dim,
-        pieces[0].fingerprint,
+    return pieces[0]._replace(
+        values=np.concatenate([rows.values for rows in flat]),
+        indices=np.concatenate([rows.indices for rows in flat]),
+        starts=starts_of(np.concatenate([rows.lengths for rows in flat])),
     )
 
 
@@ -184,8 +194,7 @@ def _torch(name: str, tensor: Any, dim: int | None) -> Rows:
             tensor = tensor._coalesced_(False)  # whatever it says of itself
         tensor = tensor.coalesce()
         rows, indices = tensor.indices().numpy()
-        counts = np.bincount(rows, minlength=tensor.shape[0])
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        starts = starts_of(np.bincount(rows, minlength=tensor.shape[0]))
     elif layout == "torch.sparse_csr":
         indices = tensor.col_indices().numpy()
         starts = tensor.crow_indices().numpy()
@@ -253,8 +262,8 @@ def code_chunks(codes: Any, dim: int | None, most: int) -> Iterator[Rows]:
     """
     if isinstance(codes, (str, os.PathLike)):
         stored = codes_file.read(codes)
-        for part in _slices(stored.values, stored.indices, most):
-            yield read_rows("codes", Rows(*part, None, stored.dim, stored.fingerprint), dim)
+        for chunk in _slices(stored.values, stored.indices, most):
+            yield read_rows("codes", Rows(*chunk, None, stored.dim, stored.fingerprint), dim)
     elif _is_pair(codes):
         values, indices = codes
         shapes = list(np.shape(values)), list(np.shape(indices))
@@ -263,8 +272,8 @@ def code_chunks(codes: Any, dim: int | None, most: int) -> Iterator[Rows]:
                 "codes: expected values and indices of one shape [n, k], "
                 f"got {shapes[0]} and {shapes[1]}"
             )
-        for part in _slices(values, indices, most):
-            yield read_rows("codes", part, dim)
+        for chunk in _slices(values, indices, most):
+            yield read_rows("codes", chunk, dim)
     elif isinstance(codes, Iterable) and not hasattr(codes, "shape"):
         yield from _gathered(codes, dim, most)
     else:

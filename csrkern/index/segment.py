@@ -1,4 +1,4 @@
-"""The parts of an index: built once, never changed, searched as one."""
+"""The segments of an index: built once, never changed, searched as one."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ NATIVE_ARRAYS = (
 )
 
 
+SIZES = ("documents", "window", "block")  # of a segment, in a header
 METRICS = ("ip", "cosine")
 VALUE_DTYPES = ("float16", "uint8", "float32")
 # uint8 values are squares of whole numbers; csrc/include/csrkern/index_values.hpp. Between these
@@ -84,11 +85,17 @@ def check_form(
     """Return the form that these arguments of `InvertedIndex.build` ask for, checked."""
     check_choice("metric", metric, METRICS)
     check_choice("dtype", dtype, VALUE_DTYPES)
-    if window is not None and check_int("window", window, 64, 65_536) % 64:
-        raise ValueError(f"window: expected a multiple of 64, got {window}")
+    check_window(window)
     if cluster is not None and not isinstance(cluster, bool):
         raise TypeError(f"cluster: expected None, True or False, got {type(cluster).__name__}")
     return Form(dtype, metric, cluster, window, _exponent(metric, dtype, largest))
+
+
+def check_window(window: int | None) -> int | None:
+    """Return a number of documents, a multiple of 64 up to 65,536, or None."""
+    if window is not None and check_int("window", window, 64, 65_536) % 64:
+        raise ValueError(f"window: expected a multiple of 64, got {window}")
+    return window
 
 
 def _exponent(metric: str, dtype: str, largest: Any) -> int | None:
@@ -126,8 +133,8 @@ class Lookup:
             return np.where((ids >= 0) & (ids < self._documents), ids, -1)
         ascending, order = self._sorted
         at = np.minimum(np.searchsorted(ascending, ids), self._documents - 1)
-        found = ascending[at] == ids
-        return np.where(found, at if order is None else order[at], -1)
+        is_held = ascending[at] == ids
+        return np.where(is_held, at if order is None else order[at], -1)
 
 
 class Segment:
@@ -209,16 +216,11 @@ class Segment:
             files=self.files,
         )
 
-    def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the living codes: starts [len(self) + 1], latents and values, as in `Rows`."""
+    def rows(self) -> Rows:
+        """Return the living codes, with starts."""
         starts, latents, values = self.native.rows()
-        if self.alive is None:
-            return starts, latents, values
-        mask = self.mask()
-        lengths = np.diff(starts)
-        entries = np.repeat(mask, lengths)
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[mask])])
-        return starts, latents[entries], values[entries]
+        rows = Rows(values, latents, starts, self.native.dim)
+        return rows if self.alive is None else rows.take(np.flatnonzero(self.mask()))
 
     @property
     def norms(self) -> np.ndarray | None:
@@ -270,12 +272,9 @@ def build_segment(
     return Segment(native, documents=rows.n, window=window, block=block)
 
 
-def merge(segments: Sequence[Segment], dim: int, form: Form, threads: int) -> Segment:
+def merge(segments: Sequence[Segment], form: Form, threads: int) -> Segment:
     """One segment of the living codes of several."""
-    parts = [segment.rows() for segment in segments]
-    rows = concatenate_rows(
-        [Rows(values, latents, starts, dim) for starts, latents, values in parts]
-    )
+    rows = concatenate_rows([segment.rows() for segment in segments])
     ids = np.concatenate([segment.ids for segment in segments])
     norms = norms_of(segments)
     plain = (ids == np.arange(len(ids))).all()
@@ -286,7 +285,7 @@ def merge(segments: Sequence[Segment], dim: int, form: Form, threads: int) -> Se
 def norms_of(segments: Sequence[Segment]) -> np.ndarray | None:
     """Of all living codes of an index, where they were given."""
     norms = [segment.norms for segment in segments if len(segment)]
-    known = [one for one in norms if one is not None]
+    known = [array for array in norms if array is not None]
     return np.concatenate(known) if known and len(known) == len(norms) else None
 
 
@@ -298,34 +297,34 @@ def arrays_of(segment: Segment) -> dict[str, np.ndarray]:
 
 
 def restore_segment(
-    form: Form, dim: int, part: dict[str, Any], arrays: dict[str, np.ndarray]
+    form: Form, dim: int, entry: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> Segment:
-    """Return the segment that these arrays, which nobody vouches for, came from.
+    """Return the segment that a header's entry and its arrays, all unchecked, came from.
 
     Raises:
         ValueError: if they cannot be one.
     """
     arrays = dict(arrays)
     alive = arrays.pop("alive", None)
-    sizes = {name: part[name] for name in ("documents", "window", "block")}
+    documents, window, block = (entry[name] for name in SIZES)
     native = _C.Index(
-        n_docs=sizes["documents"],
+        n_docs=documents,
         dim=dim,
-        window=sizes["window"],
-        block=sizes["block"],
+        window=window,
+        block=block,
         values=form.dtype,
         exponent=form.exponent or 0,
         trusted=False,
         **arrays,
     )
     if alive is not None:
-        words, spare = -(-sizes["documents"] // 64), -sizes["documents"] % 64
+        words, spare = -(-documents // 64), -documents % 64
         if alive.shape != (words,) or (spare and int(alive[-1]) >> (64 - spare)):
             raise ValueError("the index is damaged: its removed codes disagree in size")
     norms = native.norms
     if norms is not None and not (np.isfinite(norms) & (norms > 0)).all():
         raise ValueError("the index is damaged: its norms are not all positive")
-    return Segment(native, **sizes, alive=alive)
+    return Segment(native, documents=documents, window=window, block=block, alive=alive)
 
 
 def pack(mask: np.ndarray) -> np.ndarray:

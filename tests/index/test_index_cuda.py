@@ -42,7 +42,7 @@ def test_finds_what_the_cpu_finds(device, kind, metric, dtype):
     codes, queries = KINDS[kind](1100, DIM, 7), KINDS[kind](9, DIM, 7, seed=1)
     index = InvertedIndex.build(codes, dim=DIM, metric=metric, dtype=dtype, cluster=False)
     for bits, block in ((16, 320), (8, None)):
-        there = index.to("cuda", impact_bits=bits, block=block)
+        there = index.to("cuda", impact_bits=bits, window=block)
         assert len(there) == len(index)
         for top_k in (1, 10, 600):
             expected = index.search(queries, top_k)
@@ -112,7 +112,7 @@ def test_filters_ids_and_parts(device, where):
         pytest.skip("needs two GPUs")
     index = changed_index("cosine")
     names = ["cuda:0", "cuda:1"] if "devices" in where else "cuda"
-    there = index.to(names, slices=where.get("slices", 1), block=128)
+    there = index.to(names, slices=where.get("slices", 1), window=128)
     np.testing.assert_array_equal(there.ids, index.ids)
     queries = skewed(6, DIM, 6, seed=2)
     for chosen in filters(index, 6):
@@ -158,7 +158,7 @@ def test_builds_from_codes_on_the_device(device, dtype):
     ):
         form = {"metric": "ip", **form}
         index = InvertedIndex.build(codes, **form)
-        there = CudaIndex.build(codes, **form, block=256)
+        there = CudaIndex.build(codes, **form, window=256)
         same(there.search(queries, 30), index.search(queries, 30))
     assert there.stats()["bytes"] > 0
 
@@ -167,7 +167,7 @@ def test_from_a_file(device, tmp_path):
     index = changed_index()
     index.save(tmp_path / "index")
     queries = skewed(5, DIM, 6, seed=3)
-    there = InvertedIndex.load(tmp_path / "index").to("cuda", block=128)
+    there = InvertedIndex.load(tmp_path / "index").to("cuda", window=128)
     same(there.search(queries, 9), index.search(queries, 9))
 
 
@@ -199,7 +199,7 @@ def test_memory_is_as_stated(device):
         )
         entries = index.stats()["postings"]
         for bits, posting in ((16, 4), (8, 3)):
-            there = index.to("cuda", impact_bits=bits, block=512)
+            there = index.to("cuda", impact_bits=bits, window=512)
             stated = entries * (2 + value + posting) + 4 * (n + 1) + 4 * DIM + 4 * (lists + 1) + 32
             stated += 0 if norms is None else 4 * n
             assert there.stats()["bytes"] == stated
@@ -233,7 +233,7 @@ def test_is_made_by_to_or_build():
 
 def test_says_what_it_did(device):
     index = InvertedIndex.build(uniform(600, DIM, 6), dim=DIM, metric="ip")
-    there = index.to("cuda", block=64)
+    there = index.to("cuda", window=64)
     queries = uniform(4, DIM, 6, seed=1)
     walk, gather = (there.profile(queries, way=way) for way in ("walk", "gather"))
     assert walk["postings"] == index.profile(queries)["postings"]
@@ -250,7 +250,7 @@ def test_chooses_what_was_measured_to_cost_less(device):
     """Every document has the query's latents, so that postings are as many as entries."""
     values, _ = uniform(500, DIM, 4)
     codes = values, np.tile(np.arange(4, dtype=np.int32), (500, 1))
-    there = InvertedIndex.build(codes, dim=DIM, metric="ip").to("cuda", block=64)
+    there = InvertedIndex.build(codes, dim=DIM, metric="ip").to("cuda", window=64)
     chosen = there.profile(codes)
     cheaper = "gathers" if there.stats()["gather_cost"] < 1 else "walks"
     assert chosen[cheaper] == chosen["walks"] + chosen["gathers"] > 0
@@ -317,7 +317,7 @@ def test_errors(device):
         assert "filter" in message(lambda c=chosen: there.search(queries, filter=c))
     for name in ("cuda:9", "cpu", "cuda:x", []):
         assert "device" in message(lambda d=name: index.to(d))
-    assert "block" in message(lambda: index.to("cuda", block=100))
+    assert "window" in message(lambda: index.to("cuda", window=100))
     assert "impact_bits" in message(lambda: index.to("cuda", impact_bits=4))
     assert "slices" in message(lambda: index.to("cuda", slices=0))
     assert "codes" in message(lambda: CudaIndex.build(queries, dim=DIM, metric="ip"))

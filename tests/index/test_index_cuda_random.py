@@ -120,9 +120,9 @@ def one_case(number, device):
     index, pristine = draw_index(rng, dim, k)
     form = {
         "impact_bits": int(rng.choice([8, 16])),
-        "block": rng.choice([None, 64, 128, 320, 1024]),
+        "window": rng.choice([None, 64, 128, 320, 1024]),
     }
-    form["block"] = None if form["block"] is None else int(form["block"])
+    form["window"] = None if form["window"] is None else int(form["window"])
     where = ["cuda", ["cuda:0", "cuda:1"]][device == "cpu" and rng.random() < 0.2]
     built = [index.to(where, slices=int(rng.choice([1, 3], p=[0.8, 0.2])), **form)]
     # Masks follow the ids, which clustering puts in another order.

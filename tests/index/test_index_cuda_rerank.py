@@ -49,7 +49,7 @@ def test_reranks_as_the_cpu_does(device, where, metric, dtype, monkeypatch):
         pytest.skip("needs two GPUs")
     index = normed_index(metric, dtype)
     names = ["cuda:0", "cuda:1"] if "devices" in where else "cuda"
-    there = index.to(names, slices=where.get("slices", 1), block=128)
+    there = index.to(names, slices=where.get("slices", 1), window=128)
     queries = skewed(6, DIM, 6, seed=2)
     rng = np.random.default_rng(4)
     dense = rng.standard_normal((6, DIM)).astype(np.float32)

@@ -295,7 +295,7 @@ void Index::search(const SparseRows& queries, int64_t top_k, bool normalize,
   csrkern::search({{this, allowed}}, queries, options, scores, ids);
 }
 
-SearchCost Index::explain(const SparseRows& queries, int64_t i, int64_t top_k,
+SearchCost Index::profile(const SparseRows& queries, int64_t i, int64_t top_k,
                           bool normalize) const {
   check_starts(queries, "queries");
   const std::vector<Entry> entries = read_query(queries, i, normalize, queries.dim);
@@ -308,7 +308,7 @@ SearchCost Index::explain(const SparseRows& queries, int64_t i, int64_t top_k,
 double Index::gain_of_blocks(const SparseRows& queries, bool normalize) const {
   double scans = 0, blocks = 0;
   for (int64_t i = 0; i < queries.n; ++i) {
-    const SearchCost cost = explain(queries, i, 10, normalize);
+    const SearchCost cost = profile(queries, i, 10, normalize);
     scans += ns_of_scan(view_, cost.postings);
     blocks += ns_of(view_, cost);
   }

@@ -3,23 +3,15 @@
 
 #include "generic/encode.hpp"
 #include "generic/gather.hpp"
+#include "generic/index.hpp"
 #include "generic/info_nce.hpp"
 #include "generic/topk_relu.hpp"
+#include "isa/crc32c_x86.hpp"
 #include "isa/kernels.hpp"
 #include "isa/simd_avx2.hpp"
 
 namespace csrkern {
 namespace {
-
-constexpr uint64_t kLine = 64;
-// See kernels_avx512.cpp.
-constexpr uint64_t kBytesAhead = 512;
-constexpr uint64_t kLongSlice = 512;
-
-void prefetch_bytes(const uint8_t* data, uint64_t bytes) {
-  if (bytes > kBytesAhead) bytes = kBytesAhead;
-  for (uint64_t i = 0; i < bytes; i += kLine) _mm_prefetch(data + i, _MM_HINT_T0);
-}
 
 // Slices of uint8 values may begin at odd addresses.
 uint16_t load_short(const uint8_t* at) {
@@ -70,49 +62,27 @@ struct ByteValues {
 
 // Scores the postings [from, to) of a slice of n, and prefetches what is `ahead` bytes after them.
 template <class Value>
-void score_postings(const uint8_t* slice, uint64_t n, uint64_t from, uint64_t to, float weight,
-                    uint64_t ahead, float unit, float* scores) {
-  const uint8_t* values = slice + 2 * n;
-  alignas(32) float products[8];
-  weight *= unit;
-  uint64_t i = from;
-  for (; i + 8 <= to; i += 8) {
-    _mm_prefetch(slice + ahead + 2 * i, _MM_HINT_T0);
-    _mm_prefetch(values + ahead + i * Value::kBytes, _MM_HINT_T0);
-    const __m256 loaded = Value::load8(values + i * Value::kBytes);
-    _mm256_store_ps(products, _mm256_mul_ps(loaded, _mm256_set1_ps(weight)));
+struct Postings {
+  static constexpr uint64_t kBytes = Value::kBytes;
+  static void score(const uint8_t* slice, uint64_t n, uint64_t from, uint64_t to, float weight,
+                    uint64_t ahead, int32_t, float unit, float* scores) {
+    const uint8_t* values = slice + 2 * n;
+    alignas(32) float products[8];
+    weight *= unit;
+    uint64_t i = from;
+    for (; i + 8 <= to; i += 8) {
+      prefetch(slice + ahead + 2 * i);
+      prefetch(values + ahead + i * kBytes);
+      const __m256 loaded = Value::load8(values + i * kBytes);
+      _mm256_store_ps(products, _mm256_mul_ps(loaded, _mm256_set1_ps(weight)));
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) scores[load_short(slice + 2 * (i + j))] += products[j];
-  }
-  for (; i < to; ++i) {
-    scores[load_short(slice + 2 * i)] += Value::load(values + i * Value::kBytes) * weight;
-  }
-}
-
-template <class Value>
-void score(const uint8_t* postings, const QueryTerm* terms, int n_terms, int64_t window, bool last,
-           int32_t, float unit, float* scores) {
-  constexpr uint64_t kPosting = 2 + Value::kBytes;
-  for (int t = 0; t < n_terms; ++t) {
-    const uint64_t begin = terms[t].offsets[window], n = terms[t].offsets[window + 1] - begin;
-    if (t + 1 < n_terms) {
-      const uint64_t* next = terms[t + 1].offsets + window;
-      const uint64_t n_next = next[1] - next[0];
-      prefetch_bytes(postings + next[0] * kPosting, 2 * n_next);
-      prefetch_bytes(postings + next[0] * kPosting + 2 * n_next, n_next * Value::kBytes);
+      for (int j = 0; j < 8; ++j) scores[load_short(slice + 2 * (i + j))] += products[j];
     }
-    const uint8_t* slice = postings + begin * kPosting;
-    const uint64_t ahead = n >= kLongSlice ? kBytesAhead : last ? 0 : n * kPosting;
-    score_postings<Value>(slice, n, 0, n, terms[t].weight, ahead, unit, scores);
+    for (; i < to; ++i) {
+      scores[load_short(slice + 2 * i)] += Value::load(values + i * kBytes) * weight;
+    }
   }
-}
-
-template <class Value>
-void score_ranges(const SliceRange* ranges, int n_ranges, int32_t, float unit, float* scores) {
-  for (const SliceRange* r = ranges; r < ranges + n_ranges; ++r) {
-    score_postings<Value>(r->slice, r->n, r->from, r->to, r->weight, 0, unit, scores);
-  }
-}
+};
 
 template <class Value>
 void read(const uint8_t* stored, int64_t n, float unit, float* values) {
@@ -125,7 +95,7 @@ void read(const uint8_t* stored, int64_t n, float unit, float* values) {
 }
 
 template <class Value>
-constexpr ValueKernels kOf = {score<Value>, score_ranges<Value>, read<Value>};
+constexpr ValueKernels kOf = {score<Postings<Value>>, score_ranges<Postings<Value>>, read<Value>};
 
 void keep(float* scores, int64_t n, const uint64_t* bits) {
   const __m256i lane_bit = _mm256_set_epi32(128, 64, 32, 16, 8, 4, 2, 1);
@@ -134,17 +104,6 @@ void keep(float* scores, int64_t n, const uint64_t* bits) {
     const __m256i kept = _mm256_cmpeq_epi32(_mm256_and_si256(eight, lane_bit), lane_bit);
     _mm256_store_ps(scores + i,
                     _mm256_and_ps(_mm256_castsi256_ps(kept), _mm256_load_ps(scores + i)));
-  }
-}
-
-void lane_maxima(const float* scores, int64_t n, int64_t lanes, uint32_t* maxima) {
-  for (int64_t j = 0; j < lanes; j += 8) {
-    __m256i best = _mm256_setzero_si256();
-    for (int64_t i = j; i < n; i += lanes) {
-      best =
-          _mm256_max_epi32(best, _mm256_load_si256(reinterpret_cast<const __m256i*>(scores + i)));
-    }
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(maxima + j), best);
   }
 }
 
@@ -221,17 +180,6 @@ void to_half(const float* values, int64_t n, uint16_t* halves) {
   }
 }
 
-uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t bytes) {
-  uint64_t c = ~crc;
-  for (; bytes >= 8; bytes -= 8, data += 8) {
-    uint64_t word;
-    __builtin_memcpy(&word, data, 8);
-    c = _mm_crc32_u64(c, word);
-  }
-  for (; bytes > 0; --bytes, ++data) c = _mm_crc32_u8(static_cast<uint32_t>(c), *data);
-  return ~static_cast<uint32_t>(c);
-}
-
 }  // namespace
 
 const Kernels kAvx2 = {
@@ -241,7 +189,7 @@ const Kernels kAvx2 = {
     kInfoNce<Avx2>,
     {{kOf<HalfValues>, kOf<FloatValues>, kOf<ByteValues>},
      keep,
-     lane_maxima,
+     lane_maxima<Avx2>,
      take,
      add_bounds,
      find_bounds,

@@ -161,7 +161,7 @@ class Index {
               int num_threads, float* scores, int64_t* ids) const;
 
   // Returns what the search for query i reads.
-  SearchCost explain(const SparseRows& queries, int64_t i, int64_t top_k, bool normalize) const;
+  SearchCost profile(const SparseRows& queries, int64_t i, int64_t top_k, bool normalize) const;
 
   // Returns the expected speedup of searches for these queries over scans of all windows, which
   // the maxima of blocks make possible.

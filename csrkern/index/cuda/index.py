@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csrkern.arguments import check_choice, check_int, least_float
+from csrkern.arguments import check_choice, check_int
 from csrkern.identity import check_same_model
 from csrkern.index.collection import Collection
 from csrkern.index.cuda.input import (
@@ -42,17 +42,15 @@ from csrkern.index.cuda.parts import (
     stored_as,
     work_of_part,
 )
-from csrkern.index.fast import check_mode
+from csrkern.index.fast import check_mode, search_limits
 from csrkern.index.rerank import Rerank, search_dense
 from csrkern.index.rows import check_ids, check_norms, is_codes
-from csrkern.index.segment import check_form
+from csrkern.index.segment import check_form, check_window
 
 if TYPE_CHECKING:
     import torch
 
     from csrkern.typing import CodesLike, DevicesLike, FilterLike, IdsLike, VectorsLike
-
-_ALL = 2**30
 
 
 class CudaIndex:
@@ -126,13 +124,13 @@ class CudaIndex:
         *,
         slices: int = 1,
         impact_bits: int = 16,
-        block: int | None = None,
+        window: int | None = None,
     ) -> CudaIndex:
         """Return the codes of an index on the CPU as a CudaIndex; see `InvertedIndex.to`."""
         native = load_native()
         numbers = parse_devices(native, device)
         check_int("slices", slices, 1, 2**20)
-        form = _form(native, impact_bits, block)
+        form = _form(native, impact_bits, window)
         ids = index.ids
         order = None if (np.diff(ids) > 0).all() else np.argsort(ids, kind="stable")
         made = make_parts(native, index, order, numbers, slices, form)
@@ -160,7 +158,7 @@ class CudaIndex:
         norms: VectorsLike | None = None,
         dim: int | None = None,
         impact_bits: int = 16,
-        block: int | None = None,
+        window: int | None = None,
     ) -> CudaIndex:
         """Build an index of n codes that are on a GPU, there; the codes do not pass the host.
 
@@ -168,7 +166,7 @@ class CudaIndex:
             codes: SparseCodes on a GPU, or a pair of CUDA tensors (values, indices), both
                 [n, k], with `dim`.
             ids, metric, dtype, largest, norms: as for `InvertedIndex.build`.
-            impact_bits, block: as for `InvertedIndex.to`.
+            impact_bits, window: as for `InvertedIndex.to`.
 
         Raises:
             TypeError, ValueError: as `InvertedIndex.build`, or if the codes are not on a GPU.
@@ -201,7 +199,7 @@ class CudaIndex:
             ids=address(kept),
             norms=address(kept_norms),
             first_id=first,
-            **_form(native, impact_bits, block),
+            **_form(native, impact_bits, window),
             **stored_as(form, rows.dim),
             normalize=metric == "cosine",
         )
@@ -252,7 +250,7 @@ class CudaIndex:
             any_model: as for `InvertedIndex.search`.
             mode, recall, num_threads: taken, and not needed: this search is exact.
             way: how documents are scored: "walk" adds up the query's postings, "gather" reads
-                all codes, "cheaper" is in each block of documents what was measured to cost
+                all codes, "cheaper" is in each window of documents what was measured to cost
                 less. It changes the speed only.
 
         Raises:
@@ -262,13 +260,12 @@ class CudaIndex:
         """
         check_mode(mode, recall, rerank)
         check_choice("way", way, ("cheaper", "walk", "gather"))
-        options = self._options(top_k, query_k, min_score, way)
+        options, least = self._options(top_k, query_k, min_score, way)
         top_k = options["top_k"]
         if rerank is not None:
             check_same_model("rerank", rerank.fingerprint, self.fingerprint, any_model=any_model)
             # The shortlist is the best by sparse score, however low.
             options |= {"top_k": self._shortlist(rerank), "min_score": 0.0}
-        least = -np.inf if min_score is None else least_float("min_score", min_score)
         if is_codes(queries):
             check_same_model("queries", queries.fingerprint, self.fingerprint, any_model=any_model)
         on_device = device_rows(self._native, "queries", queries, self.dim)
@@ -293,23 +290,9 @@ class CudaIndex:
         offsets: VectorsLike | None = None,
         **options: Any,
     ) -> tuple[Any, Any]:
-        """Return the best documents of dense queries W q: asymmetric search.
-
-        Args:
-            dense_queries: [m, dim], finite; see `Rerank`.
-            top_k: as for `search`.
-            latents: largest positive entries of a query that choose its shortlist; all
-                entries make the score.
-            shortlist: documents a query that are scored.
-            offsets: [m], added to all scores of a query.
-            options: as for `search`.
-
-        Returns:
-            scores and ids, as `search`.
-        """
+        """Return the best documents of dense queries W q; see `InvertedIndex.search_dense`."""
         rerank = Rerank(dense_queries, shortlist, offsets)
-        found: tuple[Any, Any] = search_dense(self, rerank, top_k, latents, **options)
-        return found
+        return search_dense(self, rerank, top_k, latents, **options)
 
     def _shortlist(self, rerank: Rerank) -> int:
         shortlist = min(check_int("shortlist", rerank.shortlist, 1, 2**40), max(len(self), 1))
@@ -322,18 +305,16 @@ class CudaIndex:
 
     def _options(
         self, top_k: int, query_k: int | None, min_score: float | None, way: str
-    ) -> dict[str, Any]:
-        least = 0.0 if min_score is None else least_float("min_score", min_score)
-        return {
+    ) -> tuple[dict[str, Any], float]:
+        """Return the options of the native search, and the least score."""
+        limits = search_limits(self.metric, query_k, min_score)
+        return limits | {
             "top_k": check_int("top_k", top_k, 1, self._native.MOST_HITS),
-            "normalize": self.metric == "cosine",
-            "query_k": _ALL
-            if query_k is None
-            else min(check_int("query_k", query_k, 1, 2**62), _ALL),
-            "min_score": max(least, 0.0),
+            "query_k": min(limits["query_k"], 2**30),
+            "min_score": max(limits["min_score"], 0.0),
             "way": getattr(self._native.Way, way),
             "count_work": False,
-        }
+        }, limits["min_score"]
 
     def _search_host(
         self,
@@ -345,11 +326,11 @@ class CudaIndex:
         m = len(rows[0])
         allowed = self._filters.on_host(filter, m)
         dense, offsets = (None, None) if rerank is None else rerank.arrays(m, self.dim)
-        found = [
+        results = [
             search_part_from_host(part, rows, cut(allowed, part), dense, offsets, options)
             for part in self._parts
         ]
-        return merge_arrays(found, options["top_k"])
+        return merge_arrays(results, options["top_k"])
 
     def _search_device(
         self, rows: DeviceRows, filter: Any, rerank: Rerank | None, options: dict[str, Any]
@@ -364,16 +345,16 @@ class CudaIndex:
         dense, offsets = (
             (None, None) if rerank is None else device_rerank(rerank, m, self.dim, home)
         )
-        found = []
+        results = []
         for part in self._parts:
             there = same_device(self._native, home, part.device)
             mask, queries, added = (
                 None if tensor is None else tensor.to(there)
                 for tensor in (cut(allowed, part), dense, offsets)
             )
-            results = search_part(self._native, part, rows.to(there), mask, queries, added, options)
-            found.append(tuple(tensor.to(home) for tensor in results))
-        return merge_tensors(found, options["top_k"])
+            own = search_part(self._native, part, rows.to(there), mask, queries, added, options)
+            results.append(tuple(tensor.to(home) for tensor in own))
+        return merge_tensors(results, options["top_k"])
 
     def profile(
         self, queries: CodesLike, top_k: int = 10, *, way: str = "cheaper"
@@ -381,11 +362,11 @@ class CudaIndex:
         """Return counts of what a search for some queries reads.
 
         Returns:
-            Sums over the queries. walks and gathers: pairs of a query and a block of documents
-            scored by adding up postings, and by reading all codes of the block; postings and
+            Sums over the queries. walks and gathers: pairs of a query and a window of documents
+            scored by adding up postings, and by reading all codes of the window; postings and
             entries: read so.
         """
-        options = self._options(top_k, None, None, way) | {"count_work": True}
+        options = self._options(top_k, None, None, way)[0] | {"count_work": True}
         rows = host_queries(queries, self.dim, self._native.MOST_ENTRIES)
         total: dict[str, int] = {}
         for part in self._parts:
@@ -431,10 +412,7 @@ class CudaIndex:
         )
 
 
-def _form(native: Any, impact_bits: int, block: int | None) -> dict[str, Any]:
+def _form(native: Any, impact_bits: int, window: int | None) -> dict[str, Any]:
     if impact_bits not in (8, 16):
         raise ValueError(f"impact_bits: expected 8 or 16, got {impact_bits!r}")
-    block = native.BLOCK if block is None else check_int("block", block, 64, 65_536)
-    if block % 64:
-        raise ValueError(f"block: expected a multiple of 64, got {block}")
-    return {"impact_bits": impact_bits, "block": block}
+    return {"impact_bits": impact_bits, "window": check_window(window) or native.WINDOW}

@@ -9,7 +9,7 @@ import numpy as np
 
 from csrkern.index.filter import allowed_bits
 from csrkern.index.rerank import Rerank
-from csrkern.index.rows import Rows, read_rows
+from csrkern.index.rows import pad_rows, read_rows
 from csrkern.index.segment import Lookup
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def to_host(array: Any) -> Any:
     """Return a tensor, or each in a list of them, as an array; all else as it is."""
     torch = sys.modules.get("torch")
     if isinstance(array, (list, tuple)):
-        return [to_host(one) for one in array]
+        return [to_host(item) for item in array]
     return array.cpu().numpy() if torch is not None and isinstance(array, torch.Tensor) else array
 
 
@@ -123,8 +123,8 @@ def device_rerank(
 
     dense: Any = rerank.dense_queries
     offsets: Any = rerank.offsets
-    given = [one for one in (dense, offsets) if one is not None]
-    if not all(isinstance(one, torch.Tensor) and one.device == home for one in given):
+    given = [array for array in (dense, offsets) if array is not None]
+    if not all(isinstance(array, torch.Tensor) and array.device == home for array in given):
         arrays = rerank.arrays(m, dim)
         on_host = [None if a is None else torch.from_numpy(a).to(home) for a in arrays]
         return on_host[0], on_host[1]  # type: ignore[return-value]
@@ -154,12 +154,12 @@ def parse_devices(native: Any, device: Any) -> list[int]:
     many = device if isinstance(device, (list, tuple)) else [device]
     count = native.count_devices()
     numbers = []
-    for one in many:
-        kind, _, number = str(one).partition(":")
+    for name in many:
+        kind, _, number = str(name).partition(":")
         if kind != "cuda" or not (number or "0").isdigit() or int(number or 0) >= count:
             raise ValueError(
                 f"device: expected 'cuda', 'cuda:0' to 'cuda:{count - 1}' or a list of these, "
-                f"got {one!r}"
+                f"got {name!r}"
             )
         numbers.append(int(number) if number else native.current_device())
     if not numbers:
@@ -176,7 +176,9 @@ def host_queries(queries: Any, dim: int, most: int) -> tuple[np.ndarray, np.ndar
     rows = read_rows("queries", queries, dim)
     if rows.k > most:
         raise ValueError(f"queries: expected at most {most} slots each, got {rows.k}")
-    values, indices = _padded(rows)
+    values, indices = rows.values, rows.indices
+    if rows.starts is not None:
+        values, indices = pad_rows(*rows.flat()[:2], rows.lengths, rows.k)
     _refuse((indices < 0) | (indices >= dim), f"expected latents in 0..{dim - 1}, got", indices)
     _refuse(
         ~((values >= 0) & (values < np.inf)),
@@ -195,41 +197,10 @@ def host_queries(queries: Any, dim: int, most: int) -> tuple[np.ndarray, np.ndar
     return np.ascontiguousarray(values), np.ascontiguousarray(indices)
 
 
-def _padded(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    if rows.starts is None:
-        return rows.values, rows.indices
-    lengths = np.diff(rows.starts)
-    of = np.repeat(np.arange(rows.n), lengths)
-    slots = np.arange(len(of)) - rows.starts[of]
-    values = np.zeros((rows.n, rows.k), np.float32)
-    indices = np.zeros((rows.n, rows.k), np.int32)
-    values[of, slots] = rows.values[: len(of)]
-    indices[of, slots] = rows.indices[: len(of)]
-    return values, indices
-
-
 def _refuse(wrong: np.ndarray, expected: str, array: np.ndarray) -> None:
     if wrong.any():
         row, slot = np.argwhere(wrong)[0]
         raise ValueError(f"queries: {expected} {array[row, slot]} in row {row}")
-
-
-def reordered(
-    lengths: np.ndarray,
-    latents: np.ndarray,
-    values: np.ndarray,
-    order: np.ndarray | None,
-    dim: int,
-) -> Rows:
-    """Flat rows of these lengths, in another order."""
-    if order is not None:
-        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        lengths = lengths[order]
-        shifts = before[order] - np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)[:-1]])
-        at = np.arange(len(latents)) + np.repeat(shifts, lengths)
-        latents, values = latents[at], values[at]
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    return Rows(values, latents, starts, dim)
 
 
 class Documents:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from csrkern.index.collection import Collection
-from csrkern.index.cuda.input import DeviceRows, reordered
-from csrkern.index.rows import Rows
+from csrkern.index.cuda.input import DeviceRows
+from csrkern.index.rows import Rows, concatenate_rows
 from csrkern.index.segment import Form, norms_of
 
 if TYPE_CHECKING:
@@ -126,36 +126,20 @@ def make_parts(
     One for each device, or as many slices for each that do not stay there.
     """
     segments, stored, *_ = index.snapshot()
-    pieces = [segment.rows() for segment in segments]
-    rows = reordered(
-        np.concatenate([np.diff(starts) for starts, _, _ in pieces]),
-        np.concatenate([latents for _, latents, _ in pieces]),
-        np.concatenate([values for _, _, values in pieces]),
-        order,
-        index.dim,
-    )
-    del pieces
+    rows = concatenate_rows([segment.rows() for segment in segments])
     ids = np.concatenate([segment.ids for segment in segments])
-    ascending = ids if order is None else ids[order]
+    norms = norms_of(segments)
+    if order is not None:
+        rows, ids = rows.take(order), ids[order]
+        norms = None if norms is None else norms[order]
     # They are stored as they are to be found: at norm 1 already, and rounded.
     form = form | stored_as(stored, index.dim) | {"normalize": False}
-    norms = norms_of(segments)
-    if norms is not None and order is not None:
-        norms = norms[order]
-    starts = rows.starts
-    assert starts is not None
     cuts = np.linspace(0, len(ids), len(devices) * slices + 1).astype(np.int64).tolist()
     parts = []
     for i, (first, end) in enumerate(itertools.pairwise(cuts)):
-        piece = slice(starts[first], starts[end])
-        own = Rows(
-            rows.values[piece],
-            rows.indices[piece],
-            starts[first : end + 1] - starts[first],
-            index.dim,
-        )
         own_norms = None if norms is None else norms[first:end]
-        upload = Upload(native, devices[i // slices], own, ascending[first:end], own_norms, form)
+        own = rows.between(first, end), ids[first:end], own_norms
+        upload = Upload(native, devices[i // slices], *own, form)
         opened: Callable[[], Any] = upload
         if slices == 1:
             opened = keep(upload())
@@ -223,16 +207,16 @@ def search_part(
     """
     import torch
 
-    found = part.open()
+    index = part.open()
     arguments = rows.arguments(native)
     del arguments["device"]
     there, shape = rows.values.device, (len(rows.values), options["top_k"])
-    n_bytes = found.workspace_bytes(arguments["n"], arguments["width"], options["top_k"])
+    n_bytes = index.workspace_bytes(arguments["n"], arguments["width"], options["top_k"])
     workspace = torch.empty(n_bytes, dtype=torch.uint8, device=there)
     scores = torch.empty(shape, dtype=torch.float32, device=there)
     ids = torch.empty(shape, dtype=torch.int64, device=there)
     again = None if dense is None else torch.empty_like(scores)
-    found.search(
+    index.search(
         **arguments,
         allowed=address(mask),
         allowed_stride=part.n_docs if mask is not None and mask.dim() == 2 else 0,
@@ -256,27 +240,27 @@ def address(tensor: torch.Tensor | None) -> int:
 _LAST = 2**63 - 1
 
 
-def merge_arrays(found: Sequence[tuple[np.ndarray, ...]], top_k: int) -> tuple[np.ndarray, ...]:
-    """Return the best `top_k` by the first array, scores [m, ...] best first, of each of `found`.
+def merge_arrays(results: Sequence[tuple[np.ndarray, ...]], top_k: int) -> tuple[np.ndarray, ...]:
+    """Return the best `top_k` by the first array, scores [m, ...] best first, of each of `results`.
 
     Parts stand by ascending ids, so that a stable order puts equal scores by lower id.
     """
-    if len(found) == 1:
-        return found[0]
-    together = [np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True)]
+    if len(results) == 1:
+        return results[0]
+    together = [np.concatenate(arrays, axis=1) for arrays in zip(*results, strict=True)]
     best = np.argsort(-together[0], axis=1, kind="stable")[:, :top_k]
     return tuple(np.take_along_axis(array, best, 1) for array in together)
 
 
 def merge_tensors(
-    found: Sequence[tuple[torch.Tensor, ...]], top_k: int
+    results: Sequence[tuple[torch.Tensor, ...]], top_k: int
 ) -> tuple[torch.Tensor, ...]:
     """Return what `merge_arrays` does, of tensors."""
     import torch
 
-    if len(found) == 1:
-        return found[0]
-    together = [torch.cat(tensors, 1) for tensors in zip(*found, strict=True)]
+    if len(results) == 1:
+        return results[0]
+    together = [torch.cat(tensors, 1) for tensors in zip(*results, strict=True)]
     best = torch.sort(together[0], dim=1, descending=True, stable=True)[1][:, :top_k]
     return tuple(tensor.gather(1, best) for tensor in together)
 
