@@ -279,9 +279,9 @@ def gather_sum(
     def run(config: tuning.Config) -> None:
         tensors = values, indices, as_bits(table), bias, as_bits(out)
         sizes = n, k, dim, d, table.stride(0)
-        constants = {"ENDS": tuple(ends), "ROWS": ROWS_AT_ONCE, "enable_fp_fusion": False}
+        constants = {"ENDS": tuple(ends), "ROWS": ROWS_AT_ONCE, **config}
         grid = n, triton.cdiv(d, config["BLOCK"])
-        gather_sum_kernel[grid](*tensors, *sizes, **constants, **config)
+        gather_sum_kernel[grid](*tensors, *sizes, enable_fp_fusion=False, **constants)
 
     if out.numel():
         with on_device_of(table):
@@ -303,8 +303,8 @@ def gather_dot(
     def run(config: tuning.Config) -> None:
         tensors = values, indices, as_bits(table), rows, out
         sizes = n, k, dim, d, table.stride(0)
-        constants = {"ENDS": tuple(ends), "BLOCK": DOT_WIDTH, "enable_fp_fusion": False}
-        gather_dot_kernel[(n,)](*tensors, *sizes, **constants, **config)
+        constants = {"ENDS": tuple(ends), "BLOCK": DOT_WIDTH, **config}
+        gather_dot_kernel[(n,)](*tensors, *sizes, enable_fp_fusion=False, **constants)
 
     if n:
         with on_device_of(table):
