@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     from csrkern.ops.topk_relu import topk_relu
 
 _HOME_OF = {
-    "CudaIndex": "index.cuda.index",
-    "InvertedIndex": "index.inverted",
-    "ModelMismatchError": "identity",
-    "PackedCodes": "codes.packed",
-    "Rerank": "index.rerank",
-    "SparseCodes": "codes.sparse",
-    "autoencode": "ops.autoencode",
-    "decode": "ops.decode",
-    "encode": "ops.encode",
-    "info_nce": "ops.info_nce",
-    "packed_bytes": "codes.packed",
-    "packed_k": "codes.packed",
-    "similarity": "ops.similarity",
-    "topk_relu": "ops.topk_relu",
+    "CudaIndex": ".index.cuda.index",
+    "InvertedIndex": ".index.inverted",
+    "ModelMismatchError": ".identity",
+    "PackedCodes": ".codes.packed",
+    "Rerank": ".index.rerank",
+    "SparseCodes": ".codes.sparse",
+    "autoencode": ".ops.autoencode",
+    "decode": ".ops.decode",
+    "encode": ".ops.encode",
+    "info_nce": ".ops.info_nce",
+    "packed_bytes": ".codes.packed",
+    "packed_k": ".codes.packed",
+    "similarity": ".ops.similarity",
+    "topk_relu": ".ops.topk_relu",
 }
 _SUBMODULES = ("integrations", "nn", "reference", "roofline")
 

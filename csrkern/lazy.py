@@ -15,14 +15,14 @@ def attributes(
 
     Args:
         package: its `__name__`.
-        home_of: the module, below the package, of each name that it gives.
+        home_of: the module of each name that it gives; ".codes" is one below the package.
         modules: modules below it that are names themselves.
     """
     homes = dict(home_of or {})
 
     def get(name: str) -> Any:
         if name in homes:
-            value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+            value = getattr(importlib.import_module(homes[name], package), name)
         elif name in modules:
             value = importlib.import_module(f"{package}.{name}")
         else:

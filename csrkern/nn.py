@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from csrkern.arguments import array_of, check_at_least, check_bool, check_choice
+from csrkern.arguments import check_at_least, check_bool, check_choice
 from csrkern.codes.sparse import SparseCodes, check_codes
-from csrkern.embeddings import check_matrix, copy_floats, held_array, open_npy
+from csrkern.embeddings.dataset import Embeddings, open_embeddings
 from csrkern.fingerprint import fingerprint_of, fingerprint_of_codes, forget
 from csrkern.identity import check_fingerprint
 from csrkern.index.rerank import Rerank
@@ -23,8 +22,9 @@ from csrkern.ops.autoencode import autoencode
 from csrkern.ops.decode import decode
 from csrkern.ops.encode import encode
 from csrkern.ops.topk_relu import topk_relu
-from csrkern.ops.validation import check_rows_finite, check_tensor, check_tensors_finite
+from csrkern.ops.validation import check_tensor, check_tensors_finite
 from csrkern.storage import read_json, write_atomically
+from csrkern.typing import ArraySource
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -32,12 +32,6 @@ SPACES = ("embeddings", "adapter")
 _ENCODER, _DECODER = "encoder.weight", "decoder.linear.weight"
 _CONFIG_NAMES = ("input_dim", "hidden_dim", "k", "k_aux", "standardize", "dead_threshold", "tied")
 _PUBLISHED_NAME = "normalize"  # of "standardize", in the files of sentence-transformers
-# Arrays are encoded in batches of about this many bytes of float32.
-_BATCH_BYTES = 1 << 25
-
-
-EmbeddingsLike = Tensor | np.ndarray | str | os.PathLike[str]
-"""Embeddings [n, d]: a tensor, an array (NumPy's, or one that speaks DLPack), or a .npy file."""
 
 
 class TopKReLU(nn.Module):
@@ -189,13 +183,24 @@ class SparseAutoencoder(nn.Module):
         deviation = (x - mean).std(1, keepdim=True) + 1e-5
         return (x - mean) / deviation, mean, deviation
 
-    def encode(self, x: EmbeddingsLike, k: int | None = None) -> SparseCodes:
+    def encode(
+        self,
+        x: ArraySource | Embeddings,
+        k: int | None = None,
+        *,
+        on_rows: Callable[[int], object] | None = None,
+    ) -> SparseCodes:
         """Return the codes of embeddings [n, d] at k (default: self.k) active latents.
 
-        A tensor is encoded as one batch, on its device, and gradients flow back to it.
+        A tensor is encoded as one batch, on its device, and gradients flow back to it. All else,
+        as `csrtrain.load_embeddings` takes it, is converted to the model's dtype and encoded in
+        batches without gradients; the codes are on the CPU. Give a tensor as `x.numpy()` for that.
 
-        An array, or a .npy file, which is mapped, is converted to the model's dtype and encoded
-        in batches without gradients; the codes are on the CPU.
+        Args:
+            x: a tensor, an array, lists, a data frame, or a file: .npy (mapped), .npz,
+                .safetensors, .parquet or .pt, as "file:name" where it holds several arrays.
+            k: active latents per row.
+            on_rows: called after each batch with its number of rows.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -203,33 +208,18 @@ class SparseAutoencoder(nn.Module):
                 NaN or infinity, or if a tensor has another dtype or device than the model.
         """
         if isinstance(x, Tensor):
-            x, _, _ = self.standardized(x)
-            return self.encode_standardized(x, k)
-        array, dtype = self._rows("x", x), self.pre_bias.dtype
-        step = max(1, _BATCH_BYTES // (4 * self.input_dim))
+            codes = self.encode_standardized(self.standardized(x)[0], k)
+            if on_rows is not None:
+                on_rows(len(codes))
+            return codes
+        parts = []
         with torch.no_grad():
-            codes = SparseCodes.cat(
-                self.encode(self._tensor("x", array[row : row + step], dtype, row), k).to("cpu")
-                for row in range(0, max(1, len(array)), step)
-            )
+            for piece in open_embeddings("x", x, width=self.input_dim).pieces(self.pre_bias.dtype):
+                rows = piece.to(self.pre_bias.device)
+                parts.append(self.encode(rows, k, on_rows=on_rows).to("cpu"))
+        codes = SparseCodes.cat(parts)
         codes.fingerprint = self.fingerprint  # also in training mode
         return codes
-
-    def _rows(self, name: str, given: Any) -> np.ndarray:
-        """Return `given`, an array or the path of one, as floating-point [n, d]."""
-        path = isinstance(given, (str, os.PathLike))
-        array = _open_array(name, given) if path else array_of(name, given)
-        check_matrix(name, held_array(array), self.input_dim)
-        return array
-
-    def _tensor(self, name: str, rows: np.ndarray, dtype: torch.dtype, start: int = 0) -> Tensor:
-        """Return finite rows [n, d], numbered from `start`, on the device of the model."""
-        wide = torch.promote_types(dtype, torch.float32)
-        copy = torch.empty(rows.shape, dtype=wide, device="cpu")
-        copy_floats(rows, copy.numpy())
-        tensor = copy.to(self.pre_bias.device, dtype)
-        check_rows_finite(tensor, start, name)
-        return tensor
 
     def encode_standardized(self, x: Tensor, k: int | None = None) -> SparseCodes:
         """`encode` for rows that `standardize` has been over already."""
@@ -341,7 +331,9 @@ class SparseAutoencoder(nn.Module):
     # ---- dense queries against stored codes ---------------------------------------------
 
     @torch.no_grad()
-    def rerank(self, q: EmbeddingsLike, shortlist: int = 100, space: str = "embeddings") -> Rerank:
+    def rerank(
+        self, q: ArraySource | Embeddings, shortlist: int = 100, space: str = "embeddings"
+    ) -> Rerank:
         """Return what `InvertedIndex.search` needs to score documents by embeddings q [n, d].
 
         With the index built of `codes` with metric="ip" and `norms=model.norms(codes, space)`,
@@ -363,7 +355,8 @@ class SparseAutoencoder(nn.Module):
         self.check_space(space)
         encoder, decoder, pre_bias = self._wide()
         if not isinstance(q, Tensor):
-            q = self._tensor("q", self._rows("q", q), pre_bias.dtype)
+            opened = open_embeddings("q", q, width=self.input_dim)
+            q = torch.cat([*opened.pieces(pre_bias.dtype)]).to(pre_bias.device)
         check_tensor("q", q, (None, self.input_dim))
         q = q.to(pre_bias.dtype)
         own = self.encoder.weight, self.latent_bias, self.pre_bias
@@ -639,13 +632,3 @@ def _check_fits(what: str, tensors: dict[str, Tensor], model: SparseAutoencoder)
         if wanted.is_floating_point() != found.is_floating_point():
             kind = "floating-point numbers" if wanted.is_floating_point() else "integers"
             raise ValueError(f"{what}: {name}: expected {kind}, got {found.dtype}")
-
-
-def _open_array(name: str, path: str | os.PathLike[str]) -> np.ndarray:
-    """Return the array in a .npy file, mapped."""
-    if Path(path).suffix.lower() != ".npy":
-        raise ValueError(
-            f"{name}: expected an array or the path of a .npy file, got {os.fspath(path)!r}; "
-            "csrtrain.load_embeddings(path) reads .npz, .parquet, .safetensors and .pt files"
-        )
-    return open_npy(path)

@@ -1,4 +1,4 @@
-"""Names for the forms in which the index takes codes, ids, filters and vectors.
+"""Names for the forms in which arrays, codes, ids, filters and vectors are taken.
 
 They are for annotations: each function checks what it is given and says what it expects.
 """
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from csrkern.codes.sparse import SparseCodes
+
+ArraySource: TypeAlias = "str | bytes | os.PathLike[str] | ArrayLike | torch.Tensor"
+"""Embeddings [n, d] or what belongs to them: a path (also "file.npz:name"), an array of NumPy or
+what speaks DLPack, a tensor, a data frame, or nested lists. See `csrtrain.load_embeddings`."""
 
 CodesLike: TypeAlias = (
     "SparseCodes | sp.sparray | sp.spmatrix | torch.Tensor | tuple[ArrayLike, ArrayLike]"

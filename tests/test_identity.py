@@ -22,7 +22,7 @@ from csrkern.fingerprint import fingerprint_of_codes
 from csrkern.identity import check_same_model
 from csrkern.index.file import HEADER
 from csrkern.nn import SparseAutoencoder
-from csrtrain import TrainConfig, encode_all, train_two
+from csrtrain import TrainConfig, train_two
 
 D, H, K = 8, 32, 4
 OTHER = "00112233445566ff"
@@ -297,8 +297,8 @@ def test_whole_corpora_have_it(model):
     from csrtrain.evaluation.least_squares import encode_omp, refit
 
     own = model.fingerprint
-    assert encode_all(model, rows()).fingerprint == own
-    assert encode_all(model.train(), rows()).fingerprint == own
+    assert model.encode(rows()).fingerprint == own
+    assert model.train().encode(rows().numpy()).fingerprint == own
     assert model.eval()(rows())[1].fingerprint == own
     assert model.autoencode(rows(), [2, K])[0].fingerprint == own
     assert encode_omp(model, rows()).fingerprint == own

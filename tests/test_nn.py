@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import csrkern
 from csrkern import SparseCodes, reference
+from csrkern.embeddings import dataset
+from csrkern.embeddings.dataset import Embeddings
 from csrkern.nn import SparseAutoencoder, TopKReLU
 
 D, H, K = 12, 40, 4
@@ -283,10 +286,46 @@ def test_encode_takes_arrays_of_any_float_type(model_dtype, dtype, tmp_path, mon
     np.save(tmp_path / "x.npy", array)
     for path in (tmp_path / "x.npy", str(tmp_path / "x.npy")):
         assert model.encode(path, 3).equal(expected.truncate(3))
-    monkeypatch.setattr(csrkern.nn, "_BATCH_BYTES", 4 * D * 17)  # batches of 17, 17 and 16 rows
+    monkeypatch.setattr(dataset, "_PIECE_BYTES", 4 * D * 17)  # batches of 17, 17 and 16 rows
     joined = model.encode(array)
     assert torch.equal(joined.indices, expected.indices)
     torch.testing.assert_close(joined.values, expected.values)
+
+
+@pytest.mark.parametrize("form", ["npz", "safetensors", "pt", "parquet", "frame"])
+def test_encode_takes_what_training_takes(form, tmp_path, monkeypatch):
+    model, x = make(torch.float32), batch(50, torch.float32)
+    expected = model.encode(x).detach()
+    path = tmp_path / f"x.{form}"
+    if form == "npz":
+        np.savez(path, emb=x.numpy(), other=np.arange(50))
+    elif form == "safetensors":
+        save_file({"emb": x}, path)
+    elif form == "pt":
+        torch.save({"emb": x}, path)
+    else:
+        frame = pytest.importorskip("pandas").DataFrame(x.numpy())
+        if form == "parquet":
+            pytest.importorskip("pyarrow")
+            frame.apply(list, axis=1).to_frame("emb").to_parquet(path)
+    given = (frame,) if form == "frame" else (path, f"{path}:emb")
+    for source in given:
+        seen = []
+        assert model.encode(source, on_rows=seen.append).equal(expected)
+        assert seen == [50]
+    monkeypatch.setattr(dataset, "_PIECE_BYTES", 4 * D * 17)
+    model.encode(given[0], on_rows=seen.append)
+    assert seen == [50, 17, 17, 16]
+
+
+def test_encode_names_the_file_and_the_row(tmp_path):
+    x = batch(9, torch.float32).numpy()
+    x[7, 2] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(ValueError, match=r"x\.npy: row 7 holds 1 values"):
+        make(torch.float32).encode(tmp_path / "x.npy")
+    with pytest.raises(ValueError, match=r"part: row 107 holds 1 values"):
+        make(torch.float32).encode(Embeddings("part", x, 100))
 
 
 def test_encode_of_a_tensor_keeps_its_gradient():
@@ -311,8 +350,8 @@ def test_encode_refuses_what_is_not_embeddings(tmp_path, monkeypatch):
         (x[0], ValueError, rf"x: expected embeddings of shape \[n, {D}\], got \[{D}\]"),
         (np.float64(3), ValueError, rf"x: expected embeddings of shape \[n, {D}\], got \[\]"),
         (x.astype(int), TypeError, "x: expected floating-point embeddings, got int64"),
-        ("rows.parquet", ValueError, r"got 'rows.parquet'; csrtrain.load_embeddings"),
-        (None, TypeError, "x: expected floating-point embeddings, got object"),
+        ("rows.csv", FileNotFoundError, "no file at rows.csv"),
+        (None, TypeError, "x: expected a path, .* or lists of numbers, got NoneType"),
     ):
         with pytest.raises(error, match=message):
             model.encode(wrong)
@@ -322,7 +361,7 @@ def test_encode_refuses_what_is_not_embeddings(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"damaged\.npy is not a readable \.npy file"):
         model.encode(tmp_path / "damaged.npy")
 
-    monkeypatch.setattr(csrkern.nn, "_BATCH_BYTES", 4 * D * 2)
+    monkeypatch.setattr(dataset, "_PIECE_BYTES", 4 * D * 2)
     for value in (np.nan, np.inf, 1e300):  # the last is infinite in float32
         x[7, 2] = value
         with pytest.raises(ValueError, match="x: row 7 holds 1 values that are not finite"):

@@ -14,7 +14,6 @@ import torch
 from timing import TOP_K, Search, asymmetric_search, code_search, timed
 
 from csrtrain import refit, train
-from csrtrain.encoding import encode_all
 from csrtrain.evaluation.metrics import search
 from csrtrain.pca import PCA
 from csrtrain.training.matryoshka import train_matryoshka
@@ -49,7 +48,7 @@ def measure(data: sets.Set, quick: bool) -> tuple[output.Rows, str]:
                 dims,
                 lambda q, s=stored, m=dims: search(s[1], adapter(q)[:, :m], TOP_K),
             )
-        wide = encode_all(model, task.database, max(KS))
+        wide = model.encode(task.database.numpy(), max(KS))
         for k in KS:
             codes = wide.truncate(k)
             note(CODES[0], k, code_search(model, codes))

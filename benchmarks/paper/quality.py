@@ -26,7 +26,6 @@ from torch import Tensor
 
 from csrkern.nn import SparseAutoencoder
 from csrtrain import TrainConfig, train
-from csrtrain.encoding import encode_all
 from csrtrain.evaluation.comparison import (
     Result,
     compare_adapter,
@@ -222,7 +221,7 @@ def trained(
         "beta": settled.beta,
         "cpu_s": round(spent, 1),
         "dead_percent": round(100 * dead_share(model), 3),
-        "skew": round(use_skew(encode_all(model, data.task.database, min(32, config.k))), 4),
+        "skew": round(use_skew(model.encode(data.task.database.numpy(), min(32, config.k))), 4),
         **{f"unexplained_{k}": round(share, 4) for k, share in unexplained.items()},
     }
 

@@ -12,7 +12,6 @@ import torch
 from timing import code_search, timed
 
 from csrtrain import train
-from csrtrain.encoding import encode_all
 from csrtrain.evaluation.metrics import search
 
 HIDDEN = (1024, 4096)
@@ -33,7 +32,7 @@ def measure(data: sets.Set, quick: bool) -> tuple[output.Rows, str]:
     for h in HIDDEN:
         config = recipes.recommended(32, hidden_dim=h, steps=100 if quick else 400)
         model = train(data.train, config=config, progress=False)
-        codes = encode_all(model, data.task.database)
+        codes = model.encode(data.task.database.numpy())
         with torch.no_grad():
             for n in sizes:
                 for k in KS:

@@ -28,7 +28,6 @@ import numpy as np
 from benchmarks.harness import provenance
 from csrkern import _C, InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain.encoding import encode_all
 from csrtrain.scale import ShardedIndex, add_shard, build_shards, encode_corpus, shards
 from csrtrain.scale.encode import read_codes_manifest
 from csrtrain.scale.folder import Folder
@@ -169,7 +168,7 @@ def wrong_codes(folder: Path, manifest: dict[str, Any]) -> int:
         piece = pieces[place]
         file, first = divmod(piece["first_id"], FILE_ROWS)
         rows = np.load(folder / f"corpus/{file:04d}.npy", mmap_mode="r")
-        expected = encode_all(model, np.array(rows[first : first + piece["rows"]]))
+        expected = model.encode(np.array(rows[first : first + piece["rows"]]))
         import torch
 
         found = SparseCodes.load(folder / "codes" / piece["file"]).numpy()[1]

@@ -7,9 +7,9 @@ from csrkern import lazy
 __getattr__, __dir__ = lazy.attributes(
     __name__,
     {
-        "SparseCodes": "sparse",
-        "PackedCodes": "packed",
-        "packed_bytes": "packed",
-        "packed_k": "packed",
+        "SparseCodes": ".sparse",
+        "PackedCodes": ".packed",
+        "packed_bytes": ".packed",
+        "packed_k": ".packed",
     },
 )

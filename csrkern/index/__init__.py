@@ -5,5 +5,5 @@ from __future__ import annotations
 from csrkern import lazy
 
 __getattr__, __dir__ = lazy.attributes(
-    __name__, {"InvertedIndex": "inverted", "Rerank": "rerank", "CudaIndex": "cuda.index"}
+    __name__, {"InvertedIndex": ".inverted", "Rerank": ".rerank", "CudaIndex": ".cuda.index"}
 )

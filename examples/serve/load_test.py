@@ -123,7 +123,7 @@ def index_of_definitions(folder: Path) -> Path:
     data = load_demo()
     config = csrtrain.TrainConfig(steps=60)
     model = csrtrain.train(data.train, config=config)
-    codes = csrtrain.encode_all(model, data.train)
+    codes = model.encode(data.train)
     InvertedIndex.build(codes).save(folder)
     return folder
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from csrkern import lazy
 
 if TYPE_CHECKING:
-    from csrtrain.data import load_embeddings, load_labels
-    from csrtrain.encoding import encode_all
+    from csrkern.embeddings.dataset import load_embeddings
+    from csrkern.embeddings.labels import load_labels
     from csrtrain.evaluation.least_squares import encode_omp, refit
     from csrtrain.training.config import TrainConfig
     from csrtrain.training.loop import StepReport
@@ -19,23 +19,21 @@ if TYPE_CHECKING:
     from csrtrain.training.train import train, train_two
 
 _HOME_OF = {
-    "CSRLoss": "training.loss",
-    "StepReport": "training.loop",
-    "TrainConfig": "training.config",
-    "encode_all": "encoding",
-    "load_embeddings": "data",
-    "load_labels": "data",
-    "encode_omp": "evaluation.least_squares",
-    "refit": "evaluation.least_squares",
-    "train": "training.train",
-    "train_two": "training.train",
+    "load_embeddings": "csrkern.embeddings.dataset",
+    "load_labels": "csrkern.embeddings.labels",
+    "CSRLoss": ".training.loss",
+    "StepReport": ".training.loop",
+    "TrainConfig": ".training.config",
+    "encode_omp": ".evaluation.least_squares",
+    "refit": ".evaluation.least_squares",
+    "train": ".training.train",
+    "train_two": ".training.train",
 }
 
 __all__ = [
     "CSRLoss",
     "StepReport",
     "TrainConfig",
-    "encode_all",
     "encode_omp",
     "load_embeddings",
     "load_labels",

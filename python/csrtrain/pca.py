@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from csrtrain.data import Array, chunks
+from csrkern.embeddings.dataset import Embeddings, open_embeddings
+from csrkern.typing import ArraySource
 
 
 class PCA:
@@ -17,16 +18,17 @@ class PCA:
         variances: [d], of the training rows along each direction.
     """
 
-    def __init__(self, *embeddings: Array) -> None:
-        n, d = sum(map(len, embeddings)), embeddings[0].shape[1]
+    def __init__(self, *sources: ArraySource | Embeddings) -> None:
+        embeddings = [open_embeddings("embeddings", source) for source in sources]
+        n, d = sum(map(len, embeddings)), embeddings[0].width
         total = torch.zeros(d, dtype=torch.float64, device="cpu")
-        for array in embeddings:
-            for _, chunk in chunks(array):
+        for part in embeddings:
+            for chunk in part.pieces():
                 total += chunk.sum(0, dtype=torch.float64)
         mean = total / n
         covariance = torch.zeros(d, d, dtype=torch.float64, device="cpu")
-        for array in embeddings:
-            for _, chunk in chunks(array):
+        for part in embeddings:
+            for chunk in part.pieces():
                 centered = chunk.double() - mean
                 covariance += centered.T @ centered
         variances, directions = torch.linalg.eigh(covariance / n)

@@ -108,11 +108,9 @@ class CSRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def transform(self, X: Any) -> sp.csr_array:
         """Return the codes of embeddings X [m, d]: float32 [m, h], at most k entries a row."""
-        from csrtrain import encode_all
-
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float32, reset=False)
-        return encode_all(self.model_, X).to_scipy()
+        return self.model_.encode(X).to_scipy()
 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Return the embeddings float32 [m, d] that codes X [m, h] stand for.

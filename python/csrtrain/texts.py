@@ -20,10 +20,10 @@ import torch
 from csrkern.arguments import check_int
 from csrkern.codes import file as codes_file
 from csrkern.codes.sparse import SparseCodes
+from csrkern.embeddings.dataset import open_embeddings
 from csrkern.identity import ModelMismatchError, check_fingerprint, common_fingerprint, digest
 from csrkern.nn import CONFIG_NAME, SparseAutoencoder
 from csrkern.storage import write_atomically
-from csrtrain.encoding import encode_all
 from csrtrain.lines import parse_object
 
 RECIPE, ADAPTER = "text.json", "adapter"  # a file and a folder in the folder of an index
@@ -328,13 +328,13 @@ class TextCoder:
             raise ValueError("no adapter is known: name it by --model, here or to csrkern index")
         if self._adapter is None:
             self._adapter = SparseAutoencoder.from_pretrained(self.recipe.adapter).eval()
-        width = self._adapter.input_dim
-        if embeddings.shape[1] != width:
+        width, opened = self._adapter.input_dim, open_embeddings("embeddings", embeddings)
+        if opened.width != width:
             raise ValueError(
                 f"{self.recipe.adapter} takes embeddings of {width} dimensions, "
-                f"got {embeddings.shape[1]}; was it trained on another text model's?"
+                f"got {opened.width}; was it trained on another text model's?"
             )
-        return encode_all(self._adapter, embeddings)
+        return self._adapter.encode(opened)
 
 
 def stack(parts: Sequence[Any]) -> Any:

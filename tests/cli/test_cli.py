@@ -378,7 +378,5 @@ def test_a_reader_that_leaves_ends_quietly():
 
 
 def test_array_names_and_numbers():
-    assert cli_io.split_name("data.npz:rows") == (Path("data.npz"), "rows")
-    assert cli_io.split_name("data.npy") == (Path("data.npy"), None)
     assert cli_io.numbers("2, 4,8", "--k") == (2, 4, 8)
     assert cli_io.numbers("", "--k") == ()

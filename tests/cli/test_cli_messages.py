@@ -22,7 +22,8 @@ from command_line import (  # noqa: F401
 )
 
 from csrkern import InvertedIndex
-from csrtrain import encoding, scale
+from csrkern.nn import SparseAutoencoder
+from csrtrain import scale
 from csrtrain.cli import eval as cli_eval
 from csrtrain.demo import run as demo
 from csrtrain.training import loop as trainer
@@ -177,7 +178,7 @@ def put_out(monkeypatch, line: str, encoding: str) -> bytes:
         ("train rows.npy -o {} --steps 2", (trainer, "scalar_log")),
         ("embed lines.txt -o {}.npy", (Words, "embed")),
         ("embed lines.txt", (Words, "embed")),
-        ("encode model rows.npy -o {}", (encoding, "encode_all")),
+        ("encode model rows.npy -o {}", (SparseAutoencoder, "encode")),
         ("index codes.safetensors -o {}", (InvertedIndex, "build")),
         ("search index codes.safetensors -o {}", (InvertedIndex, "search")),
         ("search index words --model model --text-model any", (Words, "embed")),

@@ -58,14 +58,13 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def idle(monkeypatch) -> None:
     """Any reading of what a command works on fails: the answer must come before."""
-    from csrtrain import data
+    from csrkern.embeddings import dataset
     from csrtrain.cli import embed as cli_embed
-    from csrtrain.training import loop as trainer  # noqa: F401  (binds names of data)
 
     def work(*_, **__):
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr(data, "load_embeddings", work)
+    monkeypatch.setattr(dataset, "read_source", work)
     monkeypatch.setattr(SparseCodes, "load", work)
     monkeypatch.setattr(SparseAutoencoder, "from_pretrained", work)
     monkeypatch.setattr(InvertedIndex, "load", work)

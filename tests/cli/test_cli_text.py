@@ -14,7 +14,6 @@ from st_models import SparseEncoder, text_encoder, texts, words_backbone
 
 import csrtrain.texts
 from csrkern import InvertedIndex, SparseCodes
-from csrtrain import encode_all
 from csrtrain.texts import MINILM, TextModel
 
 st = pytest.importorskip("sentence_transformers")
@@ -75,7 +74,7 @@ def test_codes_are_the_adapters():
 
     adapter = SparseAutoencoder.from_pretrained("model").eval()
     codes = SparseCodes.load("codes.safetensors")
-    assert codes.equal(encode_all(adapter, np.load("rows.npy")).to(torch.float16))
+    assert codes.equal(adapter.encode(np.load("rows.npy")).to(torch.float16))
 
 
 def test_a_sparse_encoder_gives_codes():

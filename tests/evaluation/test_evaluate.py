@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from csrkern.codes.sparse import SparseCodes
+from csrkern.embeddings import dataset
 from csrkern.nn import SparseAutoencoder
-from csrtrain import data as data_module
-from csrtrain.encoding import encode_all
 from csrtrain.evaluation import metrics
 from csrtrain.evaluation.baselines import dense_bytes, largest_entries, sparse_bytes, truncate
 from csrtrain.pca import PCA
@@ -56,7 +55,7 @@ def test_dense_nearest_accuracy_equals_brute_force(monkeypatch):
 
 def test_code_nearest_accuracy_equals_brute_force(model):
     (db, db_labels), (q, q_labels) = clusters(150, 1), clusters(60, 2)
-    codes, query_codes = encode_all(model, db), encode_all(model, q)
+    codes, query_codes = model.encode(db.numpy()), model.encode(q.numpy())
     expected = brute_force(codes.to_dense(), db_labels, query_codes.to_dense(), q_labels)
     got = metrics.nearest_accuracy(codes, db_labels, query_codes, q_labels)
     assert got == pytest.approx(expected, abs=1 / 60)  # stored in float16: one near tie may turn
@@ -81,7 +80,7 @@ def test_rows_and_labels_must_match():
 
 @pytest.mark.parametrize("standardize", [False, True])
 def test_unexplained_variance_is_that_of_the_forward_pass(model, standardize, monkeypatch):
-    monkeypatch.setattr(data_module, "_CHUNK_BYTES", 4 * 12 * 17)
+    monkeypatch.setattr(dataset, "_PIECE_BYTES", 4 * 12 * 17)
     model.standardize = standardize
     x, _ = clusters(100, 3)
     got = metrics.unexplained_variance(model, x, [2, 6, 24])
@@ -93,10 +92,10 @@ def test_unexplained_variance_is_that_of_the_forward_pass(model, standardize, mo
         metrics.unexplained_variance(model, torch.ones(5, 12), [2])
 
 
-def test_encode_all_joins_its_pieces(model, monkeypatch):
-    monkeypatch.setattr(data_module, "_CHUNK_BYTES", 4 * 12 * 17)
+def test_encode_joins_its_pieces(model, monkeypatch):
+    monkeypatch.setattr(dataset, "_PIECE_BYTES", 4 * 12 * 17)
     x, _ = clusters(100, 3)
-    codes = encode_all(model, x.half().numpy(), 4)
+    codes = model.encode(x.half().numpy(), 4)
     whole = model.encode(x.half().float(), 4)
     assert torch.equal(codes.indices, whole.indices)
     torch.testing.assert_close(codes.values, whole.values)

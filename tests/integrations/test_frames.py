@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from csrkern import InvertedIndex, Rerank, SparseCodes
 from csrkern.integrations.rows import codes_of_pairs, rows_of
-from csrtrain import encode_all, load_embeddings, load_labels
+from csrtrain import load_embeddings, load_labels
 
 pa = pytest.importorskip("pyarrow", reason="pip install 'csrkern[parquet]'")
 import pyarrow.parquet as pq  # noqa: E402
@@ -309,7 +309,7 @@ def test_hugging_face_datasets_map():
     model, coded = example("datasets_map").encode_column(dataset, k=4, steps=5)
     assert set(coded.column_names) == {"embedding", "name", "indices", "values"}
     codes = example("datasets_map").codes_of(coded, model.hidden_dim)
-    np.testing.assert_allclose(codes.to_dense(), encode_all(model, x).to_dense(), atol=1e-6)
+    np.testing.assert_allclose(codes.to_dense(), model.encode(x.numpy()).to_dense(), atol=1e-6)
 
 
 class OnlyDLPack:

@@ -14,7 +14,6 @@ from scale_shards import DIM, build_sharded, random_codes
 
 from csrkern import InvertedIndex, ModelMismatchError
 from csrkern.nn import SparseAutoencoder
-from csrtrain.encoding import encode_all
 from csrtrain.scale import build, encode, shards
 from csrtrain.scale.corpus import Piece, Reader, plan
 from csrtrain.scale.folder import Folder, read_record, write_record
@@ -154,7 +153,7 @@ def test_encoding_goes_on_where_it_stopped(
     from csrkern import SparseCodes
 
     parts = [SparseCodes.load(out / piece["file"]) for piece in manifest["pieces"]]
-    expected = encode_all(SparseAutoencoder.from_pretrained(model).eval(), whole)
+    expected = SparseAutoencoder.from_pretrained(model).eval().encode(whole)
     np.testing.assert_array_equal(
         np.concatenate([part.numpy()[1] for part in parts]), expected.numpy()[1]
     )

@@ -15,7 +15,6 @@ import pytest
 
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain.encoding import encode_all
 from csrtrain.scale import add_shard, encode, shards
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.serving import Holder, Lookup
@@ -91,7 +90,7 @@ def test_killed_at_any_instant(tmp_path: Path) -> None:
     found = [np.concatenate(side) for side in sides]
     import torch
 
-    codes = encode_all(SparseAutoencoder.from_pretrained(tmp_path / "model").eval(), rows)
+    codes = SparseAutoencoder.from_pretrained(tmp_path / "model").eval().encode(rows)
     np.testing.assert_array_equal(found[1], codes.to(dtype=torch.float16).numpy()[1])
     kills += until_done("build", "build_shards", tmp_path / "codes", tmp_path / "index", shards=5)
     folder = Folder.of(tmp_path / "index")

@@ -20,7 +20,6 @@ import torch
 from benchmarks.scale.drill import kill_process
 from csrkern import InvertedIndex, ModelMismatchError, SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain.encoding import encode_all
 from csrtrain.scale import ShardedIndex, add_shard, build_shards, encode, encode_corpus
 from csrtrain.scale.corpus import Reader
 
@@ -65,7 +64,7 @@ def encoded(cluster: Any, made: tuple[Path, np.ndarray]) -> tuple[Path, SparseCo
         str(folder / "corpus"), folder / "model", folder / "codes", piece_rows=200, workers=2
     )
     assert manifest["rows"] == 3000
-    expected = encode_all(SparseAutoencoder.from_pretrained(folder / "model").eval(), rows)
+    expected = SparseAutoencoder.from_pretrained(folder / "model").eval().encode(rows)
     return folder, expected
 
 
@@ -122,7 +121,7 @@ def test_a_worker_dies_while_encoding(cluster: Any, made: tuple[Path, np.ndarray
         killed.set()
         killer.join()
     assert not alive, "nothing was killed"
-    expected = encode_all(SparseAutoencoder.from_pretrained(folder / "model").eval(), rows)
+    expected = SparseAutoencoder.from_pretrained(folder / "model").eval().encode(rows)
     np.testing.assert_array_equal(
         loaded(folder / "codes2", manifest)[1], stored(expected, 1)[0].numpy()[1]
     )

@@ -15,7 +15,6 @@ from scale_shards import random_codes
 
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain.encoding import encode_all
 from csrtrain.scale import build, encode, training
 from csrtrain.scale.corpus import Piece, Reader
 from csrtrain.scale.folder import Folder
@@ -190,7 +189,7 @@ def test_a_corpus_of_every_kind_of_part(tmp_path: Path, model: Path, without_ray
         source, model, out, piece_rows=8, column="emb_*", dtype="float32"
     )
     codes = [SparseCodes.load(out / piece["file"]) for piece in manifest["pieces"]]
-    expected = encode_all(SparseAutoencoder.from_pretrained(model).eval(), np.concatenate(parts))
+    expected = SparseAutoencoder.from_pretrained(model).eval().encode(np.concatenate(parts))
     assert SparseCodes.cat(codes).equal(expected)
     assert sum(map(len, codes)) == manifest["rows"] == 65
     written = {file: file.stat().st_mtime_ns for file in out.glob("*.safetensors")}

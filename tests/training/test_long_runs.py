@@ -77,9 +77,10 @@ def test_a_run_killed_outright_resumes_to_the_same_model_bit_for_bit(x, tmp_path
 
 LARGE = """
 import resource, sys, torch
-from csrtrain import TrainConfig, data, train
+from csrkern.embeddings import dataset
+from csrtrain import TrainConfig, train
 torch.set_num_threads(1)
-data._CHUNK_BYTES >>= 3  # pieces of 4 MB
+dataset._PIECE_BYTES >>= 3  # pieces of 4 MB
 config = TrainConfig(hidden_dim=64, k=4, batch_size=64, steps=5)
 train(torch.randn(200, 512), config=config, progress=False)
 (held,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmData:"))

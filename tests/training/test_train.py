@@ -13,8 +13,9 @@ import torch
 import csrtrain.training.batches as batches
 import csrtrain.training.loop as trainer
 import csrtrain.training.prepare as prepare
+from csrkern.embeddings.dataset import Embeddings
 from csrkern.nn import SparseAutoencoder
-from csrtrain import TrainConfig, encode_all, encode_omp, refit, train, train_two
+from csrtrain import TrainConfig, encode_omp, refit, train, train_two
 from csrtrain.evaluation.metrics import unexplained_variance
 from csrtrain.training.checkpoint import FILE_NAME
 
@@ -93,15 +94,16 @@ def test_a_mapped_file_trains_to_the_same_model(x, tmp_path):
 def test_a_mapped_file_is_never_read_whole(x, tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", x)
     largest = []
-    rows = batches.rows
+    rows = Embeddings.rows
 
-    def counted(array, index):
-        picked = rows(array, index)
-        largest.append(len(picked))
-        assert isinstance(array, np.memmap)
+    def counted(embeddings, index, dtype=torch.float32):
+        picked = rows(embeddings, index, dtype)
+        if isinstance(index, torch.Tensor):
+            largest.append(len(picked))
+        assert isinstance(embeddings.array, np.memmap)
         return picked
 
-    monkeypatch.setattr(batches, "rows", counted)
+    monkeypatch.setattr(Embeddings, "rows", counted)
     quiet(tmp_path / "x.npy", config=SMALL)
     assert max(largest) == 64
 
@@ -446,7 +448,7 @@ def test_training_does_not_depend_on_the_callers_torch(x, y, mode, options):
 
     def results():
         model = quiet(x, labels, config, partners=partners, evaluate=score, evaluate_every=2)
-        coded = encode_all(model, x)
+        coded = model.encode(x)
         found = [*model.state_dict().values(), coded.values, coded.indices]
         found.append(torch.tensor(score(model), device="cpu", dtype=torch.float64))
         if not config.standardize:
@@ -481,7 +483,7 @@ def test_codes_of_a_model_of_any_dtype(x):
     for dtype in (torch.float64, torch.bfloat16):
         model = SparseAutoencoder(16, 64, 4, dtype=dtype)
         rows = torch.from_numpy(x).to(dtype)
-        assert encode_all(model, x).equal(model.encode(rows).detach())
+        assert model.encode(x).equal(model.encode(rows).detach())
 
 
 def test_labels_and_partners_choose_the_contrast(x, y):

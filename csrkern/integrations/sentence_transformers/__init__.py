@@ -7,10 +7,10 @@ from csrkern import lazy
 __getattr__, __dir__ = lazy.attributes(
     __name__,
     {
-        "accelerate": "patch",
-        "restore": "patch",
-        "Acceleration": "patch",
-        "load_sentence_transformers": "folder",
-        "save_sentence_transformers": "folder",
+        "accelerate": ".patch",
+        "restore": ".patch",
+        "Acceleration": ".patch",
+        "load_sentence_transformers": ".folder",
+        "save_sentence_transformers": ".folder",
     },
 )

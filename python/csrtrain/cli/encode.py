@@ -18,7 +18,6 @@ from csrtrain.cli.io import (
     check_free,
     quoted,
     report,
-    split_name,
     use_threads,
 )
 
@@ -48,17 +47,16 @@ def encode(
     """
     check_free(output, force, ".safetensors")
     use_threads(threads)
+    from csrkern.embeddings.dataset import open_embeddings
     from csrkern.nn import SparseAutoencoder
-    from csrtrain.data import load_embeddings
-    from csrtrain.encoding import encode_all
     from csrtrain.progress import working
     from csrtrain.texts import RECIPE_KEY, Recipe
 
     adapter = SparseAutoencoder.from_pretrained(model).eval()
     with working("reading the embeddings"):
-        rows = load_embeddings(*split_name(embeddings))
+        rows = open_embeddings("embeddings", embeddings)
     with working("encoding", len(rows)) as advance:
-        codes = encode_all(adapter, rows, k, on_rows=advance)
+        codes = adapter.encode(rows, k, on_rows=advance)
     recipe = Recipe(text_model, str(model))
     codes.save(output, dtype=dtype.value, notes={RECIPE_KEY: recipe.to_json()})
     facts = {"output": str(output), "codes": len(codes), "k": codes.k, "dim": codes.dim}

@@ -18,7 +18,6 @@ from csrtrain.cli.io import (
     Threads,
     check_free,
     numbers,
-    split_name,
     use_threads,
 )
 from csrtrain.cli.lines import emit
@@ -26,6 +25,8 @@ from csrtrain.progress import console, say, stream_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch import Tensor
 
     from csrkern.nn import SparseAutoencoder
     from csrtrain.evaluation.comparison import Result, Task
@@ -144,7 +145,7 @@ def _task(
     holdout: float,
     probes: bool,
 ) -> Task:
-    from csrtrain.data import load_embeddings, number_labels, read_labels, rows
+    from csrkern.embeddings.labels import number_labels, read_integers, read_labels
     from csrtrain.evaluation.comparison import Task
 
     if (labels is None) == (qrels is None):
@@ -153,10 +154,10 @@ def _task(
         raise ValueError("--qrels needs --test, the embeddings of the queries")
     if labels is not None and (test is None) != (test_labels is None):
         raise ValueError("--test and --test-labels belong together; give both or none")
-    database = rows(load_embeddings(*split_name(embeddings)), slice(None))
+    database = _rows(embeddings)
     queries = None
     if test is not None:
-        queries = rows(load_embeddings(*split_name(test)), slice(None))
+        queries = _rows(test)
         if queries.shape[1] != database.shape[1]:
             raise ValueError(
                 f"--test: expected embeddings of {database.shape[1]} dimensions, got "
@@ -164,19 +165,26 @@ def _task(
             )
     if qrels is not None:
         assert queries is not None
-        from csrtrain.data import read_integers
         from csrtrain.evaluation.metrics import Judgments
 
-        judged = Judgments(read_integers(*split_name(qrels)), len(queries), len(database))
+        judged = Judgments(read_integers(qrels), len(queries), len(database))
         return Task(database, queries, judgments=judged)
     assert labels is not None
-    stored = read_labels(*split_name(labels), n=len(database))
+    stored = read_labels(labels, n=len(database))
     if queries is None or test_labels is None:
         (wanted,) = number_labels(stored)
         return _split(Task(database, database, wanted, wanted, probes=probes), holdout)
-    asked = read_labels(*split_name(test_labels), n=len(queries))
+    asked = read_labels(test_labels, n=len(queries))
     wanted, query_labels = number_labels(stored, asked)
     return Task(database, queries, wanted, query_labels, probes=probes)
+
+
+def _rows(embeddings: str) -> Tensor:
+    import torch
+
+    from csrkern.embeddings.dataset import open_embeddings
+
+    return torch.cat([*open_embeddings("embeddings", embeddings).pieces()])
 
 
 def _split(task: Task, holdout: float) -> Task:

@@ -69,13 +69,6 @@ class CodesDtype(str, Enum):
     FLOAT32 = "float32"
 
 
-def split_name(name: str) -> tuple[Path, str | None]:
-    """(file, array) of "file:array"; the array is None if only a file is named."""
-    from csrtrain.formats import split_name as split
-
-    return split(name)
-
-
 def numbers(text: str, option: str) -> tuple[int, ...]:
     """Positive integers separated by commas."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
@@ -158,6 +151,7 @@ def _uninterrupted() -> Iterator[None]:
 def load_codes(path: Path, instead: str) -> SparseCodes:
     """Return the codes in a file; an error says what to do `instead` with embeddings."""
     from csrkern import SparseCodes
+    from csrkern.embeddings.files import split_name
 
     file, _ = split_name(str(path))
     if file.suffix.lower() in EMBEDDING_FILES and file.exists():

@@ -20,7 +20,6 @@ from csrtrain.cli.io import (
     Threads,
     check_free,
     load_codes,
-    split_name,
     use_threads,
 )
 from csrtrain.cli.lines import (
@@ -103,6 +102,7 @@ def search(
     if output is not None:
         check_free(output, force, ".npz")
     from csrkern import InvertedIndex
+    from csrkern.embeddings.files import split_name
     from csrkern.identity import check_same_model
     from csrtrain.progress import working
     from csrtrain.texts import Recipe, TextCoder
@@ -168,6 +168,8 @@ def _read_queries(
 
     A file that could hold codes or embeddings holds `embeddings`, or else codes.
     """
+    from csrkern.embeddings.files import split_name
+
     file, _ = split_name(queries)
     suffix = file.suffix.lower()
     # A name of a file that is not there is a mistake, not a query of one word.
@@ -181,9 +183,7 @@ def _read_queries(
     if not named and not os.path.isfile(file):
         return _codes_of([Record("QUERIES", {FIELD: queries})], coder, dim)
     if embeddings or (suffix in EMBEDDING_FILES and coder.recipe.adapter is not None):
-        from csrtrain.data import load_embeddings
-
-        codes = coder.codes_of_embeddings(load_embeddings(*split_name(queries)))
+        codes = coder.codes_of_embeddings(queries)
     else:
         from csrtrain.texts import Recipe
 

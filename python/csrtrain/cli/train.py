@@ -21,7 +21,6 @@ from csrtrain.cli.io import (
     numbers,
     quoted,
     report,
-    split_name,
     use_threads,
 )
 from csrtrain.cli.lines import MOST_LATENTS
@@ -139,7 +138,6 @@ def train(
             check_folder(place)
     use_threads(threads)
     from csrtrain import train as train_model
-    from csrtrain.data import load_embeddings, load_labels, read_integers
     from csrtrain.training import distributed
     from csrtrain.training.config import TrainConfig
 
@@ -165,13 +163,12 @@ def train(
         config = TrainConfig(seed=seed, **changes)
     else:
         config = TrainConfig.preset(preset.value, seed=seed, **changes)
-    array = load_embeddings(*split_name(embeddings), check_finite=False)
     model = train_model(
-        array,
-        load_labels(*split_name(labels), n=len(array)) if labels else None,
+        embeddings,
+        labels,
         config,
-        partners=load_embeddings(*split_name(partners)) if partners else None,
-        pairs=read_integers(*split_name(pairs)) if pairs else None,
+        partners=partners,
+        pairs=pairs,
         checkpoint_dir=checkpoints,
         resume=resume,
         log_dir=log_dir,

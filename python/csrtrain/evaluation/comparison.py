@@ -16,7 +16,6 @@ from csrkern.codes.sparse import SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrkern.ops.decode import decode
 from csrkern.reference import stored_values
-from csrtrain.encoding import encode_all
 from csrtrain.evaluation.baselines import (
     dense_bytes,
     int8,
@@ -204,8 +203,8 @@ def compare_codes(
         size = sparse_bytes(k, model.hidden_dim)
         one_byte = min(size // sparse_bytes(1, model.hidden_dim, 1), model.hidden_dim)
         packed = min(packed_k(size, model.hidden_dim), MOST_PACKED)
-        queries = encode_all(model, task.queries, k)
-        wide = encode_all(model, task.database, max(k, one_byte, packed) if asymmetric else k)
+        queries = model.encode(task.queries.numpy(), k)
+        wide = model.encode(task.database.numpy(), max(k, one_byte, packed) if asymmetric else k)
         database = wide.truncate(k)
         for name, codes, asked in (
             (method, database, queries),

@@ -11,8 +11,9 @@ from torch import Tensor
 
 import csrkern
 from csrkern.codes.sparse import SparseCodes
+from csrkern.embeddings.dataset import Embeddings, open_embeddings
 from csrkern.nn import SparseAutoencoder
-from csrtrain.data import Array, chunks
+from csrkern.typing import ArraySource
 
 Vectors = Tensor | SparseCodes
 
@@ -193,17 +194,18 @@ def nearest_accuracy(
 
 
 def unexplained_variance(
-    model: SparseAutoencoder, embeddings: Array, ks: Sequence[int]
+    model: SparseAutoencoder, embeddings: ArraySource | Embeddings, ks: Sequence[int]
 ) -> dict[int, float]:
     """Σ|x − x̂_k|² / Σ|x − mean|² at each k: 0 is perfect, 1 no better than the mean."""
+    embeddings = open_embeddings("embeddings", embeddings)
     error = dict.fromkeys(ks, 0.0)
-    total = torch.zeros(embeddings.shape[1], dtype=torch.float64, device="cpu")
-    for _, chunk in chunks(embeddings):
+    total = torch.zeros(embeddings.width, dtype=torch.float64, device="cpu")
+    for chunk in embeddings.pieces():
         total += chunk.sum(0, dtype=torch.float64)
     mean = total / len(embeddings)
     variance = 0.0
     with torch.inference_mode():
-        for _, chunk in chunks(embeddings):
+        for chunk in embeddings.pieces():
             x, offset, scale = model.standardized(chunk.to(model.pre_bias))
             codes = model.encode_standardized(x, max(ks))
             for k in ks:

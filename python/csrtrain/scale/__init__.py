@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from csrtrain.scale.training import train_on_ray
 
 _HOME_OF = {
-    "Answer": "search",
-    "ShardedIndex": "search",
-    "add_shard": "build",
-    "build_shards": "build",
-    "encode_corpus": "encode",
-    "train_on_ray": "training",
+    "Answer": ".search",
+    "ShardedIndex": ".search",
+    "add_shard": ".build",
+    "build_shards": ".build",
+    "encode_corpus": ".encode",
+    "train_on_ray": ".training",
 }
 
 __all__ = [

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from csrkern.embeddings import check_matrix, damaged, npy_header
-from csrtrain.formats import Columns, ParquetTable, read_rows, readable, table_columns
+from csrkern.embeddings.arrays import check_matrix
+from csrkern.embeddings.files import damaged, npy_header, readable
+from csrkern.embeddings.tables import Columns, ParquetTable, read_rows, table_columns
 from csrtrain.scale.folder import Place, file_system, patiently
 
 KNOWN = (".npy", ".parquet", ".lance")

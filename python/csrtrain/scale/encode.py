@@ -178,11 +178,11 @@ class Encoder:
 
     def encode(self, piece: Piece) -> dict[str, Any]:
         """Encode and write a piece, and then its receipt."""
-        from csrtrain.encoding import encode_rows
+        from csrkern.embeddings.dataset import Embeddings
 
         job = self._job
-        embeddings = job.reader.read(piece.source, piece.first, piece.rows)
-        codes = encode_rows(self._model, embeddings, job.k, name=piece.source, first=piece.first)
+        array = job.reader.read(piece.source, piece.first, piece.rows)
+        codes = self._model.encode(Embeddings(piece.source, array, piece.first), job.k)
         payload = codes.to_bytes(dtype=job.dtype)
         checksum = crc32c(payload)
         receipt = {

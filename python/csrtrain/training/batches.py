@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csrtrain.data import Array, rows
+from csrkern.embeddings.dataset import Embeddings
 
 # Batches read ahead: one being read while another waits, so that reading hides behind a step.
 AHEAD = 2
@@ -46,9 +46,9 @@ class Examples:
         project, project_partners: map rows to what the models see, or None.
     """
 
-    embeddings: Array
+    embeddings: Embeddings
     labels: Tensor | None = None
-    partners: Array | None = None
+    partners: Embeddings | None = None
     pairs: Tensor | None = None
     project: Callable[[Tensor], Tensor] | None = None
     project_partners: Callable[[Tensor], Tensor] | None = None
@@ -67,8 +67,10 @@ class Examples:
         return Batch(index, x, right, _rows(self.partners, right, self.project_partners))
 
 
-def _rows(array: Array, index: Tensor, project: Callable[[Tensor], Tensor] | None) -> Tensor:
-    picked = rows(array, index)
+def _rows(
+    embeddings: Embeddings, index: Tensor, project: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    picked = embeddings.rows(index)
     return picked if project is None else project(picked)
 
 

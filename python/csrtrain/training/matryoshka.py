@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csrtrain.data import Array, rows
+from csrkern.embeddings.dataset import open_embeddings
+from csrkern.typing import ArraySource
 from csrtrain.training.batches import BatchOrder
 
 # The usual one for embeddings at norm 1; that of codes, 0.2, is for fewer numbers.
@@ -31,7 +32,7 @@ class MatryoshkaAdapter(nn.Module):
 
 
 def train_matryoshka(
-    embeddings: Array,
+    embeddings: ArraySource,
     widths: Sequence[int],
     labels: Tensor | None = None,
     *,
@@ -58,7 +59,8 @@ def train_matryoshka(
 
     Source: Yoon et al. 2024 (arXiv 2407.20243); Kusupati et al. 2022 (arXiv 2205.13147).
     """
-    n, d = embeddings.shape
+    opened = open_embeddings("embeddings", embeddings)
+    n, d = len(opened), opened.width
     widths = sorted({min(m, d) for m in widths} | {d})
     batch_size = min(batch_size, n)
     order = BatchOrder(n, batch_size, seed)
@@ -72,10 +74,10 @@ def train_matryoshka(
         optimizer = torch.optim.Adam([*adapter.parameters(), *heads.parameters()], lr=lr)
         for step in range(steps):
             index = order(step)
-            x = rows(embeddings, index)
+            x = opened.rows(index)
             adapted = adapter(x)
             if partners is not None:
-                loss = _find_partners(adapted, adapter(rows(partners, index)), widths)
+                loss = _find_partners(adapted, adapter(partners[index]), widths)
             elif labels is None:
                 loss = _keep_similarities(x, adapted, widths)
             else:

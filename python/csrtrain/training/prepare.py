@@ -12,15 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csrkern.embeddings.dataset import Embeddings, open_embeddings
+from csrkern.embeddings.labels import load_labels, read_integers
 from csrkern.nn import SparseAutoencoder
-from csrtrain.data import (
-    Array,
-    Source,
-    chunks,
-    load_labels,
-    open_embeddings,
-    read_integers,
-)
+from csrkern.typing import ArraySource
 from csrtrain.pca import PCA
 from csrtrain.training import distributed
 from csrtrain.training.batches import Batch, Examples
@@ -97,11 +92,11 @@ class Prepared:
 
 
 def prepare(
-    embeddings: Source,
-    labels: Source | None,
+    embeddings: ArraySource,
+    labels: ArraySource | None,
     config: TrainConfig,
-    partners: Source | None = None,
-    pairs: Source | None = None,
+    partners: ArraySource | None = None,
+    pairs: ArraySource | None = None,
     *,
     two: bool = False,
 ) -> Prepared:
@@ -111,13 +106,10 @@ def prepare(
         TypeError, ValueError: if the data or the settings do not fit.
     """
     config = config.settle_contrast(labels=labels is not None, partners=partners is not None)
-    name, array = open_embeddings("embeddings", embeddings)
-    if len(array) < 2:
-        raise ValueError(f"embeddings: expected at least 2 rows to train on, got {len(array)}")
-    named, other = [(name, array)], None
-    if partners is not None:
-        other_name, other = open_embeddings("partners", partners)
-        named.append((other_name, other))
+    own = open_embeddings("embeddings", embeddings)
+    if len(own) < 2:
+        raise ValueError(f"embeddings: expected at least 2 rows to train on, got {len(own)}")
+    other = None if partners is None else open_embeddings("partners", partners)
     paired = config.contrast in ("pair", "clip")
     if paired != (other is not None):
         raise ValueError(
@@ -126,22 +118,23 @@ def prepare(
         )
     if pairs is not None and other is None:
         raise ValueError("pairs: expected partners as well, whose rows they name")
-    label_tensor = _labels_for(config, labels, len(array))
-    pair_tensor = None if other is None else _read_pairs(pairs, len(array), len(other))
-    if other is not None and not two and other.shape[1] != array.shape[1]:
+    label_tensor = _labels_for(config, labels, len(own))
+    pair_tensor = None if other is None else _read_pairs(pairs, len(own), len(other))
+    if other is not None and not two and other.width != own.width:
         raise ValueError(
-            f"partners: expected {array.shape[1]} dimensions as the embeddings have, got "
-            f"{other.shape[1]}; train_two trains an adapter for each"
+            f"partners: expected {own.width} dimensions as the embeddings have, got "
+            f"{other.width}; train_two trains an adapter for each"
         )
-    n = len(array) if pair_tensor is None else len(pair_tensor)
-    config = config.resolve(n, array.shape[1])
-    groups = [[one] for one in named] if two else [named]
+    n = len(own) if pair_tensor is None else len(pair_tensor)
+    config = config.resolve(n, own.width)
+    opened = [own] if other is None else [own, other]
+    groups = [[each] for each in opened] if two else [opened]
     sides = [_side(group, config) for group in groups]
     projections = [None if side.subspace is None else side.subspace.project for side in sides]
-    examples = Examples(array, label_tensor, other, pair_tensor, projections[0], projections[-1])
+    examples = Examples(own, label_tensor, other, pair_tensor, projections[0], projections[-1])
     numbers = label_tensor if pair_tensor is None else pair_tensor
     fingerprint = {
-        "shape": [list(part.shape) for part in (array, other) if part is not None],
+        "shape": [[len(each), each.width] for each in opened],
         "rows": [side.checksum for side in sides],
         "labels": None if numbers is None else zlib.crc32(numbers.numpy().tobytes()),
     }
@@ -164,44 +157,43 @@ def new_model(config: TrainConfig, d: int) -> SparseAutoencoder:
     )
 
 
-def _side(named: Sequence[tuple[str, Array]], config: TrainConfig) -> Side:
+def _side(embeddings: Sequence[Embeddings], config: TrainConfig) -> Side:
     """Return the facts of one side: named embeddings that an adapter is trained for."""
-    arrays = [array for _, array in named]
     # Without weights, for it only standardizes.
     model = SparseAutoencoder(
-        arrays[0].shape[1], 1, 1, standardize=config.standardize, device="meta"
+        embeddings[0].width, 1, 1, standardize=config.standardize, device="meta"
     )
-    mean, variance, checksum = _moments(named, model)
+    mean, variance, checksum = _moments(embeddings, model)
     if config.input_subspace is None and not config.whitening and not config.unit_scale:
         return Side(len(mean), mean, variance, None, checksum)
     width = config.input_subspace or len(mean)
-    pca = PCA(*arrays)
-    subspace = Subspace(pca, width, settled_whitening(config.whitening, pca, arrays))
+    pca = PCA(*embeddings)
+    subspace = Subspace(pca, width, settled_whitening(config.whitening, pca, embeddings))
     return Side(width, mean.new_zeros(width), subspace.variance, subspace, checksum)
 
 
 def _moments(
-    named: Sequence[tuple[str, Array]], model: SparseAutoencoder
+    embeddings: Sequence[Embeddings], model: SparseAutoencoder
 ) -> tuple[Tensor, float, int]:
     """(mean [d], variance per dimension) in the model's space, and a checksum of the rows.
 
     Refuses rows that are not finite, or all equal.
     """
-    d = named[0][1].shape[1]
+    d = embeddings[0].width
     total = torch.zeros(d, dtype=torch.float64, device="cpu")
     first: Tensor | None = None
     square, checksum = 0.0, 0
-    for name, array in named:
-        for _, chunk in chunks(array, name):
-            checksum = zlib.crc32(chunk.contiguous().numpy().data, checksum)
-            x = model.standardized(chunk)[0].double()
+    for part in embeddings:
+        for piece in part.pieces():
+            checksum = zlib.crc32(piece.contiguous().numpy().data, checksum)
+            x = model.standardized(piece)[0].double()
             # From the first row on: far from the origin little would be left of the variance.
             first = x[0].clone() if first is None else first
             x -= first
             total += x.sum(0)
             square += float(x.square().sum())
     assert first is not None
-    n = sum(len(array) for _, array in named)
+    n = sum(map(len, embeddings))
     offset = total / n
     variance = square / (n * d) - float(offset.square().mean())
     # Equal rows may differ by rounding once they are standardized.
@@ -210,7 +202,7 @@ def _moments(
     return (first + offset).float(), variance, checksum
 
 
-def _labels_for(config: TrainConfig, labels: Source | None, n: int) -> Tensor | None:
+def _labels_for(config: TrainConfig, labels: ArraySource | None, n: int) -> Tensor | None:
     if config.contrast != "label":
         return None
     if labels is None:
@@ -221,7 +213,7 @@ def _labels_for(config: TrainConfig, labels: Source | None, n: int) -> Tensor | 
     return load_labels(labels, n=n)
 
 
-def _read_pairs(pairs: Source | None, n: int, m: int) -> Tensor:
+def _read_pairs(pairs: ArraySource | None, n: int, m: int) -> Tensor:
     """[p, 2] int64 rows of n embeddings and of m partners that belong together, checked."""
     if pairs is None:
         if n != m:

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from csrkern.embeddings.dataset import Embeddings, open_embeddings
 from csrkern.nn import SparseAutoencoder
-from csrtrain.data import Array, rows
+from csrkern.typing import ArraySource
 from csrtrain.pca import PCA
 
 # Centered rows are brought to this norm, so that one learning rate fits embeddings of any scale.
@@ -92,11 +93,13 @@ COPY = 1 - 1e-4  # rows at this cosine are one and the same, and agree in everyt
 LEAST_VARIANCE = 1e-4
 
 
-def settled_whitening(whitening: float | str, pca: PCA, arrays: Sequence[Array]) -> float:
+def settled_whitening(
+    whitening: float | str, pca: PCA, sources: Sequence[ArraySource | Embeddings]
+) -> float:
     """Return the number for a config's `whitening`: WHITENED, 0 or SHRUNK for "auto"."""
     if not isinstance(whitening, str):
         return whitening
-    sample = _sample(arrays)
+    sample = _sample(sources)
     slope = agreement_slope(pca, sample)
     if slope < EVEN:
         return WHITENED
@@ -159,15 +162,15 @@ def _slope(x: Tensor, y: Tensor, weight: Tensor) -> float:
     return float((weight * x * y).sum() / (weight * x * x).sum().clamp(min=1e-12))
 
 
-def _sample(arrays: Sequence[Array]) -> Tensor:
+def _sample(sources: Sequence[ArraySource | Embeddings]) -> Tensor:
     """At most `ROWS` rows of all arrays, in one random order."""
-    lengths = [len(array) for array in arrays]
-    order = _shuffled(sum(lengths), 0)[:ROWS]
+    embeddings = [open_embeddings("embeddings", source) for source in sources]
+    order = _shuffled(sum(map(len, embeddings)), 0)[:ROWS]
     parts, start = [], 0
-    for array, length in zip(arrays, lengths, strict=True):
-        own = order[(order >= start) & (order < start + length)] - start
-        parts.append(rows(array, own.sort().values))
-        start += length
+    for part in embeddings:
+        own = order[(order >= start) & (order < start + len(part))] - start
+        parts.append(part.rows(own.sort().values))
+        start += len(part)
     joined = torch.cat(parts)
     return joined[_shuffled(len(joined), 1)]
 

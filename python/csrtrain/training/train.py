@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from csrkern.nn import SparseAutoencoder
-from csrtrain.data import Source
+from csrkern.typing import ArraySource
 from csrtrain.progress import working
 from csrtrain.training.config import TrainConfig
 from csrtrain.training.loop import RunOptions, StepReport, _run
@@ -22,12 +22,12 @@ from csrtrain.training.stopping import Evaluate
 @torch.inference_mode(False)
 @torch.enable_grad()
 def train(
-    embeddings: Source,
-    labels: Source | None = None,
+    embeddings: ArraySource,
+    labels: ArraySource | None = None,
     config: TrainConfig | None = None,
     *,
-    partners: Source | None = None,
-    pairs: Source | None = None,
+    partners: ArraySource | None = None,
+    pairs: ArraySource | None = None,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
     resume: bool = False,
@@ -121,11 +121,11 @@ def train(
 @torch.inference_mode(False)
 @torch.enable_grad()
 def train_two(
-    embeddings: Source,
-    partners: Source,
+    embeddings: ArraySource,
+    partners: ArraySource,
     config: TrainConfig | None = None,
     *,
-    pairs: Source | None = None,
+    pairs: ArraySource | None = None,
     **options: Any,
 ) -> tuple[SparseAutoencoder, SparseAutoencoder]:
     """Trains an adapter for each of two modalities, with codes over the same latents.

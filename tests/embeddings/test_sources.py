@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from csrkern.embeddings import dataset
+from csrkern.embeddings.dataset import open_embeddings
+from csrkern.embeddings.files import split_name
+from csrkern.embeddings.labels import read_integers
 from csrkern.nn import SparseAutoencoder
-from csrtrain import TrainConfig, encode_all, load_embeddings, load_labels, train, train_two
-from csrtrain import data as data_module
-from csrtrain.data import chunks, read_integers, rows
+from csrtrain import TrainConfig, load_embeddings, load_labels, train, train_two
 from csrtrain.evaluation.metrics import unexplained_variance
-from csrtrain.formats import split_name
 from csrtrain.pca import PCA
 
 
@@ -35,7 +36,7 @@ def y() -> np.ndarray:
 
 
 def as_tensor(array) -> torch.Tensor:
-    return rows(array, slice(None))
+    return open_embeddings("x", array).rows(slice(None))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -145,7 +146,7 @@ def test_arrays_that_are_not_embeddings(array, error, message):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_the_first_row_that_is_not_finite_is_named(x, bad, monkeypatch):
-    monkeypatch.setattr(data_module, "_CHUNK_BYTES", 4 * 6 * 8)  # 8 rows a chunk
+    monkeypatch.setattr(dataset, "_PIECE_BYTES", 4 * 6 * 8)  # 8 rows a piece
     x[[37, 45], 2] = bad
     with pytest.raises(ValueError, match=f"^embeddings: row 37 holds 1 values .* finite.*{bad}"):
         load_embeddings(x)
@@ -197,7 +198,7 @@ def test_every_form_of_floats(tmp_path, name, array):
         for source in (array, *(tmp_path / file for file in ("x.npy", "x.npz", "z.npz"))):
             held = load_embeddings(source)
             assert torch.equal(as_tensor(held), right), source
-            assert torch.equal(rows(held, torch.tensor([0])), right[:1])
+            assert torch.equal(open_embeddings("x", held).rows(torch.tensor([0])), right[:1])
     assert isinstance(load_embeddings(tmp_path / "x.npy"), np.memmap)
 
 
@@ -244,7 +245,7 @@ def test_what_is_given_stays_as_it_is(x, y):
     model = SparseAutoencoder(6, 24, 3).eval()
     for given in (x, torch.from_numpy(x), x.astype(">f8"), np.asfortranarray(x)):
         before = given.clone() if isinstance(given, torch.Tensor) else given.copy()
-        encode_all(model, given)
+        model.encode(given)
         train(given, y, TrainConfig(hidden_dim=24, k=3, steps=2, batch_size=16), progress=False)
         assert np.array_equal(given, before)
 
@@ -353,7 +354,7 @@ def test_a_mapped_file_is_never_held_whole(tmp_path):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_encodes_and_trains_names_the_row(x, y, bad, tmp_path, monkeypatch):
-    monkeypatch.setattr(data_module, "_CHUNK_BYTES", 4 * 6 * 8)
+    monkeypatch.setattr(dataset, "_PIECE_BYTES", 4 * 6 * 8)
     good = x.copy()
     x[37, 2] = bad
     np.save(tmp_path / "x.npy", x)
@@ -361,8 +362,8 @@ def test_what_encodes_and_trains_names_the_row(x, y, bad, tmp_path, monkeypatch)
     config = TrainConfig(hidden_dim=24, k=3, steps=2, batch_size=16)
     clip = TrainConfig(hidden_dim=24, k=3, steps=2, batch_size=16, contrast="clip")
     calls = {
+        "x": [lambda: model.encode(x)],
         "embeddings": [
-            lambda: encode_all(model, x),
             lambda: unexplained_variance(model, x, [1, 3]),
             lambda: train(x, None, config, progress=False),
             lambda: train_two(x, good, clip, progress=False),
@@ -374,7 +375,7 @@ def test_what_encodes_and_trains_names_the_row(x, y, bad, tmp_path, monkeypatch)
         ],
         str(tmp_path / "x.npy"): [
             lambda: load_embeddings(tmp_path / "x.npy"),
-            lambda: encode_all(model, tmp_path / "x.npy"),
+            lambda: model.encode(tmp_path / "x.npy"),
             lambda: train(tmp_path / "x.npy", None, config, progress=False),
         ],
     }
@@ -430,19 +431,20 @@ def test_labels_of_every_kind(y):
     assert load_labels([3, 1]).tolist() == [3, 1]
 
 
-def test_chunks_cover_every_row_once(x, monkeypatch):
-    monkeypatch.setattr(data_module, "_CHUNK_BYTES", 4 * 6 * 7)
-    pieces = list(chunks(x))
-    assert [start for start, _ in pieces] == list(range(0, 50, 7))
-    assert torch.equal(torch.cat([piece for _, piece in pieces]), torch.from_numpy(x))
+def test_pieces_cover_every_row_once(x, monkeypatch):
+    monkeypatch.setattr(dataset, "_PIECE_BYTES", 4 * 6 * 7)
+    pieces = list(open_embeddings("x", x).pieces())
+    assert [len(piece) for piece in pieces] == [*[7] * 7, 1]
+    assert torch.equal(torch.cat(pieces), torch.from_numpy(x))
 
 
 def test_rows_own_their_memory(x):
     for array in (x, torch.from_numpy(x)):
-        picked = rows(array, torch.tensor([3, 1]))
+        opened = open_embeddings("x", array)
+        picked = opened.rows(torch.tensor([3, 1]))
         assert torch.equal(picked, torch.from_numpy(x[[3, 1]]))
         picked.zero_()
         assert np.any(x[3])
-        whole = rows(array, slice(0, 2))
+        whole = opened.rows(slice(0, 2))
         whole.zero_()
         assert np.any(x[0])

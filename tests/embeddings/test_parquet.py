@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from csrkern import SparseCodes
-from csrtrain import formats, load_embeddings, load_labels
-from csrtrain.data import rows
+from csrkern.embeddings import tables
+from csrkern.embeddings.dataset import open_embeddings
+from csrtrain import load_embeddings, load_labels
 from csrtrain.scale.corpus import Reader
 
 pa = pytest.importorskip("pyarrow", reason="pip install 'csrkern[parquet]'")
@@ -44,7 +45,10 @@ def both_ways(path, key=None) -> list[np.ndarray]:
     pieces = [reader.read(str(path), left, min(7, n - left)) for left in range(0, n, 7)]
     assert all(piece.shape[1] == d for piece in pieces)
     found = load_embeddings(path, key)
-    return [rows(array, slice(None)).numpy() for array in (found, np.concatenate(pieces))]
+    return [
+        open_embeddings("x", array).rows(slice(None)).numpy()
+        for array in (found, np.concatenate(pieces))
+    ]
 
 
 def list_types() -> list:
@@ -204,12 +208,12 @@ def test_empty_tables_and_parts(tmp_path, x):
 
 def test_a_table_is_read_in_batches(tmp_path, x, monkeypatch):
     """No step makes one Arrow array of all chunks: list<> has 32-bit offsets."""
-    monkeypatch.setattr(formats, "BATCH_ROWS", 3)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 3)
     path = write(tmp_path / "x.parquet", {"emb": pa.array(list(x))}, row_group_size=50)
     sizes = []
-    kept = formats.list_items
+    kept = tables.list_items
     monkeypatch.setattr(
-        formats,
+        tables,
         "list_items",
         lambda name, array, first: (sizes.append(len(array)), kept(name, array, first))[1],
     )

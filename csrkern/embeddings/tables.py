@@ -1,113 +1,20 @@
-"""What data files hold, told from their headers, and how their rows are read.
-
-Shared by `csrtrain.load_embeddings` and the readers of `csrtrain.scale`; imports no PyTorch.
-"""
+"""Embeddings and labels in Arrow tables and Parquet files; imports no PyTorch."""
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import os
-import sys
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from csrkern.embeddings import Held, damaged, npy_header, shown
+from csrkern.embeddings.arrays import Held
+from csrkern.embeddings.files import Wanted, choose
 from csrkern.integrations.arrow import item_type, list_items, plain_type, values_of
 
 # Rows of one Arrow batch: 100 MB of 3,000 float32 numbers each.
 BATCH_ROWS = 8192
-
-
-Wanted = Callable[[Held], bool]
-"""Tells the arrays that would do, where no name is given."""
-
-
-def choose(
-    where: str, held: Mapping[str, Held], key: str | None, wanted: Wanted, argument: str = "key"
-) -> str:
-    """Return `key`, or the name of the only array that is wanted.
-
-    Args:
-        where: the file, for messages.
-        held: its arrays by name.
-        key: the name asked for, or None.
-        wanted: tells which would do.
-        argument: what `key` is called by the caller.
-
-    Raises:
-        ValueError: if there is no such array, or not exactly one that would do.
-    """
-    holds = shown([f"{name} {one}" for name, one in held.items()]) or "nothing"
-    noun = "array" if argument == "key" else argument
-    if key is not None:
-        if key not in held:
-            raise ValueError(f"{where} has no {noun} {key!r}; it holds: {holds}")
-        return key
-    fitting = [name for name, one in held.items() if wanted(one)]
-    if len(fitting) != 1:
-        what = f"several {noun}s that would do" if fitting else f"no {noun} that would do"
-        raise ValueError(f"{where} holds {what}; name one as {argument}. It holds: {holds}")
-    return fitting[0]
-
-
-def split_name(name: str) -> tuple[Path, str | None]:
-    """Return (file, array) of "file:array"; the array is None if only a file is named.
-
-    The file is the shortest one that exists, so both names may hold colons.
-    """
-    if ":" not in name or os.path.exists(name):
-        return Path(name), None
-    for at, sign in enumerate(name):
-        if sign == ":" and os.path.isfile(name[:at]):
-            return Path(name[:at]), name[at + 1 :]
-    path, _, key = name.rpartition(":")
-    return Path(path), key
-
-
-@contextlib.contextmanager
-def readable(where: str, form: str) -> Iterator[None]:
-    """Turn what libraries raise about a damaged file into one ValueError that names it.
-
-    Errors of the system, such as a refused permission, pass as they are.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not _tells_damage(error):
-            raise
-        raise damaged(where, form, error) from error
-
-
-def _tells_damage(error: Exception) -> bool:
-    if isinstance(error, (EOFError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error)):
-        return True
-    if type(error) is OSError:
-        # pyarrow reports pages that it cannot decode as OSError without a number.
-        return error.errno is None
-    pa = sys.modules.get("pyarrow")
-    is_of_arrow = pa is not None and isinstance(error, pa.ArrowException)
-    return is_of_arrow and not isinstance(error, MemoryError)
-
-
-def npz_headers(archive: zipfile.ZipFile, where: str) -> dict[str, Held]:
-    """Describe the arrays of an .npz archive by name; members of other kinds are left out."""
-    found = {}
-    for member in archive.namelist():
-        if member.endswith(".npy"):
-            name = member.removesuffix(".npy")
-            with archive.open(member) as file:
-                size = archive.getinfo(member).file_size
-                found[name] = npy_header(file, f"{where}[{name}]", size).held
-    return found
-
-
-# ---- tables -----------------------------------------------------------------------------
 
 
 class Columns(NamedTuple):

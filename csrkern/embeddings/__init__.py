@@ -1,0 +1,1 @@
+"""Embeddings and labels from files and arrays, checked, for models, trainer and Ray workers."""

@@ -1,0 +1,190 @@
+"""Arrays from files of every kind and from memory. Needs PyTorch."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csrkern.arguments import array_of
+from csrkern.embeddings.arrays import Held, held_array
+from csrkern.embeddings.files import (
+    Wanted,
+    choose,
+    damaged,
+    npz_headers,
+    open_npy,
+    readable,
+    split_name,
+)
+from csrkern.embeddings.tables import ParquetTable, read_rows, table_columns
+
+Array = np.ndarray | Tensor
+"""An array of embeddings, labels or integers: NumPy's (mapped or not) or a CPU tensor."""
+
+
+class WantedArray(NamedTuple):
+    """Which arrays a caller takes.
+
+    Attributes:
+        fits: tells them, where no name is given.
+        check: raises TypeError or ValueError, with the name, unless an array is one of them.
+    """
+
+    fits: Wanted
+    check: Callable[[str, Held], None]
+
+
+def read_source(
+    argument: str, source: Any, key: str | None, wanted: WantedArray
+) -> tuple[str, Array]:
+    """Return (name for messages, array) of a path or an array.
+
+    Args:
+        argument: what the caller calls it.
+        source: a path or an array.
+        key: the array's name inside a file, or None.
+        wanted: what the array must be.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        TypeError, ValueError: if it holds no such array, or several; the message says what it
+            does hold.
+        ImportError: if a .parquet file is given without pyarrow.
+    """
+    if isinstance(source, (str, bytes, os.PathLike)):
+        name, array = _read_file(os.fsdecode(source), key, wanted)
+    elif key is None:
+        name, array = argument, _array_of(argument, source)
+    else:
+        raise ValueError(f"key: expected None for {argument} in memory, got {key!r}")
+    wanted.check(name, held_of(array))
+    return name, array
+
+
+def _array_of(argument: str, source: Any) -> Array:
+    if isinstance(source, Tensor):
+        if source.layout != torch.strided:
+            raise TypeError(f"{argument}: expected a dense tensor, got one of {source.layout}")
+        return source.detach().cpu()
+    if hasattr(source, "__dlpack__") and not isinstance(source, np.ndarray):
+        return torch.from_dlpack(source).cpu()
+    if hasattr(source, "__array__") or isinstance(source, (list, tuple)):
+        return np.asarray(array_of(argument, source))
+    raise TypeError(
+        f"{argument}: expected a path, a NumPy array, a tensor, a data frame or lists of numbers, "
+        f"got {type(source).__name__}"
+    )
+
+
+def held_of(array: Array) -> Held:
+    """Describe an array or a tensor."""
+    if not isinstance(array, Tensor):
+        return held_array(array)
+    kind = "float" if array.dtype.is_floating_point else "int"
+    if array.dtype == torch.bool or array.dtype.is_complex:
+        kind = "other"
+    return Held(tuple(array.shape), str(array.dtype), kind)
+
+
+# ---- files ------------------------------------------------------------------------------
+
+
+def _read_file(name: str, key: str | None, wanted: WantedArray) -> tuple[str, Array]:
+    path = Path(name)
+    if key is None:
+        path, key = split_name(name)
+    if not os.path.exists(path):  # False also of a name that is too long
+        raise FileNotFoundError(f"no file at {path}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected a file of embeddings or labels")
+    if not path.is_file():
+        raise ValueError(f"{path} is a device or a pipe; expected a file, which can be read twice")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"{path}: expected a file that ends in {', '.join(_READERS)}")
+    return reader(path, key, wanted)
+
+
+def _read_npy(path: Path, key: str | None, _wanted: Any) -> tuple[str, Array]:
+    _no_key(path, key)
+    return str(path), open_npy(path)
+
+
+def _read_npz(path: Path, key: str | None, wanted: WantedArray) -> tuple[str, Array]:
+    with open(path, "rb") as file:
+        if file.read(6) == b"\x93NUMPY":
+            raise damaged(str(path), ".npz", "it is a single array; rename it to .npy")
+    with readable(str(path), ".npz"), zipfile.ZipFile(path) as archive:
+        held = npz_headers(archive, str(path))
+        name = choose(str(path), held, key, wanted.fits)
+        wanted.check(f"{path}[{name}]", held[name])
+        with archive.open(f"{name}.npy") as member:
+            try:
+                array = np.lib.format.read_array(member, allow_pickle=False)
+            except ValueError as error:
+                raise damaged(f"{path}[{name}]", ".npz", error) from error
+    return f"{path}[{name}]", array
+
+
+def _read_safetensors(path: Path, key: str | None, wanted: WantedArray) -> tuple[str, Array]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return _choose(path, load_file(path), key, wanted)
+    except SafetensorError as error:
+        raise damaged(str(path), ".safetensors", error) from error
+
+
+def _read_torch(path: Path, key: str | None, wanted: WantedArray) -> tuple[str, Array]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = damaged(str(path), "weights-only PyTorch", error)
+        raise ValueError(f"{reason}; save a plain tensor with torch.save(tensor, path)") from error
+    if isinstance(content, Tensor):
+        _no_key(path, key)
+        return str(path), _array_of(str(path), content)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a tensor or a dict, got {type(content).__name__}")
+    arrays = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    name, array = _choose(path, arrays, key, wanted)
+    return name, _array_of(name, array)
+
+
+def _choose(
+    path: Path, arrays: dict[str, Tensor], key: str | None, wanted: WantedArray
+) -> tuple[str, Tensor]:
+    held = {name: held_of(array) for name, array in arrays.items()}
+    name = choose(str(path), held, key, wanted.fits)
+    return f"{path}[{name}]", arrays[name]
+
+
+def _read_parquet(path: Path, key: str | None, wanted: WantedArray) -> tuple[str, Array]:
+    with readable(str(path), ".parquet"):
+        table = ParquetTable(path, str(path))
+        columns = table_columns(str(path), table.schema, key, wanted.fits)
+        wanted.check(columns.name, columns.held)
+        return columns.name, read_rows(table, columns, 0, table.rows)
+
+
+_READERS: dict[str, Callable[[Path, str | None, WantedArray], tuple[str, Array]]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".safetensors": _read_safetensors,
+    ".parquet": _read_parquet,
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+}
+
+
+def _no_key(path: Path, key: str | None) -> None:
+    if key is not None:
+        raise ValueError(f"{path} holds a single array; leave out the key {key!r}")
