@@ -436,12 +436,13 @@ def test_reconstruct_dead_uses_dead_latents_only(tied):
                 assert bool((ours[~dead] == 0).all()), name
 
 
-def test_reconstruct_dead_takes_standardized_rows():
+def test_reconstruct_dead_takes_raw_rows():
     model, x = make(standardize=True), batch()
     with_dead(model, list(range(H)))
-    seen, _, _ = model.standardized(x)
+    seen, _, deviation = model.standardized(x)
     expected = model.decode(model.encode(x)) - model.pre_bias
-    torch.testing.assert_close(model.reconstruct_dead(seen, K), expected)
+    torch.testing.assert_close(model.reconstruct_dead_standardized(seen, K), expected)
+    torch.testing.assert_close(model.reconstruct_dead(x, K), expected * deviation)
 
 
 @pytest.mark.parametrize("capacity", [None, 0, 8])
@@ -456,11 +457,15 @@ def test_k_aux_of_0_reconstructs_nothing(capacity):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_autoencode_is_encode_and_decode_at_each_k(options):
     model, x = make(**options), batch()
-    seen, _, _ = model.standardized(x)
-    codes, out = model.autoencode(seen, [2, K, 16])
+    seen, mean, deviation = model.standardized(x)
+    codes, out = model.autoencode(x, [2, K, 16])
     assert codes.equal(model.encode(x, 16))
-    for part, k in zip(out, (2, K, 16), strict=True):
-        torch.testing.assert_close(part, model.decode(codes.truncate(k)))
+    same, inside = model.autoencode_standardized(seen, [2, K, 16])
+    assert same.equal(codes)
+    for part, own, k in zip(out, inside, (2, K, 16), strict=True):
+        torch.testing.assert_close(own, model.decode(codes.truncate(k)))
+        torch.testing.assert_close(part, own * deviation + mean)
+        torch.testing.assert_close(part, model(x, k)[0])
 
 
 # ---- tied weights ---------------------------------------------------------------------

@@ -518,7 +518,7 @@ def plainly() -> Iterator[None]:
     """Modules compute by `csrkern.reference`."""
     with pytest.MonkeyPatch.context() as patch:
         for op in ("topk_relu", "encode", "decode", "autoencode"):
-            patch.setattr(csrkern.nn, op, without_precision(getattr(reference, op)))
+            patch.setattr(csrkern.nn.modules, op, without_precision(getattr(reference, op)))
         patch.setattr(csrkern, "info_nce", reference.info_nce)
         yield
 

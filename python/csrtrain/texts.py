@@ -22,7 +22,8 @@ from csrkern.codes import file as codes_file
 from csrkern.codes.sparse import SparseCodes
 from csrkern.embeddings.dataset import open_embeddings
 from csrkern.identity import ModelMismatchError, check_fingerprint, common_fingerprint, digest
-from csrkern.nn import CONFIG_NAME, SparseAutoencoder
+from csrkern.nn import SparseAutoencoder
+from csrkern.nn.storage import CONFIG_NAME
 from csrkern.storage import write_atomically
 from csrtrain.lines import parse_object
 

@@ -248,13 +248,13 @@ def test_published_bug_7_rows_without_active_latents_do_not_give_nan(contrast):
 
 def test_one_encoder_pass_serves_k_4k_and_the_contrast(monkeypatch):
     calls = []
-    autoencode = csrkern.nn.autoencode
+    autoencode = csrkern.nn.modules.autoencode
 
     def counted(*args, **options):
         calls.append(options["ks"])
         return autoencode(*args, **options)
 
-    monkeypatch.setattr(csrkern.nn, "autoencode", counted)
+    monkeypatch.setattr(csrkern.nn.modules, "autoencode", counted)
     CSRLoss(ks=(1, 2))(make(k=3), batch())
     assert calls == [(1, 2, 3, 12)]
 

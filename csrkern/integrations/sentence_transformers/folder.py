@@ -15,7 +15,8 @@ from typing import Any
 
 from csrkern import __version__
 from csrkern.integrations.checkpoints import load_pth
-from csrkern.nn import CONFIG_NAME, WEIGHTS_NAME, SparseAutoencoder
+from csrkern.nn import SparseAutoencoder
+from csrkern.nn.storage import CONFIG_NAME, WEIGHTS_NAME
 from csrkern.storage import read_json, write_atomically
 
 MODULES_NAME = "modules.json"

@@ -207,7 +207,7 @@ class CSRLoss(nn.Module):
         widths = (*self.ks, k)
         widest = min(4 * k, model.hidden_dim)
         ks = widths if widest == k else (*widths, widest)
-        wide, reconstructions = model.autoencode(x, ks)
+        wide, reconstructions = model.autoencode_standardized(x, ks)
         codes = wide.truncate(k)
         if self.training and model.training:
             model.update_stats(codes, self.threshold, new_step=new_step)
@@ -226,7 +226,7 @@ class CSRLoss(nn.Module):
 
     def _aux(self, model: SparseAutoencoder, x: Tensor, error: Tensor) -> Tensor:
         """Return the share of the variance of `error` [n, d] that the dead latents leave."""
-        explained = model.reconstruct_dead(x)
+        explained = model.reconstruct_dead_standardized(x)
         if explained is None:
             return x.new_zeros(())
         rest = explained - error

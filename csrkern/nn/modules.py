@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from csrkern.arguments import check_at_least, check_bool, check_choice
+from csrkern.arguments import check_at_least, check_bool
 from csrkern.codes.sparse import SparseCodes, check_codes
 from csrkern.embeddings.dataset import Embeddings, open_embeddings
 from csrkern.fingerprint import fingerprint_of, fingerprint_of_codes, forget
 from csrkern.identity import check_fingerprint
 from csrkern.index.rerank import Rerank
+from csrkern.nn import dense, storage
 from csrkern.ops.autoencode import autoencode
 from csrkern.ops.decode import decode
 from csrkern.ops.encode import encode
 from csrkern.ops.topk_relu import topk_relu
-from csrkern.ops.validation import check_tensor, check_tensors_finite
-from csrkern.storage import read_json, write_atomically
+from csrkern.ops.validation import check_tensor
 from csrkern.typing import ArraySource
-
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-SPACES = ("embeddings", "adapter")
-_ENCODER, _DECODER = "encoder.weight", "decoder.linear.weight"
-_CONFIG_NAMES = ("input_dim", "hidden_dim", "k", "k_aux", "standardize", "dead_threshold", "tied")
-_PUBLISHED_NAME = "normalize"  # of "standardize", in the files of sentence-transformers
 
 
 class TopKReLU(nn.Module):
@@ -265,7 +256,15 @@ class SparseAutoencoder(nn.Module):
     def autoencode(
         self, x: Tensor, ks: Sequence[int], precision: str = "exact"
     ) -> tuple[SparseCodes, Tensor]:
-        """Standardized rows [n, d] to codes at ks[-1], and reconstructions [len(ks), n, d]."""
+        """Return the codes of x [n, d] at ks[-1], and its reconstructions [len(ks), n, d]."""
+        rows, mean, deviation = self.standardized(x)
+        codes, out = self.autoencode_standardized(rows, ks, precision)
+        return codes, out * deviation + mean if self.standardize else out
+
+    def autoencode_standardized(
+        self, x: Tensor, ks: Sequence[int], precision: str = "auto"
+    ) -> tuple[SparseCodes, Tensor]:
+        """`autoencode` for rows that `standardize` has been over already, as is what it returns."""
         codes, out = self._autoencode(x, slice(None), ks, precision)
         encoder = self.encoder.weight, self.latent_bias, self.pre_bias
         codes.fingerprint = fingerprint_of_codes(self, encoder)
@@ -288,17 +287,23 @@ class SparseAutoencoder(nn.Module):
         return codes, decode(codes, self.dictionary[latents], self.pre_bias, ks=ks)
 
     def reconstruct_dead(self, x: Tensor, k_aux: int | None = None) -> Tensor | None:
-        """Return the sum of each row's k_aux strongest dead latents, [n, d]; None if none is dead
-        or k_aux is 0.
+        """Return what each row's k_aux strongest dead latents add to its reconstruction, [n, d];
+        None if none is dead or k_aux is 0.
 
         The host must wait to learn how many are dead. With `dead_capacity` set, under
         torch.compile and torch.func, and for tensors without data, it need not: shapes follow
         from the sizes of the model alone, and zeros are returned while none is dead.
 
         Args:
-            x: standardized rows [n, d].
+            x: embeddings [n, d].
             k_aux: default self.k_aux; at most as many as are dead.
         """
+        rows, _, deviation = self.standardized(x)
+        out = self.reconstruct_dead_standardized(rows, k_aux)
+        return out * deviation if self.standardize and out is not None else out
+
+    def reconstruct_dead_standardized(self, x: Tensor, k_aux: int | None = None) -> Tensor | None:
+        """`reconstruct_dead` for rows that `standardize` has been over already."""
         k = self.k_aux if k_aux is None else k_aux
         capacity = self.dead_capacity
         if capacity == 0 or k == 0:
@@ -325,12 +330,17 @@ class SparseAutoencoder(nn.Module):
         return out[0] - self.pre_bias
 
     def decode(self, codes: SparseCodes) -> Tensor:
-        """Standardized reconstructions [n, d] of codes."""
+        """Return the reconstructions [n, d] of codes.
+
+        Where the model standardizes rows, a code does not hold the mean and the deviation of its
+        row: the reconstruction is that of the standardized row, at mean 0 and deviation 1. Times
+        the deviation and plus the mean that `standardized(x)` returns it is that of x, as
+        `forward` and `autoencode` give it.
+        """
         return decode(codes, self.dictionary, self.pre_bias)
 
     # ---- dense queries against stored codes ---------------------------------------------
 
-    @torch.no_grad()
     def rerank(
         self, q: ArraySource | Embeddings, shortlist: int = 100, space: str = "embeddings"
     ) -> Rerank:
@@ -352,72 +362,24 @@ class SparseAutoencoder(nn.Module):
                 the model standardizes rows, whose scale a code does not hold; with "adapter" if
                 encoder and decoder were trained apart.
         """
-        self.check_space(space)
-        encoder, decoder, pre_bias = self._wide()
-        if not isinstance(q, Tensor):
-            opened = open_embeddings("q", q, width=self.input_dim)
-            q = torch.cat([*opened.pieces(pre_bias.dtype)]).to(pre_bias.device)
-        check_tensor("q", q, (None, self.input_dim))
-        q = q.to(pre_bias.dtype)
-        own = self.encoder.weight, self.latent_bias, self.pre_bias
-        fingerprint = fingerprint_of_codes(self, own)
-        if space == "adapter":
-            dense = (q - pre_bias) @ encoder.T
-            return Rerank(dense, shortlist, fingerprint=fingerprint)
-        return Rerank(q @ decoder.T, shortlist, q @ pre_bias, fingerprint)
+        return dense.rerank(self, q, shortlist, space)
 
-    @torch.no_grad()
     def norms(self, codes: SparseCodes, space: str = "embeddings") -> Tensor:
         """Norms [n] of reconstructions, as `InvertedIndex.build(norms=)` takes them; see `rerank`.
 
         They are float32, or float64 of a float64 model. A code without an active latent has the
         least positive norm of float32 in place of 0.
         """
-        self.check_space(space)
-        check_codes("codes", codes, self.hidden_dim)
-        encoder, decoder, pre_bias = self._wide()
-        codes = codes.to(dtype=pre_bias.dtype)
-        if space == "adapter":
-            # W = W_dec M for the adapter's metric M: |x̂ − pre_bias|² in it is z W (z W_dec)ᵀ.
-            square = (decode(codes, encoder) * decode(codes, decoder)).sum(1)
-        else:
-            square = decode(codes, decoder, pre_bias).square().sum(1)
-        return square.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-
-    def _wide(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the encoder's and the decoder's weight and pre_bias, in float32 at least."""
-        tensors = self.encoder.weight, self.dictionary, self.pre_bias
-        encoder, decoder, pre_bias = (
-            t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors
-        )
-        return encoder, decoder, pre_bias
+        return dense.norms(self, codes, space)
 
     @property
     def spaces(self) -> tuple[str, ...]:
         """The spaces of `rerank` that this model has."""
-        if self.standardize:
-            return ()
-        if not self.tied:
-            some = slice(None, None, max(1, self.hidden_dim // 256))
-            encoder, decoder, _ = self._wide()
-            form = (encoder[some] @ decoder[some].T).detach()
-            rounding = max(1e-3, torch.finfo(self.encoder.weight.dtype).eps)
-            if float((form - form.T).abs().max()) > rounding * float(form.abs().max()):
-                return SPACES[:1]
-        return SPACES
+        return dense.spaces(self)
 
     def check_space(self, space: str) -> None:
         """Raise TypeError or ValueError unless `space` is one of `spaces`."""
-        check_choice("space", space, SPACES)
-        if space in self.spaces:
-            return
-        raise ValueError(
-            "standardize: expected a model that does not standardize rows: a code does not hold "
-            "the scale of its row, so norms are unknown"
-            if self.standardize
-            else "space: expected 'embeddings' for this model, got 'adapter': its decoder was "
-            "trained apart from its encoder, so they have no one space"
-        )
+        dense.check_space(self, space)
 
     def forward(
         self, x: Any, k: int | None = None, *, compute: Callable[..., Any] | None = None
@@ -492,7 +454,7 @@ class SparseAutoencoder(nn.Module):
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         shared = {} if self.partner is None else {"partner": self.partner}
-        return {name: getattr(self, name) for name in _CONFIG_NAMES} | shared
+        return {name: getattr(self, name) for name in storage.CONFIG_NAMES} | shared
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors into `directory`, each renamed into place.
@@ -502,15 +464,7 @@ class SparseAutoencoder(nn.Module):
         Raises:
             ValueError: if a weight is NaN or infinite; nothing is written.
         """
-        from safetensors.torch import save
-
-        folder = Path(directory)
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        check_tensors_finite("the model", tensors)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / WEIGHTS_NAME, save(tensors))
-        text = json.dumps(self.config(), indent=2) + "\n"
-        write_atomically(folder / CONFIG_NAME, text.encode())
+        storage.save(self, directory)
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> SparseAutoencoder:
@@ -523,52 +477,7 @@ class SparseAutoencoder(nn.Module):
             FileNotFoundError: if config.json or model.safetensors is missing.
             ValueError: if the files do not describe one model, or a weight is NaN or infinite.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"no {name} in {folder}; expected a saved model there")
-        config = read_json(folder / CONFIG_NAME)
-        if isinstance(config, dict) and _PUBLISHED_NAME in config:
-            config["standardize"] = config.pop(_PUBLISHED_NAME)
-        try:
-            tensors = load_file(folder / WEIGHTS_NAME)
-        except SafetensorError as error:
-            raise ValueError(f"{folder} is damaged: {error}") from error
-        if not isinstance(config, dict):
-            raise ValueError(f"{folder / CONFIG_NAME} holds no settings")
-        known = {name: value for name, value in config.items() if name in _CONFIG_NAMES}
-        missing = {"input_dim", "hidden_dim", "k"} - known.keys()
-        if missing:
-            raise ValueError(f"{folder / CONFIG_NAME} lacks {', '.join(sorted(missing))}")
-        for name, value in known.items():
-            expected = bool if name in ("standardize", "tied") else int
-            if type(value) is not expected:
-                raise ValueError(
-                    f"{folder / CONFIG_NAME}: {name}: expected {expected.__name__}, got {value!r}"
-                )
-        try:
-            # No memory or random numbers before the checks.
-            model = cls(**known, partner=config.get("partner"), device="meta")
-        except ValueError as error:
-            raise ValueError(f"{folder / CONFIG_NAME}: {error}") from error
-        does_not_fit = f"{folder / WEIGHTS_NAME} does not fit its config"
-        _check_fits(does_not_fit, tensors, model)
-        check_tensors_finite(f"{folder / WEIGHTS_NAME}", tensors)
-        own = {
-            name: t.to(torch.float32 if t.is_floating_point() else torch.long, copy=True)
-            for name, t in tensors.items()
-        }
-        try:
-            model.load_state_dict(own, assign=True)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"{folder / WEIGHTS_NAME} does not fit its config: {reason}"
-            ) from error
-        return model.eval()
+        return storage.load(cls, directory)
 
 
 # ---- one weight under two names -----------------------------------------------------------
@@ -578,7 +487,7 @@ def _drop_decoder(
     _model: nn.Module, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]
 ) -> None:
     """Leave one name for a tied weight: safetensors stores no tensor under two."""
-    state.pop(prefix + _DECODER, None)
+    state.pop(prefix + storage.DECODER, None)
 
 
 def _fill_both(
@@ -592,43 +501,15 @@ def _fill_both(
     errors: list[str],
 ) -> None:
     """Put a tied weight that is stored under either name, or both, under both."""
-    names = [name for name in (prefix + _ENCODER, prefix + _DECODER) if name in state]
+    names = [name for name in (prefix + storage.ENCODER, prefix + storage.DECODER) if name in state]
     given = [state[name] for name in names]
     if len(given) == 2 and given[0] is not given[1] and not torch.equal(*given):
         errors.append(f"{names[1]} differs from {names[0]}, but a tied model has one weight.")
     if given:
-        state[prefix + _ENCODER] = state[prefix + _DECODER] = given[0]
+        state[prefix + storage.ENCODER] = state[prefix + storage.DECODER] = given[0]
 
 
 def _tie_again(model: nn.Module, _keys: Any) -> None:
     """Undo what load_state_dict(assign=True) does: a Parameter for each name."""
     assert isinstance(model, SparseAutoencoder)
     model._tie()
-
-
-# ---- checks of stored tensors -------------------------------------------------------------
-
-
-def _check_fits(what: str, tensors: dict[str, Tensor], model: SparseAutoencoder) -> None:
-    """Raise ValueError unless `tensors` are those of `model` by name, shape and kind."""
-    expected = model.state_dict()
-    if model.tied:
-        weight = expected.pop(_ENCODER)
-        given = [name for name in (_ENCODER, _DECODER) if name in tensors]
-        if not given:
-            raise ValueError(f"{what}: it has neither {_ENCODER} nor {_DECODER}")
-        expected |= dict.fromkeys(given, weight)
-    for name in (*expected, *tensors):
-        if name not in tensors:
-            raise ValueError(f"{what}: Missing key {name}")
-        if name not in expected:
-            raise ValueError(f"{what}: Unexpected key {name}")
-        wanted, found = expected[name], tensors[name]
-        if wanted.shape != found.shape:
-            raise ValueError(
-                f"{what}: size mismatch for {name}: expected {list(wanted.shape)}, "
-                f"got {list(found.shape)}"
-            )
-        if wanted.is_floating_point() != found.is_floating_point():
-            kind = "floating-point numbers" if wanted.is_floating_point() else "integers"
-            raise ValueError(f"{what}: {name}: expected {kind}, got {found.dtype}")
