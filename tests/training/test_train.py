@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import csrtrain.training.batches as batches
+import csrtrain.training.dataset as training_data
 import csrtrain.training.loop as trainer
-import csrtrain.training.prepare as prepare
 from csrkern.embeddings.dataset import Embeddings
 from csrkern.nn import SparseAutoencoder
 from csrtrain import TrainConfig, encode_omp, refit, train, train_two
@@ -117,12 +117,12 @@ def test_pre_bias_starts_at_the_mean(x):
     def stop(*_args, **_options):
         raise Stop
 
-    def watched(config, d, make=prepare.new_model):
+    def watched(config, d, make=training_data.new_model):
         seen.append(make(config, d))
         return seen[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "new_model", watched)
+        patch.setattr(training_data, "new_model", watched)
         patch.setattr(trainer.CSRLoss, "forward", stop)
         with pytest.raises(Stop):
             quiet(x, config=SMALL)

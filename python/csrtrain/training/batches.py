@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from csrkern.embeddings.dataset import Embeddings
 
 # Batches read ahead: one being read while another waits, so that reading hides behind a step.
 AHEAD = 2
@@ -31,47 +28,6 @@ class Batch(NamedTuple):
     x: Tensor
     labels: Tensor | None
     partners: Tensor | None
-
-
-@dataclass(frozen=True)
-class Examples:
-    """The rows, or pairs of rows, that a run trains on.
-
-    Attributes:
-        embeddings: [n, d].
-        labels: [n], or None.
-        partners: [m, d'], or None.
-        pairs: [p, 2] rows of embeddings and of partners that belong together; None without
-            partners.
-        project, project_partners: map rows to what the models see, or None.
-    """
-
-    embeddings: Embeddings
-    labels: Tensor | None = None
-    partners: Embeddings | None = None
-    pairs: Tensor | None = None
-    project: Callable[[Tensor], Tensor] | None = None
-    project_partners: Callable[[Tensor], Tensor] | None = None
-
-    def __len__(self) -> int:
-        return len(self.embeddings) if self.pairs is None else len(self.pairs)
-
-    def read(self, index: Tensor) -> Batch:
-        """Return the batch of the examples at `index` [n]."""
-        if self.pairs is None or self.partners is None:
-            labels = None if self.labels is None else self.labels[index]
-            return Batch(index, _rows(self.embeddings, index, self.project), labels, None)
-        left, right = self.pairs[index].T
-        x = _rows(self.embeddings, left, self.project)
-        # A partner may stand in several pairs of a batch: its number tells which are the same.
-        return Batch(index, x, right, _rows(self.partners, right, self.project_partners))
-
-
-def _rows(
-    embeddings: Embeddings, index: Tensor, project: Callable[[Tensor], Tensor] | None
-) -> Tensor:
-    picked = embeddings.rows(index)
-    return picked if project is None else project(picked)
 
 
 class BatchOrder:

@@ -19,8 +19,8 @@ from csrtrain.training import distributed
 from csrtrain.training.batches import Batch, BatchOrder, read_ahead
 from csrtrain.training.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
 from csrtrain.training.config import TrainConfig
+from csrtrain.training.dataset import Dataset
 from csrtrain.training.loss import CSRLoss
-from csrtrain.training.prepare import Prepared
 from csrtrain.training.steps import Steps
 from csrtrain.training.stopping import Evaluate, Evaluation
 
@@ -62,19 +62,21 @@ class RunOptions:
     device: str | torch.device | None = None
     graphs: bool = True
 
+    def __post_init__(self) -> None:
+        if self.resume and self.checkpoint_dir is None:
+            raise ValueError("resume: expected a checkpoint_dir to resume from")
+        for name in ("checkpoint_every", "evaluate_every", "patience"):
+            if getattr(self, name) is not None:
+                check_at_least(name, getattr(self, name), 1)
+        if self.patience is not None and self.evaluate is None:
+            raise ValueError("patience: expected an evaluate function to judge by")
 
-def _run(prepared: Prepared, options: RunOptions) -> list[SparseAutoencoder]:
-    """Trains the models of `prepared` and returns them as users get them."""
-    config = prepared.config
+
+def run(data: Dataset, options: RunOptions) -> list[SparseAutoencoder]:
+    """Train the models of `data` and return them as users get them."""
+    config = data.config
     assert config.steps is not None
     assert config.batch_size is not None
-    if options.resume and options.checkpoint_dir is None:
-        raise ValueError("resume: expected a checkpoint_dir to resume from")
-    for name in ("checkpoint_every", "evaluate_every", "patience"):
-        if getattr(options, name) is not None:
-            check_at_least(name, getattr(options, name), 1)
-    if options.patience is not None and options.evaluate is None:
-        raise ValueError("patience: expected an evaluate function to judge by")
     if config.batch_size % distributed.world_size():
         raise ValueError(
             f"batch_size: expected a multiple of the {distributed.world_size()} processes, "
@@ -83,8 +85,8 @@ def _run(prepared: Prepared, options: RunOptions) -> list[SparseAutoencoder]:
     device = _device(options.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        models = nn.ModuleList(prepared.new_models()).to(device).train()
-        loss_of = loss_for(config, prepared.variance)
+        models = nn.ModuleList(data.new_models()).to(device).train()
+        loss_of = loss_for(config, data.variance)
         steps = Steps(config, models, loss_of, device, options.graphs)
         every = max(1, config.steps // 10)
         evaluation = None
@@ -94,15 +96,15 @@ def _run(prepared: Prepared, options: RunOptions) -> list[SparseAutoencoder]:
             )
         start = 0
         if options.checkpoint_dir is not None:
-            start = _resume(options, prepared, models, steps, evaluation)
+            start = _resume(options, data, models, steps, evaluation)
         every = options.checkpoint_every or every
-        order = BatchOrder(len(prepared.examples), config.batch_size, config.seed)
+        order = BatchOrder(len(data), config.batch_size, config.seed)
 
         def read(step: int) -> Batch:
-            return prepared.read(order(step))
+            return data.read(order(step))
 
         def finished() -> Any:
-            made = prepared.finish(models)
+            made = data.finish(models)
             return made[0] if len(made) == 1 else tuple(made)
 
         first = distributed.rank() == 0
@@ -137,12 +139,12 @@ def _run(prepared: Prepared, options: RunOptions) -> list[SparseAutoencoder]:
                         config=config,
                         model=models,
                         optimizer=steps.optimizer,
-                        data=prepared.fingerprint,
+                        data=data.fingerprint,
                         best=None if evaluation is None else evaluation.best,
                     )
     if evaluation is not None and evaluation.best["model"] is not None:
         models.load_state_dict(evaluation.best["model"])
-    return prepared.finish(models)
+    return data.finish(models)
 
 
 def loss_for(config: TrainConfig, variance: float = 1.0) -> CSRLoss:
@@ -171,7 +173,7 @@ def _device(wanted: str | torch.device | None) -> torch.device:
 
 def _resume(
     options: RunOptions,
-    prepared: Prepared,
+    data: Dataset,
     models: nn.ModuleList,
     steps: Steps,
     evaluation: Evaluation | None,
@@ -186,9 +188,7 @@ def _resume(
                 "or choose another folder"
             )
         return 0
-    content = load_checkpoint(
-        options.checkpoint_dir, config=prepared.config, data=prepared.fingerprint
-    )
+    content = load_checkpoint(options.checkpoint_dir, config=data.config, data=data.fingerprint)
     if content is None:
         return 0
     models.load_state_dict(content["model"])

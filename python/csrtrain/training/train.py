@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +12,8 @@ from csrkern.nn import SparseAutoencoder
 from csrkern.typing import ArraySource
 from csrtrain.progress import working
 from csrtrain.training.config import TrainConfig
-from csrtrain.training.loop import RunOptions, StepReport, _run
-from csrtrain.training.prepare import prepare
+from csrtrain.training.dataset import Dataset
+from csrtrain.training.loop import RunOptions, StepReport, run
 from csrtrain.training.stopping import Evaluate
 
 
@@ -91,30 +90,21 @@ def train(
     if isinstance(labels, TrainConfig):
         raise TypeError("labels: expected labels, got a TrainConfig; pass it as config=")
     options = RunOptions(
-        checkpoint_dir,
-        checkpoint_every,
-        resume,
-        evaluate,
-        evaluate_every,
-        patience,
-        log_dir,
-        progress,
-        on_step,
-        device,
-        graphs,
+        checkpoint_dir=checkpoint_dir,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
+        patience=patience,
+        log_dir=log_dir,
+        progress=progress,
+        on_step=on_step,
+        device=device,
+        graphs=graphs,
     )
-    config = (config or TrainConfig()).settle_contrast(
-        labels=labels is not None, partners=partners is not None
-    )
-    if labels is not None and config.contrast != "label":
-        warnings.warn(
-            f"labels are not used, since contrast={config.contrast!r}; leave it out, or set "
-            "contrast='label', to train on them",
-            stacklevel=4,  # past the two decorators
-        )
     with working("reading the embeddings", wanted=progress):
-        prepared = prepare(embeddings, labels, config, partners, pairs)
-    (model,) = _run(prepared, options)
+        data = Dataset.of(embeddings, labels, config, partners, pairs)
+    (model,) = run(data, options)
     return model
 
 
@@ -143,7 +133,8 @@ def train_two(
 
     Raises: as `train`.
     """
-    config = (config or TrainConfig()).settle_contrast(partners=True)
-    prepared = prepare(embeddings, None, config, partners, pairs, two=True)
-    first, second = _run(prepared, RunOptions(**options))
+    kept = RunOptions(**options)
+    with working("reading the embeddings", wanted=kept.progress):
+        data = Dataset.of(embeddings, None, config, partners, pairs, two=True)
+    first, second = run(data, kept)
     return first, second

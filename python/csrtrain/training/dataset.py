@@ -1,8 +1,9 @@
-"""What a run needs before its first step: checked data, settings, new models."""
+"""The data of a run: opened and checked once, and read batch by batch."""
 
 from __future__ import annotations
 
 import copy
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from csrkern.nn import SparseAutoencoder
 from csrkern.typing import ArraySource
 from csrtrain.pca import PCA
 from csrtrain.training import distributed
-from csrtrain.training.batches import Batch, Examples
+from csrtrain.training.batches import Batch
 from csrtrain.training.config import TrainConfig
 from csrtrain.training.subspace import Subspace, settled_whitening
 
@@ -41,22 +42,95 @@ class Side:
     subspace: Subspace | None
     checksum: int
 
+    def rows(self, embeddings: Embeddings, index: Tensor) -> Tensor:
+        """Return the rows at `index` as the adapter sees them."""
+        picked = embeddings.rows(index)
+        return picked if self.subspace is None else self.subspace.project(picked)
+
 
 @dataclass(frozen=True)
-class Prepared:
-    """A run before its first step.
+class Dataset:
+    """The rows, or pairs of rows, that a run trains on, opened and checked once.
 
     Attributes:
         config: resolved.
-        examples: what it trains on.
+        embeddings: [n, d].
+        labels: [n], or None.
+        partners: [m, d'], or None.
+        pairs: [p, 2] rows of embeddings and of partners that belong together; None without
+            partners.
         sides: one for each adapter.
-        fingerprint: tells its data from other data.
     """
 
     config: TrainConfig
-    examples: Examples
+    embeddings: Embeddings
+    labels: Tensor | None
+    partners: Embeddings | None
+    pairs: Tensor | None
     sides: Sequence[Side]
-    fingerprint: dict[str, Any]
+
+    @staticmethod
+    def of(
+        embeddings: ArraySource,
+        labels: ArraySource | None,
+        config: TrainConfig | None,
+        partners: ArraySource | None = None,
+        pairs: ArraySource | None = None,
+        *,
+        two: bool = False,
+    ) -> Dataset:
+        """Read everything once and check it; arguments as for `train`.
+
+        Raises:
+            TypeError, ValueError: if the data or the settings do not fit.
+        """
+        config = (config or TrainConfig()).settle_contrast(
+            labels=labels is not None, partners=partners is not None
+        )
+        if labels is not None and config.contrast != "label":
+            warnings.warn(
+                f"labels are not used, since contrast={config.contrast!r}; leave it out, or set "
+                "contrast='label', to train on them",
+                stacklevel=5,  # past `train` and its two decorators
+            )
+        own = open_embeddings("embeddings", embeddings)
+        if len(own) < 2:
+            raise ValueError(f"embeddings: expected at least 2 rows to train on, got {len(own)}")
+        other = None if partners is None else open_embeddings("partners", partners)
+        if (config.contrast in ("pair", "clip")) != (other is not None):
+            raise ValueError(
+                "partners: expected embeddings with contrast='pair' or 'clip', and none otherwise; "
+                f"contrast is {config.contrast!r}"
+            )
+        if pairs is not None and other is None:
+            raise ValueError("pairs: expected partners as well, whose rows they name")
+        numbers = _labels_for(config, labels, len(own))
+        pair_rows = None if other is None else _read_pairs(pairs, len(own), len(other))
+        if other is not None and not two and other.width != own.width:
+            raise ValueError(
+                f"partners: expected {own.width} dimensions as the embeddings have, got "
+                f"{other.width}; train_two trains an adapter for each"
+            )
+        config = config.resolve(len(own) if pair_rows is None else len(pair_rows), own.width)
+        opened = [own] if other is None else [own, other]
+        sides = [
+            _side(group, config) for group in ([[each] for each in opened] if two else [opened])
+        ]
+        return Dataset(config, own, numbers, other, pair_rows, sides)
+
+    def __len__(self) -> int:
+        return len(self.embeddings) if self.pairs is None else len(self.pairs)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells this data from other data."""
+        opened = [self.embeddings] if self.partners is None else [self.embeddings, self.partners]
+        numbers = self.labels if self.pairs is None else self.pairs
+        return {
+            "shape": [[len(each), each.width] for each in opened],
+            "rows": [side.checksum for side in self.sides],
+            "labels": None if numbers is None else zlib.crc32(numbers.numpy().tobytes()),
+        }
 
     @property
     def variance(self) -> float:
@@ -65,7 +139,15 @@ class Prepared:
 
     def read(self, index: Tensor) -> Batch:
         """Return this process's share of the joint batch of examples at `index`."""
-        return self.examples.read(distributed.own_share(index))
+        index = distributed.own_share(index)
+        first, last = self.sides[0], self.sides[-1]
+        if self.pairs is None or self.partners is None:
+            labels = None if self.labels is None else self.labels[index]
+            return Batch(index, first.rows(self.embeddings, index), labels, None)
+        left, right = self.pairs[index].T
+        x, partners = first.rows(self.embeddings, left), last.rows(self.partners, right)
+        # A partner may stand in several pairs of a batch: its number tells which are the same.
+        return Batch(index, x, right, partners)
 
     def new_models(self) -> list[SparseAutoencoder]:
         """Return an adapter for each side, its pre_bias at the mean."""
@@ -89,56 +171,6 @@ class Prepared:
         if len(done) == 2:
             done[0].share_latents_with(done[1])
         return done
-
-
-def prepare(
-    embeddings: ArraySource,
-    labels: ArraySource | None,
-    config: TrainConfig,
-    partners: ArraySource | None = None,
-    pairs: ArraySource | None = None,
-    *,
-    two: bool = False,
-) -> Prepared:
-    """Read everything once and check it; arguments as for `train`.
-
-    Raises:
-        TypeError, ValueError: if the data or the settings do not fit.
-    """
-    config = config.settle_contrast(labels=labels is not None, partners=partners is not None)
-    own = open_embeddings("embeddings", embeddings)
-    if len(own) < 2:
-        raise ValueError(f"embeddings: expected at least 2 rows to train on, got {len(own)}")
-    other = None if partners is None else open_embeddings("partners", partners)
-    paired = config.contrast in ("pair", "clip")
-    if paired != (other is not None):
-        raise ValueError(
-            "partners: expected embeddings with contrast='pair' or 'clip', and none otherwise; "
-            f"contrast is {config.contrast!r}"
-        )
-    if pairs is not None and other is None:
-        raise ValueError("pairs: expected partners as well, whose rows they name")
-    label_tensor = _labels_for(config, labels, len(own))
-    pair_tensor = None if other is None else _read_pairs(pairs, len(own), len(other))
-    if other is not None and not two and other.width != own.width:
-        raise ValueError(
-            f"partners: expected {own.width} dimensions as the embeddings have, got "
-            f"{other.width}; train_two trains an adapter for each"
-        )
-    n = len(own) if pair_tensor is None else len(pair_tensor)
-    config = config.resolve(n, own.width)
-    opened = [own] if other is None else [own, other]
-    groups = [[each] for each in opened] if two else [opened]
-    sides = [_side(group, config) for group in groups]
-    projections = [None if side.subspace is None else side.subspace.project for side in sides]
-    examples = Examples(own, label_tensor, other, pair_tensor, projections[0], projections[-1])
-    numbers = label_tensor if pair_tensor is None else pair_tensor
-    fingerprint = {
-        "shape": [[len(each), each.width] for each in opened],
-        "rows": [side.checksum for side in sides],
-        "labels": None if numbers is None else zlib.crc32(numbers.numpy().tobytes()),
-    }
-    return Prepared(config, examples, sides, fingerprint)
 
 
 def new_model(config: TrainConfig, d: int) -> SparseAutoencoder:
