@@ -466,20 +466,12 @@ class SparseCodes:
         dtype: str = "float32",
         notes: dict[str, str] | None = None,
     ) -> None:
-        """Write `to_bytes` beside `path` and rename it: a crash never leaves half a file.
+        """Write the codes beside `path` and rename the file: a crash never leaves half of it.
 
-        Raises:
-            ValueError: as `to_bytes`.
-        """
-        write_atomically(path, self.to_bytes(dtype=dtype, notes=notes))
-
-    def to_bytes(self, *, dtype: str = "float32", notes: dict[str, str] | None = None) -> bytes:
-        """Return the packed form: a safetensors file, 2 or 4 bytes an index and a value.
-
-        Indices are uint16 where dim ≤ 65,536, else int32. With dtype="float16" the codes
-        are rounded as by `to`, which loses no latent. `notes` are kept in the metadata, for
-        `csrkern.codes.file.notes`. A file holds what `load` reads: finite values, and codes that
-        `validate` passes.
+        It is a safetensors file of values, exact as float32, and of indices: uint16 where
+        dim ≤ 65,536, else int32. With dtype="float16" values are rounded as by `to`, which loses
+        no latent. The metadata keep `notes`, for `csrkern.codes.file.notes`. A file holds what
+        `load` reads: finite values, and codes that `validate` passes.
 
         Raises:
             ValueError: if `dtype` is not "float32" or "float16", or a value overflows it; naming
@@ -495,9 +487,10 @@ class SparseCodes:
                 f"values: {float(whole.values.max()):.4g} does not fit in {dtype}"
                 + ("; save as float32" if dtype == "float16" else "")
             )
-        return codes_file.pack(
+        payload = codes_file.pack(
             codes.values.numpy(), codes.indices.numpy(), self.dim, notes, self.fingerprint
         )
+        write_atomically(path, payload)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> SparseCodes:

@@ -41,7 +41,8 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         n_neighbors: as many each row gets, where `kneighbors` is not told.
         mode: what `transform` gives: "distance" (of one neighbor more, for a row of the
             training set is its own) or "connectivity".
-        dtype: in which the index stores values; "float16" is smaller, and rounds distances.
+        dtype: in which the index stores values. Not "float16", as elsewhere: it is smaller, but
+            rounds distances by up to 5e-4, which is more than near rows are apart.
         n_jobs: threads, as joblib counts them: −1 is one for each processor, −2 one less. None
             is one for each processor too.
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.scale.drill import kill_process
 from csrkern import InvertedIndex, ModelMismatchError, SparseCodes
@@ -73,11 +72,10 @@ def loaded(folder: Path, manifest: Any) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
-def stored(codes: SparseCodes, asked: int) -> tuple[SparseCodes, tuple[np.ndarray, np.ndarray]]:
-    """Codes as they are after a file of float16, and the first of them as queries."""
-    half = codes.to(dtype=torch.float16)
-    values, indices = half.numpy()
-    return half, (values[:asked].astype(np.float32), indices[:asked])
+def first(codes: SparseCodes, asked: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first codes, as queries."""
+    values, indices = codes[:asked].numpy()
+    return values, indices
 
 
 def test_sharded_is_one_index(encoded: tuple[Path, SparseCodes]) -> None:
@@ -85,8 +83,8 @@ def test_sharded_is_one_index(encoded: tuple[Path, SparseCodes]) -> None:
     found = build_shards(folder / "codes", folder / "index", shards=4, workers=2)
     assert len(found) == 3000
     assert len(found.shards) == 4
-    half, queries = stored(codes, 50)
-    expected = InvertedIndex.build(half, metric="cosine").search(queries, 10)
+    queries = first(codes, 50)
+    expected = InvertedIndex.build(codes, metric="cosine").search(queries, 10)
     with_two = ShardedIndex.serve(folder / "index", groups=2, replicas=2, name="two")
     answer = with_two.search(queries, 10)
     assert answer.complete
@@ -122,9 +120,7 @@ def test_a_worker_dies_while_encoding(cluster: Any, made: tuple[Path, np.ndarray
         killer.join()
     assert not alive, "nothing was killed"
     expected = SparseAutoencoder.from_pretrained(folder / "model").eval().encode(rows)
-    np.testing.assert_array_equal(
-        loaded(folder / "codes2", manifest)[1], stored(expected, 1)[0].numpy()[1]
-    )
+    np.testing.assert_array_equal(loaded(folder / "codes2", manifest)[1], expected.numpy()[1])
 
 
 def test_a_bad_piece_ends_the_run_with_one_message(
@@ -183,8 +179,8 @@ class Killing(Reader):
 def test_a_holder_dies_under_load(encoded: tuple[Path, SparseCodes]) -> None:
     folder, codes = encoded
     build_shards(folder / "codes", folder / "index", shards=4, workers=2)
-    half, queries = stored(codes, 20)
-    expected = InvertedIndex.build(half, metric="cosine").search(queries, 10)[1]
+    queries = first(codes, 20)
+    expected = InvertedIndex.build(codes, metric="cosine").search(queries, 10)[1]
     served = ShardedIndex.serve(folder / "index", groups=1, replicas=2, name="load")
     served.search(queries)
     stop, bad, done = threading.Event(), [], [0]
@@ -218,8 +214,8 @@ def test_without_a_replica_the_answer_says_what_is_missing(
 ) -> None:
     folder, codes = encoded
     found = build_shards(folder / "codes", folder / "index", shards=4, workers=2)
-    half, queries = stored(codes, 20)
-    whole = InvertedIndex.build(half, metric="cosine")
+    queries = first(codes, 20)
+    whole = InvertedIndex.build(codes, metric="cosine")
     expected = whole.search(queries, 10)[1]
     second = [shard for place, shard in enumerate(found.shards) if place % 2]
     for shard in second:
@@ -243,8 +239,8 @@ def test_without_a_replica_the_answer_says_what_is_missing(
 def test_a_hanging_replica_delays_but_loses_nothing(encoded: tuple[Path, SparseCodes]) -> None:
     folder, codes = encoded
     build_shards(folder / "codes", folder / "index", shards=4, workers=2)
-    half, queries = stored(codes, 20)
-    expected = InvertedIndex.build(half, metric="cosine").search(queries, 10)[1]
+    queries = first(codes, 20)
+    expected = InvertedIndex.build(codes, metric="cosine").search(queries, 10)[1]
     served = ShardedIndex.serve(folder / "index", groups=1, replicas=2, name="hangs")
     served.search(queries)
     assert kill_process("ray::ServeReplica:hangs:holder", sign=signal.SIGSTOP)
@@ -257,10 +253,10 @@ def test_a_hanging_replica_delays_but_loses_nothing(encoded: tuple[Path, SparseC
 
 def test_a_replacement_under_load(encoded: tuple[Path, SparseCodes], tmp_path: Path) -> None:
     folder, codes = encoded
-    half, queries = stored(codes, 20)
+    queries = first(codes, 20)
     build_shards(folder / "codes", tmp_path / "index", shards=4, workers=2)
     right = [
-        InvertedIndex.build(half, metric=metric).search(queries, 10)[0]
+        InvertedIndex.build(codes, metric=metric).search(queries, 10)[0]
         for metric in ("cosine", "ip")
     ]
     served = ShardedIndex.serve(
@@ -296,7 +292,7 @@ def test_a_replacement_under_load(encoded: tuple[Path, SparseCodes], tmp_path: P
 
 
 def test_shards_are_added_while_served(encoded: tuple[Path, SparseCodes], tmp_path: Path) -> None:
-    _, (values, indices) = stored(encoded[1], 3000)
+    values, indices = first(encoded[1], 3000)
     for left in (0, 1500):
         part = slice(left, left + 1500)
         InvertedIndex.build(

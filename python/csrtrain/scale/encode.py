@@ -22,6 +22,7 @@ from csrkern.storage import crc32c
 from csrtrain.scale.cluster import connected, import_ray
 from csrtrain.scale.corpus import Piece, Reader, plan
 from csrtrain.scale.folder import Folder, Place, read_record, write_record
+from csrtrain.scale.scratch import scratch_folder
 
 PLAN, MANIFEST = "plan.json", "codes.json"
 KIND, RECEIPT, VERSION = "csrkern-corpus", "csrkern-piece", 1
@@ -38,7 +39,7 @@ def encode_corpus(
     output: Place,
     *,
     k: int | None = None,
-    dtype: str = "float16",
+    dtype: str = "float32",
     column: str | None = None,
     piece_rows: int = 100_000,
     workers: int | None = None,
@@ -59,10 +60,10 @@ def encode_corpus(
         model: folder of a `SparseAutoencoder`, on this machine; a copy goes to `output`.
         output: folder or URL for the pieces and their manifest, codes.json.
         k: active latents a row; None: the model's.
-        dtype: "float16" or "float32", the form in which codes are stored.
+        dtype: "float32", or "float16", the form in which codes are stored.
         column: of Parquet and Lance files; None: the only one that holds lists of floats;
             "emb_*": all columns of floats with such names, as the columns of a matrix.
-        piece_rows: rows of one piece; 100,000 of k = 32 take 13 MB as float16.
+        piece_rows: rows of one piece; 100,000 of k = 32 take 19 MB.
         workers: processes that encode; None: one for each core, or each GPU asked for.
         gpus_per_worker: 1 encodes on GPUs, a part of 1 shares them.
         address: of a Ray cluster; None: the one that RAY_ADDRESS names, or a local one.
@@ -183,7 +184,9 @@ class Encoder:
         job = self._job
         array = job.reader.read(piece.source, piece.first, piece.rows)
         codes = self._model.encode(Embeddings(piece.source, array, piece.first), job.k)
-        payload = codes.to_bytes(dtype=job.dtype)
+        with scratch_folder() as scratch:
+            codes.save(scratch / "codes", dtype=job.dtype)
+            payload = (scratch / "codes").read_bytes()
         checksum = crc32c(payload)
         receipt = {
             "number": piece.number,
