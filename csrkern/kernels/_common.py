@@ -82,7 +82,13 @@ def is_active(value, latent, dim):
     A GPU is not waited for to say that one is out of range: kernels take such a slot for an empty
     one, and follow no index out of bounds.
     """
-    return (value != 0) & (latent >= 0) & (latent < dim)
+    return (value != 0) & below(latent, dim)
+
+
+@triton.jit
+def below(x, limit):
+    """Whether 0 <= x < limit, in one comparison: as unsigned, what is negative is large."""
+    return x.to(tl.uint32) < tl.cast(limit, tl.uint32)
 
 
 @triton.jit

@@ -27,6 +27,7 @@ from csrkern.kernels import tuning
 from csrkern.kernels._common import (
     as_bits,
     batched_jit,
+    below,
     is_active,
     narrow,
     on_device_of,
@@ -138,12 +139,12 @@ def sum_entries(
     begin = tl.maximum(begin, 0)  # nothing is read out of bounds, whatever the lists hold
     end = tl.minimum(end, entries)
     begin_slot = tl.maximum(begin_slot, 0)
-    end_slot = tl.minimum(end_slot, k)
+    end_slot = tl.maximum(tl.minimum(end_slot, k), begin_slot)
     for first in range(begin, end, ROWS):
         e = first + tl.arange(0, ROWS)
         slot = tl.load(slots + e, mask=e < end, other=0)
-        row = tl.load(rows + e, mask=e < end, other=0)
-        takes = (e < end) & (slot >= begin_slot) & (slot < end_slot) & (row >= 0) & (row < n)
+        row = tl.load(rows + e, mask=e < end, other=-1)
+        takes = below(row, n) & below(slot - begin_slot, end_slot - begin_slot)
         row = row.to(tl.int64)
         factor = tl.load(scale + row * k + slot, mask=takes, other=0.0)
         where = source + row[:, None] * stride_source + columns[None, :]

@@ -19,11 +19,18 @@ import triton.language as tl
 from torch import Tensor
 
 from csrkern.kernels import tuning
-from csrkern.kernels._common import batched_jit, is_active, on_device_of
-from csrkern.kernels.similarity import POSTINGS_AT_ONCE, Postings, add_scores
+from csrkern.kernels._common import batched_jit, on_device_of
+from csrkern.kernels.similarity import (
+    POSTINGS_AT_ONCE,
+    Postings,
+    add_scores,
+    columns_of,
+    first_lists,
+    next_lists,
+)
 
 SCRATCH_BYTES = 2**28
-PROGRAMS = (16 * 132, 8 * 132, 32 * 132)  # the first unless another was measured to be faster
+PROGRAMS = (32 * 132, 16 * 132, 8 * 132)  # the first unless another was measured to be faster
 
 
 @batched_jit
@@ -66,36 +73,50 @@ def info_nce_kernel(
         top = tl.zeros([BLOCK], tl.float32)
         if ONE_SET and classes is None:
             top += mate
+        begin, end, j, next_begin, next_end, latent = first_lists(
+            values + at, indices + at, starts, rows, k, dim, BLOCK
+        )
         for slot in range(0, k):
-            latent = tl.load(indices + at + slot)
-            if is_active(tl.load(values + at + slot), latent, dim):
-                end = tl.load(starts + latent + 1)
-                for first in range(tl.load(starts + latent), end, BLOCK):
-                    e = first + tl.arange(0, BLOCK)
-                    j = tl.load(rows + e, mask=e < end, other=0)
-                    top = tl.maximum(top, tl.load(scores + j, mask=e < end, other=0.0))
+            next_j, begin_after, end_after, latent = next_lists(
+                values + at, indices + at, starts, rows, slot, latent, next_begin, next_end, k, dim,
+                BLOCK,
+            )  # fmt: skip
+            for first in range(begin, end, BLOCK):
+                e = first + tl.arange(0, BLOCK)
+                top = tl.maximum(top, tl.load(scores + j, mask=e < end, other=0.0))
+                j = columns_of(rows, first + BLOCK, end, BLOCK)
+            begin, end, j = next_begin, next_end, next_j
+            next_begin, next_end = begin_after, end_after
         highest = tl.max(top)
 
+        if classes is not None:
+            own_class = tl.load(classes + i)
         total = tl.zeros([BLOCK], tl.float32)
         positive = tl.zeros([BLOCK], tl.float32)
         summed = tl.zeros([BLOCK], tl.int32)
+        begin, end, j, next_begin, next_end, latent = first_lists(
+            values + at, indices + at, starts, rows, k, dim, BLOCK
+        )
         for slot in range(0, k):
-            latent = tl.load(indices + at + slot)
-            if is_active(tl.load(values + at + slot), latent, dim):
-                end = tl.load(starts + latent + 1)
-                for first in range(tl.load(starts + latent), end, BLOCK):
-                    e = first + tl.arange(0, BLOCK)
-                    j = tl.load(rows + e, mask=e < end, other=0)
-                    score = tl.load(scores + j, mask=e < end, other=0.0)
-                    tl.store(scores + j, tl.zeros([BLOCK], tl.float32), mask=e < end)
-                    new = (e < end) & (score != 0)
-                    total += tl.where(new, tl.exp((score - highest) * scale), 0.0)
-                    summed += new.to(tl.int32)
-                    if classes is not None:
-                        other_class = tl.load(other_classes + j, mask=e < end, other=0)
-                        shares = new & (other_class == tl.load(classes + i))
-                        positive += tl.where(shares, score, 0.0)
-                tl.debug_barrier()
+            next_j, begin_after, end_after, latent = next_lists(
+                values + at, indices + at, starts, rows, slot, latent, next_begin, next_end, k, dim,
+                BLOCK,
+            )  # fmt: skip
+            for first in range(begin, end, BLOCK):
+                e = first + tl.arange(0, BLOCK)
+                score = tl.load(scores + j, mask=e < end, other=0.0)
+                tl.store(scores + j, tl.zeros([BLOCK], tl.float32), mask=e < end)
+                new = (e < end) & (score != 0)
+                total += tl.where(new, tl.exp((score - highest) * scale), 0.0)
+                summed += new.to(tl.int32)
+                if classes is not None:
+                    other_class = tl.load(other_classes + j, mask=e < end, other=0)
+                    shares = new & (other_class == own_class)
+                    positive += tl.where(shares, score, 0.0)
+                j = columns_of(rows, first + BLOCK, end, BLOCK)
+            tl.debug_barrier()
+            begin, end, j = next_begin, next_end, next_j
+            next_begin, next_end = begin_after, end_after
 
         zeros = m - tl.sum(summed) - (1 if ONE_SET else 0)
         factor = tl.cast(scale, tl.float64)
@@ -154,56 +175,75 @@ def info_nce_backward_kernel(
     for i in range(program, n, tl.num_programs(0)):
         at = tl.cast(i, tl.int64) * k
         add_scores(values + at, indices + at, starts, rows, sorted_values, k, dim, scores, BLOCK)
+        if BY_ROW:
+            own_peak, own_log_total = tl.load(peak + i), tl.load(log_total + i)
+            own_weight = tl.load(weight + i)
         partner = 0.0
-        if classes is None:
+        if classes is not None:
+            own_class = tl.load(classes + i)
+            if BY_ROW:
+                own_pull = tl.load(pull + i)
+        else:
             # Where the partner has nearly all the probability, p - 1 needs more digits.
             mate = tl.load(scores + i).to(tl.float64)
             exponent = (mate - tl.load(peak + i).to(tl.float64)) * tl.cast(scale, tl.float64)
             p = tl.exp(exponent - tl.load(log_total + i).to(tl.float64))
             partner += (tl.load(weight + i).to(tl.float64) * (p - 1.0)).to(tl.float32)
+        begin, end, j, next_begin, next_end, latent = first_lists(
+            values + at, indices + at, starts, rows, k, dim, BLOCK
+        )
         for slot in range(0, k):
+            next_j, begin_after, end_after, latent = next_lists(
+                values + at, indices + at, starts, rows, slot, latent, next_begin, next_end, k, dim,
+                BLOCK,
+            )  # fmt: skip
             total = tl.zeros([BLOCK], tl.float32)
-            latent = tl.load(indices + at + slot)
-            if is_active(tl.load(values + at + slot), latent, dim):
-                end = tl.load(starts + latent + 1)
-                for first in range(tl.load(starts + latent), end, BLOCK):
-                    e = first + tl.arange(0, BLOCK)
-                    inside = e < end
-                    j = tl.load(rows + e, mask=inside, other=0)
-                    score = tl.load(scores + j, mask=inside, other=0.0)
-                    slope = tl.zeros([BLOCK], tl.float32)
+            for first in range(begin, end, BLOCK):
+                e = first + tl.arange(0, BLOCK)
+                inside = e < end
+                score = tl.load(scores + j, mask=inside, other=0.0)
+                slope = tl.zeros([BLOCK], tl.float32)
+                if BY_ROW:
+                    x = (score - own_peak) * scale - own_log_total
+                    slope += own_weight * tl.exp(tl.minimum(x, 0.0))
+                if BY_COLUMN:
+                    x = (score - tl.load(peak + j, mask=inside, other=0.0)) * scale
+                    x -= tl.load(log_total + j, mask=inside, other=0.0)
+                    weights = tl.load(weight + j, mask=inside, other=0.0)
+                    slope += weights * tl.exp(tl.minimum(x, 0.0))
+                if classes is not None:
+                    other_class = tl.load(other_classes + j, mask=inside, other=0)
+                    shares = other_class == own_class
                     if BY_ROW:
-                        x = (score - tl.load(peak + i)) * scale - tl.load(log_total + i)
-                        slope += tl.load(weight + i) * tl.exp(tl.minimum(x, 0.0))
+                        slope -= tl.where(shares, own_pull, 0.0)
                     if BY_COLUMN:
-                        x = (score - tl.load(peak + j, mask=inside, other=0.0)) * scale
-                        x -= tl.load(log_total + j, mask=inside, other=0.0)
-                        weights = tl.load(weight + j, mask=inside, other=0.0)
-                        slope += weights * tl.exp(tl.minimum(x, 0.0))
-                    if classes is not None:
-                        other_class = tl.load(other_classes + j, mask=inside, other=0)
-                        shares = other_class == tl.load(classes + i)
-                        if BY_ROW:
-                            slope -= tl.where(shares, tl.load(pull + i), 0.0)
-                        if BY_COLUMN:
-                            pulls = tl.load(pull + j, mask=inside, other=0.0)
-                            slope -= tl.where(shares, pulls, 0.0)
-                        if ONE_SET:
-                            slope = tl.where(j == i, 0.0, slope)
-                    else:
-                        slope = tl.where(j == i, partner, slope)
-                    share = tl.load(sorted_values + e, mask=inside, other=0.0)
-                    total += tl.where(inside, slope * share, 0.0)
+                        pulls = tl.load(pull + j, mask=inside, other=0.0)
+                        slope -= tl.where(shares, pulls, 0.0)
+                    if ONE_SET:
+                        slope = tl.where(j == i, 0.0, slope)
+                else:
+                    slope = tl.where(j == i, partner, slope)
+                share = tl.load(sorted_values + e, mask=inside, other=0.0)
+                total += tl.where(inside, slope * share, 0.0)
+                j = columns_of(rows, first + BLOCK, end, BLOCK)
             tl.store(grad_values + at + slot, tl.sum(total))
+            begin, end, j = next_begin, next_end, next_j
+            next_begin, next_end = begin_after, end_after
         tl.debug_barrier()
+        begin, end, j, next_begin, next_end, latent = first_lists(
+            values + at, indices + at, starts, rows, k, dim, BLOCK
+        )
         for slot in range(0, k):
-            latent = tl.load(indices + at + slot)
-            if is_active(tl.load(values + at + slot), latent, dim):
-                end = tl.load(starts + latent + 1)
-                for first in range(tl.load(starts + latent), end, BLOCK):
-                    e = first + tl.arange(0, BLOCK)
-                    j = tl.load(rows + e, mask=e < end, other=0)
-                    tl.store(scores + j, tl.zeros([BLOCK], tl.float32), mask=e < end)
+            next_j, begin_after, end_after, latent = next_lists(
+                values + at, indices + at, starts, rows, slot, latent, next_begin, next_end, k, dim,
+                BLOCK,
+            )  # fmt: skip
+            for first in range(begin, end, BLOCK):
+                e = first + tl.arange(0, BLOCK)
+                tl.store(scores + j, tl.zeros([BLOCK], tl.float32), mask=e < end)
+                j = columns_of(rows, first + BLOCK, end, BLOCK)
+            begin, end, j = next_begin, next_end, next_j
+            next_begin, next_end = begin_after, end_after
         tl.debug_barrier()
 
 

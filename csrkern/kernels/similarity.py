@@ -36,20 +36,74 @@ LOOKED_AT = tl.constexpr(32)  # rows
 
 
 @triton.jit
+def slot_of(values, indices, slot, k, dim):
+    """Return value and latent of a row's slot; latent -1 where there is none."""
+    value = tl.load(values + slot, mask=slot < k, other=0.0)
+    latent = tl.load(indices + slot, mask=slot < k, other=-1)
+    return value, tl.where(is_active(value, latent, dim), latent, -1)
+
+
+@triton.jit
+def list_of(starts, latent):
+    """Return where the postings of a latent begin and end; nothing lies between for latent -1."""
+    begin = tl.load(starts + latent, mask=latent >= 0, other=0)
+    return begin, tl.load(starts + latent + 1, mask=latent >= 0, other=0)
+
+
+@triton.jit
+def columns_of(rows, begin, end, BLOCK: tl.constexpr):
+    """Return the columns of the next BLOCK postings of a list."""
+    e = begin + tl.arange(0, BLOCK)
+    return tl.load(rows + e, mask=e < end, other=0)
+
+
+# A walk over the lists of a row's slots waits for as little memory as can be: while the postings
+# of one slot are worked on, the columns of the next list, where the list after that lies, and the
+# latent of the third are on their way. `first_lists` begins a walk, `next_lists` goes on.
+
+
+@triton.jit
+def first_lists(values, indices, starts, rows, k, dim, BLOCK: tl.constexpr):
+    """Return begin, end and columns of the first list, begin and end of the second, a latent."""
+    _, latent = slot_of(values, indices, 0, k, dim)
+    begin, end = list_of(starts, latent)
+    _, latent = slot_of(values, indices, 1, k, dim)
+    next_begin, next_end = list_of(starts, latent)
+    _, latent = slot_of(values, indices, 2, k, dim)
+    return begin, end, columns_of(rows, begin, end, BLOCK), next_begin, next_end, latent
+
+
+@triton.jit
+def next_lists(
+    values, indices, starts, rows, slot, latent, next_begin, next_end, k, dim, BLOCK: tl.constexpr
+):
+    """Return the columns of the next list, begin and end of the one after it, and a latent."""
+    j = columns_of(rows, next_begin, next_end, BLOCK)
+    begin_after, end_after = list_of(starts, latent)
+    _, latent_after = slot_of(values, indices, slot + 3, k, dim)
+    return j, begin_after, end_after, latent_after
+
+
+@triton.jit
 def add_scores(values, indices, starts, rows, sorted_values, k, dim, sums, BLOCK: tl.constexpr):
     """sums[j] += values of a row · code j, over the row's k slots in order."""
+    begin, end, j, next_begin, next_end, latent = first_lists(
+        values, indices, starts, rows, k, dim, BLOCK
+    )
     for slot in range(0, k):
         value = tl.load(values + slot)
-        latent = tl.load(indices + slot)
-        if is_active(value, latent, dim):
-            end = tl.load(starts + latent + 1)
-            for first in range(tl.load(starts + latent), end, BLOCK):
-                e = first + tl.arange(0, BLOCK)
-                j = tl.load(rows + e, mask=e < end, other=0)
-                weight = tl.load(sorted_values + e, mask=e < end, other=0.0)
-                before = tl.load(sums + j, mask=e < end, other=0.0)
-                tl.store(sums + j, before + value * weight, mask=e < end)
-            tl.debug_barrier()  # the next latent may meet the same columns
+        next_j, begin_after, end_after, latent = next_lists(
+            values, indices, starts, rows, slot, latent, next_begin, next_end, k, dim, BLOCK
+        )
+        for first in range(begin, end, BLOCK):
+            e = first + tl.arange(0, BLOCK)
+            weight = tl.load(sorted_values + e, mask=e < end, other=0.0)
+            before = tl.load(sums + j, mask=e < end, other=0.0)
+            tl.store(sums + j, before + value * weight, mask=e < end)
+            j = columns_of(rows, first + BLOCK, end, BLOCK)
+        tl.debug_barrier()  # the next latent may meet the same columns
+        begin, end, j = next_begin, next_end, next_j
+        next_begin, next_end = begin_after, end_after
 
 
 @batched_jit

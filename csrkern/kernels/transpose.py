@@ -19,9 +19,9 @@ from torch import Tensor
 from csrkern.kernels import tuning
 from csrkern.kernels._common import batched_jit, is_active, on_device_of, power_of_2
 
-MAX_BLOCKS = (128, 64, 256)  # the first unless another was measured to be faster
+ROWS_PER_BLOCK = (16, 8, 32)  # the first unless another was measured to be faster
 MAX_COUNTS = 2**23  # blocks · dim: 32 MiB, within the L2 cache
-LATENTS_AT_ONCE = 256
+LATENTS_AT_ONCE, BLOCKS_AT_ONCE = 128, 32  # a warp has whole columns, and no need to wait
 
 
 @batched_jit
@@ -52,16 +52,19 @@ def offsets_kernel(
     n_blocks,
     dim,
     BLOCK: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):
-    """Sum over blocks, exclusive, for a tile of latents."""
+    """Sum over blocks, exclusive, for a tile of latents; AT_ONCE loads are in flight."""
     latents = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = latents < dim
     sums = tl.zeros([BLOCK], tl.int32)
-    for block in range(0, n_blocks):
-        here = counts + tl.cast(block, tl.int64) * dim + latents
-        count = tl.load(here, mask=inside, other=0)
-        tl.store(here, sums, mask=inside)
-        sums += count
+    for first in range(0, n_blocks, AT_ONCE):
+        block = first + tl.arange(0, AT_ONCE)
+        here = counts + block.to(tl.int64)[:, None] * dim + latents[None, :]
+        mask = (block < n_blocks)[:, None] & inside[None, :]
+        count = tl.load(here, mask=mask, other=0)
+        tl.store(here, sums[None, :] + tl.cumsum(count, axis=0) - count, mask=mask)
+        sums += tl.sum(count, axis=0)
     tl.store(totals + latents, sums.to(tl.int64), mask=inside)
 
 
@@ -85,10 +88,17 @@ def place_kernel(
     slot = tl.arange(0, K_PAD)
     cursor = cursors + block.to(tl.int64) * dim
     first = block * rows_per_block
-    for row in range(first, tl.minimum(first + rows_per_block, n)):
-        e = tl.cast(row, tl.int64) * k + slot
-        value = tl.load(values + e, mask=slot < k, other=0.0)
-        latent = tl.load(indices + e, mask=slot < k, other=0)
+    last = tl.minimum(first + rows_per_block, n)
+    e = tl.cast(first, tl.int64) * k + slot
+    there = slot < tl.where(first < n, k, 0)
+    next_value = tl.load(values + e, mask=there, other=0.0)
+    next_latent = tl.load(indices + e, mask=there, other=0)
+    for row in range(first, last):
+        value, latent = next_value, next_latent
+        e += k  # the next row is on its way while this one is placed
+        there = slot < tl.where(row + 1 < last, k, 0)
+        next_value = tl.load(values + e, mask=there, other=0.0)
+        next_latent = tl.load(indices + e, mask=there, other=0)
         active = is_active(value, latent, dim)
         before = tl.load(cursor + latent, mask=active, other=0)
         entry = tl.load(starts + latent, mask=active, other=0) + before
@@ -108,18 +118,19 @@ def transpose(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, Tensor
     sorted_values = values.new_zeros(n * k)
     if n * k == 0:
         return starts, rows, slots, sorted_values
-    configs = [{"MAX_BLOCKS": most} for most in MAX_BLOCKS]
+    configs = [{"rows": rows_per_block} for rows_per_block in ROWS_PER_BLOCK]
 
     def run(config: tuning.Config) -> None:
-        blocks = max(1, min(config["MAX_BLOCKS"], n, MAX_COUNTS // dim))
-        rows_per_block = triton.cdiv(n, blocks)
+        most = max(1, MAX_COUNTS // dim)
+        rows_per_block = max(config["rows"], triton.cdiv(n, most))
+        blocks = triton.cdiv(n, rows_per_block)
         counts = indices.new_zeros(blocks, dim)
         totals = starts.new_empty(dim)
         count_kernel[(blocks,)](
             values, indices, counts, n * k, rows_per_block * k, dim, BLOCK=1024, num_warps=4
         )
         offsets_kernel[(triton.cdiv(dim, LATENTS_AT_ONCE),)](
-            counts, totals, blocks, dim, BLOCK=LATENTS_AT_ONCE, num_warps=4
+            counts, totals, blocks, dim, BLOCK=LATENTS_AT_ONCE, AT_ONCE=BLOCKS_AT_ONCE, num_warps=1
         )
         torch.cumsum(totals, 0, out=starts[1:])
         tensors = values, indices, starts, counts, rows, slots, sorted_values

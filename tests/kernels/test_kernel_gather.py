@@ -42,7 +42,7 @@ def close(got, want, dtype):
 
 @pytest.mark.parametrize(("n", "k", "dim"), [(7, 11, 40), (40, 3, 5), (1, 1, 1), (5, 64, 300)])
 def test_transpose_equals_the_cpu(transpose, device, n, k, dim, monkeypatch):
-    monkeypatch.setattr(transpose, "MAX_BLOCKS", (3,))
+    monkeypatch.setattr(transpose, "ROWS_PER_BLOCK", (3,))
     codes = some_codes(max(n, 3), k, dim)[:n]
     got = transpose.transpose(codes.values.to(device), codes.indices.to(device), dim)
     for a, b in zip(got, ops.transpose(codes.values, codes.indices, dim), strict=True):
