@@ -194,15 +194,6 @@ def codes_of(
     return codes if k is None else codes.truncate(k)
 
 
-def codes_of_pairs(rows: Iterable[tuple[Any, Any]], dim: int, k: int | None = None) -> SparseCodes:
-    """Return `codes_of` (latents, values) pairs, one for each row, with float32 values."""
-    return _codes_of_stored(
-        (Stored(f"row {row}", row, latents, values) for row, (latents, values) in enumerate(rows)),
-        dim,
-        k,
-    )[0]
-
-
 def collect(found: Iterable[Stored], dim: int, k: int | None) -> tuple[SparseCodes, np.ndarray]:
     """Return the codes and ids of what another package held, by id.
 
@@ -211,33 +202,19 @@ def collect(found: Iterable[Stored], dim: int, k: int | None) -> tuple[SparseCod
             negative or not finite, or latents are no integers in 0..dim-1, or come twice.
     """
 
-    def checked() -> Iterator[Stored]:
-        seen: set[int] = set()
-        for one in found:
-            if isinstance(one.id, bool) or not isinstance(one.id, int) or not 0 <= one.id < 2**63:
-                raise ValueError(f"{one.name}: expected integers as ids, got {one.id!r}")
-            if one.id in seen:
-                raise ValueError(f"{one.name}: id {one.id} comes twice")
-            seen.add(one.id)
-            yield one
-
-    codes, ids = _codes_of_stored(checked(), dim, k)
-    order = np.argsort(ids)
-    return codes[order], ids[order]
-
-
-def _codes_of_stored(
-    found: Iterable[Stored], dim: int, k: int | None
-) -> tuple[SparseCodes, np.ndarray]:
     dim = check_int("dim", dim, 1, MOST)
-    ids: list[int] = []
-    parts = [(np.zeros(0, np.int64), np.zeros(0, np.float32))]  # what concatenates to no rows
+    parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for one in found:
-        ids.append(one.id)
-        parts.append(_checked(one, dim))
-    latents, values = map(np.concatenate, zip(*parts, strict=True))
-    lengths = np.array([len(latents) for latents, _ in parts[1:]], np.int64)
-    return codes_of(latents, values, lengths, dim, k), np.array(ids, np.int64)
+        if isinstance(one.id, bool) or not isinstance(one.id, int) or not 0 <= one.id < 2**63:
+            raise ValueError(f"{one.name}: expected integers as ids, got {one.id!r}")
+        if one.id in parts:
+            raise ValueError(f"{one.name}: id {one.id} comes twice")
+        parts[one.id] = _checked(one, dim)
+    nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)  # what concatenates to no rows
+    rows = [part for _, part in sorted(parts.items())]
+    latents, values = map(np.concatenate, zip(nothing, *rows, strict=True))
+    lengths = np.array([len(own) for own, _ in rows], np.int64)
+    return codes_of(latents, values, lengths, dim, k), np.array(sorted(parts), np.int64)
 
 
 def _checked(one: Stored, dim: int) -> tuple[np.ndarray, np.ndarray]:

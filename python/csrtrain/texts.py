@@ -268,17 +268,11 @@ class TextCoder:
     Args:
         recipe: a text model of another fingerprint than it has is refused.
         any_model: unless this is True.
-        device: of the text model; None: a GPU, if there is one.
     """
 
-    def __init__(
-        self, recipe: Recipe, *, any_model: bool = False, device: str | None = None
-    ) -> None:
+    def __init__(self, recipe: Recipe, *, any_model: bool = False) -> None:
         self.recipe = recipe
         self._any_model = any_model
-        self._device = device
-        self._text_model: TextModel | None = None
-        self._adapter: SparseAutoencoder | None = None
 
     def check_codes(self, made_by: Recipe, name: str) -> None:
         """Refuse codes, by name, of texts that another text model read."""
@@ -294,18 +288,22 @@ class TextCoder:
             "embed the texts again, or add --any-model"
         )
 
-    @property
+    @cached_property
     def text_model(self) -> TextModel:
         """Raises ValueError if the recipe names none, or (ModelMismatchError) it is another."""
         if self.recipe.text_model is None:
             raise ValueError(
                 "no text model is known: name it by --text-model, here or to csrkern index"
             )
-        if self._text_model is None:
-            self._text_model = TextModel(self.recipe.text_model, self._device)
-            name = f"the text model {self.recipe.text_model}"
-            self._check_text_model(name, self._text_model.fingerprint)
-        return self._text_model
+        found = TextModel(self.recipe.text_model)
+        self._check_text_model(f"the text model {self.recipe.text_model}", found.fingerprint)
+        return found
+
+    @cached_property
+    def _adapter(self) -> SparseAutoencoder:
+        if self.recipe.adapter is None:
+            raise ValueError("no adapter is known: name it by --model, here or to csrkern index")
+        return SparseAutoencoder.from_pretrained(self.recipe.adapter)
 
     def codes_of_texts(
         self, texts: Sequence[str], *, query: bool = False, batch_size: int = 32
@@ -325,10 +323,6 @@ class TextCoder:
             FileNotFoundError: if its folder is no longer there.
             ValueError: if the recipe names none, or it takes another width.
         """
-        if self.recipe.adapter is None:
-            raise ValueError("no adapter is known: name it by --model, here or to csrkern index")
-        if self._adapter is None:
-            self._adapter = SparseAutoencoder.from_pretrained(self.recipe.adapter).eval()
         width, opened = self._adapter.input_dim, open_embeddings("embeddings", embeddings)
         if opened.width != width:
             raise ValueError(

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.cli import app as cli
-from csrtrain.cli import io as cli_io
+from csrtrain.cli import shared
 from csrtrain.evaluation import baselines as quantize
 
 COMMANDS = ["demo", "train", "embed", "encode", "index", "search", "eval", "info", "warmup"]
@@ -378,5 +378,5 @@ def test_a_reader_that_leaves_ends_quietly():
 
 
 def test_array_names_and_numbers():
-    assert cli_io.numbers("2, 4,8", "--k") == (2, 4, 8)
-    assert cli_io.numbers("", "--k") == ()
+    assert shared.numbers("2, 4,8", "--k") == (2, 4, 8)
+    assert shared.numbers("", "--k") == ()

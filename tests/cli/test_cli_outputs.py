@@ -24,7 +24,7 @@ from safetensors.numpy import load as load_safetensors
 
 from csrkern import InvertedIndex, PackedCodes, SparseCodes, storage
 from csrkern.nn import SparseAutoencoder
-from csrtrain.cli import io as cli_io
+from csrtrain.cli import shared
 
 # Each command that writes a file, and the file's ending; each that writes a folder.
 FILES = {
@@ -202,7 +202,7 @@ def test_any_name_is_printed_exactly_and_the_next_command_works_as_printed(
                 else line[line.index("-o") + 1]
             )
             shown = made.removeprefix("./")
-            assert wrote.startswith(f"Wrote {cli_io.printable(shown)}: ")
+            assert wrote.startswith(f"Wrote {shared.printable(shown)}: ")
         line = in_shell(after) if after else None
     assert commands == ["train", "encode", "index", "search"]
 
@@ -239,7 +239,7 @@ def test_next_commands_of_embed_and_index_name_what_they_wrote(folder, tmp_path,
     ],
 )
 def test_words_are_quoted_for_a_shell(word, wanted):
-    assert cli_io.quoted(word) == wanted
+    assert shared.quoted(word) == wanted
     if "$" not in wanted:
         assert shlex.split(wanted) == [word if word[0] != "-" else f"./{word}"]
 

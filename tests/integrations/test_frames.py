@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csrkern import InvertedIndex, Rerank, SparseCodes
-from csrkern.integrations.rows import codes_of_pairs, rows_of
+from csrkern.integrations.rows import Stored, collect, rows_of
 from csrtrain import load_embeddings, load_labels
 
 pa = pytest.importorskip("pyarrow", reason="pip install 'csrkern[parquet]'")
@@ -52,9 +52,13 @@ def test_there_and_back(codes):
     assert from_arrow(table, DIM, k=codes.k).dtype == codes.dtype
     longest = int(codes.active.sum(1).max()) if len(codes) else 0
     assert from_arrow(table, DIM).k == max(1, longest)
-    assert codes_of_pairs(rows_of(codes.to(torch.float32)), DIM, codes.k).equal(
-        codes.to(torch.float32)
-    )
+    assert from_pairs(rows_of(codes.to(torch.float32)), DIM, codes.k).equal(codes.to(torch.float32))
+
+
+def from_pairs(rows: Any, dim: int, k: int | None = None) -> SparseCodes:
+    """Codes of (latents, values) pairs, which errors call row 0, row 1, ..."""
+    stored = (Stored(f"row {number}", number, *row) for number, row in enumerate(rows))
+    return collect(stored, dim, k)[0]
 
 
 def test_through_parquet_and_other_list_types(tmp_path):
@@ -215,7 +219,7 @@ def test_bad_tables_are_explained(columns, error, message):
     with pytest.raises(error, match=message):
         from_arrow(pa.table(columns), DIM)
     with pytest.raises(ValueError, match="row 1: expected as many values"):
-        codes_of_pairs([([1], [1.0]), ([1, 2], [1.0])], DIM)
+        from_pairs([([1], [1.0]), ([1, 2], [1.0])], DIM)
 
 
 def test_what_is_no_table_is_explained():
@@ -270,11 +274,11 @@ def test_bad_frames_are_explained():
 def test_pairs_that_are_no_codes_are_refused(latents, values, message):
     good = (np.array([1, 0], np.uint8), [1.0, 0.0])
     with pytest.raises(ValueError, match=message):
-        codes_of_pairs([good, (latents, values)], DIM)
+        from_pairs([good, (latents, values)], DIM)
 
 
 def test_pairs_of_empty_slots():
-    codes = codes_of_pairs([([5, 0, 0], [1, 0, 0]), ([], []), ([0, 9], [-0.0, 2.5])], DIM)
+    codes = from_pairs([([5, 0, 0], [1, 0, 0]), ([], []), ([0, 9], [-0.0, 2.5])], DIM)
     assert codes.to_dense().nonzero().tolist() == [[0, 5], [2, 9]]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from csrtrain.cli.io import Json
+from csrtrain.cli import shared
 from csrtrain.cli.lines import emit
 from csrtrain.lines import check_text
 from csrtrain.progress import console
@@ -33,7 +33,7 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="Train shorter, for a first look: 20 seconds.")
     ] = False,
-    as_json: Json = False,
+    as_json: shared.Json = False,
 ) -> None:
     """Show it all on real data: a reverse dictionary, from a definition to its word.
 

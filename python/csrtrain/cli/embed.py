@@ -11,17 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from csrkern.storage import is_stream
-from csrtrain.cli.io import (
-    CodesDtype,
-    Force,
-    Json,
-    TextModelName,
-    Threads,
-    check_free,
-    quoted,
-    report,
-    use_threads,
-)
+from csrtrain.cli import shared
 from csrtrain.cli.lines import MADE_BY, count_lines, emit, numbers_of, read_records, text_of
 from csrtrain.lines import Record, set_aside, to_json
 
@@ -42,7 +32,7 @@ def embed(
             help="A file of lines, or of JSON lines (.jsonl); - or nothing: standard input.",
         ),
     ] = "-",
-    text_model: TextModelName = None,
+    text_model: shared.TextModelName = None,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -63,15 +53,11 @@ def embed(
     query: Annotated[
         bool, typer.Option("--query", help="Use the model's prompt for queries, if it has one.")
     ] = False,
-    dtype: Annotated[
-        CodesDtype, typer.Option(help="Precision of the values in a .safetensors file.")
-    ] = CodesDtype.FLOAT16,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Texts that the model reads at a time.")
-    ] = 32,
-    threads: Threads = None,
-    as_json: Json = False,
-    force: Force = False,
+    dtype: shared.StoredAs = "float32",
+    batch_size: Annotated[int, shared.whole("Texts that the model reads at a time.")] = 32,
+    threads: shared.Threads = None,
+    as_json: shared.Json = False,
+    force: shared.Force = False,
 ) -> None:
     """Turn texts into embeddings or codes, by any sentence-transformers model.
 
@@ -90,13 +76,13 @@ def embed(
     """
     suffix = ".jsonl"
     if output is not None:
-        check_free(output, force)
+        shared.check_free(output, force)
         # A device or a pipe takes lines, as standard output does, unless its name says otherwise.
         if output.suffix.lower() in SUFFIXES or not is_stream(output):
             suffix = output.suffix.lower()
         if suffix not in SUFFIXES:
             raise ValueError(f"{output}: expected a file that ends in {', '.join(SUFFIXES)}")
-    use_threads(threads)
+    shared.use_threads(threads)
     records = read_records(texts, field)
     from csrtrain.progress import working
     from csrtrain.texts import MINILM, Recipe, TextCoder
@@ -114,13 +100,13 @@ def embed(
         if output is None or suffix == ".jsonl":
             count = _write_lines(chunks, output, recipe)
         else:
-            count = _write_array(chunks, output, dtype.value, recipe)
+            count = _write_array(chunks, output, dtype, recipe)
     if output is not None:
-        report(
+        shared.report(
             {"output": str(output), "texts": count, "codes": gives_codes},
             f"Wrote {output}: {count} texts."
             + (
-                f"\nNext: csrkern index {quoted(output)} -o index"
+                f"\nNext: csrkern index {shared.quoted(output)} -o index"
                 if output.is_file() and gives_codes
                 else ""
             ),

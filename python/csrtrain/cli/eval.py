@@ -10,16 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from csrkern.storage import is_stream, resolve
-from csrtrain.cli.io import (
-    ARRAY,
-    Embeddings,
-    Force,
-    Json,
-    Threads,
-    check_free,
-    numbers,
-    use_threads,
-)
+from csrtrain.cli import shared
 from csrtrain.cli.lines import emit
 from csrtrain.progress import console, say, stream_beside
 
@@ -33,26 +24,18 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    embeddings: Embeddings,
-    labels: Annotated[str | None, typer.Option(metavar=ARRAY, help="Label of each row.")] = None,
+    embeddings: shared.Embeddings,
+    labels: Annotated[str | None, shared.array("Label of each row.")] = None,
     model: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="Folder written by train.")
     ] = None,
     test: Annotated[
-        str | None,
-        typer.Option(
-            metavar=ARRAY, help="Query embeddings. Default: hold out a share of EMBEDDINGS."
-        ),
+        str | None, shared.array("Query embeddings. Default: hold out a share of EMBEDDINGS.")
     ] = None,
-    test_labels: Annotated[
-        str | None, typer.Option(metavar=ARRAY, help="Labels of the query embeddings.")
-    ] = None,
+    test_labels: Annotated[str | None, shared.array("Labels of the query embeddings.")] = None,
     qrels: Annotated[
         str | None,
-        typer.Option(
-            metavar=ARRAY,
-            help="Relevance judgments instead of labels: rows (query, document, grade).",
-        ),
+        shared.array("Relevance judgments instead of labels: rows (query, document, grade)."),
     ] = None,
     holdout: Annotated[
         float, typer.Option(help="Share of the rows that become queries where there is no --test.")
@@ -78,9 +61,9 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write the table and charts.")
     ] = None,
-    threads: Threads = None,
-    as_json: Json = False,
-    force: Force = False,
+    threads: shared.Threads = None,
+    as_json: shared.Json = False,
+    force: shared.Force = False,
 ) -> None:
     """Compare codes with dense vectors, PCA, int8, binary, PQ and more.
 
@@ -97,10 +80,10 @@ def evaluate(
     """
     for path, suffix in ((output, ".csv"), (report, ".html")):
         if path is not None:
-            check_free(path, force, suffix)
+            shared.check_free(path, force, suffix)
     if output and report and not is_stream(output) and resolve(output) == resolve(report):
         raise ValueError(f"--output and --report: expected two files, got {output} for both")
-    use_threads(threads)
+    shared.use_threads(threads)
     from csrkern.storage import write_atomically
     from csrtrain.charts import check_matplotlib
     from csrtrain.evaluation.comparison import left_out
@@ -112,7 +95,7 @@ def evaluate(
     with working("comparing"):
         task = _task(embeddings, labels, test, test_labels, qrels, holdout, probes)
         adapter = None if model is None else _adapter(model, task.database.shape[1])
-        results = list(_results(task, adapter, numbers(k, "--k"), matryoshka))
+        results = list(_results(task, adapter, shared.numbers(k, "--k"), matryoshka))
     without = left_out(task.database)
     notes = [f"{name} is left out: {reason}" for name, reason in without.items()]
     title = f"{len(task.queries):,} queries, {len(task.database):,} rows"
@@ -213,7 +196,7 @@ def _split(task: Task, holdout: float) -> Task:
 def _adapter(model: Path, d: int) -> SparseAutoencoder:
     from csrkern.nn import SparseAutoencoder
 
-    adapter = SparseAutoencoder.from_pretrained(model).eval()
+    adapter = SparseAutoencoder.from_pretrained(model)
     if adapter.input_dim != d:
         raise ValueError(f"{model} takes {adapter.input_dim} dimensions, the embeddings have {d}")
     return adapter

@@ -1,44 +1,16 @@
-"""The commands demo, encode, index and info."""
+"""The command index."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from csrtrain.cli.io import (
-    AnyModel,
-    Force,
-    Json,
-    Output,
-    TextModelName,
-    Threads,
-    check_free,
-    folder_for,
-    load_codes,
-    quoted,
-    report,
-)
+from csrtrain.cli import shared
 from csrtrain.cli.lines import JSON_LINES, codes_of_records, read_records, recipe_of_records
-
-
-class Metric(str, Enum):
-    """Scores that an index ranks by."""
-
-    INNER_PRODUCT = "ip"
-    COSINE = "cosine"
-
-
-class IndexDtype(str, Enum):
-    """How an index stores values."""
-
-    FLOAT16 = "float16"
-    UINT8 = "uint8"
-    FLOAT32 = "float32"
 
 
 def index(
@@ -48,22 +20,20 @@ def index(
             metavar="CODES", help="A file written by encode or embed; -: JSON lines of embed."
         ),
     ],
-    output: Output,
-    metric: Annotated[Metric, typer.Option(help="What search ranks by.")] = Metric.COSINE,
-    dtype: Annotated[
-        IndexDtype, typer.Option(help="Precision of the stored values; uint8 is the smallest.")
-    ] = IndexDtype.FLOAT16,
-    text_model: TextModelName = None,
+    output: shared.Output,
+    metric: shared.Metric = "cosine",
+    dtype: shared.IndexDtype = "float16",
+    text_model: shared.TextModelName = None,
     model: Annotated[
         Path | None,
         typer.Option(
             metavar="MODEL", help="The adapter that made the codes (default: as CODES say)."
         ),
     ] = None,
-    any_model: AnyModel = False,
-    threads: Threads = None,
-    as_json: Json = False,
-    force: Force = False,
+    any_model: shared.AnyModel = False,
+    threads: shared.Threads = None,
+    as_json: shared.Json = False,
+    force: shared.Force = False,
 ) -> None:
     """Build an inverted index over codes, for exact search.
 
@@ -74,7 +44,7 @@ def index(
 
       csrkern index codes.safetensors -o index
     """
-    check_free(output, force, folder=True)
+    shared.check_free(output, force, folder=True)
     from csrkern import InvertedIndex
     from csrkern.identity import check_same_model
     from csrtrain.progress import working
@@ -87,7 +57,7 @@ def index(
             read = codes_of_records(records)
             recipe = recipe.over(recipe_of_records(records))
         else:
-            read = load_codes(Path(codes), "make codes of embeddings with csrkern encode")
+            read = shared.load_codes(Path(codes), "make codes of embeddings with csrkern encode")
             recipe = recipe.over(Recipe.of_codes(Path(codes)))
         adapter = load_adapter(recipe, needed=model is not None)
         if adapter is not None:
@@ -102,19 +72,17 @@ def index(
                 read.fingerprint = adapter.fingerprint
     with working("building the index"):
         started = time.perf_counter()
-        built = InvertedIndex.build(
-            read, metric=metric.value, dtype=dtype.value, num_threads=threads
-        )
+        built = InvertedIndex.build(read, metric=metric, dtype=dtype, num_threads=threads)
         seconds = time.perf_counter() - started
-        with folder_for(output) as folder:
+        with shared.folder_for(output) as folder:
             built.save(folder)  # first: where it fails, the index before keeps its recipe
             recipe = dataclasses.replace(recipe, fingerprint=None, codes=len(built))
             recipe.save_to_index(folder, adapter)
     # Words, or the codes themselves: something that search takes.
     queries = "some words" if recipe.text_model else None if codes == "-" else codes
-    report(
+    shared.report(
         {"output": str(output), "codes": len(built), "dim": built.dim, "seconds": seconds},
         f"Wrote {output}: {len(built)} codes over {built.dim} latents, built in {seconds:.2f} s."
-        + ("" if queries is None else f"\nNext: csrkern search {quoted(output, queries)}"),
+        + ("" if queries is None else f"\nNext: csrkern search {shared.quoted(output, queries)}"),
         as_json,
     )

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import platform
 
-from csrtrain.cli.io import (
-    Json,
-)
+from csrtrain.cli import shared
 from csrtrain.cli.lines import emit
 
 
-def info(as_json: Json = False) -> None:
+def info(as_json: shared.Json = False) -> None:
     """Show versions, the instruction set in use, threads, CUDA and Triton."""
     from importlib.metadata import PackageNotFoundError, version
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from csrkern import SparseCodes
+    from csrkern.integrations.rows import Stored
     from csrtrain.texts import Recipe
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -91,19 +92,6 @@ def numbers_in(record: Record, name: str, *kinds: type) -> list[Any]:
     return held
 
 
-def floats_in(record: Record, name: str) -> np.ndarray:
-    """Return the list of finite numbers that a line holds under a name, float32."""
-    import numpy as np
-
-    from csrkern.arguments import float32_array
-
-    array = float32_array(f"{record.where}: {name}", numbers_in(record, name, int, float))
-    if not np.isfinite(array).all():
-        wrong = array[~np.isfinite(array)][0]
-        raise ValueError(f"{record.where}: {name}: expected finite float32 numbers, got {wrong}")
-    return array
-
-
 def embeddings_of(records: Sequence[Record]) -> np.ndarray:
     """Embeddings float32 [n, d] of JSON lines.
 
@@ -112,9 +100,17 @@ def embeddings_of(records: Sequence[Record]) -> np.ndarray:
     """
     import numpy as np
 
-    rows = []
+    from csrkern.arguments import float32_array
+
+    rows: list[np.ndarray] = []
     for record in records:
-        rows.append(floats_in(record, "embedding"))
+        numbers = numbers_in(record, "embedding", int, float)
+        rows.append(float32_array(f"{record.where}: embedding", numbers))
+        wrong = rows[-1][~np.isfinite(rows[-1])]
+        if len(wrong):
+            raise ValueError(
+                f"{record.where}: embedding: expected finite float32 numbers, got {wrong[0]}"
+            )
         if len(rows[-1]) != len(rows[0]):
             raise ValueError(
                 f"{record.where}: embedding: expected {len(rows[0])} numbers, as in the first "
@@ -131,13 +127,14 @@ def codes_of_records(records: Sequence[Record], dim: int | None = None) -> Spars
     Raises:
         ValueError: naming the first line that has not these fields, another dim or other models.
     """
-    from csrkern.integrations.rows import codes_of_pairs
+    from csrkern.integrations.rows import collect
 
     if not records:
         raise ValueError("expected at least one JSON line with codes, got none")
     if dim is None:
         dim = _dim_of(records[0])
-    codes = codes_of_pairs((_pair_of(record, dim) for record in records), dim)
+    stored = (_stored(record, row, dim) for row, record in enumerate(records))
+    codes, _ = collect(stored, dim, None)
     codes.fingerprint = recipe_of_records(records).fingerprint
     return codes
 
@@ -171,31 +168,13 @@ def _dim_of(record: Record) -> int:
     return check_int(f"{record.where}: dim", field_of(record, "dim", int), 1, MOST_LATENTS)
 
 
-def _pair_of(record: Record, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the latents and values of a line, checked where the line is known."""
-    import numpy as np
+def _stored(record: Record, row: int, dim: int) -> Stored:
+    from csrkern.integrations.rows import Stored
 
-    from csrkern.arguments import shown
-
-    where = record.where
     if "dim" in record.fields and (held := _dim_of(record)) != dim:
-        raise ValueError(f"{where}: expected codes over {dim} latents, got {held}")
-    latents, values = numbers_in(record, "indices", int), floats_in(record, "values")
-    if len(latents) != len(values):
-        raise ValueError(
-            f"{where}: expected as many values as indices, got {len(values)} and {len(latents)}"
-        )
-    for latent in latents:
-        if not 0 <= latent < dim:
-            raise ValueError(
-                f"{where}: indices: expected latents in 0..{dim - 1}, got {shown(latent)}"
-            )
-    if len(set(latents)) < len(latents):
-        twice = next(latent for latent in latents if latents.count(latent) > 1)
-        raise ValueError(f"{where}: indices: expected each latent once, got {twice} twice")
-    if (values < 0).any():
-        raise ValueError(f"{where}: values: expected values >= 0, got {values.min()}")
-    return np.array(latents, np.int64), values
+        raise ValueError(f"{record.where}: expected codes over {dim} latents, got {held}")
+    latents = numbers_in(record, "indices", int)
+    return Stored(record.where, row, latents, numbers_in(record, "values", int, float))
 
 
 def numbers_of(row: np.ndarray) -> list[float]:

@@ -13,8 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from csrkern.storage import check_folder
-from csrtrain.cli.index import IndexDtype, Metric
-from csrtrain.cli.io import MOST_THREADS, AnyModel, CodesDtype, Json, load_codes, quoted, report
+from csrtrain.cli import shared
 from csrtrain.cli.search import emit_hits, print_hits
 from csrtrain.lines import parse_object
 
@@ -43,7 +42,7 @@ Options = Annotated[
 
 @app.command()
 def encode(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder written by train.")],
+    model: shared.Adapter,
     sources: Annotated[
         list[str],
         typer.Argument(
@@ -51,22 +50,18 @@ def encode(
         ),
     ],
     output: Place,
-    k: Annotated[int | None, typer.Option(min=1, help="Active latents a row.")] = None,
-    dtype: Annotated[
-        CodesDtype, typer.Option(help="Precision of stored values.")
-    ] = CodesDtype.FLOAT16,
+    k: Annotated[int | None, shared.whole("Active latents a row.")] = None,
+    dtype: shared.StoredAs = "float32",
     column: Annotated[
         str | None,
         typer.Option(help="Column of Parquet and Lance files that holds the embeddings."),
     ] = None,
-    piece_rows: Annotated[
-        int, typer.Option(min=1, help="Rows of one piece, the unit of work.")
-    ] = 100_000,
-    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes.")] = None,
+    piece_rows: Annotated[int, shared.whole("Rows of one piece, the unit of work.")] = 100_000,
+    workers: Annotated[int | None, shared.whole("Number of processes.")] = None,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each process.")] = 0,
     address: Address = None,
     storage: Options = None,
-    as_json: Json = False,
+    as_json: shared.Json = False,
 ) -> None:
     """Encode a corpus of many files; run it again to go on after an interruption."""
     _check_place(output)
@@ -81,7 +76,7 @@ def encode(
             model,
             output,
             k=k,
-            dtype=dtype.value,
+            dtype=dtype,
             column=column,
             piece_rows=piece_rows,
             workers=workers,
@@ -91,10 +86,10 @@ def encode(
             progress=progress,
         )
     rows, pieces = manifest["rows"], len(manifest["pieces"])
-    report(
+    shared.report(
         {"output": output, "codes": rows, "pieces": pieces},
         f"Wrote {output}: {rows} codes in {pieces} pieces.\n"
-        f"Next: csrkern ray build {quoted(output)} -o index",
+        f"Next: csrkern ray build {shared.quoted(output)} -o index",
         as_json,
     )
 
@@ -103,25 +98,19 @@ def encode(
 def build(
     codes: Annotated[str, typer.Argument(metavar="CODES", help="Folder written by ray encode.")],
     output: Place,
-    shards: Annotated[
-        int, typer.Option(min=1, help="Number of indexes that the codes are divided among.")
-    ] = 8,
-    metric: Annotated[Metric, typer.Option(help="What search ranks by.")] = Metric.COSINE,
-    dtype: Annotated[
-        IndexDtype, typer.Option(help="Precision of the stored values.")
-    ] = IndexDtype.FLOAT16,
+    shards: Annotated[int, shared.whole("Number of indexes that the codes are divided among.")] = 8,
+    metric: shared.Metric = "cosine",
+    dtype: shared.IndexDtype = "float16",
     largest: Annotated[
         float | None, typer.Option(help="Largest value, for uint8 with metric ip.")
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the index there, at once when all is built.")
     ] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Number of shards built at a time.")
-    ] = None,
+    workers: Annotated[int | None, shared.whole("Number of shards built at a time.")] = None,
     address: Address = None,
     storage: Options = None,
-    as_json: Json = False,
+    as_json: shared.Json = False,
 ) -> None:
     """Build a sharded index; run it again to go on after an interruption."""
     _check_place(output)
@@ -136,8 +125,8 @@ def build(
             codes,
             output,
             shards=shards,
-            metric=metric.value,
-            dtype=dtype.value,
+            metric=metric,
+            dtype=dtype,
             largest=largest,
             replace=replace,
             workers=workers,
@@ -146,10 +135,10 @@ def build(
             progress=progress,
         )
     shards = len(found.shards)
-    report(
+    shared.report(
         {"output": output, "codes": len(found), "shards": shards, "generation": found.number},
         f"Wrote {output}: {len(found)} codes in {shards} shards, generation {found.number}.\n"
-        f"Next: csrkern ray serve {quoted(output)}",
+        f"Next: csrkern ray serve {shared.quoted(output)}",
         as_json,
     )
 
@@ -158,21 +147,19 @@ def build(
 def serve(
     index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder written by ray build.")],
     replicas: Annotated[
-        int, typer.Option(min=1, help="Copies of each group of shards, for more queries a second.")
+        int, shared.whole("Copies of each group of shards, for more queries a second.")
     ] = 1,
     groups: Annotated[
-        int | None, typer.Option(min=1, help="Groups of shards, each in processes of its own.")
+        int | None, shared.whole("Groups of shards, each in processes of its own.")
     ] = None,
-    threads: Annotated[
-        int, typer.Option(min=1, max=MOST_THREADS, help="Threads of each process.")
-    ] = 1,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the HTTP interface.")] = 8000,
+    threads: Annotated[int, shared.whole("Threads of each process.", max=shared.MOST_THREADS)] = 1,
+    port: Annotated[int, shared.whole("Port of the HTTP interface.", max=65535)] = 8000,
     host: Annotated[
         str, typer.Option(help="Address that the HTTP interface listens on.")
     ] = "127.0.0.1",
     address: Address = None,
     storage: Options = None,
-    as_json: Json = False,
+    as_json: shared.Json = False,
 ) -> None:
     """Serve a sharded index over HTTP until Ctrl-C; new generations are taken up as they come."""
     from csrtrain.scale import ShardedIndex
@@ -188,7 +175,7 @@ def serve(
         found = served.generation()
         url = f"http://{host}:{port}/csrkern"
         facts = {"codes": len(found), "shards": len(found.shards), "generation": found.number}
-        report(
+        shared.report(
             {"url": url, **facts},
             f"Serving {len(found)} codes in {len(found.shards)} shards at {url}\n"
             f"Ask it: csrkern ray search {url} CODES",
@@ -209,12 +196,12 @@ def search(
     queries: Annotated[
         Path, typer.Argument(metavar="QUERIES", help="File of codes, written by encode.")
     ],
-    top_k: Annotated[int, typer.Option(min=1, max=10_000, help="Hits a query.")] = 10,
+    top_k: Annotated[int, shared.whole("Hits a query.", max=10_000)] = 10,
     deadline: Annotated[
         float, typer.Option(min=0.001, max=3600, help="Seconds to wait for an answer.")
     ] = 10.0,
-    any_model: AnyModel = False,
-    as_json: Json = False,
+    any_model: shared.AnyModel = False,
+    as_json: shared.Json = False,
 ) -> None:
     """Search a served index.
 
@@ -226,7 +213,7 @@ def search(
     from csrkern.arguments import check_number
 
     check_number("--deadline", deadline)
-    codes = load_codes(queries, "make codes of embeddings with csrkern encode")
+    codes = shared.load_codes(queries, "make codes of embeddings with csrkern encode")
     values, indices = codes.numpy()
     asked: dict[str, Any] = {"top_k": top_k, "deadline": deadline}
     if not any_model:

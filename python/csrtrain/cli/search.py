@@ -11,30 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from csrkern.storage import is_stream
-from csrtrain.cli.io import (
-    EMBEDDING_FILES,
-    AnyModel,
-    Force,
-    Json,
-    TextModelName,
-    Threads,
-    check_free,
-    load_codes,
-    use_threads,
-)
-from csrtrain.cli.lines import (
-    CODE_FIELDS,
-    FIELD,
-    JSON_LINES,
-    codes_of_records,
-    embeddings_of,
-    emit,
-    field_of,
-    numbers_of,
-    read_records,
-    recipe_of_records,
-    text_of,
-)
+from csrtrain.cli import lines, shared
 from csrtrain.lines import Record, printable, set_aside
 from csrtrain.progress import console, say, stream_beside
 
@@ -44,8 +21,8 @@ if TYPE_CHECKING:
     from csrkern import InvertedIndex, SparseCodes
     from csrtrain.texts import TextCoder
 
-LINES = (".txt", *JSON_LINES)
-FILES = (*LINES, *EMBEDDING_FILES, ".safetensors")
+LINES = (".txt", *lines.JSON_LINES)
+FILES = (*LINES, *shared.EMBEDDING_FILES, ".safetensors")
 
 
 def search(
@@ -64,8 +41,8 @@ def search(
             metavar="MODEL", help="The adapter of embeddings (default: the one INDEX remembers)."
         ),
     ] = None,
-    text_model: TextModelName = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Hits a query.")] = 10,
+    text_model: shared.TextModelName = None,
+    top_k: Annotated[int, shared.whole("Hits a query.")] = 10,
     texts: Annotated[
         str | None,
         typer.Option(
@@ -81,10 +58,10 @@ def search(
         ),
     ] = None,
     show: Annotated[int, typer.Option(min=0, help="Queries whose hits are printed.")] = 5,
-    any_model: AnyModel = False,
-    threads: Threads = None,
-    as_json: Json = False,
-    force: Force = False,
+    any_model: shared.AnyModel = False,
+    threads: shared.Threads = None,
+    as_json: shared.Json = False,
+    force: shared.Force = False,
 ) -> None:
     """Find the best matches in an index, exactly.
 
@@ -100,7 +77,7 @@ def search(
       csrkern search index queries.npy --model model --json
     """
     if output is not None:
-        check_free(output, force, ".npz")
+        shared.check_free(output, force, ".npz")
     from csrkern import InvertedIndex
     from csrkern.embeddings.files import split_name
     from csrkern.identity import check_same_model
@@ -108,8 +85,8 @@ def search(
     from csrtrain.texts import Recipe, TextCoder
 
     found_in, held = InvertedIndex.load(index), Recipe.of_index(index)
-    lines = None if texts is None else _texts_by_id(texts, found_in, held.codes)
-    use_threads(threads)
+    text_of_id = None if texts is None else _texts_by_id(texts, found_in, held.codes)
+    shared.use_threads(threads)
     recipe = Recipe(text_model, None if model is None else str(model))
     coder = TextCoder(recipe.over(held), any_model=any_model)
     fields, codes = _read_queries(queries, coder, found_in.dim, model is not None)
@@ -127,9 +104,9 @@ def search(
     if output is not None:
         _write_hits(output, scores, ids)
     if as_json:
-        emit_hits(fields, scores, ids, lines, output)
+        emit_hits(fields, scores, ids, text_of_id, output)
         return
-    print_hits(scores[:show], ids[:show], lines, output)
+    print_hits(scores[:show], ids[:show], text_of_id, output)
     say(
         f"{len(codes)} queries in {seconds * 1e3:.1f} ms, {1e6 * seconds / max(1, len(codes)):.1f} "
         "µs each" + (f"; wrote {output}" if output else ""),
@@ -137,23 +114,23 @@ def search(
     )
 
 
-def _texts_by_id(source: str, index: InvertedIndex, lines: int | None) -> dict[int, str]:
+def _texts_by_id(source: str, index: InvertedIndex, count: int | None) -> dict[int, str]:
     """Return the text of each document of an index.
 
-    Of an index that was built of so many `lines`, ids are the numbers of lines, whatever has been
+    Of an index that was built of `count` lines, ids are the numbers of lines, whatever has been
     removed; lines for what has been added follow. Others have a line for each code.
     """
-    texts = [field_of(record, FIELD, str) for record in read_records(source)]
+    texts = [lines.field_of(record, lines.FIELD, str) for record in lines.read_records(source)]
     ids = index.ids.tolist()
-    if lines is not None and len(texts) >= lines:
+    if count is not None and len(texts) >= count:
         if ids and max(ids) >= len(texts):
             raise ValueError(
                 f"{source}: expected a line for code {max(ids)}, which was added to the index of "
-                f"{lines} lines, got {len(texts)} lines; append those of the codes added"
+                f"{count} lines, got {len(texts)} lines; append those of the codes added"
             )
         return dict(enumerate(texts))
     if len(texts) != len(ids):
-        first = "" if lines in (None, len(ids)) else f"the {lines} lines that were encoded, or "
+        first = "" if count in (None, len(ids)) else f"the {count} lines that were encoded, or "
         raise ValueError(
             f"{source}: expected {first}{len(ids)} lines, one for each code of the index, "
             f"got {len(texts)}"
@@ -176,18 +153,18 @@ def _read_queries(
     named = suffix in FILES and " " not in queries
     piped = is_stream(queries)  # such as <(a command)
     if queries == "-" or piped or (suffix in LINES and (named or os.path.isfile(file))):
-        records = list(read_records(queries))
+        records = list(lines.read_records(queries))
         if not records:
             raise ValueError("expected at least one query, got none")
         return _codes_of(records, coder, dim)
     if not named and not os.path.isfile(file):
-        return _codes_of([Record("QUERIES", {FIELD: queries})], coder, dim)
-    if embeddings or (suffix in EMBEDDING_FILES and coder.recipe.adapter is not None):
+        return _codes_of([Record("QUERIES", {lines.FIELD: queries})], coder, dim)
+    if embeddings or (suffix in shared.EMBEDDING_FILES and coder.recipe.adapter is not None):
         codes = coder.codes_of_embeddings(queries)
     else:
         from csrtrain.texts import Recipe
 
-        codes = load_codes(Path(queries), "give the --model that encodes embeddings")
+        codes = shared.load_codes(Path(queries), "give the --model that encodes embeddings")
         coder.check_codes(Recipe.of_codes(Path(queries)), queries)
     return [{} for _ in range(len(codes))], codes
 
@@ -203,19 +180,19 @@ def _codes_of(
     from csrtrain.progress import working
 
     if _holds(records[0], "indices", "values"):
-        coder.check_codes(recipe_of_records(records), records[0].where)
-        return _without(records, CODE_FIELDS), codes_of_records(records, dim)
+        coder.check_codes(lines.recipe_of_records(records), records[0].where)
+        return _without(records, lines.CODE_FIELDS), lines.codes_of_records(records, dim)
     with working("encoding the queries"):
         if _holds(records[0], "embedding"):
-            codes = coder.codes_of_embeddings(embeddings_of(records))
+            codes = coder.codes_of_embeddings(lines.embeddings_of(records))
             return _without(records, ("embedding",)), codes
-        codes = coder.codes_of_texts([text_of(record) for record in records], query=True)
+        codes = coder.codes_of_texts([lines.text_of(record) for record in records], query=True)
         return _without(records, ()), codes
 
 
 def _holds(record: Record, *names: str) -> bool:
     """Whether a line has lists of these names, or means to, as it has no text."""
-    if FIELD not in record.fields:
+    if lines.FIELD not in record.fields:
         return names[0] in record.fields
     return all(isinstance(record.fields.get(name), list) for name in names)
 
@@ -251,14 +228,14 @@ def emit_hits(
     On standard error if the `output` is on standard output.
     """
     for query, own in enumerate(fields):
-        found = zip(ids[query].tolist(), numbers_of(scores[query]), strict=True)
+        found = zip(ids[query].tolist(), lines.numbers_of(scores[query]), strict=True)
         hits = [
-            {"id": hit, "score": score} | ({} if texts is None else {FIELD: texts[hit]})
+            {"id": hit, "score": score} | ({} if texts is None else {lines.FIELD: texts[hit]})
             for hit, score in found
             if hit >= 0
         ]
         own = set_aside(own, ("query", "hits"))
-        emit({"query": query, **own, "hits": hits}, stream_beside(output))
+        lines.emit({"query": query, **own, "hits": hits}, stream_beside(output))
 
 
 def print_hits(

@@ -8,9 +8,8 @@ import shlex
 import shutil
 import signal
 import tempfile
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -37,6 +36,7 @@ Embeddings = Annotated[
         ":ARRAY names one of several arrays in a file.",
     ),
 ]
+Adapter = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder written by train.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="Where to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 AnyModel = Annotated[
@@ -62,11 +62,27 @@ TextModelName = Annotated[
 ]
 
 
-class CodesDtype(str, Enum):
-    """How the values of codes are stored."""
+Metric = Annotated[Literal["ip", "cosine"], typer.Option(help="What search ranks by.")]
+IndexDtype = Annotated[
+    Literal["float16", "uint8", "float32"],
+    typer.Option("--dtype", help="Precision of the stored values; uint8 is the smallest."),
+]
 
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
+
+def whole(text: str, **more: Any) -> Any:
+    """Return an option of a number from 1 on."""
+    return typer.Option(min=1, help=text, **more)
+
+
+def array(text: str) -> Any:
+    """Return an option that names an array in a file."""
+    return typer.Option(metavar=ARRAY, help=text)
+
+
+StoredAs = Annotated[
+    Literal["float32", "float16"],
+    typer.Option("--dtype", help="Precision of the values in a file of codes; float32 is exact."),
+]
 
 
 def numbers(text: str, option: str) -> tuple[int, ...]:

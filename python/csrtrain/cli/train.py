@@ -2,71 +2,34 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from csrkern.storage import check_folder
-from csrtrain.cli.io import (
-    ARRAY,
-    Embeddings,
-    Force,
-    Json,
-    Output,
-    Threads,
-    check_free,
-    folder_for,
-    numbers,
-    quoted,
-    report,
-    use_threads,
-)
+from csrtrain.cli import shared
 from csrtrain.cli.lines import MOST_LATENTS
 
 
-class Contrast(str, Enum):
-    """Kinds of contrast."""
-
-    SELF = "self"
-    LABEL = "label"
-    PAIR = "pair"
-    CLIP = "clip"
-    NONE = "none"
-
-
-class Preset(str, Enum):
-    """Names of settings."""
-
-    IMAGENET = "imagenet"
-    TEXT = "text"
-    CLIP = "clip"
-    CSRV2 = "csrv2"
-
-
 def train(
-    embeddings: Embeddings,
-    output: Output,
+    embeddings: shared.Embeddings,
+    output: shared.Output,
     labels: Annotated[
-        str | None, typer.Option(metavar=ARRAY, help="A label for each row, integers or strings.")
+        str | None, shared.array("A label for each row, integers or strings.")
     ] = None,
     partners: Annotated[
-        str | None,
-        typer.Option(metavar=ARRAY, help="Embeddings that belong to these, such as documents."),
+        str | None, shared.array("Embeddings that belong to these, such as documents.")
     ] = None,
     pairs: Annotated[
-        str | None,
-        typer.Option(
-            metavar=ARRAY, help="Rows (embedding, partner), from 0 (default: row with row)."
-        ),
+        str | None, shared.array("Rows (embedding, partner), from 0 (default: row with row).")
     ] = None,
     preset: Annotated[
-        Preset | None,
+        Literal["imagenet", "text", "clip", "csrv2"] | None,
         typer.Option(help="Published settings to start from (default: the recommended recipe)."),
     ] = None,
     contrast: Annotated[
-        Contrast | None,
+        Literal["self", "label", "pair", "clip", "none"] | None,
         typer.Option(
             help="self: spread the codes out; label: also pull rows of one label together; pair "
             "and clip: rows find their partners (default: label if there are --labels, clip if "
@@ -74,11 +37,9 @@ def train(
         ),
     ] = None,
     input_subspace: Annotated[
-        int | None, typer.Option(min=1, help="Train on this many principal directions.")
+        int | None, shared.whole("Train on this many principal directions.")
     ] = None,
-    k: Annotated[
-        int | None, typer.Option(min=1, help="Active latents a row (default: 32).")
-    ] = None,
+    k: Annotated[int | None, shared.whole("Active latents a row (default: 32).")] = None,
     ks: Annotated[
         str,
         typer.Option(
@@ -87,8 +48,7 @@ def train(
         ),
     ] = "",
     hidden_dim: Annotated[
-        int | None,
-        typer.Option(min=1, max=MOST_LATENTS, help="Number of latents (default: 4096)."),
+        int | None, shared.whole("Number of latents (default: 4096).", max=MOST_LATENTS)
     ] = None,
     gamma: Annotated[
         float | None, typer.Option(help="Weight of the contrast (default: 0.1, with labels 1).")
@@ -97,17 +57,13 @@ def train(
         float | None, typer.Option(help="Temperature of the contrast (default: 0.2).")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of Adam.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows a step (default: 512).")
-    ] = None,
+    batch_size: Annotated[int | None, shared.whole("Rows a step (default: 512).")] = None,
     epochs: Annotated[
         float | None, typer.Option(help="Passes over the data (default: by its size).")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimizer steps, instead of --epochs.")
-    ] = None,
+    steps: Annotated[int | None, shared.whole("Optimizer steps, instead of --epochs.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
-    threads: Threads = None,
+    threads: shared.Threads = None,
     checkpoints: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Keep a checkpoint here while training.")
     ] = None,
@@ -117,8 +73,8 @@ def train(
     log_dir: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write scalars for TensorBoard here.")
     ] = None,
-    as_json: Json = False,
-    force: Force = False,
+    as_json: shared.Json = False,
+    force: shared.Force = False,
 ) -> None:
     """Train an adapter that turns embeddings into sparse codes.
 
@@ -132,17 +88,17 @@ def train(
 
       torchrun --nproc-per-node 8 -m csrtrain train embeddings.npy -o model
     """
-    check_free(output, force, folder=True)
+    shared.check_free(output, force, folder=True)
     for place in (checkpoints, log_dir):
         if place is not None:
             check_folder(place)
-    use_threads(threads)
+    shared.use_threads(threads)
     from csrtrain import train as train_model
     from csrtrain.training import distributed
     from csrtrain.training.config import TrainConfig
 
     chosen: dict[str, Any] = {
-        "contrast": None if contrast is None else contrast.value,
+        "contrast": contrast,
         "k": k,
         "hidden_dim": hidden_dim,
         "gamma": gamma,
@@ -151,18 +107,18 @@ def train(
         "batch_size": batch_size,
         "epochs": epochs,
         "steps": steps,
-        "ks": numbers(ks, "--ks") or None,
+        "ks": shared.numbers(ks, "--ks") or None,
         "input_subspace": input_subspace,
     }
     changes = {name: value for name, value in chosen.items() if value is not None}
-    if contrast is Contrast.NONE:
+    if contrast == "none":
         changes["contrast"] = None
-    if contrast is Contrast.LABEL and not labels:
+    if contrast == "label" and not labels:
         raise ValueError("--contrast label needs --labels; without them use --contrast self")
     if preset is None:
         config = TrainConfig(seed=seed, **changes)
     else:
-        config = TrainConfig.preset(preset.value, seed=seed, **changes)
+        config = TrainConfig.preset(preset, seed=seed, **changes)
     model = train_model(
         embeddings,
         labels,
@@ -175,11 +131,11 @@ def train(
     )
     if distributed.rank() > 0:
         return
-    with folder_for(output) as folder:
+    with shared.folder_for(output) as folder:
         model.save_pretrained(folder)
-    report(
+    shared.report(
         {"output": str(output), **model.config()},
         f"Wrote {output}: {model.input_dim} dimensions to {model.k} of {model.hidden_dim} latents."
-        f"\nNext: csrkern encode {quoted(output, embeddings)} -o codes.safetensors",
+        f"\nNext: csrkern encode {shared.quoted(output, embeddings)} -o codes.safetensors",
         as_json,
     )

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import os
-from enum import Enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from csrtrain.cli.io import Json, report
+from csrtrain.cli import shared
 from csrtrain.cli.lines import emit
-
-
-class Dtype(str, Enum):
-    """What a model computes in."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
 
 
 def warmup(
@@ -26,11 +17,12 @@ def warmup(
     ],
     hidden_dim: Annotated[int, typer.Option("--hidden-dim", min=1, help="Latents.")],
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Active latents per row.")],
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 4096,
+    batch_size: Annotated[int, shared.whole("Rows of a batch.")] = 4096,
     dtype: Annotated[
-        Dtype, typer.Option(help="Data type that the model computes in.")
-    ] = Dtype.FLOAT32,
-    as_json: Json = False,
+        Literal["float32", "float16", "bfloat16"],
+        typer.Option(help="Data type that the model computes in."),
+    ] = "float32",
+    as_json: shared.Json = False,
 ) -> None:
     """Compile the GPU kernels and measure their best configurations, once.
 
@@ -58,6 +50,6 @@ def warmup(
 
     device = "cpu" if interpreted else "cuda"
     sizes = batch_size, input_dim, hidden_dim, k
-    warm_up(*sizes, getattr(torch, dtype.value), device, show)
+    warm_up(*sizes, getattr(torch, dtype), device, show)
     path = str(tuning.choices_path())
-    report({"choices": path}, f"choices: {path}", as_json)
+    shared.report({"choices": path}, f"choices: {path}", as_json)

@@ -69,7 +69,7 @@ def answer(
     embedding = embed(definition, text_model or MINILM)
     if not (folder / demo.RESULTS).is_file():
         demo.run(folder, quick=quick, out=out)
-    model = SparseAutoencoder.from_pretrained(folder / demo.MODELS["self"]).eval()
+    model = SparseAutoencoder.from_pretrained(folder / demo.MODELS["self"])
     if embedding.shape[1] != model.input_dim:
         raise ValueError(
             f"--text-model: expected embeddings of {model.input_dim} dimensions, "

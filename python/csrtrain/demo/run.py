@@ -21,7 +21,7 @@ from csrkern.roofline import instruction_set
 from csrkern.storage import check_folder, write_atomically
 from csrtrain import StepReport, TrainConfig, train
 from csrtrain.charts import check_matplotlib
-from csrtrain.cli.io import quoted
+from csrtrain.cli.shared import quoted
 from csrtrain.demo import search as demo_search
 from csrtrain.demo.data import QUESTIONS, DemoData, Text, dictionary, load_demo, load_everyday
 from csrtrain.demo.report import (
