@@ -347,8 +347,8 @@ def test_encode_refuses_what_is_not_embeddings(tmp_path, monkeypatch):
     model, x = make(torch.float32), np.ones((9, D))
     for wrong, error, message in (
         (x[:, 1:], ValueError, rf"x: expected embeddings of shape \[n, {D}\], got \[9, {D - 1}\]"),
-        (x[0], ValueError, rf"x: expected embeddings of shape \[n, {D}\], got \[{D}\]"),
-        (np.float64(3), ValueError, rf"x: expected embeddings of shape \[n, {D}\], got \[\]"),
+        (x[0], ValueError, rf"x: expected embeddings of shape \[n, d\], got \[{D}\]"),
+        (np.float64(3), ValueError, r"x: expected embeddings of shape \[n, d\], got \[\]"),
         (x.astype(int), TypeError, "x: expected floating-point embeddings, got int64"),
         ("rows.csv", FileNotFoundError, "no file at rows.csv"),
         (None, TypeError, "x: expected a path, .* or lists of numbers, got NoneType"),

@@ -34,11 +34,6 @@ class Held(NamedTuple):
         """The shape, for messages."""
         return f"[{', '.join(map(str, self.shape))}]"
 
-    @property
-    def is_matrix(self) -> bool:
-        """Whether it can be embeddings [n, d]."""
-        return len(self.shape) == 2 and self.kind == "float"
-
 
 def held_array(array: np.ndarray) -> Held:
     """Describe an array; one of Python strings alone is of kind "str"."""
@@ -88,10 +83,7 @@ def check_matrix(name: str, held: Held, width: int | None = None) -> None:
             + (f"; {hint}" if hint else "")
         )
     columns = "d" if width is None else width
-    if len(held.shape) != 2 or (
-        # The header of a column of lists does not tell their width.
-        width is not None and isinstance(held.shape[1], int) and held.shape[1] != width
-    ):
+    if len(held.shape) != 2 or (width is not None and held.shape[1] != width):
         raise ValueError(f"{name}: expected embeddings of shape [n, {columns}], got {held.sizes}")
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from csrkern.embeddings.arrays import check_matrix, copy_floats
-from csrkern.embeddings.sources import Array, WantedArray, held_of, read_source
+from csrkern.embeddings.sources import Array, held_of, read_source
 from csrkern.ops.validation import check_rows_finite
 from csrkern.typing import ArraySource
 
@@ -79,12 +78,11 @@ def open_embeddings(
         source, key: as for `load_embeddings`; Embeddings are returned as they are.
         width: the columns that a model expects; there may be no rows then.
     """
-    wanted = WantedArray(lambda held: held.is_matrix, partial(check_matrix, width=width))
-    if isinstance(source, Embeddings):
-        wanted.check(source.name, held_of(source.array))
-    else:
-        source = Embeddings(*read_source(argument, source, key, wanted))
-    if width is None and 0 in source.array.shape:
+    if not isinstance(source, Embeddings):
+        source = Embeddings(*read_source(argument, source, key, check_matrix))
+    if width is not None:
+        check_matrix(source.name, held_of(source.array), width)
+    elif 0 in source.array.shape:
         shape = list(source.array.shape)
         raise ValueError(f"{source.name}: expected at least one row and one column, got {shape}")
     return source

@@ -19,36 +19,46 @@ import numpy as np
 
 from csrkern.embeddings.arrays import Held, kind_of, shown, type_name
 
-Wanted = Callable[[Held], bool]
-"""Tells the arrays that would do, where no name is given."""
+Check = Callable[[str, Held], None]
+"""Raises TypeError or ValueError, with the name, unless an array is what the caller takes."""
 
 
 def choose(
-    where: str, held: Mapping[str, Held], key: str | None, wanted: Wanted, argument: str = "key"
+    where: str, held: Mapping[str, Held], key: str | None, check: Check, argument: str = "key"
 ) -> str:
-    """Return `key`, or the name of the only array that is wanted.
+    """Return `key`, or the name of the only array that would do; it is checked.
 
     Args:
         where: the file, for messages.
         held: its arrays by name.
         key: the name asked for, or None.
-        wanted: tells which would do.
+        check: what they must be.
         argument: what `key` is called by the caller.
 
     Raises:
         ValueError: if there is no such array, or not exactly one that would do.
+        TypeError, ValueError: if it is not what `check` takes.
     """
     holds = shown([f"{name} {one}" for name, one in held.items()]) or "nothing"
     noun = "array" if argument == "key" else argument
     if key is not None:
         if key not in held:
             raise ValueError(f"{where} has no {noun} {key!r}; it holds: {holds}")
+        check(f"{where}[{key}]", held[key])
         return key
-    fitting = [name for name, one in held.items() if wanted(one)]
+    fitting = [name for name, one in held.items() if _passes(check, one)]
     if len(fitting) != 1:
         what = f"several {noun}s that would do" if fitting else f"no {noun} that would do"
         raise ValueError(f"{where} holds {what}; name one as {argument}. It holds: {holds}")
     return fitting[0]
+
+
+def _passes(check: Check, held: Held) -> bool:
+    try:
+        check("", held)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def split_name(name: str) -> tuple[Path, str | None]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from csrkern.embeddings.arrays import Held, held_array
-from csrkern.embeddings.sources import Array, WantedArray, read_source
+from csrkern.embeddings.sources import Array, read_source
 from csrkern.typing import ArraySource
 
 
@@ -30,20 +30,18 @@ def load_labels(source: ArraySource, key: str | None = None, *, n: int | None = 
 
 def read_labels(source: ArraySource, key: str | None = None, *, n: int | None = None) -> np.ndarray:
     """Return labels [n] as they are stored, integers or strings; arguments as for `load_labels`."""
-    name, array = read_source("labels", source, key, _LABELS)
+    name, array = read_source("labels", source, key, _check_labels)
     if n is not None and len(array) != n:
         raise ValueError(f"{name}: expected {n} labels, one for each embedding, got {len(array)}")
     return _numpy(array)
 
 
-def read_integers(
-    source: ArraySource, key: str | None = None, *, argument: str = "integers"
-) -> np.ndarray:
+def read_integers(source: ArraySource, argument: str = "integers") -> np.ndarray:
     """Return a 2-D array of integers, such as pairs or relevance judgments, of a file or an array.
 
     Messages call an array in memory `argument`. Raises: as `load_embeddings`.
     """
-    _, array = read_source(argument, source, key, _INTEGERS)
+    _, array = read_source(argument, source, None, _check_integers)
     return _numpy(array)
 
 
@@ -80,12 +78,6 @@ def _check_labels(name: str, held: Held) -> None:
 def _check_integers(name: str, held: Held) -> None:
     if held.kind != "int" or len(held.shape) != 2:
         raise ValueError(f"{name}: expected integers in rows, got {held}")
-
-
-_LABELS = WantedArray(
-    lambda held: len(held.shape) == 1 and held.kind in ("int", "str"), _check_labels
-)
-_INTEGERS = WantedArray(lambda held: len(held.shape) == 2 and held.kind == "int", _check_integers)
 
 
 def _numpy(array: Array) -> np.ndarray:

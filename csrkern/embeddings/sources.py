@@ -6,7 +6,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from csrkern.arguments import array_of
 from csrkern.embeddings.arrays import Held, held_array
 from csrkern.embeddings.files import (
-    Wanted,
+    Check,
     choose,
     damaged,
     npz_headers,
@@ -29,28 +29,14 @@ Array = np.ndarray | Tensor
 """An array of embeddings, labels or integers: NumPy's (mapped or not) or a CPU tensor."""
 
 
-class WantedArray(NamedTuple):
-    """Which arrays a caller takes.
-
-    Attributes:
-        fits: tells them, where no name is given.
-        check: raises TypeError or ValueError, with the name, unless an array is one of them.
-    """
-
-    fits: Wanted
-    check: Callable[[str, Held], None]
-
-
-def read_source(
-    argument: str, source: Any, key: str | None, wanted: WantedArray
-) -> tuple[str, Array]:
+def read_source(argument: str, source: Any, key: str | None, check: Check) -> tuple[str, Array]:
     """Return (name for messages, array) of a path or an array.
 
     Args:
         argument: what the caller calls it.
         source: a path or an array.
         key: the array's name inside a file, or None.
-        wanted: what the array must be.
+        check: what the array must be.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -59,12 +45,12 @@ def read_source(
         ImportError: if a .parquet file is given without pyarrow.
     """
     if isinstance(source, (str, bytes, os.PathLike)):
-        name, array = _read_file(os.fsdecode(source), key, wanted)
+        name, array = _read_file(os.fsdecode(source), key, check)
     elif key is None:
         name, array = argument, _array_of(argument, source)
     else:
         raise ValueError(f"key: expected None for {argument} in memory, got {key!r}")
-    wanted.check(name, held_of(array))
+    check(name, held_of(array))
     return name, array
 
 
@@ -96,7 +82,7 @@ def held_of(array: Array) -> Held:
 # ---- files ------------------------------------------------------------------------------
 
 
-def _read_file(name: str, key: str | None, wanted: WantedArray) -> tuple[str, Array]:
+def _read_file(name: str, key: str | None, check: Check) -> tuple[str, Array]:
     path = Path(name)
     if key is None:
         path, key = split_name(name)
@@ -109,22 +95,21 @@ def _read_file(name: str, key: str | None, wanted: WantedArray) -> tuple[str, Ar
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"{path}: expected a file that ends in {', '.join(_READERS)}")
-    return reader(path, key, wanted)
+    return reader(path, key, check)
 
 
-def _read_npy(path: Path, key: str | None, _wanted: Any) -> tuple[str, Array]:
+def _read_npy(path: Path, key: str | None, _check: Any) -> tuple[str, Array]:
     _no_key(path, key)
     return str(path), open_npy(path)
 
 
-def _read_npz(path: Path, key: str | None, wanted: WantedArray) -> tuple[str, Array]:
+def _read_npz(path: Path, key: str | None, check: Check) -> tuple[str, Array]:
     with open(path, "rb") as file:
         if file.read(6) == b"\x93NUMPY":
             raise damaged(str(path), ".npz", "it is a single array; rename it to .npy")
     with readable(str(path), ".npz"), zipfile.ZipFile(path) as archive:
         held = npz_headers(archive, str(path))
-        name = choose(str(path), held, key, wanted.fits)
-        wanted.check(f"{path}[{name}]", held[name])
+        name = choose(str(path), held, key, check)
         with archive.open(f"{name}.npy") as member:
             try:
                 array = np.lib.format.read_array(member, allow_pickle=False)
@@ -133,17 +118,17 @@ def _read_npz(path: Path, key: str | None, wanted: WantedArray) -> tuple[str, Ar
     return f"{path}[{name}]", array
 
 
-def _read_safetensors(path: Path, key: str | None, wanted: WantedArray) -> tuple[str, Array]:
+def _read_safetensors(path: Path, key: str | None, check: Check) -> tuple[str, Array]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return _choose(path, load_file(path), key, wanted)
+        return _choose(path, load_file(path), key, check)
     except SafetensorError as error:
         raise damaged(str(path), ".safetensors", error) from error
 
 
-def _read_torch(path: Path, key: str | None, wanted: WantedArray) -> tuple[str, Array]:
+def _read_torch(path: Path, key: str | None, check: Check) -> tuple[str, Array]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -155,27 +140,26 @@ def _read_torch(path: Path, key: str | None, wanted: WantedArray) -> tuple[str, 
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a tensor or a dict, got {type(content).__name__}")
     arrays = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-    name, array = _choose(path, arrays, key, wanted)
+    name, array = _choose(path, arrays, key, check)
     return name, _array_of(name, array)
 
 
 def _choose(
-    path: Path, arrays: dict[str, Tensor], key: str | None, wanted: WantedArray
+    path: Path, arrays: dict[str, Tensor], key: str | None, check: Check
 ) -> tuple[str, Tensor]:
     held = {name: held_of(array) for name, array in arrays.items()}
-    name = choose(str(path), held, key, wanted.fits)
+    name = choose(str(path), held, key, check)
     return f"{path}[{name}]", arrays[name]
 
 
-def _read_parquet(path: Path, key: str | None, wanted: WantedArray) -> tuple[str, Array]:
+def _read_parquet(path: Path, key: str | None, check: Check) -> tuple[str, Array]:
     with readable(str(path), ".parquet"):
         table = ParquetTable(path, str(path))
-        columns = table_columns(str(path), table.schema, key, wanted.fits)
-        wanted.check(columns.name, columns.held)
+        columns = table_columns(str(path), table.schema, key, check)
         return columns.name, read_rows(table, columns, 0, table.rows)
 
 
-_READERS: dict[str, Callable[[Path, str | None, WantedArray], tuple[str, Array]]] = {
+_READERS: dict[str, Callable[[Path, str | None, Check], tuple[str, Array]]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,

@@ -10,7 +10,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from csrkern.embeddings.arrays import Held
-from csrkern.embeddings.files import Wanted, choose
+from csrkern.embeddings.files import Check, choose
 from csrkern.integrations.arrow import item_type, list_items, plain_type, values_of
 
 # Rows of one Arrow batch: 100 MB of 3,000 float32 numbers each.
@@ -34,9 +34,9 @@ class Columns(NamedTuple):
 
 
 def table_columns(
-    where: str, schema: Any, key: str | None, wanted: Wanted, argument: str = "key"
+    where: str, schema: Any, key: str | None, check: Check, argument: str = "key"
 ) -> Columns:
-    """Choose the column called `key`, or the only one that is wanted.
+    """Choose the column called `key`, or the only one that would do; it is checked.
 
     A key with * or ? that names no column stands for all columns of floats that it fits, which
     then are the columns of a matrix, in the order of the table.
@@ -45,21 +45,24 @@ def table_columns(
         where: the file, for messages.
         schema: of pyarrow.
         key: the name asked for, or None.
-        wanted: tells which would do.
+        check: what it must be.
         argument: what `key` is called by the caller.
 
     Raises:
         ValueError: if there is no such column, not exactly one that would do, or several have
             this name.
+        TypeError, ValueError: if it is not what `check` takes.
     """
     held = {field.name: _held_column(field.type) for field in schema}
     if key is not None and key not in held and any(sign in key for sign in "*?"):
         fitting = [name for name in schema.names if fnmatch.fnmatchcase(name, key)]
         if fitting:
-            return _wide(where, schema, held, key, fitting)
+            columns = _wide(where, schema, held, key, fitting)
+            check(columns.name, columns.held)
+            return columns
     single = [name for name, one in held.items() if one.kind == "float" and len(one.shape) == 1]
     try:
-        name = choose(where, held, key, wanted, argument)
+        name = choose(where, held, key, check, argument)
     except ValueError as error:
         if key is not None or len(single) < 2:
             raise

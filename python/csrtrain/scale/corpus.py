@@ -147,9 +147,7 @@ class Reader:
         return out
 
     def _columns(self, table: ParquetTable | _Lance, source: str) -> Columns:
-        found = table_columns(source, table.schema, self.column, lambda h: h.is_matrix, "column")
-        check_matrix(found.name, found.held)
-        return found
+        return table_columns(source, table.schema, self.column, check_matrix, "column")
 
     @contextlib.contextmanager
     def _opened(self, source: str) -> Iterator[Any]:
