@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csrkern.arguments import as_int, check_places, shown
+from csrkern.arguments import as_int, check_places, row_starts, shown
 from csrkern.ops.validation import FLOATS, check_dim
 
 # Larger integers are not all float32 numbers.
@@ -104,18 +104,8 @@ def rows_of_starts(name: str, starts: Tensor, n: int, entries: int) -> Tensor:
     Raises:
         ValueError: unless starts [n + 1] begin at 0, never decrease and end within the entries.
     """
-    starts = starts.long()
-    if (
-        starts.shape != (n + 1,)
-        or int(starts[0]) != 0
-        or bool((starts.diff() < 0).any())
-        or int(starts[-1]) > entries
-    ):
-        raise ValueError(
-            f"{name}: expected {n + 1} row starts from 0 that never decrease and end within the "
-            f"{entries} entries"
-        )
-    return torch.repeat_interleave(torch.arange(n, device=starts.device), starts.diff())
+    counts = torch.from_numpy(np.diff(row_starts(name, starts, n, entries))).to(starts.device)
+    return torch.repeat_interleave(torch.arange(n, device=starts.device), counts)
 
 
 def of_entries(

@@ -15,9 +15,9 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from csrkern import _C
 from csrkern.arguments import (
     array_of,
-    as_float,
     as_int,
     check_places,
+    check_positive,
     integers,
     matrix_entries,
     row_numbers,
@@ -227,9 +227,7 @@ class SparseCodes:
         Raises:
             ValueError: if the exponent is not a positive number.
         """
-        exponent = as_float("exponent", exponent)
-        if not 0 < exponent < float("inf"):
-            raise ValueError(f"exponent: expected a positive number, got {exponent}")
+        exponent = check_positive("exponent", exponent)
         active = self.active
         # The slope of a root at 0 is infinite: empty slots stay out of it.
         values = torch.where(active, self.values, torch.ones_like(self.values)).pow(exponent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from csrkern.arguments import check_int
 from csrkern.embeddings.dataset import Embeddings, open_embeddings
 from csrkern.typing import ArraySource
 
@@ -21,15 +22,15 @@ class PCA:
     def __init__(self, *sources: ArraySource | Embeddings) -> None:
         embeddings = [open_embeddings("embeddings", source) for source in sources]
         n, d = sum(map(len, embeddings)), embeddings[0].width
-        total = torch.zeros(d, dtype=torch.float64, device="cpu")
+        mean = torch.zeros(d, dtype=torch.float64, device="cpu")
         for part in embeddings:
-            for chunk in part.pieces():
-                total += chunk.sum(0, dtype=torch.float64)
-        mean = total / n
+            for piece in part.pieces():
+                mean += piece.sum(0, dtype=torch.float64)
+        mean /= n
         covariance = torch.zeros(d, d, dtype=torch.float64, device="cpu")
         for part in embeddings:
-            for chunk in part.pieces():
-                centered = chunk.double() - mean
+            for piece in part.pieces():
+                centered = piece.double() - mean
                 covariance += centered.T @ centered
         variances, directions = torch.linalg.eigh(covariance / n)
         self.mean = mean.float()
@@ -42,10 +43,5 @@ class PCA:
         Raises:
             ValueError: if dims is not in 1..d.
         """
-        _check_dims(dims, len(self.mean))
+        check_int("dims", dims, 1, len(self.mean))
         return (x - self.mean) @ self.directions[:, :dims]
-
-
-def _check_dims(dims: int, limit: int) -> None:
-    if not 1 <= dims <= limit:
-        raise ValueError(f"dims: expected 1 <= dims <= {limit}, got {dims}")

@@ -14,8 +14,6 @@ from csrkern.storage import is_standard_output
 from csrtrain.lines import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rich.console import Console
 
 
@@ -41,24 +39,18 @@ def working(
     On standard error, and only where that is a terminal and a bar is `wanted`; not where the
     block `prints` to a terminal.
     """
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     console = Console(stderr=True)
     if not (wanted and console.is_terminal) or (prints and sys.stdout.isatty()):
         yield lambda n, total=None: None
         return
-    counted = TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + str(unit))
-    last = (TimeElapsedColumn(),) if unit is None else (counted, TimeRemainingColumn())
-    columns = (TextColumn("{task.description}"), BarColumn(), *last)
+    counted = bars.TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + str(unit))
+    last = (bars.TimeElapsedColumn(),) if unit is None else (counted, bars.TimeRemainingColumn())
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), *last)
     # Standard output must not be redirected: it may be a pipe.
-    bar = Progress(*columns, console=console, transient=True, redirect_stdout=False)
+    bar = bars.Progress(*columns, console=console, transient=True, redirect_stdout=False)
     task = bar.add_task(what, total=1 if unit and total is None else total)
     start = threading.Timer(SHOWN_AFTER, bar.start)
     start.daemon = True
@@ -77,27 +69,21 @@ def progress_bar(wanted: bool, start: int, steps: int) -> Iterator[Show]:
 
     On standard error, and only where that is a terminal or a notebook.
     """
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
 
     console = Console(stderr=True)
     if not (wanted and (console.is_terminal or console.is_jupyter)):
         yield lambda done, losses, rate: None
         return
     columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeRemainingColumn(),
+        bars.TextColumn("training"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[state]}"),
+        bars.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as bar:
+    with bars.Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task("train", total=steps, completed=start, state="")
 
         def show(done: int, losses: Mapping[str, float], rate: float) -> None:

@@ -100,7 +100,7 @@ def test_gateway_asks_again_and_says_what_is_missing(tmp_path: Path) -> None:
     expected = InvertedIndex.build(documents, dim=DIM).search(queries, 5)
     whole = ask(folder, [["dies", "dies"], []], 5.0, queries)
     assert whole.missing == ()
-    np.testing.assert_array_equal(whole.hits.ids, expected[1])
+    np.testing.assert_array_equal(whole.ids, expected[1])
     slow = ask(folder, [["hangs", "dies"], ["hangs"]], 1.0, queries)  # the second that is asked
     assert slow.missing == ()
     part = ask(folder, [[], ["hangs"] * 2], 0.3, queries)
@@ -108,12 +108,12 @@ def test_gateway_asks_again_and_says_what_is_missing(tmp_path: Path) -> None:
     assert part.missing == (names[1],)  # of two groups, the second holds the second shard
     rest = InvertedIndex.build(documents, dim=DIM)
     rest.remove(np.arange(100, 200))
-    np.testing.assert_array_equal(part.hits.ids, rest.search(queries, 5)[1])
+    np.testing.assert_array_equal(part.ids, rest.search(queries, 5)[1])
     began = time.monotonic()
     nothing = ask(folder, [["hangs"] * 2, ["dies"] * 100], 0.2, queries)
     assert time.monotonic() - began < 20  # those that hang would for 60 seconds
     assert set(nothing.missing) == set(names)
-    assert (nothing.hits.ids == -1).all()
+    assert (nothing.ids == -1).all()
     with pytest.raises(ArithmeticError, match="a bug"):
         ask(folder, [["wrong"], []], 1.0, queries)
     with pytest.raises(ValueError, match="queries"):
@@ -148,7 +148,7 @@ def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path, harm: str) -> None
     rest.remove(np.arange(100, 200))
     part = search(queries)
     if part.missing:  # the damaged list may be one that these queries do not read
-        np.testing.assert_array_equal(part.hits.ids, rest.search(queries, 5)[1])
+        np.testing.assert_array_equal(part.ids, rest.search(queries, 5)[1])
     place.mkdir(exist_ok=True)
     for file, payload in healthy.items():  # restored: found again, without a restart
         file.with_suffix(".new").write_bytes(payload)
@@ -156,7 +156,7 @@ def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path, harm: str) -> None
     whole = search(queries)
     assert whole.missing == ()
     expected = InvertedIndex.build(documents, dim=DIM).search(queries, 5)
-    np.testing.assert_array_equal(whole.hits.ids, expected[1])
+    np.testing.assert_array_equal(whole.ids, expected[1])
 
 
 def test_a_holder_serves_generations_in_any_order(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_hits_are_no_wider_than_the_index(tmp_path: Path) -> None:
         gateway = Gateway(folder, [FakeHandle(Holder(folder, 1), []) for _ in range(2)], 60.0)
         return await gateway.search(Request(*queries, 2**40, 5.0))
 
-    hits = asyncio.run(run()).hits
+    hits = asyncio.run(run())
     np.testing.assert_array_equal(hits.ids, want[1])
     np.testing.assert_array_equal(hits.scores, want[0])
 

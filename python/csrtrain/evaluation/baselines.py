@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csrtrain.pca import _check_dims
+from csrkern.arguments import check_int
 
 FLOAT16_BYTES = 2
 
@@ -21,7 +21,7 @@ def truncate(x: Tensor, dims: int) -> Tensor:
     Raises:
         ValueError: if dims is not in 1..d.
     """
-    _check_dims(dims, x.shape[1])
+    check_int("dims", dims, 1, x.shape[1])
     return x[:, :dims]
 
 
@@ -33,7 +33,7 @@ def largest_entries(x: Tensor, k: int) -> Tensor:
     Raises:
         ValueError: if k is not in 1..d.
     """
-    _check_dims(k, x.shape[1])
+    check_int("k", k, 1, x.shape[1])
     kept = x.abs().topk(k, dim=1).indices
     return torch.zeros_like(x).scatter_(1, kept, x.gather(1, kept))
 

@@ -17,11 +17,12 @@ from csrkern import lazy
 if TYPE_CHECKING:
     from csrtrain.scale.build import add_shard, build_shards
     from csrtrain.scale.encode import encode_corpus
-    from csrtrain.scale.search import Answer, ShardedIndex
+    from csrtrain.scale.search import ShardedIndex
+    from csrtrain.scale.serving import Answer
     from csrtrain.scale.training import train_on_ray
 
 _HOME_OF = {
-    "Answer": ".search",
+    "Answer": ".serving",
     "ShardedIndex": ".search",
     "add_shard": ".build",
     "build_shards": ".build",

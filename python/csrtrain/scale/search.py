@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,33 +15,11 @@ from csrkern.index.rows import pad_rows, read_rows
 from csrtrain.scale.cluster import import_ray
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits
-from csrtrain.scale.serving import PATIENCE, Request
+from csrtrain.scale.serving import PATIENCE, Answer, Request
 from csrtrain.scale.shards import Generation, newest
 
 APPLICATION = "csrkern"
 GRACE = 0.25  # seconds that an answer may be on its way after the deadline
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a search found.
-
-    Attributes:
-        scores, ids: float32 and int64 [m, top_k], as `InvertedIndex.search` returns them.
-        missing: names of the shards that did not answer before the deadline. Empty: the answer
-            is that of one index over all codes, to the id and to the bit.
-        generation: of the index that was searched.
-    """
-
-    scores: np.ndarray
-    ids: np.ndarray
-    missing: tuple[str, ...]
-    generation: int
-
-    @property
-    def complete(self) -> bool:
-        """Whether every shard answered."""
-        return not self.missing
 
 
 class ShardedIndex:
@@ -169,7 +146,7 @@ class ShardedIndex:
             try:
                 request = Request(values, indices, top_k, left, fingerprint)
                 response = self._handle.search.remote(request)
-                reply = response.result(timeout_s=patience or left + GRACE)
+                answer: Answer = response.result(timeout_s=patience or left + GRACE)
             except (ValueError, TypeError):
                 raise
             except TimeoutError:
@@ -179,7 +156,7 @@ class ShardedIndex:
             except (RayError, RayServeException):  # the gateway died; a search changes nothing
                 time.sleep(min(0.05, max(0.0, until - time.monotonic())))
                 continue
-            return Answer(reply.hits.scores, reply.hits.ids, reply.missing, reply.generation)
+            return answer
         missing = tuple(shard.name for shard in self._known.shards)
         none = Hits.none(len(values), hits_width(top_k, len(self._known)))
         return Answer(*none, missing, self._known.number)

@@ -188,12 +188,25 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """Hits of a request, and the names of the shards that did not answer in time."""
+class Answer:
+    """What a search found.
 
-    hits: Hits
+    Attributes:
+        scores, ids: float32 and int64 [m, top_k], as `InvertedIndex.search` returns them.
+        missing: names of the shards that did not answer before the deadline. Empty: the answer
+            is that of one index over all codes, to the id and to the bit.
+        generation: of the index that was searched.
+    """
+
+    scores: np.ndarray
+    ids: np.ndarray
     missing: tuple[str, ...]
     generation: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard answered."""
+        return not self.missing
 
 
 class Gateway:
@@ -232,22 +245,20 @@ class Gateway:
         except (ValueError, TypeError, RecursionError) as error:
             return JSONResponse({"error": str(error)[:300]}, status_code=400)
         try:
-            reply = await self.search(asked)
+            answer = await self.search(asked)
         except Exception as error:
             log.error("%s: %s", type(error).__name__, " ".join(str(error).split())[:500])
             says = "the index could not be searched; the server's log says why"
             return JSONResponse({"error": says}, status_code=500)
-        found = reply.hits.ids >= 0
+        found = answer.ids >= 0
         # JSON has no infinity.
-        scores = np.minimum(reply.hits.scores, np.finfo(np.float32).max)
+        scores = np.minimum(answer.scores, np.finfo(np.float32).max)
         return JSONResponse(
             {
-                "ids": [
-                    row[there].tolist() for row, there in zip(reply.hits.ids, found, strict=True)
-                ],
+                "ids": [row[there].tolist() for row, there in zip(answer.ids, found, strict=True)],
                 "scores": [row[there].tolist() for row, there in zip(scores, found, strict=True)],
-                "missing": list(reply.missing),
-                "generation": reply.generation,
+                "missing": list(answer.missing),
+                "generation": answer.generation,
             }
         )
 
@@ -255,7 +266,7 @@ class Gateway:
         """Return the facts of the index that is served."""
         return self._current
 
-    async def search(self, request: Request) -> Reply:
+    async def search(self, request: Request) -> Answer:
         """Search every shard; those that nobody could read before the deadline are named.
 
         Raises:
@@ -285,7 +296,7 @@ class Gateway:
         )
         hits = merge_hits([answer.hits for answer in answers], top_k)
         missing = tuple(now.shards[place].name for one in answers for place in one.missing)
-        return Reply(hits, missing, now.number)
+        return Answer(*hits, missing, now.number)
 
     async def _ask(self, holder: Any, lookup: Lookup, until: float) -> Found:
         """Of one group of shards, what is found before the deadline."""

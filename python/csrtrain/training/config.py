@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from csrkern.arguments import (
@@ -253,62 +254,19 @@ def _check_whitening(name: str, value: Any) -> float | str:
     return number
 
 
-def _check_size(name: str, value: Any) -> int:
-    return check_at_least(name, value, 1)
-
-
 _OPEN = ("hidden_dim", "gamma", "batch_size", "epochs", "steps", "input_subspace")
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[[str, Any], Any]], ...] = (
-    (("hidden_dim", "k", "dead_threshold", "batch_size", "steps", "input_subspace"), _check_size),
-    (("k_aux",), lambda name, value: check_at_least(name, value, 0)),
-    (("seed",), lambda name, value: check_int(name, value, 0, 2**32 - 1)),
+    (
+        ("hidden_dim", "k", "dead_threshold", "batch_size", "steps", "input_subspace"),
+        partial(check_at_least, low=1),
+    ),
+    (("k_aux",), partial(check_at_least, low=0)),
+    (("seed",), partial(check_int, low=0, high=2**32 - 1)),
     (("beta", "gamma", "balance", "decay"), check_not_negative),
     (("temperature", "lr", "epochs"), check_positive),
     (("relative_recon", "standardize", "tied", "unit_scale", "anneal", "autocast"), check_bool),
     (("whitening",), _check_whitening),
 )
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # The released code; the paper's table has lr=4e-5 and its text gamma=1.
-    "imagenet": {
-        "lr": 4e-4,
-        "epochs": 10,
-        "batch_size": 4096,
-        "k_aux": 512,
-        "beta": 1 / 32,
-        "gamma": 0.1,
-    },
-    "text": {
-        "lr": 4e-5,
-        "epochs": 10,
-        "batch_size": 128,
-        "k_aux": 1024,
-        "beta": 0.1,
-        "gamma": 1.0,
-    },
-    # The paper names batches of 64 to 1024, and k_aux of 512 to 1024.
-    "clip": {
-        "lr": 4e-4,
-        "epochs": 5,
-        "batch_size": 1024,
-        "k_aux": 512,
-        "beta": 1 / 32,
-        "gamma": 1.0,
-        "contrast": "clip",
-    },
-    # The follow-up's two changes, k-annealing and label contrast, on the paper's text settings.
-    "csrv2": {
-        "lr": 4e-5,
-        "epochs": 10,
-        "batch_size": 128,
-        "k_aux": 1024,
-        "beta": 0.1,
-        "gamma": 1.0,
-        "contrast": "label",
-        "anneal": True,
-    },
-}
 
 
 # As published: 4 latents a dimension, one k, mean squared error of the embeddings as they are, tied
@@ -317,8 +275,23 @@ _PUBLISHED: dict[str, Any] = {
     "hidden_dim": None,
     "ks": (),
     "relative_recon": False,
-    "temperature": 0.2,
     "tied": True,
     "unit_scale": False,
     "decay": 0.0,
+    "epochs": 10,
+    "temperature": 0.2,
+    "k_aux": 512,
+    "beta": 1 / 32,
+    "gamma": 1.0,
+}
+_TEXT = {"lr": 4e-5, "batch_size": 128, "k_aux": 1024, "beta": 0.1}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The released code; the paper's table has lr=4e-5 and its text gamma=1.
+    "imagenet": {"lr": 4e-4, "batch_size": 4096, "gamma": 0.1},
+    "text": _TEXT,
+    # The paper names batches of 64 to 1024, and k_aux of 512 to 1024.
+    "clip": {"lr": 4e-4, "batch_size": 1024, "epochs": 5, "contrast": "clip"},
+    # The follow-up's two changes, k-annealing and label contrast, on the paper's text settings.
+    "csrv2": {**_TEXT, "contrast": "label", "anneal": True},
 }

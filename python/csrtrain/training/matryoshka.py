@@ -15,6 +15,7 @@ from csrtrain.training.batches import BatchOrder
 
 # The usual one for embeddings at norm 1; that of codes, 0.2, is for fewer numbers.
 _TEMPERATURE = 0.05
+_NEIGHBORS = 16  # of a row, whose similarities weigh as much as those of all
 
 
 class MatryoshkaAdapter(nn.Module):
@@ -95,12 +96,10 @@ def train_matryoshka(
     return adapter.eval().requires_grad_(False)
 
 
-def _keep_similarities(
-    x: Tensor, adapted: Tensor, widths: Sequence[int], neighbors: int = 16
-) -> Tensor:
+def _keep_similarities(x: Tensor, adapted: Tensor, widths: Sequence[int]) -> Tensor:
     unit = F.normalize(x, dim=1)
     wanted = unit @ unit.T
-    near = wanted.topk(min(neighbors, len(x)), 1).indices
+    near = wanted.topk(min(_NEIGHBORS, len(x)), 1).indices
     loss = F.mse_loss(adapted, x) * x.shape[1]
     for m in widths:
         unit = F.normalize(adapted[:, :m], dim=1)
