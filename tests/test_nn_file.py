@@ -109,7 +109,7 @@ def test_missing_files_are_named(tmp_path):
         ({"hidden_dim": 41}, "model.safetensors does not fit its config: .*size mismatch"),
         ({"input_dim": 13}, "model.safetensors does not fit its config: .*size mismatch"),
         ({"tied": False}, "does not fit its config: .*Missing key.*decoder.linear.weight"),
-        ({"hidden_dim": 10**15}, "size mismatch for latent_bias: expected .10{15}., got .40."),
+        ({"hidden_dim": 10**15}, r"size mismatch for latent_bias: .*\[40\].*\[10{15}\]"),
         ({"k_aux": -1}, "config.json: k_aux: expected at least 0, got -1"),
         ({"k": 41}, "k: expected at most hidden_dim = 40, got 41"),
         ("[]", "config.json"),
@@ -138,7 +138,7 @@ def test_wrong_weights_are_named(tmp_path):
         with pytest.raises(ValueError, match=f"{tmp_path} is damaged: "):
             SparseAutoencoder.from_pretrained(tmp_path)
     save_file({k: v for k, v in tensors.items() if k != "encoder.weight"}, path)
-    with pytest.raises(ValueError, match=r"has neither encoder\.weight nor decoder\.lin"):
+    with pytest.raises(ValueError, match=r"Missing .*encoder\.weight.*decoder\.linear\.weight"):
         SparseAutoencoder.from_pretrained(tmp_path)
     for other in (
         {k: v for k, v in tensors.items() if k != "pre_bias"},

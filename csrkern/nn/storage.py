@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from csrkern.ops.validation import check_tensors_finite
 from csrkern.storage import read_json, write_atomically
@@ -58,52 +57,22 @@ def load(kind: type[SparseAutoencoder], directory: str | os.PathLike[str]) -> Sp
     missing = {"input_dim", "hidden_dim", "k"} - known.keys()
     if missing:
         raise ValueError(f"{folder / CONFIG_NAME} lacks {', '.join(sorted(missing))}")
-    for name, value in known.items():
-        expected = bool if name in ("standardize", "tied") else int
-        if type(value) is not expected:
-            raise ValueError(
-                f"{folder / CONFIG_NAME}: {name}: expected {expected.__name__}, got {value!r}"
-            )
     try:
         # No memory or random numbers before the checks.
         model = kind(**known, partner=config.get("partner"), device="meta")
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG_NAME}: {error}") from error
-    does_not_fit = f"{folder / WEIGHTS_NAME} does not fit its config"
-    _check_fits(does_not_fit, tensors, model)
     check_tensors_finite(f"{folder / WEIGHTS_NAME}", tensors)
-    own = {
-        name: t.to(torch.float32 if t.is_floating_point() else torch.long, copy=True)
-        for name, t in tensors.items()
-    }
+    does_not_fit = f"{folder / WEIGHTS_NAME} does not fit its config"
+    own = {}
+    for name, tensor in tensors.items():
+        dtype = torch.long if name == "stats_last_nonzero" else torch.float32
+        if dtype.is_floating_point != tensor.is_floating_point():
+            wanted = "floating-point numbers" if dtype.is_floating_point else "integers"
+            raise ValueError(f"{does_not_fit}: {name}: expected {wanted}, got {tensor.dtype}")
+        own[name] = tensor.to(dtype, copy=True)
     try:
         model.load_state_dict(own, assign=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{folder / WEIGHTS_NAME} does not fit its config: {reason}") from error
+        raise ValueError(f"{does_not_fit}: {' '.join(str(error).split())}") from error
     return model.eval()
-
-
-def _check_fits(what: str, tensors: dict[str, Tensor], model: SparseAutoencoder) -> None:
-    """Raise ValueError unless `tensors` are those of `model` by name, shape and kind."""
-    expected = model.state_dict()
-    if model.tied:
-        weight = expected.pop(ENCODER)
-        given = [name for name in (ENCODER, DECODER) if name in tensors]
-        if not given:
-            raise ValueError(f"{what}: it has neither {ENCODER} nor {DECODER}")
-        expected |= dict.fromkeys(given, weight)
-    for name in (*expected, *tensors):
-        if name not in tensors:
-            raise ValueError(f"{what}: Missing key {name}")
-        if name not in expected:
-            raise ValueError(f"{what}: Unexpected key {name}")
-        wanted, found = expected[name], tensors[name]
-        if wanted.shape != found.shape:
-            raise ValueError(
-                f"{what}: size mismatch for {name}: expected {list(wanted.shape)}, "
-                f"got {list(found.shape)}"
-            )
-        if wanted.is_floating_point() != found.is_floating_point():
-            kind = "floating-point numbers" if wanted.is_floating_point() else "integers"
-            raise ValueError(f"{what}: {name}: expected {kind}, got {found.dtype}")

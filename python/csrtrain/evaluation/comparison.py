@@ -125,16 +125,10 @@ def compare_dense(
     pca = PCA(train)
     for dims in sorted({*ks, *(2 * k for k in ks)}):
         if dims <= d:
-            yield _dense(
-                task, "PCA", dims, dense_bytes(dims), *(pca.project(side, dims) for side in both)
-            )
-            yield _dense(
-                task,
-                "first dims",
-                dims,
-                dense_bytes(dims),
-                *(truncate(side, dims) for side in both),
-            )
+            sides = (pca.project(side, dims) for side in both)
+            yield _dense(task, "PCA", dims, dense_bytes(dims), *sides)
+            sides = (truncate(side, dims) for side in both)
+            yield _dense(task, "first dims", dims, dense_bytes(dims), *sides)
     for k in ks:
         if k <= d:
             sides = (largest_entries(side, k) for side in both)
@@ -216,19 +210,15 @@ def compare_codes(
             name = f"{method}, asymmetric"
             yield _asymmetric(task, model, name, _half(database), size)
             fitted = partial(refit, model, task.database)
-            for more, form, stored in (
-                (k, "refitted", _half),
-                (one_byte, "uint8", _one_byte),
-                (packed, "packed", _packed),
+            for more, form, stored, taken in (
+                (k, "refitted", _half, size),
+                (one_byte, "uint8", _one_byte, sparse_bytes(one_byte, model.hidden_dim, 1)),
+                (packed, "packed", _packed, packed_bytes(packed, model.hidden_dim)),
             ):
                 codes = stored(fitted(wide.truncate(more)))
-                if form == "uint8":
-                    size = sparse_bytes(more, model.hidden_dim, 1)
-                elif form == "packed":
-                    size = packed_bytes(more, model.hidden_dim)
-                yield _asymmetric(task, model, f"{name}, {form}", codes, size)
+                yield _asymmetric(task, model, f"{name}, {form}", codes, taken)
                 if form != "uint8" and "adapter" in model.spaces:
-                    yield _in_adapter_space(task, model, f"{name}, adapter, {form}", codes, size)
+                    yield _in_adapter_space(task, model, f"{name}, adapter, {form}", codes, taken)
 
 
 def compare_omp(

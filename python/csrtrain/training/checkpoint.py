@@ -28,7 +28,7 @@ def save_checkpoint(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     data: dict[str, Any],
-    best: dict[str, Any] | None = None,
+    best: dict[str, Any],
 ) -> None:
     """Write `directory`/checkpoint.pt, renamed into place: a crash leaves the one before.
 

@@ -16,7 +16,7 @@ from csrkern.arguments import check_at_least
 from csrkern.nn import SparseAutoencoder
 from csrtrain.progress import progress_bar, scalar_log
 from csrtrain.training import distributed
-from csrtrain.training.batches import Batch, BatchOrder, read_ahead
+from csrtrain.training.batches import BatchOrder, read_ahead
 from csrtrain.training.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
 from csrtrain.training.config import TrainConfig
 from csrtrain.training.dataset import Dataset
@@ -89,19 +89,12 @@ def run(data: Dataset, options: RunOptions) -> list[SparseAutoencoder]:
         loss_of = loss_for(config, data.variance)
         steps = Steps(config, models, loss_of, device, options.graphs)
         every = max(1, config.steps // 10)
-        evaluation = None
-        if options.evaluate is not None:
-            evaluation = Evaluation(
-                options.evaluate, options.evaluate_every or every, options.patience
-            )
+        evaluation = Evaluation(options.evaluate, options.evaluate_every or every, options.patience)
         start = 0
         if options.checkpoint_dir is not None:
             start = _resume(options, data, models, steps, evaluation)
         every = options.checkpoint_every or every
         order = BatchOrder(len(data), config.batch_size, config.seed)
-
-        def read(step: int) -> Batch:
-            return data.read(order(step))
 
         def finished() -> Any:
             made = data.finish(models)
@@ -113,21 +106,22 @@ def run(data: Dataset, options: RunOptions) -> list[SparseAutoencoder]:
             progress_bar(options.progress and first, start, config.steps) as show,
             scalar_log(options.log_dir if first else None, start) as log,
         ):
-            for step, batch in enumerate(read_ahead(read, start, config.steps), start):
-                if evaluation is not None and evaluation.over:
+            for step, batch in enumerate(
+                read_ahead(lambda step: data.read(order(step)), start, config.steps), start
+            ):
+                if evaluation.over:
                     break
                 losses = steps(step, batch)
                 done = step + 1
                 rows_done = (done - start) * config.batch_size
                 rate = rows_done / (time.perf_counter() - began)
                 score = None
-                if evaluation is not None and evaluation.due(done, config.steps):
+                if evaluation.due(done, config.steps):
                     score = evaluation.score(done, models, finished)
                 show(done, losses, rate)
                 scalars = {**losses, "lr": config.lr_at(step), "rows_per_second": rate}
                 log(done, scalars if score is None else {**scalars, "score": score})
-                due = done % every == 0 or done == config.steps
-                due = due or (evaluation is not None and evaluation.over)
+                due = done % every == 0 or done == config.steps or evaluation.over
                 if options.on_step is not None:
                     options.on_step(
                         StepReport(done, config.steps, losses, config.lr_at(step), rate, score)
@@ -140,9 +134,9 @@ def run(data: Dataset, options: RunOptions) -> list[SparseAutoencoder]:
                         model=models,
                         optimizer=steps.optimizer,
                         data=data.fingerprint,
-                        best=None if evaluation is None else evaluation.best,
+                        best=evaluation.best,
                     )
-    if evaluation is not None and evaluation.best["model"] is not None:
+    if evaluation.best["model"] is not None:
         models.load_state_dict(evaluation.best["model"])
     return data.finish(models)
 
@@ -176,7 +170,7 @@ def _resume(
     data: Dataset,
     models: nn.ModuleList,
     steps: Steps,
-    evaluation: Evaluation | None,
+    evaluation: Evaluation,
 ) -> int:
     """Return the step already done, after restoring models, optimizer and random state."""
     assert options.checkpoint_dir is not None
@@ -194,6 +188,6 @@ def _resume(
     models.load_state_dict(content["model"])
     steps.load(content["optimizer"])
     torch.set_rng_state(content["rng"])
-    if evaluation is not None and content["best"] is not None:
+    if evaluation.evaluate is not None:
         evaluation.best = content["best"]
     return content["step"]

@@ -21,13 +21,13 @@ class Evaluation:
     """Scores a model every so often and remembers the best one.
 
     Attributes:
-        evaluate: a model in evaluation mode to its score; more is better.
+        evaluate: a model in evaluation mode to its score; more is better. None: never evaluated.
         every: steps from one evaluation to the next.
         patience: evaluations in a row without a better score after which to stop; None: never.
         best: score, step, evaluations since, and weights of the best model so far.
     """
 
-    evaluate: Evaluate
+    evaluate: Evaluate | None
     every: int
     patience: int | None
     best: dict[str, Any] = field(
@@ -36,7 +36,7 @@ class Evaluation:
 
     def due(self, done: int, steps: int) -> bool:
         """Whether to evaluate after `done` steps."""
-        return done % self.every == 0 or done == steps
+        return self.evaluate is not None and (done % self.every == 0 or done == steps)
 
     def score(self, done: int, models: nn.ModuleList, finish: Callable[[], Any]) -> float:
         """Return the score after `done` steps; `finish()` gives the model as users get it.
@@ -46,6 +46,7 @@ class Evaluation:
         """
         score = None
         if distributed.rank() == 0:
+            assert self.evaluate is not None
             score = float(self.evaluate(finish()))
         score = distributed.from_first(score)
         if not math.isfinite(score):
