@@ -15,7 +15,7 @@ import numpy as np
 from csrkern.identity import check_fingerprint
 
 KEY, FORMAT = "csrkern", "csrkern-codes"
-VERSION = 1
+VERSION = 1  # of files of codes and of packed codes
 VALUES = {"F32": "<f4", "F16": "<f2"}
 INDICES = {"U16": "<u2", "I32": "<i4"}
 PACKED = {"U8": "u1"}
@@ -31,28 +31,20 @@ class Stored(NamedTuple):
 
 
 def pack(
-    values: np.ndarray,
-    indices: np.ndarray,
-    dim: int,
+    form: str,
+    tensors: dict[str, np.ndarray],
+    facts: dict[str, Any],
+    fingerprint: str | None,
     notes: dict[str, str] | None = None,
-    fingerprint: str | None = None,
 ) -> bytes:
-    """Return the file of float values and their indices: uint16 where dim allows, else int32.
-
-    `notes` are further metadata.
-    """
+    """Return a file of tensors, of `facts` that say what they are, and of notes."""
     from safetensors.numpy import save
 
-    header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "dim": dim}
+    header = {"format": form, "version": VERSION, **facts}
     if check_fingerprint("fingerprint", fingerprint) is not None:
         header["fingerprint"] = fingerprint
-    narrow = np.uint16 if dim <= 65_536 else np.int32
-    tensors = {
-        "values": np.ascontiguousarray(values),
-        "indices": np.ascontiguousarray(indices, dtype=narrow),
-    }
-    metadata = {**(notes or {}), KEY: json.dumps(header)}
-    return bytes(save(tensors, metadata=metadata))
+    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    return bytes(save(tensors, metadata={**(notes or {}), KEY: json.dumps(header)}))
 
 
 def notes(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -72,7 +64,7 @@ def read(path: str | os.PathLike[str]) -> Stored:
         ValueError: if it is damaged, of another version or no code file.
     """
     name = os.fspath(path)
-    header = read_header(name, "code file", FORMAT, VERSION, {"values", "indices"})
+    header = read_header(name, "code file", FORMAT, {"values", "indices"})
     entries, begin = entries_of(name)
     values, indices, dim = entries["values"], entries["indices"], header.get("dim")
     if values["dtype"] not in VALUES or indices["dtype"] not in INDICES or type(dim) is not int:
@@ -93,7 +85,7 @@ def read(path: str | os.PathLike[str]) -> Stored:
     return Stored(*arrays, dim, fingerprint)
 
 
-def read_header(name: str, what: str, form: str, version: int, tensors: set[str]) -> dict[str, Any]:
+def read_header(name: str, what: str, form: str, tensors: set[str]) -> dict[str, Any]:
     """Return the metadata of a file, checked to be whole and to hold these tensors.
 
     Raises:
@@ -112,10 +104,10 @@ def read_header(name: str, what: str, form: str, version: int, tensors: set[str]
         raise ValueError(f"{name} is damaged: {error} (or not a csrkern {what})") from error
     if not isinstance(header, dict) or header.get("format") != form:
         raise ValueError(f"{name} is not a csrkern {what}")
-    if header.get("version") != version:
+    if header.get("version") != VERSION:
         raise ValueError(
             f"{name} has format version {header.get('version')}; "
-            f"this release reads version {version}"
+            f"this release reads version {VERSION}"
         )
     if missing:
         raise ValueError(f"{name} is damaged: it lacks {' and '.join(sorted(missing))}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +22,7 @@ from csrkern.storage import write_atomically
 VALUE_BITS = 4
 MAX_VALUE_BITS = 8
 MAX_DIM = 2**31 - 1
-FORMAT, VERSION = "csrkern-packed-codes", 1
+FORMAT = "csrkern-packed-codes"
 # Scales reach down from the largest value by 2^-32, and must stay normal float32 numbers.
 _SMALLEST, _LARGEST = 2.0**-60, 2.0**100
 
@@ -172,16 +171,11 @@ class PackedCodes:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file beside `path` and rename it: never half a file."""
-        from safetensors.numpy import save
-
         self._check()
-        header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "k": self.k}
-        header |= {"dim": self.dim, "value_bits": self.value_bits, "largest": self.largest}
-        if self.fingerprint is not None:
-            header["fingerprint"] = self.fingerprint
-        rows = np.ascontiguousarray(self.rows)
-        payload = save({"rows": rows}, metadata={codes_file.KEY: json.dumps(header)})
-        write_atomically(path, bytes(payload))
+        facts = {name: getattr(self, name) for name in ("k", "dim", "value_bits", "largest")}
+        write_atomically(
+            path, codes_file.pack(FORMAT, {"rows": self.rows}, facts, self.fingerprint)
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PackedCodes:
@@ -192,7 +186,7 @@ class PackedCodes:
             ValueError: if it is not a whole file of packed codes.
         """
         name = os.fspath(path)
-        header = codes_file.read_header(name, "file of packed codes", FORMAT, VERSION, {"rows"})
+        header = codes_file.read_header(name, "file of packed codes", FORMAT, {"rows"})
         entries, begin = codes_file.entries_of(name)
         entry = entries["rows"]
         if entry["dtype"] not in codes_file.PACKED:

@@ -24,16 +24,7 @@ from csrkern.arguments import (
     shown,
 )
 from csrkern.codes import file as codes_file
-from csrkern.codes.slots import (
-    as_floats,
-    check_entries,
-    float_tensor,
-    in_order,
-    keep_active,
-    of_entries,
-    powers_of_two,
-    rows_of_starts,
-)
+from csrkern.codes import slots
 from csrkern.identity import common_fingerprint
 from csrkern.native import NATIVE_DTYPES, call
 from csrkern.ops.latents import latents_of
@@ -180,8 +171,8 @@ class SparseCodes:
         indices = self.indices.to(values.device)
         if torch.promote_types(self.dtype, values.dtype) == values.dtype:
             return self._with(values, indices)
-        values = keep_active(self.values.to(values.device), values)
-        return self._with(*in_order(values, indices.long(), self.dim))
+        values = slots.keep_active(self.values.to(values.device), values)
+        return self._with(*slots.in_order(values, indices.long(), self.dim))
 
     def cpu(self) -> SparseCodes:
         """Return the same codes on the CPU."""
@@ -213,7 +204,7 @@ class SparseCodes:
         if values.dtype in (torch.float16, torch.bfloat16):
             values = values.float()
         if self.k:
-            values = values / powers_of_two(values.detach().abs().amax(1, keepdim=True))
+            values = values / slots.powers_of_two(values.detach().abs().amax(1, keepdim=True))
         square = values.square().sum(1, keepdim=True)
         inverse = torch.where(square > 0, square, torch.ones_like(square)).rsqrt()
         return self._with((values * inverse).to(self.dtype), self.indices)
@@ -278,15 +269,15 @@ class SparseCodes:
             return self
         values, indices, active = self.values.detach(), self.indices, self.active
         left, right = values[:, :-1], values[:, 1:]
-        in_order = indices[:, :-1] < indices[:, 1:]
-        slots = torch.arange(self.k, device=indices.device)
-        latents = torch.where(active, indices.long(), self.dim + slots)
+        ascending = indices[:, :-1] < indices[:, 1:]
+        beyond = self.dim + torch.arange(self.k, device=indices.device)
+        latents = torch.where(active, indices.long(), beyond)
         repeats = latents.sort(1).values.diff(dim=1) == 0
         broken = {
             "indices in 0..dim-1": (indices < 0) | (indices >= self.dim),
             "values not negative": values < 0,
             "values non-increasing (NaN first)": (left < right) | (right.isnan() & ~left.isnan()),
-            "equal values by lower index": (left == right) & active[:, 1:] & ~in_order,
+            "equal values by lower index": (left == right) & active[:, 1:] & ~ascending,
             "padded slots with index 0": ~active & (indices != 0),
             "distinct latents": repeats,
         }
@@ -324,21 +315,21 @@ class SparseCodes:
             ValueError: if an entry is negative or not finite, or k is out of range.
         """
         if isinstance(dense, Tensor):
-            dense = as_floats("dense", dense)
+            dense = slots.as_floats("dense", dense)
         check_tensor("dense", dense, (None, None))
-        check_entries("dense", dense)
+        slots.check_entries("dense", dense)
         rows, latents = dense.nonzero(as_tuple=True)
         n, dim = dense.shape
         return SparseCodes(
-            *of_entries("dense", rows, latents, dense[rows, latents], (n, dim), k), dim
+            *slots.of_entries("dense", rows, latents, dense[rows, latents], (n, dim), k), dim
         )
 
     def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
         """Row, latent and value of every active slot, by row and then by latent."""
-        rows, slots = self.active.nonzero(as_tuple=True)
-        latents = self.latents()[rows, slots]
+        rows, places = self.active.nonzero(as_tuple=True)
+        latents = self.latents()[rows, places]
         order = torch.argsort(rows * self.dim + latents)
-        return rows[order], latents[order], self.values[rows[order], slots[order]]
+        return rows[order], latents[order], self.values[rows[order], places[order]]
 
     def to_torch_coo(self) -> Tensor:
         """Return a coalesced torch.sparse_coo tensor [n, dim]."""
@@ -373,7 +364,7 @@ class SparseCodes:
         n, dim = sparse.shape
         if layout == torch.sparse_csr:
             latents = sparse.col_indices()
-            rows = rows_of_starts("sparse", sparse.crow_indices(), n, len(latents))
+            rows = slots.rows_of_starts("sparse", sparse.crow_indices(), n, len(latents))
             values = sparse.values()[: len(rows)]
             latents = latents[: len(rows)]
         else:
@@ -382,7 +373,7 @@ class SparseCodes:
             check_places("sparse", rows, latents, (n, dim))
             sparse = sparse.coalesce()
             (rows, latents), values = sparse.indices(), sparse.values()
-        return SparseCodes(*of_entries("sparse", rows, latents, values, (n, dim), k), dim)
+        return SparseCodes(*slots.of_entries("sparse", rows, latents, values, (n, dim), k), dim)
 
     def to_scipy(self) -> scipy.sparse.csr_array:
         """Return a SciPy CSR array [n, dim] with sorted indices (needs SciPy)."""
@@ -416,8 +407,12 @@ class SparseCodes:
         if len(matrix.shape) != 2:
             raise ValueError(f"matrix: expected shape [n, dim], got {list(matrix.shape)}")
         rows, latents, data = matrix_entries("matrix", matrix)
-        entries = torch.from_numpy(rows), torch.from_numpy(latents), float_tensor("matrix", data)
-        return SparseCodes(*of_entries("matrix", *entries, matrix.shape, k), matrix.shape[1])
+        entries = (
+            torch.from_numpy(rows),
+            torch.from_numpy(latents),
+            slots.float_tensor("matrix", data),
+        )
+        return SparseCodes(*slots.of_entries("matrix", *entries, matrix.shape, k), matrix.shape[1])
 
     def numpy(self) -> tuple[np.ndarray, np.ndarray]:
         """(values, indices) as NumPy arrays; bfloat16 values come as float32."""
@@ -444,8 +439,8 @@ class SparseCodes:
                 f"got {list(values.shape)} and {list(indices.shape)}"
             )
         dim = check_dim(dim, values.shape[1])
-        slots = float_tensor("values", values)
-        check_entries("values", slots)
+        floats = slots.float_tensor("values", values)
+        slots.check_entries("values", floats)
         wrong = (values != 0) & ~((indices >= 0) & (indices < dim))
         if wrong.any():
             row, slot = (int(part[0]) for part in wrong.nonzero())
@@ -453,7 +448,7 @@ class SparseCodes:
                 f"indices: expected latents in 0..{dim - 1}, got {indices[row, slot]} in row {row}"
             )
         latents = torch.from_numpy(indices.astype(np.int64))
-        return SparseCodes(*in_order(slots, latents, dim), dim).validate()
+        return SparseCodes(*slots.in_order(floats, latents, dim), dim).validate()
 
     # ---- storage ----------------------------------------------------------------------
 
@@ -478,16 +473,17 @@ class SparseCodes:
         if dtype not in ("float32", "float16"):
             raise ValueError(f"dtype: expected 'float32' or 'float16', got {dtype!r}")
         whole = self.detach().cpu().validate()
-        check_entries("values", whole.values)
+        slots.check_entries("values", whole.values)
         codes = whole.to(getattr(torch, dtype))
         if bool(codes.values.isinf().any()):
             raise ValueError(
                 f"values: {float(whole.values.max()):.4g} does not fit in {dtype}"
                 + ("; save as float32" if dtype == "float16" else "")
             )
-        payload = codes_file.pack(
-            codes.values.numpy(), codes.indices.numpy(), self.dim, notes, self.fingerprint
-        )
+        values, indices = codes.numpy()
+        indices = indices.astype(np.uint16 if self.dim <= 65_536 else np.int32)
+        tensors, facts = {"values": values, "indices": indices}, {"dim": self.dim}
+        payload = codes_file.pack(codes_file.FORMAT, tensors, facts, self.fingerprint, notes)
         write_atomically(path, payload)
 
     @staticmethod
@@ -506,7 +502,7 @@ class SparseCodes:
                 stored.dim,
                 stored.fingerprint,
             ).validate()
-            check_entries("values", codes.values)
+            slots.check_entries("values", codes.values)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)} is damaged: {error}") from error
         return codes

@@ -13,23 +13,17 @@ import torch
 from torch import Tensor
 
 from csrkern.arguments import array_of
+from csrkern.embeddings import files
 from csrkern.embeddings.arrays import Held, held_array
-from csrkern.embeddings.files import (
-    Check,
-    choose,
-    damaged,
-    npz_headers,
-    open_npy,
-    readable,
-    split_name,
-)
 from csrkern.embeddings.tables import ParquetTable, read_rows, table_columns
 
 Array = np.ndarray | Tensor
 """An array of embeddings, labels or integers: NumPy's (mapped or not) or a CPU tensor."""
 
 
-def read_source(argument: str, source: Any, key: str | None, check: Check) -> tuple[str, Array]:
+def read_source(
+    argument: str, source: Any, key: str | None, check: files.Check
+) -> tuple[str, Array]:
     """Return (name for messages, array) of a path or an array.
 
     Args:
@@ -82,10 +76,10 @@ def held_of(array: Array) -> Held:
 # ---- files ------------------------------------------------------------------------------
 
 
-def _read_file(name: str, key: str | None, check: Check) -> tuple[str, Array]:
+def _read_file(name: str, key: str | None, check: files.Check) -> tuple[str, Array]:
     path = Path(name)
     if key is None:
-        path, key = split_name(name)
+        path, key = files.split_name(name)
     if not os.path.exists(path):  # False also of a name that is too long
         raise FileNotFoundError(f"no file at {path}")
     if path.is_dir():
@@ -100,39 +94,39 @@ def _read_file(name: str, key: str | None, check: Check) -> tuple[str, Array]:
 
 def _read_npy(path: Path, key: str | None, _check: Any) -> tuple[str, Array]:
     _no_key(path, key)
-    return str(path), open_npy(path)
+    return str(path), files.open_npy(path)
 
 
-def _read_npz(path: Path, key: str | None, check: Check) -> tuple[str, Array]:
+def _read_npz(path: Path, key: str | None, check: files.Check) -> tuple[str, Array]:
     with open(path, "rb") as file:
         if file.read(6) == b"\x93NUMPY":
-            raise damaged(str(path), ".npz", "it is a single array; rename it to .npy")
-    with readable(str(path), ".npz"), zipfile.ZipFile(path) as archive:
-        held = npz_headers(archive, str(path))
-        name = choose(str(path), held, key, check)
+            raise files.damaged(str(path), ".npz", "it is a single array; rename it to .npy")
+    with files.readable(str(path), ".npz"), zipfile.ZipFile(path) as archive:
+        held = files.npz_headers(archive, str(path))
+        name = files.choose(str(path), held, key, check)
         with archive.open(f"{name}.npy") as member:
             try:
                 array = np.lib.format.read_array(member, allow_pickle=False)
             except ValueError as error:
-                raise damaged(f"{path}[{name}]", ".npz", error) from error
+                raise files.damaged(f"{path}[{name}]", ".npz", error) from error
     return f"{path}[{name}]", array
 
 
-def _read_safetensors(path: Path, key: str | None, check: Check) -> tuple[str, Array]:
+def _read_safetensors(path: Path, key: str | None, check: files.Check) -> tuple[str, Array]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return _choose(path, load_file(path), key, check)
     except SafetensorError as error:
-        raise damaged(str(path), ".safetensors", error) from error
+        raise files.damaged(str(path), ".safetensors", error) from error
 
 
-def _read_torch(path: Path, key: str | None, check: Check) -> tuple[str, Array]:
+def _read_torch(path: Path, key: str | None, check: files.Check) -> tuple[str, Array]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = damaged(str(path), "weights-only PyTorch", error)
+        reason = files.damaged(str(path), "weights-only PyTorch", error)
         raise ValueError(f"{reason}; save a plain tensor with torch.save(tensor, path)") from error
     if isinstance(content, Tensor):
         _no_key(path, key)
@@ -145,21 +139,21 @@ def _read_torch(path: Path, key: str | None, check: Check) -> tuple[str, Array]:
 
 
 def _choose(
-    path: Path, arrays: dict[str, Tensor], key: str | None, check: Check
+    path: Path, arrays: dict[str, Tensor], key: str | None, check: files.Check
 ) -> tuple[str, Tensor]:
     held = {name: held_of(array) for name, array in arrays.items()}
-    name = choose(str(path), held, key, check)
+    name = files.choose(str(path), held, key, check)
     return f"{path}[{name}]", arrays[name]
 
 
-def _read_parquet(path: Path, key: str | None, check: Check) -> tuple[str, Array]:
-    with readable(str(path), ".parquet"):
+def _read_parquet(path: Path, key: str | None, check: files.Check) -> tuple[str, Array]:
+    with files.readable(str(path), ".parquet"):
         table = ParquetTable(path, str(path))
         columns = table_columns(str(path), table.schema, key, check)
         return columns.name, read_rows(table, columns, 0, table.rows)
 
 
-_READERS: dict[str, Callable[[Path, str | None, Check], tuple[str, Array]]] = {
+_READERS: dict[str, Callable[[Path, str | None, files.Check], tuple[str, Array]]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,

@@ -131,8 +131,8 @@ def build_shards(
     todo = [plan for plan in plans if not found.holds(plan.source)]
     total = sum(plan.rows for plan in plans)
     done = total - sum(plan.rows for plan in todo)
-    if progress is not None:
-        progress(done, total)
+    progress = progress or (lambda done, total: None)
+    progress(done, total)
     if todo:
         with (
             connected(address) as ray,
@@ -145,8 +145,7 @@ def build_shards(
                 else:
                     found = _add(out, shard, shard_form)
                 done += shard.codes
-                if progress is not None:
-                    progress(done, total)
+                progress(done, total)
     if staging:
         new = found
         found = change(out, lambda now: Generation(now.number + 1, new.form, new.shards))
@@ -223,19 +222,14 @@ def shard_plans(pieces: Sequence[Mapping[str, Any]], shards: int) -> Iterator[Sh
 
 def build_one(source: Folder, out: Folder, plan: ShardPlan, form: Mapping[str, Any]) -> Any:
     """Build a shard from its pieces and copy it to `out`; it and its form."""
+    first = plan.pieces[0]["first_id"]
     with scratch_folder() as scratch:
-        ids = np.concatenate(
-            [np.arange(p["first_id"], p["first_id"] + p["rows"]) for p in plan.pieces]
-        )
         InvertedIndex.build_streaming(
             _read_pieces(source, plan, scratch),
             scratch / "index",
-            ids=ids,
-            metric=form["metric"],
-            dtype=form["dtype"],
-            largest=form["largest"],
-            dim=form["dim"],
+            ids=np.arange(first, first + plan.rows),
             num_threads=1,
+            **{name: form[name] for name in ("dim", "metric", "dtype", "largest")},
         )
         return upload(out, scratch / "index", plan.source)
 

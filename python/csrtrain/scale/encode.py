@@ -110,8 +110,8 @@ def encode_corpus(
     receipts = _receipts(out, pieces)
     total = sum(piece.rows for piece in pieces)
     done = sum(receipt["rows"] for receipt in receipts.values())
-    if progress is not None:
-        progress(done, total)
+    progress = progress or (lambda done, total: None)
+    progress(done, total)
     todo = [piece for piece in pieces if piece.number not in receipts]
     if todo:
         with connected(address) as ray:
@@ -123,8 +123,7 @@ def encode_corpus(
                 for receipt in running:
                     receipts[receipt["number"]] = receipt
                     done += receipt["rows"]
-                    if progress is not None:
-                        progress(done, total)
+                    progress(done, total)
     manifest = {**work, "rows": total, "pieces": [receipts[piece.number] for piece in pieces]}
     write_record(out, MANIFEST, KIND, VERSION, manifest)
     out.remove_unfinished("piece-")

@@ -8,15 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from csrkern.arguments import (
-    check_at_least,
-    check_bool,
-    check_choice,
-    check_int,
-    check_not_negative,
-    check_number,
-    check_positive,
-)
+from csrkern import arguments
 
 _DEFAULT_BATCH = 512
 # The smaller k's that a model serves as well by default: at most six, since one pass decodes a code
@@ -139,7 +131,7 @@ class TrainConfig:
         Raises:
             TypeError, ValueError: if there is no such preset or a change does not fit.
         """
-        check_choice("preset", name, tuple(PRESETS))
+        arguments.check_choice("preset", name, tuple(PRESETS))
         fields = {**_PUBLISHED, **PRESETS[name]}
         if "steps" in changes:
             fields.pop("epochs", None)
@@ -233,7 +225,7 @@ def check_ks(ks: Any) -> tuple[int, ...]:
     """Return k's in ascending order, each once."""
     if isinstance(ks, str) or not isinstance(ks, Iterable):
         raise TypeError(f"ks: expected a list of ints, got {type(ks).__name__}")
-    return tuple(sorted({check_at_least("ks", k, 1) for k in ks}))
+    return tuple(sorted({arguments.check_at_least("ks", k, 1) for k in ks}))
 
 
 def _default_steps(n: int, batch_size: int) -> int:
@@ -246,9 +238,9 @@ def _default_steps(n: int, batch_size: int) -> int:
 
 def _check_whitening(name: str, value: Any) -> float | str:
     if isinstance(value, str):
-        check_choice(name, value, ("auto",))
+        arguments.check_choice(name, value, ("auto",))
         return value
-    number = check_number(name, value)
+    number = arguments.check_number(name, value)
     if abs(number) > 1:
         raise ValueError(f"{name}: expected 'auto' or a number in -1..1, got {value!r}")
     return number
@@ -258,13 +250,16 @@ _OPEN = ("hidden_dim", "gamma", "batch_size", "epochs", "steps", "input_subspace
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[[str, Any], Any]], ...] = (
     (
         ("hidden_dim", "k", "dead_threshold", "batch_size", "steps", "input_subspace"),
-        partial(check_at_least, low=1),
+        partial(arguments.check_at_least, low=1),
     ),
-    (("k_aux",), partial(check_at_least, low=0)),
-    (("seed",), partial(check_int, low=0, high=2**32 - 1)),
-    (("beta", "gamma", "balance", "decay"), check_not_negative),
-    (("temperature", "lr", "epochs"), check_positive),
-    (("relative_recon", "standardize", "tied", "unit_scale", "anneal", "autocast"), check_bool),
+    (("k_aux",), partial(arguments.check_at_least, low=0)),
+    (("seed",), partial(arguments.check_int, low=0, high=2**32 - 1)),
+    (("beta", "gamma", "balance", "decay"), arguments.check_not_negative),
+    (("temperature", "lr", "epochs"), arguments.check_positive),
+    (
+        ("relative_recon", "standardize", "tied", "unit_scale", "anneal", "autocast"),
+        arguments.check_bool,
+    ),
     (("whitening",), _check_whitening),
 )
 
