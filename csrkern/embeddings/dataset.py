@@ -65,21 +65,17 @@ class Embeddings:
 
 
 def open_embeddings(
-    argument: str,
-    source: ArraySource | Embeddings,
-    key: str | None = None,
-    *,
-    width: int | None = None,
+    argument: str, source: ArraySource | Embeddings, *, width: int | None = None
 ) -> Embeddings:
     """Return embeddings from all that `load_embeddings` takes, with nothing read of mapped files.
 
     Args:
         argument: what the caller calls the source.
-        source, key: as for `load_embeddings`; Embeddings are returned as they are.
+        source: as for `load_embeddings`; Embeddings are returned as they are.
         width: the columns that a model expects; there may be no rows then.
     """
     if not isinstance(source, Embeddings):
-        source = Embeddings(*read_source(argument, source, key, check_matrix))
+        source = Embeddings(*read_source(argument, source, check_matrix))
     if width is not None:
         check_matrix(source.name, held_of(source.array), width)
     elif 0 in source.array.shape:
@@ -88,9 +84,7 @@ def open_embeddings(
     return source
 
 
-def load_embeddings(
-    source: ArraySource, key: str | None = None, *, check_finite: bool = True
-) -> Array:
+def load_embeddings(source: ArraySource, *, check_finite: bool = True) -> Array:
     """Return embeddings [n, d] from a file or an array.
 
     Files by their suffix: .npy (memory-mapped), .npz, .safetensors (memory-mapped),
@@ -99,10 +93,9 @@ def load_embeddings(
     and float64 of either byte order stay as they are stored.
 
     Args:
-        source: a path, also as "file.npz:name"; a NumPy array, a tensor, a data frame or lists
-            of numbers.
-        key: the array's name inside the file; not needed where only one would do. In a .parquet
-            file "emb_*" takes all columns of floats with such names as columns of a matrix.
+        source: a path, also as "file.npz:name" where not only one array would do; a NumPy array,
+            a tensor, a data frame or lists of numbers. "file.parquet:emb_*" takes all columns of
+            floats with such names as columns of a matrix.
         check_finite: read everything once and refuse NaN and infinity. What trains or encodes
             looks for itself, so it need not be done twice.
 
@@ -112,7 +105,7 @@ def load_embeddings(
             floating-point array; the message says what it does hold.
         ImportError: if a .parquet file is given without pyarrow.
     """
-    embeddings = open_embeddings("embeddings", source, key)
+    embeddings = open_embeddings("embeddings", source)
     if check_finite:
         for _ in embeddings.pieces():
             pass

@@ -24,7 +24,7 @@ Check = Callable[[str, Held], None]
 
 
 def choose(
-    where: str, held: Mapping[str, Held], key: str | None, check: Check, argument: str = "key"
+    where: str, held: Mapping[str, Held], key: str | None, check: Check, argument: str = ""
 ) -> str:
     """Return `key`, or the name of the only array that would do; it is checked.
 
@@ -33,14 +33,14 @@ def choose(
         held: its arrays by name.
         key: the name asked for, or None.
         check: what they must be.
-        argument: what `key` is called by the caller.
+        argument: the caller's for `key`; empty: it is part of the name, as in "file:key".
 
     Raises:
         ValueError: if there is no such array, or not exactly one that would do.
         TypeError, ValueError: if it is not what `check` takes.
     """
     holds = shown([f"{name} {one}" for name, one in held.items()]) or "nothing"
-    noun = "array" if argument == "key" else argument
+    noun = argument or "array"
     if key is not None:
         if key not in held:
             raise ValueError(f"{where} has no {noun} {key!r}; it holds: {holds}")
@@ -49,7 +49,9 @@ def choose(
     fitting = [name for name, one in held.items() if _passes(check, one)]
     if len(fitting) != 1:
         what = f"several {noun}s that would do" if fitting else f"no {noun} that would do"
-        raise ValueError(f"{where} holds {what}; name one as {argument}. It holds: {holds}")
+        raise ValueError(
+            f"{where} holds {what}; name one as {argument or f'{where}:NAME'}. It holds: {holds}"
+        )
     return fitting[0]
 
 

@@ -11,26 +11,26 @@ from csrkern.embeddings.sources import Array, read_source
 from csrkern.typing import ArraySource
 
 
-def load_labels(source: ArraySource, key: str | None = None, *, n: int | None = None) -> Tensor:
+def load_labels(source: ArraySource, *, n: int | None = None) -> Tensor:
     """Return labels [n] as int64, from a file or an array as `load_embeddings` takes them.
 
     Integers stay as they are; strings are numbered in sorted order.
 
     Args:
-        source: a path, a NumPy array, a tensor, a column of a data frame or a list.
-        key: the array's name inside the file; not needed where only one would do.
+        source: a path, also as "file.npz:name", a NumPy array, a tensor, a column of a data
+            frame or a list.
         n: the number of embeddings that the labels are for.
 
     Raises:
         FileNotFoundError, TypeError, ValueError, ImportError: as `load_embeddings`, or if
             there are not n labels.
     """
-    return number_labels(read_labels(source, key, n=n))[0]
+    return number_labels(read_labels(source, n=n))[0]
 
 
-def read_labels(source: ArraySource, key: str | None = None, *, n: int | None = None) -> np.ndarray:
+def read_labels(source: ArraySource, *, n: int | None = None) -> np.ndarray:
     """Return labels [n] as they are stored, integers or strings; arguments as for `load_labels`."""
-    name, array = read_source("labels", source, key, _check_labels)
+    name, array = read_source("labels", source, _check_labels)
     if n is not None and len(array) != n:
         raise ValueError(f"{name}: expected {n} labels, one for each embedding, got {len(array)}")
     return _numpy(array)
@@ -41,7 +41,7 @@ def read_integers(source: ArraySource, argument: str = "integers") -> np.ndarray
 
     Messages call an array in memory `argument`. Raises: as `load_embeddings`.
     """
-    _, array = read_source(argument, source, None, _check_integers)
+    _, array = read_source(argument, source, _check_integers)
     return _numpy(array)
 
 

@@ -21,15 +21,12 @@ Array = np.ndarray | Tensor
 """An array of embeddings, labels or integers: NumPy's (mapped or not) or a CPU tensor."""
 
 
-def read_source(
-    argument: str, source: Any, key: str | None, check: files.Check
-) -> tuple[str, Array]:
+def read_source(argument: str, source: Any, check: files.Check) -> tuple[str, Array]:
     """Return (name for messages, array) of a path or an array.
 
     Args:
         argument: what the caller calls it.
-        source: a path or an array.
-        key: the array's name inside a file, or None.
+        source: a path, "file:name" of an array in a file, or an array.
         check: what the array must be.
 
     Raises:
@@ -39,11 +36,9 @@ def read_source(
         ImportError: if a .parquet file is given without pyarrow.
     """
     if isinstance(source, (str, bytes, os.PathLike)):
-        name, array = _read_file(os.fsdecode(source), key, check)
-    elif key is None:
-        name, array = argument, _array_of(argument, source)
+        name, array = _read_file(os.fsdecode(source), check)
     else:
-        raise ValueError(f"key: expected None for {argument} in memory, got {key!r}")
+        name, array = argument, _array_of(argument, source)
     check(name, held_of(array))
     return name, array
 
@@ -76,10 +71,8 @@ def held_of(array: Array) -> Held:
 # ---- files ------------------------------------------------------------------------------
 
 
-def _read_file(name: str, key: str | None, check: files.Check) -> tuple[str, Array]:
-    path = Path(name)
-    if key is None:
-        path, key = files.split_name(name)
+def _read_file(name: str, check: files.Check) -> tuple[str, Array]:
+    path, key = files.split_name(name)
     if not os.path.exists(path):  # False also of a name that is too long
         raise FileNotFoundError(f"no file at {path}")
     if path.is_dir():
@@ -165,4 +158,4 @@ _READERS: dict[str, Callable[[Path, str | None, files.Check], tuple[str, Array]]
 
 def _no_key(path: Path, key: str | None) -> None:
     if key is not None:
-        raise ValueError(f"{path} holds a single array; leave out the key {key!r}")
+        raise ValueError(f"{path} holds a single array; leave out :{key}")

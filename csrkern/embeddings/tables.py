@@ -34,7 +34,7 @@ class Columns(NamedTuple):
 
 
 def table_columns(
-    where: str, schema: Any, key: str | None, check: Check, argument: str = "key"
+    where: str, schema: Any, key: str | None, check: Check, argument: str = ""
 ) -> Columns:
     """Choose the column called `key`, or the only one that would do; it is checked.
 
@@ -46,7 +46,7 @@ def table_columns(
         schema: of pyarrow.
         key: the name asked for, or None.
         check: what it must be.
-        argument: what `key` is called by the caller.
+        argument: the caller's for `key`; empty: it is part of the name, as in "file:key".
 
     Raises:
         ValueError: if there is no such column, not exactly one that would do, or several have
@@ -66,8 +66,9 @@ def table_columns(
     except ValueError as error:
         if key is not None or len(single) < 2:
             raise
+        pattern = f"{argument}='emb_*'" if argument else f"{where}:emb_*"
         raise ValueError(
-            f"{error}; a pattern such as {argument}='emb_*' takes columns of single numbers "
+            f"{error}; a pattern such as {pattern} takes columns of single numbers "
             "as the columns of a matrix"
         ) from None
     _check_names(where, schema, [name])

@@ -44,7 +44,7 @@ def both_ways(path, key=None) -> list[np.ndarray]:
     n, d = reader.shape(str(path))
     pieces = [reader.read(str(path), left, min(7, n - left)) for left in range(0, n, 7)]
     assert all(piece.shape[1] == d for piece in pieces)
-    found = load_embeddings(path, key)
+    found = load_embeddings(path if key is None else f"{path}:{key}")
     return [
         open_embeddings("x", array).rows(slice(None)).numpy()
         for array in (found, np.concatenate(pieces))
@@ -84,8 +84,10 @@ def test_labels(tmp_path, y):
     }
     path = write(tmp_path / "x.parquet", columns, row_group_size=20)
     for key in columns:
-        assert torch.equal(load_labels(path, key), right)
-    with pytest.raises(ValueError, match=r"name one as key\. It holds: text \[rows\] string, cat"):
+        assert torch.equal(load_labels(f"{path}:{key}"), right)
+    with pytest.raises(
+        ValueError, match=r"name one as .*:NAME\. It holds: text \[rows\] string, cat"
+    ):
         load_labels(path)
     write(path, {"y": pa.array([1, 2, None])})
     with pytest.raises(ValueError, match=r"\[y\]: row 2 is missing \(null\)"):
@@ -124,9 +126,9 @@ def test_a_name_with_a_dot_beside_a_struct(tmp_path, x):
             for found in both_ways(path, key):
                 assert np.array_equal(found, x)
         with pytest.raises(ValueError, match=r"no array 'a\.c'; it holds: "):
-            load_embeddings(path, "a.c")
+            load_embeddings(f"{path}:a.c")
         with pytest.raises(TypeError, match="floating-point embeddings, got struct"):
-            load_embeddings(path, "a")
+            load_embeddings(f"{path}:a")
     table = pa.table([lists, lists], ["e", "e"])
     pq.write_table(table, path)
     for call in (lambda: load_embeddings(path), lambda: Reader("e").shape(str(path))):
@@ -139,18 +141,20 @@ def test_columns_of_single_numbers_are_taken_by_a_pattern(tmp_path, x, y):
     path = write(tmp_path / "x.parquet", {"id": y, **wide, "score": x[:, 0]}, row_group_size=20)
     for found in both_ways(path, "emb_*"):
         assert np.array_equal(found, x)
-    assert load_embeddings(path, "emb_?").shape == (50, D)
-    with pytest.raises(ValueError, match=r"a pattern such as key='emb_\*' takes columns of single"):
+    assert load_embeddings(f"{path}:emb_?").shape == (50, D)
+    with pytest.raises(
+        ValueError, match=r"a pattern such as .*x\.parquet:emb_\* takes columns of single"
+    ):
         load_embeddings(path)
     with pytest.raises(ValueError, match=r"a pattern such as column='emb_\*' takes columns"):
         Reader().shape(str(path))
     with pytest.raises(ValueError, match=r"columns of single floats for '\*', got id \[rows\] int"):
-        load_embeddings(path, "*")
+        load_embeddings(f"{path}:*")
     with pytest.raises(ValueError, match=r"no array 'x_\*'; it holds: id \[rows\] int64, emb_0"):
-        load_embeddings(path, "x_*")
+        load_embeddings(f"{path}:x_*")
     write(path, {"emb_0": [1.0, 2.0], "emb_1": pa.array([1.0, None])})
     with pytest.raises(ValueError, match=r"\[emb_\*\], emb_1: row 1 is missing \(null\)"):
-        load_embeddings(path, "emb_*")
+        load_embeddings(f"{path}:emb_*")
     write(path, {"emb_*": pa.array(list(x)), "emb_1": x[:, 0]})  # the very name comes first
     assert np.array_equal(both_ways(path, "emb_*")[0], x)
 
@@ -160,7 +164,7 @@ def test_other_columns_are_listed(tmp_path, x, y):
     path = write(tmp_path / "x.parquet", {"a": lists, "b": lists, "n": y})
     listed = r"It holds: a \[rows, list\] float, b \[rows, list\] float, n \[rows\] int64"
     with pytest.raises(
-        ValueError, match=f"several arrays that would do; name one as key. {listed}"
+        ValueError, match=f"several arrays that would do; name one as .*:NAME. {listed}"
     ):
         load_embeddings(path)
     with pytest.raises(ValueError, match=f"several columns that would do; .* column. {listed}"):
@@ -169,11 +173,11 @@ def test_other_columns_are_listed(tmp_path, x, y):
     with pytest.raises(ValueError, match="no array that would do"):
         load_embeddings(path)
     with pytest.raises(TypeError, match="floating-point embeddings, got int64; convert them"):
-        load_embeddings(path, "n")
+        load_embeddings(f"{path}:n")
     tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((3, 2, 4), np.float32))
     write(path, {"t": tensors})
     with pytest.raises(ValueError, match=r"embeddings of shape \[n, d\], got \[rows, 2, 4\]"):
-        load_embeddings(path, "t")
+        load_embeddings(f"{path}:t")
 
 
 def test_empty_tables_and_parts(tmp_path, x):

@@ -117,12 +117,12 @@ def test_pre_bias_starts_at_the_mean(x):
     def stop(*_args, **_options):
         raise Stop
 
-    def watched(config, d, make=training_data.new_model):
-        seen.append(make(config, d))
-        return seen[-1]
+    def watched(data, make=training_data.Dataset.new_models):
+        seen.extend(make(data))
+        return seen
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_data, "new_model", watched)
+        patch.setattr(training_data.Dataset, "new_models", watched)
         patch.setattr(trainer.CSRLoss, "forward", stop)
         with pytest.raises(Stop):
             quiet(x, config=SMALL)

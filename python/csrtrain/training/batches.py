@@ -47,18 +47,14 @@ class BatchOrder:
         """Row numbers [batch_size] of a step counted from 0, ascending."""
         epoch, batch = divmod(step, self._n // self._batch_size)
         if epoch != self._epoch:
-            generator = _generator(self._seed, epoch)
+            # Random numbers that follow from the seed and the epoch alone.
+            mixed = np.random.SeedSequence((self._seed, epoch)).generate_state(1)
+            generator = torch.Generator("cpu").manual_seed(int(mixed[0]))
             self._order = torch.randperm(self._n, generator=generator, device="cpu")
             self._epoch = epoch
         picked = self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
         # Ascending rows read a mapped file forwards; the loss does not depend on the order.
         return picked.sort().values
-
-
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    """Return a source of random numbers that follow from the seed and the epoch alone."""
-    mixed = np.random.SeedSequence((seed, epoch)).generate_state(1)
-    return torch.Generator("cpu").manual_seed(int(mixed[0]))
 
 
 def read_ahead(read: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:

@@ -104,7 +104,14 @@ class Dataset:
             )
         if pairs is not None and other is None:
             raise ValueError("pairs: expected partners as well, whose rows they name")
-        numbers = _labels_for(config, labels, len(own))
+        numbers = None
+        if config.contrast == "label":
+            if labels is None:
+                raise ValueError(
+                    "labels: expected one per embedding, since contrast='label'; "
+                    "use contrast='self' for data without labels"
+                )
+            numbers = load_labels(labels, n=len(own))
         pair_rows = None if other is None else _read_pairs(pairs, len(own), len(other))
         if other is not None and not two and other.width != own.width:
             raise ValueError(
@@ -150,15 +157,18 @@ class Dataset:
         return Batch(index, x, right, partners)
 
     def new_models(self) -> list[SparseAutoencoder]:
-        """Return an adapter for each side, its pre_bias at the mean."""
+        """Return an untrained float32 adapter for each side, its pre_bias at the mean."""
+        names = ("hidden_dim", "k", "k_aux", "standardize", "dead_threshold", "tied")
+        settings: dict[str, Any] = {name: getattr(self.config, name) for name in names}
         models = []
         for side in self.sides:
-            models.append(new_model(self.config, side.width))
+            model = SparseAutoencoder(side.width, **settings, device="cpu", dtype=torch.float32)
             with torch.no_grad():
-                models[-1].pre_bias.copy_(side.mean)
+                model.pre_bias.copy_(side.mean)
                 if self.config.unit_scale:
-                    for linear in (models[-1].encoder, models[-1].decoder.linear):
+                    for linear in (model.encoder, model.decoder.linear):
                         linear.weight.copy_(nn.functional.normalize(linear.weight, dim=1))
+            models.append(model)
         return models
 
     def finish(self, models: nn.ModuleList) -> list[SparseAutoencoder]:
@@ -171,22 +181,6 @@ class Dataset:
         if len(done) == 2:
             done[0].share_latents_with(done[1])
         return done
-
-
-def new_model(config: TrainConfig, d: int) -> SparseAutoencoder:
-    """Return an untrained float32 model of a resolved config for embeddings of width d."""
-    assert config.hidden_dim is not None
-    return SparseAutoencoder(
-        d,
-        config.hidden_dim,
-        config.k,
-        k_aux=config.k_aux,
-        standardize=config.standardize,
-        dead_threshold=config.dead_threshold,
-        tied=config.tied,
-        device="cpu",
-        dtype=torch.float32,
-    )
 
 
 def _side(embeddings: Sequence[Embeddings], config: TrainConfig) -> Side:
@@ -232,17 +226,6 @@ def _moments(
     if variance <= (1e-12 if model.standardize else 0.0):
         raise ValueError("embeddings: expected rows that differ; all of them are equal")
     return (first + offset).float(), variance, checksum
-
-
-def _labels_for(config: TrainConfig, labels: ArraySource | None, n: int) -> Tensor | None:
-    if config.contrast != "label":
-        return None
-    if labels is None:
-        raise ValueError(
-            "labels: expected one per embedding, since contrast='label'; "
-            "use contrast='self' for data without labels"
-        )
-    return load_labels(labels, n=n)
 
 
 def _read_pairs(pairs: ArraySource | None, n: int, m: int) -> Tensor:

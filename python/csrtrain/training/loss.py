@@ -141,7 +141,8 @@ class CSRLoss(nn.Module):
         def compute(model: nn.Module, rows: Tensor) -> Any:
             # Within the wrapper's forward: gradients synchronize only of what is computed there.
             terms = functools.partial(self._terms, k=k, new_step=new_step)
-            return _uncompiled(model)(rows, compute=terms)
+            # What torch.compile made of `forward` is no help: the loss computes something else.
+            return getattr(model, "_orig_mod", model)(rows, compute=terms)
 
         if partners is None:
             terms, codes = compute(model, x)
@@ -269,11 +270,6 @@ def unwrapped(name: str, model: nn.Module) -> SparseAutoencoder:
                 f"DistributedDataParallel, got {type(model).__name__}"
             )
     return inner
-
-
-def _uncompiled(model: nn.Module) -> nn.Module:
-    # What torch.compile made of `forward` is no help: the loss computes something else.
-    return getattr(model, "_orig_mod", model)
 
 
 def load(codes: SparseCodes, gather: bool = False) -> Tensor:
