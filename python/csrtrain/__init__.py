@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 from csrkern import lazy
 
 if TYPE_CHECKING:
-    from csrkern.embeddings.dataset import load_embeddings
-    from csrkern.embeddings.labels import load_labels
-    from csrtrain.evaluation.least_squares import encode_omp, refit
-    from csrtrain.training.config import TrainConfig
-    from csrtrain.training.loop import StepReport
-    from csrtrain.training.loss import CSRLoss
-    from csrtrain.training.train import train, train_two
+    from csrkern.embeddings.dataset import load_embeddings as load_embeddings
+    from csrkern.embeddings.labels import load_labels as load_labels
+    from csrtrain.evaluation.least_squares import encode_omp as encode_omp
+    from csrtrain.evaluation.least_squares import refit as refit
+    from csrtrain.training.config import TrainConfig as TrainConfig
+    from csrtrain.training.loop import StepReport as StepReport
+    from csrtrain.training.loss import CSRLoss as CSRLoss
+    from csrtrain.training.train import train as train
+    from csrtrain.training.train import train_two as train_two
 
 _HOME_OF = {
     "load_embeddings": "csrkern.embeddings.dataset",
@@ -30,16 +32,6 @@ _HOME_OF = {
     "train_two": ".training.train",
 }
 
-__all__ = [
-    "CSRLoss",
-    "StepReport",
-    "TrainConfig",
-    "encode_omp",
-    "load_embeddings",
-    "load_labels",
-    "refit",
-    "train",
-    "train_two",
-]
+__all__ = sorted(_HOME_OF)
 
 __getattr__, __dir__ = lazy.attributes(__name__, _HOME_OF)

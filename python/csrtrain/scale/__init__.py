@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from csrkern import lazy
 
 if TYPE_CHECKING:
-    from csrtrain.scale.build import add_shard, build_shards
-    from csrtrain.scale.encode import encode_corpus
-    from csrtrain.scale.search import ShardedIndex
-    from csrtrain.scale.serving import Answer
-    from csrtrain.scale.training import train_on_ray
+    from csrtrain.scale.build import add_shard as add_shard
+    from csrtrain.scale.build import build_shards as build_shards
+    from csrtrain.scale.encode import encode_corpus as encode_corpus
+    from csrtrain.scale.search import ShardedIndex as ShardedIndex
+    from csrtrain.scale.serving import Answer as Answer
+    from csrtrain.scale.training import train_on_ray as train_on_ray
 
 _HOME_OF = {
     "Answer": ".serving",
@@ -30,13 +31,6 @@ _HOME_OF = {
     "train_on_ray": ".training",
 }
 
-__all__ = [
-    "Answer",
-    "ShardedIndex",
-    "add_shard",
-    "build_shards",
-    "encode_corpus",
-    "train_on_ray",
-]
+__all__ = sorted(_HOME_OF)
 
 __getattr__, __dir__ = lazy.attributes(__name__, _HOME_OF)
