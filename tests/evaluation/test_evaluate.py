@@ -138,5 +138,5 @@ def test_training_free_baselines():
     assert truncate(x, 3).tolist() == [x[0, :3].tolist(), x[1, :3].tolist()]
     assert (dense_bytes(16), sparse_bytes(8, 1536), sparse_bytes(8, 100_000)) == (32, 32, 48)
     for k in (0, 5):
-        with pytest.raises(ValueError, match="1 <= dims <= 4"):
+        with pytest.raises(ValueError, match="1 <= k <= 4"):
             largest_entries(x, k)
