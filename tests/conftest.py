@@ -72,7 +72,7 @@ def four_threads() -> Iterator[None]:
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    """Whatever a test exchanges in sentence-transformers is put back."""
+    """Whatever a test replaces in sentence-transformers is put back."""
     from csrkern.integrations.sentence_transformers import patch as integration
 
     yield

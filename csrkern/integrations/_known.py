@@ -22,7 +22,7 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from csrkern.arguments import as_int
-from csrkern.integrations.exchange import replaced
+from csrkern.integrations._patch import replaced
 
 
 def changed(module: Any, known: type, methods: Iterable[str]) -> str | None:

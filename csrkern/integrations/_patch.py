@@ -1,4 +1,4 @@
-"""Functions of other packages exchanged for ours, with a way back."""
+"""Functions of other packages replaced by ours, with a way back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
+
+import torch
 
 # Our functions, and what each stands for.
 _stands_for: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -66,7 +68,7 @@ class Body:
 Change = Attribute | Body
 
 
-class Exchange:
+class Patch:
     """The functions of one package; ours are in place while any `Acceleration` is in force."""
 
     def __init__(self, changes: Callable[[], list[Change]]) -> None:
@@ -98,7 +100,7 @@ class Exchange:
     def end(self, acceleration: Acceleration) -> None:
         """Take `acceleration` out of force; with the last one ours go."""
         with self._lock:
-            self._in_force = tuple(one for one in self._in_force if one is not acceleration)
+            self._in_force = tuple(other for other in self._in_force if other is not acceleration)
             self._take_back()
 
     def __enter__(self) -> None:
@@ -115,7 +117,15 @@ class Exchange:
         """Return whether an acceleration in force is for `module`."""
         return any(acceleration.covers(module) for acceleration in self._in_force)
 
-    def tell(self, what: Any, reason: str) -> None:
+    def serves(self, what: Any, find_reason: Callable[[], str | None]) -> bool:
+        """Return whether ours stand for `what` now; warn if the reason found is against it."""
+        if torch.compiler.is_compiling() or not self.covers(what):
+            return False
+        if reason := find_reason():
+            self.tell(what, reason, stacklevel=5)
+        return reason is None
+
+    def tell(self, what: Any, reason: str, stacklevel: int = 4) -> None:
         """Warn, once for each reason, that a module or function is the package's own."""
         with self._lock:
             told = self._told.setdefault(what, set())
@@ -126,7 +136,7 @@ class Exchange:
         warnings.warn(
             f"{name} is not accelerated, its package's own code runs: {reason}",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
     def _put(self) -> None:
@@ -151,8 +161,8 @@ class Exchange:
 class Acceleration:
     """One call of `accelerate`, in force until `restore`; also a context manager."""
 
-    def __init__(self, exchange: Exchange, modules: Iterable[Any] | None) -> None:
-        self._exchange = exchange
+    def __init__(self, patch: Patch, modules: Iterable[Any] | None) -> None:
+        self._patch = patch
         self._modules = None if modules is None else weakref.WeakSet(modules)
         self._entered = 0
 
@@ -162,10 +172,10 @@ class Acceleration:
 
     def restore(self) -> None:
         """Undo this call; other calls of `accelerate` stay in force."""
-        self._exchange.end(self)
+        self._patch.end(self)
 
     def __enter__(self) -> Acceleration:
-        self._exchange.begin(self)
+        self._patch.begin(self)
         self._entered += 1
         return self
 

@@ -67,15 +67,15 @@ def load_pth(
         for name, tensor in state.items()
         if isinstance(name, str) and isinstance(tensor, Tensor)
     }
-    found = {name: tensor for name, tensor in tensors.items() if name in _ADAPTER}
-    missing = {"pre_bias", "latent_bias", _ENCODER} - found.keys()
+    adapter = {name: tensor for name, tensor in tensors.items() if name in _ADAPTER}
+    missing = {"pre_bias", "latent_bias", _ENCODER} - adapter.keys()
     if missing:
         raise ValueError(
             f"{path} holds no adapter: it lacks {', '.join(sorted(missing))}; "
             f"its names begin {', '.join(sorted(tensors)[:4]) or 'nowhere'}"
         )
     return _model(
-        path, found, k=k, k_aux=k_aux, standardize=standardize, dead_threshold=dead_threshold
+        path, adapter, k=k, k_aux=k_aux, standardize=standardize, dead_threshold=dead_threshold
     )
 
 
@@ -144,9 +144,9 @@ def load_sparsify(
     missing = names.keys() - tensors.keys()
     if missing:
         raise ValueError(f"{folder / SAE_NAME} lacks {', '.join(sorted(missing))}")
-    found = {ours: tensors[theirs] for theirs, ours in names.items()}
-    half = max(1, found["pre_bias"].numel() // 2)
-    return _model(folder, found, k=cfg["k"], k_aux=half if k_aux is None else k_aux, tied=False)
+    adapter = {ours: tensors[theirs] for theirs, ours in names.items()}
+    half = max(1, adapter["pre_bias"].numel() // 2)
+    return _model(folder, adapter, k=cfg["k"], k_aux=half if k_aux is None else k_aux, tied=False)
 
 
 def save_sparsify(model: SparseAutoencoder, directory: str | os.PathLike[str]) -> None:

@@ -95,8 +95,8 @@ def bulk_lines(
     return _lines(records(codes, ids, fields, taken=(field,)), index, field)
 
 
-def _lines(found: Iterable[Any], index: str | None, field: str) -> Iterator[str]:
-    for id, held, other in found:
+def _lines(codes: Iterable[Any], index: str | None, field: str) -> Iterator[str]:
+    for id, held, other in codes:
         action = {"_id": str(id)} if index is None else {"_index": index, "_id": str(id)}
         document = {**other, field: {str(latent): value for latent, value in held.items()}}
         yield json.dumps({"index": action}) + "\n"
@@ -162,7 +162,7 @@ def _integer(written: Any) -> int:
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object; refuse repeated names, of which a reader keeps one."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    record = dict(pairs)
+    if len(record) < len(pairs):
         raise ValueError("a name comes twice")
-    return found
+    return record

@@ -117,8 +117,8 @@ def from_pandas(
     arrays = {}
     for name in (indices, values):
         if list(frame.columns).count(name) != 1:
-            found = ", ".join(map(str, frame.columns))
-            raise KeyError(f"expected one column {name!r}; the frame has {found}")
+            columns = ", ".join(map(str, frame.columns))
+            raise KeyError(f"expected one column {name!r}; the frame has {columns}")
         try:
             arrays[name] = pa.array(frame[name], from_pandas=True)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

@@ -84,10 +84,10 @@ def _check(client: Any, collection: str, vector: str) -> None:
         "modifier": (held[vector].modifier, models.Modifier.NONE),
         "datatype": (index.datatype if index else None, models.Datatype.FLOAT32),
     }
-    for name, (found, plain) in changes.items():
-        if found not in (None, plain):
+    for name, (setting, plain) in changes.items():
+        if setting not in (None, plain):
             raise ValueError(
-                f"collection: {vector!r} of {collection!r} has the {name} {found.value!r}, with "
+                f"collection: {vector!r} of {collection!r} has the {name} {setting.value!r}, with "
                 "which scores are not the inner products of codes; use another collection"
             )
 

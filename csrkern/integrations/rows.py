@@ -18,7 +18,7 @@ import numpy as np
 from csrkern.arguments import check_int, float32_array, integers
 from csrkern.codes.sparse import SparseCodes, check_codes
 from csrkern.index.inverted import InvertedIndex
-from csrkern.index.rows import check_ids, pad_rows
+from csrkern.index.rows import check_ids, pad_rows, starts_of
 from csrkern.ops.validation import check_rows_finite
 
 Codes = SparseCodes | InvertedIndex
@@ -49,9 +49,7 @@ def flat_rows(codes: SparseCodes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     check_rows_finite(codes.values, 0, "codes")
     values, indices = codes.numpy()
     active = codes.active.cpu().numpy()
-    starts = np.zeros(len(codes) + 1, np.int64)
-    np.cumsum(active.sum(1), out=starts[1:])
-    return indices[active], values[active], starts
+    return indices[active], values[active], starts_of(active.sum(1))
 
 
 def rows_of(codes: SparseCodes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -183,18 +181,25 @@ def codes_of(
     """
     dim = check_int("dim", dim, 1, MOST)
     k = None if k is None else check_int("k", k, 1, dim)
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     if (slot := _wrong_slot(latents, values, dim)) is not None:
-        raise ValueError(
-            f"row {_row_of(slot, starts)}: {_complaint(latents[slot], values[slot], dim)}"
-        )
+        row = _row_of(slot, starts_of(lengths))
+        raise ValueError(f"row {row}: {_complaint(latents[slot], values[slot], dim)}")
     width = max(1, k or 0, int(lengths.max(initial=0)))
     floats = values if values.dtype.kind == "f" else values.astype(np.float32)
     codes = SparseCodes.from_numpy(*pad_rows(floats, latents, lengths, width), dim)
     return codes if k is None else codes.truncate(k)
 
 
-def collect(found: Iterable[Stored], dim: int, k: int | None) -> tuple[SparseCodes, np.ndarray]:
+def codes_of_pairs(rows: Iterable[tuple[Any, Any]], dim: int, k: int | None = None) -> SparseCodes:
+    """Return `codes_of` (latents, values) pairs, one for each row, with float32 values."""
+    return _codes_of_stored(
+        (Stored(f"row {row}", row, latents, values) for row, (latents, values) in enumerate(rows)),
+        dim,
+        k,
+    )[0]
+
+
+def collect(stored: Iterable[Stored], dim: int, k: int | None) -> tuple[SparseCodes, np.ndarray]:
     """Return the codes and ids of what another package held, by id.
 
     Raises:
@@ -202,42 +207,57 @@ def collect(found: Iterable[Stored], dim: int, k: int | None) -> tuple[SparseCod
             negative or not finite, or latents are no integers in 0..dim-1, or come twice.
     """
 
+    def checked() -> Iterator[Stored]:
+        seen: set[int] = set()
+        for record in stored:
+            id = record.id
+            if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < 2**63:
+                raise ValueError(f"{record.name}: expected integers as ids, got {id!r}")
+            if id in seen:
+                raise ValueError(f"{record.name}: id {id} comes twice")
+            seen.add(id)
+            yield record
+
+    codes, ids = _codes_of_stored(checked(), dim, k)
+    order = np.argsort(ids)
+    return codes[order], ids[order]
+
+
+def _codes_of_stored(
+    stored: Iterable[Stored], dim: int, k: int | None
+) -> tuple[SparseCodes, np.ndarray]:
     dim = check_int("dim", dim, 1, MOST)
-    parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for one in found:
-        if isinstance(one.id, bool) or not isinstance(one.id, int) or not 0 <= one.id < 2**63:
-            raise ValueError(f"{one.name}: expected integers as ids, got {one.id!r}")
-        if one.id in parts:
-            raise ValueError(f"{one.name}: id {one.id} comes twice")
-        parts[one.id] = _checked(one, dim)
-    nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)  # what concatenates to no rows
-    rows = [part for _, part in sorted(parts.items())]
-    latents, values = map(np.concatenate, zip(nothing, *rows, strict=True))
-    lengths = np.array([len(own) for own, _ in rows], np.int64)
-    return codes_of(latents, values, lengths, dim, k), np.array(sorted(parts), np.int64)
+    ids: list[int] = []
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.float32))]  # what concatenates to no rows
+    for record in stored:
+        ids.append(record.id)
+        parts.append(_checked(record, dim))
+    latents, values = map(np.concatenate, zip(*parts, strict=True))
+    lengths = np.array([len(latents) for latents, _ in parts[1:]], np.int64)
+    return codes_of(latents, values, lengths, dim, k), np.array(ids, np.int64)
 
 
-def _checked(one: Stored, dim: int) -> tuple[np.ndarray, np.ndarray]:
+def _checked(record: Stored, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Latents int64 and values float32 of a record, which is named if they are no code."""
-    for what, given in (("latents", one.latents), ("values", one.values)):
+    for what, given in (("latents", record.latents), ("values", record.values)):
         # NumPy takes True for 1 where it stands beside other numbers.
         if isinstance(given, (list, tuple)) and any(isinstance(each, bool) for each in given):
-            raise ValueError(f"{one.name}: {what}: expected numbers, got a bool")
+            raise ValueError(f"{record.name}: {what}: expected numbers, got a bool")
     try:
-        latents = integers("latents", one.latents)
-        values = float32_array("values", one.values)
+        latents = integers("latents", record.latents)
+        values = float32_array("values", record.values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{one.name}: {error}") from error
+        raise ValueError(f"{record.name}: {error}") from error
     if latents.ndim != 1 or latents.shape != values.shape:
         raise ValueError(
-            f"{one.name}: expected as many values as latents, "
+            f"{record.name}: expected as many values as latents, "
             f"got shapes {list(values.shape)} and {list(latents.shape)}"
         )
     if (slot := _wrong_slot(latents, values, dim)) is not None:
-        raise ValueError(f"{one.name}: {_complaint(latents[slot], values[slot], dim)}")
+        raise ValueError(f"{record.name}: {_complaint(latents[slot], values[slot], dim)}")
     once, counts = np.unique(latents[values > 0], return_counts=True)
     if counts.max(initial=1) > 1:
-        raise ValueError(f"{one.name}: latent {once[counts > 1][0]} comes twice")
+        raise ValueError(f"{record.name}: latent {once[counts > 1][0]} comes twice")
     return latents.astype(np.int64), values
 
 

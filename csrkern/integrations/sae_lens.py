@@ -1,6 +1,6 @@
 """SAELens' TopK activation on our kernel: one line in, one line back.
 
-`accelerate()` exchanges the forward pass of `sae_lens.saes.topk_sae.TopK`, which TopK autoencoders
+`accelerate()` replaces the forward pass of `sae_lens.saes.topk_sae.TopK`, which TopK autoencoders
 and transcoders have as their activation, in training and at inference. The same values and
 gradients; of equal pre-activations the one of lower index is kept, where `torch.topk` may keep
 either. Everything around it (hooks, losses, decoders) is the package's own, and so is the
@@ -18,8 +18,8 @@ from torch import Tensor
 
 import csrkern
 from csrkern.codes.sparse import SparseCodes
-from csrkern.integrations.exchange import Acceleration, Attribute, Change, Exchange
-from csrkern.integrations.known import as_size, changed, hooked, surrounded
+from csrkern.integrations._known import as_size, changed, hooked, surrounded
+from csrkern.integrations._patch import Acceleration, Attribute, Change, Patch
 from csrkern.ops.validation import FLOATS
 
 
@@ -32,12 +32,12 @@ def accelerate() -> Acceleration:
     Raises:
         ImportError: if SAELens is missing, or has no `TopK` where version 6 has it.
     """
-    return _exchange.accelerate()
+    return _patch.accelerate()
 
 
 def restore() -> None:
     """Undoes every `accelerate`: the package runs its own function again."""
-    _exchange.restore()
+    _patch.restore()
 
 
 def _changes() -> list[Change]:
@@ -53,13 +53,10 @@ def _changes() -> list[Change]:
 def _forward(known: type, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(original)
     def forward(self: Any, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not _exchange.covers(self):
-            return original(self, x)
-        if reason := surrounded() or changed(self, known, ("forward",)) or hooked([self]):
-            _exchange.tell(self, reason)
-            return original(self, x)
-        k = as_size(self.k)
-        if not _takes(x, k):
+        def reason() -> str | None:
+            return surrounded() or changed(self, known, ("forward",)) or hooked([self])
+
+        if not _patch.serves(self, reason) or not _takes(x, k := as_size(self.k)):
             return original(self, x)
         rows = x.reshape(-1, x.shape[-1])
         codes = csrkern.topk_relu(rows.detach(), k)
@@ -70,9 +67,9 @@ def _forward(known: type, original: Callable[..., Tensor]) -> Callable[..., Tens
             return codes.to_dense().reshape(x.shape)
         matrix = codes.to_torch_coo()
         rows, latents = matrix.indices()
-        places = torch.stack([*torch.unravel_index(rows, x.shape[:-1]), latents])
+        coordinates = torch.stack([*torch.unravel_index(rows, x.shape[:-1]), latents])
         return torch.sparse_coo_tensor(
-            places, matrix.values(), x.shape, is_coalesced=True, check_invariants=False
+            coordinates, matrix.values(), x.shape, is_coalesced=True, check_invariants=False
         )
 
     return forward
@@ -90,4 +87,4 @@ def _takes(x: Any, k: int) -> bool:
     )
 
 
-_exchange = Exchange(_changes)
+_patch = Patch(_changes)

@@ -109,8 +109,8 @@ class CSRNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         if X is None:
             order = np.argsort(self.index_.ids)
             values, latents = self.index_.to_numpy()
-            found = self._search((values[order], latents[order]), wanted + 1)
-            distances, numbers = _without_own(*found)
+            neighbors = self._search((values[order], latents[order]), wanted + 1)
+            distances, numbers = _without_own(*neighbors)
         else:
             distances, numbers = self._search(self._codes(X, reset=False), wanted)
         return (distances, numbers) if return_distance else numbers

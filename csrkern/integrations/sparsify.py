@@ -1,6 +1,6 @@
 """EleutherAI sparsify's TopK encoder and its decoder on our kernels: one line in, one line back.
 
-`accelerate()` exchanges two functions that `sparsify`'s `SparseCoder` calls:
+`accelerate()` replaces two functions that `sparsify`'s `SparseCoder` calls:
 
 - `fused_encoder`, for activation "topk": the same latents, values and gradients. The latents of a
   row come by value descending. In batches with a row of fewer than k positive pre-activations,
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 import csrkern
 from csrkern.codes.sparse import SparseCodes
-from csrkern.integrations.exchange import Acceleration, Attribute, Change, Exchange
-from csrkern.integrations.known import as_size, surrounded
+from csrkern.integrations._known import as_size, surrounded
+from csrkern.integrations._patch import Acceleration, Attribute, Change, Patch
 from csrkern.ops.encode import encoder_gradients
 from csrkern.ops.validation import FLOATS
 
@@ -38,12 +38,12 @@ def accelerate() -> Acceleration:
     Raises:
         ImportError: if sparsify (PyPI: eai-sparsify) is missing, or without these functions.
     """
-    return _exchange.accelerate()
+    return _patch.accelerate()
 
 
 def restore() -> None:
     """Undoes every `accelerate`: the package runs its own functions again."""
-    _exchange.restore()
+    _patch.restore()
 
 
 def _changes() -> list[Change]:
@@ -63,16 +63,6 @@ def _changes() -> list[Change]:
     ]
 
 
-def _serves(function: Callable[..., Any]) -> bool:
-    """Whether ours stands for a function now; says why not, if something looks at what it does."""
-    if torch.compiler.is_compiling() or not _exchange.covers(function):
-        return False
-    reason = surrounded()
-    if reason:
-        _exchange.tell(function, reason)
-    return reason is None
-
-
 def _encoder(
     output: Callable[..., Any], package: Any, original: Callable[..., Any]
 ) -> Callable[..., Any]:
@@ -80,7 +70,7 @@ def _encoder(
     def fused_encoder(input: Tensor, weight: Tensor, bias: Tensor, k: int, activation: str) -> Any:
         size = as_size(k)
         if (
-            _serves(original)
+            _patch.serves(original, surrounded)
             and activation == "topk"
             and type(input) is Tensor
             and type(weight) is nn.Parameter
@@ -132,7 +122,7 @@ def _decoder(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def decoder_impl(top_indices: Tensor, top_acts: Tensor, W_dec: Tensor) -> Tensor:
         """W_dec [d, h], as the package hands it over: the transpose of its weight."""
         if (
-            _serves(original)
+            _patch.serves(original, surrounded)
             and type(top_acts) is type(top_indices) is Tensor
             and type(W_dec) in (Tensor, nn.Parameter)
             and W_dec.dim() == top_acts.dim() == 2
@@ -164,4 +154,4 @@ def _decodes(indices: Tensor, acts: Tensor, dim: int) -> bool:
     return bool((low >= 0) & (high < dim) & values)
 
 
-_exchange = Exchange(_changes)
+_patch = Patch(_changes)

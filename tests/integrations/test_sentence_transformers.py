@@ -18,7 +18,7 @@ from csrkern.integrations.sentence_transformers import patch as integration
 
 losses = pytest.importorskip("sentence_transformers.sparse_encoder.losses")
 util = pytest.importorskip("sentence_transformers.util")
-semantic_search = util.semantic_search  # bound before anything is exchanged
+semantic_search = util.semantic_search  # bound before anything is replaced
 trains = pytest.mark.skipif(VERSION < (6, 2), reason="training stays the package's own until 6.1")
 pytestmark = [
     pytest.mark.usefixtures("restored"),
@@ -263,7 +263,7 @@ def test_acceleration_runs_our_kernels_where_asked(monkeypatch: pytest.MonkeyPat
 def test_a_model_without_an_adapter_is_refused() -> None:
     with pytest.raises(ValueError, match="SparseAutoEncoder"):
         integration.accelerate(torch.nn.Linear(2, 2))
-    assert not integration._exchange.covers(adapter())
+    assert not integration._patch.covers(adapter())
 
 
 def test_an_adapter_that_is_not_last_still_works() -> None:

@@ -699,7 +699,7 @@ def test_the_inner_of_two_contexts_leaves_the_outer_in_force() -> None:
     assert not accelerated()
 
 
-def test_a_failure_leaves_nothing_half_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_nothing_half_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = SparseAutoEncoder.forward
     with monkeypatch.context() as patch:
         patch.setattr(integration.Search, "put", lambda *_: 1 / 0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import csrkern
 from csrkern.codes.sparse import SparseCodes
-from csrkern.integrations.known import changed
+from csrkern.integrations._known import changed
 
 USED = 1e-5  # above it, a value counts as use of its latent
 

@@ -1,6 +1,6 @@
 """sentence-transformers' sparse encoders on our kernels: one line in, one line back.
 
-`accelerate()` exchanges four functions of the package: the forward pass of its
+`accelerate()` replaces four functions of the package: the forward pass of its
 `SparseAutoEncoder`, `SparseEncoder.encode`, `CSRLoss.forward` and `semantic_search`. Each does
 the same as before, and hands whatever it has no faster way for to the function it stands for.
 The package's tokenizing, batching, sorting and loss terms are still its own.
@@ -35,8 +35,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import csrkern
 from csrkern.codes.sparse import SparseCodes
-from csrkern.integrations.exchange import Acceleration, Attribute, Change, Exchange
-from csrkern.integrations.known import as_size, changed, hooked, surrounded, written_in
+from csrkern.integrations._known import as_size, changed, hooked, surrounded, written_in
+from csrkern.integrations._patch import Acceleration, Attribute, Change, Patch
 from csrkern.integrations.sentence_transformers.loss import base_loss, reconstruct
 from csrkern.integrations.sentence_transformers.semantic_search import Search
 from csrkern.ops.validation import FLOATS
@@ -72,12 +72,12 @@ def accelerate(model: nn.Module | None = None) -> Acceleration:
                 "model: expected a SparseEncoder with a SparseAutoEncoder module, got "
                 f"{type(model).__name__} without one"
             )
-    return _exchange.accelerate(modules)
+    return _patch.accelerate(modules)
 
 
 def restore() -> None:
     """Undoes every `accelerate`: the package runs its own functions again."""
-    _exchange.restore()
+    _patch.restore()
 
 
 class _Package:
@@ -130,7 +130,7 @@ def _like(make: Callable[..., Any], original: Callable[..., Any]) -> Callable[..
     return functools.wraps(original)(make(original))
 
 
-_exchange = Exchange(_changes)
+_patch = Patch(_changes)
 
 
 # ---- what we know ---------------------------------------------------------------------
@@ -177,8 +177,8 @@ def _unknown_encoder(package: _Package, model: Any, autoencoder: nn.Module) -> s
 
 def _autoencoder_of(package: _Package, model: Any) -> nn.Module | None:
     """Return the covered `SparseAutoEncoder` among the modules of a model, the last one."""
-    found = [m for m in model.children() if isinstance(m, package.autoencoder)]
-    return found[-1] if found and _exchange.covers(found[-1]) else None
+    adapters = [m for m in model.children() if isinstance(m, package.autoencoder)]
+    return adapters[-1] if adapters and _patch.covers(adapters[-1]) else None
 
 
 def _takes(module: Any, x: Any, k: int) -> bool:
@@ -256,16 +256,16 @@ def _encode(package: _Package, original: Callable[..., Any]) -> Callable[..., An
     def encode(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         autoencoder = _autoencoder_of(package, self)
         call = signature.bind_partial(self, *args, **kwargs)
-        asked = dict(call.arguments)
+        given = dict(call.arguments)
         in_processes = (
-            asked.get("pool") is not None
-            or isinstance(asked.get("device"), list)
+            given.get("pool") is not None
+            or isinstance(given.get("device"), list)
             or getattr(self, "_distributed_inference", None) is not None
         )
         if autoencoder is None or in_processes:
             return original(self, *args, **kwargs)
         if reason := _unknown_encoder(package, self, autoencoder):
-            _exchange.tell(autoencoder, reason)
+            _patch.tell(autoencoder, reason)
             return _under(_PLAIN, original, self, *args, **kwargs)
         if autoencoder is not list(self.children())[-1]:
             return original(self, *args, **kwargs)  # what follows reads codes as they come
@@ -275,18 +275,18 @@ def _encode(package: _Package, original: Callable[..., Any]) -> Callable[..., An
             "convert_to_sparse_tensor": False,
             "save_to_cpu": True,
         }
-        with _exchange:
+        with _patch:
             rows = _under(collected, original, *call.args, **call.kwargs)
         if not collected.rows:
             return original(self, *args, **kwargs)
         codes = collected.codes()
         codes = codes[rows.reshape(-1).to(codes.device)]
-        if asked.get("save_to_cpu", False):
+        if given.get("save_to_cpu", False):
             codes = codes.to("cpu")
-        sparse = asked.get("convert_to_sparse_tensor", True)
+        sparse = given.get("convert_to_sparse_tensor", True)
         if rows.dim() == 1:  # one text
             return (codes.to_torch_coo() if sparse else codes.to_dense())[0]
-        if asked.get("convert_to_tensor", True):
+        if given.get("convert_to_tensor", True):
             return codes.to_torch_coo() if sparse else codes.to_dense()
         return _sparse_rows(codes) if sparse else list(codes.to_dense())
 
@@ -322,11 +322,11 @@ def _forward(package: _Package, original: Callable[..., Any]) -> Callable[..., A
         call = _call.get()
         collected = call if isinstance(call, _Collected) and call.autoencoder is self else None
         training = call is self
-        inference = torch.is_inference_mode_enabled() and _exchange.covers(self)
+        inference = torch.is_inference_mode_enabled() and _patch.covers(self)
         if call is _PLAIN or not (collected or training or inference):
             return original(self, features, max_active_dims)
         if reason := _unknown_autoencoder(package, self):
-            _exchange.tell(self, reason)
+            _patch.tell(self, reason)
             k = 0
         else:
             k = as_size(self.k if max_active_dims is None else max_active_dims)
@@ -336,8 +336,8 @@ def _forward(package: _Package, original: Callable[..., Any]) -> Callable[..., A
             features = _under(_PLAIN, original, self, features, max_active_dims)
             if collected:
                 codes = features["sentence_embedding"]
-                asked = self.k if max_active_dims is None else max_active_dims
-                features["sentence_embedding"] = collected.add_dense(codes, int(asked))
+                most = self.k if max_active_dims is None else max_active_dims
+                features["sentence_embedding"] = collected.add_dense(codes, int(most))
             return features
         prepared, mean, deviation = self.LN(x) if self.normalize else (x, 0, 1)
         prepared = prepared.to(self.encoder.weight.dtype)
@@ -376,9 +376,9 @@ def _csr_loss(package: _Package, original: Callable[..., Any]) -> Callable[..., 
             or _unknown_mask(package, autoencoder)
         )
         if reason:
-            _exchange.tell(autoencoder, reason)
+            _patch.tell(autoencoder, reason)
             return _under(_PLAIN, original, self, sentence_features, labels)
-        with _exchange:
+        with _patch:
             outputs = [_under(autoencoder, self.model, features) for features in sentence_features]
         terms = self.reconstruction_loss.compute_loss_from_embeddings(outputs)
         # An input that our kernels do not take has the package's codes.

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from csrkern.index.inverted import InvertedIndex
-from csrkern.integrations.exchange import Body
-from csrkern.integrations.known import as_size, surrounded
+from csrkern.integrations._known import as_size, surrounded
+from csrkern.integrations._patch import Body
 
 _util: Any = None
 _original: Any = None
@@ -23,7 +23,7 @@ _lock = threading.Lock()
 
 
 class Search(Body):
-    """The exchange of `util.semantic_search`; without it, no index is kept."""
+    """The replacement of `util.semantic_search`; without it, no index is kept."""
 
     def __init__(self, util: Any) -> None:
         global _util, _original
@@ -52,10 +52,10 @@ def search(*args: Any, **kwargs: Any) -> list[list[dict[str, int | float]]]:
     """
     call = inspect.signature(_original).bind(*args, **kwargs)
     call.apply_defaults()
-    asked = call.arguments
-    queries, corpus = asked["query_embeddings"], asked["corpus_embeddings"]
-    metric = {_util.cos_sim: "cosine", _util.dot_score: "ip"}.get(asked["score_function"])
-    top_k = as_size(asked["top_k"])
+    given = call.arguments
+    queries, corpus = given["query_embeddings"], given["corpus_embeddings"]
+    metric = {_util.cos_sim: "cosine", _util.dot_score: "ip"}.get(given["score_function"])
+    top_k = as_size(given["top_k"])
     if metric is None or top_k < 1 or surrounded() or not _are_codes(corpus, 2):
         return _original(*args, **kwargs)
     if _are_codes(queries, 1):
@@ -112,12 +112,12 @@ def _digest(corpus: Tensor) -> list[tuple[Any, ...]]:
 
 def _hits(scores: np.ndarray, ids: np.ndarray) -> list[dict[str, int | float]]:
     """Add documents that share no latent with the query, at score 0, as the package lists them."""
-    found = [
+    hits = [
         {"corpus_id": i, "score": score}
         for score, i in zip(scores.tolist(), ids.tolist(), strict=True)
         if i >= 0
     ]
-    taken = {hit["corpus_id"] for hit in found}
+    taken = {hit["corpus_id"] for hit in hits}
     rest = (i for i in range(len(ids)) if i not in taken)
     # The first len(ids) documents hold enough that are not taken.
-    return [*found, *({"corpus_id": i, "score": 0.0} for i in rest)][: len(ids)]
+    return [*hits, *({"corpus_id": i, "score": 0.0} for i in rest)][: len(ids)]
