@@ -13,7 +13,7 @@ from csrkern import _C, lazy  # noqa: F401
 from csrkern._version import __version__
 
 if TYPE_CHECKING:
-    from csrkern import integrations, nn, reference
+    from csrkern import integrations, nn, reference, roofline
     from csrkern.codes.packed import PackedCodes, packed_bytes, packed_k
     from csrkern.codes.sparse import SparseCodes
     from csrkern.identity import ModelMismatchError
@@ -62,6 +62,7 @@ __all__ = [
     "packed_bytes",
     "packed_k",
     "reference",
+    "roofline",
     "similarity",
     "topk_relu",
 ]

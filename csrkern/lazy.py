@@ -11,7 +11,7 @@ from typing import Any
 def attributes(
     package: str, home_of: Mapping[str, str] | None = None, modules: Collection[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package.
+    """Return `__getattr__` and `__dir__` of a package; the latter gives `__all__`, if there is one.
 
     Args:
         package: its `__name__`.
@@ -31,6 +31,6 @@ def attributes(
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *homes, *modules})
+        return sorted(getattr(sys.modules[package], "__all__", {*homes, *modules}))
 
     return get, names

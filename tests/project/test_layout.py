@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,3 +111,9 @@ def test_index_needs_no_pytorch(code):
     program = f"{code}\nimport sys\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", ["csrkern", "csrtrain", "csrtrain.scale"])
+def test_completion_offers_what_is_public(package):
+    module = importlib.import_module(package)
+    assert dir(module) == sorted(module.__all__)
