@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from csrkern.typing import CodesLike, DevicesLike, FilterLike, IdsLike, VectorsLike
 
 
+_FACTS = ("dim", "k", "metric", "dtype", "fingerprint")
+
+
 class CudaIndex:
     """Exact search on a GPU; made by `InvertedIndex.to` or `build`, and never changed.
 
@@ -94,14 +97,9 @@ class CudaIndex:
         parts: Sequence[Part],
         ids: np.ndarray,
         order: np.ndarray | None,
-        *,
-        dim: int,
-        k: int,
-        metric: str,
-        dtype: str,
-        fingerprint: str | None,
+        **facts: Any,
     ) -> CudaIndex:
-        """Return an index of these parts."""
+        """Return an index of these parts, with its public attributes."""
         index = cls.__new__(cls)
         index._native = native
         index._parts = tuple(parts)
@@ -109,11 +107,7 @@ class CudaIndex:
         index._filters = Filters(ids, order)
         index._profiling = threading.Lock()
         index.devices = tuple(part.device for part in parts)
-        index.dim = dim
-        index.k = k
-        index.metric = metric
-        index.dtype = dtype
-        index.fingerprint = fingerprint
+        vars(index).update(facts)
         return index
 
     @classmethod
@@ -134,17 +128,8 @@ class CudaIndex:
         ids = index.ids
         order = None if (np.diff(ids) > 0).all() else np.argsort(ids, kind="stable")
         made = make_parts(native, index, order, numbers, slices, form)
-        return cls._of_parts(
-            native,
-            made,
-            ids,
-            order,
-            dim=index.dim,
-            k=index.k,
-            metric=index.metric,
-            dtype=index.dtype,
-            fingerprint=index.fingerprint,
-        )
+        facts = {name: getattr(index, name) for name in _FACTS}
+        return cls._of_parts(native, made, ids, order, **facts)
 
     @classmethod
     def build(
@@ -388,7 +373,7 @@ class CudaIndex:
         n_bytes = sum(native.bytes for native in resident)
         return {
             "documents": len(self),
-            **{n: getattr(self, n) for n in ("dim", "k", "metric", "dtype", "fingerprint")},
+            **{name: getattr(self, name) for name in _FACTS},
             "devices": sorted(set(self.devices)),
             "slices": len(self._parts) - len(resident),
             "postings": sum(native.entries for native in resident),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 from collections.abc import Callable, Sequence
@@ -53,40 +54,28 @@ class Part(NamedTuple):
     resident: bool
 
 
-class Upload:
-    """Rows in host memory that become an index on a GPU when called."""
-
-    def __init__(
-        self,
-        native: Any,
-        device: int,
-        rows: Rows,
-        ids: np.ndarray,
-        norms: np.ndarray | None,
-        form: dict[str, Any],
-    ) -> None:
-        self.device = device
-        self._native = native
-        self._rows = rows
-        self._norms = norms
-        self._form = form
-        self._first, plain = span(ids)
-        self._ids = None if plain else ids
-
-    def __call__(self) -> Any:
-        """Return the native index; its memory is freed with it."""
-        built = self._native.Index.from_host(
-            device=self.device,
-            values=self._rows.values,
-            indices=self._rows.indices,
-            starts=self._rows.starts,
-            ids=self._ids,
-            norms=self._norms,
-            first_id=self._first,
-            **self._form,
-        )
-        built.calibrate()
-        return built
+def upload(
+    native: Any,
+    device: int,
+    rows: Rows,
+    ids: np.ndarray,
+    norms: np.ndarray | None,
+    form: dict[str, Any],
+) -> Any:
+    """Return rows in host memory as a native index on a GPU; its memory is freed with it."""
+    first, plain = span(ids)
+    built = native.Index.from_host(
+        device=device,
+        values=rows.values,
+        indices=rows.indices,
+        starts=rows.starts,
+        ids=None if plain else ids,
+        norms=norms,
+        first_id=first,
+        **form,
+    )
+    built.calibrate()
+    return built
 
 
 def keep(native: Any) -> Callable[[], Any]:
@@ -138,12 +127,12 @@ def make_parts(
     parts = []
     for i, (first, end) in enumerate(itertools.pairwise(cuts)):
         own_norms = None if norms is None else norms[first:end]
-        own = rows.between(first, end), ids[first:end], own_norms
-        upload = Upload(native, devices[i // slices], *own, form)
-        opened: Callable[[], Any] = upload
-        if slices == 1:
-            opened = keep(upload())
-        parts.append(Part(upload.device, first, end - first, opened, slices == 1))
+        device, own = devices[i // slices], rows.between(first, end)
+        opened = functools.partial(upload, native, device, own, ids[first:end], own_norms, form)
+        resident = slices == 1
+        parts.append(
+            Part(device, first, end - first, keep(opened()) if resident else opened, resident)
+        )
     return parts
 
 
