@@ -298,7 +298,7 @@ def _holds_bool(given: Any) -> bool:
     """Whether a bool is among these numbers; NumPy makes integers of bools in lists."""
     if isinstance(given, np.ndarray):
         objects = given.dtype == object and any(
-            isinstance(one, (bool, np.bool_)) for one in given.flat
+            isinstance(item, (bool, np.bool_)) for item in given.flat
         )
         return given.dtype == bool or objects
     if not isinstance(given, (list, tuple)):
@@ -313,7 +313,7 @@ def _of_python_integers(array: np.ndarray) -> bool:
     if array.dtype != object or array.size == 0:
         return False
     return all(
-        isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in array.flat
+        isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in array.flat
     )
 
 

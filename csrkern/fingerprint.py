@@ -97,11 +97,11 @@ def _state(tensor: Tensor) -> State:
     No one of them tells of every change: fused optimizers leave the version as it is, memory is
     used again, and what a GPU holds cannot be read without waiting.
     """
-    place = tensor.data_ptr()
+    address = tensor.data_ptr()
     version = -1 if tensor.is_inference() else tensor._version  # inference tensors have none
     if tensor.is_cpu and tensor.is_contiguous():
-        return place, version, string_at(place, min(SAMPLE, tensor.nbytes))
-    return place, version, b""
+        return address, version, string_at(address, min(SAMPLE, tensor.nbytes))
+    return address, version, b""
 
 
 def _is_whole(tensor: Tensor) -> bool:

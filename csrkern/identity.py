@@ -24,10 +24,10 @@ class ModelMismatchError(ValueError):
 
 def digest(facts: Mapping[str, Any], arrays: Iterable[np.ndarray]) -> str:
     """Return the fingerprint of named facts and of the bytes of contiguous arrays, in order."""
-    found = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)
+    hashed = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)
     for array in arrays:
-        found.update(array.data.cast("B") if array.size else b"")
-    return found.hexdigest()
+        hashed.update(array.data.cast("B") if array.size else b"")
+    return hashed.hexdigest()
 
 
 def check_fingerprint(name: str, value: Any) -> str | None:
@@ -76,11 +76,11 @@ def common_fingerprint(name: str, fingerprints: Iterable[str | None]) -> str | N
     Raises:
         ModelMismatchError: if two parts are of different models.
     """
-    found = list(dict.fromkeys(fingerprints))
-    known = [one for one in found if one is not None]
+    distinct = list(dict.fromkeys(fingerprints))
+    known = [fingerprint for fingerprint in distinct if fingerprint is not None]
     if len(known) > 1:
         raise ModelMismatchError(
             f"{name}: expected codes of one model, got codes of models with the fingerprints "
             f"{' and '.join(known)}; encode all parts with one model"
         )
-    return found[0] if len(found) == 1 else None
+    return distinct[0] if len(distinct) == 1 else None

@@ -147,8 +147,8 @@ def search(
             if value != 0:
                 score += np.float32(value) * dense[:, latent]
         score = np.minimum(score, np.float32(most))
-        found = np.flatnonzero(score)
-        best = found[np.lexsort((ids[found], -score[found]))][:top_k]
+        hits = np.flatnonzero(score)
+        best = hits[np.lexsort((ids[hits], -score[hits]))][:top_k]
         scores_out[i, : len(best)] = score[best]
         ids_out[i, : len(best)] = ids[best]
     return scores_out, ids_out

@@ -59,7 +59,7 @@ def codes_bytes(n: int, k: int, itemsize: int) -> float:
     return n * k * (itemsize + INDEX_BYTES)
 
 
-def postings_met(use_a: Any, use_b: Any) -> int:
+def sparse_products(use_a: Any, use_b: Any) -> int:
     """Multiply-adds of a sparse product: Σ over latents of uses in a times uses in b.
 
     `use_a` and `use_b` [h] count the rows in which each latent is active; for codes that use
@@ -107,16 +107,16 @@ def decode_backward(
     return Cost(read, itemsize * (n * k + h * d), 2 * (2.0 * n * k * d), dtype)
 
 
-def similarity(n: int, m: int, k: int, met: int, itemsize: int = 4) -> Cost:
-    """Both sets of codes read, [n, m] written, `met` multiply-adds (see `postings_met`)."""
-    return Cost(codes_bytes(n + m, k, itemsize), float(itemsize) * n * m, 2.0 * met)
+def similarity(n: int, m: int, k: int, pairs: int, itemsize: int = 4) -> Cost:
+    """Both sets of codes read, [n, m] written, `pairs` multiply-adds (see `sparse_products`)."""
+    return Cost(codes_bytes(n + m, k, itemsize), float(itemsize) * n * m, 2.0 * pairs)
 
 
-def info_nce(n: int, m: int, k: int, met: int, itemsize: int = 4, backward: bool = False) -> Cost:
+def info_nce(n: int, m: int, k: int, pairs: int, itemsize: int = 4, backward: bool = False) -> Cost:
     """Return the cost of summing scores that are not zero; the backward meets each twice more."""
     read = codes_bytes(n + m, k, itemsize)
     written = float(itemsize) * ((n + m) * k if backward else 1)
-    return Cost(read, written, 2.0 * met * (3 if backward else 1))
+    return Cost(read, written, 2.0 * pairs * (3 if backward else 1))
 
 
 def train_step(
@@ -125,13 +125,13 @@ def train_step(
     h: int,
     k: int,
     k_aux: int,
-    met: int = 0,
+    pairs: int = 0,
     itemsize: int = 4,
     dtype: str = "float32",
 ) -> Cost:
     """One CSR step: a single encoder GEMM for k, 4k and aux; decodes and gradients sparse; Adam.
 
-    `k_aux` is 0 when no latent is dead; `met` is that of the contrastive term at k. The tied
+    `k_aux` is 0 when no latent is dead; `pairs` is that of the contrastive term at k. The tied
     dictionary's gradient comes from the decoder (k, 4k, aux) and the encoder (4k and aux).
     Adam reads weight, gradient and both moments, and writes weight and moments.
     """
@@ -139,7 +139,7 @@ def train_step(
     selected = 4 * k + k_aux
     flops = 2.0 * n * d * (h + active + 2 * active + selected)
     parameters = itemsize * (h * d + h + d)
-    contrast = info_nce(n, n, k, met, itemsize, backward=True).flops if met else 0.0
+    contrast = info_nce(n, n, k, pairs, itemsize, backward=True).flops if pairs else 0.0
     return Cost(itemsize * n * d + 4 * parameters, 4 * parameters, flops + contrast, dtype)
 
 

@@ -86,7 +86,7 @@ def check_folder(path: str | os.PathLike[str]) -> None:
         target = resolve(path)
         if target.exists() and not target.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "expected a folder, found a file")
-        there = next(place for place in (target, *target.parents) if _exists(place))
+        there = next(folder for folder in (target, *target.parents) if _exists(folder))
         _try_in(there, target.name)
 
 
@@ -103,12 +103,12 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
     That is a device, a pipe, or whatever this process has open as its standard output or error.
     """
     try:
-        found = os.stat(path)
+        facts = os.stat(path)
     except OSError:
         return False
-    if stat.S_ISREG(found.st_mode):
-        return _standard(found) is not None
-    return not stat.S_ISDIR(found.st_mode)
+    if stat.S_ISREG(facts.st_mode):
+        return _standard(facts) is not None
+    return not stat.S_ISDIR(facts.st_mode)
 
 
 def is_standard_output(path: str | os.PathLike[str]) -> bool:
@@ -171,11 +171,11 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _standard(found: os.stat_result) -> int | None:
+def _standard(facts: os.stat_result) -> int | None:
     """Return the descriptor, of standard output and error, that a file is open as."""
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):  # closed
-            if os.path.samestat(found, os.fstat(descriptor)):
+            if os.path.samestat(facts, os.fstat(descriptor)):
                 return descriptor
     return None
 

@@ -51,17 +51,17 @@ def test_encode_backward_touches_selected_latents_only() -> None:
     assert cost.written == 4 * (10 * 16 + 1000 * 16 + 1000 + 16)
 
 
-def test_postings_met_counts_the_products_of_two_dense_matrices() -> None:
+def test_sparse_products_counts_the_products_of_two_dense_matrices() -> None:
     torch = pytest.importorskip("torch")
     a, b = (torch.rand(n, 20) < 0.3 for n in (7, 9))
-    met = roofline.postings_met(a.sum(0).tolist(), b.sum(0).tolist())
-    assert met == int((a.long() @ b.long().T).sum())
+    products = roofline.sparse_products(a.sum(0).tolist(), b.sum(0).tolist())
+    assert products == int((a.long() @ b.long().T).sum())
     with pytest.raises(ValueError, match="shorter"):
-        roofline.postings_met([1, 2], [1])
+        roofline.sparse_products([1, 2], [1])
 
 
 def test_similarity_and_info_nce() -> None:
-    cost = roofline.similarity(5, 7, 3, met=11)
+    cost = roofline.similarity(5, 7, 3, pairs=11)
     assert (cost.written, cost.flops) == (5 * 7 * 4, 22)
     assert roofline.info_nce(5, 7, 3, 11, backward=True).flops == 3 * cost.flops
     assert roofline.info_nce(5, 7, 3, 11).written < cost.written
@@ -73,7 +73,7 @@ def test_train_step_is_one_gemm_and_sparse_terms() -> None:
     # decodes at k, 4k and aux, twice that backward, and the encoder's share of dW
     sparse = 3 * (k + 4 * k + k_aux) + (4 * k + k_aux)
     assert cost.flops == 2 * n * d * (h + sparse)
-    with_contrast = roofline.train_step(n, d, h, k, k_aux, met=1000)
+    with_contrast = roofline.train_step(n, d, h, k, k_aux, pairs=1000)
     assert with_contrast.flops - cost.flops == 3 * 2 * 1000
     assert cost.written == 4 * 4 * (h * d + h + d)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import csrkern
 from benchmarks.harness import peak_memory
 from benchmarks.harness.race import Contestant, Missing, Race, Side, cases
-from benchmarks.ops.codes import postings_met, two_sets
+from benchmarks.ops.codes import sparse_products, two_sets
 from csrkern import roofline
 
 TEMPERATURE = 0.2
@@ -75,13 +75,13 @@ def bench_info_nce(race: Race, case: Case, kind: str) -> None:
     torch.testing.assert_close(
         ours_loss(kind, a, b, labels), dense_loss(kind, dense_a, dense_b, labels)
     )
-    met = postings_met(a, b if kind == "pair" else a)
+    products = sparse_products(a, b if kind == "pair" else a)
     race(
         "info_nce forward+backward",
         f"{kind} {n}x{n} h={h} k={k} {codes_kind}",
         ours=ours,
         peers={"dense loss": peer},
-        cost=roofline.info_nce(n, n if kind == "pair" else 0, k, met, backward=True),
+        cost=roofline.info_nce(n, n if kind == "pair" else 0, k, products, backward=True),
     )
 
 
@@ -105,5 +105,5 @@ def bench_info_nce_memory(race: Race, case: Case) -> None:
         f"self {n}x{n} h={h} k={k} {kind}",
         ours=Contestant(ours_once(case), {"peak_mb": found["peak_mb"]}),
         peers=peers,
-        cost=roofline.info_nce(n, 0, k, postings_met(a, a), backward=True),
+        cost=roofline.info_nce(n, 0, k, sparse_products(a, a), backward=True),
     )

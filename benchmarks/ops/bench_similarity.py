@@ -9,7 +9,7 @@ import torch
 
 import csrkern
 from benchmarks.harness.race import Missing, Race, Side, cases
-from benchmarks.ops.codes import postings_met, two_sets
+from benchmarks.ops.codes import sparse_products, two_sets
 from csrkern import roofline
 
 ON_GPU = True
@@ -37,7 +37,7 @@ def bench_similarity(race: Race, case: Case) -> None:
         f"{n}x{n} h={h} k={k} {kind}",
         ours=lambda: csrkern.similarity(a, b),
         peers=peers,
-        cost=roofline.similarity(n, n, k, postings_met(a, b)),
+        cost=roofline.similarity(n, n, k, sparse_products(a, b)),
     )
 
 
@@ -78,7 +78,7 @@ def bench_similarity_backward(race: Race, case: Case) -> None:
     cost = roofline.Cost(
         read=grad.nbytes + roofline.codes_bytes(2 * n, k, 4),
         written=2.0 * n * k * 4,
-        flops=4.0 * postings_met(a, b),
+        flops=4.0 * sparse_products(a, b),
     )
     race(
         "similarity backward",

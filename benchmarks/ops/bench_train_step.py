@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import csrkern.nn
 import csrtrain
 from benchmarks.harness.race import Missing, Race, Side, cases
-from benchmarks.ops.codes import postings_met
+from benchmarks.ops.codes import sparse_products
 from csrkern import roofline
 from csrkern.ops import encode_cpu
 
@@ -54,7 +54,7 @@ def bench_train_step(race: Race, case: Case) -> None:
         f"B={n} d={d} h={h} k={k} k_aux={k_aux}",
         ours=step,
         peers={**sentence_transformers_steps(case, x), "one bare encoder GEMM": gemm},
-        cost=roofline.train_step(n, d, h, k, k_aux, postings_met(codes, codes), dtype=product),
+        cost=roofline.train_step(n, d, h, k, k_aux, sparse_products(codes, codes), dtype=product),
         note=f"{int(dead.sum())} latents dead",
     )
     assert torch.equal(model.dead, dead), "the set of dead latents changed during the race"

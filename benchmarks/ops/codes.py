@@ -23,9 +23,9 @@ def two_sets(kind: str, n: int, m: int, h: int, k: int) -> tuple[SparseCodes, Sp
     return first, second
 
 
-def postings_met(a: SparseCodes, b: SparseCodes) -> int:
+def sparse_products(a: SparseCodes, b: SparseCodes) -> int:
     """Multiply-adds of a · bᵀ for these very codes."""
     use_a, use_b = (
         torch.bincount(side.indices[side.active], minlength=side.dim).tolist() for side in (a, b)
     )
-    return roofline.postings_met(use_a, use_b)
+    return roofline.sparse_products(use_a, use_b)

@@ -21,6 +21,7 @@ from csrkern.arguments import (
     integers,
     matrix_entries,
     row_numbers,
+    row_starts,
     shown,
 )
 from csrkern.codes import file as codes_file
@@ -128,8 +129,8 @@ class SparseCodes:
         # PyTorch checks these itself, and can trace them.
         kinds = torch.int64, torch.bool
         if not (isinstance(rows, Tensor) and rows.dim() == 1 and rows.dtype in kinds):
-            found = row_numbers(rows, self.values.shape[0])  # not len(), a constant when traced
-            rows = found if isinstance(found, slice) else torch.from_numpy(found)
+            numbers = row_numbers(rows, self.values.shape[0])  # not len(), a constant when traced
+            rows = numbers if isinstance(numbers, slice) else torch.from_numpy(numbers)
         return self._with(self.values[rows], self.indices[rows])
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:

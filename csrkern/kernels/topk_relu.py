@@ -155,23 +155,23 @@ def exact_winners(
             above = count
         middle = low + ((high - low) >> 1) + 1
     ties_left = k - above
-    found = 0
+    count = 0
     for begin in range(0, h, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         bits = load_ordered(row, columns, columns < h, stride_h, latent_mask, WIDE)
         tie = (bits == low).to(tl.int32)
         hit = (bits > low) | ((tie != 0) & (tl.cumsum(tie, axis=0) <= ties_left))
-        found = append(buffer, found, bits, columns, hit, k)
+        count = append(buffer, count, bits, columns, hit, k)
         ties_left -= tl.sum(tie)
 
 
 @triton.jit
-def append(buffer, found, bits, columns, hit, capacity):
-    """Keys of the entries that hit, after the `found` there are; how many there should be."""
-    place = found + tl.cumsum(hit.to(tl.int32), axis=0) - 1
+def append(buffer, count, bits, columns, hit, capacity):
+    """Keys of the entries that hit, after the `count` there are; how many there should be."""
+    to = count + tl.cumsum(hit.to(tl.int32), axis=0) - 1
     keys = (bits.to(tl.int64) << 32) | (columns ^ INVERT).to(tl.int64)
-    tl.store(buffer + place, keys, mask=hit & (place < capacity))
-    return found + tl.sum(hit.to(tl.int32))
+    tl.store(buffer + to, keys, mask=hit & (to < capacity))
+    return count + tl.sum(hit.to(tl.int32))
 
 
 @triton.jit
@@ -193,10 +193,10 @@ def select_row(
     tau = kth_largest(group_max, k, k // 8, 1)
 
     hit = group_max >= tau
-    place = tl.cumsum(hit.to(tl.int32), axis=0) - 1
+    to = tl.cumsum(hit.to(tl.int32), axis=0) - 1
     n_groups = tl.sum(hit.to(tl.int32))
     tl.debug_barrier()  # the row before reads these until here
-    tl.store(group_list + place, groups.to(tl.int64), mask=hit & (place < CAPACITY))
+    tl.store(group_list + to, groups.to(tl.int64), mask=hit & (to < CAPACITY))
     tl.debug_barrier()
     total = 0
     if n_groups <= CAPACITY:

@@ -57,10 +57,10 @@ def steps(
     labels: tuple[None, None, None] = (None, None, None)
     loss = few, few_indices, postings, n, True
     yield "info_nce", lambda: info_nce.info_nce(*loss, 0.2, *labels)
-    one = few.new_ones(n)
+    ones = few.new_ones(n)
     yield (
         "info_nce backward",
-        lambda: info_nce.info_nce_backward(one, one, one, *loss, False, 0.2, *labels),
+        lambda: info_nce.info_nce_backward(ones, ones, ones, *loss, False, 0.2, *labels),
     )
 
 

@@ -130,10 +130,10 @@ class SparseAutoencoder(nn.Module):
         self.partner = check_fingerprint("partner", partner)
         self.dead_capacity: int | None = None
         d, h = self.input_dim, self.hidden_dim
-        place: Any = {"device": device, "dtype": dtype}
-        self.pre_bias = nn.Parameter(torch.zeros(d, **place))
-        self.latent_bias = nn.Parameter(torch.zeros(h, **place))
-        self.encoder = nn.Linear(d, h, bias=False, **place)
+        kind: Any = {"device": device, "dtype": dtype}
+        self.pre_bias = nn.Parameter(torch.zeros(d, **kind))
+        self.latent_bias = nn.Parameter(torch.zeros(h, **kind))
+        self.encoder = nn.Linear(d, h, bias=False, **kind)
         dictionary = nn.Linear(d, h, bias=False, device="meta")  # its weight is set below
         self.decoder = _Decoder(dictionary)
         if self.tied:
@@ -513,3 +513,44 @@ def _tie_again(model: nn.Module, _keys: Any) -> None:
     """Undo what load_state_dict(assign=True) does: a Parameter for each name."""
     assert isinstance(model, SparseAutoencoder)
     model._tie()
+<<<<<<< HEAD:csrkern/nn/modules.py
+=======
+
+
+# ---- checks of stored tensors -------------------------------------------------------------
+
+
+def _check_fits(what: str, tensors: dict[str, Tensor], model: SparseAutoencoder) -> None:
+    """Raise ValueError unless `tensors` are those of `model` by name, shape and kind."""
+    expected = model.state_dict()
+    if model.tied:
+        weight = expected.pop(_ENCODER)
+        given = [name for name in (_ENCODER, _DECODER) if name in tensors]
+        if not given:
+            raise ValueError(f"{what}: it has neither {_ENCODER} nor {_DECODER}")
+        expected |= dict.fromkeys(given, weight)
+    for name in (*expected, *tensors):
+        if name not in tensors:
+            raise ValueError(f"{what}: Missing key {name}")
+        if name not in expected:
+            raise ValueError(f"{what}: Unexpected key {name}")
+        wanted, tensor = expected[name], tensors[name]
+        if wanted.shape != tensor.shape:
+            raise ValueError(
+                f"{what}: size mismatch for {name}: expected {list(wanted.shape)}, "
+                f"got {list(tensor.shape)}"
+            )
+        if wanted.is_floating_point() != tensor.is_floating_point():
+            kind = "floating-point numbers" if wanted.is_floating_point() else "integers"
+            raise ValueError(f"{what}: {name}: expected {kind}, got {tensor.dtype}")
+
+
+def _open_array(name: str, path: str | os.PathLike[str]) -> np.ndarray:
+    """Return the array in a .npy file, mapped."""
+    if Path(path).suffix.lower() != ".npy":
+        raise ValueError(
+            f"{name}: expected an array or the path of a .npy file, got {os.fspath(path)!r}; "
+            "csrtrain.load_embeddings(path) reads .npz, .parquet, .safetensors and .pt files"
+        )
+    return open_npy(path)
+>>>>>>> 0f9f10c (csrkern: names say what they hold):csrkern/nn.py

@@ -27,7 +27,7 @@ from csrkern.ops import gather, topk_relu, transpose  # noqa: F401  (registers w
 from csrkern.ops._registry import LIBRARY, autocast, register_autograd
 from csrkern.ops.encode_cpu import layer_for
 from csrkern.ops.encode_cpu import verified_rows as verified_rows
-from csrkern.ops.gather import interval_begins, unit_columns
+from csrkern.ops.gather import adjacent_columns, interval_begins
 from csrkern.ops.validation import check_dim, check_k, check_operand, check_same, check_tensor
 
 ops = torch.ops.csrkern
@@ -171,8 +171,8 @@ def _encode_cuda(
 
     exact = exact and weight.dtype == torch.float32
     if exact and k <= MAX_K:
-        return encode_verified.encode(x, unit_columns(weight), bias, pre_bias, k)
-    return kernels.encode(x, unit_columns(weight), bias, pre_bias, k, exact)
+        return encode_verified.encode(x, adjacent_columns(weight), bias, pre_bias, k)
+    return kernels.encode(x, adjacent_columns(weight), bias, pre_bias, k, exact)
 
 
 @torch.library.register_fake("csrkern::encode", lib=LIBRARY)

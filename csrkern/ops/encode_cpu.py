@@ -18,7 +18,7 @@ from torch import Tensor
 
 from csrkern import _C
 from csrkern.native import NATIVE_DTYPES, address, call, topk_into
-from csrkern.ops.gather import unit_columns
+from csrkern.ops.gather import adjacent_columns
 
 # Up to this many rows every pre-activation is summed in double at once: reading the weight is
 # what costs then, and a bound would read it a second time.
@@ -73,7 +73,7 @@ class Layer:
     """The weight of one call to encode, and the scratch that its blocks share."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight = unit_columns(weight)
+        self.weight = adjacent_columns(weight)
         self.bias = None if bias is None else bias.contiguous()
         self.scratch: Tensor | None = None
 
@@ -163,7 +163,7 @@ class VerifiedLayer(ExactLayer):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         # Rounded anew for every call, 2% of one with 4,096 rows: a copy that is kept could
         # outlive a change of the weight.
-        weight = unit_columns(weight)
+        weight = adjacent_columns(weight)
         self.rounded, norms, residuals = _round_rows(weight)
         super().__init__(weight, bias, norms.amax().item())
         self.residual = residuals.amax().item()

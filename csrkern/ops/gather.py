@@ -36,7 +36,7 @@ LIBRARY.define(
 )
 
 
-def unit_columns(table: Tensor) -> Tensor:
+def adjacent_columns(table: Tensor) -> Tensor:
     """`table` itself if its columns are adjacent in memory, else a contiguous copy."""
     return table if table.stride(-1) == 1 or table.shape[-1] == 1 else table.contiguous()
 
@@ -107,7 +107,8 @@ def gather_sum(
     if table.dtype not in NATIVE_DTYPES:
         sums = [_dense(values[:, :end], indices[:, :end], dim) @ table for end in ends]
         return torch.stack([s if bias is None else s + bias for s in sums])
-    values, indices, table = values.float().contiguous(), indices.contiguous(), unit_columns(table)
+    values, indices = values.float().contiguous(), indices.contiguous()
+    table = adjacent_columns(table)
     bias = None if bias is None else bias.contiguous()
     out = table.new_empty(len(ends), n, d)
     rows = NATIVE_DTYPES[table.dtype], table, table.stride(0), d
@@ -137,7 +138,7 @@ def gather_dot(
             out[:, begin:end] = every.gather(1, latents[:, begin:end])
         return out * (values != 0)
     values, indices = values.float().contiguous(), indices.contiguous()
-    table, rows = unit_columns(table), unit_columns(rows)
+    table, rows = adjacent_columns(table), adjacent_columns(rows)
     out = torch.empty_like(values)
     selected = NATIVE_DTYPES[table.dtype], table, table.stride(0), d
     sources = [
@@ -180,7 +181,7 @@ def scatter_sum(
             factor = scale[i, s] * ((s >= begin) & (s < end))
             out.index_add_(0, latents, factor[:, None] * source[i])
         return out
-    sources = [unit_columns(source) for source in sources]
+    sources = [adjacent_columns(source) for source in sources]
     scales = [scale.float().contiguous() for scale in scales]
     out = sources[0].new_empty(dim, d)
     given = [
@@ -200,7 +201,7 @@ def _gather_sum_cuda(
     check_gather_sum(values, indices, table, bias, ends)
     from csrkern.kernels import gather as kernels
 
-    return kernels.gather_sum(values, indices, unit_columns(table), bias, ends)
+    return kernels.gather_sum(values, indices, adjacent_columns(table), bias, ends)
 
 
 @torch.library.impl(LIBRARY, "gather_dot", "CUDA")
@@ -212,7 +213,7 @@ def _gather_dot_cuda(
     check_gather_dot(values, indices, table, rows, ends)
     from csrkern.kernels import gather as kernels
 
-    return kernels.gather_dot(values, indices, unit_columns(table), rows, ends)
+    return kernels.gather_dot(values, indices, adjacent_columns(table), rows, ends)
 
 
 @torch.library.impl(LIBRARY, "scatter_sum", "CUDA")
@@ -231,7 +232,7 @@ def _scatter_sum_cuda(
     check_scatter_sum(starts, rows, slots, dim, sources, scales, begins, ends)
     from csrkern.kernels import gather as kernels
 
-    sources = [unit_columns(source) for source in sources]
+    sources = [adjacent_columns(source) for source in sources]
     return kernels.scatter_sum(starts, rows, slots, dim, sources, scales, begins, ends)
 
 

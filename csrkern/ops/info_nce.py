@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from csrkern import _C, reference
-from csrkern.arguments import check_choice
+from csrkern.arguments import check_choice, check_positive
 from csrkern.codes.sparse import SparseCodes, check_codes
 from csrkern.native import address, call
 from csrkern.ops._registry import LIBRARY, autocasts, register_autograd
 from csrkern.ops.similarity import codes_arguments, contiguous_codes, postings
-from csrkern.ops.validation import check_labels, check_operand, check_same, check_temperature
+from csrkern.ops.validation import check_labels, check_operand, check_same
 
 
 def info_nce(
@@ -73,7 +73,7 @@ def info_nce(
                 f"b: expected {n} rows, one for each row of a, got {m}; "
                 "give labels=(labels_a, labels_b) where rows are not paired"
             )
-    temperature = check_temperature(temperature)
+    temperature = check_positive("temperature", temperature)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     labels = check_labels(labels, n, m, b is not None)
     if a.dtype == torch.float64 or a.device.type not in ("cpu", "cuda"):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csrkern.arguments import as_float, as_int, shown
+from csrkern.arguments import as_int, shown
 
 MAX_PREFIXES = 8
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -168,14 +168,6 @@ def check_ks(ks: Any, limit: int, limit_name: str) -> list[int]:
     if not 1 <= len(ks) <= MAX_PREFIXES or any(a >= b for a, b in pairwise(ks)):
         raise ValueError(f"ks: expected 1 to {MAX_PREFIXES} ascending numbers, got {ks}")
     return ks
-
-
-def check_temperature(temperature: Any) -> float:
-    """`temperature` is a positive finite number."""
-    number = as_float("temperature", temperature)
-    if not 0 < number < float("inf"):
-        raise ValueError(f"temperature: expected a positive finite number, got {temperature}")
-    return number
 
 
 def check_latent_mask(mask: Any, pre: Tensor) -> None:

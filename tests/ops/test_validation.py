@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from csrkern import SparseCodes
-from csrkern.arguments import check_choice
+from csrkern.arguments import check_choice, check_positive
 from csrkern.codes.sparse import check_codes
 from csrkern.ops.validation import (
     check_k,
     check_labels,
     check_latent_mask,
     check_same,
-    check_temperature,
     check_tensor,
 )
 
@@ -40,8 +39,8 @@ def test_right_values_come_back():
     assert check_codes("a", CODES) is CODES
     assert check_codes("a", CODES, 5) is CODES
     for temperature in (0.2, 1, np.float64(0.5), 1e-30):
-        assert check_temperature(temperature) == temperature
-        assert type(check_temperature(temperature)) is float
+        assert check_positive("temperature", temperature) == temperature
+        assert type(check_positive("temperature", temperature)) is float
     check_choice("reduction", "sum", ("mean", "sum"))
 
 
@@ -102,17 +101,17 @@ WRONG = [
     ),
     (check_codes, ("b", CODES, 6), ValueError, "b: expected codes over 6 latents, got 5"),
     *(
-        (
-            check_temperature,
-            (value,),
-            ValueError,
-            f"temperature: expected a positive finite number, got {value}",
+        (check_positive, ("x", value), ValueError, f"x: expected a {kind} number, got {value}")
+        for kind, value in (
+            ("positive", 0.0),
+            ("positive", -0.1),
+            ("finite", float("inf")),
+            ("finite", float("nan")),
         )
-        for value in (0, -0.1, float("inf"), float("nan"))
     ),
-    (check_temperature, ("0.2",), TypeError, "temperature: expected a number, got str"),
-    (check_temperature, (True,), TypeError, "temperature: expected a number, got bool"),
-    (check_temperature, (ONES[0, 0],), TypeError, "temperature: expected a number, got Tensor"),
+    (check_positive, ("x", "0.2"), TypeError, "x: expected a number, got str"),
+    (check_positive, ("x", True), TypeError, "x: expected a number, got bool"),
+    (check_positive, ("x", ONES[0, 0]), TypeError, "x: expected a number, got Tensor"),
     (
         check_choice,
         ("reduction", "avg", ("mean", "sum")),
