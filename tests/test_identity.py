@@ -18,7 +18,7 @@ from torch.utils import _pytree
 
 import csrkern
 from csrkern import _C, InvertedIndex, ModelMismatchError, PackedCodes, Rerank, SparseCodes
-from csrkern.fingerprint import fingerprint_of_codes
+from csrkern._fingerprint import fingerprint_of_codes
 from csrkern.identity import check_same_model
 from csrkern.index.file import HEADER
 from csrkern.nn import SparseAutoencoder
@@ -147,7 +147,7 @@ def test_it_follows_every_change(change, model):
 
 def test_it_follows_steps_that_leave_no_trace_in_a_tensor(model, monkeypatch):
     """As of CUDA graphs, on a device whose memory cannot be read without waiting."""
-    monkeypatch.setattr("csrkern.fingerprint._state", lambda tensor: (0, 0, b""))
+    monkeypatch.setattr("csrkern._fingerprint._state", lambda tensor: (0, 0, b""))
     own = model.fingerprint
     model.train()
     model.encoder.weight.data.mul_(2)
@@ -156,7 +156,7 @@ def test_it_follows_steps_that_leave_no_trace_in_a_tensor(model, monkeypatch):
 
 
 def test_it_is_computed_once(model, monkeypatch):
-    from csrkern import fingerprint
+    from csrkern import _fingerprint as fingerprint
 
     computed = []
 

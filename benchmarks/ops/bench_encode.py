@@ -13,7 +13,7 @@ import csrkern
 from benchmarks.harness import peak_memory
 from benchmarks.harness.race import Contestant, Race, Side, cases
 from csrkern import roofline
-from csrkern.ops import encode_cpu
+from csrkern.ops import _encode_cpu
 
 ON_GPU = True
 Case = tuple[int, int, int, int]  # n, d, h, k
@@ -61,7 +61,7 @@ def product_dtype(way: str, dtype: str) -> str:
     """The dtype of the matrix product inside encode: what its floor is made of."""
     if way == "fast":
         return dtype
-    return "bfloat16" if encode_cpu.PROPOSE_IN_BFLOAT16 else dtype
+    return "bfloat16" if _encode_cpu.PROPOSE_IN_BFLOAT16 else dtype
 
 
 @cases(**CASES)
@@ -74,7 +74,7 @@ def bench_encode(
     if way != "exact" and dtype != "float32":
         pytest.skip("all ways are one but for float32 input")
     if way.endswith("proposals"):
-        monkeypatch.setattr(encode_cpu, "PROPOSE_IN_BFLOAT16", way.startswith("bfloat16"))
+        monkeypatch.setattr(_encode_cpu, "PROPOSE_IN_BFLOAT16", way.startswith("bfloat16"))
     precision = "fast" if way == "fast" else "exact"
     x, weight, bias = tensors(case, dtype)
     out = x.new_empty(n, h)

@@ -20,7 +20,7 @@ import csrtrain
 from benchmarks.harness.race import Missing, Race, Side, cases
 from benchmarks.ops.codes import sparse_products
 from csrkern import roofline
-from csrkern.ops import encode_cpu
+from csrkern.ops import _encode_cpu
 
 BETA, GAMMA, TEMPERATURE = 1 / 32, 0.1, 0.2
 Case = tuple[int, int, int, int, int]  # n, d, h, k, k_aux
@@ -48,7 +48,7 @@ def bench_train_step(race: Race, case: Case) -> None:
 
     with torch.no_grad():
         codes = model.encode(x)
-    product = "bfloat16" if encode_cpu.PROPOSE_IN_BFLOAT16 else "float32"
+    product = "bfloat16" if _encode_cpu.PROPOSE_IN_BFLOAT16 else "float32"
     race(
         "train step",
         f"B={n} d={d} h={h} k={k} k_aux={k_aux}",

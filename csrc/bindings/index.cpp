@@ -343,7 +343,7 @@ void bind_index(py::module_& m) {
                     Array<int32_t>, Array<uint64_t>, Array<uint32_t>, Array<uint8_t>,
                     std::optional<Array<int64_t>>, std::optional<Array<uint8_t>>,
                     std::optional<Array<float>>, std::optional<Array<float>>>(),
-           py::kw_only(), arg("n_docs"), arg("dim"), arg("window"), arg("block"), arg("values"),
+           py::kw_only(), arg("n_docs"), arg("dim"), arg("window"), arg("block"), arg("dtype"),
            arg("exponent"), arg("trusted"), arg("terms").noconvert(), arg("offsets").noconvert(),
            arg("checksums").noconvert(), arg("postings").noconvert(),
            arg("ids").noconvert() = py::none(), arg("maxima").noconvert() = py::none(),

@@ -196,11 +196,11 @@ PYBIND11_MODULE(CSRKERN_CUDA_MODULE, m) {
   py::class_<cuda::Index>(m, "Index", py::module_local())
       .def_static("from_host", &build_from_host, py::kw_only(), arg("device"), arg("values"),
                   arg("indices"), arg("starts"), arg("ids"), arg("norms"), arg("first_id"),
-                  arg("dim"), arg("form"), arg("exponent"), arg("normalize"), arg("impact_bits"),
+                  arg("dim"), arg("dtype"), arg("exponent"), arg("normalize"), arg("impact_bits"),
                   arg("window"))
       .def_static("from_device", &build_from_device, py::kw_only(), arg("device"), arg("n"),
                   arg("width"), arg("type"), arg("values"), arg("indices"), arg("ids"),
-                  arg("norms"), arg("first_id"), arg("dim"), arg("form"), arg("exponent"),
+                  arg("norms"), arg("first_id"), arg("dim"), arg("dtype"), arg("exponent"),
                   arg("normalize"), arg("impact_bits"), arg("window"), arg("stream"))
       .def("search_from_host", &search_from_host, py::kw_only(), arg("values"), arg("indices"),
            arg("allowed"), arg("dense"), arg("offsets"), arg("top_k"), arg("normalize"),

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from csrkern import _C
+from csrkern._native import call
 from csrkern.arguments import check_int, row_numbers
 from csrkern.codes import file as codes_file
 from csrkern.codes.slots import keep_active
 from csrkern.codes.sparse import SparseCodes
 from csrkern.identity import check_fingerprint
-from csrkern.native import call
 from csrkern.ops.validation import check_slots
 from csrkern.storage import write_atomically
 

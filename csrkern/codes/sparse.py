@@ -13,6 +13,7 @@ from torch.utils import _pytree
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from csrkern import _C
+from csrkern._native import NATIVE_DTYPES, call
 from csrkern.arguments import (
     array_of,
     as_int,
@@ -27,7 +28,6 @@ from csrkern.arguments import (
 from csrkern.codes import file as codes_file
 from csrkern.codes import slots
 from csrkern.identity import common_fingerprint
-from csrkern.native import NATIVE_DTYPES, call
 from csrkern.ops.latents import latents_of
 from csrkern.ops.validation import check_dim, check_slots, check_tensor
 from csrkern.storage import write_atomically

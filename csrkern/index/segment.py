@@ -240,11 +240,11 @@ def build_segment(
 ) -> Segment:
     """Return a segment of `rows`, clustered if `form` says so or leaves it open and it pays."""
     window = _window(rows) if form.window is None else form.window
-    values = {"values": form.dtype, "exponent": form.exponent or 0}
+    stored = {"dtype": form.dtype, "exponent": form.exponent or 0}
 
     def assemble(order: np.ndarray | None, block: int) -> _C.Index:
         arrays = _C.build_index(
-            *rows[:4], order, window, block, *values.values(), normalize, threads
+            *rows[:4], order, window, block, *stored.values(), normalize, threads
         )
         in_order, norms_in_order = ids, norms
         if ids is None and not _C.plausible_documents(rows.n, arrays["offsets"][-1], False):
@@ -254,7 +254,7 @@ def build_segment(
             norms_in_order = None if norms is None else norms[order]
         sizes = {"n_docs": rows.n, "dim": rows.dim, "window": window, "block": block}
         side = {"ids": in_order, "norms": norms_in_order}
-        return _C.Index(**sizes, **values, trusted=True, **side, **arrays)
+        return _C.Index(**sizes, **stored, trusted=True, **side, **arrays)
 
     block, native = 0, None
     least = 1 if form.cluster else LEAST_WORTH_CLUSTERING
@@ -312,7 +312,7 @@ def restore_segment(
         dim=dim,
         window=window,
         block=block,
-        values=form.dtype,
+        dtype=form.dtype,
         exponent=form.exponent or 0,
         trusted=False,
         **arrays,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import types
 import warnings
@@ -33,7 +34,7 @@ class Attribute:
     def put(self) -> None:
         """Put ours in its place."""
         self._original = replaced(vars(self._owner)[self._name])
-        self._ours = self._make(self._original)
+        self._ours = functools.wraps(self._original)(self._make(self._original))
         _stands_for[self._ours] = self._original
         setattr(self._owner, self._name, self._ours)
 

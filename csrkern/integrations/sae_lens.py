@@ -51,7 +51,6 @@ def _changes() -> list[Change]:
 
 
 def _forward(known: type, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    @functools.wraps(original)
     def forward(self: Any, x: Tensor) -> Tensor:
         def reason() -> str | None:
             return surrounded() or changed(self, known, ("forward",)) or hooked([self])

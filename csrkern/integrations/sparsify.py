@@ -66,7 +66,6 @@ def _changes() -> list[Change]:
 def _encoder(
     output: Callable[..., Any], package: Any, original: Callable[..., Any]
 ) -> Callable[..., Any]:
-    @functools.wraps(original)
     def fused_encoder(input: Tensor, weight: Tensor, bias: Tensor, k: int, activation: str) -> Any:
         size = as_size(k)
         if (
@@ -118,7 +117,6 @@ class _TopK(torch.autograd.Function):
 
 
 def _decoder(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    @functools.wraps(original)
     def decoder_impl(top_indices: Tensor, top_acts: Tensor, W_dec: Tensor) -> Tensor:
         """W_dec [d, h], as the package hands it over: the transpose of its weight."""
         if (

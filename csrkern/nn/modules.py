@@ -10,10 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+<<<<<<< HEAD:csrkern/nn/modules.py
 from csrkern.arguments import check_at_least, check_bool
 from csrkern.codes.sparse import SparseCodes, check_codes
 from csrkern.embeddings.dataset import Embeddings, open_embeddings
-from csrkern.fingerprint import fingerprint_of, fingerprint_of_codes, forget
+from csrkern._fingerprint import fingerprint_of, fingerprint_of_codes, forget
+=======
+from csrkern._fingerprint import fingerprint_of, fingerprint_of_codes, forget
+from csrkern.arguments import array_of, check_at_least, check_bool, check_choice
+from csrkern.codes.sparse import SparseCodes, check_codes
+from csrkern.embeddings import check_matrix, copy_floats, held_array, open_npy
+>>>>>>> 7a3202e (csrkern: modules that only csrkern uses are private; dtype is its name):csrkern/nn.py
 from csrkern.identity import check_fingerprint
 from csrkern.index.rerank import Rerank
 from csrkern.nn import dense, storage

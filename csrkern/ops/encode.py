@@ -5,7 +5,7 @@ does not grow with n · h; reusing the buffer also makes the matrix product itse
 one that writes [n, h] to fresh memory.
 
 In float32 the matrix product only proposes latents, and those are summed in double
-(csrkern/ops/encode_cpu.py).
+(csrkern/ops/_encode_cpu.py).
 
 On a GPU tensor cores propose, and the same sums in double decide
 (csrkern/kernels/encode/verified.py); other dtypes go through in blocks that stay in the L2 cache
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from csrkern import reference
+from csrkern._native import NATIVE_DTYPES
 from csrkern.arguments import check_choice
 from csrkern.codes.sparse import SparseCodes
-from csrkern.native import NATIVE_DTYPES
 from csrkern.ops import gather, topk_relu, transpose  # noqa: F401  (registers what is called)
+from csrkern.ops._encode_cpu import layer_for
+from csrkern.ops._encode_cpu import verified_rows as verified_rows
 from csrkern.ops._registry import LIBRARY, autocast, register_autograd
-from csrkern.ops.encode_cpu import layer_for
-from csrkern.ops.encode_cpu import verified_rows as verified_rows
 from csrkern.ops.gather import adjacent_columns, interval_begins
 from csrkern.ops.validation import check_dim, check_k, check_operand, check_same, check_tensor
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from csrkern import _C
+from csrkern._native import NATIVE_DTYPES, address, call
 from csrkern.codes.sparse import SparseCodes
-from csrkern.native import NATIVE_DTYPES, address, call
 from csrkern.ops._registry import LIBRARY
 from csrkern.ops.latents import latents_of
 from csrkern.ops.validation import check_dim, check_ends, check_operand, check_slots, check_tensor

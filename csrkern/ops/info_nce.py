@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from csrkern import _C, reference
+from csrkern._native import address, call
 from csrkern.arguments import check_choice, check_positive
 from csrkern.codes.sparse import SparseCodes, check_codes
-from csrkern.native import address, call
 from csrkern.ops._registry import LIBRARY, autocasts, register_autograd
 from csrkern.ops.similarity import codes_arguments, contiguous_codes, postings
 from csrkern.ops.validation import check_labels, check_operand, check_same

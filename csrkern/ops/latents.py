@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from csrkern import _C
-from csrkern.native import address
+from csrkern._native import address
 from csrkern.ops._registry import LIBRARY
 from csrkern.ops.validation import check_dim, check_slots
 

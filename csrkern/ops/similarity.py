@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from csrkern import _C, reference
+from csrkern._native import address, call
 from csrkern.codes.sparse import SparseCodes, check_codes
-from csrkern.native import address, call
 from csrkern.ops import transpose  # noqa: F401  (registers what the kernels call)
 from csrkern.ops._registry import LIBRARY, autocast, register_autograd
 from csrkern.ops.validation import check_operand, check_same, check_slots

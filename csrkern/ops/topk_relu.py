@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from csrkern import reference
+from csrkern._native import NATIVE_DTYPES, topk_into
 from csrkern.codes.sparse import SparseCodes
-from csrkern.native import NATIVE_DTYPES, topk_into
 from csrkern.ops._registry import LIBRARY, register_autograd
 from csrkern.ops.latents import latents_of
 from csrkern.ops.validation import (

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from csrkern import _C
+from csrkern._native import call
 from csrkern.codes.sparse import SparseCodes, check_codes
-from csrkern.native import call
 from csrkern.ops._registry import LIBRARY, refuse_forward_mode
 from csrkern.ops.validation import check_dim, check_slots
 

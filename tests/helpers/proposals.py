@@ -10,7 +10,7 @@ import pytest
 
 import csrkern
 from csrkern import SparseCodes
-from csrkern.ops import encode_cpu
+from csrkern.ops import _encode_cpu
 
 # The dtype of the product that proposes latents to sum in double, or one that decides alone.
 EXACT_WAYS = ["float32", "bfloat16"]
@@ -21,7 +21,7 @@ WAYS = [*EXACT_WAYS, "fast"]
 def proposals_in(dtype: str) -> Iterator[None]:
     """A product in this dtype proposes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode_cpu, "PROPOSE_IN_BFLOAT16", dtype == "bfloat16")
+        patch.setattr(_encode_cpu, "PROPOSE_IN_BFLOAT16", dtype == "bfloat16")
         yield
 
 

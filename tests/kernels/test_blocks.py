@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture
 def blocks():
-    from csrkern.kernels import blocks
+    from csrkern.kernels import _blocks as blocks
 
     return blocks
 

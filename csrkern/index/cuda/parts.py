@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def load_native() -> Any:
-    """Return the native module of the GPU part.
+    """Return the native module of GPUs.
 
     Raises:
         RuntimeError: if csrkern was built without it, or there is no GPU.
@@ -99,7 +99,7 @@ def span(ids: np.ndarray) -> tuple[int, bool]:
 
 def stored_as(form: Form, dim: int) -> dict[str, Any]:
     """How codes are stored, as the native module takes it."""
-    return {"dim": dim, "form": form.dtype, "exponent": form.exponent or 0}
+    return {"dim": dim, "dtype": form.dtype, "exponent": form.exponent or 0}
 
 
 def make_parts(

@@ -119,15 +119,7 @@ def _changes() -> list[Change]:
     ]
     if package.trains_4k:
         made.append((package.loss, "forward", functools.partial(_csr_loss, package)))
-    return [
-        *(Attribute(owner, name, functools.partial(_like, make)) for owner, name, make in made),
-        Search(package.util),
-    ]
-
-
-def _like(make: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `make(function)` with the function's name and documentation."""
-    return functools.wraps(original)(make(original))
+    return [*(Attribute(*change) for change in made), Search(package.util)]
 
 
 _patch = Patch(_changes)

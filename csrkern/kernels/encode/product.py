@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from csrkern.kernels import tuning
+from csrkern.kernels._blocks import in_blocks
 from csrkern.kernels._common import on_device_of
-from csrkern.kernels.blocks import in_blocks
 from csrkern.kernels.topk_relu import MAX_K, new_scratch, topk_relu_into
 
 # A quarter of an L2 cache of 50 MB; two blocks are there at a time.

@@ -18,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from csrkern.kernels import tuning
+from csrkern.kernels._blocks import in_blocks
 from csrkern.kernels._common import batched_jit, on_device_of, power_of_2
-from csrkern.kernels.blocks import in_blocks
 from csrkern.kernels.encode.bounds import round_rows
 from csrkern.kernels.encode.propose import CONFIGS, Proposer
 from csrkern.kernels.topk_relu import (

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from csrkern import _C
-from csrkern.native import NATIVE_DTYPES, address, call, topk_into
+from csrkern._native import NATIVE_DTYPES, address, call, topk_into
 from csrkern.ops.gather import adjacent_columns
 
 # Up to this many rows every pre-activation is summed in double at once: reading the weight is
