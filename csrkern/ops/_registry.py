@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -68,6 +68,23 @@ def _slice_by_slice(name: str) -> Callable[..., Any]:
 
 
 LIBRARY = _Library("csrkern", "DEF")
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+
+def implement(name: str) -> Callable[[Kernel], Kernel]:
+    """Register a function as an operator's kernel on CPUs and on GPUs."""
+
+    def register(kernel: Kernel) -> Kernel:
+        for key in ("CPU", "CUDA"):
+            LIBRARY.impl(name, kernel, key)
+        return kernel
+
+    return register
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Return whether kernels of a GPU take the tensor."""
+    return tensor.is_cuda
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:

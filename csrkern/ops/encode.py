@@ -26,7 +26,7 @@ from csrkern.codes.sparse import SparseCodes
 from csrkern.ops import gather, topk_relu, transpose  # noqa: F401  (registers what is called)
 from csrkern.ops._encode_cpu import layer_for
 from csrkern.ops._encode_cpu import verified_rows as verified_rows
-from csrkern.ops._registry import LIBRARY, autocast, register_autograd
+from csrkern.ops._registry import LIBRARY, autocast, implement, on_gpu, register_autograd
 from csrkern.ops.gather import adjacent_columns, interval_begins
 from csrkern.ops.validation import check_dim, check_k, check_operand, check_same, check_tensor
 
@@ -122,19 +122,22 @@ def _check_operands(
     check_k(k, check_dim(len(weight)), "h")
 
 
-@torch.library.impl(LIBRARY, "encode", "CPU")
-def _encode_cpu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    pre_bias: Tensor | None,
-    k: int,
-    exact: bool,
+@implement("encode")
+def _encode(
+    x: Tensor, weight: Tensor, bias: Tensor | None, pre_bias: Tensor | None, k: int, exact: bool
 ) -> tuple[Tensor, Tensor]:
     _check_operands(x, weight, bias, pre_bias, k)
     if weight.dtype not in NATIVE_DTYPES:
         codes = reference.encode(x, weight, bias, k=k, pre_bias=pre_bias)
         return codes.values.contiguous(), codes.indices.contiguous()
+    if on_gpu(x):
+        from csrkern.kernels.encode import product, verified
+        from csrkern.kernels.topk_relu import MAX_K
+
+        weight, exact = adjacent_columns(weight), exact and weight.dtype == torch.float32
+        if exact and k <= MAX_K:
+            return verified.encode(x, weight, bias, pre_bias, k)
+        return product.encode(x, weight, bias, pre_bias, k, exact)
     n, h = len(x), len(weight)
     values = weight.new_empty(n, k)
     indices = weight.new_empty(n, k, dtype=torch.int32)
@@ -150,29 +153,6 @@ def _blocks(n: int, row_bytes: int) -> list[tuple[int, int]]:
     least, most = BLOCK_ROWS
     rows = max(least, min(most, BLOCK_BYTES // row_bytes))
     return [(begin, min(begin + rows, n)) for begin in range(0, n, rows)]
-
-
-@torch.library.impl(LIBRARY, "encode", "CUDA")
-def _encode_cuda(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    pre_bias: Tensor | None,
-    k: int,
-    exact: bool,
-) -> tuple[Tensor, Tensor]:
-    _check_operands(x, weight, bias, pre_bias, k)
-    if weight.dtype not in NATIVE_DTYPES:
-        codes = reference.encode(x, weight, bias, k=k, pre_bias=pre_bias)
-        return codes.values.contiguous(), codes.indices.contiguous()
-    from csrkern.kernels.encode import product as kernels
-    from csrkern.kernels.encode import verified as encode_verified
-    from csrkern.kernels.topk_relu import MAX_K
-
-    exact = exact and weight.dtype == torch.float32
-    if exact and k <= MAX_K:
-        return encode_verified.encode(x, adjacent_columns(weight), bias, pre_bias, k)
-    return kernels.encode(x, adjacent_columns(weight), bias, pre_bias, k, exact)
 
 
 @torch.library.register_fake("csrkern::encode", lib=LIBRARY)

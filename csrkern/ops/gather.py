@@ -20,7 +20,7 @@ from torch import Tensor
 from csrkern import _C
 from csrkern._native import NATIVE_DTYPES, address, call
 from csrkern.codes.sparse import SparseCodes
-from csrkern.ops._registry import LIBRARY
+from csrkern.ops._registry import LIBRARY, implement, on_gpu
 from csrkern.ops.latents import latents_of
 from csrkern.ops.validation import check_dim, check_ends, check_operand, check_slots, check_tensor
 
@@ -58,45 +58,11 @@ def check_gather_sum(
     check_ends(ends, values.shape[1])
 
 
-def check_gather_dot(
-    values: Tensor, indices: Tensor, table: Tensor, rows: Tensor, ends: Sequence[int]
-) -> None:
-    """Check the arguments of `gather_dot`, except the indices."""
-    check_gather_sum(values, indices, table, None, ends)
-    shape = len(ends), len(values), table.shape[1]
-    check_operand("rows", rows, table.dtype, shape, table.device)
-
-
-def check_scatter_sum(
-    starts: Tensor,
-    rows: Tensor,
-    slots: Tensor,
-    dim: int,
-    sources: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    begins: Sequence[int],
-    ends: Sequence[int],
-) -> None:
-    """Check the arguments of `scatter_sum`, except starts, rows and slots."""
-    if not sources or not len(sources) == len(scales) == len(begins) == len(ends):
-        raise ValueError("sources, scales, begins and ends: expected as many of each, at least one")
-    source, scale, device = sources[0], scales[0], starts.device
-    check_tensor("sources", source, (None, None))
-    check_tensor("scales", scale, (len(source), None))
-    check_operand("starts", starts, torch.int64, (check_dim(dim) + 1,), device)
-    entries = (rows.numel(),)
-    check_operand("rows", rows, torch.int32, entries, device)
-    check_operand("slots", slots, torch.int32, entries, device)
-    for other_source, other_scale in zip(sources, scales, strict=True):
-        check_operand("sources", other_source, source.dtype, source.shape, device)
-        check_operand("scales", other_scale, scale.dtype, scale.shape, device)
-
-
 def _dense(values: Tensor, indices: Tensor, dim: int) -> Tensor:
     return SparseCodes(values, indices, dim).to_dense()
 
 
-@torch.library.impl(LIBRARY, "gather_sum", "CPU")
+@implement("gather_sum")
 def gather_sum(
     values: Tensor, indices: Tensor, table: Tensor, bias: Tensor | None, ends: Sequence[int]
 ) -> Tensor:
@@ -107,6 +73,10 @@ def gather_sum(
     if table.dtype not in NATIVE_DTYPES:
         sums = [_dense(values[:, :end], indices[:, :end], dim) @ table for end in ends]
         return torch.stack([s if bias is None else s + bias for s in sums])
+    if on_gpu(values):
+        from csrkern.kernels import gather as kernels
+
+        return kernels.gather_sum(values, indices, adjacent_columns(table), bias, ends)
     values, indices = values.float().contiguous(), indices.contiguous()
     table = adjacent_columns(table)
     bias = None if bias is None else bias.contiguous()
@@ -117,7 +87,7 @@ def gather_sum(
     return out
 
 
-@torch.library.impl(LIBRARY, "gather_dot", "CPU")
+@implement("gather_dot")
 def gather_dot(
     values: Tensor, indices: Tensor, table: Tensor, rows: Tensor, ends: Sequence[int]
 ) -> Tensor:
@@ -126,9 +96,10 @@ def gather_dot(
     q is the first prefix whose end lies beyond s. `rows` [P, n, d] in the dtype of `table`;
     the result is float32 (float64 for float64).
     """
-    check_gather_dot(values, indices, table, rows, ends)
+    check_gather_sum(values, indices, table, None, ends)
     n, k = values.shape
     dim, d = table.shape
+    check_operand("rows", rows, table.dtype, (len(ends), n, d), table.device)
     begins = interval_begins(ends)
     if table.dtype not in NATIVE_DTYPES:
         out = torch.zeros_like(values)
@@ -137,6 +108,10 @@ def gather_dot(
             every = part @ table.T
             out[:, begin:end] = every.gather(1, latents[:, begin:end])
         return out * (values != 0)
+    if on_gpu(values):
+        from csrkern.kernels import gather as kernels
+
+        return kernels.gather_dot(values, indices, adjacent_columns(table), rows, ends)
     values, indices = values.float().contiguous(), indices.contiguous()
     table, rows = adjacent_columns(table), adjacent_columns(rows)
     out = torch.empty_like(values)
@@ -149,7 +124,7 @@ def gather_dot(
     return out
 
 
-@torch.library.impl(LIBRARY, "scatter_sum", "CPU")
+@implement("scatter_sum")
 def scatter_sum(
     starts: Tensor,
     rows: Tensor,
@@ -165,11 +140,25 @@ def scatter_sum(
     Source q takes part where begins[q] <= s < ends[q]. Sources [n, d] in one dtype, which is
     the result's; scales [n, k]; returns [dim, d]. The sum over each latent runs in row order.
     """
-    check_scatter_sum(starts, rows, slots, dim, sources, scales, begins, ends)
+    if not sources or not len(sources) == len(scales) == len(begins) == len(ends):
+        raise ValueError("sources, scales, begins and ends: expected as many of each, at least one")
+    check_tensor("sources", sources[0], (None, None))
     n, d = sources[0].shape
-    dtype = sources[0].dtype
+    check_tensor("scales", scales[0], (n, None))
+    dtype, k, device = sources[0].dtype, scales[0].shape[1], starts.device
+    check_operand("starts", starts, torch.int64, (check_dim(dim) + 1,), device)
+    for name, entries in (("rows", rows), ("slots", slots)):
+        check_operand(name, entries, torch.int32, (rows.numel(),), device)
+    for source, scale in zip(sources, scales, strict=True):
+        check_operand("sources", source, dtype, (n, d), device)
+        check_operand("scales", scale, scales[0].dtype, (n, k), device)
+    if on_gpu(starts) and dtype in NATIVE_DTYPES:
+        from csrkern.kernels import gather as kernels
+
+        sources = [adjacent_columns(source) for source in sources]
+        return kernels.scatter_sum(starts, rows, slots, dim, sources, scales, begins, ends)
     starts, rows, slots = starts.contiguous(), rows.contiguous(), slots.contiguous()
-    lists = address(starts), address(rows), address(slots), len(rows), n, scales[0].shape[1], dim
+    lists = address(starts), address(rows), address(slots), len(rows), n, k, dim
     if dtype not in NATIVE_DTYPES:
         if starts.device.type == "cpu":
             _C.check_postings(*lists)
@@ -190,50 +179,6 @@ def scatter_sum(
     ]
     call(_C.scatter_sum, *lists, NATIVE_DTYPES[dtype], d, given, out)
     return out
-
-
-@torch.library.impl(LIBRARY, "gather_sum", "CUDA")
-def _gather_sum_cuda(
-    values: Tensor, indices: Tensor, table: Tensor, bias: Tensor | None, ends: Sequence[int]
-) -> Tensor:
-    if table.dtype not in NATIVE_DTYPES:
-        return gather_sum(values, indices, table, bias, ends)
-    check_gather_sum(values, indices, table, bias, ends)
-    from csrkern.kernels import gather as kernels
-
-    return kernels.gather_sum(values, indices, adjacent_columns(table), bias, ends)
-
-
-@torch.library.impl(LIBRARY, "gather_dot", "CUDA")
-def _gather_dot_cuda(
-    values: Tensor, indices: Tensor, table: Tensor, rows: Tensor, ends: Sequence[int]
-) -> Tensor:
-    if table.dtype not in NATIVE_DTYPES:
-        return gather_dot(values, indices, table, rows, ends)
-    check_gather_dot(values, indices, table, rows, ends)
-    from csrkern.kernels import gather as kernels
-
-    return kernels.gather_dot(values, indices, adjacent_columns(table), rows, ends)
-
-
-@torch.library.impl(LIBRARY, "scatter_sum", "CUDA")
-def _scatter_sum_cuda(
-    starts: Tensor,
-    rows: Tensor,
-    slots: Tensor,
-    dim: int,
-    sources: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    begins: Sequence[int],
-    ends: Sequence[int],
-) -> Tensor:
-    if sources[0].dtype not in NATIVE_DTYPES:
-        return scatter_sum(starts, rows, slots, dim, sources, scales, begins, ends)
-    check_scatter_sum(starts, rows, slots, dim, sources, scales, begins, ends)
-    from csrkern.kernels import gather as kernels
-
-    sources = [adjacent_columns(source) for source in sources]
-    return kernels.scatter_sum(starts, rows, slots, dim, sources, scales, begins, ends)
 
 
 @torch.library.register_fake("csrkern::gather_sum", lib=LIBRARY)

@@ -8,9 +8,6 @@ per row. float64 goes through the reference, so that gradients can be checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -18,8 +15,13 @@ from csrkern import _C, reference
 from csrkern._native import address, call
 from csrkern.arguments import check_choice, check_positive
 from csrkern.codes.sparse import SparseCodes, check_codes
-from csrkern.ops._registry import LIBRARY, autocasts, register_autograd
-from csrkern.ops.similarity import codes_arguments, contiguous_codes, postings
+from csrkern.ops._registry import LIBRARY, autocasts, implement, on_gpu, register_autograd
+from csrkern.ops.similarity import (
+    codes_arguments,
+    contiguous_codes,
+    contiguous_sides,
+    postings,
+)
 from csrkern.ops.validation import check_labels, check_operand, check_same
 
 
@@ -110,8 +112,7 @@ LIBRARY.define(
 )
 
 
-@torch.library.impl(LIBRARY, "match_labels", "CUDA")
-@torch.library.impl(LIBRARY, "match_labels", "CPU")
+@implement("match_labels")
 def _match_labels(
     labels_a: Tensor, labels_b: Tensor, one_set: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,8 +152,8 @@ LIBRARY.define(
 )
 
 
-@torch.library.impl(LIBRARY, "info_nce", "CPU")
-def _info_nce_cpu(
+@implement("info_nce")
+def _info_nce(
     values_a: Tensor,
     indices_a: Tensor,
     values_b: Tensor | None,
@@ -164,6 +165,10 @@ def _info_nce_cpu(
     a, b, one_set = _sides(values_a, indices_a, values_b, indices_b)
     classes = _classes_of(a, b, given_classes)
     of_b = postings(*b, dim)
+    if on_gpu(values_a):
+        from csrkern.kernels import info_nce as kernels
+
+        return kernels.info_nce(*a, of_b, len(b[0]), one_set, temperature, *classes)
     loss, peak, log_total = (a[0].new_empty(len(a[0])) for _ in range(3))
     args = _native(a, b, of_b, dim, one_set, temperature, classes)
     call(_C.info_nce, args, loss, peak, log_total)
@@ -197,10 +202,10 @@ def _sides(
     values_a: Tensor, indices_a: Tensor, values_b: Tensor | None, indices_b: Tensor | None
 ) -> tuple[Codes, Codes, bool]:
     """Both sets contiguous, and whether they are one."""
-    a = contiguous_codes(values_a, indices_a)
     if values_b is None or indices_b is None:
+        a = contiguous_codes(values_a, indices_a)
         return a, a, True
-    return a, contiguous_codes(values_b, indices_b), False
+    return *contiguous_sides(values_a, indices_a, values_b, indices_b), False
 
 
 def _classes_of(a: Codes, b: Codes, classes: tuple[Tensor | None, ...]) -> Classes:
@@ -218,28 +223,36 @@ def _classes_of(a: Codes, b: Codes, classes: tuple[Tensor | None, ...]) -> Class
     return given[0].contiguous(), given[1].contiguous(), given[2].contiguous()
 
 
-def _rows_of(a: Codes, *given: Tensor) -> PerRow:
-    """Return what the backward pass has of each row of a, checked and contiguous."""
-    for name, row in zip(("grad", "peak", "log_total"), given, strict=True):
-        check_operand(name, row, torch.float32, (len(a[0]),), a[0].device)
-    grad, peak, log_total = (row.contiguous() for row in given)
-    return grad, peak, log_total
-
-
-class _Side(NamedTuple):
-    """What the gradient of the values of one set of codes is made of."""
-
-    rows: PerRow
-    of: Codes
-    other: Codes
-    classes: Classes  # of `of`, of `other`, n_positives
-    one_set: bool
-    of_columns: bool  # the losses are of the rows of `other`
-
-
-def _of_both_sides(
-    gradient: Callable[[_Side, Any, int, float], Tensor],
+def _gradient(
     rows: PerRow,
+    of: Codes,
+    other: Codes,
+    classes: Classes,
+    one_set: bool,
+    of_columns: bool,
+    dim: int,
+    temperature: float,
+) -> Tensor:
+    """Return the gradient of the values of codes `of`; `of_columns`: the losses are of `other`."""
+    of_other = postings(*other, dim)
+    if on_gpu(of[0]):
+        from csrkern.kernels import info_nce as kernels
+
+        m = len(other[0])
+        return kernels.info_nce_backward(
+            *rows, *of, of_other, m, one_set, of_columns, temperature, *classes
+        )
+    grad_values = torch.empty_like(of[0])
+    args = _native(of, other, of_other, dim, one_set, temperature, classes)
+    call(_C.info_nce_backward, args, *rows, of_columns, grad_values)
+    return grad_values
+
+
+@implement("info_nce_backward")
+def _info_nce_backward(
+    grad: Tensor,
+    peak: Tensor,
+    log_total: Tensor,
     values_a: Tensor,
     indices_a: Tensor,
     values_b: Tensor | None,
@@ -250,61 +263,16 @@ def _of_both_sides(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of values_a and values_b; the second has no elements for one set."""
     a, b, one_set = _sides(values_a, indices_a, values_b, indices_b)
-    classes_a, classes_b, n_positives = _classes_of(a, b, given_classes)
-    rows = _rows_of(a, *rows)
-    of_a = _Side(rows, a, b, (classes_a, classes_b, n_positives), one_set, of_columns=False)
-    grad_a = gradient(of_a, postings(*b, dim), dim, temperature)
+    of_a, of_b, n_positives = _classes_of(a, b, given_classes)
+    for name, row in (("grad", grad), ("peak", peak), ("log_total", log_total)):
+        check_operand(name, row, torch.float32, (len(a[0]),), a[0].device)
+    rows = grad.contiguous(), peak.contiguous(), log_total.contiguous()
+    classes = of_a, of_b, n_positives
+    grad_a = _gradient(rows, a, b, classes, one_set, False, dim, temperature)
     if one_set:
         return grad_a, grad_a.new_empty(0)
-    of_b = _Side(rows, b, a, (classes_b, classes_a, n_positives), one_set, of_columns=True)
-    return grad_a, gradient(of_b, postings(*a, dim), dim, temperature)
-
-
-@torch.library.impl(LIBRARY, "info_nce_backward", "CPU")
-def _info_nce_backward_cpu(
-    grad: Tensor, peak: Tensor, log_total: Tensor, *inputs: Any
-) -> tuple[Tensor, Tensor]:
-    def gradient(side: _Side, postings: tuple[Tensor, ...], dim: int, temperature: float) -> Tensor:
-        grad_values = torch.empty_like(side.of[0])
-        args = _native(side.of, side.other, postings, dim, side.one_set, temperature, side.classes)
-        call(_C.info_nce_backward, args, *side.rows, side.of_columns, grad_values)
-        return grad_values
-
-    return _of_both_sides(gradient, (grad, peak, log_total), *inputs)
-
-
-@torch.library.impl(LIBRARY, "info_nce", "CUDA")
-def _info_nce_cuda(
-    values_a: Tensor,
-    indices_a: Tensor,
-    values_b: Tensor | None,
-    indices_b: Tensor | None,
-    dim: int,
-    temperature: float,
-    *given_classes: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    from csrkern.kernels import info_nce as kernels
-
-    a, b, one_set = _sides(values_a, indices_a, values_b, indices_b)
-    classes = _classes_of(a, b, given_classes)
-    return kernels.info_nce(*a, postings(*b, dim), len(b[0]), one_set, temperature, *classes)
-
-
-@torch.library.impl(LIBRARY, "info_nce_backward", "CUDA")
-def _info_nce_backward_cuda(
-    grad: Tensor, peak: Tensor, log_total: Tensor, *inputs: Any
-) -> tuple[Tensor, Tensor]:
-    from csrkern.kernels import info_nce as kernels
-
-    def gradient(
-        side: _Side, postings: tuple[Tensor, Tensor, Tensor], _dim: int, temperature: float
-    ) -> Tensor:
-        m, one_set, by_column = len(side.other[0]), side.one_set, side.of_columns
-        return kernels.info_nce_backward(
-            *side.rows, *side.of, postings, m, one_set, by_column, temperature, *side.classes
-        )
-
-    return _of_both_sides(gradient, (grad, peak, log_total), *inputs)
+    classes = of_b, of_a, n_positives
+    return grad_a, _gradient(rows, b, a, classes, one_set, True, dim, temperature)
 
 
 @torch.library.register_fake("csrkern::info_nce", lib=LIBRARY)

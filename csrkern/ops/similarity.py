@@ -15,7 +15,7 @@ from csrkern import _C, reference
 from csrkern._native import address, call
 from csrkern.codes.sparse import SparseCodes, check_codes
 from csrkern.ops import transpose  # noqa: F401  (registers what the kernels call)
-from csrkern.ops._registry import LIBRARY, autocast, register_autograd
+from csrkern.ops._registry import LIBRARY, autocast, implement, on_gpu, register_autograd
 from csrkern.ops.validation import check_operand, check_same, check_slots
 
 
@@ -49,6 +49,15 @@ def contiguous_codes(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     return values.float().contiguous(), indices.contiguous()
 
 
+def contiguous_sides(
+    values_a: Tensor, indices_a: Tensor, values_b: Tensor, indices_b: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return `contiguous_codes` of both sets, which are on one device."""
+    if values_a.device != values_b.device:
+        raise ValueError(f"values_b is on {values_b.device} but values_a is on {values_a.device}")
+    return contiguous_codes(values_a, indices_a), contiguous_codes(values_b, indices_b)
+
+
 def codes_arguments(values: Tensor, indices: Tensor, dim: int) -> tuple[int, int, int, int, int]:
     """Contiguous codes as the native kernels take them."""
     return address(values), address(indices), *values.shape, dim
@@ -70,20 +79,24 @@ LIBRARY.define(
 )
 
 
-@torch.library.impl(LIBRARY, "similarity", "CPU")
-def _similarity_cpu(
+@implement("similarity")
+def _similarity(
     values_a: Tensor, indices_a: Tensor, values_b: Tensor, indices_b: Tensor, dim: int
 ) -> Tensor:
-    values_a, indices_a = contiguous_codes(values_a, indices_a)
-    of_b = postings(values_b, indices_b, dim)
-    out = values_a.new_empty(len(values_a), len(values_b))
-    a = codes_arguments(values_a, indices_a, dim)
-    call(_C.similarity, a, tuple(map(address, of_b)), len(values_b), out)
+    a, b = contiguous_sides(values_a, indices_a, values_b, indices_b)
+    of_b = postings(*b, dim)
+    if on_gpu(values_a):
+        from csrkern.kernels import similarity as kernels
+
+        return kernels.similarity(a, b, of_b)
+    out = a[0].new_empty(len(values_a), len(values_b))
+    lists = tuple(map(address, of_b))
+    call(_C.similarity, codes_arguments(*a, dim), lists, len(values_b), out)
     return out
 
 
-@torch.library.impl(LIBRARY, "similarity_backward", "CPU")
-def _similarity_backward_cpu(
+@implement("similarity_backward")
+def _similarity_backward(
     grad: Tensor,
     values_a: Tensor,
     indices_a: Tensor,
@@ -92,40 +105,18 @@ def _similarity_backward_cpu(
     dim: int,
 ) -> Tensor:
     """Return the gradient of values_a, from grad [n, m] of any strides."""
-    values_a, indices_a = contiguous_codes(values_a, indices_a)
-    of_b = postings(values_b, indices_b, dim)
-    check_operand("grad", grad, torch.float32, (len(values_a), len(values_b)), values_a.device)
-    grad_values = torch.empty_like(values_a)
-    sides = codes_arguments(values_a, indices_a, dim), tuple(map(address, of_b)), len(values_b)
+    a, b = contiguous_sides(values_a, indices_a, values_b, indices_b)
+    of_b, m = postings(*b, dim), len(values_b)
+    check_operand("grad", grad, torch.float32, (len(values_a), m), values_a.device)
+    if on_gpu(grad):
+        from csrkern.kernels import similarity as kernels
+
+        return kernels.similarity_backward(grad, *a, of_b)
+    grad_values = torch.empty_like(a[0])
+    lists = tuple(map(address, of_b))
+    sides = codes_arguments(*a, dim), lists, m
     call(_C.similarity_backward, *sides, grad, *grad.stride(), grad_values)
     return grad_values
-
-
-@torch.library.impl(LIBRARY, "similarity", "CUDA")
-def _similarity_cuda(
-    values_a: Tensor, indices_a: Tensor, values_b: Tensor, indices_b: Tensor, dim: int
-) -> Tensor:
-    from csrkern.kernels import similarity as kernels
-
-    a, b = contiguous_codes(values_a, indices_a), contiguous_codes(values_b, indices_b)
-    return kernels.similarity(a, b, postings(*b, dim))
-
-
-@torch.library.impl(LIBRARY, "similarity_backward", "CUDA")
-def _similarity_backward_cuda(
-    grad: Tensor,
-    values_a: Tensor,
-    indices_a: Tensor,
-    values_b: Tensor,
-    indices_b: Tensor,
-    dim: int,
-) -> Tensor:
-    from csrkern.kernels import similarity as kernels
-
-    of_b = postings(values_b, indices_b, dim)
-    codes = contiguous_codes(values_a, indices_a)
-    check_operand("grad", grad, torch.float32, (len(values_a), len(values_b)), values_a.device)
-    return kernels.similarity_backward(grad, *codes, of_b)
 
 
 @torch.library.register_fake("csrkern::similarity", lib=LIBRARY)

@@ -15,7 +15,7 @@ from torch import Tensor
 from csrkern import reference
 from csrkern._native import NATIVE_DTYPES, topk_into
 from csrkern.codes.sparse import SparseCodes
-from csrkern.ops._registry import LIBRARY, register_autograd
+from csrkern.ops._registry import LIBRARY, implement, on_gpu, register_autograd
 from csrkern.ops.latents import latents_of
 from csrkern.ops.validation import (
     check_dim,
@@ -68,47 +68,38 @@ LIBRARY.define(
 )
 
 
-@torch.library.impl(LIBRARY, "topk_relu", "CPU")
-def _topk_relu_cpu(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+@implement("topk_relu")
+def _topk_relu(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     check_pre(pre, k, latent_mask)
-    if pre.dtype not in NATIVE_DTYPES:
-        codes = reference.topk_relu(pre, k, latent_mask)
-        # The slices are views of the whole sort; the operator owns what it returns.
-        return codes.values.contiguous(), codes.indices.contiguous()
-    values = pre.new_empty(len(pre), k)
-    indices = pre.new_empty(len(pre), k, dtype=torch.int32)
-    topk_into(pre, values, indices, latent_mask)
-    return values, indices
+    if on_gpu(pre):
+        from csrkern.kernels import topk_relu as kernels
+
+        if pre.dtype in NATIVE_DTYPES and k <= kernels.MAX_K:
+            return kernels.topk_relu(pre, k, latent_mask)
+    elif pre.dtype in NATIVE_DTYPES:
+        values = pre.new_empty(len(pre), k)
+        indices = pre.new_empty(len(pre), k, dtype=torch.int32)
+        topk_into(pre, values, indices, latent_mask)
+        return values, indices
+    # A stable sort of whole rows: to rank more candidates than a kernel takes would cost more.
+    codes = reference.topk_relu(pre, k, latent_mask)
+    # The slices are views of the whole sort; the operator owns what it returns.
+    return codes.values.contiguous(), codes.indices.contiguous()
 
 
-@torch.library.impl(LIBRARY, "topk_relu_backward", "CPU")
-def _topk_relu_backward_cpu(grad: Tensor, values: Tensor, indices: Tensor, dim: int) -> Tensor:
+@implement("topk_relu_backward")
+def _topk_relu_backward(grad: Tensor, values: Tensor, indices: Tensor, dim: int) -> Tensor:
+    if on_gpu(grad):
+        from csrkern.kernels import topk_relu as kernels
+
+        check_slots(values, indices)
+        check_operand("grad", grad, values.dtype, values.shape, values.device)
+        check_dim(dim)
+        return kernels.topk_relu_backward(grad, values, indices, dim)
     check_operand("grad", grad, grad.dtype, values.shape, values.device)
     passed = torch.where(values > 0, grad, torch.zeros_like(grad))
     latents = latents_of(values, indices, dim)
     return passed.new_zeros(len(grad), dim).scatter_add_(1, latents, passed)
-
-
-@torch.library.impl(LIBRARY, "topk_relu", "CUDA")
-def _topk_relu_cuda(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    from csrkern.kernels import topk_relu as kernels
-
-    check_pre(pre, k, latent_mask)
-    if pre.dtype not in NATIVE_DTYPES or k > kernels.MAX_K:
-        # A stable sort of whole rows; ranking so many candidates would cost more.
-        codes = reference.topk_relu(pre, k, latent_mask)
-        return codes.values.contiguous(), codes.indices.contiguous()
-    return kernels.topk_relu(pre, k, latent_mask)
-
-
-@torch.library.impl(LIBRARY, "topk_relu_backward", "CUDA")
-def _topk_relu_backward_cuda(grad: Tensor, values: Tensor, indices: Tensor, dim: int) -> Tensor:
-    from csrkern.kernels import topk_relu as kernels
-
-    check_slots(values, indices)
-    check_operand("grad", grad, values.dtype, values.shape, values.device)
-    check_dim(dim)
-    return kernels.topk_relu_backward(grad, values, indices, dim)
 
 
 @torch.library.register_fake("csrkern::topk_relu", lib=LIBRARY)

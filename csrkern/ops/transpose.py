@@ -14,7 +14,7 @@ from torch import Tensor
 from csrkern import _C
 from csrkern._native import call
 from csrkern.codes.sparse import SparseCodes, check_codes
-from csrkern.ops._registry import LIBRARY, refuse_forward_mode
+from csrkern.ops._registry import LIBRARY, implement, on_gpu, refuse_forward_mode
 from csrkern.ops.validation import check_dim, check_slots
 
 
@@ -52,10 +52,14 @@ LIBRARY.define(
 )
 
 
-@torch.library.impl(LIBRARY, "transpose", "CPU")
-def _transpose_cpu(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, ...]:
+@implement("transpose")
+def _transpose(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, ...]:
     check_slots(values, indices)
     check_dim(dim)
+    if on_gpu(values):
+        from csrkern.kernels import transpose as kernels
+
+        return kernels.transpose(values, indices, dim)
     values, indices = values.float().contiguous(), indices.contiguous()
     n, k = values.shape
     starts = indices.new_empty(dim + 1, dtype=torch.int64)
@@ -63,15 +67,6 @@ def _transpose_cpu(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, .
     lists = starts, rows, slots, values.new_zeros(n * k)
     call(_C.transpose, values, indices, n, k, dim, *lists)
     return lists
-
-
-@torch.library.impl(LIBRARY, "transpose", "CUDA")
-def _transpose_cuda(values: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, ...]:
-    from csrkern.kernels import transpose as kernels
-
-    check_slots(values, indices)
-    check_dim(dim)
-    return kernels.transpose(values, indices, dim)
 
 
 @torch.library.register_fake("csrkern::transpose", lib=LIBRARY)

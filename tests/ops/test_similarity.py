@@ -182,3 +182,18 @@ def test_errors_teach():
         csrkern.similarity(a, random_codes(4, 3, h=50))
     with pytest.raises(TypeError, match=r"b\.values is torch.float64 but a\.values is"):
         csrkern.similarity(a, a.to(torch.float64))
+
+
+def test_codes_of_two_devices_reach_no_kernel():
+    from csrkern.ops import info_nce
+    from csrkern.ops import similarity as operator
+
+    here = torch.ones(3, 2), torch.zeros(3, 2, dtype=torch.int32)
+    there = [tensor.to("meta") for tensor in here]
+    for call in (
+        lambda: operator._similarity(*here, *there, 5),
+        lambda: operator._similarity_backward(torch.ones(3, 3), *here, *there, 5),
+        lambda: info_nce._info_nce(*here, *there, 5, 0.2, None, None, None),
+    ):
+        with pytest.raises(ValueError, match="values_b is on meta but values_a is on cpu"):
+            call()
