@@ -88,23 +88,18 @@ def check_mode(mode: str, recall: float | None, rerank: Any) -> float | None:
     check_choice("mode", mode, ("exact", "fast"))
     if recall is not None and mode != "fast":
         raise ValueError("recall: an exact search finds all; give mode='fast' with it")
-    if rerank is None:
-        return check_recall(recall) if mode == "fast" else None
-    if mode == "fast":
+    if rerank is not None and mode == "fast":
         raise ValueError("rerank: expected mode='exact' with it; its shortlist is exact")
-    if not isinstance(rerank, Rerank):
+    if rerank is not None and not isinstance(rerank, Rerank):
         raise TypeError(f"rerank: expected a csrkern.Rerank, got {type(rerank).__name__}")
-    return None
-
-
-def check_recall(recall: float | None) -> float:
-    """Return the share asked for, 0.99 if None."""
-    number = 0.99 if recall is None else as_float("recall", recall)
-    if not 0.5 <= number < 1:
+    if mode == "exact":
+        return None
+    share = 0.99 if recall is None else as_float("recall", recall)
+    if not 0.5 <= share < 1:
         raise ValueError(
             f"recall: expected 0.5 <= recall < 1, got {recall}; mode='exact' finds all"
         )
-    return number
+    return share
 
 
 def calibrate(segments: Sequence[Segment], dim: int, metric: str, recall: float) -> Plan:

@@ -245,7 +245,7 @@ def _count(value: Any, limit: int) -> bool:
 
 def _sane(body: dict[str, Any]) -> bool:
     """Types and ranges of the header, so that what follows need not ask."""
-    segments = body.get("segments")
+    segments, window = body.get("segments"), body.get("window", USUAL_WINDOW)
     return (
         isinstance(segments, list)
         and len(segments) > 0
@@ -256,7 +256,8 @@ def _sane(body: dict[str, Any]) -> bool:
         and body.get("metric") in METRICS
         and body.get("values") in VALUE_DTYPES
         and _sane_exponent(body)
-        and _sane_window(body.get("window", USUAL_WINDOW))
+        and _count(window, 65_536)
+        and window % 64 == 0 < window
         and any(body.get("cluster", "") is choice for choice in (None, True, False))
         and _sane_fingerprint(body.get("fingerprint"))
     )
@@ -268,10 +269,6 @@ def _sane_fingerprint(fingerprint: Any) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _sane_window(window: Any) -> bool:
-    return _count(window, 65_536) and window > 0 and window % 64 == 0
 
 
 def _sane_exponent(body: dict[str, Any]) -> bool:

@@ -68,23 +68,16 @@ def dense_rows(name: str, rows: Any, dim: int) -> np.ndarray:
     return rows
 
 
-def largest_latents(dense: np.ndarray, latents: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest positive entries of each row: values and indices [n, latents]."""
-    latents = min(latents, dense.shape[1])
-    indices = np.argpartition(-dense, latents - 1, axis=1)[:, :latents]
-    values = np.maximum(np.take_along_axis(dense, indices, 1), 0)
-    return values, indices.astype(np.int32)
-
-
 def search_dense(
     index: Any, rerank: Rerank, top_k: int, latents: int, **options: Any
 ) -> tuple[Any, Any]:
     """Return what `index.search` finds for the `latents` strongest latents of dense queries."""
     dense = dense_rows("dense_queries", rerank.dense_queries, index.dim)
     latents = min(index.dim, check_int("latents", latents, 1, 2**31 - 1))
-    strongest = largest_latents(dense, latents)
+    indices = np.argpartition(-dense, latents - 1, axis=1)[:, :latents].astype(np.int32)
+    values = np.maximum(np.take_along_axis(dense, indices, 1), 0)
     rerank = replace(rerank, dense_queries=dense)
-    scores, ids = index.search(strongest, top_k, rerank=rerank, **options)
+    scores, ids = index.search((values, indices), top_k, rerank=rerank, **options)
     return scores, ids
 
 

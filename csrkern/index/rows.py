@@ -117,9 +117,9 @@ def read_rows(name: str, codes: Any, dim: int | None) -> Rows:
         values, indices = codes.numpy()
         values = values if values.dtype == np.float32 else float32_array(name, values)
         arrays = np.ascontiguousarray(values), np.ascontiguousarray(indices)
-        return Rows(*arrays, None, _same_dim(name, codes.dim, dim), codes.fingerprint)
+        return Rows(*arrays, None, same_dim(name, codes.dim, dim), codes.fingerprint)
     if isinstance(codes, Rows) and codes.starts is None:
-        rows = _fixed_width(name, codes.values, codes.indices, _same_dim(name, codes.dim, dim))
+        rows = _fixed_width(name, codes.values, codes.indices, same_dim(name, codes.dim, dim))
         return rows._replace(fingerprint=codes.fingerprint)
     if isinstance(codes, (tuple, list)) and len(codes) == 2:
         if dim is None:
@@ -142,7 +142,18 @@ def is_codes(given: Any) -> TypeGuard[SparseCodes]:
     return codes_module is not None and isinstance(given, codes_module.SparseCodes)
 
 
-def _same_dim(name: str, have: int, want: int | None) -> int:
+def check_shapes(name: str, values: Any, indices: Any) -> None:
+    """Check that the arrays or tensors of a pair are of one shape [n, k]."""
+    shapes = list(np.shape(values)), list(np.shape(indices))
+    if len(shapes[0]) != 2 or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{name}: expected values and indices of one shape [n, k], "
+            f"got {shapes[0]} and {shapes[1]}"
+        )
+
+
+def same_dim(name: str, have: int, want: int | None) -> int:
+    """Return the number of latents of codes, which is `want` unless that is None."""
     if want is not None and have != want:
         raise ValueError(f"{name}: expected codes over {want} latents, got {have}")
     return int(have)
@@ -151,11 +162,7 @@ def _same_dim(name: str, have: int, want: int | None) -> int:
 def _fixed_width(name: str, given_values: Any, given_indices: Any, dim: int) -> Rows:
     values = float32_array(f"values of {name}", given_values)
     indices = integers(f"indices of {name}", given_indices)
-    if values.ndim != 2 or values.shape != indices.shape:
-        raise ValueError(
-            f"{name}: expected values and indices of one shape [n, k], "
-            f"got {list(values.shape)} and {list(indices.shape)}"
-        )
+    check_shapes(name, values, indices)
     return Rows(values, _int32(name, indices, dim), None, dim)
 
 
@@ -164,7 +171,7 @@ def _scipy(name: str, matrix: Any, dim: int | None) -> Rows:
         raise ValueError(f"{name}: expected a matrix [n, dim], got shape {list(matrix.shape)}")
     if matrix.format != "csr":
         matrix = as_csr(name, matrix)
-    dim = _same_dim(name, matrix.shape[1], dim)
+    dim = same_dim(name, matrix.shape[1], dim)
     starts = row_starts(
         name, matrix.indptr, matrix.shape[0], min(len(matrix.indices), matrix.data.size)
     )
@@ -181,7 +188,7 @@ def _scipy(name: str, matrix: Any, dim: int | None) -> Rows:
 def _torch(name: str, tensor: Any, dim: int | None) -> Rows:
     if tensor.dim() != 2:
         raise ValueError(f"{name}: expected a tensor [n, dim], got shape {list(tensor.shape)}")
-    dim = _same_dim(name, tensor.shape[1], dim)
+    dim = same_dim(name, tensor.shape[1], dim)
     layout = str(tensor.layout)
     if tensor.is_sparse and tensor.dense_dim() > 0:
         raise ValueError(f"{name}: expected a tensor with two sparse axes, got one that is dense")
@@ -266,12 +273,7 @@ def code_chunks(codes: Any, dim: int | None, most: int) -> Iterator[Rows]:
             yield read_rows("codes", Rows(*chunk, None, stored.dim, stored.fingerprint), dim)
     elif _is_pair(codes):
         values, indices = codes
-        shapes = list(np.shape(values)), list(np.shape(indices))
-        if len(shapes[0]) != 2 or shapes[0] != shapes[1]:
-            raise ValueError(
-                "codes: expected values and indices of one shape [n, k], "
-                f"got {shapes[0]} and {shapes[1]}"
-            )
+        check_shapes("codes", values, indices)
         for chunk in _slices(values, indices, most):
             yield read_rows("codes", chunk, dim)
     elif isinstance(codes, Iterable) and not hasattr(codes, "shape"):

@@ -239,7 +239,9 @@ def build_segment(
     normalize: bool,
 ) -> Segment:
     """Return a segment of `rows`, clustered if `form` says so or leaves it open and it pays."""
-    window = _window(rows) if form.window is None else form.window
+    # By the mean length of the lists; not where there are none.
+    is_long = rows.values.size > LONG_LIST * rows.dim * rows.n
+    window = form.window or (SMALL_WINDOW if is_long else USUAL_WINDOW)
     stored = {"dtype": form.dtype, "exponent": form.exponent or 0}
 
     def assemble(order: np.ndarray | None, block: int) -> _C.Index:
@@ -334,12 +336,6 @@ def pack(mask: np.ndarray) -> np.ndarray:
     bits = np.packbits(mask, axis=-1, bitorder="little")
     packed[..., : bits.shape[-1]] = bits
     return packed.view("<u8")
-
-
-def _window(rows: Rows) -> int:
-    """Documents a window, by the mean length of the lists."""
-    long = rows.values.size > LONG_LIST * rows.dim * rows.n  # not where there are none
-    return SMALL_WINDOW if long else USUAL_WINDOW
 
 
 def _block(rows: Rows, window: int) -> int:

@@ -28,7 +28,8 @@ def steps(
     wide = min(4 * k, h)
     for slots in sorted({k, wide}):
         pre = normal(min(n, 256), h)
-        yield f"topk_relu k={slots}", functools.partial(topk_relu_or_none, pre, slots)
+        if slots <= topk_relu.MAX_K:  # beyond that PyTorch sorts: there is nothing to measure
+            yield f"topk_relu k={slots}", functools.partial(topk_relu.topk_relu, pre, slots, None)
     if dtype == torch.float32 and wide <= topk_relu.MAX_K:
         yield "encode", lambda: encode_verified.encode(x, weight, None, None, wide)
     yield "encode fast", lambda: encode.encode(x, weight, None, None, wide, False)
@@ -62,11 +63,6 @@ def steps(
         "info_nce backward",
         lambda: info_nce.info_nce_backward(ones, ones, ones, *loss, False, 0.2, *labels),
     )
-
-
-def topk_relu_or_none(pre: torch.Tensor, k: int) -> object:
-    """Where k is more than the kernel takes, PyTorch sorts, and there is nothing to measure."""
-    return topk_relu.topk_relu(pre, k, None) if k <= topk_relu.MAX_K else None
 
 
 def warm_up(

@@ -9,7 +9,7 @@ import numpy as np
 
 from csrkern.index.filter import allowed_bits
 from csrkern.index.rerank import Rerank
-from csrkern.index.rows import pad_rows, read_rows
+from csrkern.index.rows import check_shapes, is_codes, pad_rows, read_rows, same_dim
 from csrkern.index.segment import Lookup
 
 if TYPE_CHECKING:
@@ -78,11 +78,8 @@ def device_rows(native: Any, name: str, codes: Any, dim: int | None) -> DeviceRo
     torch = sys.modules.get("torch")
     if torch is None:
         return None
-    codes_module = sys.modules.get("csrkern.codes.sparse")
-    if codes_module is not None and isinstance(codes, codes_module.SparseCodes):
-        if dim is not None and codes.dim != dim:
-            raise ValueError(f"{name}: expected codes over {dim} latents, got {codes.dim}")
-        values, indices, dim = codes.values, codes.indices, codes.dim
+    if is_codes(codes):
+        values, indices, dim = codes.values, codes.indices, same_dim(name, codes.dim, dim)
     elif isinstance(codes, (tuple, list)) and all(isinstance(c, torch.Tensor) for c in codes):
         if len(codes) != 2:
             raise TypeError(f"{name}: expected a pair (values, indices), got {len(codes)} tensors")
@@ -93,11 +90,7 @@ def device_rows(native: Any, name: str, codes: Any, dim: int | None) -> DeviceRo
         return None
     if dim is None:
         raise ValueError(f"{name}: a (values, indices) pair needs dim=, the number of latents")
-    if values.dim() != 2 or values.shape != indices.shape:
-        raise ValueError(
-            f"{name}: expected values and indices of one shape [n, k], "
-            f"got {list(values.shape)} and {list(indices.shape)}"
-        )
+    check_shapes(name, values, indices)
     if indices.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name}: expected int32 or int64 indices, got {indices.dtype}")
     if indices.dtype == torch.int64:  # none that is out of range may wrap around into it
