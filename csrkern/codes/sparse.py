@@ -22,7 +22,6 @@ from csrkern.arguments import (
     integers,
     matrix_entries,
     row_numbers,
-    row_starts,
     shown,
 )
 from csrkern.codes import file as codes_file

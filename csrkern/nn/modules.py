@@ -10,17 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-<<<<<<< HEAD:csrkern/nn/modules.py
+from csrkern._fingerprint import fingerprint_of, fingerprint_of_codes, forget
 from csrkern.arguments import check_at_least, check_bool
 from csrkern.codes.sparse import SparseCodes, check_codes
 from csrkern.embeddings.dataset import Embeddings, open_embeddings
-from csrkern._fingerprint import fingerprint_of, fingerprint_of_codes, forget
-=======
-from csrkern._fingerprint import fingerprint_of, fingerprint_of_codes, forget
-from csrkern.arguments import array_of, check_at_least, check_bool, check_choice
-from csrkern.codes.sparse import SparseCodes, check_codes
-from csrkern.embeddings import check_matrix, copy_floats, held_array, open_npy
->>>>>>> 7a3202e (csrkern: modules that only csrkern uses are private; dtype is its name):csrkern/nn.py
 from csrkern.identity import check_fingerprint
 from csrkern.index.rerank import Rerank
 from csrkern.nn import dense, storage
@@ -269,7 +262,7 @@ class SparseAutoencoder(nn.Module):
         return codes, out * deviation + mean if self.standardize else out
 
     def autoencode_standardized(
-        self, x: Tensor, ks: Sequence[int], precision: str = "auto"
+        self, x: Tensor, ks: Sequence[int], precision: str = "exact"
     ) -> tuple[SparseCodes, Tensor]:
         """`autoencode` for rows that `standardize` has been over already, as is what it returns."""
         codes, out = self._autoencode(x, slice(None), ks, precision)
@@ -520,44 +513,3 @@ def _tie_again(model: nn.Module, _keys: Any) -> None:
     """Undo what load_state_dict(assign=True) does: a Parameter for each name."""
     assert isinstance(model, SparseAutoencoder)
     model._tie()
-<<<<<<< HEAD:csrkern/nn/modules.py
-=======
-
-
-# ---- checks of stored tensors -------------------------------------------------------------
-
-
-def _check_fits(what: str, tensors: dict[str, Tensor], model: SparseAutoencoder) -> None:
-    """Raise ValueError unless `tensors` are those of `model` by name, shape and kind."""
-    expected = model.state_dict()
-    if model.tied:
-        weight = expected.pop(_ENCODER)
-        given = [name for name in (_ENCODER, _DECODER) if name in tensors]
-        if not given:
-            raise ValueError(f"{what}: it has neither {_ENCODER} nor {_DECODER}")
-        expected |= dict.fromkeys(given, weight)
-    for name in (*expected, *tensors):
-        if name not in tensors:
-            raise ValueError(f"{what}: Missing key {name}")
-        if name not in expected:
-            raise ValueError(f"{what}: Unexpected key {name}")
-        wanted, tensor = expected[name], tensors[name]
-        if wanted.shape != tensor.shape:
-            raise ValueError(
-                f"{what}: size mismatch for {name}: expected {list(wanted.shape)}, "
-                f"got {list(tensor.shape)}"
-            )
-        if wanted.is_floating_point() != tensor.is_floating_point():
-            kind = "floating-point numbers" if wanted.is_floating_point() else "integers"
-            raise ValueError(f"{what}: {name}: expected {kind}, got {tensor.dtype}")
-
-
-def _open_array(name: str, path: str | os.PathLike[str]) -> np.ndarray:
-    """Return the array in a .npy file, mapped."""
-    if Path(path).suffix.lower() != ".npy":
-        raise ValueError(
-            f"{name}: expected an array or the path of a .npy file, got {os.fspath(path)!r}; "
-            "csrtrain.load_embeddings(path) reads .npz, .parquet, .safetensors and .pt files"
-        )
-    return open_npy(path)
->>>>>>> 0f9f10c (csrkern: names say what they hold):csrkern/nn.py

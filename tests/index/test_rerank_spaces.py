@@ -98,7 +98,7 @@ def test_queries_may_be_an_array(made):
     model, q = SparseAutoencoder(D, 40, 4), made[0][:7].float()
     found, expected = model.rerank(q.numpy().astype(np.float64)), model.rerank(q)
     assert torch.equal(found.dense_queries, expected.dense_queries)
-    with pytest.raises(ValueError, match=rf"q: expected embeddings of shape \[n, {D}\], got \[2\]"):
+    with pytest.raises(ValueError, match=r"q: expected embeddings of shape \[n, d\], got \[2\]"):
         model.rerank(np.zeros(2))
 
 
