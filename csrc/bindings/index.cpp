@@ -348,7 +348,12 @@ void bind_index(py::module_& m) {
            arg("checksums").noconvert(), arg("postings").noconvert(),
            arg("ids").noconvert() = py::none(), arg("maxima").noconvert() = py::none(),
            arg("scales").noconvert() = py::none(), arg("norms").noconvert() = py::none())
+      .def_property_readonly("n_docs",
+                             [](const PyIndex& self) { return self.index->view().n_docs; })
       .def_property_readonly("dim", [](const PyIndex& self) { return self.index->view().dim; })
+      .def_property_readonly("window",
+                             [](const PyIndex& self) { return self.index->view().window; })
+      .def_property_readonly("block", [](const PyIndex& self) { return self.index->view().block; })
       .def_readonly("terms", &PyIndex::terms)
       .def_readonly("offsets", &PyIndex::offsets)
       .def_readonly("checksums", &PyIndex::checksums)

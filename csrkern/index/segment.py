@@ -153,20 +153,17 @@ class Segment:
         self,
         native: _C.Index,
         *,
-        documents: int,
-        window: int,
-        block: int,
         alive: np.ndarray | None = None,
         lookup: Lookup | None = None,
         files: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         self.native = native
-        self.documents = documents
-        self.window = window
-        self.block = block
+        self.documents: int = native.n_docs
+        self.window: int = native.window
+        self.block: int = native.block
         self.alive = alive
-        self.removed = 0 if alive is None else documents - int(self.mask().sum())
-        self.lookup = lookup or Lookup(native.ids, documents)
+        self.removed = 0 if alive is None else self.documents - int(self.mask().sum())
+        self.lookup = lookup or Lookup(native.ids, self.documents)
         self.files = {} if files is None else files
 
     def __len__(self) -> int:
@@ -206,15 +203,7 @@ class Segment:
         """Return the same with some of its documents removed."""
         mask = self.mask()
         mask[docs] = False
-        return Segment(
-            self.native,
-            documents=self.documents,
-            window=self.window,
-            block=self.block,
-            alive=pack(mask),
-            lookup=self.lookup,
-            files=self.files,
-        )
+        return Segment(self.native, alive=pack(mask), lookup=self.lookup, files=self.files)
 
     def rows(self) -> Rows:
         """Return the living codes, with starts."""
@@ -258,20 +247,17 @@ def build_segment(
         side = {"ids": in_order, "norms": norms_in_order}
         return _C.Index(**sizes, **stored, trusted=True, **side, **arrays)
 
-    block, native = 0, None
+    native = None
     least = 1 if form.cluster else LEAST_WORTH_CLUSTERING
     if form.cluster is not False and rows.n >= least:
         order = _C.cluster_order(*rows[:4], 0 if form.cluster else LEAST_SIMILARITY, threads)
         if len(order) == rows.n:
-            block = _block(rows, window)
-            native = assemble(order, block)
+            native = assemble(order, _block(rows, window))
         if native is not None and form.cluster is None:
             sample = np.linspace(0, rows.n - 1, 32).astype(np.int64)
             if native.gain_of_blocks(*rows[:3], sample, normalize) < LEAST_GAIN:
-                block, native = 0, None
-    if native is None:
-        native = assemble(None, 0)
-    return Segment(native, documents=rows.n, window=window, block=block)
+                native = None
+    return Segment(assemble(None, 0) if native is None else native)
 
 
 def merge(segments: Sequence[Segment], form: Form, threads: int) -> Segment:
@@ -326,7 +312,7 @@ def restore_segment(
     norms = native.norms
     if norms is not None and not (np.isfinite(norms) & (norms > 0)).all():
         raise ValueError("the index is damaged: its norms are not all positive")
-    return Segment(native, documents=documents, window=window, block=block, alive=alive)
+    return Segment(native, alive=alive)
 
 
 def pack(mask: np.ndarray) -> np.ndarray:
