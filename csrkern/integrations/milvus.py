@@ -12,8 +12,8 @@ from csrkern.integrations.rows import (
     VECTOR,
     Codes,
     Stored,
+    batches,
     check_batch_size,
-    chunks,
     collect,
     read_codes,
     records,
@@ -55,8 +55,7 @@ def upload(
     from pymilvus import DataType
 
     codes, ids = read_codes(codes, ids)
-    entities = records(codes, ids, fields, taken=(KEY, vector))
-    batch_size = check_batch_size(batch_size)
+    entities = batches(records(codes, ids, fields, taken=(KEY, vector)), batch_size)
     empty = (~codes.active.any(1)).nonzero()
     if len(empty):
         raise ValueError(
@@ -72,8 +71,8 @@ def upload(
         params = client.prepare_index_params()
         params.add_index(vector, index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
         client.create_collection(collection, schema=schema, index_params=params)
-    for chunk in chunks(entities, batch_size):
-        client.upsert(collection, [{**other, KEY: id, vector: held} for id, held, other in chunk])
+    for batch in entities:
+        client.upsert(collection, [{**other, KEY: id, vector: held} for id, held, other in batch])
 
 
 def _check(client: Any, collection: str, vector: str) -> None:

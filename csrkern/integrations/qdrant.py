@@ -12,8 +12,8 @@ from csrkern.integrations.rows import (
     VECTOR,
     Codes,
     Stored,
+    batches,
     check_batch_size,
-    chunks,
     collect,
     records,
 )
@@ -49,8 +49,7 @@ def upload(
     """
     from qdrant_client import models
 
-    points = records(codes, ids, payloads, name="payloads")
-    batch_size = check_batch_size(batch_size)
+    points = batches(records(codes, ids, payloads, name="payloads"), batch_size)
     if client.collection_exists(collection):
         _check(client, collection, vector)
     else:
@@ -59,12 +58,12 @@ def upload(
             vectors_config={},
             sparse_vectors_config={vector: models.SparseVectorParams()},
         )
-    for chunk in chunks(points, batch_size):
+    for batch in points:
         client.upsert(
             collection,
             [
                 models.PointStruct(id=id, vector={vector: _vector(held)}, payload=payload)
-                for id, held, payload in chunk
+                for id, held, payload in batch
             ],
         )
 

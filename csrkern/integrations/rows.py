@@ -10,6 +10,7 @@ codes do not hold.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -147,16 +148,10 @@ def check_batch_size(batch_size: Any) -> int:
     return check_int("batch_size", batch_size, 1, MOST)
 
 
-def chunks(source: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Return the items of `source` in lists of `size`, the last one perhaps shorter."""
-    chunk: list[Any] = []
-    for record in source:
-        chunk.append(record)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def batches(source: Iterable[Any], batch_size: int) -> Iterator[list[Any]]:
+    """Return the items of `source` in lists of `batch_size`, which is checked at once."""
+    items, size = iter(source), check_batch_size(batch_size)
+    return iter(lambda: list(itertools.islice(items, size)), [])
 
 
 # ---- in -------------------------------------------------------------------------------
