@@ -59,9 +59,9 @@ def encode(
             order, and rounds once: a code does not depend on the rows beside it. A matrix
             product, in bfloat16 where the processor has instructions for it, only finds the
             candidates for these sums. Every row is proved to miss none; `verified_rows` counts
-            those that a bfloat16 product could not clear. A GPU gives the same bits; for k
-            above 1,024 but for sums within 2^-50 of a rounding boundary. "fast", and "exact"
-            for other dtypes, takes what a matrix product in the dtype of the arguments gives.
+            those that a bfloat16 product could not clear. A GPU gives the same bits, except,
+            for k above 1,024, where a sum is within 2^-50 of a rounding boundary. "fast", and
+            "exact" for other dtypes, takes what a matrix product in their dtype gives.
 
     Returns:
         SparseCodes [n, k] over h latents; see `topk_relu`.
