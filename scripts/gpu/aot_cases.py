@@ -62,7 +62,7 @@ def cases() -> list[Case]:
     )
     offsets = {"counts": INTS, "totals": LONGS, "n_blocks": "i32", "dim": "i32"}
     offsets |= {"BLOCK": transpose.LATENTS_AT_ONCE, "AT_ONCE": transpose.BLOCKS_AT_ONCE}
-    found.append(Case("transpose offsets", transpose.offsets_kernel, offsets, 1, 255, 20_000))
+    found.append(Case("transpose offsets", transpose.offsets_kernel, offsets, 1, 255, 24_000))
     place = {**codes, "starts": LONGS, "cursors": INTS, "rows": INTS, "slots": INTS}
     place |= {"sorted_values": FLOATS, "n": "i32", "k": "i32", "rows_per_block": "i32"}
     place |= {"dim": "i32", "K_PAD": 32}
