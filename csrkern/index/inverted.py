@@ -1,8 +1,8 @@
 """InvertedIndex: exact search over sparse codes, on NumPy alone.
 
 An index is made and searched here; collection.py adds, removes and stores its codes. Inverted
-lists are cut into windows of documents whose scores fit in the L1 cache: a search adds up one
-window after the other, list by list, and keeps what beats the best hits so far. See
+lists are cut into windows of documents whose scores fit in the second-level cache: a search adds
+up one window after the other, list by list, and keeps what beats the best hits so far. See
 csrc/cpu/index/scan.cpp.
 """
 
