@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from csrkern._fingerprint import fingerprint_of_codes
 from csrkern.arguments import check_choice
 from csrkern.codes.sparse import SparseCodes, check_codes
 from csrkern.embeddings.dataset import Embeddings, open_embeddings
-from csrkern._fingerprint import fingerprint_of_codes
 from csrkern.index.rerank import Rerank
 from csrkern.ops.decode import decode
 from csrkern.ops.validation import check_tensor
