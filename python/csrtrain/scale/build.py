@@ -52,7 +52,7 @@ class ShardPlan:
 
     @property
     def source(self) -> str:
-        """Says which codes these are: the numbers of the pieces and a checksum of theirs."""
+        """Name of these codes: the numbers of the pieces and a checksum of their checksums."""
         sums = ",".join(str(piece["crc32c"]) for piece in self.pieces)
         first, last = self.pieces[0]["number"], self.pieces[-1]["number"]
         return f"pieces {first}-{last} {crc32c(sums.encode()):08x}"
@@ -89,8 +89,8 @@ def build_shards(
         shards: how many; each gets whole pieces that follow each other, as evenly as that goes.
         metric, dtype, largest: of `InvertedIndex.build`; "uint8" needs `largest`
             with metric "ip", as all shards must round alike.
-        replace: publish all new shards at once when the last is built, in place of those that
-            `output` has, whatever they are; searches turn from the old to the new ones.
+        replace: publish all new shards at once when the last is built. They replace the shards
+            in `output`, whatever those are; searches turn from the old to the new ones.
         workers: shards built at a time; None: as many as there are cores.
         address: of a Ray cluster; None: the one that RAY_ADDRESS names, or a local one.
         options: of the file systems, as fsspec takes them.
@@ -117,18 +117,18 @@ def build_shards(
     plans = list(shard_plans(manifest["pieces"], shards))
     form = {"dim": manifest["dim"], "metric": metric, "dtype": dtype, "largest": largest}
     form["fingerprint"] = manifest.get("fingerprint")
-    found = newest(out)
-    staging = replace and not _is_of(found, plans, form)
+    built = newest(out)
+    staging = replace and not _is_built_of(built, plans, form)
     if staging:
-        found = read_staged(out)
-        if _strange(found, plans, form):
-            found = Generation()
-    elif strange := _strange(found, plans, form):
+        built = read_staged(out)
+        if _mismatch(built, plans, form):
+            built = Generation()
+    elif mismatch := _mismatch(built, plans, form):
         raise ValueError(
-            f"{out.url} holds {strange}; choose another folder, add to this one with add_shard, "
+            f"{out.url} holds {mismatch}; choose another folder, add to this one with add_shard, "
             "or replace=True"
         )
-    todo = [plan for plan in plans if not found.holds(plan.source)]
+    todo = [plan for plan in plans if not built.holds(plan.source)]
     total = sum(plan.rows for plan in plans)
     done = total - sum(plan.rows for plan in todo)
     progress = progress or (lambda done, total: None)
@@ -140,17 +140,17 @@ def build_shards(
         ):
             for shard, shard_form in running:
                 if staging:
-                    found = found.with_shard(shard, shard_form)
-                    write_staged(out, found)
+                    built = built.with_shard(shard, shard_form)
+                    write_staged(out, built)
                 else:
-                    found = _add(out, shard, shard_form)
+                    built = _add(out, shard, shard_form)
                 done += shard.codes
                 progress(done, total)
     if staging:
-        new = found
-        found = change(out, lambda now: Generation(now.number + 1, new.form, new.shards))
+        new = built
+        built = change(out, lambda latest: Generation(latest.number + 1, new.form, new.shards))
         write_staged(out, Generation())
-    return found
+    return built
 
 
 def add_shard(
@@ -181,47 +181,51 @@ def add_shard(
 def _add(
     out: Folder, shard: Shard, form: Mapping[str, Any], *, any_model: bool = False
 ) -> Generation:
-    def to(now: Generation) -> Generation:
-        return now if now.holds(shard.source) else now.with_shard(shard, form, any_model=any_model)
+    def add(current: Generation) -> Generation:
+        return (
+            current
+            if current.holds(shard.source)
+            else current.with_shard(shard, form, any_model=any_model)
+        )
 
-    return change(out, to)
-
-
-def _is_of(found: Generation, plans: Sequence[ShardPlan], form: Mapping[str, Any]) -> bool:
-    """Whether these are the shards that the plans make."""
-    whole = all(found.holds(plan.source) for plan in plans)
-    return whole and len(found.shards) == len(plans) and not _strange(found, plans, form)
+    return change(out, add)
 
 
-def _strange(found: Generation, plans: Sequence[ShardPlan], form: Mapping[str, Any]) -> str:
-    """Return the names that neither the plans made nor anyone added; empty if there are none."""
-    if not found.shards:
+def _is_built_of(built: Generation, plans: Sequence[ShardPlan], form: Mapping[str, Any]) -> bool:
+    """Whether the index consists of exactly the shards that the plans make."""
+    all_held = all(built.holds(plan.source) for plan in plans)
+    return all_held and len(built.shards) == len(plans) and not _mismatch(built, plans, form)
+
+
+def _mismatch(built: Generation, plans: Sequence[ShardPlan], form: Mapping[str, Any]) -> str:
+    """Describe what in the index neither fits the plans nor was added; empty if nothing."""
+    if not built.shards:
         return ""
     for name in ("dim", "metric", "dtype"):  # the largest value is rounded when it is stored
-        if found.form[name] != form[name]:
-            return f"shards with {name}={found.form[name]!r}"
-    fingerprint = found.form.get("fingerprint")
+        if built.form[name] != form[name]:
+            return f"shards with {name}={built.form[name]!r}"
+    fingerprint = built.form.get("fingerprint")
     if None not in (fingerprint, form["fingerprint"]) and fingerprint != form["fingerprint"]:
         return f"codes of another model (fingerprint {fingerprint})"
     sources = {plan.source for plan in plans}
-    for shard in found.shards:
+    for shard in built.shards:
         if shard.source not in sources and not shard.source.startswith(ADDED):
             return f"shards of other codes ({shard.source})"
     return ""
 
 
 def shard_plans(pieces: Sequence[Mapping[str, Any]], shards: int) -> Iterator[ShardPlan]:
-    """Cuts pieces into at most `shards` runs of nearly the same number of codes."""
+    """Cut pieces into at most `shards` runs of nearly equally many codes."""
     ends = np.cumsum([piece["rows"] for piece in pieces])
     targets = ends[-1] * np.arange(1, shards + 1) / shards
     cuts = [0, *(int(np.argmin(np.abs(ends - target))) + 1 for target in targets[:-1]), len(pieces)]
-    for left, right in itertools.pairwise(cuts):
-        if right > left:
-            yield ShardPlan(pieces[left:right])
+    for begin, end in itertools.pairwise(cuts):
+        if end > begin:
+            yield ShardPlan(pieces[begin:end])
 
 
 def build_one(source: Folder, out: Folder, plan: ShardPlan, form: Mapping[str, Any]) -> Any:
-    """Build a shard from its pieces and copy it to `out`; it and its form."""
+    """Build a shard from its pieces, copy it to `out`, and return it and its form."""
     first = plan.pieces[0]["first_id"]
     with scratch_folder() as scratch:
         InvertedIndex.build_streaming(
@@ -235,8 +239,8 @@ def build_one(source: Folder, out: Folder, plan: ShardPlan, form: Mapping[str, A
 
 
 def _read_pieces(source: Folder, plan: ShardPlan, scratch: Path) -> Iterator[Rows]:
-    """Codes, about a million at a time: each lot becomes a segment."""
-    held: list[codes_file.Stored] = []
+    """Yield codes, about a million at a time: each batch becomes a segment."""
+    batch: list[codes_file.Stored] = []
     for number, piece in enumerate(plan.pieces, start=1):
         payload = source.read(piece["file"])
         if len(payload) != piece["bytes"] or crc32c(payload) != piece["crc32c"]:
@@ -246,19 +250,21 @@ def _read_pieces(source: Folder, plan: ShardPlan, scratch: Path) -> Iterator[Row
             )
         file = scratch / piece["file"]
         file.write_bytes(payload)
-        found = codes_file.read(file)
+        stored = codes_file.read(file)
         # Copies: a mapping holds its file open.
-        held.append(found._replace(values=np.array(found.values), indices=np.array(found.indices)))
+        batch.append(
+            stored._replace(values=np.array(stored.values), indices=np.array(stored.indices))
+        )
         file.unlink()
-        if number == len(plan.pieces) or sum(len(one.values) for one in held) >= SEGMENT_CODES:
+        if number == len(plan.pieces) or sum(len(s.values) for s in batch) >= SEGMENT_CODES:
             yield Rows(
-                np.concatenate([one.values for one in held]),
-                np.concatenate([one.indices for one in held]),
+                np.concatenate([s.values for s in batch]),
+                np.concatenate([s.indices for s in batch]),
                 None,
-                held[0].dim,
-                common_fingerprint(source.url, [one.fingerprint for one in held]),
+                batch[0].dim,
+                common_fingerprint(source.url, [s.fingerprint for s in batch]),
             )
-            held = []
+            batch = []
 
 
 def _run(
@@ -269,7 +275,7 @@ def _run(
     form: Mapping[str, Any],
     workers: int | None,
 ) -> Generator[tuple[Shard, dict[str, Any]], None, None]:
-    """Shards as they are done, at most `workers` at a time."""
+    """Yield shards as they are done, building at most `workers` at a time."""
     if workers is None:
         workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
     task = ray.remote(num_cpus=1, max_retries=RETRIES)(build_one)
@@ -289,5 +295,5 @@ def _run(
             "More shards, or fewer workers, take less"
         ) from error
     finally:
-        for left in running:
-            ray.cancel(left)  # which removes its scratch
+        for task_ref in running:
+            ray.cancel(task_ref)  # which removes its scratch

@@ -11,7 +11,7 @@ INSTALL = "this needs Ray: pip install 'csrkern[ray]'"
 
 
 def import_ray() -> Any:
-    """Ray, or an ImportError that says how to install it."""
+    """Return Ray, or raise an ImportError that says how to install it."""
     try:
         import ray
     except ImportError as error:

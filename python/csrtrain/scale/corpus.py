@@ -37,21 +37,21 @@ class Piece:
     first_id: int
 
     def name(self, checksum: int) -> str:
-        """Of the file of codes.
+        """Name of the file of codes.
 
-        With their checksum, so that a receipt is right whoever else encodes the piece meanwhile.
+        It has their checksum, so a receipt stays right if another worker encodes the piece too.
         """
         return f"piece-{self.number:06d}-{checksum:08x}.safetensors"
 
     @property
     def receipt(self) -> str:
-        """Name of the file that says that the piece is written, and how."""
+        """Name of the file with the size and checksum of the written piece."""
         return f"piece-{self.number:06d}.json"
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How embeddings are read from files.
+    """Reads embeddings from files.
 
     Attributes:
         column: of Parquet and Lance files; None: the only one that holds lists of floats;
@@ -71,11 +71,11 @@ class Reader:
             FileNotFoundError: if a source names no file.
             ValueError: if it names a file of another kind.
         """
-        found: list[str] = []
+        urls: list[str] = []
         for source in sources:
             system, path = file_system(source, self.options)
-            system.invalidate_cache()  # what was listed before may have changed
-            is_pattern = any(sign in path for sign in "*?[")
+            system.invalidate_cache()  # an earlier listing may be out of date
+            is_pattern = any(c in path for c in "*?[")
             if path.endswith(".lance") and (not is_pattern or system.isdir(path)):
                 names = [path]  # Lance has ways of its own to object stores
             elif system.isdir(path):
@@ -88,11 +88,11 @@ class Reader:
                 names = list(filter(_is_known, system.glob(path))) if is_pattern else []
             if not names:
                 raise FileNotFoundError(f"no {', '.join(KNOWN)} files at {os.fsdecode(source)}")
-            found += [system.unstrip_protocol(name) for name in sorted(names)]
-        return found
+            urls += [system.unstrip_protocol(name) for name in sorted(names)]
+        return urls
 
     def stamp(self, source: str) -> str:
-        """Return what changes when the file does: a version, an entity tag, or size and time."""
+        """Return a text that changes with the file: a version, an entity tag, or size and time."""
         if _suffix(source) == ".lance":
             return str(_Lance(source).version)
         system, path = file_system(source, self.options)
@@ -169,9 +169,9 @@ def plan(files: Sequence[tuple[str, int]], piece_rows: int) -> Iterator[Piece]:
     number = first_id = 0
     for source, rows in files:
         for first in range(0, rows, piece_rows):
-            taken = min(piece_rows, rows - first)
-            yield Piece(number, source, first, taken, first_id)
-            number, first_id = number + 1, first_id + taken
+            n = min(piece_rows, rows - first)
+            yield Piece(number, source, first, n, first_id)
+            number, first_id = number + 1, first_id + n
 
 
 def _suffix(name: str) -> str:
@@ -213,7 +213,7 @@ class _Npy:
 
 
 class _Lance:
-    """A Lance dataset, with what `ParquetTable` has."""
+    """A Lance dataset, with the interface of `ParquetTable`."""
 
     def __init__(self, source: str) -> None:
         try:

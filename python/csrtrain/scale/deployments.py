@@ -18,12 +18,12 @@ MOST_LOOKUPS = 64  # in one batch
 
 
 class ServedHolder(Holder):
-    """Lookups that come while others are searched are gathered and searched together."""
+    """A holder that gathers the lookups of a moment and searches them together."""
 
     def __init__(
-        self, folder: Folder, threads: int, place: int, groups: int, refresh: float
+        self, folder: Folder, threads: int, group: int, groups: int, refresh: float
     ) -> None:
-        super().__init__(folder, threads, place, groups)
+        super().__init__(folder, threads, group, groups)
         threading.Thread(target=self._watch, args=(refresh,), daemon=True).start()
 
     def _watch(self, refresh: float) -> None:
@@ -43,6 +43,6 @@ class ServedHolder(Holder):
 
 
 class ServedGateway(Gateway):
-    """Asks again after what Ray raises when a process or a node dies."""
+    """A gateway that asks again when Ray reports that a process or a node died."""
 
     failures = (RayError, RayServeException)

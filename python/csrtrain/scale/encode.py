@@ -26,7 +26,7 @@ from csrtrain.scale.scratch import scratch_folder
 
 PLAN, MANIFEST = "plan.json", "codes.json"
 KIND, RECEIPT, VERSION = "csrkern-corpus", "csrkern-piece", 1
-# How often work is done again after its worker died; where that is not enough, it is its cause.
+# Retries after a worker died; if it dies more often, the work itself is the likely cause.
 RETRIES = 3
 
 Progress = Callable[[int, int], None]
@@ -116,7 +116,7 @@ def encode_corpus(
     if todo:
         with connected(address) as ray:
             model_file = f"model-{work['fingerprint']}.pt"
-            # From there a worker on any machine can read it, whichever machines have died.
+            # Workers on every machine can read it there, whichever machines have died.
             out.write(model_file, _packed(adapter))
             job = Job(out, reader, model_file, k, dtype, gpus_per_worker > 0)
             with contextlib.closing(_run(ray, job, todo, workers, gpus_per_worker)) as running:
@@ -131,7 +131,7 @@ def encode_corpus(
 
 
 def read_codes_manifest(folder: Folder) -> dict[str, Any]:
-    """Return the manifest of a corpus that has been encoded to its end.
+    """Return the manifest of a fully encoded corpus.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -146,7 +146,7 @@ def read_codes_manifest(folder: Folder) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to encode pieces."""
+    """Everything that a worker needs to encode pieces."""
 
     output: Folder
     reader: Reader
@@ -213,22 +213,22 @@ def _run(
     """
     if workers is None:
         resources = ray.cluster_resources()
-        there = resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 1)
-        workers = max(1, int(there))
+        capacity = resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 1)
+        workers = max(1, int(capacity))
     options = {"num_cpus": 0 if gpus else 1, "num_gpus": gpus}
     worker = ray.remote(**options, max_restarts=-1, max_task_retries=RETRIES)(Encoder)
     encoders = [worker.remote(job) for _ in range(min(workers, len(todo)))]
-    # One for which the cluster has no room yet is never ready, and gets no piece.
+    # A worker that the cluster has no room for is never ready and gets no piece.
     busy = {encoder.ready.remote(): number for number, encoder in enumerate(encoders)}
-    waiting, left = list(todo), len(todo)
+    waiting, remaining = list(todo), len(todo)
     try:
-        while left:
-            (done, *_), _ = ray.wait(list(busy), num_returns=1)
-            number, receipt = busy.pop(done), ray.get(done)
+        while remaining:
+            (ready, *_), _ = ray.wait(list(busy), num_returns=1)
+            number, receipt = busy.pop(ready), ray.get(ready)
             if waiting:
                 busy[encoders[number].encode.remote(waiting.pop(0))] = number
             if receipt is not None:
-                left -= 1
+                remaining -= 1
                 yield receipt
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None  # without the tracebacks that Ray puts into the message
@@ -243,42 +243,42 @@ def _run(
 
 
 def _shapes(reader: Reader, files: Sequence[str], width: int) -> list[tuple[str, int]]:
-    """(URL, rows) of every file, all `width` wide."""
-    found = []
+    """Return (URL, rows) of every file; all must be `width` wide."""
+    sized = []
     for source in files:
         rows, columns = reader.shape(source)
         if rows and columns != width:
             raise ValueError(f"{source}: the model expects {width} columns, the file has {columns}")
-        found.append((source, rows))
-    if not sum(rows for _, rows in found):
-        raise ValueError(f"expected at least one row, got {len(found)} empty files")
-    return found
+        sized.append((source, rows))
+    if not sum(rows for _, rows in sized):
+        raise ValueError(f"expected at least one row, got {len(sized)} empty files")
+    return sized
 
 
 def _agree(out: Folder, work: Mapping[str, Any]) -> None:
-    """Write the plan, or find that the folder's is the same."""
-    held = read_record(out, PLAN, KIND, VERSION)
-    if held is None:
+    """Write the plan, or check that the folder has the same plan."""
+    planned = read_record(out, PLAN, KIND, VERSION)
+    if planned is None:
         write_record(out, PLAN, KIND, VERSION, work)
-    elif held != work:
-        other = ", ".join(sorted(name for name in work if held.get(name) != work[name]))
+    elif planned != work:
+        differing = ", ".join(sorted(name for name in work if planned.get(name) != work[name]))
         raise ValueError(
-            f"{out.url} holds the codes of another run, which differs in: {other}; "
+            f"{out.url} holds the codes of another run, which differs in: {differing}; "
             "choose another folder, or remove that one"
         )
 
 
 def _receipts(out: Folder, pieces: Sequence[Piece]) -> dict[int, dict[str, Any]]:
-    """Of the pieces that are written as their receipts say, by number."""
+    """Return receipts by piece number, of the pieces whose file has the size they state."""
     sizes = out.sizes("piece-")
     begun = [piece for piece in pieces if piece.receipt in sizes]
     with ThreadPoolExecutor(16) as pool:
-        read = pool.map(lambda p: read_record(out, p.receipt, RECEIPT, VERSION), begun)
-    found = {}
-    for piece, receipt in zip(begun, read, strict=True):
+        receipts = pool.map(lambda p: read_record(out, p.receipt, RECEIPT, VERSION), begun)
+    complete = {}
+    for piece, receipt in zip(begun, receipts, strict=True):
         if receipt is not None and sizes.get(receipt["file"]) == receipt["bytes"]:
-            found[piece.number] = receipt
-    return found
+            complete[piece.number] = receipt
+    return complete
 
 
 def _packed(adapter: Any) -> bytes:
@@ -294,7 +294,7 @@ def _unpacked(payload: bytes) -> Any:
 
     from csrkern.nn import SparseAutoencoder
 
-    held = torch.load(io.BytesIO(payload), weights_only=True)
-    adapter = SparseAutoencoder(**held["config"])
-    adapter.load_state_dict(held["state"])
+    saved = torch.load(io.BytesIO(payload), weights_only=True)
+    adapter = SparseAutoencoder(**saved["config"])
+    adapter.load_state_dict(saved["state"])
     return adapter

@@ -51,7 +51,7 @@ def import_fsspec() -> Any:
     return fsspec
 
 
-def file_system(place: Place, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
+def file_system(location: Place, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
     """Return the fsspec file system of a URL or a path, and the path on it.
 
     A path on this machine, also after "file://", is taken to the letter: "::" and "*" are
@@ -63,7 +63,7 @@ def file_system(place: Place, options: Mapping[str, Any] | None = None) -> tuple
     fsspec = import_fsspec()
     from fsspec.implementations.local import LocalFileSystem
 
-    url = os.fsdecode(place)
+    url = os.fsdecode(location)
     if url.startswith("file://") or "://" not in url:
         return LocalFileSystem(), os.path.abspath(url.removeprefix("file://"))
     system, path = fsspec.core.url_to_fs(url, **(options or {}))
@@ -85,14 +85,14 @@ class Folder:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(place: Place, options: Mapping[str, Any] | None = None) -> Folder:
-        """From a URL or a path, which is made absolute: workers run in other folders.
+    def of(location: Place, options: Mapping[str, Any] | None = None) -> Folder:
+        """Make one from a URL or a path, which becomes absolute: workers run in other folders.
 
         Raises:
             ImportError: without fsspec.
         """
         import_fsspec()
-        url = os.fsdecode(place)
+        url = os.fsdecode(location)
         return Folder(url if "://" in url else os.path.abspath(url), dict(options or {}))
 
     def _open(self) -> tuple[Any, str]:
@@ -114,12 +114,12 @@ class Folder:
             OSError: if nothing can be written there.
         """
         name = f".csrkern-probe-{uuid.uuid4().hex}"
-        if (here := self.local) is not None:
-            if here.exists() and not here.is_dir():
-                raise NotADirectoryError(f"{here} is a file; expected a folder, or a name for one")
-            here.mkdir(parents=True, exist_ok=True)
-            write_durably(here / name, b"csrkern")
-            (here / name).unlink()
+        if (local := self.local) is not None:
+            if local.exists() and not local.is_dir():
+                raise NotADirectoryError(f"{local} is a file; expected a folder, or a name for one")
+            local.mkdir(parents=True, exist_ok=True)
+            write_durably(local / name, b"csrkern")
+            (local / name).unlink()
             return
         system, path = self._open()
         patiently(lambda: system.pipe_file(f"{path}/{name}", b"csrkern"))
@@ -137,53 +137,53 @@ class Folder:
 
     def write(self, name: str, payload: bytes) -> None:
         """Write a file; whoever reads sees the old bytes or the new ones."""
-        if (here := self.local) is not None:
-            here.mkdir(parents=True, exist_ok=True)
-            write_atomically(here / name, payload)
-            flush_folder(here)
+        if (local := self.local) is not None:
+            local.mkdir(parents=True, exist_ok=True)
+            write_atomically(local / name, payload)
+            flush_folder(local)
         else:
             system, path = self._open()
             # Object stores put whole objects.
             patiently(lambda: system.pipe_file(f"{path}/{name}", payload))
 
     def create(self, name: str, payload: bytes) -> None:
-        """Write a file that is not there yet; of several who try, one succeeds.
+        """Write a file that does not exist yet; of several concurrent writers one succeeds.
 
-        The payload must be like no other's: it tells who succeeded if an answer is lost.
+        The payload must be unique: it identifies the writer if a server's answer is lost.
 
         Raises:
             FileExistsError: if it is there.
         """
-        if (here := self.local) is not None:
-            here.mkdir(parents=True, exist_ok=True)
-            beside = here / f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
+        if (local := self.local) is not None:
+            local.mkdir(parents=True, exist_ok=True)
+            partial = local / f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
             try:
-                write_durably(beside, payload)
-                os.link(beside, here / name)
+                write_durably(partial, payload)
+                os.link(partial, local / name)
             finally:
-                beside.unlink(missing_ok=True)
-            flush_folder(here)
+                partial.unlink(missing_ok=True)
+            flush_folder(local)
             return
         system, path = self._open()
         try:
             patiently(lambda: system.pipe_file(f"{path}/{name}", payload, mode="create"))
         except Exception:  # not all servers say that it exists in a way that fsspec knows
             try:
-                found = self.read(name)
+                stored = self.read(name)
             except FileNotFoundError:
-                found = None
-            if found is None:
+                stored = None
+            if stored is None:
                 raise
-            if found != payload:
+            if stored != payload:
                 raise FileExistsError(f"{self.url}/{name}") from None
 
     def upload(self, file: Path, name: str) -> None:
         """Copy a file of this machine; not for names that somebody may read meanwhile."""
-        if (here := self.local) is None:
+        if (local := self.local) is None:
             system, path = self._open()
             patiently(lambda: system.put_file(str(file), f"{path}/{name}"))
             return
-        target = here / name
+        target = local / name
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "rb") as source, open(target, "wb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
@@ -197,25 +197,25 @@ class Folder:
         patiently(lambda: system.get_file(f"{path}/{name}", str(file)))
 
     def remove_unfinished(self, prefix: str) -> None:
-        """Remove what killed writers of files whose names begin with `prefix` left of them."""
-        if (here := self.local) is not None:  # object stores put whole objects
-            for file in here.iterdir():
+        """Remove unfinished files, left by killed writers, whose names begin with `prefix`."""
+        if (local := self.local) is not None:  # object stores put whole objects
+            for file in local.iterdir():
                 if file.name.startswith(f".{prefix}") and file.suffix == ".tmp":
                     file.unlink(missing_ok=True)
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Bytes of the files directly in the folder whose names begin with `prefix`."""
+        """Return the bytes of the files directly in the folder that begin with `prefix`."""
         system, path = self._open()
 
-        def ask() -> list[dict[str, Any]]:
+        def list_files() -> list[dict[str, Any]]:
             system.invalidate_cache()
             try:
                 return list(system.ls(path, detail=True))
             except FileNotFoundError:
                 return []
 
-        found = {facts["name"].rsplit("/", 1)[-1]: facts for facts in patiently(ask)}
-        return {name: int(f["size"] or 0) for name, f in found.items() if name.startswith(prefix)}
+        entries = {facts["name"].rsplit("/", 1)[-1]: facts for facts in patiently(list_files)}
+        return {name: int(f["size"] or 0) for name, f in entries.items() if name.startswith(prefix)}
 
 
 def read_record(folder: Folder, name: str, kind: str, version: int) -> dict[str, Any] | None:
@@ -232,11 +232,11 @@ def read_record(folder: Folder, name: str, kind: str, version: int) -> dict[str,
     try:
         record = json.loads(text)
         body = record["body"]
-        found, number, checksum = record["format"], record["version"], record["crc32c"]
+        actual_kind, number, checksum = record["format"], record["version"], record["crc32c"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{where} is damaged: it is not a {kind} file") from error
-    if found != kind:
-        raise ValueError(f"{where} is a {found} file; expected {kind}")
+    if actual_kind != kind:
+        raise ValueError(f"{where} is a {actual_kind} file; expected {kind}")
     if number != version:
         raise ValueError(f"{where} has version {number}; this release reads version {version}")
     if checksum != _checksum(body) or not isinstance(body, dict):

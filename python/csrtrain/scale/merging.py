@@ -32,7 +32,7 @@ def merge_hits(parts: Sequence[Hits], top_k: int) -> Hits:
         return Hits.none(0, top_k)
     if len(parts) == 1 and parts[0].ids.shape[1] == top_k:
         return parts[0]
-    # What small shards return may be narrower.
+    # Small shards may return fewer hits.
     lacking = top_k - sum(part.ids.shape[1] for part in parts)
     if lacking > 0:
         parts = [*parts, Hits.none(len(parts[0].ids), lacking)]

@@ -27,7 +27,7 @@ class ShardedIndex:
 
     def __init__(self, handle: Any, known: Generation) -> None:
         self._handle = handle
-        self._known = known  # the last that was heard of
+        self._known = known  # the newest that this process has seen
 
     @property
     def dim(self) -> int:
@@ -47,7 +47,7 @@ class ShardedIndex:
         name: str = APPLICATION,
         options: Mapping[str, Any] | None = None,
     ) -> ShardedIndex:
-        """Deploys the holders and the gateway on the cluster that Ray is connected to.
+        """Deploy the holders and the gateway on the cluster that Ray is connected to.
 
         New generations are served as they are published: no request fails and none sees two.
 
@@ -74,12 +74,12 @@ class ShardedIndex:
         from csrtrain.scale.deployments import MOST_LOOKUPS, ServedGateway, ServedHolder
 
         folder = Folder.of(index, options)
-        first = newest(folder)
-        if not first.shards:
+        initial = newest(folder)
+        if not initial.shards:
             raise FileNotFoundError(f"no sharded index at {folder.url}; make one with build_shards")
         cores = int(ray.cluster_resources().get("CPU", 0))
         if groups is None:
-            groups = max(1, min(len(first.shards), cores // (replicas * threads)))
+            groups = max(1, min(len(initial.shards), cores // (replicas * threads)))
         check_int("groups", groups, 1, 10_000)
         if replicas * groups * threads > cores:
             raise ValueError(
@@ -105,7 +105,7 @@ class ShardedIndex:
         handle = serve.run(
             gateway.bind(folder, holders, refresh), name=name, route_prefix=f"/{name}"
         )
-        return cls(handle, first)
+        return cls(handle, initial)
 
     @classmethod
     def connect(cls, name: str = APPLICATION) -> ShardedIndex:
@@ -114,8 +114,8 @@ class ShardedIndex:
         from ray import serve
 
         handle = serve.get_app_handle(name)
-        found: Generation = handle.current.remote().result()
-        return cls(handle, found)
+        current: Generation = handle.current.remote().result()
+        return cls(handle, current)
 
     def search(
         self, queries: Any, top_k: int = 10, *, deadline: float = 10.0, any_model: bool = False
@@ -142,11 +142,11 @@ class ShardedIndex:
             fingerprint = None
         until = time.monotonic() + deadline
         patience = PATIENCE * deadline  # then another gateway is asked: this one's node may be gone
-        while (left := until - time.monotonic()) > 0:
+        while (remaining := until - time.monotonic()) > 0:
             try:
-                request = Request(values, indices, top_k, left, fingerprint)
+                request = Request(values, indices, top_k, remaining, fingerprint)
                 response = self._handle.search.remote(request)
-                answer: Answer = response.result(timeout_s=patience or left + GRACE)
+                answer: Answer = response.result(timeout_s=patience or remaining + GRACE)
             except (ValueError, TypeError):
                 raise
             except TimeoutError:
@@ -158,8 +158,8 @@ class ShardedIndex:
                 continue
             return answer
         missing = tuple(shard.name for shard in self._known.shards)
-        none = Hits.none(len(values), hits_width(top_k, len(self._known)))
-        return Answer(*none, missing, self._known.number)
+        empty = Hits.none(len(values), hits_width(top_k, len(self._known)))
+        return Answer(*empty, missing, self._known.number)
 
     def generation(self) -> Generation:
         """Return the facts of the index that is served at the moment."""

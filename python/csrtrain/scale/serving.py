@@ -1,4 +1,4 @@
-"""What the processes that serve a sharded index do: holders of shards, and the gateway.
+"""The processes that serve a sharded index: holders of shards, and the gateway.
 
 A holder answers for the shards that a request names, in the generation that it names; it maps a
 shard when it is first asked for it, so a holder that replaces a dead one needs to be told nothing.
@@ -35,27 +35,27 @@ from csrtrain.scale.scratch import scratch_folder
 from csrtrain.scale.shards import Generation, Shard, generation, newest, open_shard
 
 KEPT_GENERATIONS = 3
-# A lookup without an answer after this share of the time left is asked of another holder, too:
-# one that hangs, or whose machine has gone without a word, breaks no connection.
+# After this share of the remaining time, another holder is asked, too: a holder that hangs, or
+# whose machine is gone, does not always break its connection.
 PATIENCE = 0.25
-# Of a request over HTTP.
+# Limits of a request over HTTP.
 MOST_BYTES, MOST_QUERIES, MOST_HITS = 16 << 20, 4096, 1_000_000
 FIELDS = {"values", "indices", "top_k", "deadline", "fingerprint"}
 log = logging.getLogger(__name__)
 
 
-def group_of(found: Generation, place: int, groups: int) -> tuple[int, ...]:
-    """Places of the shards that one of so many groups of holders answers for."""
-    return tuple(range(place, len(found.shards), groups))
+def group_of(index: Generation, group: int, groups: int) -> tuple[int, ...]:
+    """Return the positions of the shards that group number `group` of holders answers for."""
+    return tuple(range(group, len(index.shards), groups))
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """Queries to some shards.
+    """Queries to some of the shards.
 
     Attributes:
         generation: number of the generation.
-        shards: their places in it.
+        shards: their positions in it.
         values, indices: of the queries, [m, k].
         top_k: hits a query.
     """
@@ -69,64 +69,64 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Found:
-    """Hits of a lookup, and the places of shards that could not be read."""
+    """Hits of a lookup, and the positions of shards that could not be read."""
 
     hits: Hits
     missing: tuple[int, ...] = ()
 
 
 class Holder:
-    """Holds some shards, mapped: those of a group from the start, and whatever it is asked for."""
+    """Holds shards, mapped: those of its group from the start, others when a lookup names them."""
 
-    def __init__(self, folder: Folder, threads: int, place: int = 0, groups: int = 1) -> None:
+    def __init__(self, folder: Folder, threads: int, group: int = 0, groups: int = 1) -> None:
         self._folder = folder
         self._threads = threads
-        self._place, self._groups = place, groups
+        self._group, self._groups = group, groups
         closing = contextlib.ExitStack()
         self._cache = closing.enter_context(scratch_folder())
         weakref.finalize(self, closing.close)
         self._opening = threading.Lock()
-        self._generations: dict[int, Generation] = {}  # the last that was asked for at the end
+        self._generations: dict[int, Generation] = {}  # least recently used first
         self._open: dict[str, Any] = {}
         self._newest = Generation()
         self.look()
 
     def look(self) -> None:
         """Open the group's shards of the newest generation, before anybody asks for them."""
-        found = newest(self._folder, self._newest if self._newest.number else None)
-        if found.number > self._newest.number:
-            self.open_group(found.number)
-            self._newest = found
+        latest = newest(self._folder, self._newest if self._newest.number else None)
+        if latest.number > self._newest.number:
+            self.open_group(latest.number)
+            self._newest = latest
 
     def open_group(self, number: int) -> bool:
-        """Open the group's shards of a generation; whether all are there."""
-        found = self._generation(number)
-        group = group_of(found, self._place, self._groups)
-        return all([self._index(found.shards[place]) is not None for place in group])
+        """Open the group's shards of a generation and return whether all are there."""
+        index = self._generation(number)
+        positions = group_of(index, self._group, self._groups)
+        return all([self._index(index.shards[position]) is not None for position in positions])
 
     def search_all(self, lookups: list[Lookup]) -> list[Found]:
         """Return the best hits of each request; equal sets of shards are searched once."""
         alike: dict[Any, list[int]] = {}
-        for place, lookup in enumerate(lookups):
+        for i, lookup in enumerate(lookups):
             kind = (lookup.generation, lookup.shards, lookup.values.shape[1])
-            alike.setdefault(kind, []).append(place)
+            alike.setdefault(kind, []).append(i)
         answers: dict[int, Found] = {}
-        for places in alike.values():
-            found = self._search([lookups[place] for place in places])
-            answers |= zip(places, found, strict=True)
-        return [answers[place] for place in range(len(lookups))]
+        for members in alike.values():
+            results = self._search([lookups[i] for i in members])
+            answers |= zip(members, results, strict=True)
+        return [answers[i] for i in range(len(lookups))]
 
     def _search(self, lookups: list[Lookup]) -> list[Found]:
-        """Of lookups in the same shards with queries of one width."""
+        """Answer lookups in the same shards with queries of one width."""
         top_k = max(lookup.top_k for lookup in lookups)
         values = np.concatenate([lookup.values for lookup in lookups])
         indices = np.concatenate([lookup.indices for lookup in lookups])
         shards = self._generation(lookups[0].generation).shards
         parts, missing = [], []
-        for place in lookups[0].shards:
-            part = self._search_one(shards[place], (values, indices), top_k)
+        for position in lookups[0].shards:
+            part = self._search_one(shards[position], (values, indices), top_k)
             if part is None:
-                missing.append(place)
+                missing.append(position)
             else:
                 parts.append(part)
         hits = merge_hits(parts or [Hits.none(len(values), top_k)], top_k)
@@ -138,7 +138,7 @@ class Holder:
         ]
 
     def _search_one(self, shard: Shard, queries: Any, top_k: int) -> Hits | None:
-        """Hits in one shard, None if it is damaged or gone."""
+        """Return hits in one shard, None if it is damaged or gone."""
         index = self._index(shard)
         if index is None:
             return None
@@ -152,14 +152,14 @@ class Holder:
 
     def _generation(self, number: int) -> Generation:
         with self._opening:
-            found = self._generations.pop(number, None) or generation(self._folder, number)
-            self._generations[number] = found
+            index = self._generations.pop(number, None) or generation(self._folder, number)
+            self._generations[number] = index
             if len(self._generations) > KEPT_GENERATIONS:
                 del self._generations[next(iter(self._generations))]
-                named = {s.name for one in self._generations.values() for s in one.shards}
+                named = {s.name for g in self._generations.values() for s in g.shards}
                 for name in set(self._open) - named:
                     self._forget(name)
-            return found
+            return index
 
     def _index(self, shard: Shard) -> Any:
         with self._opening:
@@ -189,7 +189,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         scores, ids: float32 and int64 [m, top_k], as `InvertedIndex.search` returns them.
@@ -213,7 +213,7 @@ class Gateway:
     """Searches all shards by way of their holders.
 
     Attributes:
-        failures: errors after which a holder is asked again: it died, or has no place yet.
+        failures: errors after which a holder is asked again: it died, or is not running yet.
     """
 
     failures: tuple[type[Exception], ...] = (ConnectionError,)
@@ -229,34 +229,38 @@ class Gateway:
         """HTTP: GET says what is served; POST searches, see docs/scaling.md."""
         from starlette.responses import JSONResponse
 
-        now = self._current
+        current = self._current
         if request.method == "GET":
-            facts = {"generation": now.number, "codes": len(now), "shards": len(now.shards)}
-            return JSONResponse({**facts, **now.form})
+            facts = {
+                "generation": current.number,
+                "codes": len(current),
+                "shards": len(current.shards),
+            }
+            return JSONResponse({**facts, **current.form})
         body = await _body_of(request)
         if body is None:
-            says = f"expected a request of at most {MOST_BYTES:,} bytes"
-            return JSONResponse({"error": says}, status_code=413)
+            message = f"expected a request of at most {MOST_BYTES:,} bytes"
+            return JSONResponse({"error": message}, status_code=413)
         try:
-            asked = _request_of(json.loads(body), int(now.form["dim"]))
-            check_same_model("queries", asked.fingerprint, now.fingerprint)
+            query = _request_of(json.loads(body), int(current.form["dim"]))
+            check_same_model("queries", query.fingerprint, current.fingerprint)
         except ModelMismatchError as error:
             return JSONResponse({"error": str(error)}, status_code=409)
         except (ValueError, TypeError, RecursionError) as error:
             return JSONResponse({"error": str(error)[:300]}, status_code=400)
         try:
-            answer = await self.search(asked)
+            answer = await self.search(query)
         except Exception as error:
             log.error("%s: %s", type(error).__name__, " ".join(str(error).split())[:500])
-            says = "the index could not be searched; the server's log says why"
-            return JSONResponse({"error": says}, status_code=500)
-        found = answer.ids >= 0
+            message = "the index could not be searched; the server's log says why"
+            return JSONResponse({"error": message}, status_code=500)
+        valid = answer.ids >= 0
         # JSON has no infinity.
         scores = np.minimum(answer.scores, np.finfo(np.float32).max)
         return JSONResponse(
             {
-                "ids": [row[there].tolist() for row, there in zip(answer.ids, found, strict=True)],
-                "scores": [row[there].tolist() for row, there in zip(scores, found, strict=True)],
+                "ids": [row[mask].tolist() for row, mask in zip(answer.ids, valid, strict=True)],
+                "scores": [row[mask].tolist() for row, mask in zip(scores, valid, strict=True)],
                 "missing": list(answer.missing),
                 "generation": answer.generation,
             }
@@ -274,60 +278,60 @@ class Gateway:
         """
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch())
-        now = self._current
-        check_same_model("queries", request.fingerprint, now.fingerprint)
-        _check_queries(request.values, request.indices, int(now.form["dim"]))
-        top_k = hits_width(request.top_k, len(now))
+        current = self._current
+        check_same_model("queries", request.fingerprint, current.fingerprint)
+        _check_queries(request.values, request.indices, int(current.form["dim"]))
+        top_k = hits_width(request.top_k, len(current))
         until = time.monotonic() + request.deadline
         groups = [
-            (holder, group)
-            for place, holder in enumerate(self._holders)
-            if (group := group_of(now, place, len(self._holders)))
+            (holder, positions)
+            for number, holder in enumerate(self._holders)
+            if (positions := group_of(current, number, len(self._holders)))
         ]
         answers = await asyncio.gather(
             *(
                 self._ask(
                     holder,
-                    Lookup(now.number, group, request.values, request.indices, top_k),
+                    Lookup(current.number, positions, request.values, request.indices, top_k),
                     until,
                 )
-                for holder, group in groups
+                for holder, positions in groups
             )
         )
         hits = merge_hits([answer.hits for answer in answers], top_k)
-        missing = tuple(now.shards[place].name for one in answers for place in one.missing)
-        return Answer(*hits, missing, now.number)
+        missing = tuple(current.shards[i].name for answer in answers for i in answer.missing)
+        return Answer(*hits, missing, current.number)
 
     async def _ask(self, holder: Any, lookup: Lookup, until: float) -> Found:
-        """Of one group of shards, what is found before the deadline."""
+        """Search one group of shards and return what is found before the deadline."""
         best = Found(Hits.none(len(lookup.values), lookup.top_k), lookup.shards)
-        asked: set[asyncio.Future[Found]] = set()
+        pending: set[asyncio.Future[Found]] = set()
         read_errors = 0
         patience = PATIENCE * (until - time.monotonic())
         try:
-            while (left := until - time.monotonic()) > 0:
-                if len(asked) < 2:
-                    asked.add(asyncio.ensure_future(_answer(holder.search.remote(lookup))))
-                wait = min(left, patience if len(asked) < 2 else left)
-                done, asked = await asyncio.wait(
-                    asked, timeout=wait, return_when=asyncio.FIRST_COMPLETED
+            while (remaining := until - time.monotonic()) > 0:
+                if len(pending) < 2:
+                    pending.add(asyncio.ensure_future(_answer(holder.search.remote(lookup))))
+                wait = min(remaining, patience if len(pending) < 2 else remaining)
+                done, pending = await asyncio.wait(
+                    pending, timeout=wait, return_when=asyncio.FIRST_COMPLETED
                 )
-                for one in done:
-                    if isinstance(error := one.exception(), self.failures):
+                for response in done:
+                    if isinstance(error := response.exception(), self.failures):
                         await asyncio.sleep(min(0.05, max(0.0, until - time.monotonic())))
                         continue
                     if error is not None:
                         raise error
-                    found = one.result()
-                    if len(found.missing) < len(best.missing):
-                        best = found
+                    answer = response.result()
+                    if len(answer.missing) < len(best.missing):
+                        best = answer
                     read_errors += 1
                     # Another holder may have a shard that this one cannot read.
                     if not best.missing or read_errors == 2:
                         return best
         finally:
-            for one in asked:
-                one.cancel()
+            for response in pending:
+                response.cancel()
         return best
 
     async def _watch(self) -> None:
@@ -335,16 +339,16 @@ class Gateway:
         while True:
             await asyncio.sleep(self._refresh)
             try:
-                found = await asyncio.to_thread(newest, self._folder, self._current)
-                if found.number > self._current.number and await self._prepared(found):
-                    self._current = found
-            except Exception as error:  # go on with what there is
+                latest = await asyncio.to_thread(newest, self._folder, self._current)
+                if latest.number > self._current.number and await self._prepared(latest):
+                    self._current = latest
+            except Exception as error:  # keep serving the current generation
                 log.warning("generation %d stays: %s", self._current.number, error)
 
-    async def _prepared(self, found: Generation) -> bool:
+    async def _prepared(self, index: Generation) -> bool:
         return all(
             await asyncio.gather(
-                *(_answer(holder.prepare.remote(found.number)) for holder in self._holders)
+                *(_answer(holder.prepare.remote(index.number)) for holder in self._holders)
             )
         )
 
@@ -360,7 +364,7 @@ async def _body_of(request: Any) -> bytes | None:
 
 
 def _check_queries(values: np.ndarray, indices: np.ndarray, dim: int) -> None:
-    """Refuse what an empty index refuses; a holder's error is then the fault of a shard."""
+    """Raise what an empty index raises; after that a holder's error is the fault of a shard."""
     _empty_index(dim).search((values, indices), 1)
 
 
@@ -371,7 +375,7 @@ def _empty_index(dim: int) -> InvertedIndex:
 
 
 async def _answer(response: Any) -> Any:
-    """Await the response of a Ray Serve handle, which is no coroutine."""
+    """Await the response of a Ray Serve handle, which is not a coroutine."""
     return await response
 
 

@@ -63,7 +63,7 @@ class Generation:
         number: 0 is the empty one.
         form: dim, metric, dtype and largest (value that uint8 can hold), the same for
             all shards; fingerprint of the model of the first, None if it is not known.
-        shards: in the order in which they came, so that the places of the old ones stay.
+        shards: in the order in which they came, so that old ones keep their positions.
     """
 
     number: int = 0
@@ -107,8 +107,8 @@ class Generation:
                     f"shard {shard.name}: its ids {shard.first_id} to {shard.last_id} meet those "
                     f"of shard {other.name}, {other.first_id} to {other.last_id}"
                 )
-        kept = self.form if self.shards else form
-        return Generation(self.number + 1, dict(kept), (*self.shards, shard))
+        common = self.form if self.shards else form
+        return Generation(self.number + 1, dict(common), (*self.shards, shard))
 
     def holds(self, source: str) -> bool:
         """Whether a shard was made of it."""
@@ -116,25 +116,25 @@ class Generation:
 
 
 def newest(folder: Folder, known: Generation | None = None) -> Generation:
-    """Return the newest generation, or the empty one; one that is `known` saves reading.
+    """Return the newest generation, or the empty one; the search begins after `known`.
 
     Raises:
         ValueError: if a manifest is damaged.
         FileNotFoundError: if the generation that shards.json names is gone.
     """
-    found = known
-    if found is None:
+    latest = known
+    if latest is None:
         body = read_record(folder, NEWEST, KIND, VERSION)
-        found = Generation() if body is None else generation(folder, body["number"])
+        latest = Generation() if body is None else generation(folder, body["number"])
     while True:
         try:
-            found = generation(folder, found.number + 1)
+            latest = generation(folder, latest.number + 1)
         except FileNotFoundError:
-            return found
+            return latest
 
 
 def generation(folder: Folder, number: int) -> Generation:
-    """One generation by its number.
+    """Read a generation by its number.
 
     Raises:
         FileNotFoundError: if there is no such generation.
@@ -148,41 +148,41 @@ def generation(folder: Folder, number: int) -> Generation:
 
 
 def change(folder: Folder, to: Callable[[Generation], Generation]) -> Generation:
-    """Publish what follows the newest generation, found anew if somebody else was faster.
+    """Publish a change of the newest generation; retry if another process published first.
 
     Args:
-        to: gives the next generation, or the same if there is nothing to change.
+        to: returns the next generation, or the same if there is nothing to change.
     """
     while True:
-        now = newest(folder)
-        then = to(now)
-        if then.number == now.number:
-            return now
-        body = {**_body(then), "writer": uuid.uuid4().hex}  # like no other's
+        current = newest(folder)
+        updated = to(current)
+        if updated.number == current.number:
+            return current
+        body = {**_body(updated), "writer": uuid.uuid4().hex}  # unique
         try:
-            folder.create(_file_name(then.number), record_bytes(GENERATION_KIND, VERSION, body))
+            folder.create(_file_name(updated.number), record_bytes(GENERATION_KIND, VERSION, body))
         except FileExistsError:
             continue
-        write_record(folder, NEWEST, KIND, VERSION, {"number": then.number})
-        return then
+        write_record(folder, NEWEST, KIND, VERSION, {"number": updated.number})
+        return updated
 
 
 def read_staged(folder: Folder) -> Generation:
-    """Return the shards that wait for the others: see `build_shards(replace=True)`."""
+    """Read the shards that wait for the others: see `build_shards(replace=True)`."""
     body = read_record(folder, STAGED, GENERATION_KIND, VERSION)
     return Generation() if body is None else _generation_of(body, f"{folder.url}/{STAGED}")
 
 
-def write_staged(folder: Folder, found: Generation) -> None:
-    """Remembers shards that wait for others."""
-    write_record(folder, STAGED, GENERATION_KIND, VERSION, _body(found))
+def write_staged(folder: Folder, staged: Generation) -> None:
+    """Write the shards that wait for the others."""
+    write_record(folder, STAGED, GENERATION_KIND, VERSION, _body(staged))
 
 
-def _body(found: Generation) -> dict[str, Any]:
+def _body(index: Generation) -> dict[str, Any]:
     return {
-        "number": found.number,
-        "form": dict(found.form),
-        "shards": [asdict(shard) for shard in found.shards],
+        "number": index.number,
+        "form": dict(index.form),
+        "shards": [asdict(shard) for shard in index.shards],
     }
 
 
@@ -192,23 +192,23 @@ def _generation_of(body: Mapping[str, Any], where: str) -> Generation:
             Shard(**{**shard, "files": {n: (f[0], f[1]) for n, f in shard["files"].items()}})
             for shard in body["shards"]
         )
-        found = Generation(body["number"], body["form"], shards)
+        index = Generation(body["number"], body["form"], shards)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{where} is damaged: {error!r}") from error
     for shard in shards:
         for part in (shard.name, *shard.files):
             if _PLAIN_NAME.fullmatch(part) is None or part.startswith("."):
                 raise ValueError(f"{where} is damaged: {part!r} is no file name")
-    return found
+    return index
 
 
 def upload(folder: Folder, local: Path, source: str | None = None) -> tuple[Shard, dict[str, Any]]:
-    """Copy an index on this machine into `folder` as a shard; it and its form.
+    """Copy an index on this machine into `folder` as a shard; return it and its form.
 
     It is not part of the index until a generation names it.
 
     Args:
-        source: what it was made of; None: told by the checksums of its files.
+        source: what it was made of; None: derived from the checksums of its files.
     """
     index = InvertedIndex.load(local)
     files = {}
@@ -226,39 +226,39 @@ def upload(folder: Folder, local: Path, source: str | None = None) -> tuple[Shar
 
 
 def open_shard(folder: Folder, shard: Shard, cache: Path) -> InvertedIndex:
-    """Return the shard's index, mapped; from another machine's disk it is copied to `cache` first.
+    """Return the shard's index, mapped; copy it to `cache` first if another machine has it.
 
-    Of several threads one at a time may open a shard.
+    Only one thread at a time may open a shard.
 
     Raises:
         OSError: if a file is not there or cannot be read.
         ValueError: if a file is not what the manifest says.
     """
-    if (here := folder.local) is not None:
+    if (root := folder.local) is not None:
         for name, (size, _) in shard.files.items():  # the index checks the checksums itself
-            found = (here / shard.name / name).stat().st_size
-            if found != size:
+            actual = (root / shard.name / name).stat().st_size
+            if actual != size:
                 raise ValueError(
-                    f"{here / shard.name / name} is damaged: expected {size} bytes, found {found}"
+                    f"{root / shard.name / name} is damaged: expected {size} bytes, found {actual}"
                 )
-        return InvertedIndex.load(here / shard.name)
-    place = cache / shard.name
-    place.mkdir(parents=True, exist_ok=True)
+        return InvertedIndex.load(root / shard.name)
+    cached = cache / shard.name
+    cached.mkdir(parents=True, exist_ok=True)
     for name, (size, checksum) in shard.files.items():
-        file = place / name
+        file = cached / name
         if file.is_file() and file.stat().st_size == size:
             continue
-        beside = file.with_name(f".{name}.tmp")
-        folder.fetch(f"{shard.name}/{name}", beside)
-        if size_and_checksum(beside) != (size, checksum):
-            beside.unlink()
+        partial = file.with_name(f".{name}.tmp")
+        folder.fetch(f"{shard.name}/{name}", partial)
+        if size_and_checksum(partial) != (size, checksum):
+            partial.unlink()
             raise ValueError(f"{folder.url}/{shard.name}/{name} is damaged: its checksum is wrong")
-        beside.rename(file)
-    return InvertedIndex.load(place)
+        partial.rename(file)
+    return InvertedIndex.load(cached)
 
 
 def size_and_checksum(file: Path) -> tuple[int, int]:
-    """Bytes and CRC-32C of a file, which is mapped: shards are larger than memory likes."""
+    """Return bytes and CRC-32C of a file, which is mapped: shards may not fit into memory."""
     size = file.stat().st_size
     data = np.memmap(file, np.uint8, mode="r") if size else np.zeros(0, np.uint8)
     return size, crc32c(data)

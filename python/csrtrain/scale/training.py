@@ -19,7 +19,7 @@ def train_on_ray(
     storage: str | None = None,
     **options: Any,
 ) -> Path:
-    """Trains on several processes of a cluster and saves the model.
+    """Train on several processes of a cluster and save the model.
 
     Args:
         embeddings: a file that every node can read under this name.
