@@ -16,20 +16,20 @@ MOST_NESTED = 100  # brackets; Python's own limit depends on its version and on 
 _JSON_BEGINS = re.compile(r'\s*\{\s*["}]')
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# What a terminal obeys, or shows in another order, instead of printing it.
+# Characters that a terminal obeys, or that change the order of text, instead of being shown.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Record:
-    """The fields of one line, and where it stands, for messages: "lines.txt: line 3"."""
+    """The fields of one line, and its position for messages: "lines.txt: line 3"."""
 
     where: str
     fields: dict[str, Any]
 
 
 def read_lines(stream: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
-    r"""Yield where each line of UTF-8 text stands, and its text.
+    r"""Yield the position (for messages) and the text of each line of UTF-8.
 
     Only \n ends a line (U+2028, form feed and the like are characters of a text); a \r before it
     and a byte-order mark at the beginning do not belong to the text.
@@ -59,7 +59,7 @@ def read_records(
 ) -> Iterator[Record]:
     """Yield a record for each line: a JSON object as it is, a text as {`field`: text}.
 
-    Blank lines among JSON are passed over.
+    Blank lines among JSON are skipped.
 
     Args:
         stream: what to read.
@@ -69,9 +69,9 @@ def read_records(
             begins like one, `{"`.
 
     Raises:
-        ValueError: naming the line that is not as the others.
+        ValueError: naming the line that differs in kind from the others.
     """
-    blank: list[Record] = []  # lines before the first that tells
+    blank: list[Record] = []  # lines before the first that is not blank
     for where, text in read_lines(stream, name):
         if as_json is None and text.strip():
             as_json = _JSON_BEGINS.match(text) is not None
@@ -96,9 +96,9 @@ def parse_object(where: str, text: str) -> dict[str, Any]:
     """
     expected = f"{where}: expected a JSON object"
     try:
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise ValueError(f"it is {_KINDS.get(type(found), 'a number')}")
+        parsed = json.loads(text)
+        if not isinstance(parsed, dict):
+            raise ValueError(f"it is {_KINDS.get(type(parsed), 'a number')}")
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{expected}, got {text[:60]!r} ({error.msg}, character {error.pos + 1})"
@@ -107,9 +107,9 @@ def parse_object(where: str, text: str) -> dict[str, Any]:
         raise ValueError(f"{expected}, got {text[:60]!r} ({error})") from error
     except RecursionError as error:
         raise ValueError(f"{expected} of at most {MOST_NESTED} nested brackets") from error
-    if text.count("[") + text.count("{") > MOST_NESTED and _nested(found) > MOST_NESTED:
+    if text.count("[") + text.count("{") > MOST_NESTED and _nested(parsed) > MOST_NESTED:
         raise ValueError(f"{expected} of at most {MOST_NESTED} nested brackets")
-    return found
+    return parsed
 
 
 _KINDS = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
@@ -119,8 +119,8 @@ def _nested(value: Any) -> int:
     level, depth = [value], 0
     while level:
         depth += 1
-        inside = (x.values() if isinstance(x, dict) else x for x in level)
-        level = [x for held in inside for x in held if isinstance(x, (dict, list))]
+        children = (x.values() if isinstance(x, dict) else x for x in level)
+        level = [x for items in children for x in items if isinstance(x, (dict, list))]
     return depth
 
 
@@ -135,21 +135,21 @@ def to_json(record: dict[str, Any], *, ascii_only: bool = False) -> str:
     except ValueError:
         finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
         text = json.dumps(finite, ensure_ascii=ascii_only)
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def set_aside(fields: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Return the fields of a line beside which `names` will be put.
+    """Return the fields of a line, renamed so that `names` can be added.
 
-    A field that has one of these names is kept with an underscore at its end: "query_".
+    A field that has one of these names gets an underscore at its end: "query_".
     """
-    kept = {}
+    renamed = {}
     for name, value in fields.items():
         new = name
         while new in names or (new != name and new in fields):
             new += "_"
-        kept[new] = value
-    return kept
+        renamed[new] = value
+    return renamed
 
 
 def check_text(where: str, text: str) -> str:
@@ -159,20 +159,20 @@ def check_text(where: str, text: str) -> str:
         ValueError: naming `where`, if it holds half of a surrogate pair (JSON's "\\ud83d" alone),
             as which Python also gives bytes of an argument that are not UTF-8.
     """
-    if (found := _SURROGATE.search(text)) is not None:
+    if (surrogate := _SURROGATE.search(text)) is not None:
         raise ValueError(
-            f"{where}: expected a text of characters, got one with {found[0]!a} at "
-            f"{found.start() + 1}, half of a surrogate pair"
+            f"{where}: expected a text of characters, got one with {surrogate[0]!a} at "
+            f"{surrogate.start() + 1}, half of a surrogate pair"
         )
     return text
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Return `text` with the characters escaped that a terminal would obey, but for `keep`.
+    """Return `text` with the characters escaped that a terminal would obey, except `keep`.
 
-    Bytes of a file's name that are not UTF-8, which Python keeps as surrogates, show as they are.
+    Python keeps bytes of a file's name that are not UTF-8 as surrogates: they show as bytes.
     """
-    return _CONTROL.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+    return _CONTROL.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), text)
 
 
 def _escaped(character: str) -> str:

@@ -1,4 +1,4 @@
-"""What is shown of work under way: progress bars, and scalars for TensorBoard."""
+"""Show work under way: progress bars, and scalars for TensorBoard."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHOWN_AFTER = 1.0  # seconds of work before there is a bar: most commands are do
 
 @contextlib.contextmanager
 def working(
-    what: str,
+    description: str,
     total: int | None = None,
     *,
     unit: str | None = None,
@@ -34,10 +34,10 @@ def working(
 ) -> Iterator[Callable[..., None]]:
     """Yield advance(n, total=None): a bar or, without a total, a pulse while the block takes long.
 
-    With a `unit` of what is counted the bar says how many are done and how long the rest takes.
+    With a `unit`, the bar shows how many of these are done and how long the rest takes.
 
-    On standard error, and only where that is a terminal and a bar is `wanted`; not where the
-    block `prints` to a terminal.
+    The bar is on standard error, and only if that is a terminal and a bar is `wanted`; not if
+    the block `prints` to a terminal.
     """
     from rich import progress as bars
     from rich.console import Console
@@ -51,7 +51,7 @@ def working(
     columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), *last)
     # Standard output must not be redirected: it may be a pipe.
     bar = bars.Progress(*columns, console=console, transient=True, redirect_stdout=False)
-    task = bar.add_task(what, total=1 if unit and total is None else total)
+    task = bar.add_task(description, total=1 if unit and total is None else total)
     start = threading.Timer(SHOWN_AFTER, bar.start)
     start.daemon = True
     start.start()
@@ -67,7 +67,7 @@ def working(
 def progress_bar(wanted: bool, start: int, steps: int) -> Iterator[Show]:
     """Yield show(steps done, losses, rows per second).
 
-    On standard error, and only where that is a terminal or a notebook.
+    The bar is on standard error, and only if that is a terminal or a notebook.
     """
     from rich import progress as bars
     from rich.console import Console
@@ -121,7 +121,7 @@ def scalar_log(folder: str | os.PathLike[str] | None, start: int) -> Iterator[Lo
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Where tables and messages go; wide enough for tables when not a terminal."""
+    """Return a console for tables and messages, wide enough for tables if not a terminal."""
     from rich.console import Console
 
     plain = Console(stderr=stderr)
@@ -129,11 +129,11 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def say(message: str, *outputs: Path | None) -> None:
-    """Print a message as it is, where none of the `outputs` goes."""
+    """Print a message as it is, on a stream that none of the `outputs` goes to."""
     print(printable(message, keep="\n"), file=stream_beside(*outputs), flush=True)
 
 
 def stream_beside(*outputs: Path | None) -> TextIO:
-    """Where to print: on standard output, unless one of the `outputs` goes there."""
-    taken = any(output is not None and is_standard_output(output) for output in outputs)
-    return sys.stderr if taken else sys.stdout
+    """Return standard output or, if one of the `outputs` goes there, standard error."""
+    uses_stdout = any(output is not None and is_standard_output(output) for output in outputs)
+    return sys.stderr if uses_stdout else sys.stdout

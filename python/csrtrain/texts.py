@@ -38,16 +38,16 @@ SAMPLES = 256  # numbers of each weight of a text model
 
 @dataclass(frozen=True)
 class Recipe:
-    """How words became the codes of a file or an index, so that a query becomes one likewise.
+    """The models that made the codes of a file or an index; queries are encoded with the same.
 
     Attributes:
         text_model: name or folder of a sentence-transformers model; None: not known.
         adapter: folder of the adapter that encodes its embeddings; None: not known, or the
             text model makes codes itself.
         text_fingerprint: of the text model (`TextModel.fingerprint`); None: not known.
-        fingerprint: of the model that made the codes, for JSON lines; files and indexes have a
-            place of their own for it.
-        codes: of an index, how many it was built of: the ids of these are the numbers of their
+        fingerprint: of the model that made the codes, for JSON lines; files and indexes store it
+            themselves.
+        codes: number of codes that an index was built of; their ids are the numbers of their
             lines. None: not known.
     """
 
@@ -68,11 +68,11 @@ class Recipe:
             check_int("codes", self.codes, 0, 2**63 - 1)
 
     def over(self, other: Recipe) -> Recipe:
-        """Return this one, with what it does not know from another."""
+        """Return this recipe, with unknown fields taken from another."""
         return dataclasses.replace(other, **self._known())
 
     def to_json(self) -> str:
-        """Return JSON for `from_json`; folders are written in full, to be found from elsewhere."""
+        """Return JSON for `from_json`, with absolute paths of folders."""
         folders = {"text_model": _absolute(self.text_model), "adapter": _absolute(self.adapter)}
         return json.dumps({name: folders.get(name, value) for name, value in self._known().items()})
 
@@ -81,7 +81,7 @@ class Recipe:
 
     @staticmethod
     def from_json(text: str) -> Recipe:
-        """Raise ValueError if `text` is not what `to_json` gives."""
+        """Return the recipe that `to_json` wrote; raise ValueError if `text` is not one."""
         fields = parse_object("models", text)
         known = {field.name for field in dataclasses.fields(Recipe)}
         if not fields.keys() <= known:
@@ -103,16 +103,16 @@ class Recipe:
 
     @staticmethod
     def of_index(folder: Path) -> Recipe:
-        """Return the models that an index names; empty if it was built without.
+        """Return the models that an index names; empty if it names none.
 
         Raises:
             ValueError: if its file is damaged.
         """
         file = folder / RECIPE
-        found = Recipe._of(file, file.read_bytes()) if file.is_file() else Recipe()
-        if found.adapter == ADAPTER:
-            found = dataclasses.replace(found, adapter=str(folder / ADAPTER))
-        return found
+        recipe = Recipe._of(file, file.read_bytes()) if file.is_file() else Recipe()
+        if recipe.adapter == ADAPTER:
+            recipe = dataclasses.replace(recipe, adapter=str(folder / ADAPTER))
+        return recipe
 
     @staticmethod
     def _of(file: Path, text: str | bytes) -> Recipe:
@@ -122,13 +122,13 @@ class Recipe:
             raise ValueError(f"{file} is damaged: {error}") from error
 
     def save_to_index(self, folder: Path, adapter: SparseAutoencoder | None) -> None:
-        """Write what an index remembers into its folder, with a copy of the adapter.
+        """Write the recipe into the folder of an index, with a copy of the adapter.
 
-        So both move together, and an adapter that is trained under the old one's name is another.
+        The copy moves with the index and stays when another adapter is trained under that name.
         """
         fields = json.loads(self.to_json())
         if adapter is None:
-            shutil.rmtree(folder / ADAPTER, ignore_errors=True)  # of the index before
+            shutil.rmtree(folder / ADAPTER, ignore_errors=True)  # of the previous index
         else:
             adapter.save_pretrained(folder / ADAPTER)
             fields["adapter"] = ADAPTER
@@ -187,7 +187,7 @@ class TextModel:
             ) from error
 
     def embed(self, texts: Sequence[str], *, query: bool = False, batch_size: int = 32) -> Any:
-        """Embeddings float32 [n, d] of texts, or SparseCodes if the model is sparse.
+        """Return embeddings float32 [n, d] of texts, or SparseCodes if the model is sparse.
 
         Args:
             texts: n of them.
@@ -210,28 +210,27 @@ class TextModel:
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that tell models of different embeddings apart.
 
-        They are the hash of some numbers of each weight, and of the prompts: not of names and
-        the order of weights, which differ between versions of the packages.
+        They hash a sample of each weight and the prompts, but not the names and the order of
+        weights, which differ between versions of the packages.
         """
         weights = sorted(
-            (list(weight.shape), _some_numbers(weight).tobytes())
-            for weight in self.model.parameters()
+            (list(weight.shape), _sample(weight).tobytes()) for weight in self.model.parameters()
         )
         facts = {
             "shapes": [shape for shape, _ in weights],
             "prompts": {name: text for name, text in self.model.prompts.items() if text},
             "default prompt": self.model.default_prompt_name,
         }
-        return digest(facts, [np.frombuffer(some, np.uint8) for _, some in weights])
+        return digest(facts, [np.frombuffer(sample, np.uint8) for _, sample in weights])
 
 
-def _some_numbers(weight: torch.Tensor) -> np.ndarray:
+def _sample(weight: torch.Tensor) -> np.ndarray:
     flat = weight.detach().reshape(-1)
     return flat[:: max(1, len(flat) // SAMPLES)].float().cpu().numpy().astype("<f4")
 
 
 def _minilm() -> str:
-    """Return the folder of an installed package that carries it, else its name on the Hub."""
+    """Return the folder of an installed package with the model, else its name on the Hub."""
     spec = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
     for folder in (spec and spec.submodule_search_locations) or ():
         for config in sorted(Path(folder).rglob("modules.json")):
@@ -240,12 +239,12 @@ def _minilm() -> str:
 
 
 def _hub_answers() -> bool:
-    """Asked once: the package would ask again and again for each file, for minutes in all."""
+    """Whether the Hub answers; offline, the package would retry each file, for minutes in all."""
     from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
-    except Exception:  # of requests or of httpx, by the version
+    except Exception:  # requests or httpx raise it, by the version
         return False
     return True
 
@@ -263,11 +262,11 @@ def _is_sparse(name: str, offline: bool) -> bool:
 
 
 class TextCoder:
-    """Texts or their embeddings to codes, as a `Recipe` says; models load when first needed.
+    """Encodes texts or their embeddings by the models of a `Recipe`, loaded when first needed.
 
     Args:
-        recipe: a text model of another fingerprint than it has is refused.
-        any_model: unless this is True.
+        recipe: the models; a text model whose fingerprint differs from the recipe's is refused.
+        any_model: do not compare fingerprints.
     """
 
     def __init__(self, recipe: Recipe, *, any_model: bool = False) -> None:
@@ -275,29 +274,29 @@ class TextCoder:
         self._any_model = any_model
 
     def check_codes(self, made_by: Recipe, name: str) -> None:
-        """Refuse codes, by name, of texts that another text model read."""
+        """Raise ModelMismatchError, with `name`, if another text model read the texts of codes."""
         self._check_text_model(f"the text model of {name}", made_by.text_fingerprint)
 
-    def _check_text_model(self, what: str, fingerprint: str | None) -> None:
+    def _check_text_model(self, name: str, fingerprint: str | None) -> None:
         expected = self.recipe.text_fingerprint
         if self._any_model or None in (fingerprint, expected) or fingerprint == expected:
             return
         raise ModelMismatchError(
-            f"{what} is not the one of the index, or has been changed (fingerprint {fingerprint}, "
+            f"{name} is not the one of the index, or has been changed (fingerprint {fingerprint}, "
             f"expected {expected}), so scores mean nothing; name the right one by --text-model, "
             "embed the texts again, or add --any-model"
         )
 
     @cached_property
     def text_model(self) -> TextModel:
-        """Raises ValueError if the recipe names none, or (ModelMismatchError) it is another."""
+        """The text model; ValueError if the recipe names none, ModelMismatchError if it differs."""
         if self.recipe.text_model is None:
             raise ValueError(
                 "no text model is known: name it by --text-model, here or to csrkern index"
             )
-        found = TextModel(self.recipe.text_model)
-        self._check_text_model(f"the text model {self.recipe.text_model}", found.fingerprint)
-        return found
+        model = TextModel(self.recipe.text_model)
+        self._check_text_model(f"the text model {self.recipe.text_model}", model.fingerprint)
+        return model
 
     @cached_property
     def _adapter(self) -> SparseAutoencoder:
@@ -308,7 +307,7 @@ class TextCoder:
     def codes_of_texts(
         self, texts: Sequence[str], *, query: bool = False, batch_size: int = 32
     ) -> SparseCodes:
-        """Codes of texts.
+        """Return the codes of texts.
 
         Raises:
             ValueError: if the model or the adapter is missing or they do not fit together.
@@ -317,7 +316,7 @@ class TextCoder:
         return embedded if self.text_model.sparse else self.codes_of_embeddings(embedded)
 
     def codes_of_embeddings(self, embeddings: Any) -> SparseCodes:
-        """Codes of embeddings [n, d], by the adapter.
+        """Return the codes of embeddings [n, d], by the adapter.
 
         Raises:
             FileNotFoundError: if its folder is no longer there.
@@ -333,7 +332,7 @@ class TextCoder:
 
 
 def stack(parts: Sequence[Any]) -> Any:
-    """Arrays, or SparseCodes of whatever k, one below the other."""
+    """Concatenate arrays, or SparseCodes of any k, by rows."""
     if isinstance(parts[0], np.ndarray):
         return np.concatenate(parts)
     codes = SparseCodes.from_torch(torch.cat([part.to_torch_coo() for part in parts]))

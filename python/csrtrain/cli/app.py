@@ -1,4 +1,4 @@
-"""The `csrkern` command: which commands there are, and how errors end.
+"""The `csrkern` command: its subcommands, and how errors end.
 
 Bad input ends in one line on standard error and exit code 2, never in a traceback;
 CSRKERN_DEBUG=1 shows it. Commands import what they need when they run, so that
@@ -48,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    if sys.stderr is None:  # closed; what is printed there goes nowhere, and not into a file
+    if sys.stderr is None:  # closed: drop what is printed there
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if sys.stdout is None:
         return _fail("standard output is closed", 2)
-    if hasattr(sys.stdout, "reconfigure"):  # what an encoding lacks is escaped, not an error
+    if hasattr(sys.stdout, "reconfigure"):  # escape what the encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(args=arguments, prog_name="csrkern", standalone_mode=False)
@@ -72,7 +72,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _drop_output() -> None:
-    """Forgets what standard output does not take, which Python would complain of at exit."""
+    """Discard what standard output does not take; else Python reports an error at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -80,8 +80,8 @@ def _drop_output() -> None:
 
 
 def _explain(error: Exception) -> tuple[str, int]:
-    """One line about an error, and the exit code."""
-    if hasattr(error, "format_message"):  # typer's own errors, whichever click it carries
+    """Return one line about an error, and the exit code."""
+    if hasattr(error, "format_message"):  # typer's own errors, of any click version
         command = getattr(getattr(error, "ctx", None), "command_path", "csrkern")
         message = error.format_message()
         return (f"{message} (see {command} --help)" if message else ""), 2

@@ -54,18 +54,18 @@ def demo(
     if ask is None:
         from csrtrain.demo.run import run
 
-        result = run(output, quick=quick, out=out)
+        report = run(output, quick=quick, out=out)
         if as_json:
-            emit({"output": str(output), **dataclasses.asdict(result)})
+            emit({"output": str(output), **dataclasses.asdict(report)})
         return
     from csrtrain.demo.ask import answer, show
 
     answers = answer(output, ask, text_model, quick=quick, out=out)
     if as_json:
-        found = {
-            name: {"bytes": each.bytes, "hits": [hit._asdict() for hit in each.hits]}
-            for name, each in answers.items()
+        records = {
+            name: {"bytes": result.bytes, "hits": [hit._asdict() for hit in result.hits]}
+            for name, result in answers.items()
         }
-        emit({"definition": ask, **found})
+        emit({"definition": ask, **records})
     else:
         show(ask, answers, out)

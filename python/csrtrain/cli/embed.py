@@ -1,4 +1,4 @@
-"""The command embed: texts in, embeddings or codes out."""
+"""The command embed: turn texts into embeddings or codes."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def embed(
         gives_codes = coder.text_model.sparse or model is not None
         recipe = dataclasses.replace(recipe, text_fingerprint=coder.text_model.fingerprint)
     if suffix == (".npy" if gives_codes else ".safetensors"):
-        given = "codes, which go" if gives_codes else "embeddings without --model, which go"
-        raise ValueError(f"{output}: the model gives {given} into another kind of file")
+        form = "codes, which go" if gives_codes else "embeddings without --model, which go"
+        raise ValueError(f"{output}: the model gives {form} into another kind of file")
     with working("embedding texts", count_lines(texts), prints=output is None) as advance:
         chunks = _embedded(records, field, coder, query, batch_size, advance)
         if output is None or suffix == ".jsonl":
@@ -123,7 +123,7 @@ def _embedded(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> Iterator[tuple[list[Record], Any]]:
-    """Yield records, some at a time, and their embeddings or codes."""
+    """Yield records, a chunk at a time, and their embeddings or codes."""
     while chunk := list(itertools.islice(records, CHUNK)):
         texts = [text_of(record, field) for record in chunk]
         options: dict[str, Any] = {"query": query, "batch_size": batch_size}
@@ -135,7 +135,7 @@ def _embedded(
 
 
 def _lines(embedded: Any, recipe: Recipe) -> Iterator[dict[str, Any]]:
-    """Return the fields that are added to each record."""
+    """Yield the fields that are added to each record."""
     import numpy as np
 
     if isinstance(embedded, np.ndarray):
@@ -145,9 +145,9 @@ def _lines(embedded: Any, recipe: Recipe) -> Iterator[dict[str, Any]]:
     from csrkern.integrations.rows import rows_of
 
     made_by = dataclasses.replace(recipe, fingerprint=embedded.fingerprint)
-    rest = {"dim": embedded.dim, MADE_BY: json.loads(made_by.to_json())}
+    shared_fields = {"dim": embedded.dim, MADE_BY: json.loads(made_by.to_json())}
     for indices, values in rows_of(embedded):
-        yield {"indices": indices.tolist(), "values": numbers_of(values), **rest}
+        yield {"indices": indices.tolist(), "values": numbers_of(values), **shared_fields}
 
 
 def _write_lines(
@@ -183,11 +183,11 @@ def _write_array(
     parts = [embedded for _, embedded in chunks]
     if not parts:
         raise ValueError("expected at least one line of text, got none")
-    together = stack(parts)
-    if isinstance(together, np.ndarray):
+    stacked = stack(parts)
+    if isinstance(stacked, np.ndarray):
         payload = io.BytesIO()
-        np.save(payload, together)
+        np.save(payload, stacked)
         write_atomically(output, payload.getvalue())
     else:
-        together.save(output, dtype=dtype, notes={RECIPE_KEY: recipe.to_json()})
-    return len(together)
+        stacked.save(output, dtype=dtype, notes={RECIPE_KEY: recipe.to_json()})
+    return len(stacked)

@@ -20,7 +20,7 @@ def encode(
 ) -> None:
     """Turn embeddings into sparse codes.
 
-    With --text-model, what made the embeddings is remembered, and search takes words.
+    With --text-model, the file names the model that made the embeddings, and search takes words.
 
     [bold]Example[/bold]
 

@@ -1,4 +1,4 @@
-"""The command eval: what codes keep, beside every other way to a smaller vector."""
+"""The command eval: compare the accuracy of codes with other ways to a smaller vector."""
 
 from __future__ import annotations
 
@@ -96,13 +96,13 @@ def evaluate(
         task = _task(embeddings, labels, test, test_labels, qrels, holdout, probes)
         adapter = None if model is None else _adapter(model, task.database.shape[1])
         results = list(_results(task, adapter, shared.numbers(k, "--k"), matryoshka))
-    without = left_out(task.database)
-    notes = [f"{name} is left out: {reason}" for name, reason in without.items()]
+    omitted = left_out(task.database)
+    notes = [f"{name} is left out: {reason}" for name, reason in omitted.items()]
     title = f"{len(task.queries):,} queries, {len(task.database):,} rows"
     if as_json:
         sizes = {"queries": len(task.queries), "rows": len(task.database)}
         table = [dataclasses.asdict(result) for result in results]
-        emit({**sizes, "results": table, "left_out": without}, stream_beside(output, report))
+        emit({**sizes, "results": table, "left_out": omitted}, stream_beside(output, report))
     else:
         if show_all:
             _print(results, title, stream_beside(output, report))
@@ -111,8 +111,8 @@ def evaluate(
         for note in notes:
             say(note, output, report)
 
-    tables = (output, lambda: to_csv(results)), (report, lambda: to_html(results, title, notes))
-    for path, text in tables:
+    outputs = (output, lambda: to_csv(results)), (report, lambda: to_html(results, title, notes))
+    for path, text in outputs:
         if path is not None:
             write_atomically(path, text().encode())
             if not as_json:
@@ -150,16 +150,18 @@ def _task(
         assert queries is not None
         from csrtrain.evaluation.metrics import Judgments
 
-        judged = Judgments(read_integers(qrels), len(queries), len(database))
-        return Task(database, queries, judgments=judged)
+        judgments = Judgments(read_integers(qrels), len(queries), len(database))
+        return Task(database, queries, judgments=judgments)
     assert labels is not None
-    stored = read_labels(labels, n=len(database))
+    raw_labels = read_labels(labels, n=len(database))
     if queries is None or test_labels is None:
-        (wanted,) = number_labels(stored)
-        return _split(Task(database, database, wanted, wanted, probes=probes), holdout)
-    asked = read_labels(test_labels, n=len(queries))
-    wanted, query_labels = number_labels(stored, asked)
-    return Task(database, queries, wanted, query_labels, probes=probes)
+        (database_labels,) = number_labels(raw_labels)
+        return _split(
+            Task(database, database, database_labels, database_labels, probes=probes), holdout
+        )
+    raw_query_labels = read_labels(test_labels, n=len(queries))
+    database_labels, query_labels = number_labels(raw_labels, raw_query_labels)
+    return Task(database, queries, database_labels, query_labels, probes=probes)
 
 
 def _rows(embeddings: str) -> Tensor:
@@ -171,25 +173,25 @@ def _rows(embeddings: str) -> Tensor:
 
 
 def _split(task: Task, holdout: float) -> Task:
-    """Split rows at random: one part asks the rest; always the same part."""
+    """Split rows at random, always alike: a share of them become queries."""
     import torch
 
     assert task.database_labels is not None
     n = len(task.database)
-    asking = round(holdout * n) if 0 < holdout < 1 else 0
-    if not 0 < asking < n:
+    n_queries = round(holdout * n) if 0 < holdout < 1 else 0
+    if not 0 < n_queries < n:
         raise ValueError(
             f"--holdout: expected a share between 0 and 1 of {n} rows that leaves some on both "
             f"sides, got {holdout}"
         )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-    left, right = order[asking:].sort().values, order[:asking].sort().values
+    database_rows, query_rows = order[n_queries:].sort().values, order[:n_queries].sort().values
     return dataclasses.replace(
         task,
-        database=task.database[left],
-        queries=task.database[right],
-        database_labels=task.database_labels[left],
-        query_labels=task.database_labels[right],
+        database=task.database[database_rows],
+        queries=task.database[query_rows],
+        database_labels=task.database_labels[database_rows],
+        query_labels=task.database_labels[query_rows],
     )
 
 

@@ -54,31 +54,31 @@ def index(
     with working("reading the codes"):
         if codes == "-" or codes.lower().endswith(JSON_LINES):
             records = list(read_records(codes))
-            read = codes_of_records(records)
+            loaded = codes_of_records(records)
             recipe = recipe.over(recipe_of_records(records))
         else:
-            read = shared.load_codes(Path(codes), "make codes of embeddings with csrkern encode")
+            loaded = shared.load_codes(Path(codes), "make codes of embeddings with csrkern encode")
             recipe = recipe.over(Recipe.of_codes(Path(codes)))
         adapter = load_adapter(recipe, needed=model is not None)
         if adapter is not None:
             check_same_model(
                 "standard input" if codes == "-" else codes,
-                read.fingerprint,
+                loaded.fingerprint,
                 adapter.fingerprint,
                 any_model=any_model,
                 holder=f"the adapter {recipe.adapter}",
             )
-            if model is not None and read.fingerprint is None:
-                read.fingerprint = adapter.fingerprint
+            if model is not None and loaded.fingerprint is None:
+                loaded.fingerprint = adapter.fingerprint
     with working("building the index"):
         started = time.perf_counter()
-        built = InvertedIndex.build(read, metric=metric, dtype=dtype, num_threads=threads)
+        built = InvertedIndex.build(loaded, metric=metric, dtype=dtype, num_threads=threads)
         seconds = time.perf_counter() - started
         with shared.folder_for(output) as folder:
-            built.save(folder)  # first: where it fails, the index before keeps its recipe
+            built.save(folder)  # first: if it fails, the old index keeps its recipe
             recipe = dataclasses.replace(recipe, fingerprint=None, codes=len(built))
             recipe.save_to_index(folder, adapter)
-    # Words, or the codes themselves: something that search takes.
+    # Queries that search takes: words, or the codes themselves.
     queries = "some words" if recipe.text_model else None if codes == "-" else codes
     shared.report(
         {"output": str(output), "codes": len(built), "dim": built.dim, "seconds": seconds},

@@ -1,4 +1,4 @@
-"""Lines in and out: texts, embeddings and codes, from files and pipes."""
+"""Read and write lines of texts, embeddings and codes, in files and pipes."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ MOST_LATENTS = 2**31 - 1
 def read_records(source: str, field: str = FIELD) -> Iterator[Record]:
     """Return a record for each line of a file, or of standard input where `source` is "-".
 
-    JSON objects as they are, where the file is named so or the first line begins like one; else
-    {field: line}.
+    Lines are JSON objects if the file's name says so or the first line begins like one; else
+    records are {field: line}.
 
     Raises:
         OSError: at once, if the file cannot be opened.
-        ValueError: later, naming the first line that is not as the others.
+        ValueError: later, naming the first line that differs in kind from the others.
     """
     if source != "-":
         as_json = True if Path(source).suffix.lower() in JSON_LINES else None
@@ -50,7 +50,7 @@ def read_records(source: str, field: str = FIELD) -> Iterator[Record]:
 
 
 def count_lines(source: str) -> int | None:
-    """How many records `read_records` will give at most; None: a pipe, which is read once."""
+    """Return the most records that `read_records` can yield; None: a pipe, which is read once."""
     if source == "-" or not stat.S_ISREG(os.stat(source).st_mode):
         return None
     with open(source, "rb") as stream:
@@ -61,13 +61,14 @@ def field_of(record: Record, name: str, kind: type) -> Any:
     """Return the field that a line holds under a name.
 
     Raises:
-        ValueError: if it holds nothing there, or something of another kind.
+        ValueError: if it holds nothing under that name, or something of another kind.
     """
     if not isinstance(record.fields.get(name), kind):
-        wanted = {str: "a text", list: "a list", int: "an integer"}[kind]
-        held = ", ".join(record.fields) or "nothing"
+        expected = {str: "a text", list: "a list", int: "an integer"}[kind]
+        names = ", ".join(record.fields) or "nothing"
         raise ValueError(
-            f"{record.where}: expected {wanted} under {name!r} in every line, got one with {held}"
+            f"{record.where}: expected {expected} under {name!r} in every line, "
+            f"got one with {names}"
         )
     return record.fields[name]
 
@@ -76,24 +77,24 @@ def text_of(record: Record, field: str = FIELD) -> str:
     """Return the text of a line, for a model to read.
 
     Raises:
-        ValueError: if it holds none, or one that is not made of characters.
+        ValueError: if it holds none, or one with half of a surrogate pair.
     """
     return lines.check_text(record.where, field_of(record, field, str))
 
 
 def numbers_in(record: Record, name: str, *kinds: type) -> list[Any]:
-    """Return the list of numbers that a line holds under a name; true and false are none."""
-    held = field_of(record, name, list)
-    for value in held:
+    """Return the list of numbers that a line holds under a name; booleans are not numbers."""
+    numbers = field_of(record, name, list)
+    for value in numbers:
         if type(value) not in kinds:
-            wanted = "numbers" if float in kinds else "integers"
+            expected = "numbers" if float in kinds else "integers"
             shown = json.dumps(value)[:60]
-            raise ValueError(f"{record.where}: {name}: expected {wanted}, got {shown}")
-    return held
+            raise ValueError(f"{record.where}: {name}: expected {expected}, got {shown}")
+    return numbers
 
 
 def embeddings_of(records: Sequence[Record]) -> np.ndarray:
-    """Embeddings float32 [n, d] of JSON lines.
+    """Return the embeddings float32 [n, d] of JSON lines.
 
     Raises:
         ValueError: naming the first line that has none, or one of another width.
@@ -120,12 +121,12 @@ def embeddings_of(records: Sequence[Record]) -> np.ndarray:
 
 
 def codes_of_records(records: Sequence[Record], dim: int | None = None) -> SparseCodes:
-    """Codes of JSON lines with indices, values and dim, as `embed` writes them.
+    """Return the codes of JSON lines with indices, values and dim, as `embed` writes them.
 
-    They have the fingerprint that the lines say.
+    They have the fingerprint that the lines name.
 
     Raises:
-        ValueError: naming the first line that has not these fields, another dim or other models.
+        ValueError: naming the first line that lacks these fields or has another dim or model.
     """
     from csrkern.integrations.rows import collect
 
@@ -147,19 +148,19 @@ def recipe_of_records(records: Sequence[Record]) -> Recipe:
     """
     from csrtrain.texts import Recipe
 
-    saying = [record for record in records if record.fields.get(MADE_BY) is not None]
-    for record in saying:
-        if record.fields[MADE_BY] != saying[0].fields[MADE_BY]:
+    marked = [record for record in records if record.fields.get(MADE_BY) is not None]
+    for record in marked:
+        if record.fields[MADE_BY] != marked[0].fields[MADE_BY]:
             raise ValueError(
-                f"{record.where}: expected codes of the models of {saying[0].where}, got codes of "
+                f"{record.where}: expected codes of the models of {marked[0].where}, got codes of "
                 f"others: {json.dumps(record.fields[MADE_BY])[:200]}"
             )
-    if not saying:
+    if not marked:
         return Recipe()
     try:
-        return Recipe.from_json(json.dumps(saying[0].fields[MADE_BY]))
+        return Recipe.from_json(json.dumps(marked[0].fields[MADE_BY]))
     except ValueError as error:
-        raise ValueError(f"{saying[0].where}: {MADE_BY}: {error}") from error
+        raise ValueError(f"{marked[0].where}: {MADE_BY}: {error}") from error
 
 
 def _dim_of(record: Record) -> int:
@@ -171,21 +172,21 @@ def _dim_of(record: Record) -> int:
 def _stored(record: Record, row: int, dim: int) -> Stored:
     from csrkern.integrations.rows import Stored
 
-    if "dim" in record.fields and (held := _dim_of(record)) != dim:
-        raise ValueError(f"{record.where}: expected codes over {dim} latents, got {held}")
+    if "dim" in record.fields and (record_dim := _dim_of(record)) != dim:
+        raise ValueError(f"{record.where}: expected codes over {dim} latents, got {record_dim}")
     latents = numbers_in(record, "indices", int)
     return Stored(record.where, row, latents, numbers_in(record, "values", int, float))
 
 
 def numbers_of(row: np.ndarray) -> list[float]:
-    """float32 numbers in their shortest form: a tenth as 0.1, not as 0.10000000149011612."""
+    """Return float32 numbers in their shortest form: 0.1, not 0.10000000149011612."""
     return [float(str(value)) for value in row]
 
 
 def emit(record: dict[str, Any], stream: TextIO | None = None) -> None:
     """Print a line of JSON at once, so that a reader need not wait for the next."""
     stream = stream or sys.stdout
-    # JSON is UTF-8, or ASCII where the stream encodes otherwise.
+    # JSON is UTF-8, or ASCII if the stream has another encoding.
     utf_8 = codecs.lookup(stream.encoding or "utf-8").name == "utf-8"
     line = lines.to_json(record, ascii_only=not utf_8)
     stream.write(line + "\n")  # in one piece, or not at all

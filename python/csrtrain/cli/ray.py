@@ -64,7 +64,7 @@ def encode(
     as_json: shared.Json = False,
 ) -> None:
     """Encode a corpus of many files; run it again to go on after an interruption."""
-    _check_place(output)
+    _check_output(output)
     from csrkern.arguments import check_number
 
     check_number("--gpus", gpus)
@@ -113,7 +113,7 @@ def build(
     as_json: shared.Json = False,
 ) -> None:
     """Build a sharded index; run it again to go on after an interruption."""
-    _check_place(output)
+    _check_output(output)
     from csrkern.arguments import check_number
 
     if largest is not None:
@@ -121,7 +121,7 @@ def build(
     from csrtrain.scale import build_shards
 
     with _progress("building", "codes") as progress:
-        found = build_shards(
+        index = build_shards(
             codes,
             output,
             shards=shards,
@@ -134,10 +134,10 @@ def build(
             options=_options(storage),
             progress=progress,
         )
-    shards = len(found.shards)
+    shards = len(index.shards)
     shared.report(
-        {"output": output, "codes": len(found), "shards": shards, "generation": found.number},
-        f"Wrote {output}: {len(found)} codes in {shards} shards, generation {found.number}.\n"
+        {"output": output, "codes": len(index), "shards": shards, "generation": index.number},
+        f"Wrote {output}: {len(index)} codes in {shards} shards, generation {index.number}.\n"
         f"Next: csrkern ray serve {shared.quoted(output)}",
         as_json,
     )
@@ -172,12 +172,12 @@ def serve(
         served = ShardedIndex.serve(
             index, replicas=replicas, groups=groups, threads=threads, options=_options(storage)
         )
-        found = served.generation()
+        current = served.generation()
         url = f"http://{host}:{port}/csrkern"
-        facts = {"codes": len(found), "shards": len(found.shards), "generation": found.number}
+        facts = {"codes": len(current), "shards": len(current.shards), "generation": current.number}
         shared.report(
             {"url": url, **facts},
-            f"Serving {len(found)} codes in {len(found.shards)} shards at {url}\n"
+            f"Serving {len(current)} codes in {len(current.shards)} shards at {url}\n"
             f"Ask it: csrkern ray search {url} CODES",
             as_json,
         )
@@ -215,21 +215,23 @@ def search(
     check_number("--deadline", deadline)
     codes = shared.load_codes(queries, "make codes of embeddings with csrkern encode")
     values, indices = codes.numpy()
-    asked: dict[str, Any] = {"top_k": top_k, "deadline": deadline}
+    options: dict[str, Any] = {"top_k": top_k, "deadline": deadline}
     if not any_model:
-        asked["fingerprint"] = codes.fingerprint
+        options["fingerprint"] = codes.fingerprint
     missing: set[str] = set()
     ids = np.full((len(values), top_k), -1, np.int64)
     scores = np.full((len(values), top_k), -np.inf, np.float32)
     records: list[dict[str, Any]] = []
     for first in range(0, len(values), QUERIES_AT_ONCE):
         part = slice(first, first + QUERIES_AT_ONCE)
-        body = {"values": values[part].tolist(), "indices": indices[part].tolist(), **asked}
+        body = {"values": values[part].tolist(), "indices": indices[part].tolist(), **options}
         answer = _ask(url, body, deadline)
         missing |= set(answer["missing"])
-        for query, (row, found) in enumerate(zip(answer["ids"], answer["scores"], strict=True)):
-            ids[first + query, : len(row)] = row
-            scores[first + query, : len(row)] = found
+        for query, (row_ids, row_scores) in enumerate(
+            zip(answer["ids"], answer["scores"], strict=True)
+        ):
+            ids[first + query, : len(row_ids)] = row_ids
+            scores[first + query, : len(row_ids)] = row_scores
             records.append({"missing": answer["missing"]})
     if as_json:
         emit_hits(records, scores, ids)
@@ -252,9 +254,9 @@ def _ask(url: str, body: dict[str, Any], deadline: float) -> dict[str, Any]:
     payload, until = json.dumps(body).encode(), time.monotonic() + deadline
     request = urllib.request.Request(url, payload, {"Content-Type": "application/json"})
     while True:
-        left = max(0.1, until - time.monotonic())
+        remaining = max(0.1, until - time.monotonic())
         try:
-            with urllib.request.urlopen(request, timeout=left + 1) as response:
+            with urllib.request.urlopen(request, timeout=remaining + 1) as response:
                 return dict(json.load(response))
         except urllib.error.HTTPError as error:
             if error.code in (400, 409):
@@ -272,18 +274,18 @@ def _ask(url: str, body: dict[str, Any], deadline: float) -> dict[str, Any]:
         time.sleep(0.2)
 
 
-def _check_place(output: str) -> None:
-    """Refuse a folder of this machine that cannot be written, before any work."""
+def _check_output(output: str) -> None:
+    """Raise, before any work, if `output` is a folder of this machine that cannot be written."""
     if "://" not in output:
         check_folder(output)
 
 
 @contextlib.contextmanager
-def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def _progress(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Yield show(done, total)."""
     from csrtrain.progress import working
 
-    with working(what, unit=unit) as advance:
+    with working(description, unit=unit) as advance:
         shown = 0
 
         def show(done: int, total: int) -> None:

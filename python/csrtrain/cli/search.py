@@ -1,4 +1,4 @@
-"""The command search: codes, embeddings or words in, the best matches out."""
+"""The command search: find the best matches of codes, embeddings or words."""
 
 from __future__ import annotations
 
@@ -84,22 +84,22 @@ def search(
     from csrtrain.progress import working
     from csrtrain.texts import Recipe, TextCoder
 
-    found_in, held = InvertedIndex.load(index), Recipe.of_index(index)
-    text_of_id = None if texts is None else _texts_by_id(texts, found_in, held.codes)
+    inverted, stored = InvertedIndex.load(index), Recipe.of_index(index)
+    text_of_id = None if texts is None else _texts_by_id(texts, inverted, stored.codes)
     shared.use_threads(threads)
     recipe = Recipe(text_model, None if model is None else str(model))
-    coder = TextCoder(recipe.over(held), any_model=any_model)
-    fields, codes = _read_queries(queries, coder, found_in.dim, model is not None)
+    coder = TextCoder(recipe.over(stored), any_model=any_model)
+    fields, codes = _read_queries(queries, coder, inverted.dim, model is not None)
     check_same_model(
         queries if os.path.isfile(split_name(queries)[0]) else "queries",
         codes.fingerprint,
-        found_in.fingerprint,
+        inverted.fingerprint,
         any_model=any_model,
         holder=str(index),
     )
     with working("searching"):
         started = time.perf_counter()
-        scores, ids = found_in.search(codes, top_k=top_k, any_model=True, num_threads=threads)
+        scores, ids = inverted.search(codes, top_k=top_k, any_model=True, num_threads=threads)
         seconds = time.perf_counter() - started
     if output is not None:
         _write_hits(output, scores, ids)
@@ -117,8 +117,8 @@ def search(
 def _texts_by_id(source: str, index: InvertedIndex, count: int | None) -> dict[int, str]:
     """Return the text of each document of an index.
 
-    Of an index that was built of `count` lines, ids are the numbers of lines, whatever has been
-    removed; lines for what has been added follow. Others have a line for each code.
+    If the index was built of `count` lines, its ids are line numbers, whatever has been removed,
+    and lines of added codes follow. Otherwise there is one line for each code, in id order.
     """
     texts = [lines.field_of(record, lines.FIELD, str) for record in lines.read_records(source)]
     ids = index.ids.tolist()
@@ -143,21 +143,21 @@ def _read_queries(
 ) -> tuple[list[dict[str, Any]], SparseCodes]:
     """Return the other fields of each query's JSON line, and the codes.
 
-    A file that could hold codes or embeddings holds `embeddings`, or else codes.
+    `embeddings` says that an ambiguous file holds embeddings, not codes.
     """
     from csrkern.embeddings.files import split_name
 
     file, _ = split_name(queries)
     suffix = file.suffix.lower()
-    # A name of a file that is not there is a mistake, not a query of one word.
-    named = suffix in FILES and " " not in queries
-    piped = is_stream(queries)  # such as <(a command)
-    if queries == "-" or piped or (suffix in LINES and (named or os.path.isfile(file))):
+    # The name of a missing file is a mistake, not a query of one word.
+    is_file_name = suffix in FILES and " " not in queries
+    is_pipe = is_stream(queries)  # such as <(a command)
+    if queries == "-" or is_pipe or (suffix in LINES and (is_file_name or os.path.isfile(file))):
         records = list(lines.read_records(queries))
         if not records:
             raise ValueError("expected at least one query, got none")
         return _codes_of(records, coder, dim)
-    if not named and not os.path.isfile(file):
+    if not is_file_name and not os.path.isfile(file):
         return _codes_of([Record("QUERIES", {lines.FIELD: queries})], coder, dim)
     if embeddings or (suffix in shared.EMBEDDING_FILES and coder.recipe.adapter is not None):
         codes = coder.codes_of_embeddings(queries)
@@ -174,7 +174,7 @@ def _codes_of(
 ) -> tuple[list[dict[str, Any]], SparseCodes]:
     """Return the fields of JSON lines besides codes and embeddings, and their codes.
 
-    The first line decides what all are: codes or embeddings where it holds lists of that name,
+    The first line decides for all: they are codes or embeddings if it holds lists of that name,
     else texts.
     """
     from csrtrain.progress import working
@@ -191,7 +191,7 @@ def _codes_of(
 
 
 def _holds(record: Record, *names: str) -> bool:
-    """Whether a line has lists of these names, or means to, as it has no text."""
+    """Whether a line has lists of these names or, without a text, the first field at all."""
     if lines.FIELD not in record.fields:
         return names[0] in record.fields
     return all(isinstance(record.fields.get(name), list) for name in names)
@@ -225,17 +225,17 @@ def emit_hits(
 ) -> None:
     """Print a JSON line for each query: its number, its fields, and hits with the texts of ids.
 
-    On standard error if the `output` is on standard output.
+    Prints on standard error if the `output` is on standard output.
     """
-    for query, own in enumerate(fields):
-        found = zip(ids[query].tolist(), lines.numbers_of(scores[query]), strict=True)
+    for query, query_fields in enumerate(fields):
+        pairs = zip(ids[query].tolist(), lines.numbers_of(scores[query]), strict=True)
         hits = [
             {"id": hit, "score": score} | ({} if texts is None else {lines.FIELD: texts[hit]})
-            for hit, score in found
+            for hit, score in pairs
             if hit >= 0
         ]
-        own = set_aside(own, ("query", "hits"))
-        lines.emit({"query": query, **own, "hits": hits}, stream_beside(output))
+        others = set_aside(query_fields, ("query", "hits"))
+        lines.emit({"query": query, **others, "hits": hits}, stream_beside(output))
 
 
 def print_hits(
@@ -244,7 +244,7 @@ def print_hits(
     texts: Mapping[int, str] | None = None,
     output: Path | None = None,
 ) -> None:
-    """Print a table of every query's hits; as `emit_hits`."""
+    """Print a table of every query's hits, on the same stream as `emit_hits`."""
     from rich.table import Table
     from rich.text import Text
 

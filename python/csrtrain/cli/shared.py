@@ -1,4 +1,4 @@
-"""What the commands share: options, named arrays in files, outputs that are never half written."""
+"""Shared by the commands: options, named arrays in files, outputs that are never half written."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ IndexDtype = Annotated[
 ]
 
 
-def whole(text: str, **more: Any) -> Any:
-    """Return an option of a number from 1 on."""
-    return typer.Option(min=1, help=text, **more)
+def whole(text: str, **options: Any) -> Any:
+    """Return an option that takes a positive integer."""
+    return typer.Option(min=1, help=text, **options)
 
 
 def array(text: str) -> Any:
@@ -86,7 +86,7 @@ StoredAs = Annotated[
 
 
 def numbers(text: str, option: str) -> tuple[int, ...]:
-    """Positive integers separated by commas."""
+    """Parse positive integers separated by commas."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(f"{option}: expected positive numbers like 4,8,16, got {text!r}")
@@ -94,12 +94,12 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def check_free(path: Path, force: bool, *suffixes: str, folder: bool = False) -> None:
-    """Refuse an output, before any work, that is taken, of another kind or cannot be written.
+    """Raise, before any work, if an output exists, has the wrong suffix or cannot be written.
 
     Args:
         path: the output; a device, a pipe and the standard output are always free.
         force: overwrite what is there.
-        suffixes: how files of this kind end; other endings that this command knows are refused.
+        suffixes: of files of this kind; other suffixes that the commands know are refused.
         folder: the output is a folder.
     """
     if str(path) == "-":
@@ -126,41 +126,41 @@ def check_free(path: Path, force: bool, *suffixes: str, folder: bool = False) ->
 
 @contextlib.contextmanager
 def folder_for(path: Path) -> Iterator[Path]:
-    """Where to write the files of the folder `path`, so that it is never half written.
+    """Yield where to write the files of the folder `path`, so that it is never half written.
 
-    A new one is made beside it and renamed; an error or Ctrl-C leaves nothing of it. One that is
-    there is written to, file by file, and Ctrl-C waits until that is done.
+    A new folder is made next to it and renamed; an error or Ctrl-C leaves nothing of it. An
+    existing folder is written to file by file, and Ctrl-C waits until that is done.
     """
     target = resolve(path)
     if target.is_dir():
         with _uninterrupted():
             yield target
         return
-    beside = Path(tempfile.mkdtemp(prefix=".csrkern-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=".csrkern-", dir=target.parent))
     try:
-        folder = beside / target.name
+        folder = temporary / target.name
         folder.mkdir()
         yield folder
         os.replace(folder, target)
     except OSError as error:
-        if not str(error.filename).startswith(str(beside)):
+        if not str(error.filename).startswith(str(temporary)):
             raise
-        place = path / os.path.relpath(error.filename, folder)
-        raise OSError(error.errno, error.strerror, os.path.normpath(place)) from error
+        reported = path / os.path.relpath(error.filename, folder)
+        raise OSError(error.errno, error.strerror, os.path.normpath(reported)) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C within the block takes effect at its end."""
-    asked: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: asked.append(number))
+    """Delay Ctrl-C within the block to its end."""
+    signals: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _frame: signals.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if asked:
+        signal.signal(signal.SIGINT, handler)
+    if signals:
         raise KeyboardInterrupt
 
 
@@ -179,7 +179,7 @@ def load_codes(path: Path, instead: str) -> SparseCodes:
 
 
 def use_threads(threads: int | None) -> None:
-    """Limits the threads of PyTorch's and our operators, if a number is given."""
+    """Limit the threads of PyTorch's and our operators, if a number is given."""
     if threads is not None:
         import torch
 
@@ -187,7 +187,7 @@ def use_threads(threads: int | None) -> None:
 
 
 def report(record: dict[str, Any], message: str, as_json: bool, output: Path | None = None) -> None:
-    """Print the record if JSON is asked for, else the message; as `say`."""
+    """Print the record if `as_json`, else the message, on the stream that `say` chooses."""
     if as_json:
         emit(record, stream_beside(output))
     else:
@@ -195,7 +195,7 @@ def report(record: dict[str, Any], message: str, as_json: bool, output: Path | N
 
 
 def quoted(*words: str | Path) -> str:
-    """Words of a command line as a shell reads them back; file names of whatever bytes."""
+    """Quote words of a command line for a shell; file names may hold any bytes."""
     return " ".join(map(_quoted, map(str, words)))
 
 

@@ -89,15 +89,15 @@ def train(
       torchrun --nproc-per-node 8 -m csrtrain train embeddings.npy -o model
     """
     shared.check_free(output, force, folder=True)
-    for place in (checkpoints, log_dir):
-        if place is not None:
-            check_folder(place)
+    for directory in (checkpoints, log_dir):
+        if directory is not None:
+            check_folder(directory)
     shared.use_threads(threads)
     from csrtrain import train as train_model
     from csrtrain.training import distributed
     from csrtrain.training.config import TrainConfig
 
-    chosen: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "contrast": contrast,
         "k": k,
         "hidden_dim": hidden_dim,
@@ -110,7 +110,7 @@ def train(
         "ks": shared.numbers(ks, "--ks") or None,
         "input_subspace": input_subspace,
     }
-    changes = {name: value for name, value in chosen.items() if value is not None}
+    changes = {name: value for name, value in settings.items() if value is not None}
     if contrast == "none":
         changes["contrast"] = None
     if contrast == "label" and not labels:
