@@ -1,4 +1,4 @@
-"""The batches of a run: which rows, and what is read of them, ahead of time."""
+"""The batches of a run: their order, and reading them ahead of time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AHEAD = 2
 
 
 class Batch(NamedTuple):
-    """What one step trains on.
+    """The examples that one step trains on.
 
     Attributes:
         numbers: [n], of its rows, or of its pairs where partners are given.
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
 class BatchOrder:
     """The rows of every batch: whole batches of one shuffle per epoch.
 
-    They follow from the seed and the step alone, so a resumed run needs no other position.
+    They follow from the seed and the step alone, so a resumed run needs no other state.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int) -> None:
@@ -44,7 +44,7 @@ class BatchOrder:
         self._order = torch.empty(0, dtype=torch.long, device="cpu")
 
     def __call__(self, step: int) -> Tensor:
-        """Row numbers [batch_size] of a step counted from 0, ascending."""
+        """Return the row numbers [batch_size] of a step counted from 0, ascending."""
         epoch, batch = divmod(step, self._n // self._batch_size)
         if epoch != self._epoch:
             # Random numbers that follow from the seed and the epoch alone.
@@ -52,13 +52,13 @@ class BatchOrder:
             generator = torch.Generator("cpu").manual_seed(int(mixed[0]))
             self._order = torch.randperm(self._n, generator=generator, device="cpu")
             self._epoch = epoch
-        picked = self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
+        rows = self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
         # Ascending rows read a mapped file forwards; the loss does not depend on the order.
-        return picked.sort().values
+        return rows.sort().values
 
 
 def read_ahead(read: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
-    """read(start), ..., read(stop - 1), each begun by another thread before it is asked for."""
+    """Yield read(start), ..., read(stop - 1), each begun early by another thread."""
     with ThreadPoolExecutor(1, "csrtrain-reader") as reader:
         waiting: list[Future[Batch]] = []
         for step in range(start, stop):

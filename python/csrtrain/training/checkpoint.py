@@ -30,19 +30,19 @@ def save_checkpoint(
     data: dict[str, Any],
     best: dict[str, Any],
 ) -> None:
-    """Write `directory`/checkpoint.pt, renamed into place: a crash leaves the one before.
+    """Write `directory`/checkpoint.pt, renamed into place: a crash leaves the previous one.
 
     Args:
         directory: made if it is not there.
-        step: optimizer steps done; also says where in the data the run stands, since the
-            order of the rows follows from the seed and the step alone.
+        step: optimizer steps done. The order of the rows follows from the seed and the step,
+            so it also gives the position in the data.
         config: resolved.
         model, optimizer: their state is stored.
         data: what identifies the embeddings and labels; `load_checkpoint` compares it.
         best: the best model so far, where the run is evaluated.
 
     Raises:
-        FloatingPointError: if a weight is not finite; the file before is kept.
+        FloatingPointError: if a weight is not finite; the previous file is kept.
     """
     state = model.state_dict()
     broken = [name for name, t in state.items() if not bool(torch.isfinite(t).all())]
@@ -90,14 +90,16 @@ def load_checkpoint(
         raise ValueError(f"{path} is damaged: {first_line}; remove it to start anew") from error
     if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
         raise ValueError(f"{path} is not a checkpoint of this release ({FILE_FORMAT})")
-    now, then = config.to_dict(), content["config"]
+    current, stored_config = config.to_dict(), content["config"]
     changed = [
-        f"{name} = {then.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted((now.keys() | then.keys()) - {"steps"})
-        if now.get(name) != then.get(name)
+        f"{name} = {stored_config.get(name)!r}, now {current.get(name)!r}"
+        for name in sorted((current.keys() | stored_config.keys()) - {"steps"})
+        if current.get(name) != stored_config.get(name)
     ]
-    if not changed and now["steps"] != then["steps"]:
-        _check_steps(f"{path}: steps = {then['steps']}, now {now['steps']}", content, config)
+    if not changed and current["steps"] != stored_config["steps"]:
+        _check_steps(
+            f"{path}: steps = {stored_config['steps']}, now {current['steps']}", content, config
+        )
     if changed:
         raise ValueError(
             f"{path} was written with other settings: {'; '.join(changed)}. "
@@ -112,12 +114,12 @@ def load_checkpoint(
 
 
 def _check_steps(change: str, content: dict[str, Any], config: TrainConfig) -> None:
-    """Raise ValueError unless the steps done are those of a run of another number of steps."""
-    done, then = content["step"], TrainConfig(**content["config"])
+    """Raise ValueError unless the steps done are the same in a run of the new length."""
+    done, stored = content["step"], TrainConfig(**content["config"])
     if config.steps is not None and config.steps < done:
         raise ValueError(f"{change}: expected at least the {done} steps that are done")
     for step in range(done):
-        if (config.lr_at(step), config.k_at(step)) != (then.lr_at(step), then.k_at(step)):
+        if (config.lr_at(step), config.k_at(step)) != (stored.lr_at(step), stored.k_at(step)):
             raise ValueError(
                 f"{change}: step {step + 1}, which is done, would have had another "
                 "learning rate (decay) or k (anneal). Use the same steps, or another checkpoint "

@@ -11,8 +11,8 @@ from typing import Any
 from csrkern import arguments
 
 _DEFAULT_BATCH = 512
-# The smaller k's that a model serves as well by default: at most six, since one pass decodes a code
-# at eight k's, k and 4k among them.
+# The smaller k's that a model serves by default: at most six, since one pass decodes a code at
+# eight k's, including k and 4k.
 _SERVED = (4, 8, 16, 32, 64, 128)
 # CSRv2 (arXiv 2602.05735): k falls from 64 over the first 70% of the steps.
 ANNEAL_FROM, ANNEAL_SHARE = 64, 0.7
@@ -193,11 +193,11 @@ class TrainConfig:
     def lr_at(self, step: int) -> float:
         """Return the learning rate of step 0 ≤ step < steps."""
         assert self.steps is not None, "resolve first"
-        share = (self.steps - step) / self.steps  # of the steps, still to come
+        share = (self.steps - step) / self.steps  # of the steps that remain
         return self.lr * min(1.0, share / self.decay) if self.decay else self.lr
 
     def k_at(self, step: int) -> int:
-        """Active latents in step 0 ≤ step < steps: k, or on the way down to it."""
+        """Return the active latents in step 0 ≤ step < steps: k, or more while k is annealed."""
         assert self.steps is not None, "resolve first"
         assert self.hidden_dim is not None, "resolve first"
         if not self.anneal:
@@ -229,8 +229,10 @@ def check_ks(ks: Any) -> tuple[int, ...]:
 
 
 def _default_steps(n: int, batch_size: int) -> int:
-    """Ten epochs, as the paper trains, but enough steps for a small set and no waste on a
-    huge one: at least 400 steps, and past 2 million rows seen ten times, 20 million in all.
+    """Return the steps of ten epochs, as the paper trains, within bounds.
+
+    A small set gets at least 400 steps; one above 2 million rows gets 20 million rows in all, or
+    one epoch if that is more.
     """
     per_epoch = n // batch_size
     return max(400, min(10 * per_epoch, 20_000_000 // batch_size), per_epoch)

@@ -29,10 +29,10 @@ class Side:
     """The embeddings that one adapter is for.
 
     Attributes:
-        width: what the adapter sees of them, d or the dimensions of the subspace.
-        mean: [width], of what it sees.
-        variance: of that, per dimension.
-        subspace: what the rows are projected to, or None.
+        width: of the adapter's input, d or the dimensions of the subspace.
+        mean: [width], of the adapter's input.
+        variance: of the adapter's input, per dimension.
+        subspace: the subspace that rows are projected to, or None.
         checksum: of all rows in order, to tell one data set from another.
     """
 
@@ -44,8 +44,8 @@ class Side:
 
     def rows(self, embeddings: Embeddings, index: Tensor) -> Tensor:
         """Return the rows at `index` as the adapter sees them."""
-        picked = embeddings.rows(index)
-        return picked if self.subspace is None else self.subspace.project(picked)
+        rows = embeddings.rows(index)
+        return rows if self.subspace is None else self.subspace.project(rows)
 
 
 @dataclass(frozen=True)
@@ -93,55 +93,58 @@ class Dataset:
                 "contrast='label', to train on them",
                 stacklevel=5,  # past `train` and its two decorators
             )
-        own = open_embeddings("embeddings", embeddings)
-        if len(own) < 2:
-            raise ValueError(f"embeddings: expected at least 2 rows to train on, got {len(own)}")
-        other = None if partners is None else open_embeddings("partners", partners)
-        if (config.contrast in ("pair", "clip")) != (other is not None):
+        rows = open_embeddings("embeddings", embeddings)
+        if len(rows) < 2:
+            raise ValueError(f"embeddings: expected at least 2 rows to train on, got {len(rows)}")
+        partner_rows = None if partners is None else open_embeddings("partners", partners)
+        if (config.contrast in ("pair", "clip")) != (partner_rows is not None):
             raise ValueError(
                 "partners: expected embeddings with contrast='pair' or 'clip', and none otherwise; "
                 f"contrast is {config.contrast!r}"
             )
-        if pairs is not None and other is None:
+        if pairs is not None and partner_rows is None:
             raise ValueError("pairs: expected partners as well, whose rows they name")
-        numbers = None
+        class_numbers = None
         if config.contrast == "label":
             if labels is None:
                 raise ValueError(
                     "labels: expected one per embedding, since contrast='label'; "
                     "use contrast='self' for data without labels"
                 )
-            numbers = load_labels(labels, n=len(own))
-        pair_rows = None if other is None else _read_pairs(pairs, len(own), len(other))
-        if other is not None and not two and other.width != own.width:
+            class_numbers = load_labels(labels, n=len(rows))
+        pair_rows = (
+            None if partner_rows is None else _read_pairs(pairs, len(rows), len(partner_rows))
+        )
+        if partner_rows is not None and not two and partner_rows.width != rows.width:
             raise ValueError(
-                f"partners: expected {own.width} dimensions as the embeddings have, got "
-                f"{other.width}; train_two trains an adapter for each"
+                f"partners: expected {rows.width} dimensions as the embeddings have, got "
+                f"{partner_rows.width}; train_two trains an adapter for each"
             )
-        config = config.resolve(len(own) if pair_rows is None else len(pair_rows), own.width)
-        opened = [own] if other is None else [own, other]
+        config = config.resolve(len(rows) if pair_rows is None else len(pair_rows), rows.width)
+        sources = [rows] if partner_rows is None else [rows, partner_rows]
         sides = [
-            _side(group, config) for group in ([[each] for each in opened] if two else [opened])
+            _side(members, config)
+            for members in ([[source] for source in sources] if two else [sources])
         ]
-        return Dataset(config, own, numbers, other, pair_rows, sides)
+        return Dataset(config, rows, class_numbers, partner_rows, pair_rows, sides)
 
     def __len__(self) -> int:
         return len(self.embeddings) if self.pairs is None else len(self.pairs)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Return what tells this data from other data."""
-        opened = [self.embeddings] if self.partners is None else [self.embeddings, self.partners]
-        numbers = self.labels if self.pairs is None else self.pairs
+        """Return facts that identify the data, for checkpoints."""
+        sources = [self.embeddings] if self.partners is None else [self.embeddings, self.partners]
+        extra = self.labels if self.pairs is None else self.pairs
         return {
-            "shape": [[len(each), each.width] for each in opened],
+            "shape": [[len(source), source.width] for source in sources],
             "rows": [side.checksum for side in self.sides],
-            "labels": None if numbers is None else zlib.crc32(numbers.numpy().tobytes()),
+            "labels": None if extra is None else zlib.crc32(extra.numpy().tobytes()),
         }
 
     @property
     def variance(self) -> float:
-        """Of what the adapters see, per dimension."""
+        """Variance of the adapters' inputs, per dimension."""
         return sum(side.variance for side in self.sides) / len(self.sides)
 
     def read(self, index: Tensor) -> Batch:
@@ -151,10 +154,10 @@ class Dataset:
         if self.pairs is None or self.partners is None:
             labels = None if self.labels is None else self.labels[index]
             return Batch(index, first.rows(self.embeddings, index), labels, None)
-        left, right = self.pairs[index].T
-        x, partners = first.rows(self.embeddings, left), last.rows(self.partners, right)
-        # A partner may stand in several pairs of a batch: its number tells which are the same.
-        return Batch(index, x, right, partners)
+        rows, partner_rows = self.pairs[index].T
+        x, partners = first.rows(self.embeddings, rows), last.rows(self.partners, partner_rows)
+        # A partner may be in several pairs of a batch: its row number serves as its label.
+        return Batch(index, x, partner_rows, partners)
 
     def new_models(self) -> list[SparseAutoencoder]:
         """Return an untrained float32 adapter for each side, its pre_bias at the mean."""
@@ -173,19 +176,21 @@ class Dataset:
 
     def finish(self, models: nn.ModuleList) -> list[SparseAutoencoder]:
         """Return copies of the models for raw embeddings, in evaluation mode, on the CPU."""
-        done = []
+        finished = []
         for side, model in zip(self.sides, models, strict=True):
             assert isinstance(model, SparseAutoencoder)
             copied = copy.deepcopy(model).cpu()
-            done.append((copied if side.subspace is None else side.subspace.fold(copied)).eval())
-        if len(done) == 2:
-            done[0].share_latents_with(done[1])
-        return done
+            finished.append(
+                (copied if side.subspace is None else side.subspace.fold(copied)).eval()
+            )
+        if len(finished) == 2:
+            finished[0].share_latents_with(finished[1])
+        return finished
 
 
 def _side(embeddings: Sequence[Embeddings], config: TrainConfig) -> Side:
     """Return the facts of one side: named embeddings that an adapter is trained for."""
-    # Without weights, for it only standardizes.
+    # Without weights, since it only standardizes.
     model = SparseAutoencoder(
         embeddings[0].width, 1, 1, standardize=config.standardize, device="meta"
     )
@@ -201,9 +206,9 @@ def _side(embeddings: Sequence[Embeddings], config: TrainConfig) -> Side:
 def _moments(
     embeddings: Sequence[Embeddings], model: SparseAutoencoder
 ) -> tuple[Tensor, float, int]:
-    """(mean [d], variance per dimension) in the model's space, and a checksum of the rows.
+    """Return mean [d] and variance per dimension in the model's space, and a checksum of the rows.
 
-    Refuses rows that are not finite, or all equal.
+    Raises ValueError for rows that are not finite, or all equal.
     """
     d = embeddings[0].width
     total = torch.zeros(d, dtype=torch.float64, device="cpu")
@@ -213,7 +218,7 @@ def _moments(
         for piece in part.pieces():
             checksum = zlib.crc32(piece.contiguous().numpy().data, checksum)
             x = model.standardized(piece)[0].double()
-            # From the first row on: far from the origin little would be left of the variance.
+            # Relative to the first row: far from the origin the variance would cancel out.
             first = x[0].clone() if first is None else first
             x -= first
             total += x.sum(0)
@@ -229,7 +234,7 @@ def _moments(
 
 
 def _read_pairs(pairs: ArraySource | None, n: int, m: int) -> Tensor:
-    """[p, 2] int64 rows of n embeddings and of m partners that belong together, checked."""
+    """Return the rows [p, 2] int64 of n embeddings and m partners that belong together, checked."""
     if pairs is None:
         if n != m:
             raise ValueError(
@@ -237,15 +242,15 @@ def _read_pairs(pairs: ArraySource | None, n: int, m: int) -> Tensor:
                 "give pairs=[p, 2] where they do not belong together row by row"
             )
         return torch.arange(n, device="cpu")[:, None].expand(n, 2).contiguous()
-    found = torch.from_numpy(read_integers(pairs, argument="pairs").astype(np.int64))
-    if found.shape[1] != 2 or len(found) < 2:
+    row_pairs = torch.from_numpy(read_integers(pairs, argument="pairs").astype(np.int64))
+    if row_pairs.shape[1] != 2 or len(row_pairs) < 2:
         raise ValueError(
-            f"pairs: expected integers [p, 2] and at least 2 pairs, got {list(found.shape)}"
+            f"pairs: expected integers [p, 2] and at least 2 pairs, got {list(row_pairs.shape)}"
         )
-    low, high = found.amin(0).tolist(), found.amax(0).tolist()
+    low, high = row_pairs.amin(0).tolist(), row_pairs.amax(0).tolist()
     if min(low) < 0 or high[0] >= n or high[1] >= m:
         raise ValueError(
             f"pairs: expected rows of {n} embeddings and {m} partners, got {low[0]}..{high[0]} "
             f"and {low[1]}..{high[1]}"
         )
-    return found
+    return row_pairs

@@ -1,4 +1,4 @@
-"""Training on several processes: what must be summed or gathered for them to act as one.
+"""Training on several processes: the sums and gathers by which they act as one.
 
 Every process holds the whole model and a slice of each batch, in the order of the ranks. The
 contrast is computed on the gathered codes of all ranks by each of them, so that the joint
@@ -28,7 +28,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if active() else 1
 
 
@@ -39,7 +39,7 @@ def own_share(index: Tensor) -> Tensor:
 
 
 def mean_(tensor: Tensor) -> Tensor:
-    """`tensor` replaced by its mean over all processes."""
+    """Replace `tensor` by its mean over all processes and return it."""
     if active():
         dist.all_reduce(tensor)
         tensor /= world_size()
@@ -47,20 +47,22 @@ def mean_(tensor: Tensor) -> Tensor:
 
 
 def minimum_(tensor: Tensor) -> Tensor:
-    """`tensor` replaced by its least value over all processes."""
+    """Replace `tensor` by its minimum over all processes and return it."""
     if active():
         dist.all_reduce(tensor, dist.ReduceOp.MIN)
     return tensor
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Gradients replaced by their means over all processes, in one message."""
+    """Replace gradients by their means over all processes, in one message."""
     if not active():
         return
-    held = [p for p in parameters if p.requires_grad]
-    flat = torch.cat([(p.new_zeros(p.shape) if p.grad is None else p.grad).flatten() for p in held])
+    trained = [p for p in parameters if p.requires_grad]
+    flat = torch.cat(
+        [(p.new_zeros(p.shape) if p.grad is None else p.grad).flatten() for p in trained]
+    )
     mean_(flat)
-    for p, part in zip(held, flat.split([p.numel() for p in held]), strict=True):
+    for p, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
         p.grad = part.view_as(p)
 
 
@@ -76,7 +78,7 @@ def from_first(value: Any) -> Any:
 def gather_codes(codes: SparseCodes) -> SparseCodes:
     """Return the codes of all processes, in the order of the ranks.
 
-    Meant for a loss that every process computes whole: its gradients are averaged over the
+    This is for a loss that every process computes in full: its gradients are averaged over the
     processes afterwards, so each passes on its own rows' gradient times the number of processes.
     """
     if not active():

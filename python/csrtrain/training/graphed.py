@@ -19,12 +19,12 @@ Terms = dict[str, Tensor]
 class GraphedStep:
     """An optimizer step on batches of one size, captured once and replayed.
 
-    Kernels are launched by the device alone: at small batches launching them from Python is what
-    a step costs. Nothing in the step waits for the device; neither does calling this.
+    The device launches the kernels itself: at small batches, launching them from Python takes
+    most of a step's time. Neither the step nor calling this waits for the device.
 
     Args:
         model: on a CUDA device, in training mode. Its `dead_capacity`, or all of its latents, is
-            what the auxiliary loss looks at.
+            the number that the auxiliary loss looks at.
         loss: in training mode.
         optimizer: over the parameters, made with capturable=True; with a tensor for lr if that
             is to change between steps. A fused one takes no step on a loss that is not finite.
@@ -56,11 +56,11 @@ class GraphedStep:
         if not all(group.get("capturable") for group in optimizer.param_groups):
             raise ValueError("optimizer: expected one made with capturable=True")
         models = [model] if partner_model is None else [model, partner_model]
-        for each in models:
-            if each.dead_capacity is None:
-                each.dead_capacity = each.hidden_dim
-        given = (x, labels, partners)
-        inputs = [None if part is None else part.to(device, copy=True) for part in given]
+        for member in models:
+            if member.dead_capacity is None:
+                member.dead_capacity = member.hidden_dim
+        batch = (x, labels, partners)
+        inputs = [None if part is None else part.to(device, copy=True) for part in batch]
         self._inputs = inputs
 
         def step() -> Terms:
@@ -71,10 +71,10 @@ class GraphedStep:
                 partners=partners, partner_model=partner_model, autocast=autocast,
             )  # fmt: skip
 
-        before = _tensors(models, optimizer)
-        saved = [tensor.clone() for tensor in before]
+        tensors = _tensors(models, optimizer)
+        saved = [tensor.clone() for tensor in tensors]
         self.terms, self._replay = capture(step, device)
-        restore(models, optimizer, before, saved)
+        restore(models, optimizer, tensors, saved)
 
     def __call__(
         self,
@@ -83,16 +83,16 @@ class GraphedStep:
         partners: Tensor | None = None,
     ) -> Terms:
         """Take a step on a batch; return its terms, which the next call overwrites."""
-        for held, part in zip(self._inputs, (x, labels, partners), strict=True):
-            if held is not None:
-                assert part is not None
-                held.copy_(part, non_blocking=True)
+        for captured, tensor in zip(self._inputs, (x, labels, partners), strict=True):
+            if captured is not None:
+                assert tensor is not None
+                captured.copy_(tensor, non_blocking=True)
         self._replay()
         return self.terms
 
 
 def capture(run: Callable[[], Terms], device: torch.device) -> tuple[Terms, Callable[[], None]]:
-    """Return what a graph of `run` writes, and its replay; `run` is called a few times before."""
+    """Return the outputs of a graph of `run`, and its replay; `run` is called a few times first."""
     if device.type != "cuda":
         raise ValueError(f"model: expected it on a CUDA device, got one on {device}")
     stream = torch.cuda.Stream(device)
@@ -117,7 +117,7 @@ def step_once(
     autocast: bool = False,
     **options: Any,
 ) -> Terms:
-    """One step, launched from here; returns the terms of the loss, means over all processes.
+    """Take a step without a graph; return the terms of the loss, means over all processes.
 
     A fused optimizer takes no step on a loss that is not finite. `options` are the loss's.
     """
@@ -126,36 +126,36 @@ def step_once(
         terms = loss(model, x, labels, **options)
     total = terms["loss"]
     means = distributed.mean_(torch.stack([term.detach().float() for term in terms.values()]))
-    found = dict(zip(terms, means, strict=True))
+    losses = dict(zip(terms, means, strict=True))
     total.backward()
     distributed.average_gradients(p for group in optimizer.param_groups for p in group["params"])
-    # As GradScaler tells it: the device decides, and the host need not wait to learn.
-    told: Any = optimizer
+    # As GradScaler does it: the device decides, and the host does not wait.
+    fused: Any = optimizer
     if getattr(optimizer, "_step_supports_amp_scaling", False):
-        told.found_inf = (~torch.isfinite(found["loss"])).float()
+        fused.found_inf = (~torch.isfinite(losses["loss"])).float()
     optimizer.step()
-    told.found_inf = None
-    return found
+    fused.found_inf = None
+    return losses
 
 
 def _tensors(models: Sequence[SparseAutoencoder], optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """All that a step changes."""
-    state = [t for per in optimizer.state.values() for t in per.values() if torch.is_tensor(t)]
-    held = [t for model in models for t in (*model.parameters(), *model.buffers())]
-    return [*held, *state]
+    """Return all tensors that a step changes."""
+    state = [t for entry in optimizer.state.values() for t in entry.values() if torch.is_tensor(t)]
+    weights = [t for model in models for t in (*model.parameters(), *model.buffers())]
+    return [*weights, *state]
 
 
 @torch.no_grad()
 def restore(
     models: Sequence[SparseAutoencoder],
     optimizer: torch.optim.Optimizer,
-    before: list[Tensor],
+    tensors: list[Tensor],
     saved: list[Tensor],
 ) -> None:
-    """Give `before` what was saved of it; optimizer state made since then becomes zero."""
-    for tensor, value in zip(before, saved, strict=True):
+    """Copy `saved` back into `tensors`; optimizer state made since then becomes zero."""
+    for tensor, value in zip(tensors, saved, strict=True):
         tensor.copy_(value)
-    old = {id(tensor) for tensor in before}
+    known = {id(tensor) for tensor in tensors}
     for tensor in _tensors(models, optimizer):
-        if id(tensor) not in old:
+        if id(tensor) not in known:
             tensor.zero_()

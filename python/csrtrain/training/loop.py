@@ -48,7 +48,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is kept, shown and judged; the arguments of `train` of the same names."""
+    """Checkpoints, evaluation, output and device of a run: arguments of `train`, by name."""
 
     checkpoint_dir: str | os.PathLike[str] | None = None
     checkpoint_every: int | None = None
@@ -97,8 +97,8 @@ def run(data: Dataset, options: RunOptions) -> list[SparseAutoencoder]:
         order = BatchOrder(len(data), config.batch_size, config.seed)
 
         def finished() -> Any:
-            made = data.finish(models)
-            return made[0] if len(made) == 1 else tuple(made)
+            trained = data.finish(models)
+            return trained[0] if len(trained) == 1 else tuple(trained)
 
         first = distributed.rank() == 0
         began = time.perf_counter()
@@ -157,9 +157,9 @@ def loss_for(config: TrainConfig, variance: float = 1.0) -> CSRLoss:
     )
 
 
-def _device(wanted: str | torch.device | None) -> torch.device:
-    if wanted is not None:
-        return torch.device(wanted)
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))

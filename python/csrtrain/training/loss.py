@@ -139,9 +139,9 @@ class CSRLoss(nn.Module):
         self._check(inner, labels, partners, partner, k)
 
         def compute(model: nn.Module, rows: Tensor) -> Any:
-            # Within the wrapper's forward: gradients synchronize only of what is computed there.
+            # Within the wrapper's forward: only gradients of what it computes are synchronized.
             terms = functools.partial(self._terms, k=k, new_step=new_step)
-            # What torch.compile made of `forward` is no help: the loss computes something else.
+            # Not the compiled `forward`: the loss computes something else.
             return getattr(model, "_orig_mod", model)(rows, compute=terms)
 
         if partners is None:
@@ -154,9 +154,9 @@ class CSRLoss(nn.Module):
             sides = [codes[:n], codes[n:]]
         else:
             terms, codes = compute(model, x)
-            others, other_codes = compute(partner_model, partners)
-            terms = {name: (term + others[name]) / 2 for name, term in terms.items()}
-            sides = [codes, other_codes]
+            partner_terms, partner_codes = compute(partner_model, partners)
+            terms = {name: (term + partner_terms[name]) / 2 for name, term in terms.items()}
+            sides = [codes, partner_codes]
         contrast = x.new_zeros(())
         if self.contrast is not None:
             if self.gather:
@@ -203,7 +203,7 @@ class CSRLoss(nn.Module):
     def _terms(
         self, model: SparseAutoencoder, x: Tensor, *, k: int, new_step: bool
     ) -> tuple[dict[str, Tensor], SparseCodes]:
-        """Return the terms that need no other side, and the codes of x at k."""
+        """Return the terms that depend on one side only, and the codes of x at k."""
         x, _, _ = model.standardized(x)
         widths = (*self.ks, k)
         widest = min(4 * k, model.hidden_dim)
@@ -215,43 +215,43 @@ class CSRLoss(nn.Module):
             if self.gather:
                 distributed.minimum_(model.stats_last_nonzero)
         errors = [F.mse_loss(reconstruction, x) for reconstruction in reconstructions]
-        rest = (x - reconstructions[len(widths) - 1]).detach()
+        residual = (x - reconstructions[len(widths) - 1]).detach()
         terms = {
             "recon": torch.stack(errors[: len(widths)]).mean(),
             "recon_4k": errors[-1],
-            "aux": self._aux(model, x, rest),
+            "aux": self._aux(model, x, residual),
             "load": load(codes, self.gather) if self.balance else x.new_zeros(()),
             "dead": model.dead.float().mean(),
         }
         return terms, codes
 
     def _aux(self, model: SparseAutoencoder, x: Tensor, error: Tensor) -> Tensor:
-        """Return the share of the variance of `error` [n, d] that the dead latents leave."""
+        """Return the share of the variance of `error` [n, d] that dead latents do not explain."""
         explained = model.reconstruct_dead_standardized(x)
         if explained is None:
             return x.new_zeros(())
-        rest = explained - error
+        remainder = explained - error
         mean = error.mean(0)
         if self.gather:
             mean = distributed.mean_(mean)
         variance = (mean - error).square().mean()
         if self.gather:
             variance = distributed.mean_(variance)
-        usable = torch.isfinite(rest.detach().square().mean() / variance) & model.dead.any()
+        usable = torch.isfinite(remainder.detach().square().mean() / variance) & model.dead.any()
         # Both sides are chosen before dividing: 0 · inf in the backward would be NaN.
-        rest = torch.where(usable, rest, torch.zeros_like(rest))
-        return rest.square().mean() / torch.where(usable, variance, torch.ones_like(variance))
+        remainder = torch.where(usable, remainder, torch.zeros_like(remainder))
+        return remainder.square().mean() / torch.where(usable, variance, torch.ones_like(variance))
 
     def _contrast(self, sides: Sequence[SparseCodes], labels: Tensor | None) -> Tensor:
         if len(sides) == 1:
             positives = labels if self.contrast == "label" else None
             return csrkern.info_nce(sides[0], temperature=self.temperature, labels=positives)
         a, b = sides
-        both = None if labels is None else (labels, labels)
-        forth = csrkern.info_nce(a, b, temperature=self.temperature, labels=both)
+        pair_labels = None if labels is None else (labels, labels)
+        loss = csrkern.info_nce(a, b, temperature=self.temperature, labels=pair_labels)
         if self.contrast != "clip":
-            return forth
-        return (forth + csrkern.info_nce(b, a, temperature=self.temperature, labels=both)) / 2
+            return loss
+        return (loss + csrkern.info_nce(b, a, temperature=self.temperature, labels=pair_labels)) / 2
 
 
 def unwrapped(name: str, model: nn.Module) -> SparseAutoencoder:
@@ -262,7 +262,7 @@ def unwrapped(name: str, model: nn.Module) -> SparseAutoencoder:
     """
     inner: Any = model
     while not isinstance(inner, SparseAutoencoder):
-        # Of torch.compile, and of DistributedDataParallel and its like.
+        # torch.compile wraps in the first, DistributedDataParallel and the like in the second.
         inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
         if inner is None:
             raise TypeError(
@@ -273,9 +273,9 @@ def unwrapped(name: str, model: nn.Module) -> SparseAutoencoder:
 
 
 def load(codes: SparseCodes, gather: bool = False) -> Tensor:
-    """How unevenly a batch uses its latents: 1 if all alike, `codes.dim` if one alone.
+    """Return how unevenly a batch uses its latents: 1 if all alike, `codes.dim` if only one.
 
-    Differentiable in the values, the share of active entries being taken as it is. With
+    It is differentiable in the values; the share of active entries counts as constant. With
     `gather` the batch is that of all processes.
     """
     if gather:

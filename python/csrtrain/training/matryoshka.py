@@ -1,4 +1,4 @@
-"""Matryoshka adapters on frozen embeddings: what the codes are compared with at every size."""
+"""Matryoshka adapters on frozen embeddings, to compare codes with at every size."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from csrkern.embeddings.dataset import open_embeddings
 from csrkern.typing import ArraySource
 from csrtrain.training.batches import BatchOrder
 
-# The usual one for embeddings at norm 1; that of codes, 0.2, is for fewer numbers.
+# Usual for embeddings at norm 1; codes, which have fewer numbers, use 0.2.
 _TEMPERATURE = 0.05
-_NEIGHBORS = 16  # of a row, whose similarities weigh as much as those of all
+_NEIGHBORS = 16  # of a row; their similarities weigh as much as those of all rows
 
 
 class MatryoshkaAdapter(nn.Module):
@@ -28,7 +28,7 @@ class MatryoshkaAdapter(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Adapted embeddings [n, d]; cut them at the width that is wanted."""
+        """Return adapted embeddings [n, d], to be cut at any width."""
         return x + self.linear(x)
 
 
@@ -43,7 +43,7 @@ def train_matryoshka(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> MatryoshkaAdapter:
-    """Trains an adapter whose prefixes keep what the whole embedding says.
+    """Train an adapter whose prefixes keep the similarities of whole embeddings.
 
     Without labels, the loss is that of the unsupervised Matryoshka-Adaptor: at every width m,
     the mean |cos(x_i, x_j) − cos(f(x_i)_m, f(x_j)_m)| over pairs of a batch, and over each
@@ -82,9 +82,9 @@ def train_matryoshka(
             elif labels is None:
                 loss = _keep_similarities(x, adapted, widths)
             else:
-                wanted = labels[index]
+                targets = labels[index]
                 losses = (
-                    F.cross_entropy(head(adapted[:, :m]), wanted)
+                    F.cross_entropy(head(adapted[:, :m]), targets)
                     for head, m in zip(heads, widths, strict=True)
                 )
                 loss = sum(losses, x.new_zeros(())) / len(widths)
@@ -98,21 +98,21 @@ def train_matryoshka(
 
 def _keep_similarities(x: Tensor, adapted: Tensor, widths: Sequence[int]) -> Tensor:
     unit = F.normalize(x, dim=1)
-    wanted = unit @ unit.T
-    near = wanted.topk(min(_NEIGHBORS, len(x)), 1).indices
+    cosines = unit @ unit.T
+    near = cosines.topk(min(_NEIGHBORS, len(x)), 1).indices
     loss = F.mse_loss(adapted, x) * x.shape[1]
     for m in widths:
         unit = F.normalize(adapted[:, :m], dim=1)
-        gap = (unit @ unit.T - wanted).abs()
+        gap = (unit @ unit.T - cosines).abs()
         loss = loss + (gap.mean() + gap.gather(1, near).mean()) / len(widths)
     return loss
 
 
 def _find_partners(adapted: Tensor, partners: Tensor, widths: Sequence[int]) -> Tensor:
-    own = torch.arange(len(adapted), device=adapted.device)
+    targets = torch.arange(len(adapted), device=adapted.device)
     loss = adapted.new_zeros(())
     for m in widths:
         a, b = (F.normalize(side[:, :m], dim=1) for side in (adapted, partners))
         scores = a @ b.T / _TEMPERATURE
-        loss = loss + F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)
+        loss = loss + F.cross_entropy(scores, targets) + F.cross_entropy(scores.T, targets)
     return loss / (2 * len(widths))

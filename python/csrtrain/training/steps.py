@@ -16,16 +16,16 @@ from csrtrain.training.graphed import GraphedStep, step_once
 from csrtrain.training.loss import CSRLoss
 
 ADAM_EPS = 6.25e-10
-LEAST_DEAD = 256  # dead latents that one graph has room for
+LEAST_DEAD = 256  # dead latents that a graph is captured for, at least
 
 
 class Steps:
     """Takes the steps of a run, one batch at a time.
 
     On a CUDA device a step is a graph, captured when the first batch comes, unless `graphs` is
-    False, several processes train together, or k is annealed and changes from step to step. A graph
-    has room for so many dead latents: none while none can be dead, else the next power of two of
-    how many can be at most, so that it looks at all of them, as the step without a graph does.
+    False, several processes train together, or k is annealed and changes from step to step. Each
+    graph is captured for a fixed number of dead latents: 0, or a power of two not below the
+    largest possible count. So it looks at all of them, as the step without a graph does.
     """
 
     def __init__(
@@ -51,21 +51,21 @@ class Steps:
         self._capacity: int | None = None
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continues from the state of another run's optimizer, wherever that ran."""
-        kept = [{name: g[name] for name in ("lr", "capturable")} for g in self._groups]
+        """Continue from the state of another run's optimizer, on whichever device that ran."""
+        settings = [{name: g[name] for name in ("lr", "capturable")} for g in self._groups]
         self.optimizer.load_state_dict(state)
-        for group, own in zip(self._groups, kept, strict=True):
-            group.update(own)
+        for group, group_settings in zip(self._groups, settings, strict=True):
+            group.update(group_settings)
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
         return self.optimizer.param_groups
 
     def __call__(self, step: int, batch: Batch) -> dict[str, float]:
-        """One optimizer step; the terms of its loss.
+        """Take one optimizer step and return the terms of its loss.
 
         Raises:
-            FloatingPointError: if the loss is not finite; no step was taken then.
+            FloatingPointError: if the loss is not finite; then no step was taken.
         """
         for group in self._groups:
             if isinstance(group["lr"], Tensor):
@@ -73,14 +73,14 @@ class Steps:
             else:
                 group["lr"] = self.config.lr_at(step)
         terms = self._graph(batch)(*batch[1:]) if self.graphs else self._launch(step, batch)
-        numbers = [*terms.values()]
+        scalars = [*terms.values()]
         if self.graphs:
-            numbers.append(self._may_die().to(numbers[0].dtype))
-        # One transfer for all of them: each would make a GPU wait.
-        read = torch.stack(numbers).tolist()
+            scalars.append(self._may_die().to(scalars[0].dtype))
+        # One transfer for all: each would make the GPU wait.
+        values = torch.stack(scalars).tolist()
         if self.graphs:
-            self._capacity = room_for(int(read.pop()))
-        losses = dict(zip(terms, read, strict=True))
+            self._capacity = room_for(int(values.pop()))
+        losses = dict(zip(terms, values, strict=True))
         check_finite_loss(losses, step, batch)
         return losses
 
@@ -106,9 +106,9 @@ class Steps:
         return self.models[1] if len(self.models) == 2 else None
 
     def _may_die(self) -> Tensor:
-        """How many latents of a model can be dead in the next step: all not used for so long."""
-        old = [(model.stats_last_nonzero >= model.dead_threshold).sum() for model in self.models]
-        return torch.stack(old).max()
+        """Return how many latents of a model can be dead in the next step, at most."""
+        counts = [(model.stats_last_nonzero >= model.dead_threshold).sum() for model in self.models]
+        return torch.stack(counts).max()
 
     def _graph(self, batch: Batch) -> GraphedStep:
         """Return the graph with room for the dead latents of the next step."""
@@ -134,7 +134,7 @@ class Steps:
 
 
 def room_for(dead: int) -> int:
-    """Places in a graph for so many dead latents."""
+    """Return how many dead latents a graph is captured for, given the largest possible count."""
     return max(LEAST_DEAD, 1 << (dead - 1).bit_length()) if dead else 0
 
 
@@ -143,7 +143,7 @@ def _on_gpu(device: torch.device) -> bool:
 
 
 def check_finite_loss(losses: dict[str, float], step: int, batch: Batch) -> None:
-    """Raise FloatingPointError, with what may help, unless the loss is finite."""
+    """Raise FloatingPointError, with remedies, unless the loss is finite."""
     if math.isfinite(losses["loss"]):
         return
     terms = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())

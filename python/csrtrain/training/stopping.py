@@ -1,4 +1,4 @@
-"""Periodic evaluation of a run, and stopping when it no longer gets better."""
+"""Periodic evaluation of a run, and early stopping."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Evaluation:
     """Scores a model every so often and remembers the best one.
 
     Attributes:
-        evaluate: a model in evaluation mode to its score; more is better. None: never evaluated.
+        evaluate: scores a model in evaluation mode; more is better. None: never evaluate.
         every: steps from one evaluation to the next.
         patience: evaluations in a row without a better score after which to stop; None: never.
         best: score, step, evaluations since, and weights of the best model so far.
@@ -39,7 +39,7 @@ class Evaluation:
         return self.evaluate is not None and (done % self.every == 0 or done == steps)
 
     def score(self, done: int, models: nn.ModuleList, finish: Callable[[], Any]) -> float:
-        """Return the score after `done` steps; `finish()` gives the model as users get it.
+        """Return the score after `done` steps; `finish()` returns the model as users get it.
 
         Raises:
             ValueError: if the score is not a finite number.

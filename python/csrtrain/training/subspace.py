@@ -1,9 +1,9 @@
 """Training on the leading principal directions, folded into the model afterwards.
 
-A code of few latents cannot say everything about an embedding. The directions of least
-variance are often noise, and what a latent spends on them is lost to what matters
-(`input_subspace`). Where they are not noise, the reconstruction, which counts squares, still
-hears little of them beside the leading ones; shrinking those makes up for it (`whitening`).
+A code of few latents cannot describe an embedding in full. The directions of least variance
+are often noise, and a latent that describes them is lost to the others (`input_subspace`).
+Where they are not noise, the squared error still hardly depends on them compared with the
+leading ones; shrinking the leading ones makes up for it (`whitening`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from csrkern.nn import SparseAutoencoder
 from csrkern.typing import ArraySource
 from csrtrain.pca import PCA
 
-# Centered rows are brought to this norm, so that one learning rate fits embeddings of any scale.
+# Centered rows are scaled to this norm, so that one learning rate fits embeddings of any scale.
 ROW_NORM = 4.0
 
 
@@ -39,7 +39,7 @@ class Subspace:
         self.mean = pca.mean
         self.directions = pca.directions[:, :dims].contiguous()
         variances = pca.variances[:dims]
-        # A direction in which rows hardly differ is stretched a thousandfold at most.
+        # Directions in which rows hardly differ are stretched a thousandfold at most.
         share = (variances / variances.mean()).clamp(min=1e-6)
         self.stretch = share ** (-whitening / 2)
         stretched = float((variances * self.stretch.square()).sum())
@@ -47,7 +47,7 @@ class Subspace:
         self.variance = ROW_NORM**2 / dims
 
     def project(self, x: Tensor) -> Tensor:
-        """Coordinates [n, p] of rows [n, d]."""
+        """Return the coordinates [n, p] of rows [n, d]."""
         return ((x - self.mean) @ self.directions) * (self.scale * self.stretch)
 
     @torch.no_grad()
@@ -79,17 +79,17 @@ ROWS, ASKED = 10_000, 3_000
 
 # How steeply agreement falls with variance, as the exponent of a power law: below `EVEN` weak
 # directions mean as much as strong ones, beyond `NOISY` they are mostly noise. Both lie between
-# values found on five sets of embeddings, with what served each best (docs/notes/training.md).
+# values measured on five sets of embeddings (docs/notes/training.md).
 EVEN, NOISY = 0.08, 0.19
 
 
 WHITENED, SHRUNK = 0.3, -0.6
 
 
-COPY = 1 - 1e-4  # rows at this cosine are one and the same, and agree in everything
+COPY = 1 - 1e-4  # rows at this cosine count as copies, which agree in every direction
 
 
-# A direction of less than this share of the mean variance says nothing.
+# Directions of less than this share of the mean variance are ignored.
 LEAST_VARIANCE = 1e-4
 
 
@@ -103,12 +103,12 @@ def settled_whitening(
     slope = agreement_slope(pca, sample)
     if slope < EVEN:
         return WHITENED
-    # Among fewer rows neighbors are farther, and agree less in weak directions, noise or not.
+    # Among fewer rows neighbors are farther and agree less in weak directions, noise or not.
     return SHRUNK if slope > NOISY and len(sample) == ROWS else 0.0
 
 
 def agreement_slope(pca: PCA, x: Tensor) -> float:
-    """Exponent s of the power law agreement ∝ variance^s over principal directions.
+    """Return the exponent s of the power law agreement ∝ variance^s over principal directions.
 
     Args:
         pca: of all rows.
@@ -124,33 +124,33 @@ def agreement_slope(pca: PCA, x: Tensor) -> float:
         return (EVEN + NOISY) / 2
     variances = variances[:dims]
     # Halfway to equal variances: strong directions alone would find other neighbors.
-    found = agreement(pca.project(x, dims) * variances**-0.25)
-    return _slope(variances.log(), found.clamp(0.03, 1.0).log(), variances)
+    agreements = agreement(pca.project(x, dims) * variances**-0.25)
+    return _slope(variances.log(), agreements.clamp(0.03, 1.0).log(), variances)
 
 
 def agreement(z: Tensor) -> Tensor:
-    """Per direction the cosine between rows and their nearest neighbors by other directions.
+    """Return the cosine, per direction, of rows and their nearest neighbors by other directions.
 
     Args:
         z: [n, p], centered rows, in random order.
 
     Returns: [p], of the first `ASKED` rows.
     """
-    asked = z[:ASKED]
-    found = z.new_empty(z.shape[1])
+    queries = z[:ASKED]
+    cosines = z.new_empty(z.shape[1])
     for half in (0, 1):
-        near = _nearest(asked[:, half::2], z[:, half::2])
-        a, b = asked[:, 1 - half :: 2], z[near, 1 - half :: 2]
-        found[1 - half :: 2] = torch.nn.functional.cosine_similarity(a, b, dim=0)
-    return found
+        near = _nearest(queries[:, half::2], z[:, half::2])
+        a, b = queries[:, 1 - half :: 2], z[near, 1 - half :: 2]
+        cosines[1 - half :: 2] = torch.nn.functional.cosine_similarity(a, b, dim=0)
+    return cosines
 
 
-def _nearest(asked: Tensor, z: Tensor) -> Tensor:
-    """[m] of each of the first m rows, its nearest other row by cosine, copies of it aside."""
-    asked, z = (torch.nn.functional.normalize(side, dim=1) for side in (asked, z))
+def _nearest(queries: Tensor, z: Tensor) -> Tensor:
+    """Return the nearest row [m] of each query by cosine, without copies of the query."""
+    queries, z = (torch.nn.functional.normalize(side, dim=1) for side in (queries, z))
     parts = []
-    for start in range(0, len(asked), 500):
-        scores = asked[start : start + 500] @ z.T
+    for start in range(0, len(queries), 500):
+        scores = queries[start : start + 500] @ z.T
         parts.append(torch.where(scores < COPY, scores, -2.0).argmax(1))
     return torch.cat(parts)
 
@@ -163,13 +163,13 @@ def _slope(x: Tensor, y: Tensor, weight: Tensor) -> float:
 
 
 def _sample(sources: Sequence[ArraySource | Embeddings]) -> Tensor:
-    """At most `ROWS` rows of all arrays, in one random order."""
+    """Return at most `ROWS` rows of all arrays, in one random order."""
     embeddings = [open_embeddings("embeddings", source) for source in sources]
     order = _shuffled(sum(map(len, embeddings)), 0)[:ROWS]
     parts, start = [], 0
     for part in embeddings:
-        own = order[(order >= start) & (order < start + len(part))] - start
-        parts.append(part.rows(own.sort().values))
+        part_rows = order[(order >= start) & (order < start + len(part))] - start
+        parts.append(part.rows(part_rows.sort().values))
         start += len(part)
     joined = torch.cat(parts)
     return joined[_shuffled(len(joined), 1)]

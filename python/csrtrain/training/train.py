@@ -17,7 +17,7 @@ from csrtrain.training.loop import RunOptions, StepReport, run
 from csrtrain.training.stopping import Evaluate
 
 
-# Whatever mode the caller is in, as under torch.no_grad().
+# Train in any mode of the caller, such as under torch.no_grad().
 @torch.inference_mode(False)
 @torch.enable_grad()
 def train(
@@ -39,7 +39,7 @@ def train(
     device: str | torch.device | None = None,
     graphs: bool = True,
 ) -> SparseAutoencoder:
-    """Trains a sparse autoencoder on frozen embeddings.
+    """Train a sparse autoencoder on frozen embeddings.
 
     Embeddings in mapped files are read batch by batch, ahead of the step that needs them, and
     never held whole. The same data, config, device and number of threads give the same model,
@@ -118,23 +118,23 @@ def train_two(
     pairs: ArraySource | None = None,
     **options: Any,
 ) -> tuple[SparseAutoencoder, SparseAutoencoder]:
-    """Trains an adapter for each of two modalities, with codes over the same latents.
+    """Train an adapter for each of two modalities, with codes over the same latents.
 
     Args:
         embeddings: [n, d], of one modality.
         partners: [m, d'], of the other; d' need not be d.
         config: settings; contrast "clip" (the default) or "pair".
         pairs: [p, 2] rows of both that belong together; None: those of the same number.
-        **options: those of `train` that say how a run is kept and shown. `evaluate` gets
-            the pair of models.
+        **options: the arguments of `train` from `checkpoint_dir` on. `evaluate` gets the pair
+            of models.
 
     Returns:
         The adapters of `embeddings` and of `partners`, in evaluation mode, on the CPU.
 
     Raises: as `train`.
     """
-    kept = RunOptions(**options)
-    with working("reading the embeddings", wanted=kept.progress):
+    run_options = RunOptions(**options)
+    with working("reading the embeddings", wanted=run_options.progress):
         data = Dataset.of(embeddings, None, config, partners, pairs, two=True)
-    first, second = run(data, kept)
+    first, second = run(data, run_options)
     return first, second
