@@ -26,7 +26,7 @@ HITS = 5
 
 
 class Hit(NamedTuple):
-    """A word's definition that was found."""
+    """A definition that a search found, and its words."""
 
     score: float
     words: str
@@ -34,7 +34,7 @@ class Hit(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What was found by one kind of search, best first, and the bytes it takes of a definition."""
+    """The hits of one kind of search, best first, and the bytes it stores for a definition."""
 
     bytes: int
     hits: list[Hit]
@@ -57,8 +57,8 @@ def answer(
         definition: what the user typed.
         text_model: name or folder of the sentence-transformers model; None: all-MiniLM-L6-v2,
             which the packaged embeddings were computed with.
-        quick: if the demo has to run first, whether it is the short one.
-        out: where it prints.
+        quick: run the short demo, if the demo has to run first.
+        out: where the demo prints.
 
     Raises:
         ImportError: if sentence-transformers is not installed; the message says what to do.
@@ -92,20 +92,20 @@ def answer(
     }
     pca, width = PCA(rows), demo.EXAMPLE_PCA
     stored, query = torch.from_numpy(rows), torch.from_numpy(embedding)
-    for name, kept, near in (
+    for name, vectors, vector in (
         ("PCA", pca.project(stored, width), pca.project(query, width)),
         ("dense", stored, query),
     ):
-        best = cosine_similarity(kept, near).topk(HITS)
+        best = cosine_similarity(vectors, vector).topk(HITS)
         hits = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         answers[name] = Answer(
-            dense_bytes(kept.shape[1]), [Hit(score, *texts[row]) for score, row in hits]
+            dense_bytes(vectors.shape[1]), [Hit(score, *texts[row]) for score, row in hits]
         )
     return answers
 
 
 def show(definition: str, answers: dict[str, Answer], out: Console) -> None:
-    """Print what was found."""
+    """Print the hits of each kind of search."""
     out.print(f"“{definition}”", style="italic", markup=False, highlight=False)
     for name, answer in answers.items():
         out.print(f"by {name}, {answer.bytes} bytes a definition", style="dim")

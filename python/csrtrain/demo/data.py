@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Twelve questions in our own words about things that the packaged definitions hold, written down
-# before any of them was searched for. None was changed or left out for what it finds.
+# before any of them was searched for. None was changed or left out because of its results.
 QUESTIONS = {
     "a device for telling time": ("clock", "watch", "timepiece"),
     "a large animal with a trunk": ("elephant",),
@@ -24,7 +24,7 @@ QUESTIONS = {
     "a machine that keeps food cold": ("refrigerator",),
     "where sick people are treated": ("hospital",),
 }
-"""What the demo asks, and the words that answer it."""
+"""The demo's questions, each with the words that answer it."""
 
 
 class Text(NamedTuple):
@@ -105,6 +105,6 @@ def _read(name: str) -> tuple[dict[str, np.ndarray], list[Text]]:
 
 
 def _unit_scale(stored: np.ndarray) -> np.ndarray:
-    """float32 rows at L2 norm 1 from int8 rows, whose scale was dropped."""
+    """Return float32 rows at L2 norm 1 from int8 rows, whose scale was dropped."""
     rows = stored.astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

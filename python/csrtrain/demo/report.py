@@ -1,4 +1,4 @@
-"""report.html: what the demo measured, as one file that needs no network and no JavaScript."""
+"""report.html: the demo's measurements, in one file that needs no network and no JavaScript."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def method_name(family: str, active: int) -> str:
 
 @dataclass(frozen=True)
 class Training:
-    """How one adapter came to be.
+    """The training of one adapter.
 
     Attributes:
         family: "self" or "label".
@@ -84,7 +84,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Example:
-    """A question, the words that answer it, and what each kind of vector found, best first."""
+    """A question, the words that answer it, and the words each kind of vector found, best first."""
 
     question: str
     answers: Sequence[str]
@@ -92,8 +92,8 @@ class Example:
 
     def place(self, kind: str) -> int | None:
         """Return the place of the first answer among the words found, from 1, or None."""
-        places = (i for i, word in enumerate(self.found[kind], 1) if word in self.answers)
-        return next(places, None)
+        positions = (i for i, word in enumerate(self.found[kind], 1) if word in self.answers)
+        return next(positions, None)
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,12 @@ class DemoResult:
         return next(m for m in self.methods if m.family == "dense")
 
     def by_bytes(self) -> list[tuple[int, list[Method]]]:
-        """Methods of equal bytes together, the most bytes first; within one, the order given."""
+        """Group methods by bytes, the most bytes first; keep the given order in each group."""
         sizes = sorted({m.bytes for m in self.methods}, reverse=True)
         return [(size, [m for m in self.methods if m.bytes == size]) for size in sizes]
 
     def speed(self, method: Method) -> float:
-        """How many times faster than dense search."""
+        """Return how many times faster than dense search a method is."""
         return self.dense.micros / method.micros
 
 
@@ -244,18 +244,18 @@ def _table_row(result: DemoResult, method: Method) -> str:
 
 
 def _answered(examples: Sequence[Example]) -> str:
-    """How many questions each kind of vector answers."""
+    """Return a sentence with the number of questions that each kind of vector answers."""
     kinds = examples[0].found if examples else ()
     counts = (f"{kind}: {sum(e.place(kind) is not None for e in examples)}" for kind in kinds)
     return f"Answered, of {len(examples)}: {'; '.join(counts)}."
 
 
 def _example(example: Example) -> str:
-    found = "".join(
+    results = "".join(
         f"<dt>{escape(kind)}</dt><dd>{' · '.join(_word(w, example) for w in words)}</dd>"
         for kind, words in example.found.items()
     )
-    return f"<article><p>“{escape(example.question)}”</p><dl>{found}</dl></article>"
+    return f"<article><p>“{escape(example.question)}”</p><dl>{results}</dl></article>"
 
 
 def _word(word: str, example: Example) -> str:

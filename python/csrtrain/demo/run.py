@@ -66,7 +66,7 @@ class Trained:
 
 
 def run(folder: Path, *, quick: bool = False, out: Console | None = None) -> DemoResult:
-    """Trains, searches, compares, prints the outcome to `out` and writes all into `folder`.
+    """Train, search, compare, print the outcome to `out` and write all into `folder`.
 
     Raises:
         ImportError: if matplotlib, which draws the report's charts, is not installed.
@@ -126,8 +126,8 @@ def run(folder: Path, *, quick: bool = False, out: Console | None = None) -> Dem
 def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; --output needs a folder")
-    ours = {*MODELS.values(), INDEX, WORDS, RESULTS, REPORT}
-    if folder.is_dir() and (foreign := sorted(set(os.listdir(folder)) - ours)):
+    known = {*MODELS.values(), INDEX, WORDS, RESULTS, REPORT}
+    if folder.is_dir() and (foreign := sorted(set(os.listdir(folder)) - known)):
         raise ValueError(
             f"{folder} holds {foreign[0]}, which is not from a demo; choose another --output"
         )
@@ -145,7 +145,7 @@ def _train(family: str, data: DemoData, quick: bool, out: Console) -> Trained:
     model = train(data.train, labels, config, on_step=reports.append)
     seconds = time.perf_counter() - began
     codes = model.encode(data.train, ACTIVE[-1])
-    shown = reports[:: -max(1, len(reports) // 100)][::-1]  # the last among them
+    shown = reports[:: -max(1, len(reports) // 100)][::-1]  # ends with the last report
     history = Training(
         family,
         seconds,
@@ -165,7 +165,7 @@ def _compare(data: DemoData, trained: dict[str, Trained], n_rounds: int) -> list
     ]
     for family, adapter in trained.items():
         searches += demo_search.csr_searches(family, adapter.model, adapter.codes, ACTIVE)
-    # In rounds over all searches, so that a busy moment of the machine does not hit one alone.
+    # In rounds over all searches, so that a busy moment of the machine affects all alike.
     rounds = [[search.seconds(queries) for search in searches] for _ in range(n_rounds)]
     return [
         Method(
@@ -191,27 +191,27 @@ def _encoding_micros(model: SparseAutoencoder, data: DemoData, n_rounds: int) ->
 def _examples(
     rows: np.ndarray, texts: list[Text], model: SparseAutoencoder, codes: SparseCodes
 ) -> list[Example]:
-    """All packaged questions, each with the words that every kind of search finds for it."""
+    """Return all packaged questions, with the words that every kind of search finds for each."""
     searches = [demo_search.dense_search(torch.from_numpy(rows))]
     searches += demo_search.csr_searches("self", model, codes, EXAMPLE_ACTIVE)
     searches[2:2] = demo_search.pca_searches(torch.from_numpy(rows), [EXAMPLE_PCA])
-    asked = torch.from_numpy(load_everyday().questions)
+    questions = torch.from_numpy(load_everyday().questions)
     names = [method_name(s.family, s.active).removesuffix(" self contrast") for s in searches]
-    found = {
-        f"{name}, {search.bytes} bytes": search.run(asked)
+    rankings = {
+        f"{name}, {search.bytes} bytes": search.run(questions)
         for name, search in zip(names, searches, strict=True)
     }
     examples = []
     for i, (question, answers) in enumerate(QUESTIONS.items()):
-        words = {kind: _words(texts, ids[i], answers) for kind, ids in found.items()}
+        words = {kind: _words(texts, ids[i], answers) for kind, ids in rankings.items()}
         examples.append(Example(question, answers, words))
     return examples
 
 
 def _words(texts: list[Text], ids: np.ndarray, answers: tuple[str, ...]) -> list[str]:
-    """Return a word of each of the nearest definitions: one that answers, or else the first."""
+    """Return a word of each of the nearest definitions: an answer if it has one, else the first."""
     words = [texts[row].words.split(", ") for row in ids[:N_WORDS] if row >= 0]
-    return [next((word for word in some if word in answers), some[0]) for some in words]
+    return [next((word for word in synonyms if word in answers), synonyms[0]) for synonyms in words]
 
 
 def _table(result: DemoResult) -> Table:
@@ -240,7 +240,7 @@ def _table(result: DemoResult) -> Table:
 
 
 def _answers(examples: Sequence[Example], n: int) -> Table:
-    """Return the place of the answer to each question, and the words of the longest codes."""
+    """Return a table with the rank of each question's answer, and words by the longest codes."""
     from rich.table import Table
 
     kinds = list(examples[0].found)
@@ -261,8 +261,8 @@ def _answers(examples: Sequence[Example], n: int) -> Table:
             f"[bold cyan]{escape(word)}[/]" if word in example.answers else escape(word)
             for word in example.found[kinds[1]][:3]
         ]
-        places = [str(example.place(kind) or "–") for kind in kinds]
-        table.add_row(escape(example.question), *places, " · ".join(words))
+        ranks = [str(example.place(kind) or "–") for kind in kinds]
+        table.add_row(escape(example.question), *ranks, " · ".join(words))
     return table
 
 
@@ -304,7 +304,7 @@ def _facts(trained: dict[str, Trained], seconds: float, quick: bool) -> dict[str
 
 
 def _processor() -> str:
-    """Return the processor's name where the system tells it."""
+    """Return the processor's name, as far as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -320,7 +320,7 @@ def _write(
     codes: SparseCodes,
     texts: list[Text],
 ) -> None:
-    """Fill the folder; results.json goes first and comes last, so it stands for the whole."""
+    """Fill the folder; results.json is removed first and written last, to mark it as complete."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULTS).unlink(missing_ok=True)
     for family, name in MODELS.items():

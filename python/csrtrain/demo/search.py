@@ -34,29 +34,29 @@ class Search:
     def nearest_accuracy(
         self, queries: Tensor, labels: np.ndarray, query_labels: np.ndarray
     ) -> float:
-        """Percent of queries whose nearest row has their label; no row found counts as wrong."""
+        """Return the percentage of queries whose nearest row has their label; no hit is wrong."""
         nearest = self.run(queries)[:, 0]
         return 100 * float(((labels[nearest] == query_labels) & (nearest >= 0)).mean())
 
     def seconds(self, queries: Tensor) -> float:
-        """Time of one batch of queries."""
+        """Return the seconds that one batch of queries takes."""
         return seconds(self.run, queries)
 
 
 def seconds(action: Callable[[Tensor], object], queries: Tensor) -> float:
-    """Wall-clock time of one call."""
+    """Return the wall-clock seconds of one call."""
     started = time.perf_counter()
     action(queries)
     return time.perf_counter() - started
 
 
 def dense_search(rows: Tensor) -> Search:
-    """Exact cosine search over all dimensions: a matrix product, then the best of each row."""
+    """Return exact cosine search over all dimensions: a matrix product, then a top-k."""
     return Search("dense", rows.shape[1], dense_bytes(rows.shape[1]), _dense(rows))
 
 
 def pca_searches(rows: Tensor, dims: Sequence[int]) -> list[Search]:
-    """Dense cosine search over the leading principal components."""
+    """Return dense cosine searches over the leading principal components."""
     pca = PCA(rows)
 
     def search(width: int) -> Search:
@@ -67,7 +67,7 @@ def pca_searches(rows: Tensor, dims: Sequence[int]) -> list[Search]:
 
 
 def topk_searches(rows: Tensor, active: Sequence[int]) -> list[Search]:
-    """Sparse search without training: the largest magnitudes of the embedding itself."""
+    """Return sparse searches without training, by the largest entries of the embeddings."""
 
     def search(k: int) -> Search:
         return _sparse("topk", magnitudes(rows, k), lambda queries: magnitudes(queries, k))
@@ -78,7 +78,7 @@ def topk_searches(rows: Tensor, active: Sequence[int]) -> list[Search]:
 def csr_searches(
     family: str, model: SparseAutoencoder, codes: SparseCodes, active: Sequence[int]
 ) -> list[Search]:
-    """Sparse search over an adapter's codes, which serve every smaller k as well."""
+    """Return sparse searches over an adapter's codes, which serve every smaller k as well."""
 
     def search(k: int) -> Search:
         return _sparse(family, codes.truncate(k), lambda queries: model.encode(queries, k))
@@ -87,7 +87,7 @@ def csr_searches(
 
 
 def magnitudes(rows: Tensor, k: int) -> SparseCodes:
-    """Codes over 2d latents: the k largest |values| of each row, one latent for each sign."""
+    """Return codes over 2d latents: each row's k largest |values|, one latent for each sign."""
     return csrkern.topk_relu(torch.cat([rows, -rows], dim=1), k)
 
 
@@ -95,8 +95,8 @@ def _dense(rows: Tensor) -> Callable[[Tensor], np.ndarray]:
     columns = rows.T.contiguous()
 
     def run(queries: Tensor) -> np.ndarray:
-        # topk_relu, since it is faster than torch.topk, which every user of torch could call:
-        # dense search should not look slow for lack of a top-k. The best scores are positive.
+        # topk_relu is faster than torch.topk: dense search should not look slow because of its
+        # top-k. The best scores are positive.
         parts = [csrkern.topk_relu(q @ columns, TOP_K).indices for q in queries.split(DENSE_BLOCK)]
         return torch.cat(parts).numpy()
 
@@ -108,7 +108,7 @@ def _sparse(family: str, codes: SparseCodes, encode: Callable[[Tensor], SparseCo
 
     def run(queries: Tensor) -> np.ndarray:
         with torch.inference_mode():
-            found = encode(queries)
-        return index.search(found, TOP_K, num_threads=torch.get_num_threads())[1]
+            query_codes = encode(queries)
+        return index.search(query_codes, TOP_K, num_threads=torch.get_num_threads())[1]
 
     return Search(family, codes.k, sparse_bytes(codes.k, codes.dim), run)

@@ -26,37 +26,35 @@ def truncate(x: Tensor, dims: int) -> Tensor:
 
 
 def largest_entries(x: Tensor, k: int) -> Tensor:
-    """Rows [n, d] with all but their k entries of largest magnitude set to 0, signs kept.
+    """Return rows [n, d] with all but their k entries of largest magnitude set to 0.
 
-    The training-free sparse code: k values and k indices a row, in dense form here.
+    This is the training-free sparse code, k values and k indices a row, in dense form.
 
     Raises:
         ValueError: if k is not in 1..d.
     """
     check_int("k", k, 1, x.shape[1])
-    kept = x.abs().topk(k, dim=1).indices
-    return torch.zeros_like(x).scatter_(1, kept, x.gather(1, kept))
+    indices = x.abs().topk(k, dim=1).indices
+    return torch.zeros_like(x).scatter_(1, indices, x.gather(1, indices))
 
 
 def dense_bytes(dims: int) -> int:
-    """Bytes of a dense float16 vector."""
+    """Return the bytes of a dense float16 vector."""
     return FLOAT16_BYTES * dims
 
 
 def sparse_bytes(k: int, dim: int, value_bytes: int = FLOAT16_BYTES) -> int:
-    """Bytes of a sparse vector: k values, k indices of 2 bytes (4 beyond 65,536)."""
+    """Return the bytes of a sparse vector: k values, k indices of 2 bytes (4 beyond 65,536)."""
     return k * (value_bytes + (2 if dim <= 65_536 else 4))
 
 
-# FAISS asks for 39 rows a centroid, of which there are 256; more gain little.
 CENTROIDS = 256  # of product quantisation: a byte each
-
-
+# FAISS asks for 39 rows a centroid; more gain little.
 _PQ_SAMPLE = 10_000
 
 
 def int8(train: Tensor, x: Tensor) -> Tensor:
-    """x [n, d] as stored in a byte a dimension, each with a range of its own, and read back.
+    """Return x [n, d] as stored with a byte and a range for each dimension, and read back.
 
     The range of a dimension is that of `train` [m, d], without its outermost 0.1%.
     """
@@ -69,28 +67,28 @@ def int8(train: Tensor, x: Tensor) -> Tensor:
 def search_binary(
     database: Tensor, queries: Tensor, mean: Tensor, top_k: int, shortlist: int = 100
 ) -> np.ndarray:
-    """[n, top_k] neighbors among signs of centered rows, one bit a dimension.
+    """Return the neighbors [n, top_k] among signs of centered rows, one bit a dimension.
 
     The `shortlist` rows of least Hamming distance are scored again by the product of the
-    query, unrounded, with the signs (as sentence-transformers does).
+    unrounded query with the signs (as sentence-transformers does).
     """
     signs = torch.where(database > mean, 1.0, -1.0)
     centered = queries - mean
     top_k = min(top_k, len(database))
-    found = []
+    rankings = []
     for part in centered.split(512):
         # The product of sign vectors is d − 2 · their Hamming distance.
         near = (part.sign() @ signs.T).topk(min(max(top_k, shortlist), len(signs)), 1).indices
-        again = torch.einsum("nd,nsd->ns", part, signs[near])
-        found.append(near.gather(1, again.topk(top_k, 1).indices))
-    return torch.cat(found).numpy()
+        scores = torch.einsum("nd,nsd->ns", part, signs[near])
+        rankings.append(near.gather(1, scores.topk(top_k, 1).indices))
+    return torch.cat(rankings).numpy()
 
 
 def product_obstacle(train: Tensor, *, rotate: bool = False) -> str:
     """Return why `product_quantized` cannot learn from `train` [m, d]; "" if it can.
 
-    FAISS raises below 256 rows; OPQ of fewer rows than dimensions writes past its buffers, which
-    ends the process.
+    FAISS raises below 256 rows. With fewer rows than dimensions, OPQ writes past its buffers, and
+    the process crashes.
     """
     m, d = min(len(train), _PQ_SAMPLE), train.shape[1]
     if find_spec("faiss") is None:
@@ -103,7 +101,7 @@ def product_obstacle(train: Tensor, *, rotate: bool = False) -> str:
 
 
 def product_quantized(train: Tensor, x: Tensor, n_bytes: int, *, rotate: bool = False) -> Tensor:
-    """x [n, d] as stored in `n_bytes` bytes by PQ, or with `rotate` OPQ, and read back.
+    """Return x [n, d] as stored in `n_bytes` bytes by PQ, or with `rotate` OPQ, and read back.
 
     Args:
         train: [m, d], to learn the codebooks from.
@@ -122,14 +120,14 @@ def product_quantized(train: Tensor, x: Tensor, n_bytes: int, *, rotate: bool = 
     import faiss
 
     step = max(1, len(train) // _PQ_SAMPLE)
-    # FAISS ends the process where the square of a number overflows. Powers of two scale exactly.
+    # FAISS crashes if the square of a number overflows. Powers of two scale exactly.
     _, exponent = math.frexp(max(float(train.abs().max()), float(x.abs().max())))
     sample, x_numpy = (
         np.ldexp(np.ascontiguousarray(rows.numpy(), dtype=np.float32), -exponent)
         for rows in (train[::step][:_PQ_SAMPLE], x)
     )
     quantizer = faiss.ProductQuantizer(d, n_bytes, CENTROIDS.bit_length() - 1)
-    quantizer.cp.min_points_per_centroid = 1  # or it warns for every subquantiser
+    quantizer.cp.min_points_per_centroid = 1  # else it warns for every subquantiser
     rotation: Any = None
     if rotate:
         rotation = faiss.OPQMatrix(d, n_bytes)

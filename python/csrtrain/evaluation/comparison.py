@@ -1,4 +1,4 @@
-"""Every way to a smaller vector under one roof, at equal dimensions and at equal bytes."""
+"""Compare ways to a smaller vector, at equal dimensions and at equal bytes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MOST_PACKED = 128  # latents; fitting the values of 200, which 256 bytes hold, t
 
 @dataclass(frozen=True)
 class Task:
-    """What vectors are judged on: by labels, or by relevance.
+    """Embeddings to search, and the labels or relevance judgments to score the results by.
 
     Attributes:
         database, queries: embeddings [N, d] and [n, d].
@@ -55,11 +55,11 @@ class Task:
 
     @property
     def depth(self) -> int:
-        """How many neighbors a query needs."""
+        """Number of neighbors that the scores need."""
         return 10 if self.judgments is not None else 1
 
     def scores(self, ids: np.ndarray) -> dict[str, float]:
-        """Scores 0..1 of neighbors ids [n, depth], the main one first."""
+        """Return scores 0..1 of neighbors ids [n, depth], the main one first."""
         if self.judgments is not None:
             return {
                 "ndcg@10": self.judgments.ndcg(ids),
@@ -76,7 +76,7 @@ class Task:
         return {"1-nn": float(right.float().mean())}
 
     def probe(self, database: Vectors, queries: Vectors) -> dict[str, float]:
-        """Scores of a linear probe and of k-means, where `probes` asks for them."""
+        """Return scores of a linear probe and of k-means, if `probes` is set."""
         if not self.probes or self.database_labels is None or self.query_labels is None:
             return {}
         return {
@@ -110,31 +110,31 @@ class Result:
 def compare_dense(
     task: Task, train: Tensor, ks: Sequence[int], *, product: bool = True
 ) -> Iterator[Result]:
-    """Baselines that need no training: dense, PCA, first dimensions, top-k, and fewer bits.
+    """Yield results of untrained baselines: dense, PCA, first dimensions, top-k, and fewer bits.
 
-    For every k: PCA and the first dimensions at k numbers and at the bytes of a k-sparse code
-    (2k numbers), the k largest entries, and what takes at most those 4k bytes of int8 on
-    principal directions, signs, and, with `product`, PQ and OPQ, but for those `left_out`.
+    All dimensions: dense, int8 and signs. For every k: PCA and the first dimensions at k numbers
+    and at the bytes of a k-sparse code (2k numbers), the k largest entries, int8 on 4k principal
+    directions, and, with `product`, PQ and OPQ in at most 4k bytes, except those in `left_out`.
     """
     d = train.shape[1]
-    both = task.database, task.queries
-    yield _dense(task, "dense", d, dense_bytes(d), *both)
-    yield _dense(task, "int8", d, d, int8(train, both[0]), both[1])
-    ids = search_binary(*both, train.mean(0), task.depth)
+    vectors = task.database, task.queries
+    yield _dense(task, "dense", d, dense_bytes(d), *vectors)
+    yield _dense(task, "int8", d, d, int8(train, vectors[0]), vectors[1])
+    ids = search_binary(*vectors, train.mean(0), task.depth)
     yield Result("binary, re-scored", d, -(-d // 8), task.scores(ids))
     pca = PCA(train)
     for dims in sorted({*ks, *(2 * k for k in ks)}):
         if dims <= d:
-            sides = (pca.project(side, dims) for side in both)
+            sides = (pca.project(side, dims) for side in vectors)
             yield _dense(task, "PCA", dims, dense_bytes(dims), *sides)
-            sides = (truncate(side, dims) for side in both)
+            sides = (truncate(side, dims) for side in vectors)
             yield _dense(task, "first dims", dims, dense_bytes(dims), *sides)
     for k in ks:
         if k <= d:
-            sides = (largest_entries(side, k) for side in both)
+            sides = (largest_entries(side, k) for side in vectors)
             yield _dense(task, "top-k, untrained", k, sparse_bytes(k, d), *sides)
         if 4 * k <= d:
-            x, database, queries = (pca.project(side, 4 * k) for side in (train, *both))
+            x, database, queries = (pca.project(side, 4 * k) for side in (train, *vectors))
             yield _dense(task, "PCA int8", 4 * k, 4 * k, int8(x, database), queries)
     if product:
         for name, rotate in PRODUCT.items():
@@ -143,7 +143,7 @@ def compare_dense(
 
 
 def left_out(train: Tensor) -> dict[str, str]:
-    """Why `compare_dense` leaves methods out that cannot learn from `train`, by their names."""
+    """Return, by name, why `compare_dense` omits methods that cannot learn from `train`."""
     reasons = {name: product_obstacle(train, rotate=rotate) for name, rotate in PRODUCT.items()}
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -151,7 +151,10 @@ def left_out(train: Tensor) -> dict[str, str]:
 def compare_product(
     task: Task, train: Tensor, ks: Sequence[int], *, rotate: bool
 ) -> Iterator[Result]:
-    """PQ, or with `rotate` OPQ, in at most the bytes of a k-sparse code; needs FAISS."""
+    """Yield results of PQ, or with `rotate` OPQ, in at most the bytes of a k-sparse code.
+
+    Needs FAISS.
+    """
     d = train.shape[1]
     for k in ks:
         n_bytes = max(size for size in range(1, 4 * k + 1) if d % size == 0)
@@ -183,14 +186,15 @@ def compare_codes(
     *,
     asymmetric: bool = True,
 ) -> Iterator[Result]:
-    """Codes of one model for every k, or of a model for each k.
+    """Yield results of the codes of one model for every k, or of a model for each k.
 
-    At every k: codes with codes as they are; the same with the square roots of the values
-    (`SparseCodes.power`); and, with `asymmetric`, dense queries with the reconstructions of stored
-    codes, as encoded and with values fitted again (`csrtrain.refit`), the latter in the adapter's
-    space, too (`SparseAutoencoder.rerank`). All take the same bytes. With values fitted again also
-    as many latents as fit in these bytes with values of one byte, as
-    `InvertedIndex.build(dtype="uint8")` holds them, and packed (`PackedCodes.pack`).
+    At every k, all in the same bytes:
+
+    - codes with codes, as they are and with the square roots of the values (`SparseCodes.power`);
+    - with `asymmetric`, dense queries with the reconstructions of stored codes, as encoded and
+      with values fitted again (`csrtrain.refit`). The latter also in the adapter's space
+      (`SparseAutoencoder.rerank`) and with more latents: as many as fit with values of one byte,
+      as in `InvertedIndex.build(dtype="uint8")`, and packed (`PackedCodes.pack`).
     """
     for k in ks:
         model = models if isinstance(models, SparseAutoencoder) else models[k]
@@ -200,31 +204,31 @@ def compare_codes(
         queries = model.encode(task.queries.numpy(), k)
         wide = model.encode(task.database.numpy(), max(k, one_byte, packed) if asymmetric else k)
         database = wide.truncate(k)
-        for name, codes, asked in (
+        for name, codes, query_codes in (
             (method, database, queries),
             (f"{method}, roots", database.power(SOFT), queries.power(SOFT)),
         ):
-            scores = task.scores(search(codes, asked, task.depth))
-            yield Result(name, k, size, {**scores, **task.probe(codes, asked)})
+            scores = task.scores(search(codes, query_codes, task.depth))
+            yield Result(name, k, size, {**scores, **task.probe(codes, query_codes)})
         if asymmetric:
             name = f"{method}, asymmetric"
             yield _asymmetric(task, model, name, _half(database), size)
             fitted = partial(refit, model, task.database)
-            for more, form, stored, taken in (
+            for n_latents, form, stored_as, n_bytes in (
                 (k, "refitted", _half, size),
                 (one_byte, "uint8", _one_byte, sparse_bytes(one_byte, model.hidden_dim, 1)),
                 (packed, "packed", _packed, packed_bytes(packed, model.hidden_dim)),
             ):
-                codes = stored(fitted(wide.truncate(more)))
-                yield _asymmetric(task, model, f"{name}, {form}", codes, taken)
+                codes = stored_as(fitted(wide.truncate(n_latents)))
+                yield _asymmetric(task, model, f"{name}, {form}", codes, n_bytes)
                 if form != "uint8" and "adapter" in model.spaces:
-                    yield _in_adapter_space(task, model, f"{name}, adapter, {form}", codes, taken)
+                    yield _in_adapter_space(task, model, f"{name}, adapter, {form}", codes, n_bytes)
 
 
 def compare_omp(
     task: Task, model: SparseAutoencoder, ks: Sequence[int], method: str = "CSR"
 ) -> Iterator[Result]:
-    """Dense queries with stored codes found by `csrtrain.encode_omp`, in both spaces.
+    """Yield results of dense queries with codes by `csrtrain.encode_omp`, in both spaces.
 
     At every k: k latents with values in float16, and as many packed latents as fit in the same
     bytes.
@@ -238,8 +242,8 @@ def compare_omp(
             codes = _half(encode_omp(model, task.database, k, space=space))
             yield score(task, model, f"{name}, OMP", codes, size)
             codes = _packed(encode_omp(model, task.database, packed, space=space))
-            taken = packed_bytes(packed, model.hidden_dim)
-            yield score(task, model, f"{name}, OMP, packed", codes, taken)
+            n_bytes = packed_bytes(packed, model.hidden_dim)
+            yield score(task, model, f"{name}, OMP, packed", codes, n_bytes)
 
 
 def _half(codes: SparseCodes) -> SparseCodes:
@@ -247,7 +251,7 @@ def _half(codes: SparseCodes) -> SparseCodes:
 
 
 def _one_byte(codes: SparseCodes) -> SparseCodes:
-    """Codes with values as an index of dtype="uint8" would hold them."""
+    """Return codes with values as an index of dtype="uint8" stores them."""
     largest = 2.0 ** math.ceil(math.log2(max(float(codes.values.max()), 1e-30)))
     values = torch.from_numpy(stored_values(codes.values.numpy(), "uint8", largest))
     return SparseCodes(values, codes.indices, codes.dim, codes.fingerprint)
@@ -260,7 +264,7 @@ def _packed(codes: SparseCodes) -> SparseCodes:
 def _asymmetric(
     task: Task, model: SparseAutoencoder, method: str, codes: SparseCodes, size: int
 ) -> Result:
-    """Return queries with the reconstructions of the stored codes."""
+    """Score queries by cosine with the reconstructions of the stored codes."""
     _, mean, deviation = model.standardized(task.database)
     rebuilt = torch.cat([model.decode(part) for part in _parts(codes)]) * deviation + mean
     return _dense(task, method, codes.k, size, rebuilt, task.queries, half=False)
@@ -269,7 +273,7 @@ def _asymmetric(
 def _in_adapter_space(
     task: Task, model: SparseAutoencoder, method: str, codes: SparseCodes, size: int
 ) -> Result:
-    """Return the same by the products of `SparseAutoencoder.rerank`, space "adapter"."""
+    """Score the same by the products of `SparseAutoencoder.rerank` with space="adapter"."""
     mapped = torch.cat([decode(part, model.encoder.weight) for part in _parts(codes)])
     norms = torch.cat([model.norms(part, "adapter") for part in _parts(codes)])
     ids = search(mapped, task.queries - model.pre_bias, task.depth, norms)
@@ -290,7 +294,7 @@ def _dense(
 ) -> Result:
     database, queries = sides
     if half and size >= dense_bytes(active):
-        # Scored as stored: in float16, at norm 1.
+        # Score vectors as stored: float16 at norm 1.
         unit: Callable[[Tensor], Tensor] = torch.nn.functional.normalize
         database, queries = unit(database).half(), unit(queries).half()
     scores = task.scores(search(database, queries, task.depth))

@@ -22,7 +22,7 @@ th:first-child, td:first-child { text-align: left; }
 
 
 def to_csv(results: Sequence[Result]) -> str:
-    """One row a result; a column for each score, empty where a method does not have it."""
+    """Return CSV: a row for each result, a column for each score, empty where it is missing."""
     measures = list(dict.fromkeys(name for result in results for name in result.scores))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,8 +1,8 @@
-"""Codes fitted to their embeddings by least squares, for reconstructions as good as can be.
+"""Codes fitted to their embeddings by least squares, for the best reconstructions.
 
-An encoder reads each latent's value off the embedding by itself, though dictionary rows overlap.
-`refit` finds the values that reconstruct best with the same latents, `encode_omp` the latents, too.
-Both are worth their time for documents that dense queries are compared with.
+An encoder computes each latent's value by itself, though dictionary rows overlap. `refit` finds
+the values that reconstruct best with the same latents; `encode_omp` finds the latents, too. Both
+are worth their time for documents that dense queries are compared with.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RIDGE = 1e-4
 def refit(
     model: SparseAutoencoder, x: Tensor, codes: SparseCodes, space: str = "embeddings"
 ) -> SparseCodes:
-    """Codes with the same latents, or fewer, whose reconstructions are nearest to x.
+    """Return codes with the same latents, or fewer, whose reconstructions are nearest to x.
 
     Solves min |x − pre_bias − Σ_j z_j W_dec[j]|² over the active latents of each row; a latent
     whose value comes out negative is dropped and the others are solved again.
@@ -67,9 +67,9 @@ def encode_omp(
     """Return the codes of x by orthogonal matching pursuit (OMP) with values ≥ 0.
 
     Latents are taken in `rounds` turns, each time those whose dictionary rows correlate best with
-    what is left of the row; then all values are fitted again, as by `refit`, and latents whose
-    value comes out negative give way to others. About a thousand times as slow as `encode`
-    (docs/notes/training.md), and nothing changes for who reads the codes.
+    the residual of the row; then all values are fitted again, as by `refit`, and latents whose
+    value comes out negative are replaced. This takes about a thousand times as long as `encode`
+    (docs/notes/training.md); the format of the codes is the same.
 
     Args:
         model: its decoder is fitted to, in the standardized space where it standardizes.
@@ -90,7 +90,7 @@ def encode_omp(
     rounds = min(k, check_int("rounds", rounds, 1, 2**31 - 1))
     target, fit = _target(model, x), _Fit(model, space)
     goals = sorted({-(-k * (turn + 1) // rounds) for turn in range(rounds)})
-    # The last turns fill the places of latents that were dropped.
+    # The last rounds replace latents that were dropped.
     parts = [fit.select(piece, (*goals, k, k)) for piece in target.split(_ROWS)]
     fitted = SparseCodes.cat(parts).to(dtype=x.dtype)
     fitted.fingerprint = model.fingerprint
@@ -107,14 +107,14 @@ def _target(model: SparseAutoencoder, x: Tensor) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    # No system is solved in narrower dtypes.
+    # torch.linalg has no solvers for narrower dtypes.
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class _Fit:
     """Least squares over a dictionary's rows D, in the metric M where products are D M Dᵀ = A Dᵀ.
 
-    Of the embeddings A is D itself; in the adapter's space it is the encoder's weight.
+    In the space of the embeddings, A is D itself; in the adapter's it is the encoder's weight.
     """
 
     def __init__(self, model: SparseAutoencoder, space: str) -> None:
@@ -125,54 +125,54 @@ class _Fit:
         square = (self.products * self.rows).sum(1)
         self.scale = square.clamp(min=torch.finfo(square.dtype).tiny).rsqrt()
 
-    def values(self, target: Tensor, indices: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """Values [n, k] of latents [n, k] for rows [n, d], and those `kept` that are positive."""
+    def values(self, target: Tensor, indices: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values [n, k] of latents [n, k] for rows [n, d], and the mask of positive ones."""
         atoms = self.products[indices]  # [n, k, d]
         gram = atoms @ self.rows[indices].transpose(1, 2)
-        # Two latents that point the same way would have no single solution, nor has a row of zeros.
+        # Without it, parallel dictionary rows or a row of zeros make the system singular.
         ridge = _RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)
         ridge = ridge.clamp(min=torch.finfo(ridge.dtype).tiny)
-        right = (atoms @ target[:, :, None])[:, :, 0]
-        values = torch.zeros_like(right)
-        unsolved = torch.arange(len(kept), device=kept.device)  # rows to solve, or solve again
+        rhs = (atoms @ target[:, :, None])[:, :, 0]
+        values = torch.zeros_like(rhs)
+        unsolved = torch.arange(len(active), device=active.device)  # rows to solve, or solve again
         while len(unsolved):
-            keep = kept[unsolved].to(gram.dtype)
-            system = gram[unsolved] * keep[:, :, None] * keep[:, None, :]
-            system.diagonal(dim1=1, dim2=2).add_(ridge[unsolved, None] * keep + (1 - keep))
-            values[unsolved] = torch.linalg.solve(system, right[unsolved] * keep)
-            negative = kept & (values <= 0)
-            kept = kept & ~negative
+            mask = active[unsolved].to(gram.dtype)
+            system = gram[unsolved] * mask[:, :, None] * mask[:, None, :]
+            system.diagonal(dim1=1, dim2=2).add_(ridge[unsolved, None] * mask + (1 - mask))
+            values[unsolved] = torch.linalg.solve(system, rhs[unsolved] * mask)
+            negative = active & (values <= 0)
+            active = active & ~negative
             unsolved = negative.any(1).nonzero().squeeze(1)
-        return torch.where(kept, values.clamp(min=0), values.new_zeros(())), kept
+        return torch.where(active, values.clamp(min=0), values.new_zeros(())), active
 
     def select(self, target: Tensor, goals: tuple[int, ...]) -> SparseCodes:
-        """Codes of rows [n, d] with `goals` active latents after each turn."""
+        """Return codes of rows [n, d] with `goals` active latents after each round."""
         n, k = len(target), goals[-1]
         indices = torch.zeros(n, 0, dtype=torch.long, device=target.device)
-        kept = torch.zeros_like(indices, dtype=torch.bool)
-        rest = target
+        active = torch.zeros_like(indices, dtype=torch.bool)
+        residual = target
         values = target.new_zeros(n, 0)
         for goal in goals:
-            wanted = goal - kept.sum(1, keepdim=True)
-            if not bool((wanted > 0).any()):
+            missing = goal - active.sum(1, keepdim=True)
+            if not bool((missing > 0).any()):
                 continue
-            grown = (0, goal - indices.shape[1])
-            indices = torch.nn.functional.pad(indices, grown)
-            kept = torch.nn.functional.pad(kept, grown)
-            gain = (rest @ self.products.T) * self.scale
-            barred = torch.full_like(kept, torch.inf, dtype=gain.dtype)
-            barred = barred.masked_fill(kept, -torch.inf)
-            gain.scatter_reduce_(1, indices, barred, "amin")
-            best = gain.topk(int(wanted.max()), 1)
-            free = kept.int().argsort(dim=1, stable=True)[:, : best.values.shape[1]]
+            padding = (0, goal - indices.shape[1])
+            indices = torch.nn.functional.pad(indices, padding)
+            active = torch.nn.functional.pad(active, padding)
+            gain = (residual @ self.products.T) * self.scale
+            bounds = torch.full_like(active, torch.inf, dtype=gain.dtype)
+            bounds = bounds.masked_fill(active, -torch.inf)
+            gain.scatter_reduce_(1, indices, bounds, "amin")
+            best = gain.topk(int(missing.max()), 1)
+            free = active.int().argsort(dim=1, stable=True)[:, : best.values.shape[1]]
             turn = torch.arange(best.values.shape[1], device=target.device)
-            taken = (turn < wanted) & (best.values > 0)
-            indices.scatter_(1, free, torch.where(taken, best.indices, indices.gather(1, free)))
-            kept.scatter_(1, free, taken | kept.gather(1, free))
-            values, kept = self.values(target, indices, kept)
-            rest = target - (values[:, None] @ self.rows[indices])[:, 0]
-        grown = (0, k - indices.shape[1])
-        indices, values = (torch.nn.functional.pad(part, grown) for part in (indices, values))
+            accepted = (turn < missing) & (best.values > 0)
+            indices.scatter_(1, free, torch.where(accepted, best.indices, indices.gather(1, free)))
+            active.scatter_(1, free, accepted | active.gather(1, free))
+            values, active = self.values(target, indices, active)
+            residual = target - (values[:, None] @ self.rows[indices])[:, 0]
+        padding = (0, k - indices.shape[1])
+        indices, values = (torch.nn.functional.pad(part, padding) for part in (indices, values))
         return _in_order(values, indices, len(self.rows))
 
 

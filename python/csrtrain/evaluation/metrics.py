@@ -1,4 +1,4 @@
-"""Scores of rankings, probes and clusterings, on dense vectors and on codes alike."""
+"""Scores of rankings, probes and clusterings, for dense vectors and for codes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from csrkern.typing import ArraySource
 
 Vectors = Tensor | SparseCodes
 
-# A block of float32 scores this large stays small beside the data.
+# A block of so many float32 scores is small compared with the data.
 _BLOCK_SCORES = 1 << 25
 
 
 class Judgments:
-    """Which documents are relevant to which queries, and how much.
+    """Grades of the documents that are relevant to each query.
 
     Args:
         rows: [m, 3] integers (query, document, grade), or [m, 2] where every grade is 1; rows of
@@ -36,19 +36,19 @@ class Judgments:
     """
 
     def __init__(self, rows: Any, n_queries: int, n_documents: int | None = None) -> None:
-        found = np.asarray(rows)
-        if found.ndim != 2 or found.shape[1] not in (2, 3):
+        judgments = np.asarray(rows)
+        if judgments.ndim != 2 or judgments.shape[1] not in (2, 3):
             raise ValueError(
-                f"qrels: expected rows of (query, document, grade), got {list(found.shape)}"
+                f"qrels: expected rows of (query, document, grade), got {list(judgments.shape)}"
             )
-        for column, what, count in ((0, "queries", n_queries), (1, "documents", n_documents)):
-            numbers = found[:, column]
+        for column, side, count in ((0, "queries", n_queries), (1, "documents", n_documents)):
+            numbers = judgments[:, column]
             wrong = numbers[(numbers < 0) | (numbers >= (np.inf if count is None else count))]
             if len(wrong):
                 last = "" if count is None else count - 1
-                raise ValueError(f"qrels: expected {what} in 0..{last}, got {wrong[0]}")
+                raise ValueError(f"qrels: expected {side} in 0..{last}, got {wrong[0]}")
         self.relevant: dict[int, dict[int, float]] = {}
-        for row in found.tolist():
+        for row in judgments.tolist():
             query, document, grade = (*row, 1)[:3]
             if grade > 0:
                 self.relevant.setdefault(query, {})[document] = float(grade)
@@ -56,7 +56,7 @@ class Judgments:
             raise ValueError("qrels: expected at least one relevant document, got none")
 
     def ndcg(self, ids: np.ndarray, depth: int = 10) -> float:
-        """Mean nDCG at `depth` of ranked documents ids [n, >= depth]; -1 is no document.
+        """Return the mean nDCG at `depth` of ranked documents ids [n, >= depth]; -1: no document.
 
         The ideal is over all relevant documents of a query, found or not.
         """
@@ -71,7 +71,7 @@ class Judgments:
         return total / len(self.relevant)
 
     def recall(self, ids: np.ndarray, depth: int) -> float:
-        """Mean share of a query's relevant documents among its first `depth`."""
+        """Return the mean share of a query's relevant documents among its first `depth`."""
         shares = (
             len(grades.keys() & set(ids[query, :depth].tolist())) / len(grades)
             for query, grades in self.relevant.items()
@@ -79,15 +79,15 @@ class Judgments:
         return sum(shares) / len(self.relevant)
 
     def hits(self, ids: np.ndarray, depth: int) -> float:
-        """Share of queries with a relevant document among the first `depth`: image–text R@k."""
-        found = (
+        """Return the share of queries with a relevant document in the first `depth` (R@k)."""
+        hit = (
             not grades.keys().isdisjoint(ids[query, :depth].tolist())
             for query, grades in self.relevant.items()
         )
-        return sum(found) / len(self.relevant)
+        return sum(hit) / len(self.relevant)
 
     def mrr(self, ids: np.ndarray, depth: int = 10) -> float:
-        """Mean over queries of 1 / rank of the first relevant document; 0 beyond `depth`."""
+        """Return the mean 1 / rank of the first relevant document; 0 beyond `depth`."""
         total = 0.0
         for query, grades in self.relevant.items():
             ranks = (r for r, i in enumerate(ids[query, :depth], 1) if int(i) in grades)
@@ -98,14 +98,14 @@ class Judgments:
 def search(
     database: Vectors, queries: Vectors, top_k: int, norms: Tensor | None = None
 ) -> np.ndarray:
-    """[n, top_k] the rows of `database` nearest to each query by cosine, best first, exactly.
+    """Return the rows [n, top_k] of `database` nearest to each query by cosine, best first.
 
     Args:
         database, queries: both dense [N, d] and [n, d], or both SparseCodes over the same
-            latents, which the inverted index searches with values in float16. A query of zeros
+            latents, which the index searches exactly, with values in float16. A query of zeros
             finds nothing: -1.
         top_k: capped by N.
-        norms: [N], to divide dense rows by in place of their own.
+        norms: [N], to divide dense rows by; None: their own norms.
     """
     top_k = min(top_k, len(database))
     if isinstance(database, SparseCodes):
@@ -119,12 +119,12 @@ def search(
     else:
         unit = database.float() / norms[:, None]
     block = max(1, _BLOCK_SCORES // len(database))
-    found = [(part.float() @ unit.T).topk(top_k, 1).indices for part in queries.split(block)]
-    return torch.where((queries != 0).any(1, keepdim=True), torch.cat(found), -1).numpy()
+    rankings = [(part.float() @ unit.T).topk(top_k, 1).indices for part in queries.split(block)]
+    return torch.where((queries != 0).any(1, keepdim=True), torch.cat(rankings), -1).numpy()
 
 
 def linear_probe(train: Vectors, train_labels: Tensor, test: Vectors, test_labels: Tensor) -> float:
-    """Accuracy of a logistic regression on vectors at norm 1.
+    """Return the accuracy of a logistic regression on vectors at norm 1.
 
     Raises:
         ImportError: if scikit-learn is missing.
@@ -135,19 +135,19 @@ def linear_probe(train: Vectors, train_labels: Tensor, test: Vectors, test_label
 
 
 def v_measure(vectors: Vectors, labels: Tensor) -> float:
-    """V-measure of a k-means clustering of vectors at norm 1, as many clusters as labels.
+    """Return the V-measure of k-means on vectors at norm 1, with as many clusters as labels.
 
     Raises:
         ImportError: if scikit-learn is missing.
     """
     count = len(labels.unique())
     clustering = _sklearn("cluster").KMeans(count, n_init=1, random_state=0)
-    found = clustering.fit_predict(_matrix(vectors))
-    return float(_sklearn("metrics").v_measure_score(labels.numpy(), found))
+    clusters = clustering.fit_predict(_matrix(vectors))
+    return float(_sklearn("metrics").v_measure_score(labels.numpy(), clusters))
 
 
 def _matrix(vectors: Vectors) -> Any:
-    """Return rows of norm 1 as NumPy or SciPy holds them."""
+    """Return rows at norm 1, as a NumPy or SciPy array."""
     if isinstance(vectors, SparseCodes):
         return vectors.normalize().to_scipy()
     return torch.nn.functional.normalize(vectors.float(), dim=1).numpy()
@@ -168,7 +168,7 @@ def nearest_accuracy(
     queries: Tensor | SparseCodes,
     query_labels: Tensor,
 ) -> float:
-    """Share of queries whose nearest database row by cosine has their label.
+    """Return the share of queries whose nearest database row by cosine has their label.
 
     Args:
         database, queries: both dense [N, d] and [n, d], or both SparseCodes over the same
@@ -196,7 +196,7 @@ def nearest_accuracy(
 def unexplained_variance(
     model: SparseAutoencoder, embeddings: ArraySource | Embeddings, ks: Sequence[int]
 ) -> dict[int, float]:
-    """Σ|x − x̂_k|² / Σ|x − mean|² at each k: 0 is perfect, 1 no better than the mean."""
+    """Return Σ|x − x̂_k|² / Σ|x − mean|² at each k: 0 is perfect, 1 no better than the mean."""
     embeddings = open_embeddings("embeddings", embeddings)
     error = dict.fromkeys(ks, 0.0)
     total = torch.zeros(embeddings.width, dtype=torch.float64, device="cpu")
@@ -218,14 +218,14 @@ def unexplained_variance(
 
 
 def latent_use(codes: SparseCodes) -> Tensor:
-    """[dim] int64: in how many rows each latent is active."""
+    """Return the number of rows in which each latent is active, int64 [dim]."""
     return torch.bincount(codes.latents()[codes.active], minlength=codes.dim)
 
 
 def use_skew(codes: SparseCodes) -> float:
-    """Share of all active entries that lie in the most used 1% of latents.
+    """Return the share of all active entries that lie in the most used 1% of latents.
 
-    0.01 is perfectly even; an index reads the more postings per query, the higher it is.
+    0.01 is perfectly even; the higher it is, the more postings an index reads per query.
     """
     use = latent_use(codes)
     hottest = use.topk(max(1, round(codes.dim / 100))).values
@@ -233,5 +233,5 @@ def use_skew(codes: SparseCodes) -> float:
 
 
 def dead_share(model: SparseAutoencoder) -> float:
-    """Share of latents that the last training steps did not use."""
+    """Return the share of latents that the last training steps did not use."""
     return float(model.dead.float().mean())

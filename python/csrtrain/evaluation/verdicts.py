@@ -39,13 +39,13 @@ def is_code(result: Result) -> bool:
 
 
 def verdicts(results: Iterable[Result]) -> list[Verdict]:
-    """Return a verdict for each power of two of bytes below what dense vectors take."""
+    """Return a verdict for each power of two below the bytes of dense vectors."""
     smaller = [r for r in results if r.method != "dense"]
     dense = [r.bytes_per_vector for r in results if r.method == "dense"]
     if not smaller:
         return []
     most = min(dense, default=1 + max(r.bytes_per_vector for r in smaller))
-    found = []
+    chosen = []
     budget = LEAST_BYTES
     while budget < most:
         fitting = [r for r in smaller if r.bytes_per_vector <= budget]
@@ -53,9 +53,9 @@ def verdicts(results: Iterable[Result]) -> list[Verdict]:
             best = _best(fitting)
             assert best is not None
             other = _best(r for r in fitting if is_code(r) != is_code(best))
-            found.append(Verdict(budget, best, other))
+            chosen.append(Verdict(budget, best, other))
         budget *= 2
-    return found
+    return chosen
 
 
 def _best(results: Iterable[Result]) -> Result | None:
