@@ -85,7 +85,7 @@ def line_chart(
 
     Args:
         series: the lines.
-        title: what the chart shows, for readers who do not see it.
+        title: description of the chart, for readers who do not see it.
         x, y: titles of the axes.
         unit: written after each number of the vertical axis.
         log: base of a logarithmic horizontal axis.
@@ -149,7 +149,7 @@ def histogram(
 
 
 def _svg(title: str, draw: Callable[[Axes], None]) -> str:
-    """Return what `draw` draws as one <svg> element that can stand beside others on a page."""
+    """Return the chart of `draw` as one <svg> element that can share a page with others."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -162,13 +162,13 @@ def _svg(title: str, draw: Callable[[Axes], None]) -> str:
     text = picture.getvalue()
     box = re.search(r'viewBox="[^"]+"', text)
     assert box
-    # Fonts are the page's; names of groups would stand twice on a page of two charts.
-    for old, new in (
+    # Fonts are the page's; names of groups would repeat on a page of two charts.
+    for pattern, replacement in (
         (r".*?</metadata>|<style.*?</style>", ""),
         (r"font-family: [^;]+; ", ""),
         (r'<g id="[^"]+">', "<g>"),
         ("xlink:href", "href"),
         (_PAGE, "currentColor"),
     ):
-        text = re.sub(old, new, text, flags=re.DOTALL)
+        text = re.sub(pattern, replacement, text, flags=re.DOTALL)
     return f'<svg {box[0]} role="img" aria-label="{escape(title)}">{text.strip()}'

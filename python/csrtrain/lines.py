@@ -62,9 +62,9 @@ def read_records(
     Blank lines among JSON are skipped.
 
     Args:
-        stream: what to read.
+        stream: bytes to read.
         name: of the stream, for messages.
-        field: what a plain text is called.
+        field: name for plain texts.
         as_json: whether lines are JSON objects; None: they are if the first that is not blank
             begins like one, `{"`.
 

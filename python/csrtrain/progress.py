@@ -124,8 +124,8 @@ def console(*, stderr: bool = False) -> Console:
     """Return a console for tables and messages, wide enough for tables if not a terminal."""
     from rich.console import Console
 
-    plain = Console(stderr=stderr)
-    return plain if plain.is_terminal else Console(width=110, stderr=stderr)
+    standard = Console(stderr=stderr)
+    return standard if standard.is_terminal else Console(width=110, stderr=stderr)
 
 
 def say(message: str, *outputs: Path | None) -> None:

@@ -107,10 +107,10 @@ def embeddings_of(records: Sequence[Record]) -> np.ndarray:
     for record in records:
         numbers = numbers_in(record, "embedding", int, float)
         rows.append(float32_array(f"{record.where}: embedding", numbers))
-        wrong = rows[-1][~np.isfinite(rows[-1])]
-        if len(wrong):
+        invalid = rows[-1][~np.isfinite(rows[-1])]
+        if len(invalid):
             raise ValueError(
-                f"{record.where}: embedding: expected finite float32 numbers, got {wrong[0]}"
+                f"{record.where}: embedding: expected finite float32 numbers, got {invalid[0]}"
             )
         if len(rows[-1]) != len(rows[0]):
             raise ValueError(

@@ -78,9 +78,9 @@ def search_binary(
     rankings = []
     for part in centered.split(512):
         # The product of sign vectors is d − 2 · their Hamming distance.
-        near = (part.sign() @ signs.T).topk(min(max(top_k, shortlist), len(signs)), 1).indices
-        scores = torch.einsum("nd,nsd->ns", part, signs[near])
-        rankings.append(near.gather(1, scores.topk(top_k, 1).indices))
+        neighbors = (part.sign() @ signs.T).topk(min(max(top_k, shortlist), len(signs)), 1).indices
+        scores = torch.einsum("nd,nsd->ns", part, signs[neighbors])
+        rankings.append(neighbors.gather(1, scores.topk(top_k, 1).indices))
     return torch.cat(rankings).numpy()
 
 

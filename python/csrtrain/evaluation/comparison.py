@@ -72,8 +72,8 @@ class Task:
         assert self.database_labels is not None
         assert self.query_labels is not None
         nearest = torch.from_numpy(ids[:, 0].copy())
-        right = (self.database_labels[nearest.clamp(min=0)] == self.query_labels) & (nearest >= 0)
-        return {"1-nn": float(right.float().mean())}
+        correct = (self.database_labels[nearest.clamp(min=0)] == self.query_labels) & (nearest >= 0)
+        return {"1-nn": float(correct.float().mean())}
 
     def probe(self, database: Vectors, queries: Vectors) -> dict[str, float]:
         """Return scores of a linear probe and of k-means, if `probes` is set."""

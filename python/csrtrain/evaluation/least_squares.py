@@ -31,7 +31,7 @@ def refit(
     whose value comes out negative is dropped and the others are solved again.
 
     Args:
-        model: its decoder is fitted to, in the standardized space where it standardizes.
+        model: codes are fitted to its decoder, in the standardized space if it standardizes.
         x: embeddings [n, d].
         codes: SparseCodes [n, k] of x.
         space: where distances are taken; see `SparseAutoencoder.rerank`.
@@ -72,7 +72,7 @@ def encode_omp(
     (docs/notes/training.md); the format of the codes is the same.
 
     Args:
-        model: its decoder is fitted to, in the standardized space where it standardizes.
+        model: codes are fitted to its decoder, in the standardized space if it standardizes.
         x: embeddings [n, d].
         k: active latents per row; default the model's.
         space: where distances are taken; see `SparseAutoencoder.rerank`.
@@ -100,9 +100,9 @@ def encode_omp(
 def _target(model: SparseAutoencoder, x: Tensor) -> Tensor:
     target = model.standardized(x)[0]
     check_same("x", x, "the model", model.pre_bias)
-    wrong = (~x.isfinite().all(1)).nonzero()
-    if len(wrong):
-        raise ValueError(f"x: expected finite numbers, got others in row {int(wrong[0])}")
+    invalid = (~x.isfinite().all(1)).nonzero()
+    if len(invalid):
+        raise ValueError(f"x: expected finite numbers, got others in row {int(invalid[0])}")
     return _wide(target) - _wide(model.pre_bias)
 
 

@@ -43,10 +43,10 @@ class Judgments:
             )
         for column, side, count in ((0, "queries", n_queries), (1, "documents", n_documents)):
             numbers = judgments[:, column]
-            wrong = numbers[(numbers < 0) | (numbers >= (np.inf if count is None else count))]
-            if len(wrong):
+            invalid = numbers[(numbers < 0) | (numbers >= (np.inf if count is None else count))]
+            if len(invalid):
                 last = "" if count is None else count - 1
-                raise ValueError(f"qrels: expected {side} in 0..{last}, got {wrong[0]}")
+                raise ValueError(f"qrels: expected {side} in 0..{last}, got {invalid[0]}")
         self.relevant: dict[int, dict[int, float]] = {}
         for row in judgments.tolist():
             query, document, grade = (*row, 1)[:3]
@@ -189,8 +189,8 @@ def nearest_accuracy(
                 f"got {len(labels)} labels for {len(vectors)} rows"
             )
     nearest = torch.from_numpy(search(database, queries, 1)[:, 0].copy())
-    right = (database_labels[nearest.clamp(min=0)] == query_labels) & (nearest >= 0)
-    return float(right.float().mean())
+    correct = (database_labels[nearest.clamp(min=0)] == query_labels) & (nearest >= 0)
+    return float(correct.float().mean())
 
 
 def unexplained_variance(

@@ -44,10 +44,10 @@ def verdicts(results: Iterable[Result]) -> list[Verdict]:
     dense = [r.bytes_per_vector for r in results if r.method == "dense"]
     if not smaller:
         return []
-    most = min(dense, default=1 + max(r.bytes_per_vector for r in smaller))
+    limit = min(dense, default=1 + max(r.bytes_per_vector for r in smaller))
     chosen = []
     budget = LEAST_BYTES
-    while budget < most:
+    while budget < limit:
         fitting = [r for r in smaller if r.bytes_per_vector <= budget]
         if any(r.bytes_per_vector > budget // 2 for r in fitting):
             best = _best(fitting)

@@ -79,9 +79,9 @@ def build_shards(
 ) -> Generation:
     """Build a sharded index of codes that `encode_corpus` wrote, on a Ray cluster.
 
-    Each shard is published as it is done. A run that was killed goes on with the shards that
-    are not published when it is called again; a worker or a node that dies has its shard built
-    anew elsewhere. Ids are the row numbers of the corpus.
+    Each shard is published as it is done. If a killed run is called again, it builds the shards
+    that are not published yet; if a worker or a node dies, its shard is built again elsewhere.
+    Ids are the row numbers of the corpus.
 
     Args:
         codes: folder of `encode_corpus`.
@@ -165,13 +165,13 @@ def add_shard(
     Any number of processes may add at once. Adding the same index again changes nothing.
 
     Args:
-        index: folder of `InvertedIndex.save`; its ids are none that the shards have.
-        output: folder of the sharded index; made if it is not there.
-        any_model: take codes of another model than that of the others, too.
+        index: folder of `InvertedIndex.save`; no shard has one of its ids.
+        output: folder of the sharded index; created if missing.
+        any_model: accept codes of another model than that of the shards.
 
     Raises:
-        ValueError: if its dim, metric or dtype are others, the ranges of ids meet, or
-            (ModelMismatchError) another model made its codes.
+        ValueError: if its dim, metric or dtype differ from the shards', the ranges of ids
+            overlap, or (ModelMismatchError) another model made its codes.
     """
     out = Folder.of(output, options)
     out.check_writable()

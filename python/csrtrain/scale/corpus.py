@@ -103,9 +103,9 @@ class Reader:
         return f"{facts['size']} {tag}"
 
     def shape(self, source: str) -> tuple[int, int]:
-        """Return rows and columns of a file, of which little more than the header is read.
+        """Return rows and columns of a file; this reads little more than its header.
 
-        The columns of a file without rows may be 0, whatever it says of them.
+        The columns of a file without rows may be 0, whatever the header says.
 
         Raises:
             ValueError, TypeError: if it holds no embeddings [n, d] or is damaged.
@@ -129,7 +129,7 @@ class Reader:
         """Return rows first..first + rows of a file, floats [rows, d] as they are stored.
 
         Raises:
-            ValueError, TypeError: if the file is not what it was when its pieces were planned.
+            ValueError, TypeError: if the file has changed since its pieces were planned.
         """
         return patiently(lambda: self._read(source, first, rows))
 

@@ -1,9 +1,9 @@
-"""A corpus of any size becomes pieces of codes, by workers of Ray, in runs that can be broken off.
+"""Encode a corpus of any size into pieces of codes, by workers of Ray, in resumable runs.
 
 Pieces are planned before anything is encoded, and the plan is written down. A worker reads the
-rows of a piece, encodes them, writes the codes and then a receipt: rows, bytes and checksum. A
-piece without a receipt is not there, so a run that was killed goes on with what lacks one, a
-piece that is done twice is the same file, and the manifest at the end is made of receipts only.
+rows of a piece, encodes them, writes the codes and then a receipt: rows, bytes and checksum. Only
+a piece with a receipt counts as done: a resumed run encodes the others, a piece that is done twice
+is the same file, and the manifest at the end is made of receipts only.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def encode_corpus(
 ) -> dict[str, Any]:
     """Encode all rows of many files into files of codes, on a Ray cluster.
 
-    A run that was killed, by anything at any instant, goes on where it stopped when it is
-    called again with the same arguments: no row is lost and none is there twice.
+    A run that was killed, at any instant, goes on where it stopped when it is called again with
+    the same arguments: no row is lost or encoded twice into the result.
 
     Args:
         sources: .npy, .parquet or .lance files, folders of them, or patterns, on any file
-            system that fsspec knows; rows are numbered in the order of the files. The name of a
-            file or folder that exists is no pattern, whatever signs it holds.
+            system that fsspec knows; rows are numbered in the order of the files. The name of an
+            existing file or folder is not a pattern, even if it holds *, ? or [.
         model: folder of a `SparseAutoencoder`, on this machine; a copy goes to `output`.
         output: folder or URL for the pieces and their manifest, codes.json.
         k: active latents a row; None: the model's.
@@ -139,8 +139,8 @@ def read_codes_manifest(folder: Folder) -> dict[str, Any]:
     """
     manifest = read_record(folder, MANIFEST, KIND, VERSION)
     if manifest is None:
-        begun = " (the encoding was broken off: run it again)" if folder.sizes(PLAN) else ""
-        raise FileNotFoundError(f"{folder.url} has no {MANIFEST}{begun}")
+        hint = " (the encoding was broken off: run it again)" if folder.sizes(PLAN) else ""
+        raise FileNotFoundError(f"{folder.url} has no {MANIFEST}{hint}")
     return manifest
 
 
@@ -205,8 +205,8 @@ def _run(
 ) -> Generator[dict[str, Any], None, None]:
     """Yield receipts as pieces are done, at most `workers` at a time.
 
-    A worker or node that dies is replaced, and its piece done again. At the end of the generator
-    idle workers end, and the others after the piece that they are at.
+    A worker or node that dies is replaced, and its piece is encoded again. When the generator
+    ends, idle workers end at once and the others after their current piece.
 
     Raises: what a worker raises, in its words; RuntimeError if `RETRIES` + 1 workers died of a
         piece.
@@ -219,14 +219,14 @@ def _run(
     worker = ray.remote(**options, max_restarts=-1, max_task_retries=RETRIES)(Encoder)
     encoders = [worker.remote(job) for _ in range(min(workers, len(todo)))]
     # A worker that the cluster has no room for is never ready and gets no piece.
-    busy = {encoder.ready.remote(): number for number, encoder in enumerate(encoders)}
+    running = {encoder.ready.remote(): number for number, encoder in enumerate(encoders)}
     waiting, remaining = list(todo), len(todo)
     try:
         while remaining:
-            (ready, *_), _ = ray.wait(list(busy), num_returns=1)
-            number, receipt = busy.pop(ready), ray.get(ready)
+            (ready, *_), _ = ray.wait(list(running), num_returns=1)
+            number, receipt = running.pop(ready), ray.get(ready)
             if waiting:
-                busy[encoders[number].encode.remote(waiting.pop(0))] = number
+                running[encoders[number].encode.remote(waiting.pop(0))] = number
             if receipt is not None:
                 remaining -= 1
                 yield receipt
@@ -238,7 +238,7 @@ def _run(
             f"({str(error).splitlines()[-1]}); if memory ran out, smaller piece_rows take less"
         ) from error
     finally:
-        for number in set(range(len(encoders))) - set(busy.values()):
+        for number in set(range(len(encoders))) - set(running.values()):
             ray.kill(encoders[number])
 
 
@@ -271,11 +271,11 @@ def _agree(out: Folder, work: Mapping[str, Any]) -> None:
 def _receipts(out: Folder, pieces: Sequence[Piece]) -> dict[int, dict[str, Any]]:
     """Return receipts by piece number, of the pieces whose file has the size they state."""
     sizes = out.sizes("piece-")
-    begun = [piece for piece in pieces if piece.receipt in sizes]
+    encoded = [piece for piece in pieces if piece.receipt in sizes]
     with ThreadPoolExecutor(16) as pool:
-        receipts = pool.map(lambda p: read_record(out, p.receipt, RECEIPT, VERSION), begun)
+        receipts = pool.map(lambda p: read_record(out, p.receipt, RECEIPT, VERSION), encoded)
     complete = {}
-    for piece, receipt in zip(begun, receipts, strict=True):
+    for piece, receipt in zip(encoded, receipts, strict=True):
         if receipt is not None and sizes.get(receipt["file"]) == receipt["bytes"]:
             complete[piece.number] = receipt
     return complete

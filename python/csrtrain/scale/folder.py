@@ -1,4 +1,4 @@
-"""A folder on any file system that fsspec knows, with writes that are whole or not there."""
+"""A folder on any file system that fsspec knows, with atomic writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from csrkern.storage import crc32c, flush_folder, write_atomically, write_durably
 
-TRIES, FIRST_PAUSE = 6, 0.1  # altogether about 3 seconds beyond what the file system waits itself
+TRIES, FIRST_PAUSE = 6, 0.1  # about 3 seconds in all, on top of the file system's own retries
 _FINAL = (
     *(FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
     *(ValueError, TypeError, NotImplementedError, ImportError),
@@ -54,8 +54,8 @@ def import_fsspec() -> Any:
 def file_system(location: Place, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
     """Return the fsspec file system of a URL or a path, and the path on it.
 
-    A path on this machine, also after "file://", is taken to the letter: "::" and "*" are
-    characters of its name.
+    A path on this machine, also after "file://", is taken literally: "::" and "*" are characters
+    of its name.
 
     Raises:
         ImportError: without fsspec.
@@ -100,7 +100,7 @@ class Folder:
 
     @property
     def local(self) -> Path | None:
-        """The path, where the folder is one of this machine's."""
+        """The path, if the folder is on this machine; else None."""
         system, path = self._open()
         from fsspec.implementations.local import LocalFileSystem
 
@@ -136,7 +136,7 @@ class Folder:
         return patiently(lambda: bytes(system.cat_file(f"{path}/{name}")))
 
     def write(self, name: str, payload: bytes) -> None:
-        """Write a file; whoever reads sees the old bytes or the new ones."""
+        """Write a file; readers see either the old bytes or the new ones."""
         if (local := self.local) is not None:
             local.mkdir(parents=True, exist_ok=True)
             write_atomically(local / name, payload)
@@ -178,7 +178,7 @@ class Folder:
                 raise FileExistsError(f"{self.url}/{name}") from None
 
     def upload(self, file: Path, name: str) -> None:
-        """Copy a file of this machine; not for names that somebody may read meanwhile."""
+        """Copy a file of this machine; not atomic, so nobody may read the name meanwhile."""
         if (local := self.local) is None:
             system, path = self._open()
             patiently(lambda: system.put_file(str(file), f"{path}/{name}"))
@@ -247,7 +247,7 @@ def read_record(folder: Folder, name: str, kind: str, version: int) -> dict[str,
 def write_record(
     folder: Folder, name: str, kind: str, version: int, body: Mapping[str, Any]
 ) -> None:
-    """Write a small JSON file that says what it is and carries a checksum, atomically."""
+    """Write a small JSON file with its kind, version and a checksum, atomically."""
     folder.write(name, record_bytes(kind, version, body))
 
 

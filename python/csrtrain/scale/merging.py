@@ -1,4 +1,4 @@
-"""Hits of several shards become those of one index."""
+"""Merge the hits of several shards into those of one index."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Hits(NamedTuple):
 def merge_hits(parts: Sequence[Hits], top_k: int) -> Hits:
     """Return the best `top_k` of hits over different codes: best first, equal scores by lower id.
 
-    A score does not depend on what else an index holds, so this is what one index over all codes
-    would find, to the id and to the bit.
+    A score does not depend on the other codes of an index, so this equals the result of one index
+    over all codes, to the id and to the bit.
     """
     if not parts:
         return Hits.none(0, top_k)
     if len(parts) == 1 and parts[0].ids.shape[1] == top_k:
         return parts[0]
     # Small shards may return fewer hits.
-    lacking = top_k - sum(part.ids.shape[1] for part in parts)
-    if lacking > 0:
-        parts = [*parts, Hits.none(len(parts[0].ids), lacking)]
+    n_missing = top_k - sum(part.ids.shape[1] for part in parts)
+    if n_missing > 0:
+        parts = [*parts, Hits.none(len(parts[0].ids), n_missing)]
     scores = np.concatenate([part.scores for part in parts], axis=1)
     ids = np.concatenate([part.ids for part in parts], axis=1)
     # Missing hits have score -inf, so they come last whatever their id.

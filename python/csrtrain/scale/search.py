@@ -57,7 +57,7 @@ class ShardedIndex:
                 when a process or a node dies.
             groups: processes that the shards are divided among; None: one for each shard, or as
                 many as there are cores for.
-            threads: that a search of a process uses, and the cores that it reserves.
+            threads: used by a search of a process, which reserves as many cores.
             gateways: processes that merge.
             refresh: seconds between looks for a new generation.
             name: of the Ray Serve application.
@@ -127,7 +127,7 @@ class ShardedIndex:
             top_k: hits a query.
             deadline: seconds; shards that have not answered by then, or that nobody can read,
                 are named in the answer.
-            any_model: take queries of another model than that of the shards, too.
+            any_model: accept queries of another model than that of the shards.
 
         Raises:
             ValueError: if a query or an argument is not valid, or (ModelMismatchError) another

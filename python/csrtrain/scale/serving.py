@@ -1,9 +1,9 @@
 """The processes that serve a sharded index: holders of shards, and the gateway.
 
-A holder answers for the shards that a request names, in the generation that it names; it maps a
-shard when it is first asked for it, so a holder that replaces a dead one needs to be told nothing.
-The gateway asks the holders of every group of shards, asks again where one died, and merges. It
-turns to a new generation as a whole, once holders have its shards: a request is answered by one.
+A holder searches the shards that a request names, in the generation that it names. It maps a shard
+at the first request for it, so a holder that replaces a dead one needs no further setup. The
+gateway asks the holders of every group of shards, asks again if one died, and merges. It turns to a
+new generation as a whole, once holders have its shards: each request is answered by one generation.
 `deployments` makes Ray Serve deployments of both.
 """
 
@@ -92,7 +92,7 @@ class Holder:
         self.look()
 
     def look(self) -> None:
-        """Open the group's shards of the newest generation, before anybody asks for them."""
+        """Open the group's shards of the newest generation, before any request names them."""
         latest = newest(self._folder, self._newest if self._newest.number else None)
         if latest.number > self._newest.number:
             self.open_group(latest.number)
@@ -105,15 +105,15 @@ class Holder:
         return all([self._index(index.shards[position]) is not None for position in positions])
 
     def search_all(self, lookups: list[Lookup]) -> list[Found]:
-        """Return the best hits of each request; equal sets of shards are searched once."""
-        alike: dict[Any, list[int]] = {}
+        """Return the best hits of each lookup; lookups in equal sets of shards share a search."""
+        batches: dict[Any, list[int]] = {}
         for i, lookup in enumerate(lookups):
-            kind = (lookup.generation, lookup.shards, lookup.values.shape[1])
-            alike.setdefault(kind, []).append(i)
+            shape = (lookup.generation, lookup.shards, lookup.values.shape[1])
+            batches.setdefault(shape, []).append(i)
         answers: dict[int, Found] = {}
-        for members in alike.values():
-            results = self._search([lookups[i] for i in members])
-            answers |= zip(members, results, strict=True)
+        for batch in batches.values():
+            results = self._search([lookups[i] for i in batch])
+            answers |= zip(batch, results, strict=True)
         return [answers[i] for i in range(len(lookups))]
 
     def _search(self, lookups: list[Lookup]) -> list[Found]:
@@ -156,8 +156,8 @@ class Holder:
             self._generations[number] = index
             if len(self._generations) > KEPT_GENERATIONS:
                 del self._generations[next(iter(self._generations))]
-                named = {s.name for g in self._generations.values() for s in g.shards}
-                for name in set(self._open) - named:
+                in_use = {s.name for g in self._generations.values() for s in g.shards}
+                for name in set(self._open) - in_use:
                     self._forget(name)
             return index
 
@@ -226,7 +226,7 @@ class Gateway:
         self._watching: asyncio.Task[None] | None = None
 
     async def __call__(self, request: Any) -> Any:
-        """HTTP: GET says what is served; POST searches, see docs/scaling.md."""
+        """Answer HTTP: GET returns facts of the index; POST searches, see docs/scaling.md."""
         from starlette.responses import JSONResponse
 
         current = self._current
@@ -271,7 +271,7 @@ class Gateway:
         return self._current
 
     async def search(self, request: Request) -> Answer:
-        """Search every shard; those that nobody could read before the deadline are named.
+        """Search every shard; the answer names those that no holder could read in time.
 
         Raises:
             ValueError: if a query is not valid, or (ModelMismatchError) of another model.
@@ -370,8 +370,8 @@ def _check_queries(values: np.ndarray, indices: np.ndarray, dim: int) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _empty_index(dim: int) -> InvertedIndex:
-    none = np.zeros((0, 1), np.float32), np.zeros((0, 1), np.int32)
-    return InvertedIndex.build(none, dim=dim)
+    empty = np.zeros((0, 1), np.float32), np.zeros((0, 1), np.int32)
+    return InvertedIndex.build(empty, dim=dim)
 
 
 async def _answer(response: Any) -> Any:

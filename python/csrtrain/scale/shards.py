@@ -1,10 +1,9 @@
-"""The manifest of a sharded index: which shards it is made of at the moment.
+"""The manifest of a sharded index: the shards that it consists of at the moment.
 
-A generation of the index is a file that never changes, shards-000007.json. The next one comes into
-being when its file does, whole and under a name that nobody else has taken, so of two who change
-the index at once one has to look again. shards.json says from which number on to look for the
-newest. A search that began with one generation ends with it, and readers turn to the next as a
-whole.
+A generation of the index is a file that never changes, such as shards-000007.json. A change
+creates the file of the next number, atomically and only if it does not exist, so if two processes
+change the index at once, one has to retry. shards.json has the number from which to look for the
+newest. A search uses one generation throughout, and readers turn to the next as a whole.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ class Shard:
     """One index of a sharded one.
 
     Attributes:
-        name: of its folder; never used again for another.
+        name: of its folder; no other shard ever gets it.
         codes: how many.
         first_id, last_id: the range of their ids.
-        source: what the codes came from, for a build that goes on.
+        source: origin of the codes, for a build that goes on.
         files: bytes and checksum of each file, by name.
     """
 
@@ -51,7 +50,7 @@ class Shard:
 
     @property
     def bytes(self) -> int:
-        """Of all files."""
+        """Bytes of all files."""
         return sum(size for size, _ in self.files.values())
 
 
@@ -75,17 +74,17 @@ class Generation:
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the model that made the codes; None: not known."""
+        """Fingerprint of the model that made the codes; None: not known."""
         return self.form.get("fingerprint")
 
     def with_shard(
         self, shard: Shard, form: Mapping[str, Any], *, any_model: bool = False
     ) -> Generation:
-        """Return the next generation, with one shard more.
+        """Return the next generation, with one more shard.
 
         Raises:
-            ValueError: if the shard is of another form, ids would be there twice, or
-                (ModelMismatchError) another model made its codes, unless any_model.
+            ValueError: if the shard has another form, ids would repeat, or (ModelMismatchError)
+                another model made its codes, unless any_model.
         """
         shared = [name for name in form if name != "fingerprint"]
         differing = [name for name in shared if form[name] != self.form.get(name)]
@@ -111,7 +110,7 @@ class Generation:
         return Generation(self.number + 1, dict(common), (*self.shards, shard))
 
     def holds(self, source: str) -> bool:
-        """Whether a shard was made of it."""
+        """Whether a shard was made of `source`."""
         return any(shard.source == source for shard in self.shards)
 
 
@@ -231,8 +230,8 @@ def open_shard(folder: Folder, shard: Shard, cache: Path) -> InvertedIndex:
     Only one thread at a time may open a shard.
 
     Raises:
-        OSError: if a file is not there or cannot be read.
-        ValueError: if a file is not what the manifest says.
+        OSError: if a file is missing or cannot be read.
+        ValueError: if a file differs from the manifest's sizes and checksums.
     """
     if (root := folder.local) is not None:
         for name, (size, _) in shard.files.items():  # the index checks the checksums itself

@@ -1,4 +1,4 @@
-"""`csrtrain.train` on the machines of a Ray cluster: Ray Train starts what torchrun would."""
+"""`csrtrain.train` on the machines of a Ray cluster: Ray Train starts the processes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ def train_on_ray(
 
     Returns: `output`.
 
-    Raises: what `train` raises, in the worker's words; OSError if nothing can be written to
-        `output`, before training.
+    Raises: the errors of `train`; OSError if nothing can be written to `output`, before training.
     """
     with connected(address):
         from ray.train import RunConfig, ScalingConfig

@@ -38,7 +38,7 @@ def save_checkpoint(
             so it also gives the position in the data.
         config: resolved.
         model, optimizer: their state is stored.
-        data: what identifies the embeddings and labels; `load_checkpoint` compares it.
+        data: facts that identify the embeddings and labels; `load_checkpoint` compares them.
         best: the best model so far, where the run is evaluated.
 
     Raises:

@@ -1,4 +1,4 @@
-"""TrainConfig: everything that decides what a training run computes."""
+"""TrainConfig: the settings that determine the result of a training run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TrainConfig:
         k: active latents per row.
         ks: smaller k's that the one model is trained for as well. None: 4, 8, 16, 32, 64 and 128,
             those below `k`; (): none.
-        k_aux: dead latents per row in the auxiliary loss, at most what is there; 0: no such loss.
+        k_aux: dead latents per row in the auxiliary loss, at most; 0: no such loss.
         beta: weight of the auxiliary loss.
         gamma: weight of the contrast (None: 0.1, as published; 1 for "label", "pair", "clip").
         temperature: of the contrast.
@@ -138,7 +138,7 @@ class TrainConfig:
         return cls(**{**fields, **changes})
 
     def settle_contrast(self, *, labels: bool = False, partners: bool = False) -> TrainConfig:
-        """Return the same settings with the contrast that goes with what is given.
+        """Return the same settings with the contrast that fits the given data.
 
         Raises:
             ValueError: if the contrast is "auto" and both labels and partners are given.

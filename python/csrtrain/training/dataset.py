@@ -33,7 +33,7 @@ class Side:
         mean: [width], of the adapter's input.
         variance: of the adapter's input, per dimension.
         subspace: the subspace that rows are projected to, or None.
-        checksum: of all rows in order, to tell one data set from another.
+        checksum: of all rows in order, to identify the data set.
     """
 
     width: int

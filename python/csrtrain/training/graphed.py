@@ -28,9 +28,9 @@ class GraphedStep:
         loss: in training mode.
         optimizer: over the parameters, made with capturable=True; with a tensor for lr if that
             is to change between steps. A fused one takes no step on a loss that is not finite.
-        x: a batch [n, d] to capture with; what it holds does not matter.
-        labels: [n], where the loss wants them.
-        partners: [n, d'], where the loss wants them.
+        x: a batch [n, d] to capture with; its values do not matter.
+        labels: [n], if the loss needs them.
+        partners: [n, d'], if the loss needs them.
         partner_model: the adapter of the partners, if it has one of its own.
         autocast: compute in bfloat16 where that is safe.
 

@@ -22,7 +22,7 @@ class CSRLoss(nn.Module):
     """The CSR loss: L(k) + L(4k)/8 + β·L_aux + γ·L_contrast + balance·L_load.
 
     - L(k): mean over rows and dimensions of (x − x̂_k)²; L(4k) the same at min(4k, h).
-    - L_aux: what L(k) leaves over, e = x − x̂_k (no gradient), explained by the k_aux
+    - L_aux: the residual of L(k), e = x − x̂_k (no gradient), explained by the k_aux
       strongest dead latents of each row: mean((ê − e)²) / mean((mean_B(e) − e)²). Exactly 0
       while no latent is dead or the ratio is not finite.
     - L_contrast: `csrkern.info_nce` over the codes at k. "self": every other row of the batch
@@ -43,7 +43,7 @@ class CSRLoss(nn.Module):
         contrast: "self", "label", "pair", "clip" or None.
         ks: further k's below the model's own.
         recon_weight: weight of L(k) + L(4k)/8; `train` sets it to one over the variance of
-            the embeddings, so that γ weighs the same whatever their scale.
+            the embeddings, so that γ means the same at any scale.
         threshold: a latent counts as used when its value exceeds this.
         balance: weight of L_load; more of it makes an index over the codes faster.
         gather: where several processes train (torch.distributed), act as on their joint

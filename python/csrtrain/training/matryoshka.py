@@ -99,12 +99,12 @@ def train_matryoshka(
 def _keep_similarities(x: Tensor, adapted: Tensor, widths: Sequence[int]) -> Tensor:
     unit = F.normalize(x, dim=1)
     cosines = unit @ unit.T
-    near = cosines.topk(min(_NEIGHBORS, len(x)), 1).indices
+    neighbors = cosines.topk(min(_NEIGHBORS, len(x)), 1).indices
     loss = F.mse_loss(adapted, x) * x.shape[1]
     for m in widths:
         unit = F.normalize(adapted[:, :m], dim=1)
         gap = (unit @ unit.T - cosines).abs()
-        loss = loss + (gap.mean() + gap.gather(1, near).mean()) / len(widths)
+        loss = loss + (gap.mean() + gap.gather(1, neighbors).mean()) / len(widths)
     return loss
 
 

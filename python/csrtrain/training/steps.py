@@ -45,8 +45,8 @@ class Steps:
         self.optimizer = torch.optim.Adam(
             models.parameters(), lr=lr, eps=ADAM_EPS, fused=True, capturable=_on_gpu(device)
         )
-        alone = distributed.world_size() == 1
-        self.graphs = graphs and _on_gpu(device) and alone and not config.anneal
+        single_process = distributed.world_size() == 1
+        self.graphs = graphs and _on_gpu(device) and single_process and not config.anneal
         self._graphs: dict[int, GraphedStep] = {}
         self._capacity: int | None = None
 

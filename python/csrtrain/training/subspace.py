@@ -60,12 +60,14 @@ class Subspace:
         latent_bias = latent_bias_p / scale. Whitening therefore unties the weights.
         """
         state = model.state_dict()
-        back = self.directions.T
+        to_embeddings = self.directions.T
         tied = model.tied and bool((self.stretch == 1).all())
-        state["encoder.weight"] = (state["encoder.weight"] * self.stretch) @ back
+        state["encoder.weight"] = (state["encoder.weight"] * self.stretch) @ to_embeddings
         if not tied:
-            state["decoder.linear.weight"] = (model.dictionary / self.stretch) @ back
-        state["pre_bias"] = self.mean + (state["pre_bias"] / (self.scale * self.stretch)) @ back
+            state["decoder.linear.weight"] = (model.dictionary / self.stretch) @ to_embeddings
+        state["pre_bias"] = (
+            self.mean + (state["pre_bias"] / (self.scale * self.stretch)) @ to_embeddings
+        )
         state["latent_bias"] = state["latent_bias"] / self.scale
         config = {**model.config(), "input_dim": len(self.mean), "tied": tied}
         # No random numbers are drawn for weights that are replaced.
@@ -138,10 +140,10 @@ def agreement(z: Tensor) -> Tensor:
     """
     queries = z[:ASKED]
     cosines = z.new_empty(z.shape[1])
-    for half in (0, 1):
-        near = _nearest(queries[:, half::2], z[:, half::2])
-        a, b = queries[:, 1 - half :: 2], z[near, 1 - half :: 2]
-        cosines[1 - half :: 2] = torch.nn.functional.cosine_similarity(a, b, dim=0)
+    for first in (0, 1):
+        neighbors = _nearest(queries[:, first::2], z[:, first::2])
+        a, b = queries[:, 1 - first :: 2], z[neighbors, 1 - first :: 2]
+        cosines[1 - first :: 2] = torch.nn.functional.cosine_similarity(a, b, dim=0)
     return cosines
 
 
@@ -171,8 +173,8 @@ def _sample(sources: Sequence[ArraySource | Embeddings]) -> Tensor:
         part_rows = order[(order >= start) & (order < start + len(part))] - start
         parts.append(part.rows(part_rows.sort().values))
         start += len(part)
-    joined = torch.cat(parts)
-    return joined[_shuffled(len(joined), 1)]
+    rows = torch.cat(parts)
+    return rows[_shuffled(len(rows), 1)]
 
 
 def _shuffled(n: int, seed: int) -> Tensor:
