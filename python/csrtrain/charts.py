@@ -17,12 +17,12 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colors and darker ones: told apart by color-blind readers, on white and on black.
+# Okabe and Ito's colors and darker ones: color-blind readers can distinguish them on any page.
 COLORS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b08900", "#56b4e9",
     "#8c564b", "#7f7f7f", "#e377c2", "#6a51a3", "#4d9221",
 )  # fmt: skip
-_PAGE = "#010203"  # written into the picture where the page's own color belongs
+_PAGE = "#010203"  # stands for the page's own color in the picture
 _LOOK: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",

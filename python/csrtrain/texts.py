@@ -1,4 +1,4 @@
-"""Texts to embeddings or codes, by a sentence-transformers model and perhaps an adapter."""
+"""Encode texts by a sentence-transformers model and, for codes, an adapter."""
 
 from __future__ import annotations
 

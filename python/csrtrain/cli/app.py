@@ -62,7 +62,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except Exception as error:
         _drop_output()
         if isinstance(error, BrokenPipeError) and error.filename is None:
-            return 1  # the reader (`| head`) has gone: quietly, and 1 as typer
+            return 1  # the reader (`| head`) has gone: exit silently with 1, as typer does
         if os.environ.get("CSRKERN_DEBUG", "0") not in ("", "0"):
             raise
         return _fail(*_explain(error))
@@ -88,7 +88,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 2
     message = str(error).strip()
-    # PyTorch's allocators raise a RuntimeError, or one of their own that is one.
+    # PyTorch's allocators raise a RuntimeError or a subclass.
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and re.search("out of memory|can't allocate", message)
     ):

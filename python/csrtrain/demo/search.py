@@ -1,4 +1,4 @@
-"""The searches that the demo compares, each from dense queries to the ids of the nearest rows."""
+"""The searches that the demo compares: each takes dense queries and returns ids of nearest rows."""
 
 from __future__ import annotations
 

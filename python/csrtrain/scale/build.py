@@ -1,4 +1,4 @@
-"""Pieces of codes become shards: each an index of the ordinary file format, built by a Ray task."""
+"""Build shards from pieces of codes, by Ray tasks; a shard is an index in the usual file format."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Reader:
             system.invalidate_cache()  # an earlier listing may be out of date
             is_pattern = any(c in path for c in "*?[")
             if path.endswith(".lance") and (not is_pattern or system.isdir(path)):
-                names = [path]  # Lance has ways of its own to object stores
+                names = [path]  # Lance opens object stores itself
             elif system.isdir(path):
                 names = [name for name in system.ls(path, detail=False) if _is_known(name)]
             elif system.exists(path):

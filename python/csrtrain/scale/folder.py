@@ -167,7 +167,7 @@ class Folder:
         system, path = self._open()
         try:
             patiently(lambda: system.pipe_file(f"{path}/{name}", payload, mode="create"))
-        except Exception:  # not all servers say that it exists in a way that fsspec knows
+        except Exception:  # fsspec does not know every server's "it exists"
             try:
                 stored = self.read(name)
             except FileNotFoundError:

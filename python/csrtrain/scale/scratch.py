@@ -1,4 +1,4 @@
-"""Folders for large files on this machine's disk that nobody needs once their process is dead."""
+"""Folders for large temporary files, which are removed even if their process is killed."""
 
 from __future__ import annotations
 

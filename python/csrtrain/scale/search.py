@@ -19,7 +19,7 @@ from csrtrain.scale.serving import PATIENCE, Answer, Request
 from csrtrain.scale.shards import Generation, newest
 
 APPLICATION = "csrkern"
-GRACE = 0.25  # seconds that an answer may be on its way after the deadline
+GRACE = 0.25  # seconds after the deadline that an answer may still arrive
 
 
 class ShardedIndex:
@@ -141,7 +141,7 @@ class ShardedIndex:
         if any_model:
             fingerprint = None
         until = time.monotonic() + deadline
-        patience = PATIENCE * deadline  # then another gateway is asked: this one's node may be gone
+        patience = PATIENCE * deadline  # then ask another gateway: this one's node may be gone
         while (remaining := until - time.monotonic()) > 0:
             try:
                 request = Request(values, indices, top_k, remaining, fingerprint)

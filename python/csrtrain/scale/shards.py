@@ -24,7 +24,7 @@ from csrkern.storage import crc32c
 from csrtrain.scale.folder import Folder, read_record, record_bytes, write_record
 
 NEWEST, STAGED = "shards.json", "staged.json"
-ADDED = "added"  # a source that begins so is an index of its own
+ADDED = "added"  # begins the source of shards from add_shard
 KIND, GENERATION_KIND, VERSION = "csrkern-shards", "csrkern-generation", 1
 _PLAIN_NAME = re.compile(r"[\w.-]+")
 

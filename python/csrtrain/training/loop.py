@@ -1,4 +1,4 @@
-"""The training loop: embeddings in, a SparseAutoencoder out."""
+"""The training loop: from a dataset and options to trained models."""
 
 from __future__ import annotations
 

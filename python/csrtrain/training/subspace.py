@@ -76,21 +76,13 @@ class Subspace:
         return folded.train(model.training)
 
 
-ROWS, ASKED = 10_000, 3_000
-
-
+ROWS, QUERIES = 10_000, 3_000  # that agreement is measured on
 # How steeply agreement falls with variance, as the exponent of a power law: below `EVEN` weak
 # directions mean as much as strong ones, beyond `NOISY` they are mostly noise. Both lie between
 # values measured on five sets of embeddings (docs/notes/training.md).
 EVEN, NOISY = 0.08, 0.19
-
-
 WHITENED, SHRUNK = 0.3, -0.6
-
-
 COPY = 1 - 1e-4  # rows at this cosine count as copies, which agree in every direction
-
-
 # Directions of less than this share of the mean variance are ignored.
 LEAST_VARIANCE = 1e-4
 
@@ -136,9 +128,9 @@ def agreement(z: Tensor) -> Tensor:
     Args:
         z: [n, p], centered rows, in random order.
 
-    Returns: [p], of the first `ASKED` rows.
+    Returns: [p], of the first `QUERIES` rows.
     """
-    queries = z[:ASKED]
+    queries = z[:QUERIES]
     cosines = z.new_empty(z.shape[1])
     for first in (0, 1):
         neighbors = _nearest(queries[:, first::2], z[:, first::2])
