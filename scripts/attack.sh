@@ -26,6 +26,7 @@ export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 run() {
     LD_PRELOAD=$libraries "$PYTHON" -m pytest -q -x -p no:cacheprovider --hypothesis-seed="$seed" "$@"
 }
+SECONDS=0
 for ((seed = 1; SECONDS < seconds; ++seed)); do
     CSRKERN_FUZZ_EXAMPLES=500 run tests/ops/test_surface_fuzz.py
     CSRKERN_FUZZ_EXAMPLES=30 run tests/index/test_index_fuzz.py
