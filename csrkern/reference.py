@@ -104,7 +104,7 @@ def info_nce(
         if reduction == "mean":
             return loss.sum() / (count > 0).sum().clamp(min=1)
     elif itself is not None:
-        # Two identical views of every row: the twin is the positive, all else comes twice.
+        # Two identical views of every row: the twin is the positive, all else occurs twice.
         difference = (logits - logits.diagonal()[:, None]).masked_fill(itself, -torch.inf)
         loss = F.softplus(torch.logsumexp(difference, 1) + float(np.log(2.0)))
     else:

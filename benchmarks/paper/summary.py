@@ -83,7 +83,7 @@ class Scores:
 
 
 class Claim(NamedTuple):
-    """What was to be shown, and in how many cases it was.
+    """A claim, and the cases in which it holds.
 
     Attributes:
         text: the claim.
@@ -104,7 +104,7 @@ class Claim(NamedTuple):
 
 
 def claims(scores: Scores, trainings: Sequence[Mapping[str, str]]) -> Iterator[Claim]:
-    """What was to be shown, and whether it was."""
+    """Yield every claim with the cases in which it holds."""
     for title, modes in (("codes with codes", SPARSE), ("dense queries", ASYMMETRIC)):
         yield _count(
             f"Ahead of PCA, top-k and Matryoshka at equal active numbers, k ≤ 32, {title}",

@@ -74,7 +74,7 @@ void expect_room(int64_t n, int64_t entries, const IndexOptions& options, const 
       throw std::invalid_argument("codes: a value" + row +
                                   " does not fit in float16; build with dtype='float32'");
     default:
-      throw std::invalid_argument("codes: a latent comes twice" + row +
+      throw std::invalid_argument("codes: a latent occurs twice" + row +
                                   "; sum or drop duplicates first");
   }
 }

@@ -259,7 +259,7 @@ void test_dense() {
   }
 }
 
-// Nobody checks queries on a device: a latent that comes twice counts twice, in both ways.
+// Nobody checks queries on a device: a latent that occurs twice counts twice, in both ways.
 void test_latents_twice() {
   const OwnedCodes codes = random_codes(500, 6, 40, 23);
   OwnedCodes queries = random_codes(20, 8, 40, 24);

@@ -1,4 +1,4 @@
-"""What data files hold, told from their headers; imports no PyTorch.
+"""Describe and choose the arrays of data files by their headers; imports no PyTorch.
 
 Shared by models, trainer and the readers of `csrtrain.scale`.
 """
@@ -121,7 +121,7 @@ def damaged(where: str, form: str, reason: object) -> ValueError:
 
 
 class NpyHeader(NamedTuple):
-    """What the header of an .npy file or of an .npz member says.
+    """The header of an .npy file or of an .npz member.
 
     Attributes:
         shape: sizes.

@@ -233,7 +233,7 @@ def check_ids(ids: Any, n: int) -> np.ndarray:
         raise ValueError("ids: expected integers in 0..2^63-1; -1 marks a missing result")
     array = np.array(array, dtype=np.int64)
     if (np.diff(array) <= 0).any() and (np.diff(np.sort(array)) == 0).any():
-        raise ValueError("ids: expected distinct ids; one comes twice")
+        raise ValueError("ids: expected distinct ids; one occurs twice")
     return array
 
 

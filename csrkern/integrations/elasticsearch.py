@@ -164,5 +164,5 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object; refuse repeated names, of which a reader keeps one."""
     record = dict(pairs)
     if len(record) < len(pairs):
-        raise ValueError("a name comes twice")
+        raise ValueError("a name occurs twice")
     return record

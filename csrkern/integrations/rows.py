@@ -4,7 +4,7 @@ Search engines score by inner product; for cosine they want `codes.normalize()`,
 cosine index, and normalized queries.
 
 What goes out is checked before any of it is written, and what comes in before any of it is used:
-engines keep negative weights, numbers that are not finite and latents that come twice, which
+engines keep negative weights, numbers that are not finite and latents that occur twice, which
 codes do not hold.
 """
 
@@ -172,7 +172,7 @@ def codes_of(
     Raises:
         TypeError: if `dim` or `k` is not an integer.
         ValueError: if `dim` or `k` is out of range, a value is negative or not finite, or a
-            latent is out of range or comes twice in a row.
+            latent is out of range or occurs twice in a row.
     """
     dim = check_int("dim", dim, 1, MOST)
     k = None if k is None else check_int("k", k, 1, dim)
@@ -198,8 +198,8 @@ def collect(stored: Iterable[Stored], dim: int, k: int | None) -> tuple[SparseCo
     """Return the codes and ids of what another package held, by id.
 
     Raises:
-        ValueError: naming the record, if an id is not an integer or comes twice, weights are
-            negative or not finite, or latents are no integers in 0..dim-1, or come twice.
+        ValueError: naming the record, if an id is not an integer or occurs twice, weights are
+            negative or not finite, or latents are no integers in 0..dim-1, or occur twice.
     """
 
     def checked() -> Iterator[Stored]:
@@ -209,7 +209,7 @@ def collect(stored: Iterable[Stored], dim: int, k: int | None) -> tuple[SparseCo
             if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < 2**63:
                 raise ValueError(f"{record.name}: expected integers as ids, got {id!r}")
             if id in seen:
-                raise ValueError(f"{record.name}: id {id} comes twice")
+                raise ValueError(f"{record.name}: id {id} occurs twice")
             seen.add(id)
             yield record
 
@@ -252,7 +252,7 @@ def _checked(record: Stored, dim: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{record.name}: {_complaint(latents[slot], values[slot], dim)}")
     once, counts = np.unique(latents[values > 0], return_counts=True)
     if counts.max(initial=1) > 1:
-        raise ValueError(f"{record.name}: latent {once[counts > 1][0]} comes twice")
+        raise ValueError(f"{record.name}: latent {once[counts > 1][0]} occurs twice")
     return latents.astype(np.int64), values
 
 

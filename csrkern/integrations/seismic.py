@@ -78,7 +78,7 @@ def read(path: str | os.PathLike[str], dim: int, *, k: int | None = None) -> Spa
 
     Raises:
         ValueError: if it ends early or late, a weight is negative or not finite, or a latent is
-            out of range or comes twice in a row.
+            out of range or occurs twice in a row.
     """
     content = Path(path).read_bytes()
     words = np.frombuffer(content[: len(content) // 4 * 4], "<u4")

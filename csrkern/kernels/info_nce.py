@@ -73,20 +73,15 @@ def info_nce_kernel(
         top = tl.zeros([BLOCK], tl.float32)
         if ONE_SET and classes is None:
             top += mate
-        begin, end, j, next_begin, next_end, latent = first_lists(
-            values + at, indices + at, starts, rows, k, dim, BLOCK
-        )
+        walk = first_lists(values + at, indices + at, starts, rows, k, dim, BLOCK)
         for slot in range(0, k):
-            next_j, begin_after, end_after, latent = next_lists(
-                values + at, indices + at, starts, rows, slot, latent, next_begin, next_end, k, dim,
-                BLOCK,
-            )  # fmt: skip
+            begin, end, j, walk = next_lists(
+                walk, values + at, indices + at, starts, rows, slot, k, dim, BLOCK
+            )
             for first in range(begin, end, BLOCK):
                 e = first + tl.arange(0, BLOCK)
                 top = tl.maximum(top, tl.load(scores + j, mask=e < end, other=0.0))
                 j = columns_of(rows, first + BLOCK, end, BLOCK)
-            begin, end, j = next_begin, next_end, next_j
-            next_begin, next_end = begin_after, end_after
         highest = tl.max(top)
 
         if classes is not None:
@@ -94,14 +89,11 @@ def info_nce_kernel(
         total = tl.zeros([BLOCK], tl.float32)
         positive = tl.zeros([BLOCK], tl.float32)
         summed = tl.zeros([BLOCK], tl.int32)
-        begin, end, j, next_begin, next_end, latent = first_lists(
-            values + at, indices + at, starts, rows, k, dim, BLOCK
-        )
+        walk = first_lists(values + at, indices + at, starts, rows, k, dim, BLOCK)
         for slot in range(0, k):
-            next_j, begin_after, end_after, latent = next_lists(
-                values + at, indices + at, starts, rows, slot, latent, next_begin, next_end, k, dim,
-                BLOCK,
-            )  # fmt: skip
+            begin, end, j, walk = next_lists(
+                walk, values + at, indices + at, starts, rows, slot, k, dim, BLOCK
+            )
             for first in range(begin, end, BLOCK):
                 e = first + tl.arange(0, BLOCK)
                 score = tl.load(scores + j, mask=e < end, other=0.0)
@@ -115,8 +107,6 @@ def info_nce_kernel(
                     positive += tl.where(shares, score, 0.0)
                 j = columns_of(rows, first + BLOCK, end, BLOCK)
             tl.debug_barrier()
-            begin, end, j = next_begin, next_end, next_j
-            next_begin, next_end = begin_after, end_after
 
         zeros = m - tl.sum(summed) - (1 if ONE_SET else 0)
         factor = tl.cast(scale, tl.float64)
@@ -124,7 +114,7 @@ def info_nce_kernel(
         none = tl.exp(-height * factor) * zeros.to(tl.float64)
         rest = tl.sum(total).to(tl.float64) + none
         if ONE_SET and classes is None:
-            # The row's twin is the positive, all else comes twice.
+            # The row's twin is the positive, all else occurs twice.
             twin = tl.exp((tl.cast(mate, tl.float64) - height) * factor)
             log_sum = tl.log(twin + 2.0 * rest)
         else:
@@ -189,14 +179,11 @@ def info_nce_backward_kernel(
             exponent = (mate - tl.load(peak + i).to(tl.float64)) * tl.cast(scale, tl.float64)
             p = tl.exp(exponent - tl.load(log_total + i).to(tl.float64))
             partner += (tl.load(weight + i).to(tl.float64) * (p - 1.0)).to(tl.float32)
-        begin, end, j, next_begin, next_end, latent = first_lists(
-            values + at, indices + at, starts, rows, k, dim, BLOCK
-        )
+        walk = first_lists(values + at, indices + at, starts, rows, k, dim, BLOCK)
         for slot in range(0, k):
-            next_j, begin_after, end_after, latent = next_lists(
-                values + at, indices + at, starts, rows, slot, latent, next_begin, next_end, k, dim,
-                BLOCK,
-            )  # fmt: skip
+            begin, end, j, walk = next_lists(
+                walk, values + at, indices + at, starts, rows, slot, k, dim, BLOCK
+            )
             total = tl.zeros([BLOCK], tl.float32)
             for first in range(begin, end, BLOCK):
                 e = first + tl.arange(0, BLOCK)
@@ -227,23 +214,16 @@ def info_nce_backward_kernel(
                 total += tl.where(inside, slope * share, 0.0)
                 j = columns_of(rows, first + BLOCK, end, BLOCK)
             tl.store(grad_values + at + slot, tl.sum(total))
-            begin, end, j = next_begin, next_end, next_j
-            next_begin, next_end = begin_after, end_after
         tl.debug_barrier()
-        begin, end, j, next_begin, next_end, latent = first_lists(
-            values + at, indices + at, starts, rows, k, dim, BLOCK
-        )
+        walk = first_lists(values + at, indices + at, starts, rows, k, dim, BLOCK)
         for slot in range(0, k):
-            next_j, begin_after, end_after, latent = next_lists(
-                values + at, indices + at, starts, rows, slot, latent, next_begin, next_end, k, dim,
-                BLOCK,
-            )  # fmt: skip
+            begin, end, j, walk = next_lists(
+                walk, values + at, indices + at, starts, rows, slot, k, dim, BLOCK
+            )
             for first in range(begin, end, BLOCK):
                 e = first + tl.arange(0, BLOCK)
                 tl.store(scores + j, tl.zeros([BLOCK], tl.float32), mask=e < end)
                 j = columns_of(rows, first + BLOCK, end, BLOCK)
-            begin, end, j = next_begin, next_end, next_j
-            next_begin, next_end = begin_after, end_after
         tl.debug_barrier()
 
 

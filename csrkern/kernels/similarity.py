@@ -59,12 +59,12 @@ def columns_of(rows, begin, end, BLOCK: tl.constexpr):
 
 # A walk over the lists of a row's slots waits for as little memory as can be: while the postings
 # of one slot are worked on, the columns of the next list, where the list after that lies, and the
-# latent of the third are on their way. `first_lists` begins a walk, `next_lists` goes on.
+# latent of the third are loaded. `first_lists` begins a walk, `next_lists` takes a step.
 
 
 @triton.jit
 def first_lists(values, indices, starts, rows, k, dim, BLOCK: tl.constexpr):
-    """Return begin, end and columns of the first list, begin and end of the second, a latent."""
+    """Return a walk: begin, end and columns of a list, begin and end of the next, a latent."""
     _, latent = slot_of(values, indices, 0, k, dim)
     begin, end = list_of(starts, latent)
     _, latent = slot_of(values, indices, 1, k, dim)
@@ -74,27 +74,22 @@ def first_lists(values, indices, starts, rows, k, dim, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def next_lists(
-    values, indices, starts, rows, slot, latent, next_begin, next_end, k, dim, BLOCK: tl.constexpr
-):
-    """Return the columns of the next list, begin and end of the one after it, and a latent."""
-    j = columns_of(rows, next_begin, next_end, BLOCK)
+def next_lists(walk, values, indices, starts, rows, slot, k, dim, BLOCK: tl.constexpr):
+    """Return begin, end and columns of the list of a slot, and the walk from the next one on."""
+    begin, end, j, next_begin, next_end, latent = walk
+    next_j = columns_of(rows, next_begin, next_end, BLOCK)
     begin_after, end_after = list_of(starts, latent)
     _, latent_after = slot_of(values, indices, slot + 3, k, dim)
-    return j, begin_after, end_after, latent_after
+    return begin, end, j, (next_begin, next_end, next_j, begin_after, end_after, latent_after)
 
 
 @triton.jit
 def add_scores(values, indices, starts, rows, sorted_values, k, dim, sums, BLOCK: tl.constexpr):
     """sums[j] += values of a row · code j, over the row's k slots in order."""
-    begin, end, j, next_begin, next_end, latent = first_lists(
-        values, indices, starts, rows, k, dim, BLOCK
-    )
+    walk = first_lists(values, indices, starts, rows, k, dim, BLOCK)
     for slot in range(0, k):
         value = tl.load(values + slot)
-        next_j, begin_after, end_after, latent = next_lists(
-            values, indices, starts, rows, slot, latent, next_begin, next_end, k, dim, BLOCK
-        )
+        begin, end, j, walk = next_lists(walk, values, indices, starts, rows, slot, k, dim, BLOCK)
         for first in range(begin, end, BLOCK):
             e = first + tl.arange(0, BLOCK)
             weight = tl.load(sorted_values + e, mask=e < end, other=0.0)
@@ -102,8 +97,6 @@ def add_scores(values, indices, starts, rows, sorted_values, k, dim, sums, BLOCK
             tl.store(sums + j, before + value * weight, mask=e < end)
             j = columns_of(rows, first + BLOCK, end, BLOCK)
         tl.debug_barrier()  # the next latent may meet the same columns
-        begin, end, j = next_begin, next_end, next_j
-        next_begin, next_end = begin_after, end_after
 
 
 @batched_jit

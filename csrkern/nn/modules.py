@@ -347,8 +347,8 @@ class SparseAutoencoder(nn.Module):
         """Return what `InvertedIndex.search` needs to score documents by embeddings q [n, d].
 
         With the index built of `codes` with metric="ip" and `norms=model.norms(codes, space)`,
-        scores are cosines (but for the query's own norm, which changes no order) of q with the
-        documents' reconstructions x̂, at the storage of codes:
+        scores are cosines of q with the documents' reconstructions x̂, times the query's norm,
+        which changes no order. Documents take no more bytes for it:
 
         - space "embeddings": ⟨q, x̂⟩ / |x̂|;
         - space "adapter": the same about pre_bias, where the adapter was trained: after

@@ -34,7 +34,7 @@ PROPOSE_IN_BFLOAT16 = _C.multiplies_bfloat16()
 
 @dataclass
 class VerifiedRows:
-    """How many rows a bfloat16 product proposed latents for, and how many of them fell back.
+    """Counts of the rows whose latents a bfloat16 product proposed, and of those that fell back.
 
     A row falls back to the float32 product if its candidates are more than an eighth of the
     latents. Counts are for the whole process; they stay 0 on processors without bfloat16

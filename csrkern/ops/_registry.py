@@ -109,8 +109,8 @@ def register_autograd(
     What it has no derivative for raises, and names the twin in `csrkern.reference` that does:
     forward mode, and the gradient of the gradient.
 
-    `torch.library.register_autograd` would do but for two things: forward mode gives zeros there,
-    and torch.func.grad is an error.
+    `torch.library.register_autograd` does not serve: forward mode gives zeros there, and
+    torch.func.grad is an error.
     """
     op = getattr(torch.ops.csrkern, name).default
 

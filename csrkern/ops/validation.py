@@ -91,7 +91,7 @@ def check_tensors_finite(what: str, tensors: dict[str, Tensor]) -> None:
 def check_operand(
     name: str, value: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
 ) -> None:
-    """`value` is what native code expects at its address, but for the strides."""
+    """Raise unless `value` is what native code expects at its address; strides are not checked."""
     if value.dtype != dtype:
         raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
     if value.shape != shape or value.device != device:

@@ -241,7 +241,7 @@ BAD_CODES = {
     "infinite latents": ({"indices": [1, 1e400]}, "indices: expected integers, got Infinity"),
     "latents too large": ({"indices": [1, 64]}, "latents in 0..63, got 64"),
     "negative latents": ({"indices": [1, -1]}, "latents in 0..63, got -1"),
-    "latents twice": ({"indices": [2, 2]}, "latent 2 comes twice"),
+    "latents twice": ({"indices": [2, 2]}, "latent 2 occurs twice"),
     "text values": ({"values": ["0.5", 1]}, 'values: expected numbers, got "0.5"'),
     "true values": ({"values": [1, True]}, "values: expected numbers, got true"),
     "NaN": (

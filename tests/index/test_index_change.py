@@ -120,7 +120,7 @@ def test_what_is_refused_changes_nothing():
         "one id for each of 2": lambda: index.add(some(np.arange(2)), [11]),
         "ids: 4 is not in the index": lambda: index.remove([3, 4]),
         "ids: 99 is not in the index": lambda: index.remove([99]),
-        "distinct ids; one comes twice": lambda: index.remove([3, 3]),
+        "distinct ids; one occurs twice": lambda: index.remove([3, 3]),
         "over 80 latents, got 81": lambda: index.add(
             index_codes_matrix(81),
         ),

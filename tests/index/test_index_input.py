@@ -100,7 +100,7 @@ BAD_CODES = {
     "not negative, got -1": pair([[1], [-1]], [[0], [0]]),
     "got nan": pair([[np.nan]], [[0]]),
     "got inf": pair([[np.inf]], [[0]]),
-    "latent 3 comes twice in row 1": pair([[1, 2], [1, 2]], [[1, 2], [3, 3]]),
+    "latent 3 occurs twice in row 1": pair([[1, 2], [1, 2]], [[1, 2], [3, 3]]),
     "one shape": (np.ones((2, 2), np.float32), np.zeros((2, 3), int)),
     r"one shape \[n, k\], got \[2\]": (np.ones(2, np.float32), np.zeros(2, int)),
     "over 96 latents, got 5": scipy.sparse.csr_array((2, 5), dtype=np.float32),

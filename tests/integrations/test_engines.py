@@ -471,8 +471,8 @@ def hit(code: str, id: str = '"5"') -> str:
         (hit('{"1": 1.0, "2": true}'), "values: expected numbers, got a bool"),
         (hit('{"1": null}'), "values: expected real numbers"),
         (hit('{"1": [1.0]}'), "expected as many values as latents"),
-        (hit('{"1": 1.0, "1": 2.0}'), "a name comes twice"),
-        (hit('{"1": 1.0, "01": 2.0}'), "latent 1 comes twice"),
+        (hit('{"1": 1.0, "1": 2.0}'), "a name occurs twice"),
+        (hit('{"1": 1.0, "01": 2.0}'), "latent 1 occurs twice"),
         (hit('{"256": 1.0}'), "expected latents in 0..255, got 256"),
         (hit('{"18446744073709551617": 1.0}'), "latents: expected integers in"),
         (hit('{"-1": 1.0}'), "expected an integer, got '-1'"),
@@ -495,7 +495,7 @@ def test_lines_that_hold_no_code_are_refused(line, message):
 
 
 def test_lines_of_one_id_or_without_a_document_are_refused():
-    with pytest.raises(ValueError, match="line 2: id 5 comes twice"):
+    with pytest.raises(ValueError, match="line 2: id 5 occurs twice"):
         elasticsearch.read_lines([hit("{}"), hit('{"1": 1.0}')], H)
     *lines, _ = elasticsearch.bulk_lines(some_codes(2, 0))
     with pytest.raises(ValueError, match="document of id '1' is missing"):

@@ -267,7 +267,7 @@ def test_bad_frames_are_explained():
         ([1], [-0.5], "row 1: expected finite weights of at least 0, .* got -0.5 for latent 1"),
         ([1], [math.nan], "row 1: .*got nan"),
         ([DIM], [1.0], "row 1: expected latents in 0..49, got 50"),
-        ([3, 3], [1.0, 2.0], "row 1: latent 3 comes twice"),
+        ([3, 3], [1.0, 2.0], "row 1: latent 3 occurs twice"),
         ([[1]], [[1.0]], "row 1: expected as many values"),
     ],
 )

@@ -29,7 +29,7 @@ REGISTERED = {
 
 
 def on_a_gpu(name, inputs, monkeypatch):
-    """What the kernel of an operator gives for CPU tensors that it takes for those of a GPU."""
+    """Return the result of an operator's GPU kernel for CPU tensors."""
     module = REGISTERED[name]
     kernel = getattr(module, name if module is gather else f"_{name}")
     with monkeypatch.context() as patch:

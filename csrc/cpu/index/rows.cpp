@@ -39,7 +39,7 @@ std::string in_row(const SparseRows& rows, int64_t i) {
 
 void throw_twice(const SparseRows& rows, int64_t i, const char* name, int32_t latent) {
   throw std::invalid_argument(std::string(name) + ": latent " + std::to_string(latent) +
-                              " comes twice" + in_row(rows, i) + "; sum or drop duplicates first");
+                              " occurs twice" + in_row(rows, i) + "; sum or drop duplicates first");
 }
 
 void check_starts(const SparseRows& rows, const char* name) {

@@ -184,7 +184,7 @@ def host_queries(queries: Any, dim: int, most: int) -> tuple[np.ndarray, np.ndar
     if twice.any():
         row, at = np.argwhere(twice)[0]
         raise ValueError(
-            f"queries: latent {used[row, at]} comes twice in row {row}; "
+            f"queries: latent {used[row, at]} occurs twice in row {row}; "
             "sum or drop duplicates first"
         )
     return np.ascontiguousarray(values), np.ascontiguousarray(indices)
