@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from csrkern.codes.sparse import SparseCodes
     from csrkern.identity import ModelMismatchError
     from csrkern.index.cuda.index import CudaIndex
+    from csrkern.index.fine import FineCodes, FineQuantizer
     from csrkern.index.inverted import InvertedIndex
-    from csrkern.index.rerank import Rerank
+    from csrkern.index.rerank import Refine, Rerank
     from csrkern.ops.autoencode import autoencode
     from csrkern.ops.decode import decode
     from csrkern.ops.encode import encode
@@ -29,9 +30,12 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "CudaIndex": ".index.cuda.index",
+    "FineCodes": ".index.fine",
+    "FineQuantizer": ".index.fine",
     "InvertedIndex": ".index.inverted",
     "ModelMismatchError": ".identity",
     "PackedCodes": ".codes.packed",
+    "Refine": ".index.rerank",
     "Rerank": ".index.rerank",
     "SparseCodes": ".codes.sparse",
     "autoencode": ".ops.autoencode",
@@ -47,9 +51,12 @@ _SUBMODULES = ("integrations", "nn", "reference", "roofline")
 
 __all__ = [
     "CudaIndex",
+    "FineCodes",
+    "FineQuantizer",
     "InvertedIndex",
     "ModelMismatchError",
     "PackedCodes",
+    "Refine",
     "Rerank",
     "SparseCodes",
     "__version__",

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "arrays.hpp"
+#include "csrkern/fine.hpp"
 #include "csrkern/index_rows.hpp"
 
 namespace py = pybind11;
@@ -87,13 +88,14 @@ struct PyIndex {
   std::optional<Array<uint8_t>> maxima;
   std::optional<Array<float>> scales;
   std::optional<Array<float>> norms;
+  std::optional<Array<uint8_t>> fine;
   std::unique_ptr<csrkern::Index> index;
 
   PyIndex(int64_t n_docs, int32_t dim, int32_t window, int32_t block, const std::string& values,
           int32_t exponent, bool trusted, Array<int32_t> terms, Array<uint64_t> offsets,
           Array<uint32_t> checksums, Array<uint8_t> postings, std::optional<Array<int64_t>> ids,
           std::optional<Array<uint8_t>> maxima, std::optional<Array<float>> scales,
-          std::optional<Array<float>> norms)
+          std::optional<Array<float>> norms, std::optional<Array<uint8_t>> fine)
       : terms(terms),
         offsets(offsets),
         checksums(checksums),
@@ -101,7 +103,8 @@ struct PyIndex {
         ids(ids),
         maxima(maxima),
         scales(scales),
-        norms(norms) {
+        norms(norms),
+        fine(fine) {
     const csrkern::ValueType type = value_type(values);
     const auto damaged = [](const std::string& what) {
       throw std::invalid_argument("the index is damaged: " + what);
@@ -126,6 +129,9 @@ struct PyIndex {
     if (ids && ids->size() != n_docs) damaged("its ids disagree with its number of documents");
     if (norms && norms->size() != n_docs)
       damaged("its norms disagree with its number of documents");
+    if (fine && (fine->ndim() != 2 || fine->shape(0) != n_docs || fine->shape(1) < 1)) {
+      damaged("its fine codes disagree with its number of documents");
+    }
     csrkern::IndexView view{n_docs,
                             dim,
                             window,
@@ -148,6 +154,10 @@ struct PyIndex {
       view.scales = scales->data();
     }
     if (norms) view.norms = norms->data();
+    if (fine) {
+      view.fine = fine->data();
+      view.fine_bytes = fine->shape(1);
+    }
     view.exponent = exponent;
     py::gil_scoped_release release;
     index = std::make_unique<csrkern::Index>(view, trusted);
@@ -169,7 +179,9 @@ PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segment
                      bool normalize, int64_t query_k, float min_score, int num_threads,
                      int64_t shortlist, double kept, double bound_share,
                      const std::optional<Array<float>>& dense,
-                     const std::optional<Array<float>>& offsets) {
+                     const std::optional<Array<float>>& offsets,
+                     const std::optional<Array<float>>& tables,
+                     const std::optional<Array<float>>& scales) {
   PySearch search;
   search.rows = sparse_rows(values, indices, starts, dim);
   const int64_t n = search.rows.n;
@@ -191,6 +203,22 @@ PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segment
   }
   if ((dense && dense->size() != n * dim) || (offsets && offsets->size() != n)) {
     throw std::invalid_argument("expected dense queries [n, dim] and offsets [n]");
+  }
+  if (tables) {
+    const bool whole = tables->ndim() == 3 && tables->shape(0) == n && tables->shape(1) >= 1 &&
+                       tables->shape(2) == csrkern::kWords;
+    if (!whole || shortlist < 1 || (scales && scales->size() != csrkern::kWords)) {
+      throw std::invalid_argument("expected tables [n, books, 256], scales [256] and a shortlist");
+    }
+    const int64_t fine_bytes = tables->shape(1) + (scales ? 1 : 0);
+    for (const csrkern::Segment& segment : search.segments) {
+      if (segment.index->view().fine_bytes != fine_bytes && segment.index->view().n_docs > 0) {
+        throw std::invalid_argument("expected segments with fine codes of as many bytes");
+      }
+    }
+    search.options.tables = tables->data();
+    search.options.books = tables->shape(1);
+    search.options.scales = scales ? scales->data() : nullptr;
   }
   if (top_k < 1 || query_k < 0 || shortlist < 0 || num_threads < 1) {
     throw std::invalid_argument("expected top_k and threads of at least 1, and nothing below 0");
@@ -218,15 +246,16 @@ void def_search(py::module_& m, const char* name, const char* doc, const Body& b
              const std::optional<Array<int64_t>>& starts, int32_t dim, int64_t top_k,
              bool normalize, int64_t query_k, float min_score, int num_threads, int64_t shortlist,
              double kept, double bound_share, const std::optional<Array<float>>& dense,
-             const std::optional<Array<float>>& offsets) {
+             const std::optional<Array<float>>& offsets, const std::optional<Array<float>>& tables,
+             const std::optional<Array<float>>& scales) {
         return body(read_search(segments, values, indices, starts, dim, top_k, normalize, query_k,
                                 min_score, num_threads, shortlist, kept, bound_share, dense,
-                                offsets));
+                                offsets, tables, scales));
       },
       doc, arg("segments"), arg("values"), arg("indices"), arg("starts"), arg("dim"), py::kw_only(),
       arg("top_k"), arg("normalize"), arg("query_k"), arg("min_score"), arg("num_threads"),
       arg("shortlist") = 0, arg("kept") = 1.0, arg("bound_share") = 1.0, arg("dense") = py::none(),
-      arg("offsets") = py::none());
+      arg("offsets") = py::none(), arg("tables") = py::none(), arg("scales") = py::none());
 }
 
 void bind_searches(py::module_& m) {
@@ -342,12 +371,14 @@ void bind_index(py::module_& m) {
       .def(py::init<int64_t, int32_t, int32_t, int32_t, const std::string&, int32_t, bool,
                     Array<int32_t>, Array<uint64_t>, Array<uint32_t>, Array<uint8_t>,
                     std::optional<Array<int64_t>>, std::optional<Array<uint8_t>>,
-                    std::optional<Array<float>>, std::optional<Array<float>>>(),
+                    std::optional<Array<float>>, std::optional<Array<float>>,
+                    std::optional<Array<uint8_t>>>(),
            py::kw_only(), arg("n_docs"), arg("dim"), arg("window"), arg("block"), arg("dtype"),
            arg("exponent"), arg("trusted"), arg("terms").noconvert(), arg("offsets").noconvert(),
            arg("checksums").noconvert(), arg("postings").noconvert(),
            arg("ids").noconvert() = py::none(), arg("maxima").noconvert() = py::none(),
-           arg("scales").noconvert() = py::none(), arg("norms").noconvert() = py::none())
+           arg("scales").noconvert() = py::none(), arg("norms").noconvert() = py::none(),
+           arg("fine").noconvert() = py::none())
       .def_property_readonly("n_docs",
                              [](const PyIndex& self) { return self.index->view().n_docs; })
       .def_property_readonly("dim", [](const PyIndex& self) { return self.index->view().dim; })
@@ -362,6 +393,7 @@ void bind_index(py::module_& m) {
       .def_readonly("maxima", &PyIndex::maxima)
       .def_readonly("scales", &PyIndex::scales)
       .def_readonly("norms", &PyIndex::norms)
+      .def_readonly("fine", &PyIndex::fine)
       .def("value",
            [](const PyIndex& self, int64_t doc, int32_t latent) {
              const csrkern::IndexView& view = self.index->view();

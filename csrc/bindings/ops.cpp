@@ -19,6 +19,7 @@
 
 namespace py = pybind11;
 
+void bind_fine(py::module_& m);   // fine.cpp
 void bind_index(py::module_& m);  // index.cpp
 
 namespace {
@@ -336,5 +337,6 @@ PYBIND11_MODULE(_C, m) {
   bind_packed(m);
   bind_similarity(m);
   bind_info_nce(m);
+  bind_fine(m);
   bind_index(m);
 }

@@ -12,9 +12,11 @@ import numpy as np
 from csrkern.arguments import integers, thread_count
 from csrkern.identity import check_fingerprint, check_same_model
 from csrkern.index import file as index_file
+from csrkern.index.fine import check_fine
 from csrkern.index.rows import Rows, check_ids, check_norms, read_rows, starts_of
 from csrkern.index.segment import (
     SIZES,
+    Beside,
     Form,
     Segment,
     arrays_of,
@@ -24,6 +26,7 @@ from csrkern.index.segment import (
 )
 
 if TYPE_CHECKING:
+    from csrkern.index.fine import FineCodes, FineQuantizer
     from csrkern.typing import CodesLike, IdsLike, VectorsLike
 
 # Added codes are merged into segments of at least twice the size of the next, as long as that
@@ -59,7 +62,14 @@ class Snapshot(NamedTuple):
         return np.concatenate([segment.ids for segment in self.segments])
 
     def build(
-        self, rows: Rows, ids: Any, norms: Any, threads: int, *, plain: bool = False
+        self,
+        rows: Rows,
+        ids: Any,
+        norms: Any,
+        fine: FineCodes | None,
+        threads: int,
+        *,
+        plain: bool = False,
     ) -> tuple[Segment, Form]:
         """Return a segment of new codes, and the form with what they fix.
 
@@ -72,9 +82,10 @@ class Snapshot(NamedTuple):
             ids = self.next_id + np.arange(rows.n, dtype=np.int64)
         if norms is not None:
             norms = check_norms(norms, rows.n)
+        beside = Beside(norms, check_fine(fine, rows.n, self.form.quantizer))
         form = self.form.holding(rows.values)
         normalize = form.metric == "cosine"
-        return build_segment(rows, ids, norms, form, threads, normalize=normalize), form
+        return build_segment(rows, ids, beside, form, threads, normalize=normalize), form
 
     def with_segment(self, segment: Segment, form: Form, k: int, replaced: int = 0) -> Snapshot:
         """Return a snapshot in which a segment takes the place of the last `replaced` ones."""
@@ -114,12 +125,18 @@ class Collection:
         """The most slots that a document had when it came."""
         return self._snapshot.k
 
+    @property
+    def quantizer(self) -> FineQuantizer | None:
+        """The quantizer of the fine codes; None: the index holds none."""
+        return self._snapshot.form.quantizer
+
     def add(
         self,
         codes: CodesLike,
         ids: IdsLike | None = None,
         *,
         norms: VectorsLike | None = None,
+        fine: FineCodes | None = None,
         any_model: bool = False,
         num_threads: int | None = None,
     ) -> None:
@@ -132,7 +149,7 @@ class Collection:
             codes: as for `build`; a pair of arrays needs no dim.
             ids: n distinct integers ≥ 0 that no code of the index has; None: the next ones
                 after the highest that it ever had.
-            norms: needed if the index was built with them.
+            norms, fine: needed if the index was built with them.
             any_model: take codes of another model than the index's, too.
             num_threads: None: as many as the process may run on.
 
@@ -154,7 +171,7 @@ class Collection:
                 raise ValueError("ids: no numbers are left above the highest one; give ids")
             if ids is not None:
                 _check_new(check_ids(ids, rows.n), now.segments)
-            segment, form = now.build(rows, ids, norms, threads)
+            segment, form = now.build(rows, ids, norms, fine, threads)
             replaced = _to_merge(now.segments, segment)
             if replaced:
                 together = [*now.segments[len(now.segments) - replaced :], segment]
@@ -235,6 +252,8 @@ class Collection:
             facts["window"] = form.window
         if fingerprint is not None:
             facts["fingerprint"] = fingerprint
+        if form.quantizer is not None:
+            facts["quantizer"] = form.quantizer
         return facts, segments
 
     @classmethod
@@ -274,7 +293,8 @@ class Collection:
         cls: type[Self], facts: dict[str, Any], arrays: list[dict[str, np.ndarray]]
     ) -> Self:
         dtype, metric, cluster = facts["values"], facts["metric"], facts["cluster"]
-        form = Form(dtype, metric, cluster, facts.get("window"), facts.get("exponent"))
+        optional = (facts.get(name) for name in ("window", "exponent", "quantizer"))
+        form = Form(dtype, metric, cluster, *optional)
         segments = tuple(
             restore_segment(form, facts["dim"], entry, of_segment)
             for entry, of_segment in zip(facts["segments"], arrays, strict=True)
@@ -369,8 +389,21 @@ def _to_merge(segments: tuple[Segment, ...], new: Segment) -> int:
     return count
 
 
-def stats(segments: tuple[Segment, ...]) -> dict[str, Any]:
+# What the arrays of a segment are for.
+_USES = {
+    "postings": "postings",
+    **dict.fromkeys(("terms", "offsets", "checksums"), "directory"),
+    "ids": "ids",
+    **dict.fromkeys(("maxima", "scales"), "bounds"),
+    "norms": "norms",
+    "fine": "fine",
+    "alive": "removed",
+}
+
+
+def stats(snapshot: Snapshot) -> dict[str, Any]:
     """Count over all segments, those of removed codes included."""
+    segments, quantizer = snapshot.segments, snapshot.form.quantizer
     lengths: dict[int, int] = {}
     for segment in segments:
         n_windows = -(-segment.documents // segment.window)
@@ -381,8 +414,16 @@ def stats(segments: tuple[Segment, ...]) -> dict[str, Any]:
     documents = sum(segment.documents for segment in segments)
     removed = sum(segment.removed for segment in segments)
     total = int(by_length.sum())
-    arrays = [array for s in segments for array in arrays_of(s).values()]
-    n_bytes = sum(array.nbytes for array in arrays)
+    split = dict.fromkeys(_USES.values(), 0)
+    mapped = 0
+    for segment in segments:
+        for name, array in arrays_of(segment).items():
+            split[_USES[name]] += array.nbytes
+            mapped += array.nbytes * (not array.flags.writeable)  # as mapped arrays alone are
+    of_codes = sum(split.values())
+    split["quantizer"] = sum(a.nbytes for a in quantizer.arrays.values()) if quantizer else 0
+    forward = sum(segment.native.forward_bytes for segment in segments)
+    n_bytes = sum(split.values())
     return {
         "documents": documents - removed,
         "removed": removed,
@@ -392,8 +433,11 @@ def stats(segments: tuple[Segment, ...]) -> dict[str, Any]:
         "latents": len(by_length),
         "postings": total,
         "bytes": n_bytes,
-        "bytes_per_code": n_bytes / max(documents - removed, 1),
-        "forward_bytes": sum(segment.native.forward_bytes for segment in segments),
+        "bytes_of": split,
+        "bytes_per_code": of_codes / max(documents - removed, 1),
+        "mapped_bytes": mapped,
+        "resident_bytes": n_bytes - mapped + forward,
+        "forward_bytes": forward,
         "longest_list": int(by_length.max(initial=0)),
         "hottest_share": float(by_length[: -(-len(by_length) // 100)].sum() / max(total, 1)),
         "postings_per_query": float((by_length.astype(np.float64) ** 2).sum() / max(documents, 1)),

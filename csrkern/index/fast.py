@@ -14,7 +14,7 @@ import numpy as np
 
 from csrkern import _C
 from csrkern.arguments import as_float, check_choice, check_int, least_float, thread_count
-from csrkern.index.rerank import Rerank
+from csrkern.index.rerank import Refine, Rerank
 from csrkern.index.rows import Rows, concatenate_rows
 from csrkern.index.segment import Segment
 
@@ -90,8 +90,8 @@ def check_mode(mode: str, recall: float | None, rerank: Any) -> float | None:
         raise ValueError("recall: an exact search finds all; give mode='fast' with it")
     if rerank is not None and mode == "fast":
         raise ValueError("rerank: expected mode='exact' with it; its shortlist is exact")
-    if rerank is not None and not isinstance(rerank, Rerank):
-        raise TypeError(f"rerank: expected a csrkern.Rerank, got {type(rerank).__name__}")
+    if rerank is not None and not isinstance(rerank, (Rerank, Refine)):
+        raise TypeError(f"rerank: expected a Rerank or Refine, got {type(rerank).__name__}")
     if mode == "exact":
         return None
     share = 0.99 if recall is None else as_float("recall", recall)

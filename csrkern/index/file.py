@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from csrkern import _C
 from csrkern.identity import check_fingerprint
+from csrkern.index.fine import WORDS, FineQuantizer
 from csrkern.index.segment import (
     LEAST_EXPONENT,
     METRICS,
@@ -31,8 +32,9 @@ from csrkern.index.segment import (
 from csrkern.storage import crc32c, flush_folder, write_atomically, write_durably
 
 FORMAT = "csrkern-index"
-VERSION = 3
-FLOATS_VERSION = 2  # of indexes that earlier releases can read
+# Of indexes with float values, with uint8 values, and with fine codes; the lower, the more releases
+# read them.
+FLOATS_VERSION, BYTES_VERSION, FINE_VERSION = VERSIONS = (2, 3, 4)
 HEADER = "index.json"
 # "checksums" covers those checked later, list by list; the others have one in the header.
 DTYPES = {
@@ -44,11 +46,15 @@ DTYPES = {
     "maxima": "|u1",
     "scales": "<f4",
     "norms": "<f4",
+    "fine": "|u1",
     "alive": "<u8",
 }
-OPTIONAL = {"ids", "maxima", "scales", "norms", "alive"}
+OPTIONAL = {"ids", "maxima", "scales", "norms", "fine", "alive"}
 CHECKED_LATER = {"postings", "maxima", "scales"}
-_FILE_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{16}}\.bin")
+QUANTIZER_DTYPES = dict.fromkeys(("codebooks", "mean", "projection", "lengths"), "<f4")
+QUANTIZER_OPTIONAL = {"projection", "lengths"}
+ALL_DTYPES = {**DTYPES, **QUANTIZER_DTYPES}
+_FILE_NAME = re.compile(rf"({'|'.join(ALL_DTYPES)})-[0-9a-f]{{16}}\.bin")
 _LARGEST_HEADER = 1 << 24
 # Smaller arrays are read, not mapped: a process may have 65,530 mappings.
 _LEAST_MAPPED = 1 << 16
@@ -70,6 +76,8 @@ def write(path: str | os.PathLike[str], facts: dict[str, Any], segments: Sequenc
     with unfinished(path) as written:
         entries = [_write_segment(folder, segment, written) for segment in segments]
         body = {**facts, "segments": entries}
+        if quantizer := facts.get("quantizer"):
+            body["quantizer"] = _write_quantizer(folder, quantizer, written)
         header = {
             "format": FORMAT,
             "version": _version(body),
@@ -85,7 +93,7 @@ def write(path: str | os.PathLike[str], facts: dict[str, Any], segments: Sequenc
         flush_folder(folder)
         write_atomically(folder / HEADER, text)
         flush_folder(folder)
-    kept = _files_of(entries)
+    kept = _files_of(body)
     for file in folder.iterdir():
         ours = _FILE_NAME.fullmatch(file.name) or file.name.startswith(f".{HEADER}")
         if ours and file.name not in kept:
@@ -115,7 +123,7 @@ def unfinished(path: str | os.PathLike[str]) -> Iterator[list[str]]:
     except BaseException:
         with contextlib.suppress(OSError):
             try:
-                kept = _files_of(_read_header(folder)["segments"])
+                kept = _files_of(_read_header(folder))
             except (FileNotFoundError, ValueError):
                 kept = set()
             for name in set(written) - kept:
@@ -139,20 +147,35 @@ def move_to(
     return moved
 
 
-def _files_of(entries: Iterable[dict[str, Any]]) -> set[str]:
-    return {array["file"] for entry in entries for array in entry["arrays"].values()}
+def _files_of(body: dict[str, Any]) -> set[str]:
+    holders = [*body["segments"], body.get("quantizer") or {"arrays": {}}]
+    return {array["file"] for holder in holders for array in holder["arrays"].values()}
 
 
 def _write_segment(folder: Path, segment: Segment, written: list[str]) -> dict[str, Any]:
     """Write a segment's arrays, as far as `folder` lacks them; return its entry in the header."""
-    here = os.path.realpath(folder)
-    arrays = segment.files.get(here)
-    if arrays is None or not all(_is_there(folder, name, e) for name, e in arrays.items()):
-        held = {n: array for n, array in arrays_of(segment).items() if n != "alive"}
-        arrays = segment.files[here] = _write_arrays(folder, held, written)
+    held = {n: array for n, array in arrays_of(segment).items() if n != "alive"}
+    arrays = _write_once(folder, held, segment.files, written)
     if segment.alive is not None:
         arrays = arrays | _write_arrays(folder, {"alive": segment.alive}, written)
     return {**{name: getattr(segment, name) for name in SIZES}, "arrays": arrays}
+
+
+def _write_quantizer(folder: Path, quantizer: FineQuantizer, written: list[str]) -> dict[str, Any]:
+    """Write a quantizer's arrays as `_write_segment`; return its entry in the header."""
+    arrays = _write_once(folder, quantizer.arrays, quantizer.files, written)
+    return {"books": quantizer.books, "parts": quantizer.parts, "arrays": arrays}
+
+
+def _write_once(
+    folder: Path, held: dict[str, np.ndarray], files: dict[str, Any], written: list[str]
+) -> dict[str, Any]:
+    """Write arrays unless `files`, by folder, names those that hold them; return their entries."""
+    here = os.path.realpath(folder)
+    arrays: dict[str, Any] | None = files.get(here)
+    if arrays is None or not all(_is_there(folder, name, e) for name, e in arrays.items()):
+        arrays = files[here] = _write_arrays(folder, held, written)
+    return arrays
 
 
 def _write_arrays(
@@ -175,7 +198,7 @@ def _is_there(folder: Path, name: str, entry: dict[str, Any]) -> bool:
         n_bytes = os.stat(folder / entry["file"]).st_size
     except OSError:
         return False
-    return bool(n_bytes == entry["size"] * np.dtype(DTYPES[name]).itemsize)
+    return bool(n_bytes == entry["size"] * np.dtype(ALL_DTYPES[name]).itemsize)
 
 
 def read(
@@ -191,7 +214,10 @@ def read(
     facts = _read_header(folder)
     while True:
         try:
-            return facts, [_read_arrays(folder, entry, mmap) for entry in facts["segments"]]
+            arrays = [_read_arrays(folder, entry, mmap) for entry in facts["segments"]]
+            if entry := facts.get("quantizer"):
+                facts = {**facts, "quantizer": _read_quantizer(folder, entry)}
+            return facts, arrays
         except FileNotFoundError as error:
             # A save that ended between our two reads has replaced the files: read what it wrote.
             newer = _read_header(folder)
@@ -213,10 +239,10 @@ def _read_header(folder: Path) -> dict[str, Any]:
         raise damaged from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise damaged
-    if header.get("version") not in (FLOATS_VERSION, VERSION):
+    if header.get("version") not in VERSIONS:
         raise ValueError(
             f"{file} has format version {header.get('version')!r}; "
-            f"this release reads versions {FLOATS_VERSION} and {VERSION}"
+            f"this release reads versions {VERSIONS[0]} to {VERSIONS[-1]}"
         )
     body = header.get("index")
     if not isinstance(body, dict):
@@ -236,7 +262,9 @@ def _read_header(folder: Path) -> dict[str, Any]:
 
 
 def _version(body: dict[str, Any]) -> int:
-    return VERSION if body["values"] == "uint8" else FLOATS_VERSION
+    if "quantizer" in body:
+        return FINE_VERSION
+    return BYTES_VERSION if body["values"] == "uint8" else FLOATS_VERSION
 
 
 def _count(value: Any, limit: int) -> bool:
@@ -260,6 +288,7 @@ def _sane(body: dict[str, Any]) -> bool:
         and window % 64 == 0 < window
         and any(body.get("cluster", "") is choice for choice in (None, True, False))
         and _sane_fingerprint(body.get("fingerprint"))
+        and ("quantizer" not in body or _sane_quantizer(body["quantizer"]))
     )
 
 
@@ -279,8 +308,26 @@ def _sane_exponent(body: dict[str, Any]) -> bool:
 
 
 def _sane_segment(entry: dict[str, Any]) -> bool:
-    arrays = entry.get("arrays")
-    if not isinstance(arrays, dict) or not set(DTYPES) - OPTIONAL <= set(arrays) <= set(DTYPES):
+    return (
+        _sane_arrays(entry.get("arrays"), set(DTYPES), OPTIONAL)
+        and _count(entry.get("documents"), 1 << 40)
+        and _count(entry.get("window"), 65_536)
+        and _count(entry.get("block"), 65_536)
+    )
+
+
+def _sane_quantizer(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and _sane_arrays(entry.get("arrays"), set(QUANTIZER_DTYPES), QUANTIZER_OPTIONAL)
+        and _count(entry.get("books"), 1 << 16)
+        and _count(entry.get("parts"), 1 << 16)
+        and entry["books"] > 0 < entry["parts"]
+    )
+
+
+def _sane_arrays(arrays: Any, names: set[str], optional: set[str]) -> bool:
+    if not isinstance(arrays, dict) or not names - optional <= set(arrays) <= names:
         return False
     for name, array in arrays.items():
         if not isinstance(array, dict) or not _count(array.get("size"), 1 << 48):
@@ -288,17 +335,13 @@ def _sane_segment(entry: dict[str, Any]) -> bool:
         match = _FILE_NAME.fullmatch(str(array.get("file")))
         if match is None or match[1] != name:
             return False
-    return (
-        _count(entry.get("documents"), 1 << 40)
-        and _count(entry.get("window"), 65_536)
-        and _count(entry.get("block"), 65_536)
-    )
+    return True
 
 
 def _read_arrays(folder: Path, entry: dict[str, Any], mmap: bool) -> dict[str, np.ndarray]:
     arrays = {}
     for name, stored in entry["arrays"].items():
-        file, dtype, size = folder / stored["file"], np.dtype(DTYPES[name]), stored["size"]
+        file, dtype, size = folder / stored["file"], np.dtype(ALL_DTYPES[name]), stored["size"]
         if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would keep us waiting
             raise ValueError(f"{file} is damaged: it is not a file")
         with open(file, "rb") as stream:
@@ -318,6 +361,20 @@ def _read_arrays(folder: Path, entry: dict[str, Any], mmap: bool) -> dict[str, n
             raise ValueError(f"{file} is damaged: its checksum is wrong")
         arrays[name] = array
     return arrays
+
+
+def _read_quantizer(folder: Path, entry: dict[str, Any]) -> FineQuantizer:
+    arrays = _read_arrays(folder, entry, mmap=False)
+    books, dim = entry["books"], len(arrays["mean"])
+    try:
+        arrays["codebooks"] = arrays["codebooks"].reshape(books, WORDS, -1)
+        if "projection" in arrays:
+            arrays["projection"] = arrays["projection"].reshape(dim, -1)
+        quantizer = FineQuantizer(**arrays, parts=entry["parts"])
+    except ValueError as error:
+        raise ValueError(f"{folder} is damaged: its quantizer: {error}") from error
+    quantizer.files[os.path.realpath(folder)] = entry["arrays"]
+    return quantizer
 
 
 def _canonical(body: dict[str, Any]) -> bytes:

@@ -21,9 +21,10 @@ from csrkern.index import file as index_file
 from csrkern.index.collection import Collection, Snapshot, padded, stats
 from csrkern.index.fast import Plans, check_mode, search_limits
 from csrkern.index.filter import allowed_bits
-from csrkern.index.rerank import Rerank, search_dense
+from csrkern.index.fine import FineCodes, check_fine, quantizer_of
+from csrkern.index.rerank import Refine, Rerank, search_dense, search_refined
 from csrkern.index.rows import Rows, can_be_read_twice, check_ids, code_chunks, read_rows
-from csrkern.index.segment import Segment, check_form, norms_of
+from csrkern.index.segment import Segment, beside_of, check_form
 
 if TYPE_CHECKING:
     from csrkern.index.cuda.index import CudaIndex
@@ -83,6 +84,7 @@ class InvertedIndex(Collection):
         dtype: str = "float16",
         largest: float | None = None,
         norms: VectorsLike | None = None,
+        fine: FineCodes | None = None,
         dim: int | None = None,
         cluster: bool | None = None,
         window: int | None = None,
@@ -108,6 +110,7 @@ class InvertedIndex(Collection):
             norms: n positive numbers that scores of `Rerank` are divided by: the norms of what
                 the codes, as stored, reconstruct. With "cosine" these are the norms of
                 `codes.normalize()`, not of `codes`.
+            fine: fine codes of the same n embeddings, for scores by `Refine`.
             dim: number of latents; needed for a pair of arrays.
             cluster: True lets similar codes stand together (ids stay theirs) and keeps the
                 maxima of each latent over blocks of codes, so that a search passes over
@@ -123,12 +126,13 @@ class InvertedIndex(Collection):
             ValueError: if an argument is out of range, or a code is not valid.
         """
         form = check_form(metric, dtype, cluster, window, largest)
+        form = form._replace(quantizer=quantizer_of(fine))
         if dim is not None:
             dim = check_int("dim", dim, 1, 2**31 - 1)
         rows = read_rows("codes", codes, dim)
         check_int("dim", rows.dim, 1, 2**31 - 1)
         empty = Snapshot((), form)
-        segment, form = empty.build(rows, ids, norms, thread_count(num_threads), plain=True)
+        segment, form = empty.build(rows, ids, norms, fine, thread_count(num_threads), plain=True)
         return cls.of(empty.with_segment(segment, form, rows.k), rows.dim, rows.fingerprint)
 
     @classmethod
@@ -138,6 +142,7 @@ class InvertedIndex(Collection):
         path: str | os.PathLike[str],
         *,
         ids: IdsLike | None = None,
+        fine: FineCodes | None = None,
         chunk: int = 1_000_000,
         metric: str = "cosine",
         dtype: str = "float16",
@@ -158,6 +163,7 @@ class InvertedIndex(Collection):
                 [n, k] with `dim`, or an iterable of codes in any form that `build` takes.
             path: the directory; an index that is there is replaced.
             ids: n distinct integers ≥ 0 (a mapped array will do); None: 0..n-1.
+            fine: as for `build`, of all n (over a mapped array, to be read in pieces).
             chunk: codes a chunk, at most. Smaller pieces of an iterable are gathered, larger
                 ones stay whole.
             metric, dtype, dim, cluster, num_threads: as for `build`.
@@ -170,6 +176,7 @@ class InvertedIndex(Collection):
             OSError: if a file cannot be read or written.
         """
         form = check_form(metric, dtype, cluster, None, largest)
+        form = form._replace(quantizer=quantizer_of(fine))
         threads = thread_count(num_threads)
         chunk = check_int("chunk", chunk, 1, 2**31 - 1)
         if dim is not None:
@@ -187,8 +194,9 @@ class InvertedIndex(Collection):
             for rows in code_chunks(codes, dim, chunk):
                 dim = check_int("dim", rows.dim, 1, 2**31 - 1)
                 own = None if ids is None else ids[n : n + rows.n]
+                own_fine = None if fine is None else fine[n : n + rows.n]
                 try:
-                    segment, form = snapshot.build(rows, own, None, threads, plain=n == 0)
+                    segment, form = snapshot.build(rows, own, None, own_fine, threads, plain=n == 0)
                 except ValueError as error:
                     if n == 0:
                         raise
@@ -203,6 +211,8 @@ class InvertedIndex(Collection):
                 raise ValueError("codes: expected at least one piece, got none")
             if ids is not None:
                 check_ids(ids, n)
+            if fine is not None:
+                check_fine(fine, n, form.quantizer)
             index = cls.of(snapshot, dim, fingerprint)
             index.save(path)
         return index
@@ -220,13 +230,16 @@ class InvertedIndex(Collection):
         k = check_int("k", k, 1, 2**31 - 1)
         now = self.snapshot()
         values, indices = padded(now)
+        norms, fine = beside_of(now.segments)
+        quantizer = now.form.quantizer
         return InvertedIndex.build(
             Rows(values[:, :k], indices[:, :k], None, self.dim, self.fingerprint),
             now.ids,
             metric=self.metric,
             dtype=self.dtype,
             largest=now.form.largest if self.metric == "ip" else None,
-            norms=norms_of(now.segments),
+            norms=norms,
+            fine=None if quantizer is None or fine is None else FineCodes(fine, quantizer),
             cluster=now.form.cluster,
             num_threads=num_threads,
         )
@@ -272,7 +285,7 @@ class InvertedIndex(Collection):
         filter: FilterLike | None = None,
         query_k: int | None = None,
         min_score: float | None = None,
-        rerank: Rerank | None = None,
+        rerank: Rerank | Refine | None = None,
         mode: str = "exact",
         recall: float | None = None,
         any_model: bool = False,
@@ -291,7 +304,8 @@ class InvertedIndex(Collection):
             query_k: only this many of a query's strongest latents count (with cosine, they
                 are then brought to norm 1); None: all.
             min_score: documents with a lower score are left out.
-            rerank: scores the best `rerank.shortlist` documents again, by dense queries.
+            rerank: scores the best `rerank.shortlist` documents again: `Rerank` by dense
+                queries, `Refine` by fine codes.
             mode: "exact", or "fast" to find most of what exact search finds.
             recall: for "fast": the share of the best 10 that searches for a sample of the
                 index's own codes must find, 0.99 if None; what was found is in `stats`.
@@ -317,11 +331,13 @@ class InvertedIndex(Collection):
         if share is not None:
             plan = self._plans.get(now.segments, self.dim, self.metric, share)
             options |= plan.options(options["top_k"])
-        if rerank is not None:
+        args, limits = self._limits(now.segments, rows, filter, query_k, min_score, num_threads)
+        if isinstance(rerank, Rerank):
             check_same_model("rerank", rerank.fingerprint, self.fingerprint, any_model=any_model)
             dense, offsets = rerank.arrays(rows.n, self.dim)
             options |= {"dense": dense, "offsets": offsets, "shortlist": rerank.shortlist}
-        args, limits = self._limits(now.segments, rows, filter, query_k, min_score, num_threads)
+        if isinstance(rerank, Refine):
+            return search_refined(rerank, now.form.quantizer, args[0], rows, {**limits, **options})
         scores, ids = _C.search(*args, **limits, **options)
         return scores, ids
 
@@ -441,8 +457,12 @@ class InvertedIndex(Collection):
             dtype, fingerprint, largest (value that uint8 can hold); window, block
             (documents in it; 0 if not clustered) of the first segment;
             latents (those in use), postings, bytes (memory or disk, without the next),
-            bytes_per_code, forward_bytes (what is made in memory when needed: the copy by
-            document, and the places of clustered documents in the lists);
+            bytes_of (the same by use: postings, directory of the lists, ids, bounds of blocks,
+            norms, fine codes, marks of removed codes, quantizer), bytes_per_code (all but the
+            quantizer), mapped_bytes (of files, read when first needed), resident_bytes (all
+            others, with the next), forward_bytes (what is made in memory when needed: the copy by
+            document, which `Rerank` and fast search read, and the places of clustered documents
+            in the lists);
             longest_list (the most documents that share a latent); hottest_share (of all
             postings, in the hottest 1% of the latents in use); postings_per_query (expected
             for queries drawn like the documents); recall (for each that a fast search asked
@@ -450,7 +470,7 @@ class InvertedIndex(Collection):
         """
         now = self.snapshot()
         return {
-            **stats(now.segments),
+            **stats(now),
             **{n: getattr(self, n) for n in ("dim", "k", "metric", "dtype", "fingerprint")},
             "largest": now.form.largest,
             "recall": self._plans.recalls(),
@@ -482,4 +502,4 @@ class InvertedIndex(Collection):
         return (natives, rows.values, rows.indices, rows.starts, self.dim), limits
 
 
-__all__ = ["InvertedIndex", "Rerank"]
+__all__ = ["InvertedIndex", "Refine", "Rerank"]

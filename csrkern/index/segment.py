@@ -11,6 +11,7 @@ import numpy as np
 
 from csrkern import _C
 from csrkern.arguments import check_choice, check_int, least_float
+from csrkern.index.fine import FineQuantizer
 from csrkern.index.rows import Rows, concatenate_rows
 
 # Scores of 32,768 documents, 128 KB: with more, the scan of a window costs more than the
@@ -33,7 +34,7 @@ LEAST_GAIN = 1.25
 
 NATIVE_ARRAYS = (
     *("terms", "offsets", "checksums", "postings"),
-    *("ids", "maxima", "scales", "norms"),
+    *("ids", "maxima", "scales", "norms", "fine"),
 )
 
 
@@ -57,6 +58,7 @@ class Form(NamedTuple):
     cluster: bool | None
     window: int | None  # None: each segment chooses
     exponent: int | None = None  # not yet known, or of no meaning
+    quantizer: FineQuantizer | None = None  # of the fine codes, where there are some
 
     def holding(self, values: np.ndarray) -> Form:
         """Return the same, with an exponent that suits the first codes if there is none yet."""
@@ -110,6 +112,22 @@ def _exponent(metric: str, dtype: str, largest: Any) -> int | None:
     if not 0 < largest <= 2.0**MOST_EXPONENT:
         raise ValueError(f"largest: expected 0 < largest <= 2^{MOST_EXPONENT}, got {largest}")
     return exponent_of(largest)
+
+
+class Beside(NamedTuple):
+    """What an index holds of documents beside their codes; None: nothing of the kind.
+
+    Attributes:
+        norms: float32 [n], what dense scores are divided by.
+        fine: uint8 [n, bytes], fine codes.
+    """
+
+    norms: np.ndarray | None = None
+    fine: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> Beside:
+        """Return the same of the rows of these numbers, or of a mask."""
+        return Beside(*(None if array is None else array[rows] for array in self))
 
 
 class Lookup:
@@ -212,16 +230,16 @@ class Segment:
         return rows if self.alive is None else rows.take(np.flatnonzero(self.mask()))
 
     @property
-    def norms(self) -> np.ndarray | None:
-        """Of the living codes' reconstructions, where they were given."""
-        norms = self.native.norms
-        return norms if norms is None or self.alive is None else norms[self.mask()]
+    def beside(self) -> Beside:
+        """What is held of the living codes beside them."""
+        all_of_them = Beside(self.native.norms, self.native.fine)
+        return all_of_them if self.alive is None else all_of_them.take(self.mask())
 
 
 def build_segment(
     rows: Rows,
     ids: np.ndarray | None,
-    norms: np.ndarray | None,
+    beside: Beside,
     form: Form,
     threads: int,
     *,
@@ -237,14 +255,14 @@ def build_segment(
         arrays = _C.build_index(
             *rows[:4], order, window, block, *stored.values(), normalize, threads
         )
-        in_order, norms_in_order = ids, norms
+        in_order, beside_in_order = ids, beside
         if ids is None and not _C.plausible_documents(rows.n, arrays["offsets"][-1], False):
             in_order = np.arange(rows.n)  # says that the empty ones among them are meant
         if order is not None:
             in_order = order if ids is None else ids[order]
-            norms_in_order = None if norms is None else norms[order]
+            beside_in_order = beside.take(order)
         sizes = {"n_docs": rows.n, "dim": rows.dim, "window": window, "block": block}
-        side = {"ids": in_order, "norms": norms_in_order}
+        side = {"ids": in_order, **beside_in_order._asdict()}
         return _C.Index(**sizes, **stored, trusted=True, **side, **arrays)
 
     native = None
@@ -264,17 +282,22 @@ def merge(segments: Sequence[Segment], form: Form, threads: int) -> Segment:
     """One segment of the living codes of several."""
     rows = concatenate_rows([segment.rows() for segment in segments])
     ids = np.concatenate([segment.ids for segment in segments])
-    norms = norms_of(segments)
+    beside = beside_of(segments)
     plain = (ids == np.arange(len(ids))).all()
     # What is stored has been brought to norm 1 and rounded: it is kept as it is.
-    return build_segment(rows, None if plain else ids, norms, form, threads, normalize=False)
+    return build_segment(rows, None if plain else ids, beside, form, threads, normalize=False)
 
 
-def norms_of(segments: Sequence[Segment]) -> np.ndarray | None:
-    """Of all living codes of an index, where they were given."""
-    norms = [segment.norms for segment in segments if len(segment)]
-    known = [array for array in norms if array is not None]
-    return np.concatenate(known) if known and len(known) == len(norms) else None
+def beside_of(segments: Sequence[Segment]) -> Beside:
+    """Return what is held of all living codes of an index beside them."""
+    held = [segment.beside for segment in segments if len(segment)]
+    held = held or [segment.beside for segment in segments[:1]]
+
+    def joined(arrays: list[np.ndarray | None]) -> np.ndarray | None:
+        known = [array for array in arrays if array is not None]
+        return np.concatenate(known) if known and len(known) == len(arrays) else None
+
+    return Beside(joined([b.norms for b in held]), joined([b.fine for b in held]))
 
 
 def arrays_of(segment: Segment) -> dict[str, np.ndarray]:
@@ -295,6 +318,10 @@ def restore_segment(
     arrays = dict(arrays)
     alive = arrays.pop("alive", None)
     documents, window, block = (entry[name] for name in SIZES)
+    n_bytes = form.quantizer.n_bytes if form.quantizer is not None else 0
+    fine = arrays.pop("fine", np.empty(0, np.uint8))
+    if fine.size != documents * n_bytes:
+        raise ValueError("the index is damaged: its fine codes disagree in size")
     native = _C.Index(
         n_docs=documents,
         dim=dim,
@@ -303,6 +330,7 @@ def restore_segment(
         dtype=form.dtype,
         exponent=form.exponent or 0,
         trusted=False,
+        fine=fine.reshape(documents, n_bytes) if n_bytes else None,
         **arrays,
     )
     if alive is not None:

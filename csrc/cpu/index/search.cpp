@@ -3,6 +3,7 @@
 #include <functional>
 #include <numeric>
 
+#include "csrkern/fine.hpp"
 #include "csrkern/parallel.hpp"
 #include "index/scan.hpp"
 
@@ -20,6 +21,11 @@ void write_out(const std::vector<Hit>& hits, int64_t top_k, float* scores, int64
   }
   std::fill(scores + found, scores + top_k, -std::numeric_limits<float>::infinity());
   std::fill(ids + found, ids + top_k, -1);
+}
+
+// Returns the score, or the least one for NaN: an overflow of either sign met one of the other.
+float number_or_least(float score) {
+  return score == score ? score : -std::numeric_limits<float>::max();
 }
 
 // Returns the largest entries that make up a share of the squared norm.
@@ -47,7 +53,7 @@ class Search {
       n_windows_ += segment.index->view().n_windows;
       largest_window_ = std::max<int64_t>(largest_window_, segment.index->view().window);
       clustered_ |= segment.index->view().block > 0;
-      if (rescored()) segment.index->forward(options.num_threads);
+      if (rescored() && options.tables == nullptr) segment.index->forward(options.num_threads);
     }
     wanted_ =
         std::min(rescored() ? options.shortlist : options.top_k, std::max<int64_t>(n_docs_, 1));
@@ -177,7 +183,9 @@ class Search {
     std::sort(hits.begin(), hits.end(), better);
     if (static_cast<int64_t>(hits.size()) > wanted_) hits.resize(wanted_);
     if (!rescored()) return std::move(hits);
-    if (options_.dense != nullptr) {
+    if (options_.tables != nullptr) {
+      score_fine(i, hits);
+    } else if (options_.dense != nullptr) {
       score_dense(i, hits);
     } else {
       score_again(i, hits);
@@ -204,8 +212,25 @@ class Search {
       const int64_t doc = hit.doc - first_docs_[g];
       float score = dense_score(index.forward(1), view.terms, doc, dense, memory) + offset;
       if (view.norms != nullptr) score = view.norms[doc] > 0 ? score / view.norms[doc] : 0;
-      // NaN: an overflow of either sign met one of the other.
-      hit.score = score == score ? score : -std::numeric_limits<float>::max();
+      hit.score = number_or_least(score);
+    }
+  }
+
+  const uint8_t* fine_code(const Hit& hit) const {
+    const size_t g = segment_of(hit);
+    const IndexView& view = segments_[g].index->view();
+    return view.fine + (hit.doc - first_docs_[g]) * view.fine_bytes;
+  }
+
+  void score_fine(int64_t i, std::vector<Hit>& hits) const {
+    const float* tables = options_.tables + i * options_.books * kWords;
+    const float offset = options_.offsets == nullptr ? 0 : options_.offsets[i];
+    for (const Hit& hit : hits) __builtin_prefetch(fine_code(hit));
+    for (Hit& hit : hits) {
+      const uint8_t* code = fine_code(hit);
+      float score = fine_score(code, options_.books, tables) + offset;
+      if (options_.scales != nullptr) score *= options_.scales[code[options_.books]];
+      hit.score = number_or_least(score);
     }
   }
 

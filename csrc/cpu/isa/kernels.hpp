@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "csrkern/encode.hpp"
+#include "csrkern/fine.hpp"
 #include "csrkern/gather.hpp"
 #include "csrkern/topk_relu.hpp"
 
@@ -167,6 +168,8 @@ struct Kernels {
   GatherKernels gather;
   InfoNceKernels info_nce;
   IndexKernels index;
+  // Rows begin..end-1.
+  void (*block_products)(const BlockProducts& args, int64_t begin, int64_t end);
 };
 
 extern const Kernels kPortable;

@@ -5,6 +5,7 @@
 #include "generic/gather.hpp"
 #include "generic/index.hpp"
 #include "generic/info_nce.hpp"
+#include "generic/products.hpp"
 #include "generic/topk_relu.hpp"
 #include "isa/crc32c_x86.hpp"
 #include "isa/kernels.hpp"
@@ -206,6 +207,7 @@ const Kernels kAvx512 = {
      find_bounds,
      to_half,
      crc32c},
+    block_products_of<Avx512>,
 };
 
 }  // namespace csrkern

@@ -11,6 +11,7 @@
 #include "generic/encode.hpp"
 #include "generic/gather.hpp"
 #include "generic/info_nce.hpp"
+#include "generic/products.hpp"
 #include "generic/topk_relu.hpp"
 #include "isa/kernels.hpp"
 #include "isa/simd_portable.hpp"
@@ -179,6 +180,7 @@ const Kernels kPortable = {
      find_bounds,
      to_half,
      crc32c},
+    block_products_of<Portable>,
 };
 
 }  // namespace csrkern

@@ -48,6 +48,9 @@ struct IndexView {
 
   const float* norms = nullptr;  // [n_docs], or null: what dense scores are divided by
 
+  int64_t fine_bytes = 0;         // of a fine code; 0: there are none
+  const uint8_t* fine = nullptr;  // [n_docs, fine_bytes]
+
   int32_t exponent = 0;  // uint8 values are at most 2^exponent
 
   int64_t n_blocks() const { return block == 0 ? 0 : (n_docs + block - 1) / block; }
@@ -234,14 +237,19 @@ struct SearchOptions {
   double kept = 1;                 // share of a query's squared norm that finds the shortlist
   double bound_share = 1;          // factor on the bounds of blocks; 1: no hit is missed
   const float* dense = nullptr;    // [queries, dim] new scores, or null: by the whole query
-  const float* offsets = nullptr;  // [queries] added to dense scores, or null
+  const float* offsets = nullptr;  // [queries] added to dense and fine scores, or null
+  // [queries, books, kWords]: new scores by the fine codes instead, or null.
+  const float* tables = nullptr;
+  int64_t books = 0;              // bytes of a fine code that choose words
+  const float* scales = nullptr;  // [kWords] factors of scores, chosen by one byte more, or null
 };
 
 // Finds the best `top_k` documents of each query: scores [n, top_k] and ids [n, top_k], best first,
 // ties by lower id. Documents of score 0 are left out; missing places hold (-inf, -1). A score is
 // summed in float32 over the query's entries by value descending, then by latent; a cosine above 1
 // becomes 1. A dense score is summed over the document's latents, ascending; then the offset is
-// added and the sum divided by the document's norm.
+// added and the sum divided by the document's norm. A fine score is summed over the bytes of the
+// document's fine code; then the offset is added and the sum multiplied by its scale.
 void search(const std::vector<Segment>& segments, const SparseRows& queries,
             const SearchOptions& options, float* scores, int64_t* ids);
 

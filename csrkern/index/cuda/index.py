@@ -43,7 +43,7 @@ from csrkern.index.cuda.parts import (
     work_of_part,
 )
 from csrkern.index.fast import check_mode, search_limits
-from csrkern.index.rerank import Rerank, search_dense
+from csrkern.index.rerank import Refine, Rerank, search_dense
 from csrkern.index.rows import check_ids, check_norms, is_codes
 from csrkern.index.segment import check_form, check_window
 
@@ -210,7 +210,7 @@ class CudaIndex:
         filter: FilterLike | None = None,
         query_k: int | None = None,
         min_score: float | None = None,
-        rerank: Rerank | None = None,
+        rerank: Rerank | Refine | None = None,
         mode: str = "exact",
         recall: float | None = None,
         any_model: bool = False,
@@ -230,7 +230,7 @@ class CudaIndex:
             top_k: at most 1,024.
             filter: as for `InvertedIndex.search`; masks may be on a GPU.
             query_k, min_score: as for `InvertedIndex.search`.
-            rerank: as for `InvertedIndex.search`, with a shortlist of at most 1,024. Dense
+            rerank: a `Rerank`, with a shortlist of at most 1,024; `Refine` is refused. Dense
                 queries that are on the GPU with the others are not checked.
             any_model: as for `InvertedIndex.search`.
             mode, recall, num_threads: taken, and not needed: this search is exact.
@@ -244,6 +244,11 @@ class CudaIndex:
             RuntimeError: if a CUDA call fails.
         """
         check_mode(mode, recall, rerank)
+        if isinstance(rerank, Refine):
+            raise ValueError(
+                "rerank: expected a Rerank, got a Refine: fine codes are not on the GPU; search "
+                "the InvertedIndex that this was made of"
+            )
         check_choice("way", way, ("cheaper", "walk", "gather"))
         options, least = self._options(top_k, query_k, min_score, way)
         top_k = options["top_k"]

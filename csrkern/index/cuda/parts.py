@@ -13,7 +13,7 @@ import numpy as np
 from csrkern.index.collection import Collection
 from csrkern.index.cuda.input import DeviceRows
 from csrkern.index.rows import Rows, concatenate_rows
-from csrkern.index.segment import Form, norms_of
+from csrkern.index.segment import Form, beside_of
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ def make_parts(
     segments, stored, *_ = index.snapshot()
     rows = concatenate_rows([segment.rows() for segment in segments])
     ids = np.concatenate([segment.ids for segment in segments])
-    norms = norms_of(segments)
+    norms = beside_of(segments).norms
     if order is not None:
         rows, ids = rows.take(order), ids[order]
         norms = None if norms is None else norms[order]

@@ -1,0 +1,361 @@
+"""Fine codes: a few bytes a document, by which an index scores its shortlist; NumPy alone.
+
+The lists of an index choose documents; how near those are to an embedding is then read off their
+fine codes. Each byte of a code chooses one of the 256 words of a codebook, and the words add up
+to the document's embedding, so that the inner product with a query is a sum of as many entries
+of the query's tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from csrkern import _C
+from csrkern.arguments import check_int, float32_array, thread_count
+from csrkern.identity import digest
+
+if TYPE_CHECKING:
+    from csrkern.typing import VectorsLike
+
+WORDS = 256  # of a codebook
+LARGEST = 1e15  # entries up to here cannot overflow in a sum of squares
+_ROWS = 4096  # coded at a time
+
+
+class FineQuantizer:
+    """Codebooks whose words add up to embeddings; `csrtrain.train_quantizer` learns them.
+
+    An embedding is stored as mean + projection · z, where z consists of `parts` equal parts, and
+    each part is the sum of one word of each of its codebooks. One part is a residual quantizer;
+    as many parts as codebooks are a product quantizer.
+
+    Args:
+        codebooks: [books, 256, w]; book b belongs to part b // (books / parts).
+        mean: [d].
+        projection: [d, parts · w] of orthonormal columns; None: d = parts · w, and z is the
+            embedding without its mean.
+        parts: a divisor of the number of codebooks.
+        lengths: [256], ascending and positive: the norms that one byte more of a code stands
+            for, so that scores are cosines; None: scores are inner products.
+
+    Raises:
+        TypeError, ValueError: if shapes disagree or a number is not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> codebooks = np.random.default_rng(0).standard_normal((4, 256, 32))
+        >>> quantizer = csrkern.FineQuantizer(codebooks, mean=np.zeros(64), parts=2)
+        >>> quantizer.n_bytes
+        4
+    """
+
+    def __init__(
+        self,
+        codebooks: VectorsLike,
+        mean: VectorsLike,
+        projection: VectorsLike | None = None,
+        *,
+        parts: int = 1,
+        lengths: VectorsLike | None = None,
+    ) -> None:
+        self.codebooks = _finite("codebooks", codebooks, 3)
+        self.mean = _finite("mean", mean, 1)
+        books, words, width = self.codebooks.shape
+        self.parts = check_int("parts", parts, 1, max(books, 1))
+        if words != WORDS or books == 0 or width == 0 or books % self.parts:
+            raise ValueError(
+                f"codebooks: expected [books, {WORDS}, w] with books a multiple of parts = "
+                f"{self.parts}, got {list(self.codebooks.shape)}"
+            )
+        self.projection = None if projection is None else _finite("projection", projection, 2)
+        across = self.parts * width
+        wanted = (len(self.mean), across)
+        if (wanted if self.projection is None else self.projection.shape) != wanted or (
+            self.projection is None and across != len(self.mean)
+        ):
+            raise ValueError(
+                f"projection: expected shape [d, parts * w] = {list(wanted)}, got "
+                + ("None" if self.projection is None else f"{list(self.projection.shape)}")
+            )
+        self.lengths = None if lengths is None else _finite("lengths", lengths, 1)
+        if self.lengths is not None and (
+            self.lengths.shape != (WORDS,)
+            or self.lengths[0] <= 0
+            or (np.diff(self.lengths) < 0).any()
+        ):
+            raise ValueError(f"lengths: expected {WORDS} ascending numbers above 0")
+        self.files: dict[str, dict[str, Any]] = {}  # that hold the arrays, by folder
+
+    @property
+    def books(self) -> int:
+        """Number of codebooks."""
+        return len(self.codebooks)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of a code."""
+        return self.books + (self.lengths is not None)
+
+    @property
+    def dim(self) -> int:
+        """Width d of the embeddings."""
+        return len(self.mean)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything it holds but `parts`, by the names of the arguments."""
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all it holds: codes of two quantizers do not mix."""
+        facts = {"parts": self.parts, "shapes": {n: list(a.shape) for n, a in self.arrays.items()}}
+        return digest(facts, self.arrays.values())
+
+    def encode(
+        self, embeddings: VectorsLike, *, beam: int = 5, num_threads: int | None = None
+    ) -> FineCodes:
+        """Return the fine codes of embeddings [n, d].
+
+        Args:
+            embeddings: finite; of any length, mapped arrays are read in pieces.
+            beam: beginnings of a code that are kept from one codebook to the next.
+            num_threads: None: as many as the process may run on.
+
+        Raises:
+            TypeError, ValueError: if embeddings or arguments are not as expected.
+        """
+        check_int("beam", beam, 1, WORDS)
+        threads = thread_count(num_threads)
+        pieces = [
+            self._encode(rows, beam, threads) for rows in self._pieces("embeddings", embeddings)
+        ]
+        return FineCodes(np.concatenate(pieces), self)
+
+    def decode(self, codes: np.ndarray | FineCodes) -> np.ndarray:
+        """Return the embeddings float32 [n, d] that codes uint8 [n, n_bytes] stand for."""
+        chosen = codes.codes if isinstance(codes, FineCodes) else check_codes(codes, self)
+        return np.concatenate(
+            [self._decode(chosen[i : i + _ROWS]) for i in range(0, max(len(chosen), 1), _ROWS)]
+        )
+
+    def tables(self, queries: VectorsLike, num_threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Return what scores of codes are added up from, for queries [m, d].
+
+        Returns:
+            tables float32 [m, books, 256], inner products with words, and offsets float32 [m],
+            those with the mean. With `lengths`, queries are brought to norm 1 before.
+        """
+        rows = self._rows("queries", queries)
+        if self.lengths is not None:
+            norms = np.sqrt(np.square(rows, dtype=np.float64).sum(1, keepdims=True))
+            rows = (rows / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+        offsets = _product(rows, self.mean[:, None], num_threads)[:, 0]
+        return self._products(self._project(rows, num_threads), num_threads), offsets
+
+    @cached_property
+    def scales(self) -> np.ndarray | None:
+        """What the last byte of a code multiplies scores by, float32 [256]."""
+        return None if self.lengths is None else 1 / self.lengths
+
+    def _encode(self, rows: np.ndarray, beam: int, threads: int) -> np.ndarray:
+        z = self._project(rows - self.mean, threads)
+        products = self._products(z, threads)
+        codes: np.ndarray = _C.fine_encode(
+            products, self._squares, self._crossed, self.parts, beam, threads
+        )
+        if self.lengths is None:
+            return codes
+        norms = np.linalg.norm(self._sum_words(codes), axis=1)
+        middles = np.sqrt(self.lengths[1:].astype(np.float64) * self.lengths[:-1])
+        return np.column_stack([codes, np.searchsorted(middles, norms).astype(np.uint8)])
+
+    def _decode(self, codes: np.ndarray) -> np.ndarray:
+        return self._sum_words(codes[:, : self.books])
+
+    def _sum_words(self, codes: np.ndarray) -> np.ndarray:
+        each = self.books // self.parts
+        z = np.concatenate(
+            [
+                sum(self.codebooks[b][codes[:, b]] for b in range(p * each, (p + 1) * each))
+                for p in range(self.parts)
+            ],
+            axis=1,
+        )
+        if self.projection is not None:
+            z = _product(z, np.ascontiguousarray(self.projection.T), 1)
+        return z + self.mean
+
+    def _project(self, rows: np.ndarray, threads: int) -> np.ndarray:
+        return rows if self.projection is None else _product(rows, self.projection, threads)
+
+    def _products(self, z: np.ndarray, threads: int) -> np.ndarray:
+        products: np.ndarray = _C.block_products(z, self._blocks, self._first, threads)
+        return products
+
+    @cached_property
+    def _blocks(self) -> np.ndarray:
+        """The codebooks as products read them, [books, w, 256]."""
+        return np.ascontiguousarray(self.codebooks.transpose(0, 2, 1))
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        """The first column of each codebook's part, int64 [books]."""
+        each, width = self.books // self.parts, self.codebooks.shape[2]
+        return np.arange(self.books, dtype=np.int64) // each * width
+
+    @cached_property
+    def _squares(self) -> np.ndarray:
+        return np.square(self.codebooks, dtype=np.float64).sum(2).astype(np.float32)
+
+    @cached_property
+    def _crossed(self) -> np.ndarray:
+        """Inner products of words with those of their part, [books, 256, books / parts, 256]."""
+        each = self.books // self.parts
+        threads = thread_count(None)
+        parts = [
+            _C.block_products(
+                self.codebooks[p : p + each].reshape(-1, self.codebooks.shape[2]),
+                self._blocks[p : p + each],
+                np.zeros(each, np.int64),
+                threads,
+            )
+            for p in range(0, self.books, each)
+        ]
+        return np.concatenate(parts)
+
+    def _rows(self, name: str, rows: Any) -> np.ndarray:
+        rows = float32_array(name, rows)
+        if rows.ndim != 2 or rows.shape[1] != self.dim:
+            raise ValueError(f"{name}: expected shape [n, {self.dim}], got {list(rows.shape)}")
+        if not (np.abs(rows) <= LARGEST).all():
+            raise ValueError(f"{name}: expected finite numbers up to {LARGEST:g}")
+        return rows
+
+    def _pieces(self, name: str, given: Any) -> Iterator[np.ndarray]:
+        if not isinstance(given, np.ndarray):
+            given = float32_array(name, given)
+        for start in range(0, max(len(given), 1), _ROWS):
+            yield self._rows(name, given[start : start + _ROWS])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return restore_quantizer, (self.parts, self.arrays)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(dim={self.dim}, n_bytes={self.n_bytes}, parts={self.parts}, "
+            f"fingerprint={self.fingerprint!r})"
+        )
+
+
+ARRAYS = ("codebooks", "mean", "projection", "lengths")  # of a quantizer
+
+
+def restore_quantizer(parts: int, arrays: Mapping[str, np.ndarray]) -> FineQuantizer:
+    """Return the quantizer of these arguments."""
+    return FineQuantizer(parts=parts, **arrays)
+
+
+@dataclass(frozen=True)
+class FineCodes:
+    """Fine codes of n embeddings, as `InvertedIndex.build(fine=)` takes them.
+
+    Attributes:
+        codes: uint8 [n, quantizer.n_bytes]; a mapped array will do.
+        quantizer: that made them.
+    """
+
+    codes: np.ndarray
+    quantizer: FineQuantizer
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.quantizer, FineQuantizer):
+            raise TypeError(
+                f"quantizer: expected a FineQuantizer, got {type(self.quantizer).__name__}"
+            )
+        object.__setattr__(self, "codes", check_codes(self.codes, self.quantizer))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, rows: Any) -> FineCodes:
+        """Return the codes of a slice, or of rows in an array."""
+        return FineCodes(self.codes[rows], self.quantizer)
+
+    def decode(self) -> np.ndarray:
+        """Return the embeddings float32 [n, d] that they stand for."""
+        return self.quantizer.decode(self)
+
+
+def check_codes(codes: Any, quantizer: FineQuantizer) -> np.ndarray:
+    """Return codes uint8 [n, quantizer.n_bytes] as an array."""
+    array = np.asarray(codes)
+    if array.dtype != np.uint8:
+        raise TypeError(f"codes: expected uint8, got {array.dtype}")
+    if array.ndim != 2 or array.shape[1] != quantizer.n_bytes:
+        raise ValueError(f"codes: expected shape [n, {quantizer.n_bytes}], got {list(array.shape)}")
+    return array
+
+
+def quantizer_of(fine: Any) -> FineQuantizer | None:
+    """Return the quantizer of fine codes, None if there are none; TypeError for anything else."""
+    if fine is None:
+        return None
+    if not isinstance(fine, FineCodes):
+        raise TypeError(
+            "fine: expected FineCodes, which FineQuantizer.encode(embeddings) makes, got "
+            f"{type(fine).__name__}"
+        )
+    return fine.quantizer
+
+
+def check_fine(fine: Any, n: int, quantizer: FineQuantizer | None) -> np.ndarray | None:
+    """Return the fine codes that come with n codes for an index of this quantizer.
+
+    Raises:
+        TypeError, ValueError: if there are none where the index holds some, or the reverse,
+            if they are not n, or another quantizer made them.
+    """
+    given = quantizer_of(fine)
+    if given is None and quantizer is None:
+        return None
+    if given is None:
+        raise ValueError(
+            "fine: expected each code with its fine code, as those of the index; "
+            "index.quantizer.encode(embeddings) makes them"
+        )
+    if quantizer is None:
+        raise ValueError("fine: expected None, as the index was built without fine codes")
+    if given.fingerprint != quantizer.fingerprint:
+        raise ValueError(
+            f"fine: expected codes of the index's quantizer {quantizer.fingerprint}, got those of "
+            f"{given.fingerprint}; index.quantizer.encode(embeddings) makes them"
+        )
+    if len(fine) != n:
+        raise ValueError(f"fine: expected one for each of {n} codes, got {len(fine)}")
+    return np.ascontiguousarray(fine.codes)
+
+
+def _finite(name: str, given: Any, axes: int) -> np.ndarray:
+    array = float32_array(name, given)
+    if array.ndim != axes:
+        raise ValueError(f"{name}: expected {axes} axes, got {array.ndim}")
+    if not (np.abs(array) <= LARGEST).all():
+        raise ValueError(f"{name}: expected finite numbers up to {LARGEST:g}")
+    return array
+
+
+def _product(x: np.ndarray, matrix: np.ndarray, threads: int) -> np.ndarray:
+    """Return x [n, w] times a matrix [w, c], summed in one order on every processor."""
+    out = _C.block_products(x, np.ascontiguousarray(matrix)[None], np.zeros(1, np.int64), threads)
+    product: np.ndarray = out[:, 0]
+    return product
+
+
+__all__ = ["FineCodes", "FineQuantizer"]

@@ -1,0 +1,268 @@
+"""Fine codes: what they decode to, what an index scores by them, and how they travel."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from csrkern import FineCodes, FineQuantizer, InvertedIndex, Refine
+
+D, H, N, M = 24, 64, 500, 4
+
+
+@pytest.fixture(params=["whole", "in parts", "projected"])
+def quantizer(request) -> FineQuantizer:
+    rng = np.random.default_rng(0)
+    parts = 1 if request.param == "whole" else 2
+    width = D if parts == 1 else 8 if request.param == "projected" else D // 2
+    projection = None
+    if request.param == "projected":
+        projection = np.linalg.qr(rng.standard_normal((D, 16)))[0]
+    scale = 0.5 ** np.arange(M // parts)
+    codebooks = rng.standard_normal((M, 256, width)) * np.tile(scale, parts)[:, None, None]
+    lengths = np.geomspace(0.5, 20, 256) if request.param != "in parts" else None
+    return FineQuantizer(
+        codebooks, 0.1 * rng.standard_normal(D), projection, parts=parts, lengths=lengths
+    )
+
+
+def codes_of(n: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    values = np.sort(rng.random((n, 4), np.float32), 1)[:, ::-1] + np.float32(0.1)
+    indices = np.argsort(rng.random((n, H)), 1)[:, :4].astype(np.int32)
+    return np.ascontiguousarray(values), indices
+
+
+def rows_of(n: int, seed: int = 2) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, D)).astype(np.float32)
+
+
+def built(quantizer: FineQuantizer, **options) -> tuple[InvertedIndex, FineCodes]:
+    fine = quantizer.encode(rows_of(N))
+    return InvertedIndex.build(codes_of(N), dim=H, fine=fine, **options), fine
+
+
+def found(index: InvertedIndex, **options) -> tuple[np.ndarray, np.ndarray]:
+    queries = rows_of(7, seed=5)
+    return index.search(codes_of(7, seed=6), 12, rerank=Refine(queries, 60), **options)
+
+
+def test_a_wide_beam_finds_the_nearest_sum_of_words():
+    rng = np.random.default_rng(3)
+    codebooks = rng.standard_normal((2, 256, 5))
+    quantizer = FineQuantizer(codebooks, rng.standard_normal(5))
+    rows = rng.standard_normal((20, 5)).astype(np.float32)
+    sums = (codebooks[0][:, None] + codebooks[1]).reshape(-1, 5) + quantizer.mean
+    nearest = np.square(rows[:, None] - sums).sum(2).min(1)
+    decoded = quantizer.encode(rows, beam=256).decode()
+    assert np.square(rows - decoded).sum(1) == pytest.approx(nearest, rel=1e-4)
+    greedy = np.square(rows - quantizer.encode(rows, beam=1).decode()).sum(1)
+    assert (greedy >= nearest - 1e-5).all()
+    assert (greedy > nearest + 1e-3).any()
+
+
+def test_decoded_words_add_up(quantizer):
+    fine = quantizer.encode(rows_of(9))
+    each = M // quantizer.parts
+    for code, row in zip(fine.codes, fine.decode(), strict=True):
+        parts = [
+            sum(quantizer.codebooks[b][code[b]] for b in range(p * each, (p + 1) * each))
+            for p in range(quantizer.parts)
+        ]
+        z = np.concatenate(parts).astype(np.float64)
+        if quantizer.projection is not None:
+            z = quantizer.projection @ z
+        assert row == pytest.approx(z + quantizer.mean, abs=1e-5)
+
+
+def test_scores_are_those_of_the_decoded_rows(quantizer):
+    index, fine = built(quantizer)
+    decoded = fine.decode().astype(np.float64)
+    queries = rows_of(7, seed=5)
+    expected = queries @ decoded.T
+    if quantizer.lengths is not None:
+        # The norm of a row is stored in steps of 1.5%.
+        expected /= np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(decoded, axis=1)
+    scores, ids = found(index)
+    shortlist = index.search(codes_of(7, seed=6), 60)[1]
+    for i in range(7):
+        own = ids[i][ids[i] >= 0]
+        tolerance = 0.01 * np.abs(expected[i]).max() if quantizer.lengths is not None else 1e-4
+        assert scores[i][: len(own)] == pytest.approx(expected[i][own], abs=tolerance)
+        assert set(own) <= set(shortlist[i])
+        # No document of the shortlist that was left out scores better, but for that rounding.
+        left = np.setdiff1d(shortlist[i][shortlist[i] >= 0], own)
+        assert (expected[i][left] <= scores[i][len(own) - 1] + 2 * tolerance).all()
+
+
+def test_results_do_not_depend_on_threads_batches_or_the_way_there(quantizer, tmp_path):
+    index, fine = built(quantizer, cluster=True)
+    expected = found(index)
+    plain, _ = built(quantizer, cluster=False, window=64)
+    values, indices = codes_of(N)
+    grown = InvertedIndex.build((values[:200], indices[:200]), dim=H, fine=fine[:200])
+    grown.add((values[200:], indices[200:]), fine=fine[200:])
+    index.save(tmp_path / "index")
+    streamed = InvertedIndex.build_streaming(
+        iter([(values[:300], indices[:300]), (values[300:], indices[300:])]),
+        tmp_path / "streamed",
+        dim=H,
+        fine=fine,
+    )
+    compacted = InvertedIndex.load(tmp_path / "streamed")
+    compacted.compact()
+    for other in (
+        plain,
+        grown,
+        streamed,
+        compacted,
+        InvertedIndex.load(tmp_path / "index"),
+        InvertedIndex.load(tmp_path / "index", mmap=False, verify=True),
+        pickle.loads(pickle.dumps(index)),
+    ):
+        assert other.quantizer.fingerprint == quantizer.fingerprint
+        for threads in (1, 3):
+            scores, ids = found(other, num_threads=threads)
+            assert ids.tolist() == expected[1].tolist()
+            assert scores.tobytes() == expected[0].tobytes()
+    queries, codes = rows_of(7, seed=5), codes_of(7, seed=6)
+    for i in range(7):
+        one = codes[0][i : i + 1], codes[1][i : i + 1]
+        scores, ids = index.search(one, 12, rerank=Refine(queries[i : i + 1], 60))
+        assert scores.tobytes() == expected[0][i].tobytes()
+        assert ids[0].tolist() == expected[1][i].tolist()
+
+
+def test_many_queries_are_searched_in_pieces(quantizer, monkeypatch):
+    index, _ = built(quantizer)
+    mask = np.random.default_rng(0).random((7, N)) < 0.5
+    whole = found(index), found(index, filter=mask)
+    monkeypatch.setattr("csrkern.index.rerank._TABLES_BYTES", 3 * M * 1024)
+    pieces = found(index), found(index, filter=mask)
+    for (scores, ids), (other_scores, other_ids) in zip(whole, pieces, strict=True):
+        assert scores.tobytes() == other_scores.tobytes()
+        assert ids.tolist() == other_ids.tolist()
+
+
+def test_removed_and_filtered_documents_are_not_found(quantizer):
+    index, fine = built(quantizer)
+    best = found(index)[1]
+    gone = np.unique(best[:, 0])
+    allowed = np.setdiff1d(np.arange(N), gone)
+    filtered = found(index, filter=allowed)
+    index.remove(gone)
+    removed = found(index)
+    assert not np.isin(removed[1], gone).any()
+    assert removed[1].tolist() == filtered[1].tolist()
+    index.compact()
+    assert found(index)[0].tobytes() == removed[0].tobytes()
+    values, indices = codes_of(N)
+    index.add((values[gone], indices[gone]), ids=gone, fine=fine[gone])
+    assert found(index)[1].tolist() == best.tolist()
+
+
+def test_truncated_codes_keep_their_fine_codes(quantizer):
+    index, fine = built(quantizer)
+    short = index.truncate(2)
+    assert short.quantizer is quantizer
+    _, ids = short.search(codes_of(3), 1, rerank=Refine(fine.decode()[:3], 40))
+    assert (ids[:, 0] >= 0).all()
+
+
+def test_stats_count_every_byte(quantizer, tmp_path):
+    index, _ = built(quantizer)
+    index.save(tmp_path / "index")
+    mapped = InvertedIndex.load(tmp_path / "index")
+    for which in (index, mapped):
+        stats = which.stats()
+        assert stats["bytes_of"]["fine"] == N * quantizer.n_bytes
+        assert stats["bytes_of"]["quantizer"] == sum(a.nbytes for a in quantizer.arrays.values())
+        assert stats["bytes"] == sum(stats["bytes_of"].values())
+        on_disk = sum(f.stat().st_size for f in (tmp_path / "index").glob("*.bin"))
+        assert stats["bytes"] == on_disk
+        assert stats["mapped_bytes"] + stats["resident_bytes"] == stats["bytes"]
+        found(which)
+        assert which.stats()["forward_bytes"] == 0  # codes are not copied for it
+
+
+def test_files_are_of_version_4_and_written_once(quantizer, tmp_path):
+    index, fine = built(quantizer)
+    index.save(tmp_path / "index")
+    header = json.loads((tmp_path / "index" / "index.json").read_text())
+    assert header["version"] == 4
+    before = {f.name for f in (tmp_path / "index").glob("codebooks-*.bin")}
+    loaded = InvertedIndex.load(tmp_path / "index")
+    loaded.add(codes_of(5), fine=fine[:5])
+    loaded.save(tmp_path / "index")
+    assert {f.name for f in (tmp_path / "index").glob("codebooks-*.bin")} == before
+    assert len(InvertedIndex.load(tmp_path / "index")) == N + 5
+    plain = InvertedIndex.build(codes_of(5), dim=H)
+    plain.save(tmp_path / "index")
+    assert not list((tmp_path / "index").glob("codebooks-*.bin"))
+    assert json.loads((tmp_path / "index" / "index.json").read_text())["version"] == 2
+
+
+@pytest.mark.parametrize("name", ["fine", "codebooks", "mean"])
+def test_damage_is_found(quantizer, tmp_path, name):
+    index, _ = built(quantizer)
+    index.save(tmp_path / "index")
+    (file,) = (tmp_path / "index").glob(f"{name}-*.bin")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        InvertedIndex.load(tmp_path / "index")
+
+
+def test_misuse_says_what_to_do(quantizer):
+    index, fine = built(quantizer)
+    plain = InvertedIndex.build(codes_of(N), dim=H)
+    other = FineQuantizer(
+        quantizer.codebooks * 2,
+        quantizer.mean,
+        quantizer.projection,
+        parts=quantizer.parts,
+        lengths=quantizer.lengths,
+    )
+    queries = codes_of(2)
+    with pytest.raises(ValueError, match="rerank: this index holds no fine codes"):
+        plain.search(queries, rerank=Refine(rows_of(2)))
+    with pytest.raises(ValueError, match="fine: expected None"):
+        plain.add(codes_of(2), fine=fine[:2])
+    with pytest.raises(ValueError, match="fine: expected each code with its fine code"):
+        index.add(codes_of(2))
+    with pytest.raises(ValueError, match="expected codes of the index's quantizer"):
+        index.add(codes_of(2), fine=other.encode(rows_of(2)))
+    with pytest.raises(ValueError, match="fine: expected one for each of 3 codes, got 2"):
+        index.add(codes_of(3), fine=fine[:2])
+    with pytest.raises(TypeError, match="fine: expected FineCodes"):
+        InvertedIndex.build(codes_of(2), dim=H, fine=fine.codes[:2])
+    with pytest.raises(ValueError, match="queries: expected 2 rows, one a query"):
+        index.search(queries, rerank=Refine(rows_of(3)))
+    with pytest.raises(ValueError, match=f"queries: expected shape \\[n, {D}\\]"):
+        index.search(queries, rerank=Refine(np.zeros((2, D + 1))))
+    with pytest.raises(ValueError, match="shortlist: expected"):
+        index.search(queries, rerank=Refine(rows_of(2), 0))
+    with pytest.raises(ValueError, match="mode"):
+        index.search(queries, rerank=Refine(rows_of(2)), mode="fast")
+    with pytest.raises(ValueError, match="finite numbers"):
+        quantizer.encode(np.full((2, D), np.nan))
+    with pytest.raises(TypeError, match="codes: expected uint8"):
+        FineCodes(np.zeros((2, quantizer.n_bytes)), quantizer)
+    with pytest.raises(ValueError, match="codebooks: expected"):
+        FineQuantizer(np.zeros((3, 255, D)), np.zeros(D))
+    with pytest.raises(ValueError, match="projection: expected shape"):
+        FineQuantizer(np.zeros((2, 256, 3)), np.zeros(D))
+    with pytest.raises(ValueError, match="lengths: expected 256 ascending"):
+        FineQuantizer(np.zeros((2, 256, D)), np.zeros(D), lengths=np.zeros(256))
+
+
+def test_an_empty_index_fills_up(quantizer):
+    empty = quantizer.encode(rows_of(0))
+    index = InvertedIndex.build(codes_of(0), dim=H, fine=empty)
+    assert found(index)[1].max() == -1
+    index.add(codes_of(N), fine=quantizer.encode(rows_of(N)))
+    assert found(index)[0].tobytes() == found(built(quantizer)[0])[0].tobytes()
