@@ -21,6 +21,12 @@ CODES = index_codes.uniform(3000, 64, 6)
 QUERIES = index_codes.uniform(20, 64, 6, seed=1)
 
 
+def held(index):
+    """All stats but those of where the bytes are."""
+    stats = index.stats()
+    return {name: stats[name] for name in stats if name not in ("mapped_bytes", "resident_bytes")}
+
+
 @pytest.mark.parametrize("mmap", [True, False])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
@@ -32,7 +38,7 @@ def test_loaded_equals_built(tmp_path, mmap, dtype, metric, ids):
     assert repr(loaded) == repr(index)
     assert len(loaded) == 3000
     assert (loaded.dim, loaded.k, loaded.metric) == (64, 6, metric)
-    assert loaded.stats() == index.stats()
+    assert held(loaded) == held(index)
     for got, want in zip(loaded.search(QUERIES, 20), index.search(QUERIES, 20), strict=True):
         np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(loaded.ids, index.ids)

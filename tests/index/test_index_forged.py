@@ -12,7 +12,7 @@ import index_codes
 import numpy as np
 import pytest
 
-from csrkern import _C, InvertedIndex
+from csrkern import _C, FineQuantizer, InvertedIndex
 from csrkern.index import file as index_file
 
 CODES = index_codes.uniform(3000, 64, 6)
@@ -22,7 +22,15 @@ QUERIES = index_codes.uniform(20, 64, 6, seed=1)
 def clustered():
     """An index with arrays of every name: 3 windows of 1,024, 12 blocks of 256."""
     ids = np.arange(3000) * 3
-    index = InvertedIndex.build(CODES, ids, norms=ids + 1, dim=64, window=1024, cluster=True)
+    rng = np.random.default_rng(0)
+    quantizer = FineQuantizer(
+        *(rng.random((2, 256, 3)), rng.random(5), rng.random((5, 3))),
+        lengths=np.arange(1, 257),
+    )
+    fine = quantizer.encode(rng.random((3000, 5)))
+    index = InvertedIndex.build(
+        *(CODES, ids), norms=ids + 1, fine=fine, dim=64, window=1024, cluster=True
+    )
     index.remove([300, 6000])
     return index
 
@@ -51,7 +59,7 @@ def use(folder, **options):
 
 
 @pytest.mark.parametrize("mmap", [True, False])
-@pytest.mark.parametrize("name", list(index_file.DTYPES))
+@pytest.mark.parametrize("name", list(index_file.ALL_DTYPES))
 def test_any_flipped_byte_is_found(copy, name, mmap):
     file = the_file(copy, name)
     whole = file.read_bytes()
@@ -65,7 +73,7 @@ def test_any_flipped_byte_is_found(copy, name, mmap):
             InvertedIndex.load(copy, mmap=mmap, verify=True)
 
 
-@pytest.mark.parametrize("name", list(index_file.DTYPES))
+@pytest.mark.parametrize("name", list(index_file.ALL_DTYPES))
 def test_truncate_longer_or_missing_files(copy, name):
     file = the_file(copy, name)
     whole = file.read_bytes()

@@ -272,7 +272,7 @@ def test_bad_search_options(codes):
             index.search(codes, filter=wrong)
     with pytest.raises(ValueError, match="filter: expected one for each of 700 queries, got 2"):
         index.search(codes, filter=[[1], [2]])
-    with pytest.raises(TypeError, match=r"rerank: expected a csrkern\.Rerank, got int"):
+    with pytest.raises(TypeError, match=r"rerank: expected a Rerank or Refine, got int"):
         index.search(codes, rerank=10)
     with pytest.raises(ValueError, match="mode: expected one of 'exact', 'fast'"):
         index.search(codes, mode="quick")

@@ -183,7 +183,9 @@ def test_saved_loaded_and_pickled(metric, cluster, tmp_path):
     ):
         assert repr(again) == repr(index)
         # What searches have made in memory is not saved.
-        assert again.stats() == {**index.stats(), "forward_bytes": 0}
+        for name, stat in index.stats().items():
+            if name not in ("mapped_bytes", "resident_bytes"):
+                assert again.stats()[name] == (0 if name == "forward_bytes" else stat)
         assert_same(again.search(QUERIES), index.search(QUERIES))
         again.add(some([5]))
         again.compact()

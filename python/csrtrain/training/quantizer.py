@@ -1,0 +1,156 @@
+"""train_quantizer: codebooks for the fine codes of an index."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csrkern import FineQuantizer
+from csrkern.arguments import check_bool, check_int
+from csrkern.embeddings.dataset import open_embeddings
+from csrkern.index.fine import LARGEST, WORDS
+from csrkern.typing import ArraySource
+from csrtrain.progress import working
+
+ROWS = 10_000  # trained on, 39 a word; more gain little
+MOST_BOOKS = 32  # of a part: inner products of their words take 268 MB
+_ROUNDS = 2
+_BEAM = 5
+_STEPS = 12  # of conjugate gradients in a round
+# A word that stands in n rows moves as if it stood in one more, which does not move it.
+_RIDGE = 1.0
+
+
+def train_quantizer(
+    embeddings: ArraySource,
+    n_bytes: int = 16,
+    *,
+    cosine: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+) -> FineQuantizer:
+    """Learn codebooks for the fine codes of embeddings; needs FAISS.
+
+    FAISS trains residual codebooks, one after the other. Then rows are coded with them, all words
+    are fitted together to the rows that they stand in; both twice.
+
+    Args:
+        embeddings: [n, d], a path or an array, of at least 256 rows; 10,000 of them, evenly
+            spaced, are learned from.
+        n_bytes: of a code. Beyond 33, codebooks form several parts, each for a part of the
+            dimensions, which must be a divisor of d.
+        cosine: the last byte stores the norm, so that scores are cosines; False: all bytes choose
+            words, and scores are inner products.
+        seed: of the start of each codebook.
+        progress: say what is being done.
+
+    Returns:
+        The quantizer; `encode` of it makes the codes.
+
+    Raises:
+        ImportError: without FAISS; `pip install 'csrkern[eval]'`.
+        TypeError, ValueError: if an argument does not fit.
+
+    Source: residual quantization with a beam (Liu et al., arXiv 1509.05195) as FAISS trains it;
+        fitting of all words together as in additive quantization (Babenko & Lempitsky, CVPR 2014).
+    """
+    if find_spec("faiss") is None:
+        raise ImportError("train_quantizer needs FAISS: pip install 'csrkern[eval]'")
+    check_bool("cosine", cosine)
+    check_int("seed", seed, 0, 2**31 - 1)
+    books = check_int("n_bytes", n_bytes, 1 + cosine, 4096) - cosine
+    opened = open_embeddings("embeddings", embeddings)
+    n, d = len(opened), opened.width
+    if n < WORDS:
+        raise ValueError(f"embeddings: expected at least {WORDS} rows to learn from, got {n}")
+    parts = _parts(books, d)
+    with working("learning the codebooks", wanted=progress):
+        step = max(1, n // ROWS)
+        x = opened.rows(torch.arange(0, n, step)[:ROWS]).float()
+        if not bool((x.abs() <= LARGEST).all()):
+            raise ValueError(f"embeddings: expected finite numbers up to {LARGEST:g}")
+        mean = x.mean(0)
+        centered = x - mean
+        width = d // parts
+        learned = [
+            _train_part(centered[:, p * width : (p + 1) * width], books // parts, seed + p)
+            for p in range(parts)
+        ]
+        made = FineQuantizer(torch.cat(learned), mean, parts=parts)
+        if not cosine:
+            return made
+        norms = np.linalg.norm(made.encode(x.numpy(), beam=_BEAM).decode(), axis=1)
+        return FineQuantizer(made.codebooks, mean, parts=parts, lengths=_lengths(norms))
+
+
+def _parts(books: int, d: int) -> int:
+    """Return the least number of parts in which there are at most `MOST_BOOKS` codebooks."""
+    for parts in range(1, books + 1):
+        if books % parts == 0 == d % parts and books // parts <= MOST_BOOKS:
+            return parts
+    raise ValueError(
+        f"n_bytes: expected a number of codebooks that parts of {d} dimensions can share equally, "
+        f"at most {MOST_BOOKS} each, got {books}"
+    )
+
+
+def _lengths(norms: np.ndarray) -> np.ndarray:
+    """Return 256 norms in equal proportions that span those of the rows, and a little more."""
+    tiny = float(np.finfo(np.float32).tiny)
+    low, high = 0.8 * max(float(norms.min()), 1e-3 * float(norms.max()), tiny), 1.25 * norms.max()
+    return np.geomspace(low, max(float(high), 2 * low), WORDS)
+
+
+def _train_part(x: Tensor, books: int, seed: int) -> Tensor:
+    """Return codebooks [books, 256, w] for rows [n, w]."""
+    import faiss
+
+    quantizer = faiss.ResidualQuantizer(x.shape[1], books, WORDS.bit_length() - 1)
+    quantizer.max_beam_size = _BEAM
+    quantizer.cp.min_points_per_centroid = 1  # else it warns for every codebook
+    quantizer.cp.seed = seed
+    quantizer.train(np.ascontiguousarray(x.numpy()))
+    words = torch.from_numpy(faiss.vector_to_array(quantizer.codebooks).copy())
+    words = words.reshape(books * WORDS, x.shape[1])
+    nothing = np.zeros(x.shape[1], np.float32)
+    first = WORDS * torch.arange(books)
+    for _ in range(_ROUNDS):
+        coded = FineQuantizer(words.reshape(books, WORDS, -1), nothing).encode(x.numpy(), beam=_BEAM)
+        words = fit_words(x, torch.from_numpy(coded.codes).long() + first, words)
+    return words.reshape(books, WORDS, -1)
+
+
+def fit_words(x: Tensor, chosen: Tensor, words: Tensor) -> Tensor:
+    """Return words moved so that those chosen add up to rows [n, w] as nearly as they can.
+
+    Minimizes ‖x − sum of words[chosen]‖² + ‖moves‖² by conjugate gradients.
+
+    Args:
+        x: [n, w].
+        chosen: int64 [n, books], the words of each row.
+        words: [m, w].
+    """
+
+    def summed(moves: Tensor) -> Tensor:  # [n, w]
+        return torch.nn.functional.embedding_bag(chosen, moves, mode="sum")
+
+    def gathered(rows: Tensor) -> Tensor:  # [m, w]
+        out = torch.zeros_like(words)
+        for column in chosen.unbind(1):
+            out.index_add_(0, column, rows)
+        return out
+
+    moves = torch.zeros_like(words)
+    residual = gathered(x - summed(words))
+    direction, square = residual.clone(), residual.square().sum(0)
+    for _ in range(_STEPS):
+        image = gathered(summed(direction)) + _RIDGE * direction
+        size = square / (direction * image).sum(0).clamp(min=1e-30)
+        moves += size * direction
+        residual -= size * image
+        before, square = square, residual.square().sum(0)
+        direction = residual + square / before.clamp(min=1e-30) * direction
+    return words + moves
