@@ -27,9 +27,9 @@ def paper_loss(k: int, **changes: Any) -> TrainConfig:
 
 
 def recommended(k: int, **changes: Any) -> TrainConfig:
-    """The default recipe with whitening="auto", for every one of `KS` up to k."""
+    """The default recipe, for every one of `KS` up to k."""
     ks = tuple(below for below in KS if below < k)
-    return TrainConfig(**{"k": k, "ks": ks, "whitening": "auto", **changes})
+    return TrainConfig(**{"k": k, "ks": ks, **changes})
 
 
 BOTH = {"CSR, the paper's loss": paper_loss, "CSR recommended": recommended}

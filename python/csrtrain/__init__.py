@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from csrkern.embeddings.labels import load_labels as load_labels
     from csrtrain.evaluation.least_squares import encode_omp as encode_omp
     from csrtrain.evaluation.least_squares import refit as refit
+    from csrtrain.indexing import build_index as build_index
     from csrtrain.training.config import TrainConfig as TrainConfig
     from csrtrain.training.loop import StepReport as StepReport
     from csrtrain.training.loss import CSRLoss as CSRLoss
+    from csrtrain.training.quantizer import train_quantizer as train_quantizer
     from csrtrain.training.train import train as train
     from csrtrain.training.train import train_two as train_two
 
@@ -26,9 +28,11 @@ _HOME_OF = {
     "CSRLoss": ".training.loss",
     "StepReport": ".training.loop",
     "TrainConfig": ".training.config",
+    "build_index": ".indexing",
     "encode_omp": ".evaluation.least_squares",
     "refit": ".evaluation.least_squares",
     "train": ".training.train",
+    "train_quantizer": ".training.quantizer",
     "train_two": ".training.train",
 }
 

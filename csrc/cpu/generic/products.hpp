@@ -2,7 +2,6 @@
 // Internal linkage: each file that includes this is compiled for another instruction set.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "csrkern/fine.hpp"
@@ -16,7 +15,9 @@ void product_tile(const float* x, int64_t width, const float* block, int64_t row
                   float* out, int64_t pitch) {
   using F = typename V::F;
   F sums[Rows][Vectors];
-  for (auto& row : sums) std::fill_n(row, Vectors, V::zero());
+  for (auto& row : sums) {
+    for (F& sum : row) sum = V::zero();
+  }
   for (int64_t r = 0; r < rows; ++r) {
     F words[Vectors];
     for (int v = 0; v < Vectors; ++v) words[v] = V::load_f(block + r * columns + v * V::width);

@@ -51,10 +51,9 @@ class TrainConfig:
             fold the projection into the model: codes of few latents spend none of them on
             noise, at no cost in serving. None: all directions.
         whitening: from 0, the embeddings as they are, to 1, every principal direction of the
-            same variance; below 0, to -1, strong directions are made stronger still. "auto"
-            is one of three, by how far neighbors agree in weak directions (see
-            `csrtrain.training.subspace`).
-            Folded into the model, whose weights it unties.
+            same variance; below 0, to -1, strong directions are made stronger still. Folded
+            into the model, whose weights it unties. What serves best differs by embeddings:
+            `csrtrain.tune` finds it on rows that are held out.
         autocast: train in bfloat16 where that is safe; weights stay float32.
         dead_threshold: steps without use after which a latent is dead.
         lr: peak learning rate of Adam.
@@ -84,7 +83,7 @@ class TrainConfig:
     anneal: bool = False
     balance: float = 0.0
     input_subspace: int | None = None
-    whitening: float | str = 0.0
+    whitening: float = 0.0
     autocast: bool = False
     dead_threshold: int = 30
     lr: float = 2e-3
@@ -238,13 +237,10 @@ def _default_steps(n: int, batch_size: int) -> int:
     return max(400, min(10 * per_epoch, 20_000_000 // batch_size), per_epoch)
 
 
-def _check_whitening(name: str, value: Any) -> float | str:
-    if isinstance(value, str):
-        arguments.check_choice(name, value, ("auto",))
-        return value
+def _check_whitening(name: str, value: Any) -> float:
     number = arguments.check_number(name, value)
     if abs(number) > 1:
-        raise ValueError(f"{name}: expected 'auto' or a number in -1..1, got {value!r}")
+        raise ValueError(f"{name}: expected a number in -1..1, got {value!r}")
     return number
 
 

@@ -21,7 +21,7 @@ from csrtrain.pca import PCA
 from csrtrain.training import distributed
 from csrtrain.training.batches import Batch
 from csrtrain.training.config import TrainConfig
-from csrtrain.training.subspace import Subspace, settled_whitening
+from csrtrain.training.subspace import Subspace
 
 
 @dataclass(frozen=True)
@@ -198,8 +198,7 @@ def _side(embeddings: Sequence[Embeddings], config: TrainConfig) -> Side:
     if config.input_subspace is None and not config.whitening and not config.unit_scale:
         return Side(len(mean), mean, variance, None, checksum)
     width = config.input_subspace or len(mean)
-    pca = PCA(*embeddings)
-    subspace = Subspace(pca, width, settled_whitening(config.whitening, pca, embeddings))
+    subspace = Subspace(PCA(*embeddings), width, config.whitening)
     return Side(width, mean.new_zeros(width), subspace.variance, subspace, checksum)
 
 

@@ -118,8 +118,9 @@ def _train_part(x: Tensor, books: int, seed: int) -> Tensor:
     nothing = np.zeros(x.shape[1], np.float32)
     first = WORDS * torch.arange(books)
     for _ in range(_ROUNDS):
-        coded = FineQuantizer(words.reshape(books, WORDS, -1), nothing).encode(x.numpy(), beam=_BEAM)
-        words = fit_words(x, torch.from_numpy(coded.codes).long() + first, words)
+        made = FineQuantizer(words.reshape(books, WORDS, -1), nothing)
+        codes = torch.from_numpy(made.encode(x.numpy(), beam=_BEAM).codes)
+        words = fit_words(x, codes.long() + first, words)
     return words.reshape(books, WORDS, -1)
 
 
