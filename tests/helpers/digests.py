@@ -81,6 +81,23 @@ def _transpose(n: int) -> list[Tensor]:
     return list(transpose(csrkern.topk_relu(torch.randn(n, 100), 12)))
 
 
+def _fine(width: int) -> list[Tensor]:
+    projection = torch.linalg.qr(torch.randn(30, 30))[0][:, : 2 * width]
+    quantizer = csrkern.FineQuantizer(
+        torch.randn(6, 256, width),
+        torch.randn(30),
+        projection,
+        parts=2,
+        lengths=torch.linspace(1, 30, 256),
+    )
+    x = torch.randn(41, 30)
+    fine = quantizer.encode(x)
+    index = csrkern.InvertedIndex.build(csrkern.topk_relu(x, 5), fine=fine)
+    queries = csrkern.topk_relu(x[:7], 5)
+    scores, ids = index.search(queries, rerank=csrkern.Refine(x[:7] + 1))
+    return [torch.from_numpy(array) for array in (*quantizer.tables(x), fine.codes, scores, ids)]
+
+
 def compute() -> dict[str, str]:
     """Name to digest; a name begins with the operator and the kind of data."""
     torch.manual_seed(0)
@@ -94,6 +111,7 @@ def compute() -> dict[str, str]:
             results[f"encode {kind} {dtype}"] = _encode(20, dtype=dtype, exact=exact)
     for way in EXACT_WAYS:
         results[f"encode by {way}"] = _exact_codes(way)
+    results |= {f"fine {width}": _fine(width) for width in (3, 15)}
     results["autoencode"] = _autoencode(20, dtype=torch.float32, exact=True)
     return {
         name: hashlib.sha256(

@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+from digests import ISAS, assert_same_digests
 
 from csrkern import FineCodes, FineQuantizer, InvertedIndex, Refine
 
@@ -266,3 +267,8 @@ def test_an_empty_index_fills_up(quantizer):
     assert found(index)[1].max() == -1
     index.add(codes_of(N), fine=quantizer.encode(rows_of(N)))
     assert found(index)[0].tobytes() == found(built(quantizer)[0])[0].tobytes()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set_gives_the_same_bits(isa):
+    assert_same_digests("fine", isa)
