@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from csrtrain.training.quantizer import train_quantizer as train_quantizer
     from csrtrain.training.train import train as train
     from csrtrain.training.train import train_two as train_two
+    from csrtrain.tuning import tune as tune
 
 _HOME_OF = {
     "load_embeddings": "csrkern.embeddings.dataset",
@@ -34,6 +35,7 @@ _HOME_OF = {
     "train": ".training.train",
     "train_quantizer": ".training.quantizer",
     "train_two": ".training.train",
+    "tune": ".tuning",
 }
 
 __all__ = sorted(_HOME_OF)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import typer
 
-from csrtrain.cli import demo, embed, encode, eval, index, info, ray, search, train, warmup
+from csrtrain.cli import demo, embed, encode, eval, index, info, ray, search, train, tune, warmup
 from csrtrain.lines import printable
 
 INTERRUPTED = 130
@@ -35,6 +35,7 @@ for command in (
     index.index,
     search.search,
     eval.evaluate,
+    tune.tune,
     info.info,
     warmup.warmup,
 ):

@@ -65,6 +65,8 @@ def search(
 ) -> None:
     """Find the best matches in an index, exactly.
 
+    Where the index holds fine codes, embedded queries are scored by them.
+
     With --json a line for each query: {"query": 0, "text": ..., "hits": [...]}. A field query or
     hits of the query's own JSON line is printed as query_ or hits_.
 
@@ -78,7 +80,9 @@ def search(
     """
     if output is not None:
         shared.check_free(output, force, ".npz")
-    from csrkern import InvertedIndex
+    import torch
+
+    from csrkern import InvertedIndex, Refine
     from csrkern.embeddings.files import split_name
     from csrkern.identity import check_same_model
     from csrtrain.progress import working
@@ -99,7 +103,12 @@ def search(
     )
     with working("searching"):
         started = time.perf_counter()
-        scores, ids = inverted.search(codes, top_k=top_k, any_model=True, num_threads=threads)
+        rerank = None
+        if inverted.quantizer is not None and coder.embedded is not None:
+            rerank = Refine(torch.cat([*coder.embedded.pieces()]))
+        scores, ids = inverted.search(
+            codes, top_k, rerank=rerank, any_model=True, num_threads=threads
+        )
         seconds = time.perf_counter() - started
     if output is not None:
         _write_hits(output, scores, ids)

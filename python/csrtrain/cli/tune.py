@@ -1,0 +1,135 @@
+"""The command tune: the settings that serve embeddings best in given bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from csrtrain.cli import shared
+from csrtrain.cli.lines import emit
+from csrtrain.progress import console, say
+
+if TYPE_CHECKING:
+    from csrtrain.tuning import Tuned
+
+
+def tune(
+    embeddings: shared.Embeddings,
+    output: shared.Output,
+    n_bytes: Annotated[
+        int, typer.Option("--bytes", min=3, max=4096, help="Bytes of a document in the index.")
+    ] = 32,
+    labels: Annotated[
+        str | None, shared.array("Judge by the labels of held-out rows, one for each row.")
+    ] = None,
+    queries: Annotated[str | None, shared.array("Judge by queries; needs --qrels.")] = None,
+    qrels: Annotated[
+        str | None, shared.array("Relevance judgments: rows (query, document, grade).")
+    ] = None,
+    steps: Annotated[
+        int | None, shared.whole("Optimizer steps of each training (default: by the data).")
+    ] = None,
+    threads: shared.Threads = None,
+    as_json: shared.Json = False,
+    force: shared.Force = False,
+) -> None:
+    """Find the best model and index in given bytes, and write both.
+
+    Tries how the bytes are split between latents and fine codes, and how weak directions of the
+    embeddings are weighed. Judges by rows that are held out: by their dense neighbors, or by
+    --labels, or by --queries with --qrels. Writes PATH/model, PATH/index and PATH/trials.html,
+    a chart of score against bytes and queries a second (needs matplotlib).
+
+    [bold]Examples[/bold]
+
+      csrkern tune embeddings.npy --bytes 32 -o tuned
+
+      csrkern tune data.npz:docs --queries data.npz:queries --qrels data.npz:qrels -o tuned
+    """
+    shared.check_free(output, force, folder=True)
+    shared.use_threads(threads)
+    from csrtrain.charts import check_matplotlib
+    from csrtrain.texts import Recipe
+    from csrtrain.training.config import TrainConfig
+    from csrtrain.tuning import tune as find
+
+    check_matplotlib()
+    tuned = find(
+        embeddings,
+        labels,
+        n_bytes=n_bytes,
+        queries=queries,
+        qrels=qrels,
+        config=TrainConfig(steps=steps),
+    )
+    model, index = tuned.build(embeddings)
+    with shared.folder_for(output) as folder:
+        model.save_pretrained(folder / "model")
+        index.save(folder / "index")
+        Recipe(codes=len(index)).save_to_index(folder / "index", model)
+        (folder / "trials.html").write_text(_page(tuned))
+    if as_json:
+        emit({"output": str(output), **dataclasses.asdict(tuned)}, None)
+        return
+    _print(tuned)
+    setting = tuned.best.setting
+    say(
+        f"Best: k = {setting.k}, {setting.fine_bytes} bytes of fine code, whitening "
+        f"{setting.whitening:g}.\nWrote {output}: model, index and trials.html.\n"
+        f"Next: csrkern search {shared.quoted(output / 'index', 'queries.npy')}"
+    )
+
+
+def _print(tuned: Tuned) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{tuned.measure}; dense: {100 * tuned.dense:.1f}%", title_justify="left")
+    for name in ("whitening", "k", "fine bytes", "bytes", "score", "queries/s"):
+        table.add_column(name, justify="right")
+    for trial in sorted(tuned.trials, key=lambda trial: -trial.score):
+        setting = trial.setting
+        table.add_row(
+            f"{setting.whitening:g}",
+            str(setting.k),
+            str(setting.fine_bytes),
+            str(setting.n_bytes),
+            f"{100 * trial.score:.1f}%",
+            f"{trial.queries_per_second:,.0f}",
+            style="bold cyan" if trial is tuned.best else None,
+        )
+    console().print(table)
+
+
+def _page(tuned: Tuned) -> str:
+    """Return a page with two charts: score against bytes, and against queries a second."""
+    from csrtrain.charts import COLORS, Series, line_chart
+    from csrtrain.evaluation.eval_report import STYLE
+
+    whitenings = sorted({trial.setting.whitening for trial in tuned.trials})
+    figures = []
+    for title, of in (
+        ("latents of a document", lambda trial: trial.setting.k),
+        ("queries a second, one thread", lambda trial: trial.queries_per_second),
+    ):
+        series = [Series("dense", COLORS[7], [1], [100 * tuned.dense], dashed=True)]
+        for whitening, color in zip(whitenings, COLORS, strict=False):
+            points = sorted(
+                (of(trial), 100 * trial.score, f"{trial.setting.k}+{trial.setting.fine_bytes}")
+                for trial in tuned.trials
+                if trial.setting.whitening == whitening
+            )
+            x, y, names = zip(*points, strict=True)
+            series.append(Series(f"whitening {whitening:g}", color, x, y, names))
+        chart = line_chart(
+            series, title=f"{tuned.measure} against {title}", x=title, unit="%", log=2
+        )
+        figures.append(f"<figure>{chart}</figure>")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>csrkern tune</title>'
+        f"<style>{STYLE}</style></head><body><h1>{tuned.measure}</h1>\n"
+        "<p>Points are named by latents + bytes of fine code.</p>\n"
+        + "\n".join(figures)
+        + "</body></html>\n"
+    )
