@@ -35,9 +35,7 @@ from csrtrain.evaluation.comparison import (
     compare_product,
 )
 from csrtrain.evaluation.metrics import dead_share, unexplained_variance, use_skew
-from csrtrain.pca import PCA
 from csrtrain.training.matryoshka import train_matryoshka
-from csrtrain.training.subspace import Subspace, settled_whitening
 
 STEPS = 400
 DEDICATED = (8, 32)
@@ -76,17 +74,16 @@ class Run:
         return self.recipe(k, **{**common, **self.options})
 
 
-PLAIN = {"whitening": 0.0}
 RUNS = {
     "published": Run("CSR as published", None, each=DEDICATED),
     "sae": Run("TopK SAE", paper_loss, {"contrast": None}),
     "paper": Run("CSR, the paper's loss", paper_loss),
     "recommended": Run("CSR"),
     "omp": Run("CSR", omp=True),
-    "plain": Run("CSR unwhitened", options=PLAIN),
     "dedicated": Run("CSR for one k", each=DEDICATED),
     "whitened": Run("CSR whitened by 0.3", options={"whitening": 0.3}),
-    "subspace": Run("CSR in 128 directions", options={"input_subspace": 128, **PLAIN}),
+    "shrunk": Run("CSR whitened by -0.6", options={"whitening": -0.6}),
+    "subspace": Run("CSR in 128 directions", options={"input_subspace": 128}),
     "neighbors": Run(
         "CSR, neighbors as positives", options={"contrast": "pair", "gamma": 0.1}, neighbors=True
     ),
@@ -94,10 +91,8 @@ RUNS = {
     "wide-batches": Run("CSR, batches of 1,024", options={"batch_size": 1024}),
     "csrv2": Run("CSRv2", paper_loss, {"contrast": "label", "anneal": True}, needs="labels"),
     "labels": Run("CSR with labels", options={"contrast": "label"}, needs="labels"),
-    "pair-contrast": Run(
-        "CSR with pair contrast", options={"contrast": "clip", **PLAIN}, needs="pairs"
-    ),
-    "pairs": Run("CSR with pairs", options=PLAIN, needs="pairs", first=True),
+    "pair-contrast": Run("CSR with pair contrast", options={"contrast": "clip"}, needs="pairs"),
+    "pairs": Run("CSR with pairs", needs="pairs", first=True),
 }
 MATRYOSHKA = {
     "matryoshka": ("Matryoshka-Adaptor", None),
@@ -110,10 +105,9 @@ DENSE = {
     "pq": partial(compare_product, ks=KS[:-1], rotate=False),
     "opq": partial(compare_product, ks=KS[:-2], rotate=True),
 }
-# The same on embeddings that a map was applied to: learned from the pairs, or the one that
-# whitening="auto" settles on, which the codes of the recommended recipe are trained on.
-MAPS = {"pairs": ", with pairs", "stretched": ", stretched"}
-METHODS = (*DENSE, *(f"{dense}-{way}" for way in MAPS for dense in DENSE), *MATRYOSHKA, *RUNS)
+# The same on embeddings that a map learned from the pairs was applied to.
+PAIRS = "-pairs"
+METHODS = (*DENSE, *(f"{dense}{PAIRS}" for dense in DENSE), *MATRYOSHKA, *RUNS)
 QUICK = "dense,pq,matryoshka,sae,paper,recommended"
 DEFAULT = f"{QUICK},opq"  # which takes minutes
 
@@ -135,11 +129,9 @@ def measure(
     if method in DENSE:
         fitted = data.train if data.alike is None else data.alike
         return DENSE[method](data.task, fitted), []
-    plain, _, way = method.partition("-")
-    if plain in DENSE:
-        moved = mapped(data, seed, steps) if way == "pairs" else stretched(data)
-        found, _ = measure(moved, plain, seed, steps)
-        return (replace(row, method=f"{row.method}{MAPS[way]}") for row in found), []
+    if (plain := method.removesuffix(PAIRS)) in DENSE:
+        found, _ = measure(mapped(data, seed, steps), plain, seed, steps)
+        return (replace(row, method=f"{row.method}, with pairs") for row in found), []
     began = time.process_time()
     if method in MATRYOSHKA:
         name, need = MATRYOSHKA[method]
@@ -171,21 +163,12 @@ def mapped(data: sets.Set, seed: int, steps: int) -> sets.Set:
     """The set with all its embeddings mapped so that the pairs are near each other, at norm 1."""
     x, y = data.asked[data.pairs[:, 0]], data.partners[data.pairs[:, 1]]
     adapter = train_matryoshka(x, [x.shape[1]], partners=y, steps=steps, seed=seed)
-    return moved_by(lambda side: torch.nn.functional.normalize(adapter(side), dim=1), data)
 
+    def moved(side: Tensor | None) -> Tensor | None:
+        return None if side is None else torch.nn.functional.normalize(adapter(side), dim=1)
 
-def stretched(data: sets.Set) -> sets.Set:
-    """The set with all its embeddings centered, and stretched as whitening="auto" would."""
-    pca = PCA(data.train)
-    whitening = settled_whitening("auto", pca, [data.train])
-    return moved_by(Subspace(pca, data.train.shape[1], whitening).project, data)
-
-
-def moved_by(move: Callable[[Tensor], Tensor], data: sets.Set) -> sets.Set:
-    """The set with all embeddings that are trained on or searched replaced by `move` of them."""
-    database, queries, train, alike = (
-        None if side is None else move(side)
-        for side in (data.task.database, data.task.queries, data.train, data.alike)
+    database, queries, train, alike = map(
+        moved, (data.task.database, data.task.queries, data.train, data.alike)
     )
     task = replace(data.task, database=database, queries=queries)
     return replace(data, task=task, train=train, alike=alike)
@@ -203,11 +186,8 @@ def trained(
         x, given = data.asked, {"partners": data.partners, "pairs": data.pairs}
     elif run.neighbors:
         given = {"partners": x, "pairs": nearest_others(x)}
-        # By the rows alone, as without pairs: both sides together hold each of them twice.
-        config = replace(config, whitening=settled_whitening(config.whitening, PCA(x), [x]))
     model = train(x, config=config, **given, progress=False)
     spent = time.process_time() - began
-    sides = [x, given["partners"]] if "partners" in given else [x]
     settled = config.resolve(len(given["pairs"]) if "pairs" in given else len(x), x.shape[1])
     ks = (config.k,) if run.each else KS
     unexplained = unexplained_variance(model, data.task.database.numpy(), ks)
@@ -217,7 +197,7 @@ def trained(
         "steps": settled.steps,
         "batch": settled.batch_size,
         "subspace": settled.input_subspace,
-        "whitening": settled_whitening(settled.whitening, PCA(*sides), sides),
+        "whitening": settled.whitening,
         "beta": settled.beta,
         "cpu_s": round(spent, 1),
         "dead_percent": round(100 * dead_share(model), 3),

@@ -79,6 +79,7 @@ def table(path: Path) -> list[dict[str, str]]:
         ("text_tasks", "classes"),
         ("text_tasks", "questions"),
         ("captions", "captions"),
+        ("fine_codes", "classes"),
     ],
 )
 def test_a_script_writes_rows_and_a_verdict(paper, monkeypatch, script, name):
