@@ -16,7 +16,7 @@ from csrtrain import train, train_quantizer
 from csrtrain.evaluation.metrics import search
 
 KS = (2, 4, 8, 16)
-FINE_BYTES = (8, 16, 32)
+FINE_BYTES = (8, 16)
 SHORTLISTS = (100, 200, 500)
 MOST_BYTES = 64
 

@@ -39,6 +39,10 @@ def train(
     input_subspace: Annotated[
         int | None, shared.whole("Train on this many principal directions.")
     ] = None,
+    whitening: Annotated[
+        float,
+        typer.Option(help="Make weak directions stronger (to 1) or weaker (to -1); see tune."),
+    ] = 0.0,
     k: Annotated[int | None, shared.whole("Active latents a row (default: 32).")] = None,
     ks: Annotated[
         str,
@@ -111,6 +115,8 @@ def train(
         "input_subspace": input_subspace,
     }
     changes = {name: value for name, value in settings.items() if value is not None}
+    if whitening:
+        changes["whitening"] = whitening
     if contrast == "none":
         changes["contrast"] = None
     if contrast == "label" and not labels:

@@ -40,7 +40,7 @@ def tune(
     Tries how the bytes are split between latents and fine codes, and how weak directions of the
     embeddings are weighed. Judges by rows that are held out: by their dense neighbors, or by
     --labels, or by --queries with --qrels. Writes PATH/model, PATH/index and PATH/trials.html,
-    a chart of score against bytes and queries a second (needs matplotlib).
+    charts of score against latents and queries a second. Needs FAISS and matplotlib.
 
     [bold]Examples[/bold]
 
