@@ -59,7 +59,7 @@ def measure(data: sets.Set, quick: bool) -> tuple[output.Rows, str]:
     least = min(near, default=None)
     finding = (
         f"The claim is that lists and fine codes keep 99% of what dense vectors score, {dense:.1f} "
-        f"in {4 * database.shape[1]:,} bytes, in at most {MOST_BYTES} bytes a document. On "
+        f"in {2 * database.shape[1]:,} bytes, in at most {MOST_BYTES} bytes a document. On "
         f"{data.name} it {output.held(least is not None and least <= MOST_BYTES)}: "
         + (f"{least} bytes suffice." if least else "no setting here keeps as much.")
     )

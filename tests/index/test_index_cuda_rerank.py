@@ -7,7 +7,7 @@ import pytest
 import torch
 from index_codes import skewed, uniform
 
-from csrkern import CudaIndex, InvertedIndex, Rerank, SparseCodes
+from csrkern import CudaIndex, FineQuantizer, InvertedIndex, Refine, Rerank, SparseCodes
 from csrkern.index.cuda import parts as index_cuda_parts
 
 DIM = 90
@@ -120,3 +120,15 @@ def test_errors(device):
             there.search(on_device(queries, device), rerank=tensors)
     with pytest.raises(ValueError, match="rerank: expected mode='exact'"):
         there.search(queries, rerank=Rerank(dense), mode="fast")
+
+
+def test_fine_codes_stay_on_the_cpu(device):
+    rng = np.random.default_rng(0)
+    quantizer = FineQuantizer(rng.standard_normal((2, 256, 5)), np.zeros(5))
+    fine = quantizer.encode(rng.standard_normal((50, 5)))
+    index = InvertedIndex.build(uniform(50, DIM, 4), dim=DIM, fine=fine)
+    there = index.to("cuda")
+    queries = uniform(3, DIM, 4, seed=1)
+    same(there.search(queries, 5), index.search(queries, 5))
+    with pytest.raises(ValueError, match="rerank: expected a Rerank, got a Refine"):
+        there.search(queries, rerank=Refine(np.zeros((3, 5))))
