@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from csrtrain.evaluation.comparison import (
     compare_codes,
     compare_dense,
     compare_omp,
-    compare_product,
+    compare_quantizers,
 )
 from csrtrain.evaluation.metrics import dead_share, unexplained_variance, use_skew
 from csrtrain.training.matryoshka import train_matryoshka
@@ -54,6 +53,7 @@ class Run:
         first: learn a linear map from the pairs, and train on the embeddings that it makes.
         omp: compare codes found by `csrtrain.encode_omp` instead of the encoder's.
         neighbors: train on pairs of each row with the nearest other one.
+        most: the largest k that its one model is trained for and compared at.
     """
 
     name: str
@@ -64,12 +64,18 @@ class Run:
     first: bool = False
     omp: bool = False
     neighbors: bool = False
+    most: int = KS[-1]
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """Sizes that it is compared at."""
+        return self.each or tuple(k for k in KS if k <= self.most)
 
     def config(self, data: sets.Set, k: int, seed: int, steps: int) -> TrainConfig:
         """The settings for one of its models."""
         if self.recipe is None:
             return TrainConfig.preset(data.preset, k=k, seed=seed)
-        ks = () if self.each else KS[:-1]
+        ks = () if self.each else self.ks[:-1]
         common = {"ks": ks, "seed": seed, "steps": steps}
         return self.recipe(k, **{**common, **self.options})
 
@@ -79,6 +85,7 @@ RUNS = {
     "sae": Run("TopK SAE", paper_loss, {"contrast": None}),
     "paper": Run("CSR, the paper's loss", paper_loss),
     "recommended": Run("CSR"),
+    "default": Run("CSR, default", most=32),
     "omp": Run("CSR", omp=True),
     "dedicated": Run("CSR for one k", each=DEDICATED),
     "whitened": Run("CSR whitened by 0.3", options={"whitening": 0.3}),
@@ -99,17 +106,27 @@ MATRYOSHKA = {
     "matryoshka-labels": ("Matryoshka heads with labels", "labels"),
     "matryoshka-pairs": ("Matryoshka with pairs", "pairs"),
 }
-# Learning a rotation for 128 bytes takes minutes, where PQ is already as good as dense.
-DENSE = {
-    "dense": partial(compare_dense, ks=KS, product=False),
-    "pq": partial(compare_product, ks=KS[:-1], rotate=False),
-    "opq": partial(compare_product, ks=KS[:-2], rotate=True),
+# Codebooks of each size are a run of their own, since those of 128 bytes take long to learn.
+# OPQ takes minutes for 128 bytes, where PQ is already as good as dense.
+QUANTIZED: dict[str, tuple[Sequence[str], Sequence[int]]] = {
+    "pq": (("PQ",), KS[:-1]),
+    "opq": (("OPQ",), KS[:-2]),
+    **{
+        f"{name.lower()}{4 * k}": ((name,), (k,))
+        for name in ("RQ", "PRQ", "LSQ", "PLSQ")
+        for k in KS[:-1]
+    },
+    **{
+        name.lower(): ([f"{name}-{bits}" for bits in range(1, 5)], KS[:-1])
+        for name in ("RaBitQ", "TurboQuant")
+    },
 }
+BASELINES = ("dense", *QUANTIZED)
 # The same on embeddings that a map learned from the pairs was applied to.
 PAIRS = "-pairs"
-METHODS = (*DENSE, *(f"{dense}{PAIRS}" for dense in DENSE), *MATRYOSHKA, *RUNS)
+METHODS = (*BASELINES, *(f"{plain}{PAIRS}" for plain in BASELINES), *MATRYOSHKA, *RUNS)
 QUICK = "dense,pq,matryoshka,sae,paper,recommended"
-DEFAULT = f"{QUICK},opq"  # which takes minutes
+DEFAULT = f"{QUICK},rabitq,opq,rq16,rq32,prq64,prq128"  # whose codebooks take minutes
 
 
 def needs(method: str) -> str | None:
@@ -126,10 +143,13 @@ def measure(
 
     With `keep`, models are saved under names of their own in that folder.
     """
-    if method in DENSE:
-        fitted = data.train if data.alike is None else data.alike
-        return DENSE[method](data.task, fitted), []
-    if (plain := method.removesuffix(PAIRS)) in DENSE:
+    fitted = data.train if data.alike is None else data.alike
+    if method == "dense":
+        return compare_dense(data.task, fitted, KS), []
+    if method in QUANTIZED:
+        names, ks = QUANTIZED[method]
+        return compare_quantizers(data.task, fitted, ks, names, seed), []
+    if (plain := method.removesuffix(PAIRS)) in BASELINES:
         found, _ = measure(mapped(data, seed, steps), plain, seed, steps)
         return (replace(row, method=f"{row.method}, with pairs") for row in found), []
     began = time.process_time()
@@ -147,16 +167,15 @@ def measure(
     if run.first:
         data = mapped(data, seed, steps)
     models, trainings = {}, []
-    for k in run.each or KS[-1:]:
+    for k in run.each or run.ks[-1:]:
         models[k], about = trained(data, run, run.config(data, k, seed, steps))
         trainings.append(about)
         if keep is not None:
             models[k].save_pretrained(keep / f"{data.name}-{method}-k{k}-seed{seed}")
     if run.omp:
         return compare_omp(data.task, models[KS[-1]], KS[:-1], run.name), trainings
-    ks = run.each or KS
-    asked = models if run.each else models[KS[-1]]
-    return compare_codes(data.task, asked, ks, run.name), trainings
+    asked = models if run.each else models[run.most]
+    return compare_codes(data.task, asked, run.ks, run.name), trainings
 
 
 def mapped(data: sets.Set, seed: int, steps: int) -> sets.Set:
@@ -189,7 +208,7 @@ def trained(
     model = train(x, config=config, **given, progress=False)
     spent = time.process_time() - began
     settled = config.resolve(len(given["pairs"]) if "pairs" in given else len(x), x.shape[1])
-    ks = (config.k,) if run.each else KS
+    ks = (config.k,) if run.each else run.ks
     unexplained = unexplained_variance(model, data.task.database.numpy(), ks)
     return model, {
         "k": config.k,
@@ -244,7 +263,7 @@ def main() -> None:
     for seed in map(int, options.seeds.split(",")):
         for method in methods.split(","):
             for name in names:
-                if (name, method, seed) in there or (method in DENSE and seed):
+                if (name, method, seed) in there or (method == "dense" and seed):
                     continue
                 data = sets.load(options.data / f"{name}.npz")
                 need = needs(method)

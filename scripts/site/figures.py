@@ -33,6 +33,8 @@ METHODS = {  # name in quality.csv: name and color in a chart
     "dense": ("dense", "#7f7f7f"),
     "PCA": ("PCA", COLORS[2]),
     "Matryoshka-Adaptor": ("Matryoshka adapter", COLORS[4]),
+    "RQ": ("residual quantizer (RQ)", COLORS[3]),
+    "PRQ": ("residual quantizer in parts", COLORS[5]),
     CODES: ("codes", COLORS[0]),
     f"{CODES}, asymmetric, packed": ("packed codes, dense queries", COLORS[1]),
 }

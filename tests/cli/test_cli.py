@@ -17,7 +17,7 @@ from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.cli import app as cli
 from csrtrain.cli import shared
-from csrtrain.evaluation import baselines as quantize
+from csrtrain.evaluation import quantizers
 
 COMMANDS = ["demo", "train", "embed", "encode", "index", "search", "eval", "info", "warmup"]
 
@@ -117,7 +117,8 @@ def test_eval_names_the_methods_that_too_few_rows_leave_out(tmp_path):
         rows, labels = random.normal(size=(n, d)).astype(np.float32), random.integers(0, 5, n)
         np.savez(tmp_path / f"{n}.npz", rows=rows, y=labels)
     code = "from csrtrain.cli import app as cli\n" + "".join(
-        f"try: cli.main('eval {n}.npz:rows --labels {n}.npz:y --k 4 --json'.split())\n"
+        f"try: cli.main('eval {n}.npz:rows --labels {n}.npz:y --k 4 --json "
+        "--quantizers PQ,OPQ,RaBitQ-1'.split())\n"
         "except SystemExit as stop: assert stop.code == 0\n"
         for n, _ in sizes
     )
@@ -135,16 +136,18 @@ def test_eval_names_the_methods_that_too_few_rows_leave_out(tmp_path):
     for record in records:
         methods = {result["method"] for result in record["results"]}
         assert methods & {"PQ", "OPQ"} == {"PQ", "OPQ"} - record["left_out"].keys()
+        assert methods >= {"RaBitQ-1"}
+        assert not methods & {"PRQ", "RaBitQ-2"}
         assert {"dense", "PCA", "int8"} <= methods
 
 
 def test_eval_without_faiss_says_how_to_get_what_is_missing(folder, monkeypatch, capsys):
-    monkeypatch.setattr(quantize, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantizers, "find_spec", lambda name: None)
     line = "eval rows.npy --labels data.npz:y --k 4 --report without.html"
     assert exit_code(line) == 0
     needs = "is left out: needs FAISS, which is not installed: pip install 'csrkern[eval]'"
     out = capsys.readouterr().out.splitlines()
-    assert out[-3:] == [f"PQ {needs}", f"OPQ {needs}", "Wrote without.html"]
+    assert out[-4:] == [*(f"{name} {needs}" for name in ("PQ", "OPQ", "PRQ")), "Wrote without.html"]
     assert "<p>OPQ is left out: needs FAISS" in Path("without.html").read_text()
 
 

@@ -51,6 +51,7 @@ BAD = {
     "encode model rows.npy -o new --threads -1": "--threads",
     "ray serve index --threads 20000": "--threads",
     "eval rows.npy --labels y.npy --holdout nan": "--holdout: expected a share between 0 and 1",
+    "eval rows.npy --labels y.npy --quantizers PQ,rq": "--quantizers: expected some of PQ, OPQ, RQ",
     "eval rows.npy --labels y.npy --holdout inf": "--holdout: expected a share between 0 and 1",
     "eval rows.npy --labels y.npy --holdout=-0.5": "--holdout: expected a share between 0 and 1",
     "eval rows.npy --labels labels.npz:floats": "expected integer or string labels, got float64",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -15,13 +12,14 @@ from hypothesis import strategies as st
 from csrkern.codes.packed import packed_k
 from csrkern.codes.sparse import SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain.evaluation.baselines import int8, product_quantized, search_binary
+from csrtrain.evaluation.baselines import int8, search_binary
 from csrtrain.evaluation.comparison import (
     Task,
     compare_adapter,
     compare_codes,
     compare_dense,
     compare_omp,
+    compare_quantizers,
 )
 from csrtrain.evaluation.metrics import Judgments, linear_probe, search, v_measure
 from csrtrain.training.matryoshka import train_matryoshka
@@ -149,51 +147,6 @@ def test_binary_search_with_the_whole_database_as_shortlist_is_exact(seed, top_k
     assert int(hamming.gather(1, few).max()) <= int(hamming.topk(top_k, 1, largest=False)[0].max())
 
 
-@pytest.mark.parametrize("rotate", [False, True])
-def test_product_quantisation_gets_closer_with_more_bytes(rotate):
-    pytest.importorskip("faiss")
-    x, _ = clusters(2000, 1)
-    errors = [
-        float((product_quantized(x, x, size, rotate=rotate) - x).square().mean())
-        for size in (2, 8, 16)
-    ]
-    assert errors[0] > errors[1] > errors[2]
-    with pytest.raises(ValueError, match="a divisor of 16 dimensions, got 3"):
-        product_quantized(x, x, 3)
-    with pytest.raises(ValueError, match="at least 256 rows, got 255"):
-        product_quantized(x[:255], x, 2)
-
-
-def test_product_quantisation_leaves_out_what_ends_the_process_in_faiss():
-    """Of fewer rows than dimensions OPQ writes past its buffers; large squares end it, too."""
-    pytest.importorskip("faiss")
-    code = """
-import torch
-from csrtrain.evaluation.baselines import product_obstacle, product_quantized
-
-for rows, d in ((256, 256), (300, 384), (383, 384), (256, 768), (1000, 1536)):
-    x = torch.randn(rows, d, generator=torch.Generator().manual_seed(0))
-    try:
-        product_quantized(x, x[:9], 16, rotate=True)
-    except ValueError as error:
-        assert rows < d
-        assert str(error) == (
-            f"train: expected at least as many rows as dimensions, {d}, got {rows}"
-        ), error
-    else:
-        assert rows == d
-assert product_obstacle(torch.zeros(20_000, 10_001), rotate=True)
-x = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
-for rotate in (False, True):
-    stored = product_quantized(x, x, 4, rotate=rotate)
-    large = product_quantized(x * 2.0**120, x * 2.0**120, 4, rotate=rotate)
-    assert torch.equal(large, stored * 2.0**120)
-print("done")
-"""
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (found.returncode, found.stdout, found.stderr) == (0, "done\n", "")
-
-
 @pytest.mark.parametrize("given", [None, "labels", "partners"])
 def test_a_matryoshka_adapter_moves_what_matters_to_the_front(given):
     """The last of 16 dimensions hold the clusters; the first hold little."""
@@ -231,7 +184,11 @@ def test_a_comparison_is_at_equal_dims_and_bytes(judgments):
     task = Task(x, q, judgments=qrels) if judgments else Task(x, q, y, q_labels)
     torch.manual_seed(0)
     model = SparseAutoencoder(16, 64, 4)
-    results = [*compare_dense(task, x, [2, 4]), *compare_codes(task, model, [2, 4])]
+    results = [
+        *compare_dense(task, x, [2, 4]),
+        *compare_codes(task, model, [2, 4]),
+        *compare_quantizers(task, x, [4, 2, 8], ["RaBitQ-1", "TurboQuant-4"]),
+    ]
     sizes = {(r.method, r.active): r.bytes_per_vector for r in results}
     assert len(sizes) == len(results)
     assert sizes["dense", 16] == 32
@@ -239,6 +196,9 @@ def test_a_comparison_is_at_equal_dims_and_bytes(judgments):
     assert sizes["binary, re-scored", 16] == 2
     assert sizes["PCA", 4] == sizes["CSR", 2] == sizes["top-k, untrained", 2] == 8
     assert sizes["PCA int8", 8] == 8
+    # All of 16 dimensions take 2 bytes and a scale, or 8 bytes: the larger sizes are no others.
+    assert sizes["RaBitQ-1", 16] == 4
+    assert sizes["TurboQuant-4", 16] == 8
     names = {name for name, _ in sizes if name.startswith("CSR")}
     asymmetric = (
         "",

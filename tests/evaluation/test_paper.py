@@ -147,6 +147,10 @@ def test_quality_goes_on_where_it_was_stopped(paper, monkeypatch, capsys):
     assert (out / "quality.csv").read_text().startswith(before)
     assert all(row["seed"] == "0" for row in table(out / "training.csv"))
     assert measured("--methods", every) == []
+    assert measured("--methods", "dense,rabitq", "--seeds", "1") == [
+        "classes rabitq 1",
+        "questions rabitq 1",
+    ]
     published = [row for row in table(out / "training.csv") if row["run"] == "published"]
     assert [row["k"] for row in published] == ["8", "32"] * 2
 

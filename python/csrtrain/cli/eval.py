@@ -15,7 +15,7 @@ from csrtrain.cli.lines import emit
 from csrtrain.progress import console, say, stream_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -46,6 +46,14 @@ def evaluate(
     matryoshka: Annotated[
         bool, typer.Option("--matryoshka", help="Train a Matryoshka-Adaptor to compare with.")
     ] = False,
+    quantizers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,...",
+            help="Quantizers to compare with, of PQ, OPQ, RQ, PRQ, LSQ, PLSQ, RaBitQ-1 to "
+            "RaBitQ-4, TurboQuant-1 to TurboQuant-4. Default: those that learn in a minute or two.",
+        ),
+    ] = None,
     probes: Annotated[
         bool,
         typer.Option(
@@ -65,12 +73,12 @@ def evaluate(
     as_json: shared.Json = False,
     force: shared.Force = False,
 ) -> None:
-    """Compare codes with dense vectors, PCA, int8, binary, PQ and more.
+    """Compare codes with dense vectors, PCA, int8, binary, quantizers and more.
 
     With labels, each query takes the label of its nearest row by cosine; with --qrels, rankings
-    are scored by nDCG@10 and others. Prints what to take for how many bytes; --all prints every
-    method. PQ and OPQ need FAISS, and enough rows. A model must not have been trained on the
-    labels of the queries: give those as --test.
+    are scored by nDCG@10 and others. Prints what to take for how many bytes of a row that is
+    scanned; --all prints every method. Codebooks need FAISS, and enough rows. A model must not
+    have been trained on the labels of the queries: give those as --test.
 
     [bold]Examples[/bold]
 
@@ -92,11 +100,12 @@ def evaluate(
 
     if report is not None:
         check_matplotlib()
+    names = _quantizers(quantizers)
     with working("comparing"):
         task = _task(embeddings, labels, test, test_labels, qrels, holdout, probes)
         adapter = None if model is None else _adapter(model, task.database.shape[1])
-        results = list(_results(task, adapter, shared.numbers(k, "--k"), matryoshka))
-    omitted = left_out(task.database)
+        results = list(_results(task, adapter, shared.numbers(k, "--k"), names, matryoshka))
+    omitted = left_out(task.database, names)
     notes = [f"{name} is left out: {reason}" for name, reason in omitted.items()]
     title = f"{len(task.queries):,} queries, {len(task.database):,} rows"
     if as_json:
@@ -164,6 +173,21 @@ def _task(
     return Task(database, queries, database_labels, query_labels, probes=probes)
 
 
+def _quantizers(names: str | None) -> tuple[str, ...]:
+    from csrtrain.evaluation.comparison import QUICK_QUANTIZERS
+    from csrtrain.evaluation.quantizers import QUANTIZERS
+
+    if names is None:
+        return QUICK_QUANTIZERS
+    chosen = tuple(name.strip() for name in names.split(",") if name.strip())
+    for name in chosen:
+        if name not in QUANTIZERS:
+            raise ValueError(
+                f"--quantizers: expected some of {', '.join(QUANTIZERS)}, got {name!r}"
+            )
+    return chosen
+
+
 def _rows(embeddings: str) -> Tensor:
     import torch
 
@@ -205,13 +229,23 @@ def _adapter(model: Path, d: int) -> SparseAutoencoder:
 
 
 def _results(
-    task: Task, adapter: SparseAutoencoder | None, ks: tuple[int, ...], matryoshka: bool
+    task: Task,
+    adapter: SparseAutoencoder | None,
+    ks: tuple[int, ...],
+    quantizers: Sequence[str],
+    matryoshka: bool,
 ) -> Iterator[Result]:
-    from csrtrain.evaluation.comparison import compare_adapter, compare_codes, compare_dense
+    from csrtrain.evaluation.comparison import (
+        compare_adapter,
+        compare_codes,
+        compare_dense,
+        compare_quantizers,
+    )
 
     if adapter is not None:
         yield from compare_codes(task, adapter, ks)
     yield from compare_dense(task, task.database, ks)
+    yield from compare_quantizers(task, task.database, ks, quantizers)
     if matryoshka:
         from csrtrain.training.matryoshka import train_matryoshka
 

@@ -20,18 +20,18 @@ from csrtrain.evaluation.baselines import (
     dense_bytes,
     int8,
     largest_entries,
-    product_obstacle,
-    product_quantized,
     search_binary,
     sparse_bytes,
     truncate,
 )
 from csrtrain.evaluation.least_squares import encode_omp, refit
 from csrtrain.evaluation.metrics import Judgments, Vectors, linear_probe, search, v_measure
+from csrtrain.evaluation.quantizers import obstacle, quantize
 from csrtrain.pca import PCA
 
 SOFT = 0.5
-PRODUCT = {"PQ": False, "OPQ": True}  # whether it rotates
+# What learns within a minute or two; the others do within an hour.
+QUICK_QUANTIZERS = ("PQ", "OPQ", "PRQ", *(f"RaBitQ-{bits}" for bits in range(1, 5)))
 MOST_PACKED = 128  # latents; fitting the values of 200, which 256 bytes hold, takes 3 ms a row
 
 
@@ -107,14 +107,12 @@ class Result:
         return next(iter(self.scores.values()))
 
 
-def compare_dense(
-    task: Task, train: Tensor, ks: Sequence[int], *, product: bool = True
-) -> Iterator[Result]:
+def compare_dense(task: Task, train: Tensor, ks: Sequence[int]) -> Iterator[Result]:
     """Yield results of untrained baselines: dense, PCA, first dimensions, top-k, and fewer bits.
 
     All dimensions: dense, int8 and signs. For every k: PCA and the first dimensions at k numbers
-    and at the bytes of a k-sparse code (2k numbers), the k largest entries, int8 on 4k principal
-    directions, and, with `product`, PQ and OPQ in at most 4k bytes, except those in `left_out`.
+    and at the bytes of a k-sparse code (2k numbers), the k largest entries, and int8 on 4k
+    principal directions.
     """
     d = train.shape[1]
     vectors = task.database, task.queries
@@ -136,31 +134,33 @@ def compare_dense(
         if 4 * k <= d:
             x, database, queries = (pca.project(side, 4 * k) for side in (train, *vectors))
             yield _dense(task, "PCA int8", 4 * k, 4 * k, int8(x, database), queries)
-    if product:
-        for name, rotate in PRODUCT.items():
-            if name not in left_out(train):
-                yield from compare_product(task, train, ks, rotate=rotate)
 
 
-def left_out(train: Tensor) -> dict[str, str]:
-    """Return, by name, why `compare_dense` omits methods that cannot learn from `train`."""
-    reasons = {name: product_obstacle(train, rotate=rotate) for name, rotate in PRODUCT.items()}
+def left_out(train: Tensor, quantizers: Sequence[str]) -> dict[str, str]:
+    """Return, by name, why `compare_quantizers` omits those that cannot learn from `train`."""
+    reasons = {name: obstacle(name, train) for name in quantizers}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def compare_product(
-    task: Task, train: Tensor, ks: Sequence[int], *, rotate: bool
+def compare_quantizers(
+    task: Task, train: Tensor, ks: Sequence[int], quantizers: Sequence[str], seed: int = 0
 ) -> Iterator[Result]:
-    """Yield results of PQ, or with `rotate` OPQ, in at most the bytes of a k-sparse code.
+    """Yield results of quantizers in at most the bytes of a k-sparse code, with dense queries.
 
-    Needs FAISS.
+    More bytes than all dimensions take at its bits are no use to RaBitQ or TurboQuant, nor to PQ.
+
+    Args:
+        quantizers: names of `csrtrain.evaluation.quantizers.QUANTIZERS`. Those in `left_out` are
+            omitted.
     """
-    d = train.shape[1]
-    for k in ks:
-        n_bytes = max(size for size in range(1, 4 * k + 1) if d % size == 0)
-        stored = product_quantized(train, task.database, n_bytes, rotate=rotate)
-        name = "OPQ" if rotate else "PQ"
-        yield _dense(task, name, n_bytes, n_bytes, stored, task.queries)
+    for name in quantizers:
+        if not obstacle(name, train):
+            smaller = 0
+            for k in sorted(ks):
+                stored = quantize(name, train, task.database, 4 * k, seed)
+                if stored.n_bytes > smaller:
+                    size = smaller = stored.n_bytes
+                    yield _dense(task, name, stored.active, size, stored.rows, task.queries)
 
 
 def compare_adapter(
