@@ -178,7 +178,8 @@ def _in_parts(
     ]
     return Stored(
         torch.cat([part.rows for part in stored], 1),
-        *(sum(part[i] for part in stored) for i in (1, 2)),
+        sum(part.active for part in stored),
+        sum(part.n_bytes for part in stored),
     )
 
 
@@ -263,9 +264,7 @@ def gaussian_codebook(bits: int) -> Tensor:
     return codebook.float()
 
 
-def _by_bits(
-    name: str, learn: Callable[[np.ndarray, np.ndarray, int, int, int], Stored]
-) -> Iterator[tuple[str, Quantizer]]:
+def _by_bits(name: str, learn: Callable[..., Stored]) -> Iterator[tuple[str, Quantizer]]:
     for bits in range(1, 5):
         yield f"{name}-{bits}", Quantizer(partial(learn, bits=bits), codebooks=False)
 
