@@ -8,7 +8,7 @@ import numpy as np
 
 from csrkern import FineCodes, FineQuantizer, InvertedIndex
 from csrkern.arguments import check_int
-from csrkern.embeddings.dataset import open_embeddings
+from csrkern.embeddings.dataset import Embeddings, open_embeddings
 from csrkern.nn import SparseAutoencoder
 from csrkern.typing import ArraySource, IdsLike
 from csrtrain.progress import working
@@ -53,19 +53,25 @@ def build_index(
     if quantizer is None:
         quantizer = train_quantizer(embeddings, n_bytes, progress=progress)
     with working("coding", wanted=progress):
-        fine = np.concatenate(
-            [
-                quantizer.encode(piece.numpy(), num_threads=num_threads).codes
-                for piece in opened.pieces()
-            ]
-        )
-        codes = model.encode(embeddings, k)
+        fine = fine_codes(quantizer, opened, num_threads)
+        codes = model.encode(opened, k)
     with working("building the index", wanted=progress):
         return InvertedIndex.build(
             codes,
             ids,
             dtype=dtype,
-            fine=FineCodes(fine, quantizer),
+            fine=fine,
             num_threads=num_threads,
             **options,
         )
+
+
+def fine_codes(
+    quantizer: FineQuantizer, embeddings: ArraySource | Embeddings, num_threads: int | None = None
+) -> FineCodes:
+    """Return the fine codes of embeddings [n, d], a path or an array, read in pieces."""
+    opened = open_embeddings("embeddings", embeddings, width=quantizer.dim)
+    pieces = [
+        quantizer.encode(piece.numpy(), num_threads=num_threads).codes for piece in opened.pieces()
+    ]
+    return FineCodes(np.concatenate(pieces), quantizer)

@@ -13,13 +13,13 @@ import torch
 from command_line import clusters, exit_code, inside_the_folder, run_in  # noqa: F401
 from safetensors.numpy import save_file
 
-from csrkern import InvertedIndex, SparseCodes
+from csrkern import InvertedIndex, Refine, SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.cli import app as cli
 from csrtrain.cli import shared
 from csrtrain.evaluation import quantizers
 
-COMMANDS = ["demo", "train", "embed", "encode", "index", "search", "eval", "info", "warmup"]
+COMMANDS = ["demo", "train", "embed", "encode", "index", "search", "eval", "tune", "info", "warmup"]
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,22 @@ def test_search_encodes_queries_with_a_model_and_prints_texts(folder, capsys):
     _, ids = InvertedIndex.load("index").search(SparseCodes.load("asks.safetensors"), top_k=3)
     for hit in ids[:2].flat:
         assert f"line [{hit}]" in out
+
+
+def test_an_index_with_fine_codes_scores_embedded_queries_by_them(folder, capsys):
+    pytest.importorskip("faiss")
+    line = "index codes.safetensors --embeddings data.npz:rows --fine-bytes 3 -o fine"
+    assert exit_code(f"{line} --model model") == 0
+    assert exit_code("search fine queries.npy -o fine.npz") == 0
+    index, queries = InvertedIndex.load("fine"), np.load("queries.npy")
+    assert index.quantizer.n_bytes == 3
+    codes = SparseAutoencoder.from_pretrained("model").encode(queries)
+    scores, ids = index.search(codes, rerank=Refine(queries))
+    hits = np.load("fine.npz")
+    assert np.array_equal(hits["ids"], ids)
+    assert np.array_equal(hits["scores"], scores)
+    assert exit_code("index codes.safetensors --embeddings queries.npy -o other") == 2
+    assert "expected at least 256 rows" in capsys.readouterr().err
 
 
 def test_search_encodes_embeddings_in_safetensors_too(folder):

@@ -24,6 +24,12 @@ def index(
     metric: shared.Metric = "cosine",
     dtype: shared.IndexDtype = "float16",
     text_model: shared.TextModelName = None,
+    embeddings: Annotated[
+        str | None, shared.array("The embeddings that CODES were made of, to add fine codes.")
+    ] = None,
+    fine_bytes: Annotated[
+        int, shared.whole("Bytes of a fine code; needs --embeddings and FAISS.", max=4096)
+    ] = 16,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -37,12 +43,16 @@ def index(
 ) -> None:
     """Build an inverted index over codes, for exact search.
 
+    With --embeddings it also holds fine codes, by which search scores queries that are embedded.
+
     It keeps a copy of the adapter that made the codes and the name of the text model, and so search
     takes words.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
       csrkern index codes.safetensors -o index
+
+      csrkern index codes.safetensors --embeddings embeddings.npy -o index
     """
     shared.check_free(output, force, folder=True)
     from csrkern import InvertedIndex
@@ -70,9 +80,19 @@ def index(
             )
             if model is not None and loaded.fingerprint is None:
                 loaded.fingerprint = adapter.fingerprint
+    fine = None
+    if embeddings is not None:
+        from csrtrain.indexing import fine_codes
+        from csrtrain.training.quantizer import train_quantizer
+
+        with working("learning and making fine codes"):
+            quantizer = train_quantizer(embeddings, fine_bytes, progress=False)
+            fine = fine_codes(quantizer, embeddings, threads)
     with working("building the index"):
         started = time.perf_counter()
-        built = InvertedIndex.build(loaded, metric=metric, dtype=dtype, num_threads=threads)
+        built = InvertedIndex.build(
+            loaded, metric=metric, dtype=dtype, fine=fine, num_threads=threads
+        )
         seconds = time.perf_counter() - started
         with shared.folder_for(output) as folder:
             built.save(folder)  # first: if it fails, the old index keeps its recipe
