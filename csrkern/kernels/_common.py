@@ -15,7 +15,7 @@ from torch import Tensor
 INT32_LIMIT = 2**31
 # Arguments that follow from the number of rows: what they divide by is not compiled in, so a new
 # batch size finds the kernel there.
-BATCH_SIZES = ("n", "m", "entries", "entries_per_block", "rows_per_block", "n_blocks")
+BATCH_SIZES = ("n", "m", "entries", "entries_per_block", "rows_per_block", "n_blocks", "fold_bits")
 # Programs of a persistent grid, each with a scratch of its own: 31 on each of 132 processors.
 MAX_PROGRAMS = 4096
 
@@ -52,6 +52,15 @@ def batched_jit(function: Callable[..., Any]) -> Any:
     names = inspect.signature(function).parameters
     batch = [name for name in BATCH_SIZES if name in names]
     return triton.jit(function, do_not_specialize=batch)
+
+
+def registers(most: int) -> dict[str, int]:
+    """Return the launch option for a kernel that takes up to `most` registers a thread.
+
+    Without it ptxas spills a few bytes wherever that lets a processor hold one more program. AMD's
+    compiler has no such option.
+    """
+    return {} if torch.version.hip else {"maxnreg": most}
 
 
 @triton.jit

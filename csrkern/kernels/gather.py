@@ -32,6 +32,7 @@ from csrkern.kernels._common import (
     narrow,
     on_device_of,
     power_of_2,
+    registers,
     tree_sum,
     tree_sum_rows,
     widen,
@@ -39,6 +40,7 @@ from csrkern.kernels._common import (
 
 ROWS_AT_ONCE = 8
 PIECE = 128  # entries: 16 rounds of loads
+DOT_REGISTERS = 128
 DOT_WIDTH = 256  # columns; the order of gather_dot's sums
 SLICE_BYTES = 24 * 2**20  # of the table: half of an L2 cache of 50 MB
 WIDEST = 512  # columns: 4 warps of 16-byte float32 loads
@@ -305,7 +307,9 @@ def gather_dot(
         tensors = values, indices, as_bits(table), rows, out
         sizes = n, k, dim, d, table.stride(0)
         constants = {"ENDS": tuple(ends), "BLOCK": DOT_WIDTH, **config}
-        gather_dot_kernel[(n,)](*tensors, *sizes, enable_fp_fusion=False, **constants)
+        gather_dot_kernel[(n,)](
+            *tensors, *sizes, enable_fp_fusion=False, **constants, **registers(DOT_REGISTERS)
+        )
 
     if n:
         with on_device_of(table):

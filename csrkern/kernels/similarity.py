@@ -30,6 +30,7 @@ CONFIGS += [{"BLOCK": 256, "num_warps": 4}]
 # Postings of a row, as a share of the slots of the other side, beyond which it is gathered. By the
 # bytes moved (16 of a posting, one after another; 12 of a slot, all at once), not by a measurement.
 SKEWED = 2
+SLOTS_AT_ONCE = 128  # of a row whose postings one warp counts
 GATHER_PROGRAMS = 4 * 132
 GATHERED_AT_ONCE = 2048  # slots; with 4096 ptxas spills some registers on sm_90
 LOOKED_AT = tl.constexpr(32)  # rows
@@ -112,18 +113,18 @@ def similarity_kernel(
     m,
     dim,
     limit,
-    K_PAD: tl.constexpr,
+    SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
     FILL: tl.constexpr,
 ):
     """out[i, j] = ⟨a_i, b_j⟩."""
     row = tl.program_id(0).to(tl.int64)
-    slots = tl.arange(0, K_PAD)
-    value = tl.load(values + row * k + slots, mask=slots < k, other=0.0)
-    latent = tl.load(indices + row * k + slots, mask=slots < k, other=0)
-    active = is_active(value, latent, dim)
-    end = tl.load(starts + latent + 1, mask=active, other=0)
-    postings = tl.sum(end - tl.load(starts + latent, mask=active, other=0))
+    postings = tl.cast(0, tl.int64)
+    for first in range(0, k, SLOTS):
+        slots = first + tl.arange(0, SLOTS)
+        _, latent = slot_of(values + row * k, indices + row * k, slots, k, dim)
+        begin, end = list_of(starts, latent)
+        postings += tl.sum(end - begin)
     tl.store(skewed + row, (postings > limit).to(tl.int32))
     if postings <= limit:
         sums = out + row * m
@@ -226,20 +227,24 @@ def similarity(a: Codes, b: Codes, postings: Postings) -> Tensor:
     (n, k), (m, other_k), dim = a[0].shape, b[0].shape, len(postings[0]) - 1
     out, skewed = a[0].new_empty(n, m), a[1].new_empty(n)
     other_pad = power_of_2(other_k)
-    constants = {"K_PAD": power_of_2(k), "FILL": 1024}
+    constants = {"FILL": 1024}
 
     def run(config: tuning.Config) -> None:
         sizes = k, m, dim, m * other_k // SKEWED
         tensors = *a, *postings, out, skewed
         # No fused sums: the CPU rounds every product, too.
-        similarity_kernel[(n,)](*tensors, *sizes, enable_fp_fusion=False, **constants, **config)
+        slots = min(power_of_2(k), SLOTS_AT_ONCE)
+        similarity_kernel[(n,)](
+            *tensors, *sizes, SLOTS=slots, enable_fp_fusion=False, **constants, **config
+        )
 
     if out.numel():
         with on_device_of(out):
             tuning.launch("similarity", (n, m, k, dim), CONFIGS, run)
             programs = min(n, GATHER_PROGRAMS)
             tensors = *a, *b, out.new_empty(programs, dim), out, skewed
-            constants |= {"OTHER_PAD": other_pad, "BLOCK": max(GATHERED_AT_ONCE // other_pad, 1)}
+            constants |= {"K_PAD": power_of_2(k), "OTHER_PAD": other_pad}
+            constants |= {"BLOCK": max(GATHERED_AT_ONCE // other_pad, 1)}
             similarity_gather_kernel[(programs,)](
                 *tensors, n, k, m, other_k, dim, enable_fp_fusion=False, **constants, num_warps=8
             )

@@ -5,6 +5,7 @@ g, g + G, ...). The k-th largest maximum is a lower bound tau on the k-th larges
 entries >= tau lie only in groups whose maximum is: about k of G. Those groups are read again,
 from cache, and their entries >= tau become 64-bit keys, value bits above the inverted column,
 so that key order is value order with ties to the lower column. Only they are sorted.
+A counter in memory says where groups and keys go: in any order, which ranks do not depend on.
 
 Nothing is ever truncated: where there are more groups or entries >= tau than the buffer holds
 (many ties, winners in few groups), the row is bisected for its exact k-th largest entry, and
@@ -33,6 +34,7 @@ from csrkern.kernels._common import (
     needs_int64,
     on_device_of,
     power_of_2,
+    registers,
     widen,
 )
 
@@ -40,6 +42,7 @@ MAX_K = 1024
 GROUPS = (1024, 2048)  # at least, at most; 16 k between
 READ_AT_ONCE = 4096  # entries a program has in flight: 16 bytes, 8 times, for 128 threads
 COLLECT_AT_ONCE = 512
+REGISTERS = 128  # 16 warps a processor
 
 INVERT = tl.constexpr(0x7FFFFFFF)
 QUIET_NAN = tl.constexpr(0x7FC00000)
@@ -47,11 +50,11 @@ QUIET_NAN = tl.constexpr(0x7FC00000)
 
 @triton.jit
 def load_entries(row, columns, inside, stride_h, latent_mask, WIDE: tl.constexpr):
-    """Return entries as float32; 0 where there is none, or a mask leaves it out."""
+    """Return entries as they are; 0 where there is none, or a mask leaves it out."""
     if latent_mask is not None:
         inside = inside & (tl.load(latent_mask + columns, mask=inside, other=0) != 0)
     offsets = columns.to(tl.int64) * stride_h if WIDE else columns * stride_h
-    return widen(tl.load(row + offsets, mask=inside, other=0))
+    return tl.load(row + offsets, mask=inside, other=0)
 
 
 @triton.jit
@@ -63,28 +66,58 @@ def ordered(x):
 @triton.jit
 def load_ordered(row, columns, inside, stride_h, latent_mask, WIDE: tl.constexpr):
     """Return `ordered` entries."""
-    return ordered(load_entries(row, columns, inside, stride_h, latent_mask, WIDE))
+    return ordered(widen(load_entries(row, columns, inside, stride_h, latent_mask, WIDE)))
 
 
 @triton.jit
 def larger(a, b):
-    """Return the larger of two floats; NaN if one is."""
+    """Return the larger of two numbers; NaN if one is."""
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def group_maxima(
+    row, stride_h, latent_mask, h, READS: tl.constexpr, GROUPS: tl.constexpr, WIDE: tl.constexpr
+):
+    """Return the largest `ordered` entry of each group, g, g + GROUPS, ... of the columns."""
+    local = tl.arange(0, READS)[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
+    if row.dtype.element_ty == tl.int16:
+        # Two bfloat16 an instruction: the bits of positive ones order as they do, and a negative
+        # NaN is what exceeds minus infinity among the bits taken for unsigned.
+        most = tl.zeros([GROUPS], tl.int16)
+        unsigned = tl.zeros([GROUPS], tl.uint16)
+        for begin in range(0, h, READS * GROUPS):
+            columns = begin + local
+            bits = load_entries(row, columns, columns < h, stride_h, latent_mask, WIDE)
+            most = larger(most, tl.reduce(bits, 0, larger))
+            bits = bits.to(tl.uint16, bitcast=True)
+            unsigned = larger(unsigned, tl.reduce(bits, 0, larger))
+        is_nan = (most > 0x7F80) | (unsigned.to(tl.int32) > 0xFF80)
+        return tl.where(is_nan, QUIET_NAN, most.to(tl.int32) << 16)
+    else:
+        best = tl.zeros([GROUPS], tl.float32)  # two instructions an entry; of integers five
+        for begin in range(0, h, READS * GROUPS):
+            columns = begin + local
+            entries = load_entries(row, columns, columns < h, stride_h, latent_mask, WIDE)
+            best = larger(best, tl.reduce(widen(entries), 0, larger))
+        return ordered(best)
 
 
 @triton.jit
 def kth_largest(bits, k, slack, low):
     """Return a t >= low with k to k + slack of bits >= t, or the largest with k, or `low`.
 
-    A round cuts the range in three: both counts, below 2^15, are summed as one number.
+    A round cuts the range in three, and first looks near its top, where floats differ by less than
+    a factor of two; both counts, below 2^15, are summed as one number.
     """
     low = tl.cast(low, tl.int32)
     count = tl.sum((bits >= low).to(tl.int32))
     high = tl.max(bits)
+    reach = tl.cast(1 << 22, tl.int32)
     while (low < high) & (count > k + slack):
-        third = (high - low) // 3
-        first = low + third + 1
-        second = first + third
+        third = tl.minimum((high - low) // 3, reach)
+        second = high - third
+        first = second - third
         counts = tl.sum((bits >= first).to(tl.int32) + ((bits >= second).to(tl.int32) << 16))
         above_first, above_second = counts & 0xFFFF, counts >> 16
         if above_second >= k:
@@ -96,6 +129,7 @@ def kth_largest(bits, k, slack, low):
             count = above_first
         else:
             high = first - 1
+            reach = tl.minimum(reach, 1 << 28) * 4
     return low
 
 
@@ -135,9 +169,10 @@ def write_best(buffer, total, k, values, indices, K_PAD: tl.constexpr, TILE: tl.
 
 @triton.jit
 def exact_winners(
-    row, stride_h, latent_mask, h, k, tau, top, buffer, BLOCK: tl.constexpr, WIDE: tl.constexpr
-):
-    """Append exactly the k best entries, of which at least k are >= tau and none > top."""
+    row, stride_h, latent_mask, h, k, tau, top, buffer, counter, BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """Write the keys of the k best entries, of which at least k are >= tau and none > top."""
     low = tau
     high = top
     middle = tau + 1  # with many ties tau is exact already, which one pass tells
@@ -155,66 +190,69 @@ def exact_winners(
             above = count
         middle = low + ((high - low) >> 1) + 1
     ties_left = k - above
-    count = 0
+    tl.debug_barrier()  # all have read the counter
+    tl.store(counter, 0)
+    tl.debug_barrier()
     for begin in range(0, h, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         bits = load_ordered(row, columns, columns < h, stride_h, latent_mask, WIDE)
         tie = (bits == low).to(tl.int32)
         hit = (bits > low) | ((tie != 0) & (tl.cumsum(tie, axis=0) <= ties_left))
-        count = append(buffer, count, bits, columns, hit, k)
+        append(buffer, counter, bits, columns, hit, k)
         ties_left -= tl.sum(tie)
+    tl.debug_barrier()
 
 
 @triton.jit
-def append(buffer, count, bits, columns, hit, capacity):
-    """Keys of the entries that hit, after the `count` there are; how many there should be."""
-    to = count + tl.cumsum(hit.to(tl.int32), axis=0) - 1
+def places(counter, hit):
+    """Return a place of its own for each hit, in any order; `counter` moves on by their number."""
+    to = tl.atomic_add(counter + hit.to(tl.int32) * 0, 1, mask=hit, sem="relaxed", scope="cta")
+    return to.to(tl.int32)
+
+
+@triton.jit
+def append(buffer, counter, bits, columns, hit, capacity):
+    """Append the keys of the entries that hit, as many as there is room for."""
+    to = places(counter, hit)
     keys = (bits.to(tl.int64) << 32) | (columns ^ INVERT).to(tl.int64)
     tl.store(buffer + to, keys, mask=hit & (to < capacity))
-    return count + tl.sum(hit.to(tl.int32))
 
 
 @triton.jit
 def select_row(
-    row, stride_h, latent_mask, values, indices, buffer, h, k, READS: tl.constexpr,
+    row, stride_h, latent_mask, values, indices, buffer, h, k, fold_bits, READS: tl.constexpr,
     GROUPS: tl.constexpr, CAPACITY: tl.constexpr, K_PAD: tl.constexpr, BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Return the k largest positive entries of a row, best first; buffer [2, CAPACITY] int64."""
+    """Return the k largest positive entries of a row, best first; buffer as in `new_scratch`."""
     group_list = buffer + CAPACITY
-    local = tl.arange(0, READS)[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
-    groups = tl.arange(0, GROUPS)
-    most = tl.zeros([GROUPS], tl.float32)  # as floats: two instructions an entry instead of five
-    for begin in range(0, h, READS * GROUPS):
-        columns = begin + local
-        entries = load_entries(row, columns, columns < h, stride_h, latent_mask, WIDE)
-        most = larger(most, tl.reduce(entries, 0, larger))
-    group_max = ordered(most)
+    counters = buffer + 2 * CAPACITY  # of groups, of keys
+    tl.store(counters + tl.arange(0, 2), tl.zeros([2], tl.int64))
+    group_max = group_maxima(row, stride_h, latent_mask, h, READS, GROUPS, WIDE)
     tau = kth_largest(group_max, k, k // 8, 1)
 
     hit = group_max >= tau
-    to = tl.cumsum(hit.to(tl.int32), axis=0) - 1
-    n_groups = tl.sum(hit.to(tl.int32))
     tl.debug_barrier()  # the row before reads these until here
-    tl.store(group_list + to, groups.to(tl.int64), mask=hit & (to < CAPACITY))
+    to = places(counters, hit)
+    tl.store(group_list + to, tl.arange(0, GROUPS).to(tl.int64), mask=hit & (to < CAPACITY))
     tl.debug_barrier()
-    total = 0
+    n_groups = tl.load(counters).to(tl.int32)
     if n_groups <= CAPACITY:
-        # Entry e is number e // CAPACITY of the group listed at e % CAPACITY.
-        for begin in range(0, tl.cdiv(h, GROUPS) * CAPACITY, BLOCK):
+        # A group's entries are numbered next to each other, 2^fold_bits of them.
+        for begin in range(0, n_groups << fold_bits, BLOCK):
             entries = begin + tl.arange(0, BLOCK)
-            listed = entries % CAPACITY
-            inside = listed < n_groups
-            group = tl.load(group_list + listed, mask=inside, other=0).to(tl.int32)
-            columns = group + entries // CAPACITY * GROUPS
+            inside = entries < (n_groups << fold_bits)
+            group = tl.load(group_list + (entries >> fold_bits), mask=inside, other=0)
+            columns = group.to(tl.int32) + (entries & ((1 << fold_bits) - 1)) * GROUPS
             inside = inside & (columns < h)
             bits = load_ordered(row, columns, inside, stride_h, latent_mask, WIDE)
-            total = append(buffer, total, bits, columns, bits >= tau, CAPACITY)
-    if (n_groups > CAPACITY) | (total > CAPACITY):
-        tl.debug_barrier()
-        exact_winners(row, stride_h, latent_mask, h, k, tau, tl.max(group_max), buffer, BLOCK, WIDE)
-        total = k
+            append(buffer, counters + 1, bits, columns, bits >= tau, CAPACITY)
     tl.debug_barrier()
+    total = tl.load(counters + 1).to(tl.int32)
+    if (n_groups > CAPACITY) | (total > CAPACITY):
+        top = tl.max(group_max)
+        exact_winners(row, stride_h, latent_mask, h, k, tau, top, buffer, counters + 1, BLOCK, WIDE)
+        total = k
     write_best(buffer, total, k, values, indices, K_PAD, min(CAPACITY, 64))
 
 
@@ -226,10 +264,11 @@ def topk_relu_kernel(
     latent_mask,  # [h] uint8, or None
     values,  # [n, k]
     indices,  # [n, k] int32
-    scratch,  # [programs, 2, CAPACITY] int64: keys, and groups
+    scratch,  # [programs, 2 CAPACITY + 2] int64: keys, groups, and the numbers of both
     n,
     h,
     k,
+    fold_bits,  # entries of a group: 2^fold_bits at most
     READS: tl.constexpr,
     GROUPS: tl.constexpr,
     CAPACITY: tl.constexpr,
@@ -239,13 +278,13 @@ def topk_relu_kernel(
 ):
     """Return the k largest positive entries of each row, best first."""
     program = tl.program_id(0)
-    buffer = scratch + program.to(tl.int64) * (2 * CAPACITY)
+    buffer = scratch + program.to(tl.int64) * (2 * CAPACITY + 2)
     for i in range(program, n, tl.num_programs(0)):
         row = pre + tl.cast(i, tl.int64) * stride_n
         out = tl.cast(i, tl.int64) * k
         select_row(
-            row, stride_h, latent_mask, values + out, indices + out, buffer, h, k, READS, GROUPS,
-            CAPACITY, K_PAD, BLOCK, WIDE,
+            row, stride_h, latent_mask, values + out, indices + out, buffer, h, k, fold_bits,
+            READS, GROUPS, CAPACITY, K_PAD, BLOCK, WIDE,
         )  # fmt: skip
 
 
@@ -291,18 +330,26 @@ class Plan(NamedTuple):
     num_warps: int
 
     @staticmethod
-    def of(h: int, k: int, wide: bool = False) -> Plan:
-        """Sizes are rounded to powers of two, so few kernels serve all shapes."""
+    def of(h: int, k: int, wide: bool = False, masked: bool = False) -> Plan:
+        """Sizes are rounded to powers of two, so few kernels serve all shapes.
+
+        A mask is in flight, too, so half as many entries are.
+        """
         k_pad = power_of_2(k)
         h_pad = power_of_2(h, 64)
         least, most = GROUPS
         groups = min(h_pad, max(least, min(16 * k_pad, most)))
-        reads = max(1, min(h_pad, READ_AT_ONCE) // groups)
+        reads = max(1, min(h_pad, READ_AT_ONCE) // groups // (2 if masked else 1))
         capacity = max(2 * k_pad, 16)
         block = min(groups, COLLECT_AT_ONCE)
         # With more than 8 group maxima a thread, beside what is in flight, ptxas spills some.
-        num_warps = max(1, min(groups // 256, 8))
+        # With fewer than 4 warps it spills some of what ranks the keys.
+        num_warps = max(4, min(groups // 256, 8))
         return Plan(reads, groups, capacity, k_pad, block, wide, num_warps)
+
+    def fold_bits(self, h: int) -> int:
+        """Return b where a group has 2^b entries at most."""
+        return power_of_2(triton.cdiv(h, self.GROUPS)).bit_length() - 1
 
     def configs(self) -> list[tuning.Config]:
         """Return this plan, and one with half the entries in flight; more warps would spill."""
@@ -320,8 +367,8 @@ def topk_relu(pre: Tensor, k: int, latent_mask: Tensor | None) -> tuple[Tensor, 
 
 
 def new_scratch(n: int, h: int, k: int, device: torch.device) -> Tensor:
-    """Return the scratch of `topk_relu_into` for n rows, [programs, 2, CAPACITY]."""
-    size = min(n, MAX_PROGRAMS), 2, Plan.of(h, k).CAPACITY
+    """Return the scratch of `topk_relu_into` for n rows, [programs, 2 CAPACITY + 2]."""
+    size = min(n, MAX_PROGRAMS), 2 * Plan.of(h, k).CAPACITY + 2
     return torch.empty(size, dtype=torch.int64, device=device)
 
 
@@ -337,13 +384,14 @@ def topk_relu_into(
     n, h = pre.shape
     if n == 0:
         return
-    plan = Plan.of(h, k, needs_int64(pre[:1]))
+    plan = Plan.of(h, k, needs_int64(pre[:1]), latent_mask is not None)
     programs = min(n, len(scratch))
     mask = None if latent_mask is None else latent_mask.contiguous().view(torch.uint8)
 
     def run(config: tuning.Config) -> None:
         tensors = as_bits(pre), *pre.stride(), mask, as_bits(values), indices, scratch
-        topk_relu_kernel[(programs,)](*tensors, n, h, k, **{**plan._asdict(), **config})
+        constants = {**plan._asdict(), **config, **registers(REGISTERS)}
+        topk_relu_kernel[(programs,)](*tensors, n, h, k, plan.fold_bits(h), **constants)
 
     with on_device_of(pre):
         tuning.launch("topk_relu", (n, h, k, str(pre.dtype)), plan.configs(), run)

@@ -1,15 +1,24 @@
-"""What aot.py compiles: every kernel at the shapes that decide its constants, and its budget."""
+"""What aot.py compiles: every kernel at the shapes that decide its constants, and its budget.
+
+By default these are the shapes of the tables of rooflines, and for each kernel and dtype what
+holds the most state. With `everything` they are all that tests and benchmarks use.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from csrkern.kernels import gather, info_nce, similarity, topk_relu, transpose
+from csrkern.kernels._common import power_of_2
 from csrkern.kernels.encode import bounds as encode_bounds
 from csrkern.kernels.encode import propose as encode_propose
 from csrkern.kernels.encode import verified as encode_verified
 
 CODES, FLOATS, INTS, LONGS = "*i32", "*fp32", "*i32", "*i64"
+ELEMENTS = (FLOATS, "*fp16", "*i16")  # bfloat16 goes as its bits
+SLOTS = (16, 32, 64, 128, 256, 512, 1024)
 
 
 class Case(NamedTuple):
@@ -24,111 +33,87 @@ class Case(NamedTuple):
     shared: int = 8192  # bytes, likewise
     num_stages: int = 3
     on: tuple[str, ...] = ()  # targets, where it is not for all
+    fused: bool = True  # may contract products and sums
+    limited: bool = False  # its launch names the registers
+    divisible: bool = True  # sizes, by 16
 
 
-def cases() -> list[Case]:
-    """Every kernel at the shapes that decide its constants."""
-    found = []
-    codes = {"values": FLOATS, "indices": CODES}
-    lists = {"starts": LONGS, "rows": INTS, "sorted_values": FLOATS}
-    for h, k, element in (
+def cases(everything: bool) -> list[Case]:
+    """Return the cases, those of the tables first."""
+    found = [
+        *topk_relu_cases(everything),
+        *transpose_cases(everything),
+        *encode_cases(everything),
+        *gather_cases(everything),
+        *similarity_cases(everything),
+        *info_nce_cases(),
+    ]
+    if everything:
+        odd = [case._replace(name=f"{case.name}, odd sizes", divisible=False) for case in found]
+        found += [case for case in odd if not case.name.startswith("topk_relu h=")]
+    return found
+
+
+def size_of(element: str) -> int:
+    """Return the bytes of an element."""
+    return 4 if element == FLOATS else 2
+
+
+def topk_relu_cases(everything: bool) -> Iterator[Case]:
+    """All configurations of a plan; plans depend on h below 4,096 only."""
+    shapes = [
         (8192, 32, FLOATS),
         (16_384, 32, "*i16"),
         (131_072, 256, FLOATS),
         (16_384, 1024, "*fp16"),
-    ):
-        plan = topk_relu.Plan.of(h, k)._asdict()
-        warps = plan.pop("num_warps")
-        arguments = {"pre": element, "stride_n": "i32", "stride_h": 1, "latent_mask": None}
-        arguments |= {"values": element, "indices": CODES, "scratch": LONGS}
-        arguments |= {"n": "i32", "h": "i32", "k": "i32", **plan}
-        name = f"topk_relu h={h} k={k} {element[1:]}"
-        found.append(Case(name, topk_relu.topk_relu_kernel, arguments, warps, 128, 50_000))
-    for change in topk_relu.Plan.of(16_384, 32).configs()[1:]:
-        plan = {**topk_relu.Plan.of(16_384, 32)._asdict(), **change}
-        warps = plan.pop("num_warps")
-        name = f"topk_relu h=16384 k=32 fp32, {warps} warps, {plan['READS']} reads"
-        arguments = {**arguments, "pre": FLOATS, "values": FLOATS, **plan}
-        found.append(Case(name, topk_relu.topk_relu_kernel, arguments, warps, 128, 50_000))
-    backward = {"grad": FLOATS, "values": FLOATS, "indices": CODES, "out": FLOATS}
-    backward |= {"n": "i32", "dim": "i32", "k": "i32", "K_PAD": 32, "BLOCK": 4096}
-    found.append(
-        Case("topk_relu backward", topk_relu.topk_relu_backward_kernel, backward, 4, 64, 20_000)
-    )
+    ]
+    decisive = [(16_384, 1024, FLOATS, True, False), (4096, 16, "*i16", True, False)]
+    variants = [(*shape, False, False) for shape in shapes] + decisive
+    if everything:
+        sizes = itertools.product((64, 256, 1024, 2048, 16_384), SLOTS, ELEMENTS)
+        kinds = ((False, False), (True, False), (False, True))
+        every = [(*size, *kind) for size, kind in itertools.product(sizes, kinds)]
+        variants += [one for one in every if one[1] <= one[0] and one not in variants]
+    for h, k, element, masked, wide in variants:
+        full = topk_relu.Plan.of(h, k, wide, masked)
+        for number, config in enumerate(full.configs()[: None if everything else 1]):
+            plan = {**full._asdict(), **config}
+            warps = plan.pop("num_warps")
+            arguments = {"pre": element, "stride_n": "i32", "stride_h": "i32" if wide else 1}
+            arguments |= {"latent_mask": "*u8" if masked else None}
+            arguments |= {"values": element, "indices": CODES, "scratch": LONGS}
+            arguments |= {"n": "i32", "h": "i32", "k": "i32", "fold_bits": "i32", **plan}
+            name = f"topk_relu h={h} k={k} {element[1:]}"
+            name += " masked" * masked + " wide" * wide + f", {plan['READS']} reads" * (number > 0)
+            kernel, most = topk_relu.topk_relu_kernel, topk_relu.REGISTERS
+            yield Case(name, kernel, arguments, warps, most, 50_000, limited=True)
+    for element, k in itertools.product(ELEMENTS, SLOTS) if everything else [(FLOATS, 32)]:
+        backward = {"grad": element, "values": element, "indices": CODES, "out": element}
+        backward |= {"n": "i32", "dim": "i32", "k": "i32", "K_PAD": k, "BLOCK": 4096}
+        name = "topk_relu backward" + f" k={k} {element[1:]}" * everything
+        yield Case(name, topk_relu.topk_relu_backward_kernel, backward, 4, 64, 20_000)
 
+
+def transpose_cases(everything: bool) -> Iterator[Case]:
+    """Return those of the three kernels of a transposition."""
+    codes = {"values": FLOATS, "indices": CODES}
     count = {**codes, "counts": INTS, "entries": "i32", "entries_per_block": "i32", "dim": "i32"}
-    found.append(
-        Case("transpose count", transpose.count_kernel, {**count, "BLOCK": 1024}, 4, 64, 20_000)
-    )
+    yield Case("transpose count", transpose.count_kernel, {**count, "BLOCK": 1024}, 4, 64, 20_000)
     offsets = {"counts": INTS, "totals": LONGS, "n_blocks": "i32", "dim": "i32"}
     offsets |= {"BLOCK": transpose.LATENTS_AT_ONCE, "AT_ONCE": transpose.BLOCKS_AT_ONCE}
-    found.append(Case("transpose offsets", transpose.offsets_kernel, offsets, 1, 255, 24_000))
+    yield Case("transpose offsets", transpose.offsets_kernel, offsets, 1, 255, 24_000)
     place = {**codes, "starts": LONGS, "cursors": INTS, "rows": INTS, "slots": INTS}
     place |= {"sorted_values": FLOATS, "n": "i32", "k": "i32", "rows_per_block": "i32"}
-    place |= {"dim": "i32", "K_PAD": 32}
-    found.append(Case("transpose place", transpose.place_kernel, place, 1, 64, 20_000))
-
-    found += encode_cases()
-    for element in (FLOATS, "*i16"):
-        width = {"ROWS": gather.ROWS_AT_ONCE, "BLOCK": 512}
-        wide = 4 if element == FLOATS else 2
-        sizes = {"n": "i32", "k": "i32", "dim": "i32", "d": "i32", "stride_table": "i32"}
-        sizes["ENDS"] = (32, 128)
-        summed = {**codes, "table": element, "bias": element, "out": element, **sizes, **width}
-        found.append(
-            Case(f"gather_sum {element[1:]}", gather.gather_sum_kernel, summed, wide, 128, 40_000)
-        )
-        dotted = {**codes, "table": element, "rows": element, "out": FLOATS, **sizes}
-        for config in gather.DOT_CONFIGS:
-            config = {**dotted, **config, "BLOCK": gather.DOT_WIDTH}
-            warps = config.pop("num_warps")
-            name = f"gather_dot {config['ROWS']} rows {element[1:]}"
-            found.append(Case(name, gather.gather_dot_kernel, config, warps, 168, 40_000))
-        scattered = {"starts": LONGS, "first_pieces": LONGS, "rows": INTS, "slots": INTS}
-        scattered |= {"source": element, "scale": FLOATS, "partial": FLOATS, "out": FLOATS}
-        scattered |= {"entries": "i32", "pieces": "i32", "n": "i32", "dim": "i32", "k": "i32"}
-        scattered |= {"d": "i32", "stride_source": "i32"}
-        scattered |= {"begin_slot": "i32", "end_slot": "i32", "FIRST": False}
-        scattered |= {"PIECE": gather.PIECE, **width}
-        name = f"scatter_sum {element[1:]}"
-        found.append(Case(name, gather.scatter_sum_kernel, scattered, wide, 128, 30_000))
-        name = f"scatter_sum pieces {element[1:]}"
-        found.append(Case(name, gather.scatter_pieces_kernel, scattered, wide, 128, 30_000))
-
-    block = {"BLOCK": similarity.POSTINGS_AT_ONCE}
-    scored = {**codes, **lists, "out": FLOATS, "skewed": INTS, "k": "i32", "m": "i32"}
-    scored |= {"dim": "i32", "limit": "i32", "K_PAD": 32, **block, "FILL": 1024}
-    found.append(Case("similarity", similarity.similarity_kernel, scored, 1, 64, 20_000))
-    gathered = {**scored, "other_values": FLOATS, "other_indices": CODES, "dense": FLOATS}
-    gathered |= {"n": "i32", "other_k": "i32", "OTHER_PAD": 32}
-    gathered |= {"BLOCK": similarity.GATHERED_AT_ONCE // 32}
-    kernel = similarity.similarity_gather_kernel
-    # Triton 3.9 takes 32 registers, 3.6 takes 80.
-    found.append(Case("similarity gather", kernel, gathered, 8, 80, 20_000, 16_384))
-    slopes = {"grad": FLOATS, "stride_n": "i32", "stride_m": "i32", **codes, **lists}
-    slopes |= {"grad_values": FLOATS, "k": "i32", "dim": "i32", **block}
-    kernel = similarity.similarity_backward_kernel
-    found.append(Case("similarity backward", kernel, slopes, 1, 64, 20_000))
-    for labeled in (None, INTS):
-        name = "labels" if labeled else "pairs"
-        classes = {"classes": labeled, "other_classes": labeled}
-        tail = {"n": "i32", "k": "i32", "m": "i32", "dim": "i32", "scale": "fp32"}
-        tail["ONE_SET"] = bool(labeled)
-        forward = {**codes, **lists, **classes, "n_positives": labeled, "scratch": FLOATS}
-        forward |= {"loss": FLOATS, "peak": FLOATS, "log_total": FLOATS, **tail, **block}
-        found.append(Case(f"info_nce {name}", info_nce.info_nce_kernel, forward, 1, 96, 40_000))
-        back = {**codes, **lists, **classes, "weight": FLOATS}
-        back |= {"pull": FLOATS if labeled else None, "peak": FLOATS, "log_total": FLOATS}
-        back |= {"scratch": FLOATS, "grad_values": FLOATS, **tail}
-        back |= {"BY_ROW": True, "BY_COLUMN": bool(labeled), **block}
-        kernel = info_nce.info_nce_backward_kernel
-        found.append(Case(f"info_nce backward {name}", kernel, back, 1, 96, 40_000))
-    return found
+    place |= {"dim": "i32"}
+    for k in (32, *SLOTS[2:], 2048) if everything else (32, 2048):
+        name = "transpose place" + f" k={k}" * (k > 32)
+        warps = max(1, min(k // 64, 8))
+        budget = (64, 20_000) if k <= 1024 else (128, 20_000, 16_384)
+        yield Case(name, transpose.place_kernel, {**place, "K_PAD": k}, warps, *budget)
 
 
-def encode_cases() -> list[Case]:
-    """Return the kernels of a verified encoding at h = 16,384 and k = 32."""
-    capacity = encode_verified.LEAST_CAPACITY
+def encode_cases(everything: bool) -> Iterator[Case]:
+    """Return the kernels of a verified encoding."""
     codes = {"values": FLOATS, "indices": CODES, "n": "i32", "h": "i32", "k": "i32", "d": "i32"}
     layer = {
         "x": FLOATS,
@@ -140,35 +125,156 @@ def encode_cases() -> list[Case]:
     }
     layer |= {"LANES": encode_verified.LANES, "TILE": encode_verified.RESCORED_AT_ONCE}
     scored = {"bias": FLOATS, "maxima": FLOATS, "h": "i32", "groups": "i32"}
-    scored["GROUP"] = encode_propose.GROUP
-    found = []
     rows = {"rows": FLOATS, "stride": "i32", "rounded": "*i16", "norms": FLOATS}
     rows |= {"residuals": FLOATS, "d": "i32", "BLOCK": 1024}
-    found.append(Case("encode: round rows", encode_bounds.round_rows_kernel, rows, 4, 64, 20_000))
+    yield Case("encode: round rows", encode_bounds.round_rows_kernel, rows, 4, 64, 20_000)
     product = {**codes, **scored, "x": "*bf16", "weight": "*bf16", "products": "*i16"}
     # Each where it fits: the registers of Hopper, others, an AMD unit's shared memory.
     fits = (("sm_90",), ("sm_80", "sm_90", "sm_100"), ("gfx942",))
     for tile, on in zip(encode_propose.TILES, fits, strict=True):
-        arguments = {**product, **tile}
+        arguments = {**product, **tile, "GROUP": encode_propose.GROUP}
         warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
         name = f"encode: product {tile['BM']}x{tile['BN']}x{tile['BK']}"
         kernel = encode_propose.product_kernel
-        found.append(Case(name, kernel, arguments, warps, 255, 60_000, 147_456, stages, on))
-    maxima = {**scored, "products": FLOATS, "BLOCK": 128}
-    found.append(Case("encode: maxima", encode_propose.maxima_kernel, maxima, 4, 128, 20_000))
+        yield Case(name, kernel, arguments, warps, 255, 60_000, 147_456, stages, on)
+    maxima = {**scored, "products": FLOATS, "GROUP": encode_propose.GROUP, "BLOCK": 128}
+    yield Case("encode: maxima", encode_propose.maxima_kernel, maxima, 4, 128, 20_000)
     chosen = {**codes, **scored, "norms": FLOATS, "residuals": FLOATS, "limits": FLOATS}
     chosen |= {"scratch": INTS, "candidates": INTS, "counts": INTS, "relative": "fp32"}
-    chosen |= {"FOLDS": 1, "HELD": 512, "CAPACITY": capacity, "BLOCK": 512}
-    for element in (FLOATS, "*i16"):
-        name = f"encode: candidates {element[1:]}"
-        arguments = {**chosen, "products": element}
-        found.append(Case(name, encode_propose.candidates_kernel, arguments, 8, 128, 50_000))
-    summed = {**layer, "candidates": INTS, "keys": LONGS, "CAPACITY": capacity}
-    found.append(Case("encode: rescore", encode_verified.rescore_kernel, summed, 4, 128, 50_000))
-    ranked = {**codes, "keys": LONGS, "counts": INTS, "K_PAD": 32, "CAPACITY": capacity, "TILE": 64}
-    found.append(Case("encode: rank", encode_verified.rank_kernel, ranked, 4, 128, 30_000))
-    plan = topk_relu.Plan.of(16_384, 32)._asdict()
-    plan.pop("num_warps")
-    full = {**layer, "rows": FLOATS, "scratch": LONGS, **plan}
-    found.append(Case("encode: repair", encode_verified.repair_kernel, full, 8, 128, 90_000))
-    return found
+    shapes = [(16_384, 32), (65_536, 1024)]
+    if everything:
+        shapes += [(4096, 16), (65_536, 64), (131_072, 256)]
+        shapes += [(h, k) for h in (1024, 8192, 65_536) for k in SLOTS if 64 * k <= 8 * h]
+    for h, k in dict.fromkeys(shapes):
+        of = f" h={h} k={k}" * ((h, k) != shapes[0])
+        capacity = encode_verified.capacity_of(k)
+        folds = encode_propose.grouping(h, k)
+        for element in (FLOATS, "*i16"):
+            arguments = {**chosen, **folds, **encode_propose.candidates_plan(capacity)}
+            arguments["products"] = element
+            name = f"encode: candidates {element[1:]}{of}"
+            kernel = encode_propose.candidates_kernel
+            most = encode_propose.CANDIDATE_REGISTERS
+            yield Case(name, kernel, arguments, 8, most, 50_000, 32_768, limited=True)
+        summed = {**layer, "candidates": INTS, "keys": LONGS, "CAPACITY": capacity}
+        yield Case(f"encode: rescore{of}", encode_verified.rescore_kernel, summed, 4, 128, 50_000)
+        ranked = {**codes, "keys": LONGS, "counts": INTS, "K_PAD": power_of_2(k)}
+        ranked |= {"CAPACITY": capacity, "TILE": 64}
+        yield Case(f"encode: rank{of}", encode_verified.rank_kernel, ranked, 4, 128, 30_000)
+        plan = topk_relu.Plan.of(h, k)._asdict()
+        plan.pop("num_warps")
+        full = {**layer, "rows": FLOATS, "scratch": LONGS, "fold_bits": "i32", **plan}
+        yield Case(f"encode: repair{of}", encode_verified.repair_kernel, full, 8, 128, 90_000)
+
+
+def gather_cases(everything: bool) -> Iterator[Case]:
+    """Return those of the three sums over rows of a table."""
+    codes = {"values": FLOATS, "indices": CODES}
+    sizes = {"n": "i32", "k": "i32", "dim": "i32", "d": "i32", "stride_table": "i32"}
+    scattered = {"starts": LONGS, "first_pieces": LONGS, "rows": INTS, "slots": INTS}
+    scattered |= {"scale": FLOATS, "partial": FLOATS, "out": FLOATS}
+    scattered |= {"entries": "i32", "pieces": "i32", "n": "i32", "dim": "i32", "k": "i32"}
+    scattered |= {"d": "i32", "stride_source": "i32", "begin_slot": "i32", "end_slot": "i32"}
+    scattered |= {"PIECE": gather.PIECE}
+    prefixes = ((32, 128), (32,), (8, 32, 128, 256))
+    for element in ELEMENTS:
+        of = element[1:]
+        widths = (512, 256, 128, 64, 32) if everything else (512,)
+        for width in widths:
+            shape = {"ROWS": gather.ROWS_AT_ONCE, "BLOCK": width}
+            warps = max(1, min(width * size_of(element) // 512, 4))
+            details = f" {width} columns" * (width < 512)
+            for ends in prefixes if everything else prefixes[:1]:
+                name = f"gather_sum {of}{details}" + f" {len(ends)} prefixes" * (len(ends) != 2)
+                arguments = {**codes, "table": element, "bias": element, "out": element, **sizes}
+                arguments |= {"ENDS": ends, **shape}
+                yield Case(
+                    name, gather.gather_sum_kernel, arguments, warps, 128, 40_000, fused=False
+                )
+            arguments = {**scattered, "source": element, "FIRST": False, **shape}
+            name = f"scatter_sum {of}{details}"
+            yield Case(name, gather.scatter_sum_kernel, arguments, warps, 128, 30_000, fused=False)
+            name = f"scatter_sum pieces {of}{details}"
+            yield Case(
+                name, gather.scatter_pieces_kernel, arguments, warps, 128, 30_000, fused=False
+            )
+        some = prefixes if everything else prefixes[::2]
+        for config, ends in itertools.product(gather.DOT_CONFIGS, some):
+            if not everything and len(ends) > 2 and config != gather.DOT_CONFIGS[0]:
+                continue
+            arguments = {**codes, "table": element, "rows": element, "out": FLOATS, **sizes}
+            arguments |= {"ENDS": ends, **config, "BLOCK": gather.DOT_WIDTH}
+            warps = arguments.pop("num_warps")
+            kernel = gather.gather_dot_kernel
+            name = f"gather_dot {config['ROWS']} rows {of}"
+            name += f" {len(ends)} prefixes" * (len(ends) != 2)
+            yield Case(
+                name,
+                kernel,
+                arguments,
+                warps,
+                gather.DOT_REGISTERS,
+                60_000,
+                fused=False,
+                limited=True,
+            )
+
+
+def similarity_cases(everything: bool) -> Iterator[Case]:
+    """Return those of similarity and its gradient."""
+    codes = {"values": FLOATS, "indices": CODES}
+    lists = {"starts": LONGS, "rows": INTS, "sorted_values": FLOATS}
+    for k in (*SLOTS[1:], 2048) if everything else (32, 128, 2048):
+        of = f" k={k}" * (k > 32)
+        scored = {**codes, **lists, "out": FLOATS, "skewed": INTS, "k": "i32", "m": "i32"}
+        scored |= {"dim": "i32", "limit": "i32", "FILL": 1024}
+        scored |= {"SLOTS": min(k, similarity.SLOTS_AT_ONCE)}
+        for number, config in enumerate(similarity.CONFIGS):
+            if number and not everything:
+                continue
+            arguments = {**scored, **config}
+            warps = arguments.pop("num_warps")
+            name = f"similarity{of}" + f", {config['BLOCK']} postings" * (number > 0)
+            yield Case(
+                name, similarity.similarity_kernel, arguments, warps, 64, 20_000, fused=False
+            )
+        gathered = {**scored, "other_values": FLOATS, "other_indices": CODES, "dense": FLOATS}
+        gathered |= {"n": "i32", "other_k": "i32", "K_PAD": k, "OTHER_PAD": k}
+        gathered |= {"BLOCK": max(similarity.GATHERED_AT_ONCE // k, 1)}
+        kernel = similarity.similarity_gather_kernel
+        # Triton 3.9 takes 32 registers, 3.6 takes 80.
+        yield Case(f"similarity gather{of}", kernel, gathered, 8, 80, 20_000, 16_384, fused=False)
+    slopes = {"grad": FLOATS, "stride_n": "i32", "stride_m": "i32", **codes, **lists}
+    slopes |= {"grad_values": FLOATS, "k": "i32", "dim": "i32"}
+    slopes |= {"BLOCK": similarity.POSTINGS_AT_ONCE}
+    yield Case(
+        "similarity backward",
+        similarity.similarity_backward_kernel,
+        slopes,
+        1,
+        64,
+        20_000,
+        fused=False,
+    )
+
+
+def info_nce_cases() -> Iterator[Case]:
+    """Return those of the loss and its gradient: pairs, and labels of one set."""
+    codes = {"values": FLOATS, "indices": CODES}
+    lists = {"starts": LONGS, "rows": INTS, "sorted_values": FLOATS}
+    for labeled in (None, INTS):
+        name = "labels" if labeled else "pairs"
+        classes = {"classes": labeled, "other_classes": labeled}
+        tail = {"n": "i32", "k": "i32", "m": "i32", "dim": "i32", "scale": "fp32"}
+        tail |= {"ONE_SET": bool(labeled), "BLOCK": info_nce.POSTINGS_AT_ONCE}
+        forward = {**codes, **lists, **classes, "n_positives": labeled, "scratch": FLOATS}
+        forward |= {"loss": FLOATS, "peak": FLOATS, "log_total": FLOATS, **tail}
+        yield Case(
+            f"info_nce {name}", info_nce.info_nce_kernel, forward, 1, 96, 40_000, fused=False
+        )
+        back = {**codes, **lists, **classes, "weight": FLOATS}
+        back |= {"pull": FLOATS if labeled else None, "peak": FLOATS, "log_total": FLOATS}
+        back |= {"scratch": FLOATS, "grad_values": FLOATS, **tail}
+        back |= {"BY_ROW": True, "BY_COLUMN": bool(labeled)}
+        kernel = info_nce.info_nce_backward_kernel
+        yield Case(f"info_nce backward {name}", kernel, back, 1, 96, 40_000, fused=False)

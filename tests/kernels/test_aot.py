@@ -25,7 +25,7 @@ def test_table_has_every_target_and_no_spills():
         assert names(mine) == names(rows)
         assert len(mine) > len(names(mine))  # and a product in tiles that fit
         assert all(int(row["spilled_bytes"]) == 0 for row in mine)
-    assert sum(float(row["compile_seconds"]) for row in rows) < 180
+    assert sum(float(row["compile_seconds"]) for row in rows) < 240
 
 
 def test_rooflines_are_those_of_the_table():
@@ -41,7 +41,7 @@ def test_every_kernel_has_a_roofline():
         """Without shapes, dtypes and configurations."""
         with (ROOT / "benchmarks" / "results" / table).open() as file:
             rows = [row for row in csv.DictReader(file) if row.get("target", "sm_90") == "sm_90"]
-        details = r" (h=.*|\d.*|fp32|i16|pairs|labels)$"
+        details = r" (h=.*|k=.*|\d.*|fp32.*|fp16.*|i16.*|pairs|labels)$"
         return {re.sub(details, "", row["kernel"]) for row in rows}
 
     assert names("h200_kernels.csv") == names("aot.csv")

@@ -71,6 +71,19 @@ def test_codes_are_those_of_the_cpu(kernels, device, monkeypatch):
     assert normal.max() < 120
 
 
+@pytest.mark.parametrize("sifted", [True, False])
+def test_candidates_in_pieces_and_of_one_bound(kernels, device, monkeypatch, sifted):
+    from csrkern.kernels.encode import propose
+
+    monkeypatch.setattr(kernels.tuning, "choose", lambda *_: kernels.CONFIGS[1])
+    plan = {**propose.candidates_plan(256), "TILE": 8, "SIFTED": sifted}
+    monkeypatch.setattr(propose, "candidates_plan", lambda capacity: plan)
+    counts = repaired(kernels, monkeypatch)
+    x, weight = torch.randn(3, 45), torch.randn(500, 45)
+    assert encode(kernels, device, x, weight).equal(wanted(x, weight))
+    assert counts[0].min() > 8
+
+
 @pytest.mark.usefixtures("config")
 def test_order_that_bfloat16_cannot_tell(kernels, device):
     # Scores differ by less than a bfloat16 product can see, in a group that holds all winners.

@@ -48,6 +48,7 @@ def test_rows_of_many_postings_are_gathered(kernels, device, monkeypatch, share)
     # With no limit every row that has postings is gathered; else the one of latents all use.
     monkeypatch.setattr(kernels, "GATHER_PROGRAMS", 2)
     monkeypatch.setattr(kernels, "GATHERED_AT_ONCE", 64)
+    monkeypatch.setattr(kernels, "SLOTS_AT_ONCE", 4)  # of 5
     monkeypatch.setattr(kernels, "SKEWED", share or 10**9)
     b = SparseCodes.from_dense(torch.rand(50, DIM) + 3 * (torch.arange(DIM) < 3), 6)
     a = some_codes(7)

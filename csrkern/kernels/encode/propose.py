@@ -16,12 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from csrkern.kernels import tuning
-from csrkern.kernels._common import as_bits, batched_jit, narrow, power_of_2, widen
+from csrkern.kernels._common import as_bits, batched_jit, narrow, power_of_2, registers, widen
 from csrkern.kernels.encode.bounds import Bounds, least, slack_of
 from csrkern.kernels.encode.product import block_rows
 from csrkern.kernels.topk_relu import kth_largest
 
 GROUP = 32  # columns that share a maximum, at most
+CANDIDATE_REGISTERS = 168  # of rows of odd length, with the most groups
 MOST_GROUPS = 4096  # maxima a program holds: those of further groups are joined
 
 TILES = [
@@ -127,6 +128,8 @@ def candidates_kernel(
     HELD: tl.constexpr,
     CAPACITY: tl.constexpr,
     BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    SIFTED: tl.constexpr,  # by a second bound
 ):
     """Return the columns of each row that may be among its k best."""
     row = tl.program_id(0).to(tl.int64)
@@ -172,18 +175,40 @@ def candidates_kernel(
                 total += tl.sum(hits.to(tl.int32))
         tl.debug_barrier()
         if total <= CAPACITY:
-            # The k-th best of what was found is a better bound than that of the groups.
-            c = tl.arange(0, CAPACITY)
-            all_bits = tl.load(score_bits_of + c, mask=c < total, other=0)
-            column = tl.load(columns_of + c, mask=c < total, other=0)
-            closer = kth_largest(tl.maximum(all_bits, 0), k, 0, 0).to(tl.float32, bitcast=True)
-            kept = all_bits.to(tl.float32, bitcast=True) >= least(closer, slack, relative)
-            kept = kept & (c < total)
-            slot = tl.cumsum(kept.to(tl.int32), axis=0) - 1
-            tl.debug_barrier()
-            tl.store(columns_of + slot, column, mask=kept)
-            count = tl.sum(kept.to(tl.int32))
+            count = total
+            if SIFTED:
+                # The k-th best of what was found is a better bound than that of the groups.
+                every = tl.arange(0, CAPACITY)
+                all_bits = tl.load(score_bits_of + every, mask=every < total, other=0)
+                kth = kth_largest(tl.maximum(all_bits, 0), k, 0, 0).to(tl.float32, bitcast=True)
+                bound = least(kth, slack, relative)
+                count = 0
+                for first in range(0, total, TILE):
+                    c = first + tl.arange(0, TILE)
+                    score_bits = tl.load(score_bits_of + c, mask=c < total, other=0)
+                    column = tl.load(columns_of + c, mask=c < total, other=0)
+                    kept = (score_bits.to(tl.float32, bitcast=True) >= bound) & (c < total)
+                    slot = count + tl.cumsum(kept.to(tl.int32), axis=0) - 1
+                    tl.debug_barrier()  # what is kept moves forward, onto what was loaded
+                    tl.store(columns_of + slot, column, mask=kept)
+                    count += tl.sum(kept.to(tl.int32))
     tl.store(counts + row, count)
+
+
+def grouping(h: int, k: int) -> dict[str, int]:
+    """Return GROUP columns that share a maximum, and FOLDS of their maxima in each HELD."""
+    group = GROUP
+    while group > 1 and h < 4 * k * group:  # k of fewer groups would bound little
+        group //= 2
+    groups = triton.cdiv(h, group)
+    held = min(power_of_2(groups, 32), MOST_GROUPS)
+    return {"GROUP": group, "FOLDS": triton.cdiv(groups, held), "HELD": held}
+
+
+def candidates_plan(capacity: int) -> dict[str, int]:
+    """Return constants of `candidates_kernel`; a thread of 8 warps holds 32 candidates at most."""
+    tile = min(capacity, 2048)
+    return {"CAPACITY": capacity, "BLOCK": 512, "TILE": tile, "SIFTED": capacity <= 8192}
 
 
 class Proposer:
@@ -215,9 +240,8 @@ class Proposer:
         dtype = torch.float32 if plan == "A" else torch.bfloat16
         self.rows = block_rows(n, h, dtype.itemsize)
         self.streams = streams if self.rows < n else 1
-        self.group = GROUP
-        while self.group > 1 and h < 4 * k * self.group:  # k of fewer groups would bound little
-            self.group //= 2
+        self.folds = grouping(h, k)
+        self.group = self.folds["GROUP"]
         self.groups = triton.cdiv(h, self.group)
         self.products = x.new_empty(self.streams, self.rows, h, dtype=dtype)
         self.maxima = x.new_empty(self.rows, self.groups, dtype=torch.float32)
@@ -244,20 +268,19 @@ class Proposer:
         products = as_bits(self.products[part, :n])
         if self.plan == "A":
             maxima_kernel[(n, triton.cdiv(self.groups, 128))](
-                products, self.bias, self.maxima, h, self.groups, GROUP=self.group, BLOCK=128,
-                num_warps=4,
+                products, self.bias, self.maxima, h, self.groups, GROUP=self.group,
+                BLOCK=128, num_warps=4,
             )  # fmt: skip
-        held = min(power_of_2(self.groups, 32), MOST_GROUPS)
         bounds = *(bound[begin:end] for bound in self.of_rows), self.limits
         lists = self.lists, self.candidates, self.counts[begin:end]
         # What is stored is off by at most 2^-8 of what it becomes.
         relative = 0.0 if self.plan == "A" else 1.01 * 2.0**-8
         sizes = h, self.x.shape[1], self.groups, self.k, relative
-        folds = {"GROUP": self.group, "FOLDS": triton.cdiv(self.groups, held), "HELD": held}
-        constants = {**folds, "CAPACITY": self.candidates.shape[1], "BLOCK": 512, "num_warps": 8}
+        constants = {**self.folds, **candidates_plan(self.candidates.shape[1])}
         candidates_kernel[(n,)](
-            products, self.bias, self.maxima, *bounds, *lists, *sizes, **constants
-        )
+            products, self.bias, self.maxima, *bounds, *lists, *sizes, **constants,
+            num_warps=8, **registers(CANDIDATE_REGISTERS),
+        )  # fmt: skip
 
 
 def _product(block: Tensor, weight: Tensor, out: Tensor) -> None:

@@ -129,13 +129,14 @@ def repair_kernel(
     bias,  # [h] float32, or None
     counts,  # [n] int32
     rows,  # [programs, h] float32
-    scratch,  # [programs, 2, CAPACITY] int64
+    scratch,  # that of `topk_relu_kernel`
     values,  # [n, k] float32
     indices,  # [n, k] int32
     n,
     h,
     k,
     d,
+    fold_bits,
     TILE: tl.constexpr,
     LANES: tl.constexpr,
     READS: tl.constexpr,
@@ -168,9 +169,14 @@ def repair_kernel(
                     out = tl.cast(i, tl.int64) * k
                     select_row(
                         pre, 1, None, values + out, indices + out,
-                        scratch + program * (2 * CAPACITY), h, k, READS, GROUPS, CAPACITY, K_PAD,
-                        BLOCK, WIDE,
+                        scratch + program * (2 * CAPACITY + 2), h, k, fold_bits, READS, GROUPS,
+                        CAPACITY, K_PAD, BLOCK, WIDE,
                     )  # fmt: skip
+
+
+def capacity_of(k: int) -> int:
+    """Return how many candidates of a row there is room for."""
+    return max(LEAST_CAPACITY, 16 * power_of_2(k))
 
 
 def encode(
@@ -192,7 +198,7 @@ def encode(
         rounded_weight, of_weight = round_rows(weight)
         size = rows.new_zeros(()) if bias is None else bias.abs().amax()
         limits = torch.stack([of_weight.norm.amax(), of_weight.residual.amax(), size])
-        capacity = max(LEAST_CAPACITY, 16 * power_of_2(k))
+        capacity = capacity_of(k)
         counts = indices.new_empty(n)
         layer = weight, weight.stride(0), bias
 
@@ -224,5 +230,6 @@ def encode(
         tensors = rows, *layer, counts, *scratch, values, indices
         # With fewer warps ptxas spills some registers on sm_80.
         constants = plan._replace(num_warps=8)._asdict()
-        repair_kernel[(programs,)](*tensors, n, h, k, d, RESCORED_AT_ONCE, LANES, **constants)
+        sizes = n, h, k, d, plan.fold_bits(h)
+        repair_kernel[(programs,)](*tensors, *sizes, RESCORED_AT_ONCE, LANES, **constants)
     return values, indices
