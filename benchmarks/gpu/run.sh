@@ -24,7 +24,7 @@ failed=0
 marker=gpu
 slower=1 # what limits are multiplied by
 size=(--out "$state/results.json")
-first=(--shapes S1 S4)
+first=(--shapes S1 S4 flex-sae-32 flex-sae-64 flex-sae-128 TwELL)
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo 'no GPU: interpreting kernels, timing nothing'
     export TRITON_INTERPRET=1
