@@ -74,6 +74,13 @@ def test_many_codebooks_part_the_dimensions(monkeypatch):
     assert error(made, rows(300)) < 0.1
 
 
+def test_fewer_rows_than_dimensions_will_do():
+    x = np.random.default_rng(0).standard_normal((260, 300)).astype(np.float32)
+    made = csrtrain.train_quantizer(x, 2, progress=False)
+    assert (made.dim, made.n_bytes) == (300, 2)
+    assert error(made, x) < 0.2  # nearly every row has a word of its own
+
+
 def test_lengths_cover_the_rows():
     x = rows() * np.geomspace(0.1, 10, 700, dtype=np.float32)[:, None]
     quantizer = csrtrain.train_quantizer(x, 5, progress=False)

@@ -142,9 +142,10 @@ def _residual(sample: np.ndarray, x: np.ndarray, n_bytes: int, seed: int) -> Sto
     import faiss
 
     quantizer = faiss.ResidualQuantizer(x.shape[1], n_bytes, CENTROIDS.bit_length() - 1)
-    # Plain k-means takes a third of the time of FAISS' progressive one. The tables, which this
-    # search does not read, take 256² · n_bytes² / 2 numbers.
-    quantizer.train_type = quantizer.Train_default | quantizer.Skip_codebook_tables
+    # The tables, which this search does not read, take 256² · n_bytes² / 2 numbers.
+    quantizer.train_type |= quantizer.Skip_codebook_tables
+    if len(sample) < sample.shape[1]:  # too few for the principal directions that it begins with
+        quantizer.train_type = quantizer.Train_default | quantizer.Skip_codebook_tables
     quantizer.max_beam_size = _BEAM
     _settle(quantizer.cp, seed)
     quantizer.train(sample)

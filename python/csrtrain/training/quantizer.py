@@ -112,6 +112,8 @@ def _train_part(x: Tensor, books: int, seed: int) -> Tensor:
     quantizer.max_beam_size = _BEAM
     quantizer.cp.min_points_per_centroid = 1  # else it warns for every codebook
     quantizer.cp.seed = seed
+    if len(x) < x.shape[1]:  # too few for the principal directions that FAISS begins with
+        quantizer.train_type = quantizer.Train_default
     quantizer.train(np.ascontiguousarray(x.numpy()))
     words = torch.from_numpy(faiss.vector_to_array(quantizer.codebooks).copy())
     words = words.reshape(books * WORDS, x.shape[1])
