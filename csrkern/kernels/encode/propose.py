@@ -22,7 +22,7 @@ from csrkern.kernels.encode.product import block_rows
 from csrkern.kernels.topk_relu import kth_largest
 
 GROUP = 32  # columns that share a maximum, at most
-CANDIDATE_REGISTERS = 168  # of rows of odd length, with the most groups
+CANDIDATE_REGISTERS = 200  # of rows of odd length, with the most groups
 MOST_GROUPS = 4096  # maxima a program holds: those of further groups are joined
 
 TILES = [
