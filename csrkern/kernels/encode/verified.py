@@ -19,7 +19,7 @@ from torch import Tensor
 
 from csrkern.kernels import tuning
 from csrkern.kernels._blocks import in_blocks
-from csrkern.kernels._common import batched_jit, on_device_of, power_of_2
+from csrkern.kernels._common import batched_jit, on_device_of, power_of_2, registers
 from csrkern.kernels.encode.bounds import round_rows
 from csrkern.kernels.encode.propose import CONFIGS, Proposer
 from csrkern.kernels.topk_relu import (
@@ -38,6 +38,7 @@ LEAST_CAPACITY = 512
 RESCORED_AT_ONCE = 16
 RESCORE_PROGRAMS = 8  # of a row
 REPAIR_PROGRAMS = 4 * 132
+REPAIR_REGISTERS = 128
 LOOKED_AT = tl.constexpr(32)  # rows
 
 
@@ -229,7 +230,7 @@ def encode(
         scratch = rows.new_empty(programs, h), new_scratch(programs, h, k, weight.device)
         tensors = rows, *layer, counts, *scratch, values, indices
         # With fewer warps ptxas spills some registers on sm_80.
-        constants = plan._replace(num_warps=8)._asdict()
+        constants = {**plan._replace(num_warps=8)._asdict(), **registers(REPAIR_REGISTERS)}
         sizes = n, h, k, d, plan.fold_bits(h)
         repair_kernel[(programs,)](*tensors, *sizes, RESCORED_AT_ONCE, LANES, **constants)
     return values, indices

@@ -130,8 +130,8 @@ def render(result: DemoResult) -> str:
     template = Template((files("csrtrain.demo") / "report.html").read_text(encoding="utf-8"))
     return template.substitute(
         tiles="\n".join(_tiles(result)),
-        accuracy_bytes=_accuracy_against(result, "bytes", "bytes a vector", 2),
-        latency_accuracy=_accuracy_against(result, "micros", "microseconds a query", 10),
+        accuracy_bytes=_accuracy_against(result, "bytes", "bytes a vector"),
+        latency_accuracy=_accuracy_against(result, "micros", "microseconds a query"),
         dead=_dead_latents(result.trainings),
         dead_notes="\n".join(
             f"<p>{t.family} contrast: {t.dead[-1]:.1f}% dead at the end.</p>"
@@ -191,7 +191,7 @@ def signed(points: float) -> str:
     return f"{points:+.1f}".replace("-", "−")
 
 
-def _accuracy_against(result: DemoResult, field: str, title: str, log: int) -> str:
+def _accuracy_against(result: DemoResult, field: str, title: str) -> str:
     series = []
     for family, name in FAMILIES.items():
         rows = [m for m in result.methods if m.family == family]
@@ -205,7 +205,7 @@ def _accuracy_against(result: DemoResult, field: str, title: str, log: int) -> s
                 dashed=family == "dense",
             )
         )
-    return line_chart(series, title=f"1-NN accuracy against {title}", x=title, unit="%", log=log)
+    return line_chart(series, title=f"1-NN accuracy against {title}", x=title, unit="%", log=2)
 
 
 def _dead_latents(trainings: Sequence[Training]) -> str:

@@ -31,7 +31,7 @@ from csrtrain.pca import PCA
 
 SOFT = 0.5
 # What learns within a minute or two; the others do within an hour.
-QUICK_QUANTIZERS = ("PQ", "OPQ", "PRQ", *(f"RaBitQ-{bits}" for bits in range(1, 5)))
+QUICK_QUANTIZERS = ("PQ", "OPQ", *(f"RaBitQ-{bits}" for bits in range(1, 5)))
 MOST_PACKED = 128  # latents; fitting the values of 200, which 256 bytes hold, takes 3 ms a row
 
 
