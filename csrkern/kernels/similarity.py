@@ -22,7 +22,14 @@ import triton.language as tl
 from torch import Tensor
 
 from csrkern.kernels import tuning
-from csrkern.kernels._common import batched_jit, is_active, on_device_of, power_of_2, tree_sum
+from csrkern.kernels._common import (
+    batched_jit,
+    is_active,
+    on_device_of,
+    power_of_2,
+    registers,
+    tree_sum,
+)
 
 POSTINGS_AT_ONCE = 64  # two a lane: lists of even use are about this long
 CONFIGS = [{"BLOCK": POSTINGS_AT_ONCE, "num_warps": 1}, {"BLOCK": 32, "num_warps": 1}]
@@ -32,6 +39,7 @@ CONFIGS += [{"BLOCK": 256, "num_warps": 4}]
 SKEWED = 2
 SLOTS_AT_ONCE = 128  # of a row whose postings one warp counts
 GATHER_PROGRAMS = 4 * 132
+GATHER_REGISTERS = 80
 GATHERED_AT_ONCE = 2048  # slots; with 4096 ptxas spills some registers on sm_90
 LOOKED_AT = tl.constexpr(32)  # rows
 
@@ -246,7 +254,16 @@ def similarity(a: Codes, b: Codes, postings: Postings) -> Tensor:
             constants |= {"K_PAD": power_of_2(k), "OTHER_PAD": other_pad}
             constants |= {"BLOCK": max(GATHERED_AT_ONCE // other_pad, 1)}
             similarity_gather_kernel[(programs,)](
-                *tensors, n, k, m, other_k, dim, enable_fp_fusion=False, **constants, num_warps=8
+                *tensors,
+                n,
+                k,
+                m,
+                other_k,
+                dim,
+                enable_fp_fusion=False,
+                **constants,
+                num_warps=8,
+                **registers(GATHER_REGISTERS),
             )
     return out
 

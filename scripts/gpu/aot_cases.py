@@ -242,9 +242,17 @@ def similarity_cases(everything: bool) -> Iterator[Case]:
         gathered = {**scored, "other_values": FLOATS, "other_indices": CODES, "dense": FLOATS}
         gathered |= {"n": "i32", "other_k": "i32", "K_PAD": k, "OTHER_PAD": k}
         gathered |= {"BLOCK": max(similarity.GATHERED_AT_ONCE // k, 1)}
-        kernel = similarity.similarity_gather_kernel
-        # Triton 3.9 takes 32 registers, 3.6 takes 80.
-        yield Case(f"similarity gather{of}", kernel, gathered, 8, 80, 20_000, 16_384, fused=False)
+        yield Case(
+            f"similarity gather{of}",
+            similarity.similarity_gather_kernel,
+            gathered,
+            8,
+            similarity.GATHER_REGISTERS,
+            20_000,
+            16_384,
+            fused=False,
+            limited=True,
+        )
     slopes = {"grad": FLOATS, "stride_n": "i32", "stride_m": "i32", **codes, **lists}
     slopes |= {"grad_values": FLOATS, "k": "i32", "dim": "i32"}
     slopes |= {"BLOCK": similarity.POSTINGS_AT_ONCE}
