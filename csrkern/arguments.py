@@ -163,6 +163,16 @@ def float32_array(name: str, given: Any) -> np.ndarray:
     return floats
 
 
+def float32_rows(name: str, given: Any, width: int) -> np.ndarray:
+    """Return `given` as finite float32 [n, width]; raises as `float32_array`."""
+    rows = float32_array(name, given)
+    if rows.ndim != 2 or rows.shape[1] != width:
+        raise ValueError(f"{name}: expected shape [n, {width}], got {list(rows.shape)}")
+    if not np.isfinite(rows).all():
+        raise ValueError(f"{name}: expected finite numbers")
+    return rows
+
+
 def integers(name: str, given: Any) -> np.ndarray:
     """Integers of some NumPy type; an empty list is of any type, and no bool is an integer."""
     array = array_of(name, given)

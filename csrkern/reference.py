@@ -154,6 +154,73 @@ def search(
     return scores_out, ids_out
 
 
+def fine_encode(x: np.ndarray, codebooks: np.ndarray, parts: int, beam: int) -> np.ndarray:
+    """Fine codes uint8 [n, books] of rows x float32 [n, d], without the mean.
+
+    codebooks [books, 256, d / parts] are float32. Codebook by codebook of a part, the `beam` best
+    choices of words so far are kept: those of the least |sum|² - 2 ⟨x, sum⟩, of equal ones that of
+    the better beginning, then of the lower word. Sums are of float32, from the first term on.
+    """
+    books, words, width = codebooks.shape
+    each = books // parts
+    out = np.zeros((len(x), books), np.uint8)
+    squares = np.square(codebooks, dtype=np.float64).sum(2).astype(np.float32)
+    two = np.float32(2)
+    for i, row in enumerate(x):
+        for first in range(0, books, each):
+            z = row[first // each * width :][:width]
+            kept: list[tuple[np.float32, list[int]]] = [(np.float32(0), [])]
+            for b in range(first, first + each):
+                alone = squares[b] - two * _dots(codebooks[b], z)
+                costs = []
+                for cost, chosen in kept:
+                    new = alone
+                    for book, word in enumerate(chosen, first):
+                        new = new + two * _dots(codebooks[b], codebooks[book, word])
+                    costs.append(new + cost)
+                order = np.argsort(np.concatenate(costs), kind="stable")[:beam]
+                kept = [
+                    (costs[at // words][at % words], [*kept[at // words][1], int(at % words)])
+                    for at in order
+                ]
+            out[i, first : first + each] = kept[0][1]
+    return out
+
+
+def fine_scores(
+    codes: np.ndarray,
+    queries: np.ndarray,
+    codebooks: np.ndarray,
+    mean: np.ndarray,
+    parts: int,
+    scales: np.ndarray | None = None,
+) -> np.ndarray:
+    """Scores float32 [m, n] of queries float32 [m, d] with fine codes uint8 [n, bytes].
+
+    The sum over a code's words of their products with the query, from the first codebook on, plus
+    the product with `mean`; times what the code's last byte chooses of `scales`, where given.
+    """
+    books, _, width = codebooks.shape
+    each = books // parts
+    out = np.zeros((len(queries), len(codes)), np.float32)
+    for i, query in enumerate(queries):
+        for b in range(books):
+            part = query[b // each * width :][:width]
+            out[i] += _dots(codebooks[b], part)[codes[:, b]]
+        out[i] += _dots(mean[None], query)[0]
+        if scales is not None:
+            out[i] *= scales[codes[:, books]]
+    return out
+
+
+def _dots(rows: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Inner products float32 of rows [n, d] with x [d], from the first column on."""
+    total = np.zeros(len(rows), np.float32)
+    for column, value in zip(rows.T, x, strict=True):
+        total += column * value
+    return total
+
+
 def stored_values(values: np.ndarray, form: str, largest: float = 1.0) -> np.ndarray:
     """Values ≥ 0 (float32) as an `InvertedIndex` holds them.
 

@@ -1,4 +1,4 @@
-"""What held-out rows say of whitening, beside what the task says.
+"""Choose whitening by held-out rows, and compare the choice with the scores of the task.
 
 Models are trained without a tenth of the rows (at most 1,000), and judged by the share of those
 rows' 10 dense neighbors that codes find, as `csrtrain.tune` does without labels.
@@ -50,7 +50,7 @@ def measure(data: sets.Set, quick: bool) -> tuple[output.Rows, str]:
 
 
 def finding(name: str, rows: output.Rows) -> str:
-    """What the rows say of choosing by held-out rows."""
+    """Return whether the choice by held-out rows cost anything."""
     best = max(WHITENINGS, key=lambda w: sum(r["kept"] for r in rows if r["whitening"] == w))
     score = {(row["whitening"], row["active"]): row["score"] for row in rows}
     cost = max(score[0.0, k] - score[best, k] for k in KS)

@@ -51,8 +51,8 @@ DTYPES = {
 }
 OPTIONAL = {"ids", "maxima", "scales", "norms", "fine", "alive"}
 CHECKED_LATER = {"postings", "maxima", "scales"}
-QUANTIZER_DTYPES = dict.fromkeys(("codebooks", "mean", "projection", "lengths"), "<f4")
-QUANTIZER_OPTIONAL = {"projection", "lengths"}
+QUANTIZER_DTYPES = dict.fromkeys(("codebooks", "mean", "lengths"), "<f4")
+QUANTIZER_OPTIONAL = {"lengths"}
 ALL_DTYPES = {**DTYPES, **QUANTIZER_DTYPES}
 _FILE_NAME = re.compile(rf"({'|'.join(ALL_DTYPES)})-[0-9a-f]{{16}}\.bin")
 _LARGEST_HEADER = 1 << 24
@@ -365,11 +365,8 @@ def _read_arrays(folder: Path, entry: dict[str, Any], mmap: bool) -> dict[str, n
 
 def _read_quantizer(folder: Path, entry: dict[str, Any]) -> FineQuantizer:
     arrays = _read_arrays(folder, entry, mmap=False)
-    books, dim = entry["books"], len(arrays["mean"])
     try:
-        arrays["codebooks"] = arrays["codebooks"].reshape(books, WORDS, -1)
-        if "projection" in arrays:
-            arrays["projection"] = arrays["projection"].reshape(dim, -1)
+        arrays["codebooks"] = arrays["codebooks"].reshape(entry["books"], WORDS, -1)
         quantizer = FineQuantizer(**arrays, parts=entry["parts"])
     except ValueError as error:
         raise ValueError(f"{folder} is damaged: its quantizer: {error}") from error

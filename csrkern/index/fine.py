@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from csrkern import _C
-from csrkern.arguments import check_int, float32_array, thread_count
+from csrkern.arguments import check_int, float32_array, float32_rows, thread_count
 from csrkern.identity import digest
 
 if TYPE_CHECKING:
@@ -30,21 +30,23 @@ _ROWS = 4096  # coded at a time
 class FineQuantizer:
     """Codebooks whose words add up to embeddings; `csrtrain.train_quantizer` learns them.
 
-    An embedding is stored as mean + projection · z, where z consists of `parts` equal parts, and
-    each part is the sum of one word of each of its codebooks. One part is a residual quantizer;
-    as many parts as codebooks are a product quantizer.
+    An embedding without the mean consists of `parts` equal parts, and each part is stored as the
+    sum of one word of each of its codebooks. With one part this is a residual quantizer, with as
+    many parts as codebooks a product quantizer.
 
     Args:
-        codebooks: [books, 256, w]; book b belongs to part b // (books / parts).
-        mean: [d].
-        projection: [d, parts · w] of orthonormal columns; None: d = parts · w, and z is the
-            embedding without its mean.
+        codebooks: [books, 256, d / parts], finite; book b belongs to part b // (books / parts).
+            Kept in float32, as are the others.
+        mean: [d], finite.
         parts: a divisor of the number of codebooks.
         lengths: [256], ascending and positive: the norms that one byte more of a code stands
             for, so that scores are cosines; None: scores are inner products.
 
     Raises:
         TypeError, ValueError: if shapes disagree or a number is not finite.
+
+    Source: additive codebooks searched with a beam, as Babenko & Lempitsky (CVPR 2014) and Liu et
+        al. (arXiv 1509.05195) use them.
 
     Example:
         >>> import numpy as np
@@ -58,7 +60,6 @@ class FineQuantizer:
         self,
         codebooks: VectorsLike,
         mean: VectorsLike,
-        projection: VectorsLike | None = None,
         *,
         parts: int = 1,
         lengths: VectorsLike | None = None,
@@ -67,20 +68,11 @@ class FineQuantizer:
         self.mean = _finite("mean", mean, 1)
         books, words, width = self.codebooks.shape
         self.parts = check_int("parts", parts, 1, max(books, 1))
-        if words != WORDS or books == 0 or width == 0 or books % self.parts:
+        if books == 0 or words != WORDS or books % self.parts or width * self.parts != self.dim:
             raise ValueError(
-                f"codebooks: expected [books, {WORDS}, w] with books a multiple of parts = "
-                f"{self.parts}, got {list(self.codebooks.shape)}"
-            )
-        self.projection = None if projection is None else _finite("projection", projection, 2)
-        across = self.parts * width
-        wanted = (len(self.mean), across)
-        if (wanted if self.projection is None else self.projection.shape) != wanted or (
-            self.projection is None and across != len(self.mean)
-        ):
-            raise ValueError(
-                f"projection: expected shape [d, parts * w] = {list(wanted)}, got "
-                + ("None" if self.projection is None else f"{list(self.projection.shape)}")
+                f"codebooks: expected [books, {WORDS}, w] with parts = {self.parts} a divisor of "
+                f"books and parts * w = {self.dim}, the length of mean, got "
+                f"{list(self.codebooks.shape)}"
             )
         self.lengths = None if lengths is None else _finite("lengths", lengths, 1)
         if self.lengths is not None and (
@@ -156,47 +148,37 @@ class FineQuantizer:
         if self.lengths is not None:
             norms = np.sqrt(np.square(rows, dtype=np.float64).sum(1, keepdims=True))
             rows = (rows / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
-        offsets = _product(rows, self.mean[:, None], num_threads)[:, 0]
-        return self._products(self._project(rows, num_threads), num_threads), offsets
+        mean = self.mean[None, :, None]
+        offsets = _C.block_products(rows, mean, np.zeros(1, np.int64), num_threads)[:, 0, 0]
+        return self._products(rows, num_threads), offsets
 
     @cached_property
     def scales(self) -> np.ndarray | None:
-        """What the last byte of a code multiplies scores by, float32 [256]."""
+        """Return the factors of scores that the last byte of a code chooses from, float32 [256]."""
         return None if self.lengths is None else 1 / self.lengths
 
     def _encode(self, rows: np.ndarray, beam: int, threads: int) -> np.ndarray:
-        z = self._project(rows - self.mean, threads)
-        products = self._products(z, threads)
+        products = self._products(rows - self.mean, threads)
         codes: np.ndarray = _C.fine_encode(
             products, self._squares, self._crossed, self.parts, beam, threads
         )
         if self.lengths is None:
             return codes
-        norms = np.linalg.norm(self._sum_words(codes), axis=1)
+        norms = np.linalg.norm(self._decode(codes), axis=1)
         middles = np.sqrt(self.lengths[1:].astype(np.float64) * self.lengths[:-1])
         return np.column_stack([codes, np.searchsorted(middles, norms).astype(np.uint8)])
 
     def _decode(self, codes: np.ndarray) -> np.ndarray:
-        return self._sum_words(codes[:, : self.books])
-
-    def _sum_words(self, codes: np.ndarray) -> np.ndarray:
         each = self.books // self.parts
-        z = np.concatenate(
-            [
-                sum(self.codebooks[b][codes[:, b]] for b in range(p * each, (p + 1) * each))
-                for p in range(self.parts)
-            ],
-            axis=1,
-        )
-        if self.projection is not None:
-            z = _product(z, np.ascontiguousarray(self.projection.T), 1)
-        return z + self.mean
+        parts = [
+            sum(self.codebooks[b][codes[:, b]] for b in range(first, first + each))
+            for first in range(0, self.books, each)
+        ]
+        rows: np.ndarray = np.concatenate(parts, axis=1) + self.mean
+        return rows
 
-    def _project(self, rows: np.ndarray, threads: int) -> np.ndarray:
-        return rows if self.projection is None else _product(rows, self.projection, threads)
-
-    def _products(self, z: np.ndarray, threads: int) -> np.ndarray:
-        products: np.ndarray = _C.block_products(z, self._blocks, self._first, threads)
+    def _products(self, rows: np.ndarray, threads: int) -> np.ndarray:
+        products: np.ndarray = _C.block_products(rows, self._blocks, self._first, threads)
         return products
 
     @cached_property
@@ -231,12 +213,7 @@ class FineQuantizer:
         return np.concatenate(parts)
 
     def _rows(self, name: str, rows: Any) -> np.ndarray:
-        rows = float32_array(name, rows)
-        if rows.ndim != 2 or rows.shape[1] != self.dim:
-            raise ValueError(f"{name}: expected shape [n, {self.dim}], got {list(rows.shape)}")
-        if not (np.abs(rows) <= LARGEST).all():
-            raise ValueError(f"{name}: expected finite numbers up to {LARGEST:g}")
-        return rows
+        return _bounded(name, float32_rows(name, rows, self.dim))
 
     def _pieces(self, name: str, given: Any) -> Iterator[np.ndarray]:
         if not isinstance(given, np.ndarray):
@@ -254,7 +231,7 @@ class FineQuantizer:
         )
 
 
-ARRAYS = ("codebooks", "mean", "projection", "lengths")  # of a quantizer
+ARRAYS = ("codebooks", "mean", "lengths")  # of a quantizer
 
 
 def restore_quantizer(parts: int, arrays: Mapping[str, np.ndarray]) -> FineQuantizer:
@@ -346,16 +323,13 @@ def _finite(name: str, given: Any, axes: int) -> np.ndarray:
     array = float32_array(name, given)
     if array.ndim != axes:
         raise ValueError(f"{name}: expected {axes} axes, got {array.ndim}")
+    return _bounded(name, array)
+
+
+def _bounded(name: str, array: np.ndarray) -> np.ndarray:
     if not (np.abs(array) <= LARGEST).all():
         raise ValueError(f"{name}: expected finite numbers up to {LARGEST:g}")
     return array
-
-
-def _product(x: np.ndarray, matrix: np.ndarray, threads: int) -> np.ndarray:
-    """Return x [n, w] times a matrix [w, c], summed in one order on every processor."""
-    out = _C.block_products(x, np.ascontiguousarray(matrix)[None], np.zeros(1, np.int64), threads)
-    product: np.ndarray = out[:, 0]
-    return product
 
 
 __all__ = ["FineCodes", "FineQuantizer"]

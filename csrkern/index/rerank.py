@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from csrkern import _C
-from csrkern.arguments import check_int, float32_array
+from csrkern.arguments import check_int, float32_array, float32_rows
 from csrkern.index.fine import WORDS, FineQuantizer
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Rerank:
     def arrays(self, n: int, dim: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Dense queries float32 [n, dim] and offsets float32 [n], checked."""
         check_int("shortlist", self.shortlist, 1, 2**40)
-        dense = dense_rows("dense_queries", self.dense_queries, dim)
+        dense = float32_rows("dense_queries", self.dense_queries, dim)
         if len(dense) != n:
             raise ValueError(f"dense_queries: expected {n} rows, one a query, got {len(dense)}")
         if self.offsets is None:
@@ -66,7 +66,7 @@ _TABLES_BYTES = 128 << 20  # of the queries that are searched at once
 
 @dataclass(frozen=True)
 class Refine:
-    """How `InvertedIndex.search` scores its best documents again by their fine codes.
+    """Score the best documents of `InvertedIndex.search` again, by their fine codes.
 
     The new score of a document is the inner product of the query with the embedding that its
     fine code stands for; divided by the norms of both, a cosine, where the quantizer has
@@ -74,7 +74,7 @@ class Refine:
     plus the inner product with the quantizer's mean, times the scale.
 
     Attributes:
-        queries: embeddings [n, d], finite; one row a query.
+        queries: embeddings [n, d] of any real dtype, finite; one row a query.
         shortlist: documents a query that are scored again.
 
     Example:
@@ -101,11 +101,9 @@ def search_refined(
             "fine=quantizer.encode(embeddings), or pass a Rerank"
         )
     check_int("shortlist", refine.shortlist, 1, 2**40)
-    queries = float32_array("queries", refine.queries)
-    if queries.ndim != 2 or len(queries) != rows.n:
-        raise ValueError(
-            f"queries: expected {rows.n} rows, one a query, got shape {list(queries.shape)}"
-        )
+    queries = float32_rows("queries", refine.queries, quantizer.dim)
+    if len(queries) != rows.n:
+        raise ValueError(f"queries: expected {rows.n} rows, one a query, got {len(queries)}")
     scores = np.empty((rows.n, options["top_k"]), np.float32)
     ids = np.empty((rows.n, options["top_k"]), np.int64)
     step = max(1, _TABLES_BYTES // (quantizer.books * WORDS * 4))
@@ -128,21 +126,11 @@ def search_refined(
     return scores, ids
 
 
-def dense_rows(name: str, rows: Any, dim: int) -> np.ndarray:
-    """`rows` as finite float32 [n, dim]."""
-    rows = float32_array(name, rows)
-    if rows.ndim != 2 or rows.shape[1] != dim:
-        raise ValueError(f"{name}: expected shape [n, {dim}], got {list(rows.shape)}")
-    if not np.isfinite(rows).all():
-        raise ValueError(f"{name}: expected finite numbers")
-    return rows
-
-
 def search_dense(
     index: Any, rerank: Rerank, top_k: int, latents: int, **options: Any
 ) -> tuple[Any, Any]:
     """Return what `index.search` finds for the `latents` strongest latents of dense queries."""
-    dense = dense_rows("dense_queries", rerank.dense_queries, index.dim)
+    dense = float32_rows("dense_queries", rerank.dense_queries, index.dim)
     latents = min(index.dim, check_int("latents", latents, 1, 2**31 - 1))
     indices = np.argpartition(-dense, latents - 1, axis=1)[:, :latents].astype(np.int32)
     values = np.maximum(np.take_along_axis(dense, indices, 1), 0)

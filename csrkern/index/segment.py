@@ -115,7 +115,7 @@ def _exponent(metric: str, dtype: str, largest: Any) -> int | None:
 
 
 class Beside(NamedTuple):
-    """What an index holds of documents beside their codes; None: nothing of the kind.
+    """Arrays that an index holds beside its codes, one row a document; None where it has none.
 
     Attributes:
         norms: float32 [n], what dense scores are divided by.
@@ -231,7 +231,7 @@ class Segment:
 
     @property
     def beside(self) -> Beside:
-        """What is held of the living codes beside them."""
+        """The arrays beside the living codes."""
         all_of_them = Beside(self.native.norms, self.native.fine)
         return all_of_them if self.alive is None else all_of_them.take(self.mask())
 
@@ -289,7 +289,7 @@ def merge(segments: Sequence[Segment], form: Form, threads: int) -> Segment:
 
 
 def beside_of(segments: Sequence[Segment]) -> Beside:
-    """Return what is held of all living codes of an index beside them."""
+    """Return the arrays beside all living codes of an index."""
     held = [segment.beside for segment in segments if len(segment)]
     held = held or [segment.beside for segment in segments[:1]]
 

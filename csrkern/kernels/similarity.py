@@ -253,17 +253,10 @@ def similarity(a: Codes, b: Codes, postings: Postings) -> Tensor:
             tensors = *a, *b, out.new_empty(programs, dim), out, skewed
             constants |= {"K_PAD": power_of_2(k), "OTHER_PAD": other_pad}
             constants |= {"BLOCK": max(GATHERED_AT_ONCE // other_pad, 1)}
+            sizes = n, k, m, other_k, dim
+            constants |= {"num_warps": 8, **registers(GATHER_REGISTERS)}
             similarity_gather_kernel[(programs,)](
-                *tensors,
-                n,
-                k,
-                m,
-                other_k,
-                dim,
-                enable_fp_fusion=False,
-                **constants,
-                num_warps=8,
-                **registers(GATHER_REGISTERS),
+                *tensors, *sizes, enable_fp_fusion=False, **constants
             )
     return out
 

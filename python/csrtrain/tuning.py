@@ -57,7 +57,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a setting was found to be worth.
+    """The measured score and speed of a setting.
 
     Attributes:
         setting: what was tried.
@@ -192,7 +192,7 @@ def _splits(n_bytes: int, config: TrainConfig) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _Task:
-    """What settings are tried on: rows to index, queries, and how their results are judged."""
+    """Rows to index, queries, and a judge of what they find."""
 
     measure: str
     database: Tensor
@@ -247,7 +247,7 @@ class _Task:
     def trial(
         self, setting: Setting, codes: SparseCodes, asked: SparseCodes, fine: Any, shortlist: int
     ) -> Trial:
-        """Return what a setting is worth."""
+        """Try a setting."""
         index = InvertedIndex.build(codes, dtype="uint8", fine=fine)
         rerank = None if fine is None else Refine(self.queries.numpy(), shortlist)
         index.search(asked[:1], DEPTH, rerank=None, num_threads=1)  # what is made at first use

@@ -1,4 +1,4 @@
-"""What aot.py compiles: every kernel at the shapes that decide its constants, and its budget.
+"""Cases for aot.py: every kernel at the shapes that decide its constants, with its budget.
 
 By default these are the shapes of the tables of rooflines, and for each kernel and dtype what
 holds the most state. With `everything` they are all that tests and benchmarks use.

@@ -52,7 +52,7 @@ def test_rows_at_norm_1_get_closer_with_more_bytes_and_follow_from_the_seed(name
 def test_a_residual_quantizer_sums_codewords_chosen_one_after_another(monkeypatch):
     """As NumPy finds them in FAISS' codebooks, with a beam of 1."""
     faiss = pytest.importorskip("faiss")
-    monkeypatch.setattr(quantizers, "_BEAM", 1)
+    monkeypatch.setattr("csrtrain.training.quantizer._BEAM", 1)
     made = []
 
     class Kept(faiss.ResidualQuantizer):
@@ -110,7 +110,7 @@ def test_rabitq_of_one_bit_is_that_of_faiss_but_for_the_length():
     theirs = torch.from_numpy(index.sa_decode(index.sa_encode(turned))) @ basis.T
     ours = stored.rows - mean
     torch.testing.assert_close(F.normalize(ours), F.normalize(theirs), atol=1e-3, rtol=0)
-    # At the length of least squares what is left over is at right angles, but for float16.
+    # At the length of least squares what is left over is at right angles, up to float16.
     assert float(((unit - stored.rows) * ours).sum(1).abs().max()) < 1e-3
 
 
@@ -163,7 +163,7 @@ def test_what_cannot_learn_says_why(monkeypatch):
 
 
 def test_what_ends_the_process_in_faiss_is_refused():
-    """Of fewer rows than dimensions OPQ writes past its buffers."""
+    """OPQ writes past its buffers where there are fewer rows than dimensions."""
     pytest.importorskip("faiss")
     code = """
 import torch

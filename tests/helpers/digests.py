@@ -82,15 +82,11 @@ def _transpose(n: int) -> list[Tensor]:
 
 
 def _fine(width: int) -> list[Tensor]:
-    projection = torch.linalg.qr(torch.randn(30, 30))[0][:, : 2 * width]
+    lengths = torch.linspace(1, 30, 256)
     quantizer = csrkern.FineQuantizer(
-        torch.randn(6, 256, width),
-        torch.randn(30),
-        projection,
-        parts=2,
-        lengths=torch.linspace(1, 30, 256),
+        torch.randn(6, 256, width), torch.randn(2 * width), parts=2, lengths=lengths
     )
-    x = torch.randn(41, 30)
+    x = torch.randn(41, 2 * width)
     fine = quantizer.encode(x)
     index = csrkern.InvertedIndex.build(csrkern.topk_relu(x, 5), fine=fine)
     queries = csrkern.topk_relu(x[:7], 5)

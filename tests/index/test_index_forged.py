@@ -23,10 +23,7 @@ def clustered():
     """An index with arrays of every name: 3 windows of 1,024, 12 blocks of 256."""
     ids = np.arange(3000) * 3
     rng = np.random.default_rng(0)
-    quantizer = FineQuantizer(
-        *(rng.random((2, 256, 3)), rng.random(5), rng.random((5, 3))),
-        lengths=np.arange(1, 257),
-    )
+    quantizer = FineQuantizer(rng.random((2, 256, 5)), rng.random(5), lengths=np.arange(1, 257))
     fine = quantizer.encode(rng.random((3000, 5)))
     index = InvertedIndex.build(
         *(CODES, ids), norms=ids + 1, fine=fine, dim=64, window=1024, cluster=True

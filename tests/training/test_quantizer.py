@@ -23,7 +23,7 @@ def rows(n: int = 700, seed: int = 0) -> np.ndarray:
 
 
 def error(quantizer: csrkern.FineQuantizer, x: np.ndarray) -> float:
-    """Of decoded rows, as a share of the variance."""
+    """The squared error of decoded rows as a share of the variance."""
     lost = np.square(x - quantizer.encode(x).decode()).sum()
     return float(lost / np.square(x - x.mean(0)).sum())
 

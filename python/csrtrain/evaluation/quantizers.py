@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from csrtrain.pca import PCA
+from csrtrain.training.quantizer import residual_quantizer
 
 CENTROIDS = 256  # of a codebook, so that a codeword takes a byte
 _SAMPLE = 10_000  # rows to learn from: FAISS asks for 39 a centroid, more gain little
-_BEAM = 5
 _SCALE_BYTES = 2
 
 
@@ -119,7 +119,8 @@ def _product(
     d = x.shape[1]
     parts = _divisor(d, n_bytes)
     quantizer = faiss.ProductQuantizer(d, parts, CENTROIDS.bit_length() - 1)
-    _settle(quantizer.cp, seed)
+    quantizer.cp.min_points_per_centroid = 1  # else FAISS warns for every codebook
+    quantizer.cp.seed += seed
     rotation: Any = None
     if rotate:
         rotation = faiss.OPQMatrix(d, parts)
@@ -132,23 +133,9 @@ def _product(
     return _codewords(stored if rotation is None else rotation.reverse_transform(stored), parts)
 
 
-def _settle(clustering: Any, seed: int) -> None:
-    clustering.min_points_per_centroid = 1  # else FAISS warns for every codebook
-    clustering.seed += seed
-
-
 def _residual(sample: np.ndarray, x: np.ndarray, n_bytes: int, seed: int) -> Stored:
     """RQ: a sum of codewords, each for what those before it leave over, found with a beam."""
-    import faiss
-
-    quantizer = faiss.ResidualQuantizer(x.shape[1], n_bytes, CENTROIDS.bit_length() - 1)
-    # The tables, which this search does not read, take 256² · n_bytes² / 2 numbers.
-    quantizer.train_type |= quantizer.Skip_codebook_tables
-    if len(sample) < sample.shape[1]:  # too few for the principal directions that it begins with
-        quantizer.train_type = quantizer.Train_default | quantizer.Skip_codebook_tables
-    quantizer.max_beam_size = _BEAM
-    _settle(quantizer.cp, seed)
-    quantizer.train(sample)
+    quantizer = residual_quantizer(sample, n_bytes, seed)
     return _codewords(quantizer.decode(quantizer.compute_codes(x)), n_bytes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,13 +109,7 @@ def _train_part(x: Tensor, books: int, seed: int) -> Tensor:
     """Return codebooks [books, 256, w] for rows [n, w]."""
     import faiss
 
-    quantizer = faiss.ResidualQuantizer(x.shape[1], books, WORDS.bit_length() - 1)
-    quantizer.max_beam_size = _BEAM
-    quantizer.cp.min_points_per_centroid = 1  # else it warns for every codebook
-    quantizer.cp.seed = seed
-    if len(x) < x.shape[1]:  # too few for the principal directions that FAISS begins with
-        quantizer.train_type = quantizer.Train_default
-    quantizer.train(np.ascontiguousarray(x.numpy()))
+    quantizer = residual_quantizer(np.ascontiguousarray(x.numpy()), books, seed)
     words = torch.from_numpy(faiss.vector_to_array(quantizer.codebooks).copy())
     words = words.reshape(books * WORDS, x.shape[1])
     nothing = np.zeros(x.shape[1], np.float32)
@@ -124,6 +119,22 @@ def _train_part(x: Tensor, books: int, seed: int) -> Tensor:
         codes = torch.from_numpy(made.encode(x.numpy(), beam=_BEAM).codes)
         words = fit_words(x, codes.long() + first, words)
     return words.reshape(books, WORDS, -1)
+
+
+def residual_quantizer(rows: np.ndarray, books: int, seed: int) -> Any:
+    """Return FAISS's residual quantizer of `books` codebooks, trained on rows float32 [n, d]."""
+    import faiss
+
+    quantizer = faiss.ResidualQuantizer(rows.shape[1], books, WORDS.bit_length() - 1)
+    quantizer.max_beam_size = _BEAM
+    quantizer.cp.min_points_per_centroid = 1  # else it warns for every codebook
+    quantizer.cp.seed = seed
+    # The tables, which this search does not read, take 256² · books² / 2 numbers.
+    quantizer.train_type |= quantizer.Skip_codebook_tables
+    if len(rows) < rows.shape[1]:  # too few for the principal directions that it begins with
+        quantizer.train_type = quantizer.Train_default | quantizer.Skip_codebook_tables
+    quantizer.train(rows)
+    return quantizer
 
 
 def fit_words(x: Tensor, chosen: Tensor, words: Tensor) -> Tensor:
