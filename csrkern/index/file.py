@@ -164,7 +164,7 @@ def _write_segment(folder: Path, segment: Segment, written: list[str]) -> dict[s
 def _write_quantizer(folder: Path, quantizer: FineQuantizer, written: list[str]) -> dict[str, Any]:
     """Write a quantizer's arrays as `_write_segment`; return its entry in the header."""
     arrays = _write_once(folder, quantizer.arrays, quantizer.files, written)
-    return {"books": quantizer.books, "parts": quantizer.parts, "arrays": arrays}
+    return {"parts": quantizer.parts, "arrays": arrays}
 
 
 def _write_once(
@@ -320,9 +320,8 @@ def _sane_quantizer(entry: Any) -> bool:
     return (
         isinstance(entry, dict)
         and _sane_arrays(entry.get("arrays"), set(QUANTIZER_DTYPES), QUANTIZER_OPTIONAL)
-        and _count(entry.get("books"), 1 << 16)
         and _count(entry.get("parts"), 1 << 16)
-        and entry["books"] > 0 < entry["parts"]
+        and entry["parts"] > 0
     )
 
 
@@ -366,7 +365,8 @@ def _read_arrays(folder: Path, entry: dict[str, Any], mmap: bool) -> dict[str, n
 def _read_quantizer(folder: Path, entry: dict[str, Any]) -> FineQuantizer:
     arrays = _read_arrays(folder, entry, mmap=False)
     try:
-        arrays["codebooks"] = arrays["codebooks"].reshape(entry["books"], WORDS, -1)
+        shape = -1, WORDS, len(arrays["mean"]) // entry["parts"]
+        arrays["codebooks"] = arrays["codebooks"].reshape(shape)
         quantizer = FineQuantizer(**arrays, parts=entry["parts"])
     except ValueError as error:
         raise ValueError(f"{folder} is damaged: its quantizer: {error}") from error

@@ -10,6 +10,7 @@ import pytest
 from digests import ISAS, assert_same_digests
 
 from csrkern import FineCodes, FineQuantizer, InvertedIndex, Refine, reference
+from csrkern.storage import crc32c
 
 D, H, N, M = 24, 64, 500, 4
 
@@ -239,6 +240,19 @@ def test_damage_is_found(quantizer, tmp_path, name):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        InvertedIndex.load(tmp_path / "index")
+
+
+@pytest.mark.parametrize("parts", [0, 3, 2**17, "1", None])
+def test_a_forged_number_of_parts_is_found(quantizer, tmp_path, parts):
+    index, _ = built(quantizer)
+    index.save(tmp_path / "index")
+    file = tmp_path / "index" / "index.json"
+    header = json.loads(file.read_text())
+    header["index"]["quantizer"]["parts"] = parts
+    body = json.dumps(header["index"], sort_keys=True, separators=(",", ":")).encode()
+    file.write_text(json.dumps({**header, "crc32c": crc32c(body)}))
     with pytest.raises(ValueError, match="damaged"):
         InvertedIndex.load(tmp_path / "index")
 
