@@ -36,6 +36,12 @@ class ForwardIndex {
   }
   int64_t longest() const { return longest_; }
   int64_t n_terms() const { return n_terms_; }
+  int64_t n_entries() const { return static_cast<int64_t>(starts_.back()); }
+  int64_t first_entry(int64_t doc) const { return static_cast<int64_t>(starts_[doc]); }
+  // The rows with other numbers for values; only with short terms.
+  ByteRows byte_rows(const uint8_t* numbers) const {
+    return {starts_.data(), entries_.data(), term_bytes_ + value_bytes_, numbers};
+  }
   int64_t bytes() const { return static_cast<int64_t>(entries_.bytes() + starts_.size() * 8); }
 
  private:

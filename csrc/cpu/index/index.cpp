@@ -10,13 +10,15 @@
 #include "index/directory.hpp"
 #include "index/forward.hpp"
 #include "index/query.hpp"
+#include "index/rounded.hpp"
 #include "isa/kernels.hpp"
 
 namespace csrkern {
 namespace {
 
-// Cost of a posting when one thread builds the forward index, or the directory of blocks.
-constexpr double kNsPerForwardPosting = 13, kNsPerDirectoryPosting = 4;
+// Cost of a posting when one thread builds the forward index, the directory of blocks, or rounded
+// values.
+constexpr double kNsPerForwardPosting = 13, kNsPerDirectoryPosting = 4, kNsPerRounding = 3;
 
 [[noreturn]] void damaged(const std::string& what) {
   throw std::invalid_argument("the index is damaged: " + what);
@@ -87,6 +89,7 @@ Index::Index(const IndexView& view, bool trusted) : view_(view), finder_(view.te
 }
 
 Index::~Index() {
+  delete rounded_.load();
   delete forward_.load();
   delete directory_.load();
 }
@@ -164,7 +167,9 @@ const ForwardIndex& Index::forward(int num_threads) const {
 int64_t Index::forward_bytes() const {
   const ForwardIndex* made = forward_.load(std::memory_order_acquire);
   const Directory* directory = directory_.load(std::memory_order_acquire);
-  return (made == nullptr ? 0 : made->bytes()) + (directory == nullptr ? 0 : directory->bytes());
+  const RoundedRows* rounded = rounded_.load(std::memory_order_acquire);
+  return (made == nullptr ? 0 : made->bytes()) + (rounded == nullptr ? 0 : rounded->bytes()) +
+         (directory == nullptr ? 0 : directory->bytes());
 }
 
 const ForwardIndex* Index::forward_if_worth(int64_t ns_lost) const {
@@ -173,6 +178,21 @@ const ForwardIndex* Index::forward_if_worth(int64_t ns_lost) const {
   const double cost = kNsPerForwardPosting * static_cast<double>(postings);
   if (ns_lost_.fetch_add(ns_lost, std::memory_order_relaxed) < cost) return nullptr;
   return &forward(1);
+}
+
+const RoundedRows* Index::rounded_if_worth(int64_t ns_lost, int num_threads) const {
+  if (const RoundedRows* made = rounded_.load(std::memory_order_acquire)) return made;
+  const uint64_t postings = view_.offsets[view_.n_terms * view_.n_windows];
+  const bool has_forward = forward_.load(std::memory_order_acquire) != nullptr;
+  const double cost = (has_forward ? 0 : kNsPerForwardPosting) + kNsPerRounding;
+  const int64_t lost = ns_lost_in_batches_.fetch_add(ns_lost, std::memory_order_relaxed) + ns_lost;
+  if (lost < cost * static_cast<double>(postings)) return nullptr;
+  const ForwardIndex& rows = forward(num_threads);
+  const std::lock_guard<std::mutex> lock(making_rounded_);
+  if (rounded_.load() == nullptr) {
+    rounded_.store(new RoundedRows(rows, view_.n_docs, num_threads), std::memory_order_release);
+  }
+  return rounded_.load();
 }
 
 const Directory* Index::directory_if_worth() const {

@@ -22,6 +22,12 @@ void Scratch::reserve(int64_t window) {
   capacity = slots;
 }
 
+int8_t* Scratch::batch_lines(int64_t n_terms) {
+  const auto bytes = static_cast<size_t>(n_terms * kBatch);
+  if (lines.bytes() < bytes) lines = Buffer(bytes);
+  return reinterpret_cast<int8_t*>(lines.data());
+}
+
 Scratch& scratch() {
   static thread_local Scratch mine;
   return mine;
@@ -123,7 +129,8 @@ void SegmentSearch::score_listed(const ForwardIndex& forward, TopHits& best, Scr
     for (int i = 0; i < n; ++i) forward.prefetch(docs[i]);
     for (int i = 0; i < n; ++i) {
       const float score = std::min(scorer.score(docs[i]), best.most());
-      if (bits_of(score) >= best.bar()) best.add(score, id_of(docs[i]), first_doc_ + docs[i]);
+      if (bits_of(score) >= best.bar())
+        best.add(score, id_of(view_, docs[i]), first_doc_ + docs[i]);
       best.settle_rarely();
     }
     n = 0;
@@ -171,7 +178,7 @@ void SegmentSearch::take(int64_t window, int64_t begin, int64_t end, TopHits& be
     if (bits_of(score) < best.bar()) continue;
     const int64_t doc = base + s.ids[i];
     if (bounds != nullptr && bounds->done(doc / view_.block)) continue;
-    best.add(score, id_of(doc), first_doc_ + doc);
+    best.add(score, id_of(view_, doc), first_doc_ + doc);
   }
   best.settle();
 }

@@ -14,6 +14,10 @@ namespace csrkern {
 constexpr int64_t kStep = 64;     // documents that the scan kernels take at once
 constexpr int kBlocksAtOnce = 8;  // prefetched together
 
+inline int64_t id_of(const IndexView& view, int64_t doc) {
+  return view.ids == nullptr ? doc : view.ids[doc];
+}
+
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // Documents [begin, end) of a window, and their postings in the lists of the query's terms.
@@ -27,6 +31,8 @@ struct Stretch {
 // Memory of a thread for scoring windows; scores are all zero between windows.
 struct Scratch {
   void reserve(int64_t window);
+  // Returns room for lines [terms, kBatch], all zero, to be left so.
+  int8_t* batch_lines(int64_t n_terms);
 
   int64_t capacity = 0;
   Buffer scores;
@@ -34,6 +40,7 @@ struct Scratch {
   std::vector<uint16_t> ids;
   std::vector<uint32_t> maxima;
   std::vector<int32_t> blocks;
+  Buffer lines;
   std::vector<const Directory::Run*> runs;
   Stretch now, next;  // being scored, being prefetched
   Stretch ahead[kBlocksAtOnce];
@@ -137,7 +144,6 @@ class SegmentSearch {
   void raise_by_lanes(const float* scores, int64_t n, TopHits& best, Scratch& s) const;
   // Returns false if a filter lets none of n documents from `first` on pass.
   bool any_allowed(int64_t first, int64_t n) const;
-  int64_t id_of(int64_t doc) const { return view_.ids == nullptr ? doc : view_.ids[doc]; }
 
   const Index& index_;
   const IndexView& view_;

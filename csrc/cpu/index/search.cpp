@@ -5,6 +5,7 @@
 
 #include "csrkern/fine.hpp"
 #include "csrkern/parallel.hpp"
+#include "index/batch.hpp"
 #include "index/scan.hpp"
 
 namespace csrkern {
@@ -12,6 +13,9 @@ namespace {
 
 // Below this, waking a second thread (10 to 50 us) costs more than it saves.
 constexpr int64_t kPostingsWorthSplitting = 400'000;
+
+// A batch of fewer queries does not gain.
+constexpr int64_t kFewestTogether = 4;
 
 void write_out(const std::vector<Hit>& hits, int64_t top_k, float* scores, int64_t* ids) {
   const int64_t found = std::min<int64_t>(top_k, hits.size());
@@ -108,6 +112,29 @@ class Search {
     return finish(i, all);
   }
 
+  // Finds the hits of queries [begin, end), at most kBatch: all queries together in the segments
+  // that have rounded rows, one by one in the others.
+  void find_together(int64_t begin, int64_t end, const std::vector<const RoundedRows*>& rounded,
+                     const std::function<void(int64_t, const std::vector<Hit>&)>& keep) const {
+    Scratch& s = reserved_scratch();
+    std::vector<std::vector<Entry>> entries;
+    for (int64_t i = begin; i < end; ++i) entries.push_back(search_entries(i));
+    std::vector<TopHits> best(end - begin, no_hits());
+    for (size_t g = 0; g < segments_.size(); ++g) {
+      const Segment& segment = segments_[g];
+      std::vector<BatchQuery> queries = batch_queries(g, entries, best);
+      if (rounded[g] != nullptr && ns_saved_by_batch(segment.index->view(), queries) > 0) {
+        BatchSearch(*segment.index, *rounded[g], segment.allowed, first_docs_[g]).run(queries, s);
+        continue;
+      }
+      for (int64_t i = begin; i < end; ++i) {
+        SearchCost cost;
+        segment_search(g, i, entries[i - begin]).run(best[i - begin], s, cost);
+      }
+    }
+    for (int64_t i = begin; i < end; ++i) keep(i, finish(i, best[i - begin].hits()));
+  }
+
   // Calls keep(i, hits) for every query, from any thread.
   void run(const std::function<void(int64_t, const std::vector<Hit>&)>& keep) const {
     const int threads = options_.num_threads;
@@ -118,6 +145,14 @@ class Search {
       // A loop of one thread, so that denormals count outside of the windows, too.
       parallel_for(1, 1, 1, [&](int64_t, int64_t, int) {
         for (int64_t i = 0; i < queries_.n; ++i) keep(i, find_split(i));
+      });
+      return;
+    }
+    const int64_t batch = std::min<int64_t>(queries_.n / threads, kBatch);
+    const std::vector<const RoundedRows*> rounded = rounded_rows(batch);
+    if (!rounded.empty()) {
+      parallel_for(queries_.n, batch, threads, [&](int64_t begin, int64_t end, int) {
+        find_together(begin, end, rounded, keep);
       });
       return;
     }
@@ -146,6 +181,41 @@ class Search {
 
  private:
   bool rescored() const { return options_.shortlist > 0; }
+
+  std::vector<BatchQuery> batch_queries(size_t g, const std::vector<std::vector<Entry>>& entries,
+                                        std::vector<TopHits>& best) const {
+    std::vector<BatchQuery> queries;
+    for (size_t i = 0; i < entries.size(); ++i) {
+      queries.push_back({find_terms(*segments_[g].index, entries[i]), &best[i]});
+    }
+    return queries;
+  }
+
+  // Returns the rows of each segment, or null, for batches of this many queries; nothing if no
+  // segment gains by them, which the first batch tells.
+  std::vector<const RoundedRows*> rounded_rows(int64_t batch) const {
+    if (batch < kFewestTogether) return {};
+    std::vector<std::vector<Entry>> entries;
+    std::vector<TopHits> best(batch, no_hits());
+    std::vector<const RoundedRows*> rounded(segments_.size(), nullptr);
+    bool any = false;
+    for (size_t g = 0; g < segments_.size(); ++g) {
+      const Segment& segment = segments_[g];
+      const IndexView& view = segment.index->view();
+      if (segment.allowed_stride > 0 || !fits_batches(view, segment.allowed, wanted_)) continue;
+      while (static_cast<int64_t>(entries.size()) < batch) {
+        entries.push_back(search_entries(static_cast<int64_t>(entries.size())));
+      }
+      const double saved = ns_saved_by_batch(view, batch_queries(g, entries, best));
+      if (saved <= 0) continue;
+      const double in_all = saved * static_cast<double>(queries_.n) / static_cast<double>(batch);
+      rounded[g] =
+          segment.index->rounded_if_worth(static_cast<int64_t>(in_all), options_.num_threads);
+      any |= rounded[g] != nullptr;
+    }
+    if (!any) rounded.clear();
+    return rounded;
+  }
 
   Scratch& reserved_scratch() const {
     Scratch& s = scratch();

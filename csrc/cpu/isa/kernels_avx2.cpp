@@ -1,6 +1,7 @@
 // All kernels for AVX2. Only kAvx2 has external linkage.
 #include <immintrin.h>
 
+#include "generic/batch.hpp"
 #include "generic/encode.hpp"
 #include "generic/gather.hpp"
 #include "generic/index.hpp"
@@ -169,6 +170,55 @@ int64_t find_bounds(const uint16_t* bounds, int64_t n, uint16_t least, int32_t* 
   return count;
 }
 
+// Unpacking interleaves within halves of 128 bits: the sums are those of queries 0-7 and 16-23,
+// 8-15 and 24-31, 32-39 and 48-55, 40-47 and 56-63.
+struct BatchSums {
+  struct Bars {
+    __m256i below[4];
+    explicit Bars(const int16_t* bars) {
+      for (int i = 0; i < 4; ++i) {
+        const int16_t* at = bars + 32 * (i / 2) + 8 * (i % 2);
+        const __m256i both = _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(at + 16),
+                                                 reinterpret_cast<const __m128i*>(at));
+        below[i] = _mm256_sub_epi16(both, _mm256_set1_epi16(1));
+      }
+    }
+  };
+
+  __m256i sum[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
+                    _mm256_setzero_si256()};
+
+  void add(const int8_t* a, const int8_t* b, uint16_t pair) {
+    const __m256i numbers = _mm256_set1_epi16(static_cast<short>(pair));
+    for (int half = 0; half < 2; ++half) {
+      const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a) + half);
+      const __m256i y = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b) + half);
+      const __m256i low = _mm256_maddubs_epi16(numbers, _mm256_unpacklo_epi8(x, y));
+      const __m256i high = _mm256_maddubs_epi16(numbers, _mm256_unpackhi_epi8(x, y));
+      sum[2 * half] = _mm256_add_epi16(sum[2 * half], low);
+      sum[2 * half + 1] = _mm256_add_epi16(sum[2 * half + 1], high);
+    }
+  }
+  uint64_t reached(const Bars& bars) const {
+    uint32_t half[2];
+    for (int i = 0; i < 2; ++i) {
+      // Packing puts the queries into their order again.
+      const __m256i over =
+          _mm256_packs_epi16(_mm256_cmpgt_epi16(sum[2 * i], bars.below[2 * i]),
+                             _mm256_cmpgt_epi16(sum[2 * i + 1], bars.below[2 * i + 1]));
+      half[i] = static_cast<uint32_t>(_mm256_movemask_epi8(over));
+    }
+    return half[0] | uint64_t{half[1]} << 32;
+  }
+  void store(int16_t* sums) const {
+    for (int i = 0; i < 4; ++i) {
+      int16_t* at = sums + 32 * (i / 2) + 8 * (i % 2);
+      _mm256_storeu2_m128i(reinterpret_cast<__m128i*>(at + 16), reinterpret_cast<__m128i*>(at),
+                           sum[i]);
+    }
+  }
+};
+
 void to_half(const float* values, int64_t n, uint16_t* halves) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
@@ -194,6 +244,7 @@ const Kernels kAvx2 = {
      take,
      add_bounds,
      find_bounds,
+     find_row<BatchSums>,
      to_half,
      crc32c},
     block_products_of<Avx2>,

@@ -1,6 +1,7 @@
 // All kernels for AVX-512. Only kAvx512 has external linkage.
 #include <immintrin.h>
 
+#include "generic/batch.hpp"
 #include "generic/encode.hpp"
 #include "generic/gather.hpp"
 #include "generic/index.hpp"
@@ -183,6 +184,52 @@ int64_t find_bounds(const uint16_t* bounds, int64_t n, uint16_t least, int32_t* 
   return count;
 }
 
+// Unpacking interleaves within quarters of 128 bits: the sums are those of queries 0-7, 16-23,
+// 32-39 and 48-55, and of the others.
+struct BatchSums {
+  struct Bars {
+    __m512i at[2];
+    explicit Bars(const int16_t* bars) {
+      for (int i = 0; i < 2; ++i) {
+        int16_t ordered[32];
+        for (int j = 0; j < 32; ++j) ordered[j] = bars[query(i, j)];
+        at[i] = _mm512_loadu_si512(ordered);
+      }
+    }
+  };
+
+  __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+
+  static int query(int i, int lane) { return lane / 8 * 16 + i * 8 + lane % 8; }
+  void add(const int8_t* a, const int8_t* b, uint16_t pair) {
+    const __m512i numbers = _mm512_set1_epi16(static_cast<short>(pair));
+    const __m512i x = _mm512_loadu_si512(a), y = _mm512_loadu_si512(b);
+    const __m512i low = _mm512_maddubs_epi16(numbers, _mm512_unpacklo_epi8(x, y));
+    const __m512i high = _mm512_maddubs_epi16(numbers, _mm512_unpackhi_epi8(x, y));
+    sum[0] = _mm512_add_epi16(sum[0], low);
+    sum[1] = _mm512_add_epi16(sum[1], high);
+  }
+  uint64_t reached(const Bars& bars) const {
+    const uint32_t over[] = {_mm512_cmpge_epi16_mask(sum[0], bars.at[0]),
+                             _mm512_cmpge_epi16_mask(sum[1], bars.at[1])};
+    if ((over[0] | over[1]) == 0) return 0;
+    uint64_t bits = 0;
+    for (int i = 0; i < 2; ++i) {
+      for (int j = 0; j < 4; ++j) {
+        bits |= uint64_t{over[i] >> (8 * j) & 0xff} << query(i, 8 * j);
+      }
+    }
+    return bits;
+  }
+  void store(int16_t* sums) const {
+    for (int i = 0; i < 2; ++i) {
+      int16_t ordered[32];
+      _mm512_storeu_si512(ordered, sum[i]);
+      for (int j = 0; j < 32; ++j) sums[query(i, j)] = ordered[j];
+    }
+  }
+};
+
 void to_half(const float* values, int64_t n, uint16_t* halves) {
   for (int64_t i = 0; i < n; i += 16) {
     const __mmask16 mask = n - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
@@ -205,6 +252,7 @@ const Kernels kAvx512 = {
      take,
      add_bounds,
      find_bounds,
+     find_row<BatchSums>,
      to_half,
      crc32c},
     block_products_of<Avx512>,

@@ -8,6 +8,7 @@
 
 #include "csrkern/float_bits.hpp"
 #include "csrkern/index_values.hpp"
+#include "generic/batch.hpp"
 #include "generic/encode.hpp"
 #include "generic/gather.hpp"
 #include "generic/info_nce.hpp"
@@ -105,6 +106,24 @@ int64_t find_bounds(const uint16_t* bounds, int64_t n, uint16_t least, int32_t* 
   return count;
 }
 
+struct BatchSums {
+  using Bars = const int16_t*;
+
+  int16_t sum[kBatch] = {};
+
+  void add(const int8_t* a, const int8_t* b, uint16_t pair) {
+    for (int64_t q = 0; q < kBatch; ++q) {
+      sum[q] = static_cast<int16_t>(sum[q] + (pair & 0xff) * a[q] + (pair >> 8) * b[q]);
+    }
+  }
+  uint64_t reached(Bars bars) const {
+    uint64_t bits = 0;
+    for (int64_t q = 0; q < kBatch; ++q) bits |= uint64_t{sum[q] >= bars[q]} << q;
+    return bits;
+  }
+  void store(int16_t* sums) const { __builtin_memcpy(sums, sum, sizeof(sum)); }
+};
+
 void to_half(const float* values, int64_t n, uint16_t* halves) {
   for (int64_t i = 0; i < n; ++i) halves[i] = float_to_half(values[i]);
 }
@@ -178,6 +197,7 @@ const Kernels kPortable = {
      take,
      add_bounds,
      find_bounds,
+     find_row<BatchSums>,
      to_half,
      crc32c},
     block_products_of<Portable>,

@@ -143,6 +143,7 @@ struct SearchCost {
 
 class Directory;
 class ForwardIndex;
+class RoundedRows;
 
 struct OwnedRows {
   std::vector<int64_t> starts;
@@ -189,7 +190,11 @@ class Index {
   // Returns the forward index: the codes by document, for scoring chosen documents. The first call
   // builds it.
   const ForwardIndex& forward(int num_threads) const;
-  // Bytes of the forward index and of the directory of blocks, where they have been built.
+  // Returns the rows for batches of queries if they exist, or if searches have lost as much time
+  // without them as building them takes. Otherwise notes the loss and returns null.
+  const RoundedRows* rounded_if_worth(int64_t ns_lost, int num_threads) const;
+  // Bytes of the forward index, its rounded values and the directory of blocks, where they have
+  // been built.
   int64_t forward_bytes() const;
 
   const IndexView& view() const { return view_; }
@@ -214,6 +219,9 @@ class Index {
   mutable std::atomic<const ForwardIndex*> forward_{nullptr};
   // Time that searches would have saved with a forward index.
   mutable std::atomic<int64_t> ns_lost_{0};
+  mutable std::mutex making_rounded_;
+  mutable std::atomic<const RoundedRows*> rounded_{nullptr};
+  mutable std::atomic<int64_t> ns_lost_in_batches_{0};
   mutable std::mutex making_directory_;
   mutable std::atomic<const Directory*> directory_{nullptr};
   mutable std::atomic<int64_t> ns_lost_in_blocks_{0};

@@ -1,0 +1,281 @@
+#include "index/batch.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+namespace csrkern {
+namespace {
+
+// A bar that no sum reaches, and the lowest one.
+constexpr int16_t kNever = 32'767, kLowest = -32'767;
+static_assert(kRowNorm * kQueryNorm < kNever);
+
+// Documents that are scored for a query, as counted on uniform and on trained codes.
+constexpr double kExpectedScored = 100;
+
+// The documents of one query whose sums reach its bar so far.
+class Candidates {
+ public:
+  Candidates(const ForwardIndex& forward, const RoundedRows& rounded, const BatchQuery& query,
+             int64_t n_docs, RowScratch& s)
+      : forward_(forward),
+        query_(query),
+        s_(s),
+        wanted_(query.best->top_k()),
+        more_(std::max(kMore, wanted_)),
+        most_kept_(n_docs / 16),
+        full_(wanted_ + more_) {
+    double squares = 0;
+    for (const QueryTerm& t : query.terms) squares += static_cast<double>(t.weight) * t.weight;
+    const auto n = static_cast<double>(query.terms.size());
+    const double norm = kQueryNorm - std::sqrt(n) / 2;  // rounding adds at most half to each
+    if (squares == 0 || rounded.scale() == 0 || norm < 1) {
+      give_up();
+      return;
+    }
+    scale_ = norm / std::sqrt(squares);
+    double kept = 0, error = 0;
+    for (const QueryTerm& t : query.terms) {
+      const double scaled = t.weight * scale_, b = number(t.weight);
+      kept += b * b;
+      error += (scaled - b) * (scaled - b);
+    }
+    distance_ = rounded.error() * std::sqrt(kept) + (kRowNorm + rounded.error()) * std::sqrt(error);
+    // What a float32 sum of so many products may be off, for each of two documents.
+    const double products = std::min(n, static_cast<double>(rounded.longest())) + 2;
+    distance_ += 2 * products * 0x1p-23 * kNever + 1;
+    unit_ = rounded.scale() * scale_;
+    // Where scores may overflow or lose their precision, the bounds do not hold.
+    if (distance_ > kNever || !(unit_ < 0x1p100 && unit_ > 0x1p-100)) {
+      give_up();
+      return;
+    }
+    float bar;
+    const uint32_t bits = query.best->bar();
+    std::memcpy(&bar, &bits, sizeof(bar));
+    raise(bar);
+  }
+
+  // The number that stands for a weight.
+  int8_t number(float weight) const { return static_cast<int8_t>(std::lround(weight * scale_)); }
+  int16_t bar() const { return bar_; }
+  // Too many documents reached the bar, or it could not be computed.
+  bool given_up() const { return given_up_; }
+
+  void add(int64_t doc, int16_t sum) {
+    found_.push_back({static_cast<int32_t>(doc), sum, kUnknown});
+    if (static_cast<int64_t>(found_.size()) >= full_) settle();
+  }
+
+  // Adds the hits to those of the query.
+  void finish(const IndexView& view, int64_t first_doc) {
+    if (static_cast<int64_t>(found_.size()) >= wanted_) settle();
+    score(found_.size());
+    std::sort(found_.begin(), found_.end(),
+              [](const Candidate& a, const Candidate& b) { return a.doc < b.doc; });
+    TopHits& best = *query_.best;
+    for (const Candidate& c : found_) {
+      if (bits_of(c.score) >= best.bar()) {
+        best.add(c.score, id_of(view, c.doc), first_doc + c.doc);
+      }
+      best.settle_rarely();
+    }
+    best.settle();
+  }
+
+ private:
+  // After this many more candidates the bar is raised.
+  static constexpr int64_t kMore = 128;
+  static constexpr float kUnknown = -1;
+
+  struct Candidate {
+    int32_t doc;
+    int16_t sum;
+    float score;
+  };
+
+  void give_up() {
+    given_up_ = true;
+    bar_ = kNever;
+    found_.clear();
+  }
+
+  // `reached`: a score that enough documents have.
+  void raise(float reached) {
+    const double bar = std::floor(reached * unit_ - distance_);
+    bar_ = std::max(bar_, static_cast<int16_t>(std::clamp<double>(bar, kLowest, kNever)));
+  }
+
+  // Scores the first n candidates.
+  void score(size_t n) {
+    constexpr size_t kTogether = 32;
+    const RowScorer scorer(forward_, query_.terms, s_);
+    for (size_t begin = 0; begin < n; begin += kTogether) {
+      const size_t end = std::min(n, begin + kTogether);
+      for (size_t i = begin; i < end; ++i) {
+        if (found_[i].score == kUnknown) forward_.prefetch(found_[i].doc);
+      }
+      for (size_t i = begin; i < end; ++i) {
+        Candidate& c = found_[i];
+        if (c.score == kUnknown) c.score = std::min(scorer.score(c.doc), query_.best->most());
+      }
+    }
+  }
+
+  // Raises the bar to what the documents with the largest sums reach, and drops what is below.
+  void settle() {
+    const auto kth = found_.begin() + wanted_;
+    std::nth_element(found_.begin(), kth - 1, found_.end(),
+                     [](const Candidate& a, const Candidate& b) { return a.sum > b.sum; });
+    score(wanted_);
+    raise(std::min_element(found_.begin(), kth, [](const Candidate& a, const Candidate& b) {
+            return a.score < b.score;
+          })->score);
+    const auto too_low = [this](const Candidate& c) { return c.sum < bar_; };
+    found_.erase(std::remove_if(found_.begin(), found_.end(), too_low), found_.end());
+    const auto left = static_cast<int64_t>(found_.size());
+    full_ = left + more_;
+    if (left > most_kept_) give_up();
+  }
+
+  const ForwardIndex& forward_;
+  const BatchQuery& query_;
+  RowScratch& s_;
+  int64_t wanted_, more_, most_kept_, full_;
+  double scale_ = 0, unit_ = 0, distance_ = 0;  // numbers a weight, sums a score; of sums
+  int16_t bar_ = kLowest;
+  bool given_up_ = false;
+  std::vector<Candidate> found_;
+};
+
+// Measured costs in nanoseconds: of a posting in a scan of lists, of an entry in a scan of rows.
+struct Costs {
+  double posting, entry;
+};
+
+// Returns the least time of a few runs.
+template <class Body>
+double least_ns(const Body& body) {
+  using Clock = std::chrono::steady_clock;
+  double least = std::numeric_limits<double>::infinity();
+  for (int run = 0; run < 8; ++run) {
+    const auto begin = Clock::now();
+    body();
+    least = std::min(least, std::chrono::duration<double, std::nano>(Clock::now() - begin).count());
+  }
+  return least;
+}
+
+Costs measure() {
+  constexpr int64_t kDocs = 32'768, kPostings = 4096, kRows = 256, kEntries = 64, kTerms = 1024;
+  const IndexKernels& index = kernels().index;
+  std::vector<uint16_t> slice;  // numbers, then values of 1 in float16
+  for (int64_t i = 0; i < kPostings; ++i) slice.push_back(i * (kDocs / kPostings));
+  slice.resize(2 * kPostings, 0x3c00);
+  const uint64_t offsets[] = {0, kPostings};
+  const QueryTerm term = {offsets, 1.0f, 0};
+  Buffer scores((kDocs + kSpareSlots) * sizeof(float));
+  const double scan = least_ns([&] {
+    index.of[static_cast<int>(ValueType::float16)].score(
+        reinterpret_cast<const uint8_t*>(slice.data()), &term, 1, 0, true, kDocs, 1,
+        reinterpret_cast<float*>(scores.data()));
+  });
+  std::vector<uint64_t> starts;
+  std::vector<uint16_t> entries;
+  for (int64_t row = 0; row <= kRows; ++row) starts.push_back(row * kEntries);
+  for (uint32_t i = 0; i < kRows * kEntries; ++i) entries.push_back(i * 2654435761u >> 22);
+  const std::vector<uint8_t> numbers(entries.size() + 1, 1);
+  const ByteRows rows = {starts.data(), reinterpret_cast<const uint8_t*>(entries.data()), 2,
+                         numbers.data()};
+  Buffer lines(kTerms * kBatch);
+  int16_t bars[kBatch], sums[kBatch];
+  uint64_t reached;
+  std::fill_n(bars, kBatch, kNever);
+  const double batch = least_ns([&] {
+    index.find_row(rows, reinterpret_cast<const int8_t*>(lines.data()), bars, 0, kRows, sums,
+                   &reached);
+  });
+  return {scan / kPostings, batch / (kRows * kEntries)};
+}
+
+// Decides how to search, never what is found.
+const Costs& costs() {
+  static const Costs measured = measure();
+  return measured;
+}
+
+}  // namespace
+
+int64_t BatchSearch::run(const std::vector<BatchQuery>& queries, Scratch& s) const {
+  const IndexView& view = index_.view();
+  const ForwardIndex& forward = index_.forward(1);
+  auto* lines = s.batch_lines(view.n_terms);
+  std::vector<Candidates> found;
+  found.reserve(queries.size());
+  int16_t bars[kBatch], sums[kBatch];
+  std::fill_n(bars, kBatch, kNever);
+  for (size_t q = 0; q < queries.size(); ++q) {
+    found.emplace_back(forward, rounded_, queries[q], view.n_docs, s.rows);
+    bars[q] = found[q].bar();
+    if (found[q].given_up()) continue;
+    for (const QueryTerm& t : queries[q].terms) {
+      lines[t.term * kBatch + q] = found[q].number(t.weight);
+    }
+  }
+  const ByteRows rows = rounded_.rows();
+  const auto find_row = kernels().index.find_row;
+  uint64_t reached;
+  for (int64_t doc = 0;; ++doc) {
+    doc = find_row(rows, lines, bars, doc, view.n_docs, sums, &reached);
+    if (doc == view.n_docs) break;
+    if (allowed_ != nullptr && (allowed_[doc / 64] >> (doc % 64) & 1) == 0) continue;
+    for (; reached != 0; reached &= reached - 1) {
+      const int q = __builtin_ctzll(reached);
+      found[q].add(doc, sums[q]);
+      bars[q] = found[q].bar();
+    }
+  }
+  for (const BatchQuery& query : queries) {
+    for (const QueryTerm& t : query.terms) std::memset(lines + t.term * kBatch, 0, kBatch);
+  }
+  int64_t given_up = 0;
+  for (size_t q = 0; q < queries.size(); ++q) {
+    found[q].finish(view, first_doc_);
+    if (!found[q].given_up()) continue;
+    ++given_up;
+    SearchCost cost;
+    SegmentSearch(index_, queries[q].terms, allowed_, first_doc_).run(*queries[q].best, s, cost);
+  }
+  return given_up;
+}
+
+bool fits_batches(const IndexView& view, const uint64_t* allowed, int64_t top_k) {
+  if (view.block > 0 || view.n_terms > 65'536 ||
+      view.n_docs > std::numeric_limits<int32_t>::max() || top_k > view.n_docs / 64) {
+    return false;
+  }
+  if (allowed == nullptr) return true;
+  int64_t n_allowed = 0;
+  for (int64_t w = 0; w < (view.n_docs + 63) / 64; ++w)
+    n_allowed += __builtin_popcountll(allowed[w]);
+  return n_allowed > view.n_docs / 2;
+}
+
+double ns_saved_by_batch(const IndexView& view, const std::vector<BatchQuery>& queries) {
+  double postings = 0;
+  for (const BatchQuery& query : queries) {
+    if (query.terms.size() > RowScorer::kMostTerms) return -1;
+    for (const QueryTerm& t : query.terms) {
+      postings += static_cast<double>(t.offsets[view.n_windows] - t.offsets[0]);
+    }
+  }
+  const double n = static_cast<double>(queries.size());
+  const double entries = static_cast<double>(view.offsets[view.n_terms * view.n_windows]);
+  const double scored = kExpectedScored * (kNsRow + kNsEntry * entries / view.n_docs);
+  return costs().posting * postings + n * kNsDocument * view.n_docs -
+         (costs().entry * entries + n * scored);
+}
+
+}  // namespace csrkern
