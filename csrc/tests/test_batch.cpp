@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kDocs = 5000, kQueries = 40, kDim = 60, kEntries = 9;
 
 // Sums of random rows, against plain loops.
-void check_sums(int64_t entry_bytes, int64_t least, int64_t most, uint64_t seed) {
+void check_sums(int64_t entry_bytes, int64_t least, int64_t most, bool largest, uint64_t seed) {
   Random random(seed);
   constexpr int64_t kRows = 300, kTerms = 50;
   Exact<uint64_t> starts(kRows + 1);
@@ -23,25 +23,24 @@ void check_sums(int64_t entry_bytes, int64_t least, int64_t most, uint64_t seed)
   }
   Exact<uint8_t> entries(starts[kRows] * entry_bytes), numbers(starts[kRows] + 1);
   const Exact<int8_t> queries(kTerms * kBatch);
-  for (int8_t& q : queries) q = static_cast<int8_t>(random.below(kQueryNorm / 6));
+  for (int8_t& q : queries) q = static_cast<int8_t>(random.below(kQueryNumber / 6));
   for (int64_t row = 0; row < kRows; ++row) {
     const int64_t begin = starts[row], n = starts[row + 1] - begin;
     for (int64_t j = 0; j < n; ++j) {
       const auto term = static_cast<uint16_t>(random.below(kTerms));
       std::memcpy(entries.data() + begin * entry_bytes + 2 * j, &term, 2);
-      numbers[begin + j] = static_cast<uint8_t>(random.below(n < 40 ? 1 + kRowNorm / 6 : 3));
+      numbers[begin + j] = static_cast<uint8_t>(random.below(n < 40 ? 1 + kRowNumber / 6 : 3));
     }
   }
-  // One query alone takes numbers of the largest norms.
-  if (least == 1 && most == 1) {
-    std::fill_n(queries.data(), kBatch, kQueryNorm);
-    std::fill_n(numbers.data(), starts[kRows], kRowNorm);
+  if (largest) {
+    std::fill_n(queries.data(), queries.size() / 2, kQueryNumber);
+    std::fill_n(numbers.data(), starts[kRows], kRowNumber);
   }
   const ByteRows rows = {starts.data(), entries.data(), entry_bytes, numbers.data()};
   Exact<int16_t> bars(kBatch), sums(kBatch);
   for (int16_t& bar : bars) bar = static_cast<int16_t>(random.below(4000) + 1000);
   for (int64_t row = 0; row < kRows; ++row) {
-    bars[3] = row % 2 == 0 ? 32'767 : -32'767;  // rows that nothing reaches are passed over
+    bars[3] = row % 2 == 0 ? kMostSum : -32'767;  // rows that nothing reaches are passed over
     int64_t want[kBatch] = {};
     uint64_t want_reached = 0;
     for (int64_t q = 0; q < kBatch; ++q) {
@@ -50,6 +49,7 @@ void check_sums(int64_t entry_bytes, int64_t least, int64_t most, uint64_t seed)
         std::memcpy(&term, entries.data() + starts[row] * entry_bytes + 2 * (e - starts[row]), 2);
         want[q] += int64_t{numbers[e]} * queries[term * kBatch + q];
       }
+      want[q] = std::min(want[q], kMostSum);
       if (want[q] >= bars[q]) want_reached |= uint64_t{1} << q;
     }
     uint64_t reached = 0;
@@ -60,7 +60,8 @@ void check_sums(int64_t entry_bytes, int64_t least, int64_t most, uint64_t seed)
     CHECK(reached == want_reached);
     for (int64_t q = 0; q < kBatch; ++q) CHECK(sums[q] == want[q]);
   }
-  std::fill_n(bars.data(), kBatch, int16_t{32'767});
+  if (largest) return;  // every row may reach
+  std::fill_n(bars.data(), kBatch, static_cast<int16_t>(kMostSum));
   uint64_t reached = 0;
   CHECK(kernels().index.find_row(rows, queries.data(), bars.data(), 0, kRows, sums.data(),
                                  &reached) == kRows);
@@ -84,26 +85,32 @@ int64_t check_same(const OwnedCodes& codes, const OwnedCodes& queries, const Ask
   s.reserve(1024);
   TopHits none(asked.top_k, asked.ids.empty(), most_score(asked.normalize));
   if (asked.min_score > 0) none.raise(bits_of(asked.min_score));
-  std::vector<TopHits> together(queries.n, none);
+  std::vector<TopHits> first(queries.n, none), together(queries.n, none);
   std::vector<BatchQuery> batch;
   for (int64_t i = 0; i < queries.n; ++i) {
     batch.push_back(
         {find_terms(index, read_query(rows_of(queries), i, asked.normalize, queries.dim)),
          &together[i]});
   }
+  // The second batch has the scale of what the first found.
+  for (int64_t i = 0; i < queries.n; ++i) std::swap(first[i], together[i]);
+  BatchSearch(index, rounded, asked.allowed, 100).run(batch, s);
+  for (int64_t i = 0; i < queries.n; ++i) std::swap(first[i], together[i]);
   const int64_t given_up = BatchSearch(index, rounded, asked.allowed, 100).run(batch, s);
   for (int64_t i = 0; i < queries.n; ++i) {
     TopHits alone = none;
     SearchCost cost;
     SegmentSearch(index, batch[i].terms, asked.allowed, 100).run(alone, s, cost);
-    for (TopHits* hits : {&alone, &together[i]}) {
+    for (TopHits* hits : {&alone, &first[i], &together[i]}) {
       std::sort(hits->hits().begin(), hits->hits().end(), better);
       if (static_cast<int64_t>(hits->hits().size()) > asked.top_k) hits->hits().resize(asked.top_k);
     }
-    CHECK(alone.hits().size() == together[i].hits().size());
-    for (size_t j = 0; j < alone.hits().size(); ++j) {
-      const Hit &a = alone.hits()[j], &b = together[i].hits()[j];
-      CHECK(bits_of(a.score) == bits_of(b.score) && a.id == b.id && a.doc == b.doc);
+    for (TopHits* hits : {&first[i], &together[i]}) {
+      CHECK(alone.hits().size() == hits->hits().size());
+      for (size_t j = 0; j < alone.hits().size(); ++j) {
+        const Hit &a = alone.hits()[j], &b = hits->hits()[j];
+        CHECK(bits_of(a.score) == bits_of(b.score) && a.id == b.id && a.doc == b.doc);
+      }
     }
   }
   return given_up;
@@ -227,9 +234,11 @@ void check_choice() {
 int main() {
   using namespace csrkern;
   for (int64_t entry_bytes : {3, 4, 6}) {
-    check_sums(entry_bytes, 0, 5, 1);
-    check_sums(entry_bytes, 1, 1, 2);
-    check_sums(entry_bytes, 30, 70, 3);
+    for (bool largest : {false, true}) {
+      check_sums(entry_bytes, 0, 5, largest, 1);
+      check_sums(entry_bytes, 1, 1, largest, 2);
+      check_sums(entry_bytes, 30, 70, largest, 3);
+    }
   }
   check_all_forms();
   check_near_ties();

@@ -461,8 +461,8 @@ class InvertedIndex(Collection):
             norms, fine codes, marks of removed codes, quantizer), bytes_per_code (all but the
             quantizer), mapped_bytes (of files, read when first needed), resident_bytes (all
             others, with the next), forward_bytes (what is made in memory when needed: the copy by
-            document, which `Rerank` and fast search read, and the places of clustered documents
-            in the lists);
+            document, which `Rerank`, fast search and batches over dense codes read, and the
+            places of clustered documents in the lists);
             longest_list (the most documents that share a latent); hottest_share (of all
             postings, in the hottest 1% of the latents in use); postings_per_query (expected
             for queries drawn like the documents); recall (for each that a fast search asked

@@ -1,6 +1,7 @@
 #include "index/batch.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <limits>
@@ -8,12 +9,12 @@
 namespace csrkern {
 namespace {
 
-// A bar that no sum reaches, and the lowest one.
-constexpr int16_t kNever = 32'767, kLowest = -32'767;
-static_assert(kRowNorm * kQueryNorm < kNever);
+// The lowest bar, and one that queries without entries do not reach.
+constexpr int16_t kLowest = -32'767, kHighest = kMostSum;
 
-// Documents that are scored for a query, as counted on uniform and on trained codes.
-constexpr double kExpectedScored = 100;
+// Documents that the first batch is expected to score for a query; later ones know better. Costs in
+// nanoseconds: of a row with a candidate, and of a candidate.
+constexpr double kExpectedScored = 100, kNsStop = 60, kNsAdded = 8;
 
 // The documents of one query whose sums reach its bar so far.
 class Candidates {
@@ -27,28 +28,32 @@ class Candidates {
         more_(std::max(kMore, wanted_)),
         most_kept_(n_docs / 16),
         full_(wanted_ + more_) {
-    double squares = 0;
-    for (const QueryTerm& t : query.terms) squares += static_cast<double>(t.weight) * t.weight;
-    const auto n = static_cast<double>(query.terms.size());
-    const double norm = kQueryNorm - std::sqrt(n) / 2;  // rounding adds at most half to each
-    if (squares == 0 || rounded.scale() == 0 || norm < 1) {
+    double squares = 0, largest = 0;
+    for (const QueryTerm& t : query.terms) {
+      squares += static_cast<double>(t.weight) * t.weight;
+      largest = std::max<double>(largest, t.weight);
+    }
+    most_score_ = std::sqrt(squares) * rounded.norm() / rounded.scale();
+    if (squares == 0 || rounded.scale() == 0) {
       give_up();
       return;
     }
-    scale_ = norm / std::sqrt(squares);
+    scale_ = std::min(kQueryNumber / largest,
+                      kMostSum / (std::sqrt(squares) * rounded.norm() * rounded.ceiling()));
+    unit_ = rounded.scale() * scale_;
     double kept = 0, error = 0;
     for (const QueryTerm& t : query.terms) {
       const double scaled = t.weight * scale_, b = number(t.weight);
       kept += b * b;
       error += (scaled - b) * (scaled - b);
     }
-    distance_ = rounded.error() * std::sqrt(kept) + (kRowNorm + rounded.error()) * std::sqrt(error);
-    // What a float32 sum of so many products may be off, for each of two documents.
-    const double products = std::min(n, static_cast<double>(rounded.longest())) + 2;
-    distance_ += 2 * products * 0x1p-23 * kNever + 1;
-    unit_ = rounded.scale() * scale_;
+    distance_ = rounded.error() * std::sqrt(kept) + rounded.norm() * std::sqrt(error);
+    // What float32 sums of so many products may be off, for each of two documents.
+    const auto products = static_cast<double>(
+        std::min<int64_t>(static_cast<int64_t>(query.terms.size()), rounded.longest()) + 2);
+    distance_ += 2 * products * 0x1p-23 * most_score_ * unit_ + 1;
     // Where scores may overflow or lose their precision, the bounds do not hold.
-    if (distance_ > kNever || !(unit_ < 0x1p100 && unit_ > 0x1p-100)) {
+    if (distance_ > kMostSum || !(unit_ < 0x1p100 && unit_ > 0x1p-100)) {
       give_up();
       return;
     }
@@ -64,7 +69,14 @@ class Candidates {
   // Too many documents reached the bar, or it could not be computed.
   bool given_up() const { return given_up_; }
 
+  // The score that the last hit has at least, as a share of what norms allow.
+  double share() const { return most_score_ > 0 ? reached_ / most_score_ : 0; }
+  int64_t added() const { return added_; }
+  int64_t scored() const { return scored_; }
+
   void add(int64_t doc, int16_t sum) {
+    if (given_up_) return;
+    ++added_;
     found_.push_back({static_cast<int32_t>(doc), sum, kUnknown});
     if (static_cast<int64_t>(found_.size()) >= full_) settle();
   }
@@ -98,14 +110,15 @@ class Candidates {
 
   void give_up() {
     given_up_ = true;
-    bar_ = kNever;
+    bar_ = kHighest;
     found_.clear();
   }
 
   // `reached`: a score that enough documents have.
   void raise(float reached) {
     const double bar = std::floor(reached * unit_ - distance_);
-    bar_ = std::max(bar_, static_cast<int16_t>(std::clamp<double>(bar, kLowest, kNever)));
+    bar_ = std::max(bar_, static_cast<int16_t>(std::clamp<double>(bar, kLowest, kHighest)));
+    reached_ = std::max(reached_, reached);
   }
 
   // Scores the first n candidates.
@@ -119,7 +132,9 @@ class Candidates {
       }
       for (size_t i = begin; i < end; ++i) {
         Candidate& c = found_[i];
-        if (c.score == kUnknown) c.score = std::min(scorer.score(c.doc), query_.best->most());
+        if (c.score != kUnknown) continue;
+        c.score = std::min(scorer.score(c.doc), query_.best->most());
+        ++scored_;
       }
     }
   }
@@ -143,16 +158,13 @@ class Candidates {
   const ForwardIndex& forward_;
   const BatchQuery& query_;
   RowScratch& s_;
-  int64_t wanted_, more_, most_kept_, full_;
+  int64_t wanted_, more_, most_kept_, full_, added_ = 0, scored_ = 0;
   double scale_ = 0, unit_ = 0, distance_ = 0;  // numbers a weight, sums a score; of sums
+  double most_score_ = 0;
+  float reached_ = 0;
   int16_t bar_ = kLowest;
   bool given_up_ = false;
   std::vector<Candidate> found_;
-};
-
-// Measured costs in nanoseconds: of a posting in a scan of lists, of an entry in a scan of rows.
-struct Costs {
-  double posting, entry;
 };
 
 // Returns the least time of a few runs.
@@ -168,68 +180,110 @@ double least_ns(const Body& body) {
   return least;
 }
 
-Costs measure() {
-  constexpr int64_t kDocs = 32'768, kPostings = 4096, kRows = 256, kEntries = 64, kTerms = 1024;
-  const IndexKernels& index = kernels().index;
+// Returns what a posting takes in a scan of lists.
+double measure_posting() {
+  constexpr int64_t kDocs = 32'768, kPostings = 4096;
   std::vector<uint16_t> slice;  // numbers, then values of 1 in float16
   for (int64_t i = 0; i < kPostings; ++i) slice.push_back(i * (kDocs / kPostings));
   slice.resize(2 * kPostings, 0x3c00);
   const uint64_t offsets[] = {0, kPostings};
   const QueryTerm term = {offsets, 1.0f, 0};
   Buffer scores((kDocs + kSpareSlots) * sizeof(float));
-  const double scan = least_ns([&] {
-    index.of[static_cast<int>(ValueType::float16)].score(
-        reinterpret_cast<const uint8_t*>(slice.data()), &term, 1, 0, true, kDocs, 1,
-        reinterpret_cast<float*>(scores.data()));
+  const ValueKernels& halves = kernels().index.of[static_cast<int>(ValueType::float16)];
+  const double ns = least_ns([&] {
+    halves.score(reinterpret_cast<const uint8_t*>(slice.data()), &term, 1, 0, true, kDocs, 1,
+                 reinterpret_cast<float*>(scores.data()));
   });
-  std::vector<uint64_t> starts;
-  std::vector<uint16_t> entries;
-  for (int64_t row = 0; row <= kRows; ++row) starts.push_back(row * kEntries);
-  for (uint32_t i = 0; i < kRows * kEntries; ++i) entries.push_back(i * 2654435761u >> 22);
-  const std::vector<uint8_t> numbers(entries.size() + 1, 1);
-  const ByteRows rows = {starts.data(), reinterpret_cast<const uint8_t*>(entries.data()), 2,
-                         numbers.data()};
-  Buffer lines(kTerms * kBatch);
-  int16_t bars[kBatch], sums[kBatch];
-  uint64_t reached;
-  std::fill_n(bars, kBatch, kNever);
-  const double batch = least_ns([&] {
-    index.find_row(rows, reinterpret_cast<const int8_t*>(lines.data()), bars, 0, kRows, sums,
-                   &reached);
-  });
-  return {scan / kPostings, batch / (kRows * kEntries)};
+  return ns / kPostings;
 }
 
-// Decides how to search, never what is found.
-const Costs& costs() {
-  static const Costs measured = measure();
-  return measured;
+// Returns what an entry takes in a scan of rows with 2^log_terms terms.
+double measure_entry(int log_terms) {
+  constexpr int64_t kRows = 256, kEntries = 64;
+  std::vector<uint64_t> starts;
+  std::vector<uint16_t> terms;
+  for (int64_t row = 0; row <= kRows; ++row) starts.push_back(row * kEntries);
+  for (uint32_t i = 0; i < kRows * kEntries; ++i) {
+    terms.push_back(static_cast<uint16_t>(i * 2'654'435'761u >> (32 - log_terms)));
+  }
+  const std::vector<uint8_t> numbers(terms.size() + 1, 1);
+  Buffer lines(static_cast<size_t>(kBatch) << log_terms);
+  std::memset(lines.data(), 1, lines.bytes());
+  const ByteRows rows = {starts.data(), reinterpret_cast<const uint8_t*>(terms.data()), 2,
+                         numbers.data()};
+  const auto* queries = reinterpret_cast<const int8_t*>(lines.data());
+  int16_t bars[kBatch], sums[kBatch];
+  uint64_t reached;
+  std::fill_n(bars, kBatch, kHighest);
+  const double ns =
+      least_ns([&] { kernels().index.find_row(rows, queries, bars, 0, kRows, sums, &reached); });
+  return ns / (kRows * kEntries);
 }
+
+double ns_of_posting() {
+  static const double ns = measure_posting();
+  return ns;
+}
+
+// The lines of few terms fit in a nearer cache than those of many.
+double ns_of_entry(int64_t n_terms) {
+  constexpr int kLeast = 10, kMost = 16;
+  static std::atomic<double> measured[kMost - kLeast + 1];
+  int log_terms = kLeast;
+  while (log_terms < kMost && (int64_t{1} << log_terms) < n_terms) ++log_terms;
+  std::atomic<double>& ns = measured[log_terms - kLeast];
+  if (ns.load(std::memory_order_relaxed) == 0) ns = measure_entry(log_terms);
+  return ns;
+}
+
+double ns_of_scoring(const IndexView& view) {
+  const double entries = static_cast<double>(view.offsets[view.n_terms * view.n_windows]);
+  return kNsRow + kNsEntry * entries / static_cast<double>(view.n_docs);
+}
+
+// The lines of a batch: zero again when it is done.
+class Lines {
+ public:
+  Lines(const std::vector<BatchQuery>& queries, int64_t n_terms, Scratch& s)
+      : queries_(queries), data_(s.batch_lines(n_terms)) {}
+  ~Lines() {
+    for (const BatchQuery& query : queries_) {
+      for (const QueryTerm& t : query.terms) std::memset(data_ + t.term * kBatch, 0, kBatch);
+    }
+  }
+  int8_t* data() const { return data_; }
+
+ private:
+  const std::vector<BatchQuery>& queries_;
+  int8_t* data_;
+};
 
 }  // namespace
 
 int64_t BatchSearch::run(const std::vector<BatchQuery>& queries, Scratch& s) const {
   const IndexView& view = index_.view();
   const ForwardIndex& forward = index_.forward(1);
-  auto* lines = s.batch_lines(view.n_terms);
+  const Lines lines(queries, view.n_terms, s);
   std::vector<Candidates> found;
   found.reserve(queries.size());
   int16_t bars[kBatch], sums[kBatch];
-  std::fill_n(bars, kBatch, kNever);
+  std::fill_n(bars, kBatch, kHighest);
   for (size_t q = 0; q < queries.size(); ++q) {
     found.emplace_back(forward, rounded_, queries[q], view.n_docs, s.rows);
     bars[q] = found[q].bar();
     if (found[q].given_up()) continue;
     for (const QueryTerm& t : queries[q].terms) {
-      lines[t.term * kBatch + q] = found[q].number(t.weight);
+      lines.data()[t.term * kBatch + q] = found[q].number(t.weight);
     }
   }
   const ByteRows rows = rounded_.rows();
   const auto find_row = kernels().index.find_row;
+  int64_t stops = 0;
   uint64_t reached;
   for (int64_t doc = 0;; ++doc) {
-    doc = find_row(rows, lines, bars, doc, view.n_docs, sums, &reached);
+    doc = find_row(rows, lines.data(), bars, doc, view.n_docs, sums, &reached);
     if (doc == view.n_docs) break;
+    ++stops;
     if (allowed_ != nullptr && (allowed_[doc / 64] >> (doc % 64) & 1) == 0) continue;
     for (; reached != 0; reached &= reached - 1) {
       const int q = __builtin_ctzll(reached);
@@ -237,17 +291,22 @@ int64_t BatchSearch::run(const std::vector<BatchQuery>& queries, Scratch& s) con
       bars[q] = found[q].bar();
     }
   }
-  for (const BatchQuery& query : queries) {
-    for (const QueryTerm& t : query.terms) std::memset(lines + t.term * kBatch, 0, kBatch);
-  }
+  double ns = kNsStop * static_cast<double>(stops), share = 0;
   int64_t given_up = 0;
   for (size_t q = 0; q < queries.size(); ++q) {
     found[q].finish(view, first_doc_);
+    ns += kNsAdded * static_cast<double>(found[q].added()) +
+          ns_of_scoring(view) * static_cast<double>(found[q].scored());
+    share += found[q].share();
     if (!found[q].given_up()) continue;
     ++given_up;
+    SegmentSearch search(index_, queries[q].terms, allowed_, first_doc_);
     SearchCost cost;
-    SegmentSearch(index_, queries[q].terms, allowed_, first_doc_).run(*queries[q].best, s, cost);
+    search.run(*queries[q].best, s, cost);
+    ns += ns_of_scan(view, static_cast<double>(search.n_postings()));
   }
+  rounded_.note_candidates(ns / static_cast<double>(queries.size()));
+  rounded_.note_share(share / static_cast<double>(queries.size()));
   return given_up;
 }
 
@@ -263,7 +322,8 @@ bool fits_batches(const IndexView& view, const uint64_t* allowed, int64_t top_k)
   return n_allowed > view.n_docs / 2;
 }
 
-double ns_saved_by_batch(const IndexView& view, const std::vector<BatchQuery>& queries) {
+double ns_saved_by_batch(const IndexView& view, const RoundedRows* rounded,
+                         const std::vector<BatchQuery>& queries) {
   double postings = 0;
   for (const BatchQuery& query : queries) {
     if (query.terms.size() > RowScorer::kMostTerms) return -1;
@@ -271,11 +331,12 @@ double ns_saved_by_batch(const IndexView& view, const std::vector<BatchQuery>& q
       postings += static_cast<double>(t.offsets[view.n_windows] - t.offsets[0]);
     }
   }
-  const double n = static_cast<double>(queries.size());
+  const auto n = static_cast<double>(queries.size());
   const double entries = static_cast<double>(view.offsets[view.n_terms * view.n_windows]);
-  const double scored = kExpectedScored * (kNsRow + kNsEntry * entries / view.n_docs);
-  return costs().posting * postings + n * kNsDocument * view.n_docs -
-         (costs().entry * entries + n * scored);
+  double of_candidates = rounded == nullptr ? -1 : rounded->ns_of_candidates();
+  if (of_candidates < 0) of_candidates = kExpectedScored * ns_of_scoring(view);
+  const double lists = ns_of_posting() * postings + n * kNsDocument * view.n_docs;
+  return lists - ns_of_entry(view.n_terms) * entries - n * of_candidates;
 }
 
 }  // namespace csrkern

@@ -18,14 +18,13 @@ struct BatchQuery {
 // (entries of a query) * (entries of a document) / (latents) for each document. Here a document
 // takes time for each of its entries, whatever the query, but for kBatch queries together.
 //
-// The weights of a query are rounded to whole numbers, as the values of the rows are, at a scale
-// where their L2 norm is at most kQueryNorm. With a, b the numbers of a row and of a query, and
-// α, β their errors, the score at these scales is
+// The weights of a query are rounded to whole numbers, as the values of the rows are. With a, b the
+// numbers of a row and of a query, and α, β their errors, the score at these scales is
 //     (a + α)·(b + β) = a·b + α·b + (a + α)·β,
-// which differs from the sum a·b by at most |α| |b| + (kRowNorm + |α|) |β|. The sum is at most
-// kRowNorm kQueryNorm: 16 bits hold it without overflow. Documents whose sum is within this
-// distance of a score that k others reach are scored as elsewhere; nothing else depends on the
-// rounding.
+// which differs from the sum a·b by at most |α| |b| + |a + α| |β|. Documents whose sum is within
+// this distance of a score that k others reach are scored as elsewhere; nothing else depends on the
+// rounding. Sums have 16 bits and stay at the largest number where they would exceed it: such a
+// document reaches every bar.
 class BatchSearch {
  public:
   // Documents are numbered from `first_doc`. `allowed` [n_docs, in words of 64], or null.
@@ -48,7 +47,9 @@ class BatchSearch {
 // `allowed`.
 bool fits_batches(const IndexView& view, const uint64_t* allowed, int64_t top_k);
 
-// Returns the expected time that a batch saves, which is negative if it loses.
-double ns_saved_by_batch(const IndexView& view, const std::vector<BatchQuery>& queries);
+// Returns the expected time that a batch saves, which is negative if it loses. `rounded` may be
+// null.
+double ns_saved_by_batch(const IndexView& view, const RoundedRows* rounded,
+                         const std::vector<BatchQuery>& queries);
 
 }  // namespace csrkern

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <numeric>
 #include <vector>
 
 #include "csrkern/parallel.hpp"
@@ -30,19 +31,22 @@ double largest_of_rows(const ForwardIndex& forward, int64_t n_docs, int num_thre
 
 RoundedRows::RoundedRows(const ForwardIndex& forward, int64_t n_docs, int num_threads)
     : forward_(forward), numbers_(forward.n_entries() + 1) {
-  const double largest =
-      largest_of_rows(forward, n_docs, num_threads, [&](int64_t doc, const float* values) {
-        double squares = 0;
-        for (int64_t j = 0; j < forward.row(doc).n; ++j) {
-          squares += static_cast<double>(values[j]) * values[j];
-        }
-        return std::sqrt(squares);
-      });
-  // Rounding adds at most half to each entry.
-  const double norm = kRowNorm - std::sqrt(static_cast<double>(forward.longest())) / 2;
-  if (largest == 0 || norm < 1) return;
-  scale_ = norm / largest;
-  error_ = largest_of_rows(forward, n_docs, num_threads, [&](int64_t doc, const float* values) {
+  const auto largest = [&](const auto& of_row) {
+    return largest_of_rows(forward, n_docs, num_threads, of_row);
+  };
+  const auto end = [&](int64_t doc, const float* values) { return values + forward.row(doc).n; };
+  const double value = largest([&](int64_t doc, const float* values) {
+    return std::accumulate(values, end(doc, values), 0.0f,
+                           [](float a, float b) { return std::max(a, b); });
+  });
+  if (value == 0) return;
+  scale_ = kRowNumber / value;
+  norm_ = largest([&](int64_t doc, const float* values) {
+    double squares = 0;
+    for (const float* v = values; v < end(doc, values); ++v) squares += *v * scale_ * *v * scale_;
+    return std::sqrt(squares);
+  });
+  error_ = largest([&](int64_t doc, const float* values) {
     uint8_t* numbers = numbers_.data() + forward.first_entry(doc);
     double squares = 0;
     for (int64_t j = 0; j < forward.row(doc).n; ++j) {

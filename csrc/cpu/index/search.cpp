@@ -123,7 +123,8 @@ class Search {
     for (size_t g = 0; g < segments_.size(); ++g) {
       const Segment& segment = segments_[g];
       std::vector<BatchQuery> queries = batch_queries(g, entries, best);
-      if (rounded[g] != nullptr && ns_saved_by_batch(segment.index->view(), queries) > 0) {
+      if (rounded[g] != nullptr &&
+          ns_saved_by_batch(segment.index->view(), rounded[g], queries) > 0) {
         BatchSearch(*segment.index, *rounded[g], segment.allowed, first_docs_[g]).run(queries, s);
         continue;
       }
@@ -206,7 +207,8 @@ class Search {
       while (static_cast<int64_t>(entries.size()) < batch) {
         entries.push_back(search_entries(static_cast<int64_t>(entries.size())));
       }
-      const double saved = ns_saved_by_batch(view, batch_queries(g, entries, best));
+      const double saved =
+          ns_saved_by_batch(view, segment.index->rounded(), batch_queries(g, entries, best));
       if (saved <= 0) continue;
       const double in_all = saved * static_cast<double>(queries_.n) / static_cast<double>(batch);
       rounded[g] =

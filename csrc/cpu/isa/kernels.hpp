@@ -120,9 +120,9 @@ struct SliceRange {
   float weight;
 };
 
-// Queries of one batch: a line of 64 bytes holds a number of each. The largest L2 norms of the
-// whole numbers that stand for a row, and for a query.
-constexpr int64_t kBatch = 64, kRowNorm = 255, kQueryNorm = 127;
+// Queries of one batch: a line of 64 bytes holds a number of each. The largest numbers of a row and
+// of a query; a larger sum of their products becomes kMostSum.
+constexpr int64_t kBatch = 64, kRowNumber = 255, kQueryNumber = 127, kMostSum = 32'767;
 
 // Rows of whole numbers. The entries [starts[i], starts[i + 1]) are row i's: their terms (uint16)
 // from entries + starts[i] * entry_bytes on, their numbers from numbers + starts[i] on. One byte
@@ -173,8 +173,8 @@ struct IndexKernels {
   int64_t (*find_bounds)(const uint16_t* bounds, int64_t n, uint16_t least, int32_t* found);
   // Adds up rows [row, end) for kBatch queries at once, sums[q] = sum over the entries of
   // number * queries[term][q], until a sum reaches its bar. Returns that row, with all its sums and
-  // the queries that `reached` their bars as bits, or `end`. queries [terms, kBatch]. No sum
-  // exceeds kRowNorm * kQueryNorm; bars are above -32,768.
+  // the queries that `reached` their bars as bits, or `end`. queries [terms, kBatch], not negative;
+  // bars are above -32,768.
   int64_t (*find_row)(const ByteRows& rows, const int8_t* queries, const int16_t* bars, int64_t row,
                       int64_t end, int16_t* sums, uint64_t* reached);
   // Rounds to float16 (to nearest, ties to even), as bits.

@@ -195,8 +195,8 @@ struct BatchSums {
       const __m256i y = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b) + half);
       const __m256i low = _mm256_maddubs_epi16(numbers, _mm256_unpacklo_epi8(x, y));
       const __m256i high = _mm256_maddubs_epi16(numbers, _mm256_unpackhi_epi8(x, y));
-      sum[2 * half] = _mm256_add_epi16(sum[2 * half], low);
-      sum[2 * half + 1] = _mm256_add_epi16(sum[2 * half + 1], high);
+      sum[2 * half] = _mm256_adds_epi16(sum[2 * half], low);
+      sum[2 * half + 1] = _mm256_adds_epi16(sum[2 * half + 1], high);
     }
   }
   uint64_t reached(const Bars& bars) const {

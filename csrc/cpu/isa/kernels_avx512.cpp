@@ -206,8 +206,8 @@ struct BatchSums {
     const __m512i x = _mm512_loadu_si512(a), y = _mm512_loadu_si512(b);
     const __m512i low = _mm512_maddubs_epi16(numbers, _mm512_unpacklo_epi8(x, y));
     const __m512i high = _mm512_maddubs_epi16(numbers, _mm512_unpackhi_epi8(x, y));
-    sum[0] = _mm512_add_epi16(sum[0], low);
-    sum[1] = _mm512_add_epi16(sum[1], high);
+    sum[0] = _mm512_adds_epi16(sum[0], low);
+    sum[1] = _mm512_adds_epi16(sum[1], high);
   }
   uint64_t reached(const Bars& bars) const {
     const uint32_t over[] = {_mm512_cmpge_epi16_mask(sum[0], bars.at[0]),

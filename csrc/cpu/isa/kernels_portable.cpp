@@ -113,7 +113,8 @@ struct BatchSums {
 
   void add(const int8_t* a, const int8_t* b, uint16_t pair) {
     for (int64_t q = 0; q < kBatch; ++q) {
-      sum[q] = static_cast<int16_t>(sum[q] + (pair & 0xff) * a[q] + (pair >> 8) * b[q]);
+      const int all = sum[q] + (pair & 0xff) * a[q] + (pair >> 8) * b[q];
+      sum[q] = static_cast<int16_t>(all < kMostSum ? all : kMostSum);
     }
   }
   uint64_t reached(Bars bars) const {

@@ -193,6 +193,7 @@ class Index {
   // Returns the rows for batches of queries if they exist, or if searches have lost as much time
   // without them as building them takes. Otherwise notes the loss and returns null.
   const RoundedRows* rounded_if_worth(int64_t ns_lost, int num_threads) const;
+  const RoundedRows* rounded() const { return rounded_.load(std::memory_order_acquire); }
   // Bytes of the forward index, its rounded values and the directory of blocks, where they have
   // been built.
   int64_t forward_bytes() const;
