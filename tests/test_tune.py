@@ -74,7 +74,17 @@ def test_without_labels_dense_neighbors_judge():
     tuned = csrtrain.tune(x, n_bytes=12, whitenings=[0], config=CONFIG, progress=False)
     assert tuned.measure == "dense neighbors kept"
     assert tuned.dense == 1
-    assert [trial.setting for trial in tuned.trials] == [Setting(0.0, 4, 0)]
+    assert [trial.setting for trial in tuned.trials] == [Setting(64, 0.0, 4, 0)]
+
+
+def test_every_number_of_latents_is_tried():
+    x, _ = rows()
+    options = {"n_bytes": 12, "whitenings": [0], "config": CONFIG, "progress": False}
+    tuned = csrtrain.tune(x, hidden_dims=[16, 96], **options)
+    assert [trial.setting.hidden_dim for trial in tuned.trials] == [16, 96]
+    assert tuned.config.hidden_dim == tuned.best.setting.hidden_dim
+    alone = csrtrain.tune(x, hidden_dims=[16], **options)
+    assert alone.trials[0].score == tuned.trials[0].score
 
 
 def test_queries_judge_by_what_is_relevant():
@@ -94,6 +104,8 @@ def test_queries_judge_by_what_is_relevant():
         ({"queries": np.zeros((3, 12))}, "queries, qrels: expected both or neither"),
         ({"n_bytes": 2}, "n_bytes: expected"),
         ({"whitenings": []}, "whitenings: expected at least one"),
+        ({"hidden_dims": []}, "hidden_dims: expected at least one"),
+        ({"hidden_dims": [4]}, "k: expected at most hidden_dim = 4"),
         ({"whitenings": [2]}, "whitening: expected a number in -1..1"),
         ({"labels": [1, 2]}, "labels: expected 600 labels"),
         ({"shortlist": 3}, "shortlist: expected"),
@@ -114,12 +126,14 @@ def test_the_command_writes_model_index_and_chart(tmp_path, capsys):
     x, labels = rows()
     np.savez(tmp_path / "data.npz", x=x, y=labels)
     arguments = ("--bytes", "12", "--labels", f"{tmp_path}/data.npz:y", "--steps", "4", "--json")
+    arguments = ("--hidden-dim", "40", "--hidden-dim", "50", *arguments)
     out = str(tmp_path / "out")
     assert exit_code("tune", f"{tmp_path}/data.npz:x", *arguments, "-o", out) == 0
     best = json.loads(capsys.readouterr().out)["best"]["setting"]
     model = SparseAutoencoder.from_pretrained(tmp_path / "out" / "model")
     index = InvertedIndex.load(tmp_path / "out" / "index")
     assert (len(index), index.k, model.input_dim) == (600, best["k"], 12)
+    assert model.hidden_dim == best["hidden_dim"] in {40, 50}
     page = (tmp_path / "out" / "trials.html").read_text()
     assert page.count("<svg") == 2
     np.save(tmp_path / "queries.npy", x[:4])

@@ -40,11 +40,13 @@ class Setting:
     """One way to store embeddings in an index.
 
     Attributes:
+        hidden_dim: of the model's `TrainConfig`.
         whitening: of the model's `TrainConfig`.
         k: latents of a document in the lists.
         fine_bytes: of its fine code; 0: none, codes are compared with codes.
     """
 
+    hidden_dim: int
     whitening: float
     k: int
     fine_bytes: int
@@ -114,20 +116,21 @@ def tune(
     queries: ArraySource | None = None,
     qrels: ArraySource | None = None,
     whitenings: Sequence[float] = WHITENINGS,
+    hidden_dims: Sequence[int | None] | None = None,
     config: TrainConfig | None = None,
     shortlist: int = 200,
     progress: bool = True,
 ) -> Tuned:
     """Find the settings that serve embeddings best in at most `n_bytes` a document.
 
-    For each whitening a model is trained; with it, every split of the bytes between latents and
-    fine codes is tried, and codes alone. They are judged
+    For each whitening and number of latents a model is trained; with it, every split of the
+    bytes between latents and fine codes is tried, and codes alone. They are judged
 
     - by `labels`: 1-NN accuracy of held-out rows (a tenth, at most 1,000);
     - by `queries` with `qrels`: nDCG@10 over all embeddings;
     - with neither, by the share of the 10 dense neighbors of held-out rows that are found.
 
-    Takes a training for each whitening and a minute or so for each number of fine bytes.
+    Takes a training for each model and a minute or so for each number of fine bytes.
 
     Args:
         embeddings: [n, d], a path or an array, that fit in memory; at least 512 rows.
@@ -137,6 +140,7 @@ def tune(
         queries: [m, d].
         qrels: [p, 2] or [p, 3] rows (query, document, grade).
         whitenings: to try; see `TrainConfig`.
+        hidden_dims: to try; None: that of `config`.
         config: all other settings of the models.
         shortlist: documents that fine codes score.
         progress: say what is being done.
@@ -152,10 +156,14 @@ def tune(
     n_bytes = check_int("n_bytes", n_bytes, ENTRY_BYTES, 4096)
     check_at_least("shortlist", shortlist, DEPTH)
     config = config or TrainConfig()
-    if not whitenings:
-        raise ValueError("whitenings: expected at least one")
+    hidden_dims = (config.hidden_dim,) if hidden_dims is None else hidden_dims
+    for name, given in (("whitenings", whitenings), ("hidden_dims", hidden_dims)):
+        if not given:
+            raise ValueError(f"{name}: expected at least one")
     configs = [
-        dataclasses.replace(config, whitening=check_number("whitenings", w)) for w in whitenings
+        dataclasses.replace(config, whitening=check_number("whitenings", w), hidden_dim=h)
+        for h in hidden_dims
+        for w in whitenings
     ]
     task = _Task.of(embeddings, labels, queries, qrels)
     splits = list(_splits(n_bytes, config))
@@ -167,17 +175,20 @@ def tune(
     trials = []
     for settings in configs:
         model = train(task.database, config=settings, progress=progress)
-        with working(f"trying whitening {settings.whitening:g}", wanted=progress):
+        h, whitening = model.hidden_dim, settings.whitening
+        with working(f"trying h = {h}, whitening {whitening:g}", wanted=progress):
             widest = max(k for k, _ in splits)
             codes = model.encode(task.database.numpy(), widest)
             asked = model.encode(task.queries.numpy())
             for k, size in splits:
-                setting = Setting(settings.whitening, k, size)
+                setting = Setting(h, whitening, k, size)
                 trials.append(
                     task.trial(setting, codes.truncate(k), asked, fines.get(size), shortlist)
                 )
     best = max(trials, key=lambda trial: (trial.score, -trial.setting.k))
-    chosen = dataclasses.replace(config, whitening=best.setting.whitening)
+    chosen = dataclasses.replace(
+        config, whitening=best.setting.whitening, hidden_dim=best.setting.hidden_dim
+    )
     return Tuned(task.measure, task.dense(), tuple(trials), best, chosen)
 
 

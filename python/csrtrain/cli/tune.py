@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,7 @@ from csrtrain.cli.lines import emit
 from csrtrain.progress import console, say
 
 if TYPE_CHECKING:
-    from csrtrain.tuning import Tuned
+    from csrtrain.tuning import Trial, Tuned
 
 
 def tune(
@@ -28,6 +29,10 @@ def tune(
     qrels: Annotated[
         str | None, shared.array("Relevance judgments: rows (query, document, grade).")
     ] = None,
+    hidden_dims: Annotated[
+        list[int] | None,
+        typer.Option("--hidden-dim", min=1, help="Number of latents to try; may be repeated."),
+    ] = None,
     steps: Annotated[
         int | None, shared.whole("Optimizer steps of each training (default: by the data).")
     ] = None,
@@ -37,10 +42,11 @@ def tune(
 ) -> None:
     """Find the best model and index in given bytes, and write both.
 
-    Tries how the bytes are split between latents and fine codes, and how weak directions of the
-    embeddings are weighed. Judges by rows that are held out: by their dense neighbors, or by
-    --labels, or by --queries with --qrels. Writes PATH/model, PATH/index and PATH/trials.html,
-    charts of score against latents and queries a second. Needs FAISS and matplotlib.
+    Tries how the bytes are split between latents and fine codes, how weak directions of the
+    embeddings are weighed, and each --hidden-dim. Judges by rows that are held out: by their
+    dense neighbors, or by --labels, or by --queries with --qrels. Writes PATH/model, PATH/index
+    and PATH/trials.html, charts of score against latents and queries a second. Needs FAISS and
+    matplotlib.
 
     [bold]Examples[/bold]
 
@@ -62,6 +68,7 @@ def tune(
         n_bytes=n_bytes,
         queries=queries,
         qrels=qrels,
+        hidden_dims=hidden_dims or None,
         config=TrainConfig(steps=steps),
     )
     model, index = tuned.build(embeddings)
@@ -76,8 +83,8 @@ def tune(
     _print(tuned)
     setting = tuned.best.setting
     say(
-        f"Best: k = {setting.k}, {setting.fine_bytes} bytes of fine code, whitening "
-        f"{setting.whitening:g}.\nWrote {output}: model, index and trials.html.\n"
+        f"Best: {_model(tuned.best)}, k = {setting.k}, {setting.fine_bytes} bytes of fine code.\n"
+        f"Wrote {output}: model, index and trials.html.\n"
         f"Next: csrkern search {shared.quoted(output / 'index', 'queries.npy')}"
     )
 
@@ -86,11 +93,12 @@ def _print(tuned: Tuned) -> None:
     from rich.table import Table
 
     table = Table(title=f"{tuned.measure}; dense: {100 * tuned.dense:.1f}%", title_justify="left")
-    for name in ("whitening", "k", "fine bytes", "bytes", "score", "queries/s"):
+    for name in ("h", "whitening", "k", "fine bytes", "bytes", "score", "queries/s"):
         table.add_column(name, justify="right")
     for trial in sorted(tuned.trials, key=lambda trial: -trial.score):
         setting = trial.setting
         table.add_row(
+            f"{setting.hidden_dim:,}",
             f"{setting.whitening:g}",
             str(setting.k),
             str(setting.fine_bytes),
@@ -102,26 +110,33 @@ def _print(tuned: Tuned) -> None:
     console().print(table)
 
 
+def _model(trial: Trial) -> str:
+    hidden_dim = trial.setting.hidden_dim
+    return (
+        f"h = {'4 d' if hidden_dim is None else hidden_dim}, whitening {trial.setting.whitening:g}"
+    )
+
+
 def _page(tuned: Tuned) -> str:
     """Return a page with two charts: score against bytes, and against queries a second."""
     from csrtrain.charts import COLORS, Series, line_chart
     from csrtrain.evaluation.eval_report import STYLE
 
-    whitenings = sorted({trial.setting.whitening for trial in tuned.trials})
+    models = list(dict.fromkeys(map(_model, tuned.trials)))
     figures = []
     for title, of in (
         ("latents of a document", lambda trial: trial.setting.k),
         ("queries a second, one thread", lambda trial: trial.queries_per_second),
     ):
         series = [Series("dense", COLORS[7], [1], [100 * tuned.dense], dashed=True)]
-        for whitening, color in zip(whitenings, COLORS, strict=False):
+        for name, color in zip(models, itertools.cycle(COLORS)):
             points = sorted(
                 (of(trial), 100 * trial.score, f"{trial.setting.k}+{trial.setting.fine_bytes}")
                 for trial in tuned.trials
-                if trial.setting.whitening == whitening
+                if _model(trial) == name
             )
             x, y, names = zip(*points, strict=True)
-            series.append(Series(f"whitening {whitening:g}", color, x, y, names))
+            series.append(Series(name, color, x, y, names))
         chart = line_chart(
             series, title=f"{tuned.measure} against {title}", x=title, unit="%", log=2
         )
