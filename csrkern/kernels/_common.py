@@ -15,7 +15,16 @@ from torch import Tensor
 INT32_LIMIT = 2**31
 # Arguments that follow from the number of rows: what they divide by is not compiled in, so a new
 # batch size finds the kernel there.
-BATCH_SIZES = ("n", "m", "entries", "entries_per_block", "rows_per_block", "n_blocks", "fold_bits")
+BATCH_SIZES = (
+    "n",
+    "m",
+    "entries",
+    "entries_per_block",
+    "rows_per_block",
+    "n_blocks",
+    "fold_bits",
+    "exponent",
+)
 # Programs of a persistent grid, each with a scratch of its own: 31 on each of 132 processors.
 MAX_PROGRAMS = 4096
 

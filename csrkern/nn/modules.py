@@ -16,6 +16,7 @@ from csrkern.codes.sparse import SparseCodes, check_codes
 from csrkern.embeddings.dataset import Embeddings, open_embeddings
 from csrkern.identity import check_fingerprint
 from csrkern.index.rerank import Rerank
+from csrkern.kernels.encode import kept
 from csrkern.nn import dense, storage
 from csrkern.ops.autoencode import autoencode
 from csrkern.ops.decode import decode
@@ -215,6 +216,9 @@ class SparseAutoencoder(nn.Module):
     def encode_standardized(self, x: Tensor, k: int | None = None) -> SparseCodes:
         """`encode` for rows that `standardize` has been over already."""
         weight, bias, pre_bias = self.encoder.weight, self.latent_bias, self.pre_bias
+        if not torch.compiler.is_compiling():
+            trains = self.training or (torch.is_grad_enabled() and weight.requires_grad)
+            (kept.forget if trains else kept.keep)(weight)
         codes = encode(x, weight, bias, k=self.k if k is None else k, pre_bias=pre_bias)
         codes.fingerprint = fingerprint_of_codes(self, (weight, bias, pre_bias))
         return codes
@@ -439,7 +443,9 @@ class SparseAutoencoder(nn.Module):
     def train(self, mode: bool = True) -> SparseAutoencoder:
         """Return the model in training mode, or with False in evaluation mode."""
         if mode != self.training:
-            forget(self)  # steps that a CUDA graph takes leave no trace in a tensor's version
+            # Steps that a CUDA graph takes leave no trace in a tensor's version.
+            forget(self)
+            kept.forget(self.encoder.weight)
         return super().train(mode)
 
     def extra_repr(self) -> str:

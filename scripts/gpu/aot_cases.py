@@ -115,57 +115,57 @@ def transpose_cases(everything: bool) -> Iterator[Case]:
 def encode_cases(everything: bool) -> Iterator[Case]:
     """Return the kernels of a verified encoding."""
     codes = {"values": FLOATS, "indices": CODES, "n": "i32", "h": "i32", "k": "i32", "d": "i32"}
-    layer = {
-        "x": FLOATS,
-        "weight": FLOATS,
-        "stride": "i32",
-        "bias": FLOATS,
-        "counts": INTS,
-        **codes,
-    }
-    layer |= {"LANES": encode_verified.LANES, "TILE": encode_verified.RESCORED_AT_ONCE}
+    layer = {"x": FLOATS, "stride_x": "i32", "weight": FLOATS, "stride": "i32", "bias": FLOATS}
     scored = {"bias": FLOATS, "maxima": FLOATS, "h": "i32", "groups": "i32"}
-    rows = {"rows": FLOATS, "stride": "i32", "rounded": "*i16", "norms": FLOATS}
-    rows |= {"residuals": FLOATS, "d": "i32", "BLOCK": 1024}
-    yield Case("encode: round rows", encode_bounds.round_rows_kernel, rows, 4, 64, 20_000)
-    product = {**codes, **scored, "x": "*bf16", "weight": "*bf16", "products": "*i16"}
+    scored |= {"scales": FLOATS, "limits": FLOATS, "exponent": "i32"}
+    rows = {"rows": FLOATS, "stride": "i32", "rounded": "*fp16", "entries": "i32", "BLOCK": 1024}
+    rows |= {**codes, **scored, **dict.fromkeys(("bias", "limits", "zeros", "norms", "residuals"))}
+    rows |= {"shift": FLOATS, "shifted": FLOATS}
+    of_x = {"norms": FLOATS, "residuals": FLOATS, "zeros": INTS}
+    of_weight = {"shift": None, "shifted": None, "bias": FLOATS, "limits": INTS}
+    for name, more in (("rows", of_x), ("weight", of_weight)):
+        kernel = encode_bounds.round_rows_kernel
+        yield Case(f"encode: round {name}", kernel, {**rows, **more}, 4, 64, 20_000)
+    product = {**codes, **scored, "x": "*fp16", "weight": "*fp16", "products": "*fp16"}
+    product |= {"inverses": FLOATS}
     # Each where it fits: the registers of Hopper, others, an AMD unit's shared memory.
-    fits = (("sm_90",), ("sm_80", "sm_90", "sm_100"), ("gfx942",))
+    fits = (("sm_90",), ("sm_80", "sm_90", "sm_100"), ("gfx942",), ())
     for tile, on in zip(encode_propose.TILES, fits, strict=True):
-        arguments = {**product, **tile, "GROUP": encode_propose.GROUP}
-        warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
-        name = f"encode: product {tile['BM']}x{tile['BN']}x{tile['BK']}"
-        kernel = encode_propose.product_kernel
-        yield Case(name, kernel, arguments, warps, 255, 60_000, 147_456, stages, on)
-    maxima = {**scored, "products": FLOATS, "GROUP": encode_propose.GROUP, "BLOCK": 128}
-    yield Case("encode: maxima", encode_propose.maxima_kernel, maxima, 4, 128, 20_000)
-    chosen = {**codes, **scored, "norms": FLOATS, "residuals": FLOATS, "limits": FLOATS}
-    chosen |= {"scratch": INTS, "candidates": INTS, "counts": INTS, "relative": "fp32"}
+        for even in (True, False) if everything else (True,):
+            arguments = {**product, **tile, "GROUP": encode_propose.GROUP, "EVEN": even}
+            warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
+            name = f"encode: product {tile['BM']}x{tile['BN']}x{tile['BK']}" + ", odd" * (not even)
+            kernel = encode_propose.product_kernel
+            yield Case(name, kernel, arguments, warps, 255, 60_000, 147_456, stages, on)
+    lists = {"candidates": INTS, "counts": INTS, "unproved": INTS, "n_unproved": INTS}
+    chosen = {**codes, **scored, **lists, "norms": FLOATS, "residuals": FLOATS}
+    chosen |= {"scratch": INTS, "products": "*fp16"}
+    summed = {**codes, **layer, **scored, **lists, "scratch": LONGS}
+    summed |= {"LANES": encode_verified.LANES, "TILE": encode_verified.SUMMED_AT_ONCE}
+    summed |= {"ROWS": encode_verified.ROWS_AT_ONCE, "BLOCK": 512}
     shapes = [(16_384, 32), (65_536, 1024)]
     if everything:
         shapes += [(4096, 16), (65_536, 64), (131_072, 256)]
         shapes += [(h, k) for h in (1024, 8192, 65_536) for k in SLOTS if 64 * k <= 8 * h]
     for h, k in dict.fromkeys(shapes):
         of = f" h={h} k={k}" * ((h, k) != shapes[0])
-        capacity = encode_verified.capacity_of(k)
-        folds = encode_propose.grouping(h, k)
-        for element in (FLOATS, "*i16"):
-            arguments = {**chosen, **folds, **encode_propose.candidates_plan(capacity)}
-            arguments["products"] = element
-            name = f"encode: candidates {element[1:]}{of}"
-            kernel = encode_propose.candidates_kernel
-            most = encode_propose.CANDIDATE_REGISTERS
-            yield Case(name, kernel, arguments, 8, most, 50_000, 32_768, limited=True)
-        summed = {**layer, "candidates": INTS, "keys": LONGS, "CAPACITY": capacity}
-        yield Case(f"encode: rescore{of}", encode_verified.rescore_kernel, summed, 4, 128, 50_000)
-        ranked = {**codes, "keys": LONGS, "counts": INTS, "K_PAD": power_of_2(k)}
-        ranked |= {"CAPACITY": capacity, "TILE": 64}
-        yield Case(f"encode: rank{of}", encode_verified.rank_kernel, ranked, 4, 128, 30_000)
-        plan = topk_relu.Plan.of(h, k)._asdict()
-        plan.pop("num_warps")
-        full = {**layer, "rows": FLOATS, "scratch": LONGS, "fold_bits": "i32", **plan}
-        kernel, most = encode_verified.repair_kernel, encode_verified.REPAIR_REGISTERS
-        yield Case(f"encode: repair{of}", kernel, full, 8, most, 90_000, limited=True)
+        plan = encode_propose.candidates_plan(h, k, encode_verified.capacity_of(k))
+        warps = plan.pop("num_warps")
+        most = encode_propose.CANDIDATE_REGISTERS
+        kernel = encode_propose.candidates_kernel
+        arguments = {**chosen, **plan}
+        name = f"encode: candidates{of}"
+        yield Case(name, kernel, arguments, warps, most, 50_000, 32_768, limited=True)
+        for even in (True, False) if everything else (True,):
+            arguments = {**summed, **plan, "K_PAD": power_of_2(k), "EVEN": even}
+            odd = ", odd" * (not even)
+            kernel = encode_verified.settle_kernel
+            warps = encode_verified.SETTLE_WARPS
+            yield Case(f"encode: settle{of}{odd}", kernel, arguments, warps, 128, 60_000)
+            if (h, k) == shapes[0]:
+                kernel = encode_verified.exact_maxima_kernel
+                name = f"encode: exact maxima{odd}"
+                yield Case(name, kernel, arguments, 8, 128, 50_000, 65_536)
 
 
 def gather_cases(everything: bool) -> Iterator[Case]:

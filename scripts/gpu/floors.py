@@ -25,9 +25,8 @@ from csrkern import roofline
 
 COPY = 4.3e12
 FLOPS = {"bfloat16": 790e12, "float32": 60e12, "float64": 30e12}
-# A row's candidates in a verified encoding, of 8 rows of normal data by the kernels' bound; S5's
-# from d = 4096, h = 32,768, k = 64, in proportion to k.
-CANDIDATES = {"S1": 75, "S2": 190, "S3": 160, "S4": 33, "S5": 1424}
+# A row's candidates in a verified encoding, of 4 rows of normal data by the kernels' bound.
+CANDIDATES = {"S1": 38, "S2": 55, "S3": 74, "S4": 18, "S5": 452}
 PROCESSORS = 132
 WARPS = 64  # that a processor holds
 PIECE = 128  # entries of a list that one program sums
@@ -98,24 +97,23 @@ def kernels(n: int, d: int, h: int, k: int, size: int, candidates: int) -> list[
         ),
     ]
     if size == 4:  # the kernels of a verified encoding
-        rounded = cost(4.0 * (n + h) * d, 2.0 * (n + h) * d, 4.0 * (n + h) * d)
-        product = cost(2.0 * (n + h) * d, 0.0, 2.0 * n * d * h, "bfloat16")
-        summed = cost(4.0 * min(h, n * candidates) * d, 8.0 * n * candidates,
-                      2.0 * n * candidates * d, "float64")  # fmt: skip
+        groups = -(-h // 16)
+        product = cost(2.0 * (n + h) * d, 2.0 * n * h + 4.0 * n * groups, 2.0 * n * d * h,
+                       "bfloat16")  # fmt: skip
+        read = 4.0 * n * groups + 32.0 * n * candidates  # groups of the product that are read
+        settled = cost(4.0 * min(h, n * candidates) * d, codes, 2.0 * n * candidates * d, "float64")
         found += [
-            Kernel("encode: round rows", n + h, rounded),
+            Kernel("encode: round rows", min(n, 2112), cost(4.0 * n * d, 2.0 * n * d, 4.0 * n * d)),
+            Kernel("encode: round weight", min(h, 2112),
+                   cost(4.0 * h * d, 2.0 * h * d, 4.0 * h * d)),
             *(
                 Kernel(f"encode: product 128x{width}x64", PROCESSORS, product)
                 for width in (256, 128)
             ),
-            # Maxima and products stay in the L2 cache; a comparison of each is what is left.
-            Kernel("encode: maxima", n * -(-h // 4096), cost(flops=float(n * h))),
-            Kernel("encode: candidates fp32", n, cost(written=4.0 * n * candidates)),
-            Kernel("encode: candidates i16", n, cost(written=4.0 * n * candidates)),
-            Kernel("encode: rescore", n * -(-candidates // 16), summed),
-            Kernel("encode: rank", n, cost(8.0 * n * candidates, codes, float(n * candidates**2))),
-            Kernel("encode: repair", min(n, 528), cost(4.0 * n)),
-        ]
+            Kernel("encode: candidates", n, cost(read, 4.0 * n * candidates)),
+            Kernel("encode: exact maxima", 528, cost(4.0)),
+            Kernel("encode: settle", n, settled),
+        ]  # fmt: skip
     return found
 
 

@@ -1,14 +1,16 @@
 """Which latents may be among the k best of a row: candidates of a verified encoding on a GPU.
 
-x and the weight are rounded to bfloat16, with the norms of rows and of what rounding took. Their
-product, block of rows by block of rows, stays in the L2 cache with the maximum of every GROUP
-columns: cuBLAS and, while it is at the next block, a pass over what it wrote (plan A), or one
-kernel whose epilogue takes the maxima (plan B). The k-th largest maximum, less twice the error
-bound (encode_bounds.py), is what an entry must reach to be among the k best exactly. Groups that
-reach it are read again, and their entries that do are candidates.
+x and the weight are scaled and rounded to float16, with the norms of rows and of what rounding
+took (bounds.py); bfloat16 would lose eight times as much, and propose twice as many. One kernel
+multiplies them, block of rows by block of rows, and writes the maximum of every GROUP columns
+beside their product. The k-th largest maximum, less twice the error bound, is
+what an entry must reach to be among the k best exactly. Maxima are read first; the product is
+read only in groups that reach the bound, and their entries that do are candidates.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import triton
@@ -16,127 +18,149 @@ import triton.language as tl
 from torch import Tensor
 
 from csrkern.kernels import tuning
-from csrkern.kernels._common import as_bits, batched_jit, narrow, power_of_2, registers, widen
-from csrkern.kernels.encode.bounds import Bounds, least, slack_of
-from csrkern.kernels.encode.product import block_rows
-from csrkern.kernels.topk_relu import kth_largest
+from csrkern.kernels._common import batched_jit, power_of_2, registers
+from csrkern.kernels.encode.bounds import (
+    WEIGHT_NORM,
+    Rounded,
+    RoundedWeight,
+    entry_exponent,
+    least,
+    scale_of,
+    slack_of,
+)
+from csrkern.kernels.topk_relu import kth_largest, places
 
-GROUP = 32  # columns that share a maximum, at most
+GROUP = 16  # columns that share a maximum, at most: k groups fill no more than a row's candidates
 CANDIDATE_REGISTERS = 200  # of rows of odd length, with the most groups
 MOST_GROUPS = 4096  # maxima a program holds: those of further groups are joined
+SIFTED = 8192  # candidates that a second bound is taken from, at most
+# Of the products, maxima and candidates of a block of rows. Four launches a block: the fewer, the
+# better; and a product of many rows reads the weight less often.
+BLOCK_BYTES = 3 * 2**28
+LEAST_ROWS = 128  # of a block, and what its rows are a multiple of
+FEW_ROWS = 64
 
-TILES = [
+TILES: list[tuning.Config] = [
     {"BM": 128, "BN": 256, "BK": 64, "num_warps": 8, "num_stages": 3},
     {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 4},
     {"BM": 128, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 2},
+    {"BM": 64, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},  # of few rows
 ]
-CONFIGS: list[tuning.Config] = [
-    {"plan": "A", "streams": 2},
-    {"plan": "A"},
-    *({"plan": "B", **tile} for tile in TILES),
-]
+
+
+def tiles(n: int, device: torch.device) -> list[tuning.Config]:
+    """Return the tiles of a product of n rows that fit a device, the best by default first."""
+    if n <= FEW_ROWS:
+        return TILES[3:]
+    if device.type != "cuda":
+        return TILES
+    if torch.version.hip:  # 64 KiB of shared memory
+        return TILES[2:3]
+    # Others than Hopper hold the wide tile's sums in registers that they lack.
+    return TILES[:2] if torch.cuda.get_device_capability(device)[0] == 9 else TILES[1:2]
 
 
 @batched_jit
 def product_kernel(
-    x,  # [n, d] bfloat16 (its bits where interpreted)
-    weight,  # [h, d] the same
+    x,  # [n, d] float16, and so are the next two
+    weight,  # [h, d]
+    products,  # [n, h], scaled, without the bias
+    scales,  # [n] float32, of rows of x
+    inverses,  # [h] float32, of scales of rows of the weight
+    limits,  # [4] float32, of the weight
     bias,  # [h] float32, or None
-    products,  # [n, h] the bits of bfloat16, without the bias
-    maxima,  # [n, groups] float32, with the bias
+    maxima,  # [n, groups] float32, scaled, with the bias, of sums that are not rounded
     n,
     h,
     d,
     groups,
+    exponent,  # of an entry of the weight
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     GROUP: tl.constexpr,
+    EVEN: tl.constexpr,  # BK divides d
 ):
-    """Plan B: x @ weight.T, and the maximum of every GROUP columns of it + bias.
+    """x @ weight.T, and the maximum of every GROUP columns of it + bias.
 
     Programs stay, and take tiles column by column of tiles, so that those that run together
     share tiles of the weight, the larger factor.
     """
     tiles_m = tl.cdiv(n, BM)
+    weight_scale = scale_of(tl.load(limits + 3), exponent)
     for tile in range(tl.program_id(0), tiles_m * tl.cdiv(h, BN), tl.num_programs(0)):
-        i = (tile % tiles_m * BM + tl.arange(0, BM)).to(tl.int64)
+        i = tile % tiles_m * BM + tl.arange(0, BM)
         j = tile // tiles_m * BN + tl.arange(0, BN)
         in_k = tl.arange(0, BK)
-        from_x = x + i[:, None] * d + in_k[None, :]
-        from_weight = weight + j.to(tl.int64)[None, :] * d + in_k[:, None]
+        # Beyond the last row and column they are read again: no masks.
+        from_x = x + tl.minimum(i, n - 1).to(tl.int64)[:, None] * d + in_k[None, :]
+        from_weight = weight + tl.minimum(j, h - 1).to(tl.int64)[None, :] * d + in_k[:, None]
         total = tl.zeros([BM, BN], tl.float32)
         for begin in range(0, d, BK):
-            inside = begin + in_k < d
-            a = tl.load(from_x + begin, mask=(i < n)[:, None] & inside[None, :], other=0)
-            b = tl.load(from_weight + begin, mask=(j < h)[None, :] & inside[:, None], other=0)
-            if a.dtype == tl.int16:  # the interpreter's bfloat16 is unreliable
-                total = tl.dot(widen(a), widen(b), total, input_precision="ieee")
+            if EVEN:
+                a = tl.load(from_x + begin)
+                b = tl.load(from_weight + begin)
             else:
-                total = tl.dot(a, b, total)
-        bits = narrow(total, tl.int16)
-        to = products + i[:, None] * h + j[None, :]
-        tl.store(to, bits, mask=(i < n)[:, None] & (j < h)[None, :])
-        scores = widen(bits)
-        if bias is not None:
-            scores += tl.load(bias + j, mask=j < h, other=0.0)[None, :]
-        scores = tl.where((j < h)[None, :], scores, float("-inf"))
-        best = tl.max(tl.reshape(scores, [BM, BN // GROUP, GROUP]), axis=2)
+                inside = begin + in_k < d
+                a = tl.load(from_x + begin, mask=inside[None, :], other=0)
+                b = tl.load(from_weight + begin, mask=inside[:, None], other=0)
+            total = tl.dot(a, b, total)
+        in_rows, in_columns = i < n, j < h
+        # All in units of the largest row of the weight.
+        total *= (tl.load(inverses + j, mask=in_columns, other=0.0) * weight_scale)[None, :]
+        to = products + i.to(tl.int64)[:, None] * h + j[None, :]
+        tl.store(to, total.to(tl.float16), mask=in_rows[:, None] & in_columns[None, :])
+        if bias is None:
+            shift = tl.where(in_columns, 0.0, float("-inf"))
+        else:
+            shift = tl.load(bias + j, mask=in_columns, other=float("-inf")) * weight_scale
+        scale = tl.load(scales + i, mask=in_rows, other=1.0)
+        scores = total + shift[None, :] * scale[:, None]
+        scores = tl.reshape(scores, [BM, BN // GROUP, GROUP])
         g = tile // tiles_m * (BN // GROUP) + tl.arange(0, BN // GROUP)
-        to = maxima + i[:, None] * groups + g[None, :]
-        tl.store(to, best, mask=(i < n)[:, None] & (g < groups)[None, :])
-
-
-@batched_jit
-def maxima_kernel(
-    products,  # [n, h] float32
-    bias,  # [h] float32, or None
-    maxima,  # [n, groups] float32
-    h,
-    groups,
-    GROUP: tl.constexpr,
-    BLOCK: tl.constexpr,  # groups
-):
-    """Plan A's second pass: the maximum of every GROUP columns of products + bias."""
-    row = tl.program_id(0).to(tl.int64)
-    g = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    columns = g[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    scores = tl.load(products + row * h + columns, mask=columns < h, other=float("-inf"))
-    if bias is not None:
-        scores += tl.load(bias + columns, mask=columns < h, other=0.0)
-    tl.store(maxima + row * groups + g, tl.max(scores, axis=1), mask=g < groups)
+        to = maxima + i.to(tl.int64)[:, None] * groups + g[None, :]
+        tl.store(to, tl.max(scores, axis=2), mask=in_rows[:, None] & (g < groups)[None, :])
 
 
 @batched_jit
 def candidates_kernel(
-    products,  # [n, h] float32 or the bits of bfloat16
+    products,  # [n, h] float16, scaled
     bias,  # [h] float32, or None
-    maxima,  # [n, groups] float32
+    maxima,  # [n, groups] float32, scaled
+    scales,  # [n] float32, of rows of x
     norms,  # [n] float32
     residuals,  # [n] float32
-    limits,  # [3] float32: the weight's norm and residual, the bias's largest entry
-    scratch,  # [n, 2, CAPACITY] int32: groups, and bits
+    limits,  # [4] float32, of the weight
+    scratch,  # [n, 2 CAPACITY + 4] int32: columns, bits, and the numbers of three lists
     candidates,  # [n, CAPACITY] int32
     counts,  # [n] int32: candidates, or -1 for rows to sum in full
+    unproved,  # [n] int32: rows to sum in full
+    n_unproved,  # [1] int32
     h,
     d,
     groups,
+    exponent,  # of an entry of the weight
     k,
-    relative,
     GROUP: tl.constexpr,
     FOLDS: tl.constexpr,  # groups that are held as one
     HELD: tl.constexpr,
     CAPACITY: tl.constexpr,
     BLOCK: tl.constexpr,
-    TILE: tl.constexpr,
-    SIFTED: tl.constexpr,  # by a second bound
+    SIFTED: tl.constexpr,  # of candidates, for the second bound
 ):
-    """Return the columns of each row that may be among its k best."""
+    """Return the columns of each row that may be among its k best, in any order."""
     row = tl.program_id(0).to(tl.int64)
-    listed = scratch + row * (2 * CAPACITY)
-    score_bits_of = listed + CAPACITY
-    columns_of = candidates + row * CAPACITY
-    slack = slack_of(tl.load(norms + row), tl.load(residuals + row), limits, d, relative)
+    found = scratch + row * (2 * CAPACITY + 4)
+    found_bits = found + CAPACITY
+    counters = found_bits + CAPACITY
+    listed = candidates + row * CAPACITY  # groups first, candidates last
+    # What is stored is off by at most 2^-11 of what it becomes.
+    relative = 1.01 * 2.0**-11
+    tl.store(counters + tl.arange(0, 4), tl.zeros([4], tl.int32))
+    scale = tl.load(scales + row)
+    weight_scale = scale_of(tl.load(limits + 3), exponent)
+    norm, residual = tl.load(norms + row), tl.load(residuals + row)
+    slack = slack_of(norm, residual, scale, limits, weight_scale, d, relative)
     count = -1
     if slack < float("inf"):
         held = tl.arange(0, HELD)
@@ -147,16 +171,17 @@ def candidates_kernel(
             best = tl.maximum(best, here)
         bits = tl.maximum(best.to(tl.int32, bitcast=True), 0)
         kth = kth_largest(bits, k, k // 8, 0).to(tl.float32, bitcast=True)
-        bound = least(kth, slack, relative)
-
+        # Maxima are of sums before they are stored: `relative` counts for entries only.
+        bound = least(kth, slack, 0.0)
         hit = best >= bound
-        rank = tl.cumsum(hit.to(tl.int32), axis=0) - 1
-        n_held = tl.sum(hit.to(tl.int32))
-        tl.store(listed + rank, held, mask=hit & (rank < CAPACITY))
+        bound -= tl.abs(bound) * (1.01 * relative)
+        tl.debug_barrier()  # the counters are 0
+        place = places(counters, hit)
+        tl.store(listed + place, held, mask=hit & (place < CAPACITY))
         tl.debug_barrier()
+        n_held = tl.load(counters)
         total = CAPACITY + 1
         if n_held <= CAPACITY:
-            total = 0
             for begin in range(0, n_held * (FOLDS * GROUP), BLOCK):
                 e = begin + tl.arange(0, BLOCK)
                 inside = e < n_held * (FOLDS * GROUP)
@@ -164,35 +189,36 @@ def candidates_kernel(
                 rest = e % (FOLDS * GROUP)
                 columns = (group + rest // GROUP * HELD) * GROUP + rest % GROUP
                 inside = inside & (columns < h)
-                score = widen(tl.load(products + row * h + columns, mask=inside, other=0))
+                score = tl.load(products + row * h + columns, mask=inside, other=0.0)
+                score = score.to(tl.float32)
                 if bias is not None:
-                    score += tl.load(bias + columns, mask=inside, other=0.0)
+                    shift = tl.load(bias + columns, mask=inside, other=0.0)
+                    score += shift * weight_scale * scale
                 hits = inside & (score >= bound)
-                to = total + tl.cumsum(hits.to(tl.int32), axis=0) - 1
+                to = places(counters + 1, hits)
+                tl.store(found + to, columns, mask=hits & (to < CAPACITY))
                 score_bits = score.to(tl.int32, bitcast=True)
-                tl.store(columns_of + to, columns, mask=hits & (to < CAPACITY))
-                tl.store(score_bits_of + to, score_bits, mask=hits & (to < CAPACITY))
-                total += tl.sum(hits.to(tl.int32))
-        tl.debug_barrier()
+                tl.store(found_bits + to, score_bits, mask=hits & (to < CAPACITY))
+            tl.debug_barrier()
+            total = tl.load(counters + 1)
         if total <= CAPACITY:
-            count = total
-            if SIFTED:
-                # The k-th best of what was found is a better bound than that of the groups.
-                every = tl.arange(0, CAPACITY)
-                all_bits = tl.load(score_bits_of + every, mask=every < total, other=0)
-                kth = kth_largest(tl.maximum(all_bits, 0), k, 0, 0).to(tl.float32, bitcast=True)
-                bound = least(kth, slack, relative)
-                count = 0
-                for first in range(0, total, TILE):
-                    c = first + tl.arange(0, TILE)
-                    score_bits = tl.load(score_bits_of + c, mask=c < total, other=0)
-                    column = tl.load(columns_of + c, mask=c < total, other=0)
-                    kept = (score_bits.to(tl.float32, bitcast=True) >= bound) & (c < total)
-                    slot = count + tl.cumsum(kept.to(tl.int32), axis=0) - 1
-                    tl.debug_barrier()  # what is kept moves forward, onto what was loaded
-                    tl.store(columns_of + slot, column, mask=kept)
-                    count += tl.sum(kept.to(tl.int32))
+            # The k-th best of what was found, or of some of it, bounds better than groups do.
+            some = tl.arange(0, SIFTED)
+            some_bits = tl.load(found_bits + some, mask=some < total, other=0)
+            kth = kth_largest(tl.maximum(some_bits, 0), k, 0, 0).to(tl.float32, bitcast=True)
+            bound = tl.maximum(bound, least(kth, slack, relative))
+            for first in range(0, total, BLOCK):
+                c = first + tl.arange(0, BLOCK)
+                score_bits = tl.load(found_bits + c, mask=c < total, other=0)
+                column = tl.load(found + c, mask=c < total, other=0)
+                kept = (score_bits.to(tl.float32, bitcast=True) >= bound) & (c < total)
+                tl.store(listed + places(counters + 2, kept), column, mask=kept)
+            tl.debug_barrier()
+            count = tl.load(counters + 2)
     tl.store(counts + row, count)
+    if count < 0:
+        to = tl.atomic_add(n_unproved, 1, sem="relaxed")
+        tl.store(unproved + to, row.to(tl.int32))
 
 
 def grouping(h: int, k: int) -> dict[str, int]:
@@ -205,91 +231,58 @@ def grouping(h: int, k: int) -> dict[str, int]:
     return {"GROUP": group, "FOLDS": triton.cdiv(groups, held), "HELD": held}
 
 
-def candidates_plan(capacity: int) -> dict[str, int]:
-    """Return constants of `candidates_kernel`; a thread of 8 warps holds 32 candidates at most."""
-    tile = min(capacity, 2048)
-    return {"CAPACITY": capacity, "BLOCK": 512, "TILE": tile, "SIFTED": capacity <= 8192}
+def candidates_plan(h: int, k: int, capacity: int) -> dict[str, int]:
+    """Return constants of `candidates_kernel`, and its warps: a thread holds 32 at most."""
+    folds, sifted = grouping(h, k), min(capacity, SIFTED)
+    warps = 4 if max(folds["HELD"], sifted) <= 1024 else 8
+    return {**folds, "CAPACITY": capacity, "BLOCK": 512, "SIFTED": sifted, "num_warps": warps}
+
+
+def blocks(n: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    """Return begin and end of blocks of n rows, of about one size."""
+    most = max(BLOCK_BYTES // row_bytes // LEAST_ROWS, 1) * LEAST_ROWS
+    rows = triton.cdiv(triton.cdiv(n, triton.cdiv(n, most)), LEAST_ROWS) * LEAST_ROWS
+    return ((begin, min(begin + rows, n)) for begin in range(0, n, rows))
 
 
 class Proposer:
-    """The candidates of a layer for its rows, block by block, from bfloat16 factors.
+    """The candidates of a layer for a block of its rows, from float16 factors.
 
-    `multiply` and `choose` are the two passes of `in_blocks`; the second leaves the candidates of
-    its block in `candidates` [rows, CAPACITY] and their number in its part of `counts` [n].
+    `propose` leaves those of a block in `candidates` [rows, CAPACITY], and their number in its part
+    of `counts` [n]: -1 for rows that it lists in `unproved`, of which there are `n_unproved`.
     """
 
-    def __init__(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        of_rows: Bounds,
-        limits: Tensor,
-        k: int,
-        capacity: int,
-        counts: Tensor,
-        *,
-        plan: str,
-        streams: int = 1,
-        **tiles: int,
-    ) -> None:
-        n, h = len(x), len(weight)
-        self.x, self.weight, self.bias, self.k = x, weight, bias, k
-        self.of_rows, self.limits, self.counts = of_rows, limits, counts
-        self.plan, self.tiles = plan, tiles
-        dtype = torch.float32 if plan == "A" else torch.bfloat16
-        self.rows = block_rows(n, h, dtype.itemsize)
-        self.streams = streams if self.rows < n else 1
-        self.folds = grouping(h, k)
-        self.group = self.folds["GROUP"]
+    def __init__(self, n: int, h: int, k: int, capacity: int, device: torch.device) -> None:
+        self.k = k
+        self.plan = candidates_plan(h, k, capacity)
+        self.group = self.plan["GROUP"]
         self.groups = triton.cdiv(h, self.group)
-        self.products = x.new_empty(self.streams, self.rows, h, dtype=dtype)
-        self.maxima = x.new_empty(self.rows, self.groups, dtype=torch.float32)
-        self.candidates = counts.new_empty(self.rows, capacity)
-        self.lists = counts.new_empty(self.rows, 2, capacity)
+        self.blocks = list(blocks(n, 2 * h + 4 * self.groups + 12 * capacity))
+        rows = self.blocks[0][1]  # the others are no longer
+        self.products = torch.empty(rows, h, dtype=torch.float16, device=device)
+        self.maxima = torch.empty(rows, self.groups, device=device)
+        self.counts = torch.empty(n, dtype=torch.int32, device=device)
+        self.candidates = self.counts.new_empty(rows, capacity)
+        self.scratch = self.counts.new_empty(rows, 2 * capacity + 4)
+        self.unproved = self.counts.new_empty(rows)
 
-    def multiply(self, begin: int, end: int, part: int) -> None:
-        """Return the products of a block of rows."""
-        block, products = self.x[begin:end], self.products[part, : end - begin]
-        if self.plan == "A":
-            _product(block, self.weight, products)
-            return
-        factors = block, self.weight
-        if not block.is_cuda:
-            factors = as_bits(block), as_bits(self.weight)
-        tensors = *factors, self.bias, as_bits(products), self.maxima
-        sizes = end - begin, len(self.weight), block.shape[1], self.groups
-        grid = (_processors(block.device),)
-        product_kernel[grid](*tensors, *sizes, **self.tiles, GROUP=self.group)
-
-    def choose(self, begin: int, end: int, part: int) -> None:
-        """Return the candidates of a block that was multiplied."""
-        n, h = end - begin, len(self.weight)
-        products = as_bits(self.products[part, :n])
-        if self.plan == "A":
-            maxima_kernel[(n, triton.cdiv(self.groups, 128))](
-                products, self.bias, self.maxima, h, self.groups, GROUP=self.group,
-                BLOCK=128, num_warps=4,
-            )  # fmt: skip
-        bounds = *(bound[begin:end] for bound in self.of_rows), self.limits
-        lists = self.lists, self.candidates, self.counts[begin:end]
-        # What is stored is off by at most 2^-8 of what it becomes.
-        relative = 0.0 if self.plan == "A" else 1.01 * 2.0**-8
-        sizes = h, self.x.shape[1], self.groups, self.k, relative
-        constants = {**self.folds, **candidates_plan(self.candidates.shape[1])}
-        candidates_kernel[(n,)](
-            products, self.bias, self.maxima, *bounds, *lists, *sizes, **constants,
-            num_warps=8, **registers(CANDIDATE_REGISTERS),
+    def propose(
+        self, begin: int, end: int, x: Rounded, weight: RoundedWeight, bias: Tensor | None,
+        n_unproved: Tensor, tile: tuning.Config,
+    ) -> None:  # fmt: skip
+        """Find those of rows begin..end of x."""
+        h, d = weight.rows.shape
+        rows, *of_rows = (part[begin:end] for part in x)
+        sizes = h, d, self.groups, entry_exponent(WEIGHT_NORM, d)
+        product_kernel[(_processors(rows.device),)](
+            rows, weight.rows, self.products, of_rows[0], *weight[1:], bias, self.maxima,
+            end - begin, *sizes, **tile, GROUP=self.group, EVEN=d % tile["BK"] == 0,
         )  # fmt: skip
-
-
-def _product(block: Tensor, weight: Tensor, out: Tensor) -> None:
-    """bfloat16 factors, summed and stored in float32."""
-    if block.is_cuda:
-        # With a bfloat16 result cuBLAS may add partial sums in bfloat16, which no bound covers.
-        torch.mm(block, weight.T, out_dtype=torch.float32, out=out)
-    else:
-        torch.mm(block.float(), weight.float().T, out=out)
+        lists = self.scratch, self.candidates, self.counts[begin:end], self.unproved, n_unproved
+        candidates_kernel[(end - begin,)](
+            self.products, bias, self.maxima, *of_rows, weight.limits, *lists, *sizes, self.k,
+            **self.plan, **registers(CANDIDATE_REGISTERS),
+        )  # fmt: skip
 
 
 def _processors(device: torch.device) -> int:
