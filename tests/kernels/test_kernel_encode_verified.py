@@ -222,6 +222,20 @@ def test_memory_does_not_grow_with_the_rows(kernels):
     assert held(50_000) <= held(1_000_000) < 3 * 2**28
 
 
+@pytest.mark.parametrize(("hip", "major", "first"), [
+    (None, 9, 0), (None, 8, 1), (None, 10, 1), ("6", 9, 2),
+])  # fmt: skip
+def test_tiles_fit_the_device(monkeypatch, hip, major, first):
+    from csrkern.kernels.encode import propose
+
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (major, 0))
+    device = torch.device("cuda")
+    assert propose.tiles(65, device)[0] == propose.TILES[first]
+    assert propose.tiles(64, device) == [propose.TILES[3], *propose.tiles(65, device)]
+    assert (propose.TILES[0] in propose.tiles(1, device)) == (first == 0)
+
+
 @pytest.mark.parametrize(("n", "d", "h", "k"), [
     (4096, 1024, 16_384, 32), (4096, 4096, 16_384, 32), (8192, 1024, 65_536, 64),
     (8192, 768, 4096, 16), (4096, 4096, 131_072, 256),

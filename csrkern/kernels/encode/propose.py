@@ -50,14 +50,14 @@ TILES: list[tuning.Config] = [
 
 def tiles(n: int, device: torch.device) -> list[tuning.Config]:
     """Return the tiles of a product of n rows that fit a device, the best by default first."""
-    if n <= FEW_ROWS:
-        return TILES[3:]
-    if device.type != "cuda":
-        return TILES
-    if torch.version.hip:  # 64 KiB of shared memory
-        return TILES[2:3]
-    # Others than Hopper hold the wide tile's sums in registers that they lack.
-    return TILES[:2] if torch.cuda.get_device_capability(device)[0] == 9 else TILES[1:2]
+    *wide, few = TILES
+    if device.type == "cuda":
+        if torch.version.hip:  # 64 KiB of shared memory
+            wide = wide[2:]
+        else:  # others than Hopper lack registers for the widest
+            hopper = torch.cuda.get_device_capability(device)[0] == 9
+            wide = wide[:2] if hopper else wide[1:2]
+    return [few, *wide] if n <= FEW_ROWS else wide
 
 
 @batched_jit
