@@ -19,9 +19,25 @@ CSRKERN_DEVICE void push_key(TopKeys& top, uint64_t* keys, uint64_t key) {
   if (score_bits_of(key) >= top.bar) keys[atomic_add(&top.n, 1u)] = key;
 }
 
-// Sorts n keys, descending, in memory for the next power of two.
+// So few keys are counted, not sorted: 2 barriers, where a sort of 128 has 28.
+constexpr uint32_t kCounted = 128;
+
+// Sorts n distinct keys, descending, in memory for the next power of two and for 2 kCounted.
 template <int kThreads>
 CSRKERN_DEVICE void sort_keys(ThreadBlock& threads, uint64_t* keys, uint32_t n) {
+  if (n <= kCounted) {
+    threads.phase([&](uint32_t t) {
+      if (t >= n) return;
+      const uint64_t mine = keys[t];
+      uint32_t rank = 0;
+      for (uint32_t i = 0; i < n; ++i) rank += keys[i] > mine;
+      keys[kCounted + rank] = mine;
+    });
+    threads.phase([&](uint32_t t) {
+      if (t < n) keys[t] = keys[kCounted + t];
+    });
+    return;
+  }
   uint32_t size = 1;
   while (size < n) size *= 2;
   threads.phase([&](uint32_t t) {

@@ -16,6 +16,20 @@ constexpr uint32_t kPitch = kEntries + 1;  // no two rows in one bank
 // Terms in the table of a gather scan at once, and slots of that table.
 constexpr uint32_t kTerms = 256;
 constexpr uint32_t kSlots = 512;
+// Buckets of sums: as many for each power of two as there are powers.
+constexpr uint32_t kOctaves = 32;
+constexpr uint32_t kBuckets = kOctaves * kOctaves;
+
+// Returns the bucket of a sum above 0: its exponent and the next five bits.
+CSRKERN_DEVICE uint32_t bucket_of(uint32_t sum) {
+  const uint32_t exact = sum >> 24 == 0 ? sum : sum & ~255u;  // in 24 bits
+  return (bits_of(static_cast<float>(exact)) >> 18) - 127 * kOctaves;
+}
+
+// Returns the least sum of a bucket.
+CSRKERN_DEVICE uint32_t least_of_bucket(uint32_t bucket) {
+  return static_cast<uint32_t>(float_of((bucket + 127 * kOctaves) << 18));
+}
 
 template <int kBits>
 struct SearchBlocks {
@@ -241,23 +255,36 @@ struct SearchBlocks {
 
     // For more candidates than there is room for. Raises the threshold to what the top_k-th largest
     // of the maxima of disjoint sets of documents guarantees, then searches the sums for documents
-    // that reach it; in tiles, if these are still too many.
+    // that reach it; in tiles, if these are still too many. Maxima are counted in buckets, whose
+    // least sum is at most a 32nd below the greatest: to sort them would take ten times as long.
     CSRKERN_DEVICE void search_sums() {
       const uint32_t top_k = job.batch.top_k;
       const uint32_t n_sets = top_k <= kThreads ? kThreads : 2 * kThreads;
+      auto* buckets = reinterpret_cast<uint32_t*>(keys);
+      uint32_t* octaves = buckets + kBuckets;
+      threads.phase([&](uint32_t t) {
+        for (uint32_t i = t; i < kBuckets; i += kThreads) buckets[i] = 0;
+      });
       threads.phase([&](uint32_t t) {
         for (uint32_t set = t; set < n_sets; set += kThreads) {
           uint32_t largest = 0;
           for (uint32_t doc = set; doc < n_docs; doc += n_sets) {
             if (sums[doc] > largest && may_find(doc)) largest = sums[doc];
           }
-          keys[set] = largest;
+          if (largest > 0) atomic_add(&buckets[bucket_of(largest)], 1u);
         }
       });
-      sort_keys<kThreads>(threads, keys, n_sets);
+      threads.phase([&](uint32_t t) {
+        if (t >= kOctaves) return;
+        uint32_t n = 0;
+        for (uint32_t i = 0; i < kOctaves; ++i) {  // no two threads in one bank
+          n += buckets[t * kOctaves + (t + i) % kOctaves];
+        }
+        octaves[t] = n;
+      });
       threads.phase([&](uint32_t t) {
         if (t != 0) return;
-        const uint32_t sum = static_cast<uint32_t>(keys[top_k - 1]);
+        const uint32_t sum = sum_of_kth(buckets, octaves, top_k);
         uint32_t guaranteed = sum > 0 ? threshold_below(facts, sum) : 0;
         // Sums above that of the greatest score are ties.
         const uint32_t greatest = threshold_of(facts, job.batch.most_score);
@@ -290,6 +317,19 @@ struct SearchBlocks {
           if (risen > shared.threshold) shared.threshold = risen;
         });
       }
+    }
+
+    // Returns a sum that k of those in buckets reach; 0 if there are fewer.
+    CSRKERN_DEVICE static uint32_t sum_of_kth(const uint32_t* buckets, const uint32_t* octaves,
+                                              uint32_t k) {
+      uint32_t above = 0, octave = kOctaves;
+      while (octave > 0 && above + octaves[octave - 1] < k) above += octaves[--octave];
+      if (octave == 0) return 0;
+      uint32_t bucket = octave * kOctaves;
+      do {
+        above += buckets[--bucket];
+      } while (above < k);
+      return least_of_bucket(bucket);
     }
 
     // Finds the float32 score of the CPU index, in its order: products are rounded, then added.

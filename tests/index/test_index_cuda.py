@@ -53,6 +53,17 @@ def test_finds_what_the_cpu_finds(device, kind, metric, dtype):
             same(found, expected)
 
 
+@pytest.mark.parametrize("top_k", [3, 100, 600])
+@pytest.mark.parametrize("kind", ["uniform", "ties"])
+def test_more_candidates_than_there_is_room_for(device, kind, top_k):
+    """A first block of documents, whose sums all pass: what the k-th largest of sets bounds."""
+    codes, queries = KINDS[kind](1100, DIM, 20), KINDS[kind](2, DIM, 20, seed=1)
+    index = InvertedIndex.build(codes, dim=DIM, metric="ip", cluster=False)
+    there = index.to("cuda")
+    assert there.profile(queries, way="walk")["postings"] > 2 * 512
+    same(there.search(queries, top_k, way="walk"), index.search(queries, top_k))
+
+
 @pytest.mark.parametrize("dtype", VALUE_DTYPES)
 @pytest.mark.parametrize("distinct", [3, 40, 1500])
 def test_cosines_are_at_most_1(device, dtype, distinct):
