@@ -231,9 +231,10 @@ def test_tiles_fit_the_device(monkeypatch, hip, major, first):
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (major, 0))
     device = torch.device("cuda")
-    assert propose.tiles(65, device)[0] == propose.TILES[first]
-    assert propose.tiles(64, device) == [propose.TILES[3], *propose.tiles(65, device)]
-    assert (propose.TILES[0] in propose.tiles(1, device)) == (first == 0)
+    assert propose.tiles(65, 32, device)[0] == propose.TILES[first]
+    assert propose.tiles(64, 32, device) == [propose.TILES[3], *propose.tiles(65, 32, device)]
+    assert propose.TILES[0] not in propose.tiles(65, 33, device)
+    assert (propose.TILES[0] in propose.tiles(1, 32, device)) == (first == 0)
 
 
 @pytest.mark.parametrize(("n", "d", "h", "k"), [

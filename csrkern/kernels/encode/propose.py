@@ -48,15 +48,15 @@ TILES: list[tuning.Config] = [
 ]
 
 
-def tiles(n: int, device: torch.device) -> list[tuning.Config]:
+def tiles(n: int, d: int, device: torch.device) -> list[tuning.Config]:
     """Return the tiles of a product of n rows that fit a device, the best by default first."""
     *wide, few = TILES
     if device.type == "cuda":
         if torch.version.hip:  # 64 KiB of shared memory
             wide = wide[2:]
-        else:  # others than Hopper lack registers for the widest
-            hopper = torch.cuda.get_device_capability(device)[0] == 9
-            wide = wide[:2] if hopper else wide[1:2]
+        else:  # others than Hopper, and rows of odd length, lack registers for the widest
+            fits = torch.cuda.get_device_capability(device)[0] == 9 and d % 16 == 0
+            wide = wide[:2] if fits else wide[1:2]
     return [few, *wide] if n <= FEW_ROWS else wide
 
 

@@ -245,5 +245,5 @@ def encode(
             )  # fmt: skip
 
     with on_device_of(weight):
-        tuning.launch("encode verified", (n, d, h, k), tiles(n, weight.device), run)
+        tuning.launch("encode verified", (n, d, h, k), tiles(n, d, weight.device), run)
     return values, indices
