@@ -73,18 +73,41 @@ def train_quantizer(
         x = opened.rows(torch.arange(0, n, step)[:ROWS]).float()
         if not bool((x.abs() <= LARGEST).all()):
             raise ValueError(f"embeddings: expected finite numbers up to {LARGEST:g}")
-        mean = x.mean(0)
-        centered = x - mean
-        width = d // parts
-        learned = [
-            _train_part(centered[:, p * width : (p + 1) * width], books // parts, seed + p)
-            for p in range(parts)
-        ]
-        made = FineQuantizer(torch.cat(learned), mean, parts=parts)
-        if not cosine:
-            return made
-        norms = np.linalg.norm(made.encode(x.numpy(), beam=_BEAM).decode(), axis=1)
-        return FineQuantizer(made.codebooks, mean, parts=parts, lengths=_lengths(norms))
+        codebooks = residual_codebooks(x - x.mean(0), parts, books // parts, seed)
+        return fitted_quantizer(codebooks, x, cosine=cosine)
+
+
+def residual_codebooks(rows: Tensor, parts: int, books: int, seed: int) -> Tensor:
+    """Return what FAISS trains for rows [n, d]: [parts, books, 256, d / parts].
+
+    A book depends on those before it alone, so that the first few of each part are what a smaller
+    number of books gives.
+    """
+    import faiss
+
+    width = rows.shape[1] // parts
+    learned = []
+    for p in range(parts):
+        part = np.ascontiguousarray(rows[:, p * width : (p + 1) * width].numpy())
+        quantizer = residual_quantizer(part, books, seed + p)
+        words = torch.from_numpy(faiss.vector_to_array(quantizer.codebooks).copy())
+        learned.append(words.reshape(books, WORDS, width))
+    return torch.stack(learned)
+
+
+def fitted_quantizer(codebooks: Tensor, x: Tensor, *, cosine: bool = True) -> FineQuantizer:
+    """Return a quantizer of `residual_codebooks` whose words are fitted together to x [n, d]."""
+    parts, _, _, width = codebooks.shape
+    mean = x.mean(0)
+    fitted = [
+        _fit_part(part, words)
+        for part, words in zip((x - mean).split(width, dim=1), codebooks, strict=True)
+    ]
+    made = FineQuantizer(torch.cat(fitted), mean, parts=parts)
+    if not cosine:
+        return made
+    norms = np.linalg.norm(made.encode(x.numpy(), beam=_BEAM).decode(), axis=1)
+    return FineQuantizer(made.codebooks, mean, parts=parts, lengths=_lengths(norms))
 
 
 def _parts(books: int, d: int) -> int:
@@ -105,13 +128,10 @@ def _lengths(norms: np.ndarray) -> np.ndarray:
     return np.geomspace(low, max(float(high), 2 * low), WORDS)
 
 
-def _train_part(x: Tensor, books: int, seed: int) -> Tensor:
-    """Return codebooks [books, 256, w] for rows [n, w]."""
-    import faiss
-
-    quantizer = residual_quantizer(np.ascontiguousarray(x.numpy()), books, seed)
-    words = torch.from_numpy(faiss.vector_to_array(quantizer.codebooks).copy())
-    words = words.reshape(books * WORDS, x.shape[1])
+def _fit_part(x: Tensor, codebooks: Tensor) -> Tensor:
+    """Return codebooks [books, 256, w] whose words are fitted together to rows [n, w]."""
+    books = len(codebooks)
+    words = codebooks.reshape(books * WORDS, -1)
     nothing = np.zeros(x.shape[1], np.float32)
     first = WORDS * torch.arange(books)
     for _ in range(_ROUNDS):
