@@ -26,7 +26,7 @@ NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast integrations bench race paper check docs wheel sanitize fuzz attack aot kernels clean
+.PHONY: help demo test test-fast integrations bench race paper compare check docs wheel sanitize fuzz attack aot kernels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ paper: $(VENV)/.installed-paper ## The paper's figures and tables, reduced; PAPE
 	  $(BIN)/python benchmarks/paper/$$script.py --quick --data $(PAPER_DATA) -o $(PAPER_OUT) \
 	    $(if $(PAPER_SETS),--sets $(PAPER_SETS)) || exit; \
 	done
+
+compare: $(VENV)/.installed-paper ## Score and speed in whole-system bytes, ours and every peer's; PAPER_DATA and PAPER_SETS as above
+	$(BIN)/python benchmarks/paper/compare.py --data $(PAPER_DATA) -o $(PAPER_OUT) \
+	  $(if $(PAPER_SETS),--sets $(PAPER_SETS))
 
 check: $(VENV)/.installed-check ## Lint, formatting and types
 	$(BIN)/ruff check .

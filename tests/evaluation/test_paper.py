@@ -211,3 +211,102 @@ def test_captions_of_one_image_are_paired(paper):
     load, _ = paper
     pairs = load("sets").captions_of_one_image(torch.tensor([7, 3, 7, 3, 7, 5]))
     assert pairs.tolist() == [[1, 3], [0, 2], [0, 4]]
+
+
+def test_systems_are_compared_in_bytes_of_the_whole(paper, monkeypatch, capsys):
+    pytest.importorskip("faiss")
+    load, folder = paper
+    (x, y), (q, q_labels) = clusters(1000, 1), clusters(40, 2)
+    arrays = {"train_emb": x, "train_label": y, "test_emb": q, "test_label": q_labels}
+    np.savez(folder / "classes.npz", **arrays)
+    load("systems")
+    compare = load("compare")
+    out = folder / "out"
+
+    def measured(families: str) -> list[str]:
+        command = f"compare --data {folder} --sets classes,missing --quick -o {out}"
+        monkeypatch.setattr(sys, "argv", [*command.split(), "--families", families])
+        compare.main()
+        lines = capsys.readouterr().out.splitlines()
+        return [line.split(":")[0] for line in lines if line.endswith(" s")]
+
+    assert measured("fine,residual-lists") == ["classes fine 0", "classes residual-lists 0"]
+    assert "– | – |" in (out / "compare.md").read_text()  # without the dense score
+    assert measured("fine,dense,residual,graphs") == [
+        "classes dense 0",
+        "classes residual 0",
+        "classes graphs 0",
+    ]
+    rows = table(out / "compare.csv")
+    methods = {row["method"] for row in rows}
+    assert {"CSR + fine codes", "FAISS SQ8", "FAISS RQ", "FAISS IVF-RQ"} <= methods
+    assert "FAISS HNSW + SQ8" in methods
+    assert all(float(row["per_s"]) > 0 and float(row["per_s_single"]) > 0 for row in rows)
+    by_setting = {row["setting"]: float(row["bytes"]) for row in rows}
+    # A byte for each codebook and one of the norm. In lists an id of 8 bytes comes on top.
+    for start, n_bytes in (("RQ1x7", 8), ("IVF", 16)):
+        found = [size for name, size in by_setting.items() if name.startswith(start)]
+        assert found
+        assert all(size == n_bytes for size in found), found
+    # Entries of 3 bytes, the fine code, and a directory.
+    name, size = next((n, s) for n, s in by_setting.items() if " bytes queries" in n)
+    k, n_bytes = int(name.split("k=")[1].split()[0]), int(name.split("+ ")[1].split()[0])
+    assert 3 * k + n_bytes - 3 <= size <= 3 * k + n_bytes + 2
+    text = (out / "compare.md").read_text()
+    assert "points" in text
+    assert "not measured" in text  # quantizers of quality.csv
+    assert compare.NOT_MEASURED in text
+
+
+def test_no_setting_that_another_beats_is_kept(paper):
+    load, _ = paper
+    compare = load("compare")
+
+    def row(method, n_bytes, score, per_s):
+        return {"method": method, "bytes": n_bytes, "score": score, "per_s": per_s}
+
+    best = row("a", 16, 80.0, 100)
+    assert compare._beats(best, row("a", 16, 79.0, 100))
+    assert compare._beats(best, row("a", 17, 80.0, 90))
+    assert not compare._beats(best, row("b", 17, 79.0, 90))
+    assert not compare._beats(best, row("a", 16, 81.0, 1))
+    assert not compare._beats(best, row("a", 15, 10.0, 1))
+    assert not compare._beats(best, best)
+    # A time that was taken once may be off.
+    assert not compare._beats(best, row("a", 16, 79.0, 90), slack=1.2)
+
+
+def test_verdicts_on_systems_follow_from_the_rows(paper):
+    load, _ = paper
+    compare = load("compare")
+
+    def row(method, n_bytes, score, per_s, seed=0):
+        return {
+            "set": "s", "family": "f", "seed": str(seed), "measure": "1-nn", "method": method,
+            "setting": f"{method} {n_bytes}", "bytes": str(n_bytes), "shared": "0",
+            "score": str(score), "per_s": str(per_s), "per_s_single": str(per_s / 2),
+        }  # fmt: skip
+
+    quality = [
+        {"set": "s", "method": "RQ", "active": "16", "bytes": "16", "measure": "1-nn",
+         "score": "88.0", "seed": "0"}
+    ]  # fmt: skip
+    rows = [
+        row("FAISS dense, float32", 1536, 90.0, 50.0),
+        row("FAISS PQ", 32, 89.5, 100.0),
+        *(row("CSR + fine codes", 16, score, 300.0, i) for i, score in enumerate((70.0, 89.7, 90))),
+        row("CSR codes", 100, 91.0, 400.0),
+    ]
+    found = compare.Table(rows, quality)
+    head, scores = compare.score_verdicts(found)
+    assert "ahead of every peer's best on 4 of 4 points, and more than 0.3 behind on 0" in head
+    assert "| s | 16 | 89.70 (CSR + fine codes" in scores
+    assert "88.00 (RQ, scores only, 16.0 bytes) | +1.70 |" in scores
+    head, speed = compare.speed_verdicts(found)
+    assert "on 4 of 4 points" in head  # without a search, RQ has no speed
+    assert "| 3.00 |" in speed
+    assert "| 4.00 |" in speed
+    assert speed.count("\n| s | 16 |") == 1
+    text = "\n".join(compare.tables(found))
+    assert "| TurboQuant-1 | not measured |" in text
+    assert "| FAISS PQ | – | 89.50 | 89.50 | 89.50 | 32.0 | 100 / 50 in 32.0 bytes |" in text
