@@ -92,7 +92,7 @@ class Case:
 
     @cached_property
     def database(self) -> np.ndarray:
-        """What is searched."""
+        """The rows that queries search, at norm 1."""
         return unit(self.data.task.database).numpy()
 
     @property

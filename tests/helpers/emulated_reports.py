@@ -1,4 +1,4 @@
-"""What an emulator of PTX reports fails the test in which it happened."""
+"""Fail the test during which an emulator of PTX reports a fault, such as a race."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def one_by_one(index, top_k, dense=None, **options):
 
 
 def search_until_worth(index, top_k=10, **options):
-    """The same search until the rows have been made, which past searches have to be worth."""
+    """Repeat a search until the index has made rows for batches; return it then and before."""
     for _ in range(100):
         found = index.search(QUERIES, top_k, **options)
         if index.stats()["forward_bytes"] > 0:

@@ -33,13 +33,13 @@ class Candidates {
       squares += static_cast<double>(t.weight) * t.weight;
       largest = std::max<double>(largest, t.weight);
     }
-    most_score_ = std::sqrt(squares) * rounded.norm() / rounded.scale();
     if (squares == 0 || rounded.scale() == 0) {
       give_up();
       return;
     }
-    scale_ = std::min(kQueryNumber / largest,
-                      kMostSum / (std::sqrt(squares) * rounded.norm() * rounded.ceiling()));
+    const double norms = std::sqrt(squares) * rounded.norm();
+    most_score_ = norms / rounded.scale();
+    scale_ = std::min(kQueryNumber / largest, kMostSum / (norms * rounded.ceiling()));
     unit_ = rounded.scale() * scale_;
     double kept = 0, error = 0;
     for (const QueryTerm& t : query.terms) {
@@ -57,10 +57,7 @@ class Candidates {
       give_up();
       return;
     }
-    float bar;
-    const uint32_t bits = query.best->bar();
-    std::memcpy(&bar, &bits, sizeof(bar));
-    raise(bar);
+    raise(float_of(query.best->bar()));
   }
 
   // The number that stands for a weight.
@@ -323,15 +320,16 @@ bool fits_batches(const IndexView& view, const uint64_t* allowed, int64_t top_k)
 }
 
 double ns_saved_by_batch(const IndexView& view, const RoundedRows* rounded,
-                         const std::vector<BatchQuery>& queries) {
+                         const std::vector<BatchQuery>& sample, int64_t n_queries) {
   double postings = 0;
-  for (const BatchQuery& query : queries) {
+  for (const BatchQuery& query : sample) {
     if (query.terms.size() > RowScorer::kMostTerms) return -1;
     for (const QueryTerm& t : query.terms) {
       postings += static_cast<double>(t.offsets[view.n_windows] - t.offsets[0]);
     }
   }
-  const auto n = static_cast<double>(queries.size());
+  const auto n = static_cast<double>(n_queries);
+  postings *= n / static_cast<double>(sample.size());
   const double entries = static_cast<double>(view.offsets[view.n_terms * view.n_windows]);
   double of_candidates = rounded == nullptr ? -1 : rounded->ns_of_candidates();
   if (of_candidates < 0) of_candidates = kExpectedScored * ns_of_scoring(view);

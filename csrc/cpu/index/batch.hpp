@@ -16,7 +16,7 @@ struct BatchQuery {
 
 // A scan of lists takes time for each posting of the query's terms, of which there are
 // (entries of a query) * (entries of a document) / (latents) for each document. Here a document
-// takes time for each of its entries, whatever the query, but for kBatch queries together.
+// takes time for each of its entries, whatever the query, and serves kBatch queries in that time.
 //
 // The weights of a query are rounded to whole numbers, as the values of the rows are. With a, b the
 // numbers of a row and of a query, and α, β their errors, the score at these scales is
@@ -47,9 +47,9 @@ class BatchSearch {
 // `allowed`.
 bool fits_batches(const IndexView& view, const uint64_t* allowed, int64_t top_k);
 
-// Returns the expected time that a batch saves, which is negative if it loses. `rounded` may be
-// null.
+// Returns the expected time that a batch of `n_queries` like those of a sample saves, which is
+// negative if it loses. `rounded` may be null.
 double ns_saved_by_batch(const IndexView& view, const RoundedRows* rounded,
-                         const std::vector<BatchQuery>& queries);
+                         const std::vector<BatchQuery>& sample, int64_t n_queries);
 
 }  // namespace csrkern

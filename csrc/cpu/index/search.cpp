@@ -14,8 +14,8 @@ namespace {
 // Below this, waking a second thread (10 to 50 us) costs more than it saves.
 constexpr int64_t kPostingsWorthSplitting = 400'000;
 
-// A batch of fewer queries does not gain.
-constexpr int64_t kFewestTogether = 4;
+// A batch of fewer queries does not gain; so many queries tell whether it does.
+constexpr int64_t kFewestTogether = 4, kSample = 8;
 
 void write_out(const std::vector<Hit>& hits, int64_t top_k, float* scores, int64_t* ids) {
   const int64_t found = std::min<int64_t>(top_k, hits.size());
@@ -122,11 +122,12 @@ class Search {
     std::vector<TopHits> best(end - begin, no_hits());
     for (size_t g = 0; g < segments_.size(); ++g) {
       const Segment& segment = segments_[g];
-      std::vector<BatchQuery> queries = batch_queries(g, entries, best);
-      if (rounded[g] != nullptr &&
-          ns_saved_by_batch(segment.index->view(), rounded[g], queries) > 0) {
-        BatchSearch(*segment.index, *rounded[g], segment.allowed, first_docs_[g]).run(queries, s);
-        continue;
+      if (rounded[g] != nullptr) {
+        const std::vector<BatchQuery> queries = batch_queries(g, entries, best);
+        if (ns_saved_by_batch(segment.index->view(), rounded[g], queries, end - begin) > 0) {
+          BatchSearch(*segment.index, *rounded[g], segment.allowed, first_docs_[g]).run(queries, s);
+          continue;
+        }
       }
       for (int64_t i = begin; i < end; ++i) {
         SearchCost cost;
@@ -193,22 +194,23 @@ class Search {
   }
 
   // Returns the rows of each segment, or null, for batches of this many queries; nothing if no
-  // segment gains by them, which the first batch tells.
+  // segment gains by them, which the first few queries tell.
   std::vector<const RoundedRows*> rounded_rows(int64_t batch) const {
     if (batch < kFewestTogether) return {};
+    const int64_t n_sample = std::min(batch, kSample);
     std::vector<std::vector<Entry>> entries;
-    std::vector<TopHits> best(batch, no_hits());
+    std::vector<TopHits> best(n_sample, no_hits());
     std::vector<const RoundedRows*> rounded(segments_.size(), nullptr);
     bool any = false;
     for (size_t g = 0; g < segments_.size(); ++g) {
       const Segment& segment = segments_[g];
       const IndexView& view = segment.index->view();
       if (segment.allowed_stride > 0 || !fits_batches(view, segment.allowed, wanted_)) continue;
-      while (static_cast<int64_t>(entries.size()) < batch) {
+      while (static_cast<int64_t>(entries.size()) < n_sample) {
         entries.push_back(search_entries(static_cast<int64_t>(entries.size())));
       }
       const double saved =
-          ns_saved_by_batch(view, segment.index->rounded(), batch_queries(g, entries, best));
+          ns_saved_by_batch(view, segment.index->rounded(), batch_queries(g, entries, best), batch);
       if (saved <= 0) continue;
       const double in_all = saved * static_cast<double>(queries_.n) / static_cast<double>(batch);
       rounded[g] =

@@ -1,4 +1,4 @@
-"""How far a product of float16 factors may be from the exact one: norms, and what they bound.
+"""Bounds on the error of a product of float16 factors, from the norms of its rows.
 
 Rows are scaled by powers of two, so that a product fits in float16, too, and so are norms and
 bounds. |error| <= ‖x − x̃‖ ‖w‖ + ‖x̃‖ ‖w − w̃‖, the rounding of float32 sums (Higham, Accuracy and
@@ -190,7 +190,7 @@ def upper(norm, d):
 
 @triton.jit
 def slack_of(norm, residual, scale, limits, weight_scale, d, relative):
-    """How far a scaled product may be from exact, but for `relative` times itself; inf: no bound.
+    """Return e: a scaled product errs by at most e + `relative` times itself; inf: no bound.
 
     `scale` is that of the row, `weight_scale` that of all rows of the weight.
     """
