@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from csrkern.index.cuda.index import CudaIndex
     from csrkern.index.fine import FineCodes, FineQuantizer
     from csrkern.index.inverted import InvertedIndex
+    from csrkern.index.projection import Projection
     from csrkern.index.rerank import Refine, Rerank
     from csrkern.ops.autoencode import autoencode
     from csrkern.ops.decode import decode
@@ -35,6 +36,7 @@ _HOME_OF = {
     "InvertedIndex": ".index.inverted",
     "ModelMismatchError": ".identity",
     "PackedCodes": ".codes.packed",
+    "Projection": ".index.projection",
     "Refine": ".index.rerank",
     "Rerank": ".index.rerank",
     "SparseCodes": ".codes.sparse",
@@ -56,6 +58,7 @@ __all__ = [
     "InvertedIndex",
     "ModelMismatchError",
     "PackedCodes",
+    "Projection",
     "Refine",
     "Rerank",
     "SparseCodes",

@@ -123,7 +123,7 @@ struct PyIndex {
         n_postings * csrkern::posting_bytes(type) != static_cast<uint64_t>(postings.size())) {
       damaged("its postings do not fill their array");
     }
-    if (!csrkern::plausible_documents(n_docs, n_postings, ids.has_value())) {
+    if (!csrkern::plausible_documents(n_docs, n_postings, ids || fine)) {
       damaged("it claims more documents than its postings account for");
     }
     if (ids && ids->size() != n_docs) damaged("its ids disagree with its number of documents");
@@ -173,6 +173,42 @@ struct PySearch {
 
 using Bits = std::optional<Array<uint64_t>>;
 
+std::vector<csrkern::Segment> read_segments(
+    const std::vector<std::pair<const PyIndex*, Bits>>& segments, int64_t n_queries) {
+  std::vector<csrkern::Segment> read;
+  for (const auto& [index, bits] : segments) {
+    csrkern::Segment segment{index->index.get()};
+    if (bits) {
+      const int64_t words = (segment.index->view().n_docs + 63) / 64;
+      const bool one = bits->ndim() == 1;
+      if (bits->ndim() > 2 || bits->shape(bits->ndim() - 1) != words ||
+          (!one && bits->shape(0) != n_queries)) {
+        throw std::invalid_argument("expected a bit for each document");
+      }
+      segment.allowed = bits->data();
+      segment.allowed_stride = one ? 0 : words;
+    }
+    read.push_back(segment);
+  }
+  return read;
+}
+
+// Returns the number of books of tables [n, books, 256] that the fine codes of all segments fit.
+int64_t read_tables(const Array<float>& tables, const std::optional<Array<float>>& scales,
+                    const std::vector<csrkern::Segment>& segments, int64_t n) {
+  if (tables.ndim() != 3 || tables.shape(0) != n || tables.shape(1) < 1 ||
+      tables.shape(2) != csrkern::kWords || (scales && scales->size() != csrkern::kWords)) {
+    throw std::invalid_argument("expected tables [n, books, 256] and scales [256]");
+  }
+  const int64_t fine_bytes = tables.shape(1) + (scales ? 1 : 0);
+  for (const csrkern::Segment& segment : segments) {
+    if (segment.index->view().fine_bytes != fine_bytes && segment.index->view().n_docs > 0) {
+      throw std::invalid_argument("expected segments with fine codes of as many bytes");
+    }
+  }
+  return tables.shape(1);
+}
+
 PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segments,
                      const Array<float>& values, const Array<int32_t>& indices,
                      const std::optional<Array<int64_t>>& starts, int32_t dim, int64_t top_k,
@@ -185,39 +221,19 @@ PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segment
   PySearch search;
   search.rows = sparse_rows(values, indices, starts, dim);
   const int64_t n = search.rows.n;
-  for (const auto& [index, bits] : segments) {
-    const csrkern::IndexView& view = index->index->view();
-    if (view.dim != dim) throw std::invalid_argument("expected segments over the same latents");
-    csrkern::Segment segment{index->index.get()};
-    if (bits) {
-      const int64_t words = (view.n_docs + 63) / 64;
-      const bool one = bits->ndim() == 1;
-      if (bits->ndim() > 2 || bits->shape(bits->ndim() - 1) != words ||
-          (!one && bits->shape(0) != n)) {
-        throw std::invalid_argument("expected a bit for each document");
-      }
-      segment.allowed = bits->data();
-      segment.allowed_stride = one ? 0 : words;
+  search.segments = read_segments(segments, n);
+  for (const csrkern::Segment& segment : search.segments) {
+    if (segment.index->view().dim != dim) {
+      throw std::invalid_argument("expected segments over the same latents");
     }
-    search.segments.push_back(segment);
   }
   if ((dense && dense->size() != n * dim) || (offsets && offsets->size() != n)) {
     throw std::invalid_argument("expected dense queries [n, dim] and offsets [n]");
   }
   if (tables) {
-    const bool whole = tables->ndim() == 3 && tables->shape(0) == n && tables->shape(1) >= 1 &&
-                       tables->shape(2) == csrkern::kWords;
-    if (!whole || shortlist < 1 || (scales && scales->size() != csrkern::kWords)) {
-      throw std::invalid_argument("expected tables [n, books, 256], scales [256] and a shortlist");
-    }
-    const int64_t fine_bytes = tables->shape(1) + (scales ? 1 : 0);
-    for (const csrkern::Segment& segment : search.segments) {
-      if (segment.index->view().fine_bytes != fine_bytes && segment.index->view().n_docs > 0) {
-        throw std::invalid_argument("expected segments with fine codes of as many bytes");
-      }
-    }
+    if (shortlist < 1) throw std::invalid_argument("expected a shortlist");
+    search.options.books = read_tables(*tables, scales, search.segments, n);
     search.options.tables = tables->data();
-    search.options.books = tables->shape(1);
     search.options.scales = scales ? scales->data() : nullptr;
   }
   if (top_k < 1 || query_k < 0 || shortlist < 0 || num_threads < 1) {
@@ -286,6 +302,33 @@ void bind_searches(py::module_& m) {
     }
     return py::make_tuple(scores, ids);
   });
+  m.def(
+      "search_fine",
+      [](const std::vector<std::pair<const PyIndex*, Bits>>& segments, const Array<float>& tables,
+         const Array<float>& offsets, const std::optional<Array<float>>& scales, int64_t top_k,
+         float min_score, int num_threads) {
+        const int64_t n = offsets.size();
+        const std::vector<csrkern::Segment> read = read_segments(segments, n);
+        const int64_t books = read_tables(tables, scales, read, n);
+        if (top_k < 1 || num_threads < 1) {
+          throw std::invalid_argument("expected top_k and threads of at least 1");
+        }
+        py::array_t<float> scores({n, top_k});
+        py::array_t<int64_t> ids({n, top_k});
+        const csrkern::FineQueries queries{
+            n,     books,     tables.data(), offsets.data(), scales ? scales->data() : nullptr,
+            top_k, min_score, num_threads};
+        float* scores_out = scores.mutable_data();
+        int64_t* ids_out = ids.mutable_data();
+        {
+          py::gil_scoped_release release;
+          csrkern::search_fine(read, queries, scores_out, ids_out);
+        }
+        return py::make_tuple(scores, ids);
+      },
+      "The same by the fine codes of all documents.", py::arg("segments"), py::kw_only(),
+      py::arg("tables"), py::arg("offsets"), py::arg("scales"), py::arg("top_k"),
+      py::arg("min_score"), py::arg("num_threads"));
   def_search(m, "expected_ns", "What a query should take on one thread, the mean.",
              [](const PySearch& search) {
                py::gil_scoped_release release;

@@ -12,8 +12,8 @@ import numpy as np
 from csrkern.arguments import integers, thread_count
 from csrkern.identity import check_fingerprint, check_same_model
 from csrkern.index import file as index_file
-from csrkern.index.fine import check_fine
-from csrkern.index.rows import Rows, check_ids, check_norms, read_rows, starts_of
+from csrkern.index.fine import check_fine, quantizer_of
+from csrkern.index.rows import Rows, check_ids, check_norms, no_lists, read_rows, starts_of
 from csrkern.index.segment import (
     SIZES,
     Beside,
@@ -132,7 +132,7 @@ class Collection:
 
     def add(
         self,
-        codes: CodesLike,
+        codes: CodesLike | None,
         ids: IdsLike | None = None,
         *,
         norms: VectorsLike | None = None,
@@ -146,7 +146,7 @@ class Collection:
         are never many; after adding much to a large index, `compact` makes one again.
 
         Args:
-            codes: as for `build`; a pair of arrays needs no dim.
+            codes: as for `build`; a pair of arrays needs no dim. None: fine codes alone.
             ids: n distinct integers ≥ 0 that no code of the index has; None: the next ones
                 after the highest that it ever had.
             norms, fine: needed if the index was built with them.
@@ -158,7 +158,7 @@ class Collection:
                 the index holds (uint8), or (ModelMismatchError) another model made the
                 codes; nothing is added then.
         """
-        rows = read_rows("codes", codes, self.dim)
+        rows = rows_to_store(codes, fine, self.dim)
         threads = thread_count(num_threads)
         if rows.n == 0:
             return
@@ -331,6 +331,16 @@ class Collection:
             f"{type(self).__name__}(n={len(self)}, dim={self.dim}, k={self.k}, "
             f"metric={self.metric!r}, dtype={self.dtype!r})"
         )
+
+
+def rows_to_store(codes: CodesLike | None, fine: FineCodes | None, dim: int | None) -> Rows:
+    """Return codes as rows; without codes, a row with no entry for each fine code."""
+    if codes is not None:
+        return read_rows("codes", codes, dim)
+    if fine is None:
+        raise ValueError("codes: expected codes, or fine codes in their place; got neither")
+    quantizer_of(fine)
+    return no_lists(len(fine), dim or 1)
 
 
 def padded(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from csrkern import _C
 from csrkern.identity import check_fingerprint
-from csrkern.index.fine import WORDS, FineQuantizer
+from csrkern.index.fine import WORDS, FineQuantizer, restore_quantizer
 from csrkern.index.segment import (
     LEAST_EXPONENT,
     METRICS,
@@ -34,7 +34,7 @@ from csrkern.storage import crc32c, flush_folder, write_atomically, write_durabl
 FORMAT = "csrkern-index"
 # Of indexes with float values, with uint8 values, and with fine codes; the lower, the more releases
 # read them.
-FLOATS_VERSION, BYTES_VERSION, FINE_VERSION = VERSIONS = (2, 3, 4)
+FLOATS_VERSION, BYTES_VERSION, FINE_VERSION, PROJECTION_VERSION = VERSIONS = (2, 3, 4, 5)
 HEADER = "index.json"
 # "checksums" covers those checked later, list by list; the others have one in the header.
 DTYPES = {
@@ -51,8 +51,9 @@ DTYPES = {
 }
 OPTIONAL = {"ids", "maxima", "scales", "norms", "fine", "alive"}
 CHECKED_LATER = {"postings", "maxima", "scales"}
-QUANTIZER_DTYPES = dict.fromkeys(("codebooks", "mean", "lengths"), "<f4")
-QUANTIZER_OPTIONAL = {"lengths"}
+PROJECTION = {"directions", "center"}
+QUANTIZER_DTYPES = dict.fromkeys(("codebooks", "mean", "lengths", *sorted(PROJECTION)), "<f4")
+QUANTIZER_OPTIONAL = {"lengths", *PROJECTION}
 ALL_DTYPES = {**DTYPES, **QUANTIZER_DTYPES}
 _FILE_NAME = re.compile(rf"({'|'.join(ALL_DTYPES)})-[0-9a-f]{{16}}\.bin")
 _LARGEST_HEADER = 1 << 24
@@ -263,7 +264,8 @@ def _read_header(folder: Path) -> dict[str, Any]:
 
 def _version(body: dict[str, Any]) -> int:
     if "quantizer" in body:
-        return FINE_VERSION
+        is_plain = PROJECTION.isdisjoint(body["quantizer"]["arrays"])
+        return FINE_VERSION if is_plain else PROJECTION_VERSION
     return BYTES_VERSION if body["values"] == "uint8" else FLOATS_VERSION
 
 
@@ -367,7 +369,9 @@ def _read_quantizer(folder: Path, entry: dict[str, Any]) -> FineQuantizer:
     try:
         shape = -1, WORDS, len(arrays["mean"]) // entry["parts"]
         arrays["codebooks"] = arrays["codebooks"].reshape(shape)
-        quantizer = FineQuantizer(**arrays, parts=entry["parts"])
+        if "directions" in arrays:
+            arrays["directions"] = arrays["directions"].reshape(len(arrays["mean"]), -1)
+        quantizer = restore_quantizer(entry["parts"], arrays)
     except ValueError as error:
         raise ValueError(f"{folder} is damaged: its quantizer: {error}") from error
     quantizer.files[os.path.realpath(folder)] = entry["arrays"]

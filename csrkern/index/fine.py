@@ -18,12 +18,12 @@ import numpy as np
 from csrkern import _C
 from csrkern.arguments import check_int, float32_array, float32_rows, thread_count
 from csrkern.identity import digest
+from csrkern.index.projection import Projection, bounded, bounded_array, unit_rows
 
 if TYPE_CHECKING:
     from csrkern.typing import VectorsLike
 
 WORDS = 256  # of a codebook
-LARGEST = 1e15  # entries up to here cannot overflow in a sum of squares
 _ROWS = 4096  # coded at a time
 
 
@@ -32,15 +32,17 @@ class FineQuantizer:
 
     An embedding without the mean consists of `parts` equal parts, and each part is stored as the
     sum of one word of each of its codebooks. With one part this is a residual quantizer, with as
-    many parts as codebooks a product quantizer.
+    many parts as codebooks a product quantizer. With a projection all this holds for what it
+    makes of embeddings, of p dimensions instead of d.
 
     Args:
         codebooks: [books, 256, d / parts], finite; book b belongs to part b // (books / parts).
-            Kept in float32, as are the others.
+            Kept in float32, as are the others. With a projection, p stands for d here.
         mean: [d], finite.
         parts: a divisor of the number of codebooks.
         lengths: [256], ascending and positive: the norms that one byte more of a code stands
             for, so that scores are cosines; None: scores are inner products.
+        projection: that embeddings and queries go through first; None: as they are.
 
     Raises:
         TypeError, ValueError: if shapes disagree or a number is not finite.
@@ -63,24 +65,37 @@ class FineQuantizer:
         *,
         parts: int = 1,
         lengths: VectorsLike | None = None,
+        projection: Projection | None = None,
     ) -> None:
-        self.codebooks = _finite("codebooks", codebooks, 3)
-        self.mean = _finite("mean", mean, 1)
+        self.codebooks = bounded_array("codebooks", codebooks, 3)
+        self.mean = bounded_array("mean", mean, 1)
         books, words, width = self.codebooks.shape
         self.parts = check_int("parts", parts, 1, max(books, 1))
-        if books == 0 or words != WORDS or books % self.parts or width * self.parts != self.dim:
+        whole = len(self.mean)
+        if books == 0 or words != WORDS or books % self.parts or width * self.parts != whole:
             raise ValueError(
                 f"codebooks: expected [books, {WORDS}, w] with parts = {self.parts} a divisor of "
-                f"books and parts * w = {self.dim}, the length of mean, got "
+                f"books and parts * w = {whole}, the length of mean, got "
                 f"{list(self.codebooks.shape)}"
             )
-        self.lengths = None if lengths is None else _finite("lengths", lengths, 1)
+        self.lengths = None if lengths is None else bounded_array("lengths", lengths, 1)
         if self.lengths is not None and (
             self.lengths.shape != (WORDS,)
             or self.lengths[0] <= 0
             or (np.diff(self.lengths) < 0).any()
         ):
             raise ValueError(f"lengths: expected {WORDS} ascending numbers above 0")
+        if projection is not None and not isinstance(projection, Projection):
+            raise TypeError(
+                f"projection: expected a Projection, got {type(projection).__name__}; "
+                "csrtrain.learn_projection learns one"
+            )
+        if projection is not None and projection.width != whole:
+            raise ValueError(
+                f"projection: expected one to {whole} dimensions, the length of mean, got one to "
+                f"{projection.width}"
+            )
+        self.projection = projection
         self.files: dict[str, dict[str, Any]] = {}  # that hold the arrays, by folder
 
     @property
@@ -96,13 +111,18 @@ class FineQuantizer:
     @property
     def dim(self) -> int:
         """Width d of the embeddings."""
-        return len(self.mean)
+        return len(self.mean) if self.projection is None else self.projection.dim
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything it holds but `parts`, by the names of the arguments."""
-        arrays = {name: getattr(self, name) for name in ARRAYS}
-        return {name: array for name, array in arrays.items() if array is not None}
+        arrays = {"codebooks": self.codebooks, "mean": self.mean}
+        if self.lengths is not None:
+            arrays["lengths"] = self.lengths
+        if self.projection is not None:
+            arrays["directions"] = self.projection.directions
+            arrays["center"] = self.projection.center
+        return arrays
 
     @cached_property
     def fingerprint(self) -> str:
@@ -126,12 +146,16 @@ class FineQuantizer:
         check_int("beam", beam, 1, WORDS)
         threads = thread_count(num_threads)
         pieces = [
-            self._encode(rows, beam, threads) for rows in self._pieces("embeddings", embeddings)
+            self._encode(rows, beam, threads)
+            for rows in self._pieces("embeddings", embeddings, threads)
         ]
         return FineCodes(np.concatenate(pieces), self)
 
     def decode(self, codes: np.ndarray | FineCodes) -> np.ndarray:
-        """Return the embeddings float32 [n, d] that codes uint8 [n, n_bytes] stand for."""
+        """Return the embeddings float32 [n, d] that codes uint8 [n, n_bytes] stand for.
+
+        With a projection: what it makes of them, [n, p].
+        """
         chosen = codes.codes if isinstance(codes, FineCodes) else check_codes(codes, self)
         return np.concatenate(
             [self._decode(chosen[i : i + _ROWS]) for i in range(0, max(len(chosen), 1), _ROWS)]
@@ -144,10 +168,9 @@ class FineQuantizer:
             tables float32 [m, books, 256], inner products with words, and offsets float32 [m],
             those with the mean. With `lengths`, queries are brought to norm 1 before.
         """
-        rows = self._rows("queries", queries)
+        rows = self._rows("queries", queries, num_threads)
         if self.lengths is not None:
-            norms = np.sqrt(np.square(rows, dtype=np.float64).sum(1, keepdims=True))
-            rows = (rows / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+            rows = unit_rows(rows)
         mean = self.mean[None, :, None]
         offsets = _C.block_products(rows, mean, np.zeros(1, np.int64), num_threads)[:, 0, 0]
         return self._products(rows, num_threads), offsets
@@ -212,14 +235,15 @@ class FineQuantizer:
         ]
         return np.concatenate(parts)
 
-    def _rows(self, name: str, rows: Any) -> np.ndarray:
-        return _bounded(name, float32_rows(name, rows, self.dim))
+    def _rows(self, name: str, rows: Any, threads: int) -> np.ndarray:
+        array = bounded(name, float32_rows(name, rows, self.dim))
+        return array if self.projection is None else self.projection(array, num_threads=threads)
 
-    def _pieces(self, name: str, given: Any) -> Iterator[np.ndarray]:
+    def _pieces(self, name: str, given: Any, threads: int) -> Iterator[np.ndarray]:
         if not isinstance(given, np.ndarray):
             given = float32_array(name, given)
         for start in range(0, max(len(given), 1), _ROWS):
-            yield self._rows(name, given[start : start + _ROWS])
+            yield self._rows(name, given[start : start + _ROWS], threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return restore_quantizer, (self.parts, self.arrays)
@@ -227,16 +251,21 @@ class FineQuantizer:
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(dim={self.dim}, n_bytes={self.n_bytes}, parts={self.parts}, "
+            f"projection={self.projection}, "
             f"fingerprint={self.fingerprint!r})"
         )
 
 
-ARRAYS = ("codebooks", "mean", "lengths")  # of a quantizer
-
-
 def restore_quantizer(parts: int, arrays: Mapping[str, np.ndarray]) -> FineQuantizer:
-    """Return the quantizer of these arguments."""
-    return FineQuantizer(parts=parts, **arrays)
+    """Return the quantizer of which these are `parts` and `arrays`."""
+    own = dict(arrays)
+    directions, center = own.pop("directions", None), own.pop("center", None)
+    projection = None
+    if directions is not None and center is not None:
+        projection = Projection(directions, center)
+    elif directions is not None or center is not None:
+        raise ValueError("projection: expected directions and a center, or neither")
+    return FineQuantizer(**own, parts=parts, projection=projection)
 
 
 @dataclass(frozen=True)
@@ -317,19 +346,6 @@ def check_fine(fine: Any, n: int, quantizer: FineQuantizer | None) -> np.ndarray
     if len(fine) != n:
         raise ValueError(f"fine: expected one for each of {n} codes, got {len(fine)}")
     return np.ascontiguousarray(fine.codes)
-
-
-def _finite(name: str, given: Any, axes: int) -> np.ndarray:
-    array = float32_array(name, given)
-    if array.ndim != axes:
-        raise ValueError(f"{name}: expected {axes} axes, got {array.ndim}")
-    return _bounded(name, array)
-
-
-def _bounded(name: str, array: np.ndarray) -> np.ndarray:
-    if not (np.abs(array) <= LARGEST).all():
-        raise ValueError(f"{name}: expected finite numbers up to {LARGEST:g}")
-    return array
 
 
 __all__ = ["FineCodes", "FineQuantizer"]

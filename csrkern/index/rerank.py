@@ -61,7 +61,8 @@ class Rerank:
         return dense, offsets
 
 
-_TABLES_BYTES = 128 << 20  # of the queries that are searched at once
+# Of the tables of queries that are searched at once, and of a thread.
+_TABLES_BYTES, _TABLES_CACHED = 128 << 20, 4 << 20
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,16 @@ class Refine:
     shortlist: int = 200
 
 
+def fine_queries(name: str, queries: VectorsLike, quantizer: FineQuantizer | None) -> np.ndarray:
+    """Return embeddings float32 [n, d] that are compared with fine codes."""
+    if quantizer is None:
+        raise ValueError(
+            f"{name}: this index holds no fine codes; build it with "
+            "fine=quantizer.encode(embeddings), or search by codes"
+        )
+    return float32_rows("queries", queries, quantizer.dim)
+
+
 def search_refined(
     refine: Refine,
     quantizer: FineQuantizer | None,
@@ -95,13 +106,9 @@ def search_refined(
     options: dict[str, Any],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return scores and ids of the native search for `rows`, refined."""
-    if quantizer is None:
-        raise ValueError(
-            "rerank: this index holds no fine codes to refine by; build it with "
-            "fine=quantizer.encode(embeddings), or pass a Rerank"
-        )
+    queries = fine_queries("rerank", refine.queries, quantizer)
+    assert quantizer is not None
     check_int("shortlist", refine.shortlist, 1, 2**40)
-    queries = float32_rows("queries", refine.queries, quantizer.dim)
     if len(queries) != rows.n:
         raise ValueError(f"queries: expected {rows.n} rows, one a query, got {len(queries)}")
     scores = np.empty((rows.n, options["top_k"]), np.float32)
@@ -110,10 +117,7 @@ def search_refined(
     for first in range(0, max(rows.n, 1), step):
         some = slice(first, min(first + step, rows.n))
         tables, offsets = quantizer.tables(queries[some], options["num_threads"])
-        own = [
-            (native, bits if bits is None or bits.ndim == 1 else bits[some])
-            for native, bits in segments
-        ]
+        own = [(native, bits_of(bits, some)) for native, bits in segments]
         scores[some], ids[some] = _C.search(
             own,
             *rows.between(some.start, some.stop)[:4],
@@ -124,6 +128,40 @@ def search_refined(
             scales=quantizer.scales,
         )
     return scores, ids
+
+
+def search_fine(
+    queries: np.ndarray,
+    quantizer: FineQuantizer,
+    segments: list[tuple[Any, np.ndarray | None]],
+    top_k: int,
+    min_score: float,
+    threads: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores and ids of the native search by fine codes alone."""
+    n = len(queries)
+    scores, ids = np.empty((n, top_k), np.float32), np.empty((n, top_k), np.int64)
+    # Few enough for the last cache.
+    step = max(32, threads * _TABLES_CACHED // (quantizer.books * WORDS * 4))
+    for first in range(0, n, step):
+        some = slice(first, min(first + step, n))
+        tables, offsets = quantizer.tables(queries[some], threads)
+        own = [(native, bits_of(bits, some)) for native, bits in segments]
+        scores[some], ids[some] = _C.search_fine(
+            own,
+            tables=tables,
+            offsets=offsets,
+            scales=quantizer.scales,
+            top_k=top_k,
+            min_score=min_score,
+            num_threads=threads,
+        )
+    return scores, ids
+
+
+def bits_of(bits: np.ndarray | None, queries: slice) -> np.ndarray | None:
+    """Return what some of the queries may find, of bits for all of them or one for each."""
+    return bits if bits is None or bits.ndim == 1 else bits[queries]
 
 
 def search_dense(

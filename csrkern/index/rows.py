@@ -136,6 +136,11 @@ def read_rows(name: str, codes: Any, dim: int | None) -> Rows:
     )
 
 
+def no_lists(n: int, dim: int) -> Rows:
+    """Return n rows without an entry."""
+    return Rows(np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(n + 1, np.int64), dim)
+
+
 def is_codes(given: Any) -> TypeGuard[SparseCodes]:
     """Return whether `given` is SparseCodes, without importing them."""
     codes_module = sys.modules.get("csrkern.codes.sparse")

@@ -256,7 +256,8 @@ def build_segment(
             *rows[:4], order, window, block, *stored.values(), normalize, threads
         )
         in_order, beside_in_order = ids, beside
-        if ids is None and not _C.plausible_documents(rows.n, arrays["offsets"][-1], False):
+        has_rows = beside.fine is not None
+        if ids is None and not _C.plausible_documents(rows.n, arrays["offsets"][-1], has_rows):
             in_order = np.arange(rows.n)  # says that the empty ones among them are meant
         if order is not None:
             in_order = order if ids is None else ids[order]

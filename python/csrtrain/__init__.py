@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from csrtrain.training.config import TrainConfig as TrainConfig
     from csrtrain.training.loop import StepReport as StepReport
     from csrtrain.training.loss import CSRLoss as CSRLoss
+    from csrtrain.training.projection import learn_projection as learn_projection
     from csrtrain.training.quantizer import train_quantizer as train_quantizer
     from csrtrain.training.train import train as train
     from csrtrain.training.train import train_two as train_two
@@ -32,6 +33,7 @@ _HOME_OF = {
     "build_index": ".indexing",
     "encode_omp": ".evaluation.least_squares",
     "refit": ".evaluation.least_squares",
+    "learn_projection": ".training.projection",
     "train": ".training.train",
     "train_quantizer": ".training.quantizer",
     "train_two": ".training.train",

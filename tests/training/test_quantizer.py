@@ -8,7 +8,7 @@ import torch
 
 import csrkern
 import csrtrain
-from csrtrain.training.quantizer import fit_words
+from csrtrain.training.quantizer import RIDGE, fit_words
 
 pytest.importorskip("faiss")
 
@@ -62,7 +62,7 @@ def test_fitted_words_solve_the_normal_equations():
     ) + torch.tensor([0, 5])
     moved = fit_words(x, chosen, words)
     counts = torch.zeros(60, 10).scatter_(1, chosen, 1.0).double()
-    gram = counts.T @ counts + torch.eye(10)
+    gram = counts.T @ counts + RIDGE * torch.eye(10)
     expected = words + torch.linalg.solve(gram, counts.T @ (x - counts.float() @ words).double())
     torch.testing.assert_close(moved, expected.float(), rtol=1e-3, atol=1e-3)
 

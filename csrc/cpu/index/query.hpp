@@ -38,6 +38,17 @@ inline bool better(const Hit& a, const Hit& b) {
   return a.score > b.score || (a.score == b.score && a.id < b.id);
 }
 
+// Writes the first of sorted hits, at most top_k; missing places hold (-inf, -1).
+inline void write_out(const std::vector<Hit>& hits, int64_t top_k, float* scores, int64_t* ids) {
+  const int64_t found = std::min<int64_t>(top_k, hits.size());
+  for (int64_t i = 0; i < found; ++i) {
+    scores[i] = hits[i].score;
+    ids[i] = hits[i].id;
+  }
+  std::fill(scores + found, scores + top_k, -std::numeric_limits<float>::infinity());
+  std::fill(ids + found, ids + top_k, -1);
+}
+
 // The best hits so far, and the bar: the bits that a score must reach to be among them.
 class TopHits {
  public:

@@ -17,21 +17,6 @@ constexpr int64_t kPostingsWorthSplitting = 400'000;
 // A batch of fewer queries does not gain; so many queries tell whether it does.
 constexpr int64_t kFewestTogether = 4, kSample = 8;
 
-void write_out(const std::vector<Hit>& hits, int64_t top_k, float* scores, int64_t* ids) {
-  const int64_t found = std::min<int64_t>(top_k, hits.size());
-  for (int64_t i = 0; i < found; ++i) {
-    scores[i] = hits[i].score;
-    ids[i] = hits[i].id;
-  }
-  std::fill(scores + found, scores + top_k, -std::numeric_limits<float>::infinity());
-  std::fill(ids + found, ids + top_k, -1);
-}
-
-// Returns the score, or the least one for NaN: an overflow of either sign met one of the other.
-float number_or_least(float score) {
-  return score == score ? score : -std::numeric_limits<float>::max();
-}
-
 // Returns the largest entries that make up a share of the squared norm.
 std::vector<Entry> strongest(const std::vector<Entry>& entries, double share) {
   double total = 0, sum = 0;
@@ -286,7 +271,8 @@ class Search {
       const int64_t doc = hit.doc - first_docs_[g];
       float score = dense_score(index.forward(1), view.terms, doc, dense, memory) + offset;
       if (view.norms != nullptr) score = view.norms[doc] > 0 ? score / view.norms[doc] : 0;
-      hit.score = number_or_least(score);
+      // NaN where an overflow of either sign met one of the other.
+      hit.score = score == score ? score : -std::numeric_limits<float>::max();
     }
   }
 
@@ -301,10 +287,7 @@ class Search {
     const float offset = options_.offsets == nullptr ? 0 : options_.offsets[i];
     for (const Hit& hit : hits) __builtin_prefetch(fine_code(hit));
     for (Hit& hit : hits) {
-      const uint8_t* code = fine_code(hit);
-      float score = fine_score(code, options_.books, tables) + offset;
-      if (options_.scales != nullptr) score *= options_.scales[code[options_.books]];
-      hit.score = number_or_least(score);
+      hit.score = fine_score(fine_code(hit), options_.books, tables, offset, options_.scales);
     }
   }
 

@@ -134,6 +134,19 @@ struct ByteRows {
   const uint8_t* numbers;
 };
 
+// Queries of one batch over fine codes: a line of 64 bytes holds a number of each.
+constexpr int64_t kFineBatch = 32;
+
+// Fine codes of `bytes` each, and a batch of queries. A number for each word of each book; no sum
+// of a number from each book exceeds 65,535. Bars for each value of a code's last byte, or, if
+// there are as many books as bytes, for all documents. Lines are aligned.
+struct FineLines {
+  const uint8_t* codes;
+  int64_t bytes, books;
+  const uint16_t* numbers;  // [books, kWords, kFineBatch]
+  const uint16_t* bars;     // [kWords or 1, kFineBatch]
+};
+
 // Slots after a window's scores, for the unused lanes of an incomplete vector.
 constexpr int kSpareSlots = 16;
 
@@ -182,12 +195,31 @@ struct IndexKernels {
   uint32_t (*crc32c)(uint32_t crc, const uint8_t* data, size_t bytes);
 };
 
+struct FineKernels {
+  // Adds up the numbers of documents [doc, end) for kFineBatch queries at once, until a sum reaches
+  // its bar. Returns that document, with all its sums (an aligned line) and the queries that
+  // `reached` their bars as bits, or `end`.
+  int64_t (*find)(const FineLines& lines, int64_t doc, int64_t end, uint16_t* sums,
+                  uint32_t* reached);
+  // lows[b] and highs[b] = the least and the largest entry of tables [books, kWords].
+  void (*limits)(const float* tables, int64_t books, float* lows, float* highs);
+  // numbers[w * kFineBatch] = (table[w] - low) * per_step, rounded down, for the kWords of a book.
+  void (*round)(const float* table, float low, float per_step, uint16_t* numbers);
+  // bars[b, q] = slopes[q] * lengths[b] - starts[q], rounded down, within 0..65,535; n lines.
+  void (*raise)(const double* slopes, const double* starts, const double* lengths, int64_t n,
+                uint16_t* bars);
+  // Computes fine_score for documents that follow each other.
+  void (*score)(const uint8_t* codes, int64_t bytes, int64_t books, const float* tables,
+                float offset, const float* scales, int64_t n, float* scores);
+};
+
 struct Kernels {
   TopkReluRows topk_relu;
   EncodeKernels encode;
   GatherKernels gather;
   InfoNceKernels info_nce;
   IndexKernels index;
+  FineKernels fine;
   // Rows begin..end-1.
   void (*block_products)(const BlockProducts& args, int64_t begin, int64_t end);
 };

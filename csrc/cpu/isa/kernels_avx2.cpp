@@ -3,6 +3,7 @@
 
 #include "generic/batch.hpp"
 #include "generic/encode.hpp"
+#include "generic/fine.hpp"
 #include "generic/gather.hpp"
 #include "generic/index.hpp"
 #include "generic/info_nce.hpp"
@@ -219,6 +220,28 @@ struct BatchSums {
   }
 };
 
+struct FineSums {
+  __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+
+  static __m256i half(const uint16_t* line, int i) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(line) + i);
+  }
+  void add(const uint16_t* line) {
+    for (int i = 0; i < 2; ++i) sum[i] = _mm256_add_epi16(sum[i], half(line, i));
+  }
+  uint32_t reached(const uint16_t* bars) const {
+    __m256i over[2];
+    for (int i = 0; i < 2; ++i) {
+      over[i] = _mm256_cmpeq_epi16(_mm256_max_epu16(sum[i], half(bars, i)), sum[i]);
+    }
+    const __m256i packed = _mm256_packs_epi16(over[0], over[1]);
+    return static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_permute4x64_epi64(packed, 0xd8)));
+  }
+  void store(uint16_t* sums) const {
+    for (int i = 0; i < 2; ++i) _mm256_store_si256(reinterpret_cast<__m256i*>(sums) + i, sum[i]);
+  }
+};
+
 void to_half(const float* values, int64_t n, uint16_t* halves) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
@@ -247,6 +270,7 @@ const Kernels kAvx2 = {
      find_row<BatchSums>,
      to_half,
      crc32c},
+    kFine<FineSums>,
     block_products_of<Avx2>,
 };
 

@@ -3,6 +3,7 @@
 
 #include "generic/batch.hpp"
 #include "generic/encode.hpp"
+#include "generic/fine.hpp"
 #include "generic/gather.hpp"
 #include "generic/index.hpp"
 #include "generic/info_nce.hpp"
@@ -230,6 +231,16 @@ struct BatchSums {
   }
 };
 
+struct FineSums {
+  __m512i sum = _mm512_setzero_si512();
+
+  void add(const uint16_t* line) { sum = _mm512_add_epi16(sum, _mm512_load_si512(line)); }
+  uint32_t reached(const uint16_t* bars) const {
+    return _mm512_cmpge_epu16_mask(sum, _mm512_load_si512(bars));
+  }
+  void store(uint16_t* sums) const { _mm512_store_si512(sums, sum); }
+};
+
 void to_half(const float* values, int64_t n, uint16_t* halves) {
   for (int64_t i = 0; i < n; i += 16) {
     const __mmask16 mask = n - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
@@ -255,6 +266,7 @@ const Kernels kAvx512 = {
      find_row<BatchSums>,
      to_half,
      crc32c},
+    kFine<FineSums>,
     block_products_of<Avx512>,
 };
 

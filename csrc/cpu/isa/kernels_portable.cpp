@@ -10,6 +10,7 @@
 #include "csrkern/index_values.hpp"
 #include "generic/batch.hpp"
 #include "generic/encode.hpp"
+#include "generic/fine.hpp"
 #include "generic/gather.hpp"
 #include "generic/info_nce.hpp"
 #include "generic/products.hpp"
@@ -125,6 +126,20 @@ struct BatchSums {
   void store(int16_t* sums) const { __builtin_memcpy(sums, sum, sizeof(sum)); }
 };
 
+struct FineSums {
+  uint16_t sum[kFineBatch] = {};
+
+  void add(const uint16_t* line) {
+    for (int64_t q = 0; q < kFineBatch; ++q) sum[q] = static_cast<uint16_t>(sum[q] + line[q]);
+  }
+  uint32_t reached(const uint16_t* bars) const {
+    uint32_t bits = 0;
+    for (int64_t q = 0; q < kFineBatch; ++q) bits |= uint32_t{sum[q] >= bars[q]} << q;
+    return bits;
+  }
+  void store(uint16_t* sums) const { std::copy_n(sum, kFineBatch, sums); }
+};
+
 void to_half(const float* values, int64_t n, uint16_t* halves) {
   for (int64_t i = 0; i < n; ++i) halves[i] = float_to_half(values[i]);
 }
@@ -201,6 +216,7 @@ const Kernels kPortable = {
      find_row<BatchSums>,
      to_half,
      crc32c},
+    kFine<FineSums>,
     block_products_of<Portable>,
 };
 

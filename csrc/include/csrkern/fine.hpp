@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <vector>
 
 namespace csrkern {
 
@@ -34,12 +36,41 @@ struct FineEncoding {
 // choices so far are kept; of equal ones that of the better beginning, then of the lower word.
 void fine_encode(const FineEncoding& args, int num_threads);
 
-// Returns the sum over the bytes of a code, from the first on, of their entries in the query's
-// tables [bytes, kWords].
-inline float fine_score(const uint8_t* code, int64_t bytes, const float* tables) {
-  float sum = 0;
-  for (int64_t m = 0; m < bytes; ++m) sum += tables[m * kWords + code[m]];
-  return sum;
+// Returns a score from the sum of a code's table entries: the offset is added, and the sum times
+// the scale (none if null) that one byte after the books chooses. NaN, where an overflow of either
+// sign met one of the other, becomes the least number.
+inline float finished_score(float sum, const uint8_t* code, int64_t books, float offset,
+                            const float* scales) {
+  float score = sum + offset;
+  if (scales != nullptr) score *= scales[code[books]];
+  return score == score ? score : -std::numeric_limits<float>::max();
 }
+
+// Returns the score of a code for a query: its entries in the query's tables [books, kWords] are
+// added up, from the first book on.
+inline float fine_score(const uint8_t* code, int64_t books, const float* tables, float offset,
+                        const float* scales) {
+  float sum = 0;
+  for (int64_t m = 0; m < books; ++m) sum += tables[m * kWords + code[m]];
+  return finished_score(sum, code, books, offset, scales);
+}
+
+struct Segment;
+
+// Queries that are compared with the fine codes of all documents.
+struct FineQueries {
+  int64_t n, books;
+  const float* tables;   // [n, books, kWords]
+  const float* offsets;  // [n], added to sums
+  const float* scales;   // [kWords] factors of scores, chosen by one byte more; or null
+  int64_t top_k;
+  float min_score = -std::numeric_limits<float>::infinity();
+  int num_threads = 1;
+};
+
+// Finds the best `top_k` documents of each query by fine_score, exactly: scores and ids
+// [n, top_k], best first, ties by lower id; missing places hold (-inf, -1).
+void search_fine(const std::vector<Segment>& segments, const FineQueries& queries, float* scores,
+                 int64_t* ids);
 
 }  // namespace csrkern

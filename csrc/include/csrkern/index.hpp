@@ -61,11 +61,11 @@ struct IndexView {
   float unit() const { return unit_of(type, exponent); }
 };
 
-// Returns whether a file may claim that many documents. All but a million need a posting or an id,
-// so that a small file cannot make us allocate much.
-inline bool plausible_documents(int64_t n_docs, uint64_t n_postings, bool with_ids) {
+// Returns whether a file may claim that many documents. All but a million need a posting, or an
+// array with a row for each document, so that a small file cannot make us allocate much.
+inline bool plausible_documents(int64_t n_docs, uint64_t n_postings, bool with_rows) {
   constexpr int64_t kMostUnseen = 1 << 20;
-  return with_ids || n_docs <= kMostUnseen ||
+  return with_rows || n_docs <= kMostUnseen ||
          static_cast<uint64_t>(n_docs - kMostUnseen) <= n_postings;
 }
 

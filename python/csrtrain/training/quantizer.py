@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csrkern import FineQuantizer
+from csrkern import FineQuantizer, Projection
 from csrkern.arguments import check_bool, check_int
 from csrkern.embeddings.dataset import open_embeddings
-from csrkern.index.fine import LARGEST, WORDS
+from csrkern.index.fine import WORDS
+from csrkern.index.projection import bounded
 from csrkern.typing import ArraySource
 from csrtrain.progress import working
 
@@ -21,8 +22,8 @@ MOST_BOOKS = 32  # of a part: inner products of their words take 268 MB
 _ROUNDS = 2
 _BEAM = 5
 _STEPS = 12  # of conjugate gradients in a round
-# A word that stands in n rows moves as if it stood in one more, which does not move it.
-_RIDGE = 1.0
+# A word that stands in n rows moves as if it stood in so many more, which do not move it.
+RIDGE = 30.0
 
 
 def train_quantizer(
@@ -30,6 +31,8 @@ def train_quantizer(
     n_bytes: int = 16,
     *,
     cosine: bool = True,
+    projection: Projection | None = None,
+    parts: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> FineQuantizer:
@@ -41,10 +44,13 @@ def train_quantizer(
     Args:
         embeddings: [n, d], a path or an array, of at least 256 rows; 10,000 of them, evenly
             spaced, are learned from.
-        n_bytes: of a code. Beyond 33, codebooks form several parts, each for a part of the
-            dimensions, which must be a divisor of d.
+        n_bytes: of a code.
         cosine: the last byte stores the norm, so that scores are cosines; False: all bytes choose
             words, and scores are inner products.
+        projection: that embeddings go through first; see `learn_projection`.
+        parts: of the dimensions, with as many codebooks each; a divisor of the number of
+            codebooks and of d, or of the projection's width. More are learned and searched
+            faster; fewer lose less. None: as few as keep a part to 32 codebooks.
         seed: of the start of each codebook.
         progress: say what is being done.
 
@@ -67,14 +73,14 @@ def train_quantizer(
     n, d = len(opened), opened.width
     if n < WORDS:
         raise ValueError(f"embeddings: expected at least {WORDS} rows to learn from, got {n}")
-    parts = _parts(books, d)
+    width = d if projection is None else projection.width
+    parts = _parts(books, width, parts)
     with working("learning the codebooks", wanted=progress):
         step = max(1, n // ROWS)
-        x = opened.rows(torch.arange(0, n, step)[:ROWS]).float()
-        if not bool((x.abs() <= LARGEST).all()):
-            raise ValueError(f"embeddings: expected finite numbers up to {LARGEST:g}")
+        rows = bounded("embeddings", opened.rows(torch.arange(0, n, step)[:ROWS]).float().numpy())
+        x = torch.from_numpy(rows if projection is None else projection(rows))
         codebooks = residual_codebooks(x - x.mean(0), parts, books // parts, seed)
-        return fitted_quantizer(codebooks, x, cosine=cosine)
+        return fitted_quantizer(codebooks, x, cosine=cosine, projection=projection)
 
 
 def residual_codebooks(rows: Tensor, parts: int, books: int, seed: int) -> Tensor:
@@ -95,8 +101,13 @@ def residual_codebooks(rows: Tensor, parts: int, books: int, seed: int) -> Tenso
     return torch.stack(learned)
 
 
-def fitted_quantizer(codebooks: Tensor, x: Tensor, *, cosine: bool = True) -> FineQuantizer:
-    """Return a quantizer of `residual_codebooks` whose words are fitted together to x [n, d]."""
+def fitted_quantizer(
+    codebooks: Tensor, x: Tensor, *, cosine: bool = True, projection: Projection | None = None
+) -> FineQuantizer:
+    """Return a quantizer of `residual_codebooks` whose words are fitted together to x [n, d].
+
+    With a projection, x is what it made of embeddings.
+    """
     parts, _, _, width = codebooks.shape
     mean = x.mean(0)
     fitted = [
@@ -105,19 +116,24 @@ def fitted_quantizer(codebooks: Tensor, x: Tensor, *, cosine: bool = True) -> Fi
     ]
     made = FineQuantizer(torch.cat(fitted), mean, parts=parts)
     if not cosine:
-        return made
+        return FineQuantizer(made.codebooks, mean, parts=parts, projection=projection)
     norms = np.linalg.norm(made.encode(x.numpy(), beam=_BEAM).decode(), axis=1)
-    return FineQuantizer(made.codebooks, mean, parts=parts, lengths=_lengths(norms))
+    return FineQuantizer(
+        made.codebooks, mean, parts=parts, lengths=_lengths(norms), projection=projection
+    )
 
 
-def _parts(books: int, d: int) -> int:
-    """Return the least number of parts in which there are at most `MOST_BOOKS` codebooks."""
-    for parts in range(1, books + 1):
+def _parts(books: int, d: int, given: int | None) -> int:
+    """Return the number of parts: that given, or the least with at most `MOST_BOOKS` codebooks."""
+    tried = range(1, books + 1) if given is None else [check_int("parts", given, 1, books)]
+    for parts in tried:
         if books % parts == 0 == d % parts and books // parts <= MOST_BOOKS:
             return parts
+    name = "n_bytes" if given is None else "parts"
     raise ValueError(
-        f"n_bytes: expected a number of codebooks that parts of {d} dimensions can share equally, "
-        f"at most {MOST_BOOKS} each, got {books}"
+        f"{name}: expected codebooks that parts of {d} dimensions can share equally, at most "
+        f"{MOST_BOOKS} each, got {books} codebooks"
+        + ("" if given is None else f" in {given} parts")
     )
 
 
@@ -181,7 +197,7 @@ def fit_words(x: Tensor, chosen: Tensor, words: Tensor) -> Tensor:
     residual = gathered(x - summed(words))
     direction, square = residual.clone(), residual.square().sum(0)
     for _ in range(_STEPS):
-        image = gathered(summed(direction)) + _RIDGE * direction
+        image = gathered(summed(direction)) + RIDGE * direction
         size = square / (direction * image).sum(0).clamp(min=1e-30)
         moves += size * direction
         residual -= size * image

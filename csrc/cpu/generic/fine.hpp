@@ -1,0 +1,96 @@
+// Scores by fine codes, for isa/kernels_*.cpp. The loops are written for the compiler to turn into
+// vector instructions.
+// Internal linkage: each of these files is compiled for another instruction set.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "isa/kernels.hpp"
+
+namespace csrkern {
+namespace {
+
+// `Sums` holds the sums of a document for all queries of a batch: add(line) adds the numbers of a
+// word; reached(bars) returns the queries, as bits, whose sums reach their bars.
+template <class Sums>
+int64_t find_code(const FineLines& lines, int64_t doc, int64_t end, uint16_t* sums,
+                  uint32_t* reached) {
+  constexpr int64_t kBook = kWords * kFineBatch;
+  const uint8_t* code = lines.codes + doc * lines.bytes;
+  for (; doc < end; ++doc, code += lines.bytes) {
+    Sums sum;
+    const uint16_t* book = lines.numbers;
+    for (int64_t m = 0; m < lines.books; ++m, book += kBook) sum.add(book + code[m] * kFineBatch);
+    const int64_t bar = lines.bytes > lines.books ? code[lines.books] : 0;
+    *reached = sum.reached(lines.bars + bar * kFineBatch);
+    if (*reached != 0) {
+      sum.store(sums);
+      return doc;
+    }
+  }
+  return end;
+}
+
+void find_limits(const float* tables, int64_t books, float* lows, float* highs) {
+  constexpr int64_t kLanes = 16;
+  for (int64_t m = 0; m < books; ++m) {
+    const float* table = tables + m * kWords;
+    float low[kLanes], high[kLanes];
+    std::copy_n(table, kLanes, low);
+    std::copy_n(table, kLanes, high);
+    for (int64_t w = kLanes; w < kWords; w += kLanes) {
+      for (int64_t j = 0; j < kLanes; ++j) {
+        const float x = table[w + j];
+        low[j] = x < low[j] ? x : low[j];
+        high[j] = x > high[j] ? x : high[j];
+      }
+    }
+    lows[m] = *std::min_element(low, low + kLanes);
+    highs[m] = *std::max_element(high, high + kLanes);
+  }
+}
+
+void round_table(const float* table, float low, float per_step, uint16_t* numbers) {
+  int32_t whole[kWords];
+  for (int64_t w = 0; w < kWords; ++w) whole[w] = static_cast<int32_t>((table[w] - low) * per_step);
+  for (int64_t w = 0; w < kWords; ++w) numbers[w * kFineBatch] = static_cast<uint16_t>(whole[w]);
+}
+
+void raise_bars(const double* slopes, const double* starts, const double* lengths, int64_t n,
+                uint16_t* bars) {
+  for (int64_t b = 0; b < n; ++b, bars += kFineBatch) {
+    for (int64_t q = 0; q < kFineBatch; ++q) {
+      double bar = slopes[q] * lengths[b] - starts[q];
+      bar = bar > 0 ? bar : 0;  // NaN becomes 0
+      bar = bar < 65'535 ? bar : 65'535;
+      bars[q] = static_cast<uint16_t>(static_cast<int32_t>(bar));
+    }
+  }
+}
+
+void score_codes(const uint8_t* codes, int64_t bytes, int64_t books, const float* tables,
+                 float offset, const float* scales, int64_t n, float* scores) {
+  constexpr int64_t kTogether = 8;  // sums that wait for each other's additions
+  int64_t i = 0;
+  for (; i + kTogether <= n; i += kTogether) {
+    float sums[kTogether] = {};
+    const uint8_t* code = codes + i * bytes;
+    for (int64_t m = 0; m < books; ++m) {
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < kTogether; ++j) {
+        sums[j] += tables[m * kWords + code[j * bytes + m]];
+      }
+    }
+    for (int64_t j = 0; j < kTogether; ++j) {
+      scores[i + j] = finished_score(sums[j], code + j * bytes, books, offset, scales);
+    }
+  }
+  for (; i < n; ++i) scores[i] = fine_score(codes + i * bytes, books, tables, offset, scales);
+}
+
+template <class Sums>
+constexpr FineKernels kFine = {find_code<Sums>, find_limits, round_table, raise_bars, score_codes};
+
+}  // namespace
+}  // namespace csrkern

@@ -1,0 +1,101 @@
+"""Projection: the directions of embeddings that tell what belongs together; NumPy alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from csrkern import _C
+from csrkern.arguments import float32_array, float32_rows, thread_count
+
+if TYPE_CHECKING:
+    from csrkern.typing import VectorsLike
+
+
+LARGEST = 1e15  # entries up to here cannot overflow in a sum of squares
+
+
+def bounded_array(name: str, given: VectorsLike, axes: int) -> np.ndarray:
+    """Return a float32 array of so many axes, of finite numbers up to `LARGEST`."""
+    array = float32_array(name, given)
+    if array.ndim != axes:
+        raise ValueError(f"{name}: expected {axes} axes, got {array.ndim}")
+    return bounded(name, array)
+
+
+def bounded(name: str, array: np.ndarray) -> np.ndarray:
+    """Return the array if its numbers are finite and at most `LARGEST`."""
+    if not (np.abs(array) <= LARGEST).all():
+        raise ValueError(f"{name}: expected finite numbers up to {LARGEST:g}")
+    return array
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Return rows at L2 norm 1, float32; zeros stay zeros."""
+    norms = np.sqrt(np.square(rows, dtype=np.float64).sum(1, keepdims=True))
+    return (rows / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+class Projection:
+    """A linear map of embeddings to fewer dimensions; `csrtrain.learn_projection` learns it.
+
+    An embedding is brought to L2 norm 1, the center is taken away, inner products with the
+    directions are taken, and these are brought to norm 1. Cosines of what comes out compare
+    embeddings by what the directions tell of them.
+
+    Args:
+        directions: [p, d], finite, not all 0. Kept in float32, as is the center.
+        center: [d], finite.
+
+    Raises:
+        TypeError, ValueError: if shapes disagree or a number is not finite.
+
+    Source: learned whitening (Mikolajczyk & Matas, ICCV 2007; Radenovic et al., arXiv 1711.02512).
+
+    Example:
+        >>> projection = csrkern.Projection([[0.0, 2.0, 0.0], [0.0, 0.0, 1.0]], [0.0, 0.0, 0.0])
+        >>> projection([[5.0, 3.0, 8.0]]).round(3).tolist()
+        [[0.6, 0.8]]
+    """
+
+    def __init__(self, directions: VectorsLike, center: VectorsLike) -> None:
+        self.directions = bounded_array("directions", directions, 2)
+        self.center = bounded_array("center", center, 1)
+        if not len(self.directions) or self.directions.shape[1] != self.dim or not self.dim:
+            raise ValueError(
+                f"directions: expected [p, {self.dim}], as wide as the center is long, got "
+                f"{list(self.directions.shape)}"
+            )
+        if not self.directions.any():
+            raise ValueError("directions: expected some number that is not 0")
+
+    @property
+    def dim(self) -> int:
+        """Width d of the embeddings."""
+        return len(self.center)
+
+    @property
+    def width(self) -> int:
+        """Width p of what comes out."""
+        return len(self.directions)
+
+    def __call__(self, embeddings: VectorsLike, *, num_threads: int | None = None) -> np.ndarray:
+        """Return what embeddings [n, d] become: float32 [n, p], each row at norm 1.
+
+        A row that all directions miss becomes zeros.
+
+        Raises:
+            TypeError, ValueError: if embeddings are not finite numbers [n, d].
+        """
+        rows = unit_rows(bounded("embeddings", float32_rows("embeddings", embeddings, self.dim)))
+        blocks = np.ascontiguousarray(self.directions.T)[None]
+        first = np.zeros(1, np.int64)
+        products = _C.block_products(rows - self.center, blocks, first, thread_count(num_threads))
+        return unit_rows(products[:, 0])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(dim={self.dim}, width={self.width})"
+
+
+__all__ = ["Projection"]
