@@ -95,7 +95,7 @@ def test_lengths_cover_the_rows():
     [
         (255, {}, "embeddings: expected at least 256 rows to learn from, got 255"),
         (300, {"n_bytes": 1}, "n_bytes: expected"),
-        (300, {"n_bytes": 40}, "n_bytes: expected a number of codebooks that parts of 16"),
+        (300, {"n_bytes": 40}, "n_bytes: expected codebooks that parts of 16 dimensions"),
     ],
 )
 def test_what_cannot_be_learned_says_why(n, options, message):
