@@ -19,7 +19,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ import sets
 import summary
 import systems
 import torch
-from systems import OURS
+from systems import BEHIND, OURS
 
 BUDGETS = (16, 32, 64, 128)
 NEAR = 0.99  # of the dense score
@@ -112,6 +112,16 @@ class Row(NamedTuple):
     per_s_single: float | None
 
 
+TAUGHT = OURS[4]
+"""Learns from labels or pairs."""
+WHO: dict[str, Callable[[str], bool]] = {
+    "ours": lambda method: method in OURS,
+    "ours, without labels or pairs": lambda method: method in OURS and method != TAUGHT,
+    "peers": lambda method: method not in OURS and not method.endswith(BEHIND),
+    "peers, and peers behind our projection": lambda method: method not in OURS,
+}
+
+
 class Table:
     """All rows by set, and the score of dense vectors."""
 
@@ -158,51 +168,51 @@ class Table:
         """All of them, those judged by labels first."""
         return sorted(self.measure, key=lambda name: (self.measure[name] != "1-nn", name))
 
-    def best(self, name: str, ours: bool, budget: float) -> Row | None:
+    def best(self, name: str, who: str, budget: float) -> Row | None:
         """The best score in at most so many bytes."""
-        return max(self._within(name, ours, budget), key=lambda row: row.score, default=None)
+        return max(self._within(name, who, budget), key=lambda row: row.score, default=None)
 
-    def fastest(self, name: str, ours: bool, budget: float) -> Row | None:
+    def fastest(self, name: str, who: str, budget: float) -> Row | None:
         """The most queries a second at `NEAR` of the dense score in at most so many bytes."""
         near = [
             row
-            for row in self._within(name, ours, budget)
+            for row in self._within(name, who, budget)
             if row.per_s is not None and row.score >= NEAR * self.dense.get(name, math.inf)
         ]
         return max(near, key=lambda row: row.per_s or 0.0, default=None)
 
-    def _within(self, name: str, ours: bool, budget: float) -> list[Row]:
+    def _within(self, name: str, who: str, budget: float) -> list[Row]:
         return [
             row
             for row in self.rows[name]
-            if (row.method in OURS) == ours
+            if WHO[who](row.method)
             and row.n_bytes <= budget
             and not row.method.startswith("CSR, asymmetric")
         ]
 
 
-def score_verdicts(table: Table) -> Iterator[str]:
+def score_verdicts(table: Table, mine: str, theirs: str) -> Iterator[str]:
     """Whether our best is ahead of every peer's, at every number of bytes."""
     lines = ["| set | bytes | ours | best peer | ahead by |", "|---|--:|---|---|--:|"]
     margins = []
     for name in table.sets:
         for budget in BUDGETS:
-            mine, theirs = (table.best(name, ours, budget) for ours in (True, False))
-            if mine is None or theirs is None:
+            our, other = (table.best(name, who, budget) for who in (mine, theirs))
+            if our is None or other is None:
                 margin = NOT_MEASURED
             else:
-                margins.append(round(mine.score - theirs.score, 2))
+                margins.append(round(our.score - other.score, 2))
                 margin = f"{margins[-1]:+.2f}"
-            lines.append(f"| {name} | {budget} | {_said(mine)} | {_said(theirs)} | {margin} |")
+            lines.append(f"| {name} | {budget} | {_said(our)} | {_said(other)} | {margin} |")
     ahead, far = sum(m > 0 for m in margins), sum(m < -ALLOWED for m in margins)
     yield (
-        f"Our best in at most so many bytes is ahead of every peer's best on {ahead} of "
-        f"{len(margins)} points, and more than {ALLOWED} behind on {far}."
+        f"The best of {mine} in at most so many bytes is ahead of the best of {theirs} on {ahead} "
+        f"of {len(margins)} points, and more than {ALLOWED} behind on {far}."
     )
     yield "\n".join(lines)
 
 
-def speed_verdicts(table: Table) -> Iterator[str]:
+def speed_verdicts(table: Table, mine: str, theirs: str) -> Iterator[str]:
     """Our queries a second beside the best peer's, at `NEAR` of the dense score."""
     lines = [
         "| set | bytes | ours, queries a second | best peer | times as fast |",
@@ -211,20 +221,20 @@ def speed_verdicts(table: Table) -> Iterator[str]:
     ratios = []
     for name in table.sets:
         for budget in (*BUDGETS, math.inf):
-            mine, theirs = (table.fastest(name, ours, budget) for ours in (True, False))
+            our, other = (table.fastest(name, who, budget) for who in (mine, theirs))
             limit = "any" if budget == math.inf else f"{budget:g}"
             ratio = ""
-            if mine is not None and theirs is not None:
-                ratios.append((mine.per_s or 0.0) / (theirs.per_s or 1.0))
+            if our is not None and other is not None:
+                ratios.append((our.per_s or 0.0) / (other.per_s or 1.0))
                 ratio = f"{ratios[-1]:.2f}"
-            elif mine is None and theirs is None:
+            elif our is None and other is None:
                 ratio = "none is near"
-            lines.append(f"| {name} | {limit} | {_rate(mine)} | {_rate(theirs)} | {ratio} |")
+            lines.append(f"| {name} | {limit} | {_rate(our)} | {_rate(other)} | {ratio} |")
     fast = sum(ratio >= FASTER for ratio in ratios)
     yield (
-        f"At {NEAR:.0%} of the dense score, ours answers at least {FASTER:g} times as many queries "
-        f"a second as the fastest peer with no more bytes on {fast} of {len(ratios)} points where "
-        "both are as good."
+        f"At {NEAR:.0%} of the dense score, the fastest of {mine} answers at least {FASTER:g} "
+        f"times as many queries a second as the fastest of {theirs} with no more bytes on {fast} "
+        f"of {len(ratios)} points where both are as good."
     )
     yield "\n".join(lines)
 
@@ -283,7 +293,10 @@ def write(folder: Path) -> None:
     if not rows:
         return
     table = Table(rows, output.read_rows(folder / "quality.csv"))
-    parts = ["## Score", *score_verdicts(table), "## Speed", *speed_verdicts(table)]
+    parts = []
+    for title, mine, theirs in VERDICTS:
+        parts += [f"## {title}: score", *score_verdicts(table, mine, theirs)]
+        parts += [f"## {title}: speed", *speed_verdicts(table, mine, theirs)]
     left_out = [f"- {said}" for said in _absent(table)]
     if left_out:
         parts += ["## Not measured", "\n".join(left_out)]
@@ -328,6 +341,11 @@ def write(folder: Path) -> None:
         output.draw(folder / "compare_speed.png", fast, chart)
 
 
+VERDICTS = (
+    ("Ours against every peer as it comes", "ours", "peers"),
+    ("Without labels or pairs", "ours, without labels or pairs", "peers"),
+    ("Peers behind our projection", "ours", "peers, and peers behind our projection"),
+)
 DRAWN = (
     *OURS,
     *("FAISS PQ", "FAISS PQ fast scan", "FAISS OPQ", "FAISS RQ", "FAISS PRQ", "RQ", "LSQ", "OPQ"),

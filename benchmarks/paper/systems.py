@@ -7,6 +7,7 @@ rows, all rows are at norm 1.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -22,21 +23,28 @@ import sets
 import torch
 from torch import Tensor
 
-from csrkern import FineQuantizer, InvertedIndex, Refine, Rerank, SparseCodes
+from csrkern import FineQuantizer, InvertedIndex, Projection, Refine, Rerank, SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain import refit, train
+from csrtrain import learn_projection, refit, train
 from csrtrain.training.matryoshka import train_matryoshka
 from csrtrain.training.quantizer import ROWS, fitted_quantizer, residual_codebooks
 
 Search = Callable[[np.ndarray], np.ndarray]
 """Embeddings of queries [n, d] to ids [n, depth]; -1: none found."""
 
-OURS = ("CSR codes", "CSR codes, dense queries", "CSR + fine codes")
+OURS = (
+    *("CSR codes", "CSR codes, dense queries", "CSR + fine codes"),
+    *("fine codes alone", "fine codes alone, learned projection"),
+)
+BEHIND = ", behind our projection"
+"""At the end of a peer's name: it learns from what our projection makes of the rows."""
 STEPS = 400
 HIDDEN = (4096, 1024)
 # Bytes of a fine code, and the numbers of latents that fill 16, 32 and 64 bytes with it.
 FINE = {8: (2,), 11: (1, 2), 17: (4,), 33: (2, 4, 8)}
 PRODUCTS = 4  # parts of the dimensions for fine codes of more bytes
+# Bytes of a fine code that is searched alone, and the parts of the dimensions to try.
+ALONE = {12: (1,), 16: (1, 3), 32: (1,)}
 FINE_PRODUCTS = {45: (4,), 57: (1,), 65: (8, 16)}
 MOST = 32, 16  # codebooks of one part, and of each of several
 CODEWORDS = 256
@@ -95,6 +103,50 @@ class Case:
         """The rows that queries search, at norm 1."""
         return unit(self.data.task.database).numpy()
 
+    @cached_property
+    def projection(self) -> Projection | None:
+        """What is learned from the labels or pairs that models may be trained with."""
+        path = self._kept("projection").with_suffix(".npz")
+        if not path.exists():
+            learned = self._learn_projection()
+            held = ("directions", "center") if learned is not None else ()
+            np.savez(path, **{name: getattr(learned, name) for name in held})
+        with np.load(path) as file:
+            return Projection(file["directions"], file["center"]) if file.files else None
+
+    def _learn_projection(self) -> Projection | None:
+        data = self.data
+        if data.labels is not None:
+            return learn_projection(data.train, data.labels, seed=self.seed, progress=False)
+        if data.asked is None or data.pairs is None:
+            return None
+        partners = None if data.partners is data.asked else data.partners
+        return learn_projection(
+            data.asked, partners=partners, pairs=data.pairs, seed=self.seed, progress=False
+        )
+
+    def behind_projection(self) -> Case | None:
+        """The same of what the projection makes of all rows; None without one."""
+        if self.projection is None:
+            return None
+        turn = self.projection
+
+        def turned(rows: Tensor) -> Tensor:
+            return torch.from_numpy(turn(rows.numpy()))
+
+        data, task = self.data, self.data.task
+        task = dataclasses.replace(
+            task, database=turned(task.database), queries=turned(task.queries)
+        )
+        own = dataclasses.replace(
+            data,
+            name=f"{data.name}-projected",
+            train=turned(data.train),
+            task=task,
+            alike=None if data.alike is None else turned(data.alike),
+        )
+        return dataclasses.replace(self, data=own)
+
     @property
     def depth(self) -> int:
         """Results of a query."""
@@ -122,7 +174,7 @@ class Case:
 
     def codebooks(self, parts: int) -> Tensor:
         """Residual codebooks of the sample about its mean, [parts, books, 256, d / parts]."""
-        books = 8 if self.quick else MOST[parts > 1]
+        books = 8 if self.quick else MOST[parts > 1] if parts in (1, PRODUCTS) else 5
         path = self._kept(f"rq{parts}x{books}").with_suffix(".npy")
         if not path.exists():
             centered = self.sample - self.sample.mean(0)
@@ -132,6 +184,9 @@ class Case:
     def _kept(self, name: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / f"{self.data.name}-{name}-seed{self.seed}"
+
+
+Build = Callable[[Case], Iterator[System]]
 
 
 def unit(rows: Tensor) -> Tensor:
@@ -159,6 +214,43 @@ def two_stages(case: Case) -> Iterator[System]:
     for n_bytes, ks in {8: (1, 2)}.items() if case.quick else FINE.items():
         quantizer = fitted_quantizer(books[:, : n_bytes - 1], case.sample)
         yield from _two_stages(case, quantizer, ks)
+
+
+def fine_alone(case: Case) -> Iterator[System]:
+    """Ours: fine codes alone, of embeddings as they are."""
+    yield from _fine_alone(case, OURS[3], None)
+
+
+def fine_alone_projected(case: Case) -> Iterator[System]:
+    """Ours: fine codes alone, of what a projection makes that labels or pairs have taught."""
+    if case.projection is not None:
+        yield from _fine_alone(case, OURS[4], case.projection)
+
+
+def _fine_alone(case: Case, method: str, projection: Projection | None) -> Iterator[System]:
+    own = case if projection is None else case.behind_projection()
+    assert own is not None
+    for n_bytes, parts in {8: (1,)}.items() if case.quick else ALONE.items():
+        for part in parts:
+            if own.d % part:
+                continue
+            each = (n_bytes - 1) // part
+            books = own.codebooks(part)[:, :each]
+            quantizer = fitted_quantizer(books, own.sample, projection=projection)
+            fine = quantizer.encode(case.database)
+            index = InvertedIndex.build(None, fine=fine)
+            search = partial(_by_fine_codes, index, case.depth)
+            yield System(
+                method,
+                f"{quantizer.n_bytes} bytes" + (f", {part} parts" if part > 1 else ""),
+                index.stats()["bytes_per_code"],
+                sum(array.nbytes for array in quantizer.arrays.values()),
+                {"": search},
+            )
+
+
+def _by_fine_codes(index: InvertedIndex, depth: int, queries: np.ndarray) -> np.ndarray:
+    return index.search_fine(queries, depth, num_threads=1)[1]
 
 
 def two_stages_of_products(case: Case) -> Iterator[System]:
@@ -514,6 +606,41 @@ def quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
+def faiss_projected(case: Case) -> Iterator[System]:
+    """FAISS: its strongest behind our projection."""
+    yield from _projected(case, faiss_residual)
+    yield from _projected(case, _projected_scans)
+
+
+def _projected(case: Case, build: Build) -> Iterator[System]:
+    own = case.behind_projection()
+    if own is None:
+        return
+    assert case.projection is not None
+    for system in build(own):
+        yield system._replace(
+            method=system.method + BEHIND,
+            shared=system.shared + 4 * case.d * (own.d + 1),
+            searches={
+                setting: partial(_behind, case.projection, search)
+                for setting, search in system.searches.items()
+            },
+        )
+
+
+def _projected_scans(case: Case) -> Iterator[System]:
+    halves = [m for m in (16, 24, 32) if case.d % m == 0]
+    if case.quick:
+        halves = halves[:1]
+    yield from _factory(case, "FAISS PQ fast scan", [f"PQ{m}x4fs" for m in halves], "il")
+    specs = [f"IVF{LISTS},PQ{m}x4fs" for m in halves]
+    yield from _factory(case, "FAISS IVF-PQ fast scan, rows", specs)
+
+
+def _behind(projection: Projection, search: Search, queries: np.ndarray) -> np.ndarray:
+    return search(projection(queries, num_threads=1))
+
+
 # Others
 
 
@@ -689,6 +816,11 @@ def scann(case: Case) -> Iterator[System]:
                 )
 
 
+def scann_projected(case: Case) -> Iterator[System]:
+    """ScaNN behind our projection."""
+    yield from _projected(case, scann)
+
+
 def _by_scann(searcher: Any, probes: int, depth: int, queries: np.ndarray) -> np.ndarray:
     options = {"leaves_to_search": probes} if probes else {}
     if len(queries) == 1:
@@ -701,15 +833,18 @@ def divisor(d: int, most: int) -> int:
     return max(parts for parts in range(1, most + 1) if d % parts == 0)
 
 
-Build = Callable[[Case], Iterator[System]]
 FAMILIES: dict[str, tuple[Build, str]] = {
     "dense": (faiss_dense, "faiss"),
     "lists": (one_stage, "csrkern"),
     "fine": (two_stages, "faiss"),
+    "alone": (fine_alone, "faiss"),
+    "alone-projected": (fine_alone_projected, "faiss"),
     "residual": (faiss_residual, "faiss"),
+    "projected": (faiss_projected, "faiss"),
     "residual-lists": (faiss_residual_lists, "faiss"),
     "flat": (faiss_flat, "faiss"),
     "scann": (scann, "scann"),
+    "scann-projected": (scann_projected, "scann"),
     "rabitq": (faiss_rabitq, "faiss"),
     "inverted": (faiss_lists, "faiss"),
     "graphs": (faiss_graphs, "faiss"),

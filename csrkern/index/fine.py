@@ -169,7 +169,7 @@ class FineQuantizer:
             those with the mean. With `lengths`, queries are brought to norm 1 before.
         """
         rows = self._rows("queries", queries, num_threads)
-        if self.lengths is not None:
+        if self.lengths is not None and self.projection is None:
             rows = unit_rows(rows)
         mean = self.mean[None, :, None]
         offsets = _C.block_products(rows, mean, np.zeros(1, np.int64), num_threads)[:, 0, 0]
@@ -237,7 +237,7 @@ class FineQuantizer:
 
     def _rows(self, name: str, rows: Any, threads: int) -> np.ndarray:
         array = bounded(name, float32_rows(name, rows, self.dim))
-        return array if self.projection is None else self.projection(array, num_threads=threads)
+        return array if self.projection is None else self.projection.apply(array, threads)
 
     def _pieces(self, name: str, given: Any, threads: int) -> Iterator[np.ndarray]:
         if not isinstance(given, np.ndarray):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,11 +89,19 @@ class Projection:
         Raises:
             TypeError, ValueError: if embeddings are not finite numbers [n, d].
         """
-        rows = unit_rows(bounded("embeddings", float32_rows("embeddings", embeddings, self.dim)))
-        blocks = np.ascontiguousarray(self.directions.T)[None]
+        rows = bounded("embeddings", float32_rows("embeddings", embeddings, self.dim))
+        return self.apply(rows, thread_count(num_threads))
+
+    def apply(self, rows: np.ndarray, threads: int) -> np.ndarray:
+        """Return the same for rows float32 [n, d] that have been checked."""
         first = np.zeros(1, np.int64)
-        products = _C.block_products(rows - self.center, blocks, first, thread_count(num_threads))
+        products = _C.block_products(unit_rows(rows) - self.center, self._block, first, threads)
         return unit_rows(products[:, 0])
+
+    @cached_property
+    def _block(self) -> np.ndarray:
+        """The directions as products read them, [1, d, p]."""
+        return np.ascontiguousarray(self.directions.T)[None]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(dim={self.dim}, width={self.width})"

@@ -40,6 +40,9 @@ void product_rows(const float* x, int64_t width, const float* block, int64_t row
   for (; j + Vectors * V::width <= columns; j += Vectors * V::width) {
     product_tile<V, Rows, Vectors>(x, width, block + j, rows, columns, out + j, pitch);
   }
+  for (; j + V::width <= columns; j += V::width) {
+    product_tile<V, Rows, 1>(x, width, block + j, rows, columns, out + j, pitch);
+  }
   for (; j < columns; ++j) {
     for (int i = 0; i < Rows; ++i) {
       float sum = 0;

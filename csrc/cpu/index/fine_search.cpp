@@ -77,13 +77,13 @@ class Query {
   Query(const FineQueries& all, int64_t i, int64_t wanted)
       : all_(all),
         i_(i),
+        wanted_(wanted),
         tables_(all.tables + i * all.books * kWords),
-        best(wanted, all.min_score) {
-    wanted_ = wanted;
-  }
+        bar_(all.min_score),
+        best(wanted, all.min_score) {}
 
   // Finds the bounds. Returns false if they would say nothing.
-  bool bound() {
+  bool bound(double largest_scale) {
     lows_.resize(all_.books);
     std::vector<float> highs(all_.books);
     kernels().fine.limits(tables_, all_.books, lows_.data(), highs.data());
@@ -100,6 +100,7 @@ class Query {
     const double error = books * 0x1.01p-24 * largest;
     low_ = sum + offset() - error - step_ * books / 64;
     high_ = sum + offset() + error + step_ * (books + books / 64 + 1);
+    slack_ = (high_ - low_) * largest_scale;
     return true;
   }
 
@@ -109,10 +110,21 @@ class Query {
     kernels().fine.round(table, lows_[book], static_cast<float>(1 / step_), numbers);
   }
 
-  // The least sum that matters is slope * length - start for a scale of 1 / length.
-  void line(double* slope, double* start) const {
-    const double bar = this->bar();
-    *slope = (bar - std::fabs(bar) * kMargin) / step_;
+  // Raises the bar to what as many documents as are wanted reach for sure, and forgets those that
+  // cannot reach it. The least sum that matters is slope * length - start for a scale of 1 /
+  // length.
+  void raise(double* slope, double* start) {
+    if (static_cast<int64_t>(found_.size()) >= wanted_) {
+      const auto last = found_.begin() + wanted_ - 1;
+      std::nth_element(found_.begin(), last, found_.end(),
+                       [](const Noted& a, const Noted& b) { return a.score > b.score; });
+      bar_ = std::max(bar_, last->score);
+      const double least = bar_ - slack_ - (std::fabs(bar_) + slack_) * 4 * kMargin;
+      found_.erase(std::remove_if(found_.begin(), found_.end(),
+                                  [=](const Noted& noted) { return noted.score < least; }),
+                   found_.end());
+    }
+    *slope = (bar_ - std::fabs(bar_) * kMargin) / step_;
     *start = high_ / step_;
   }
 
@@ -120,30 +132,17 @@ class Query {
   void consider(int64_t doc, uint16_t sum, const uint8_t* code) {
     double score = low_ + step_ * sum;
     if (all_.scales != nullptr) score *= all_.scales[code[all_.books]];
-    score -= std::fabs(score) * kMargin;
-    if (static_cast<int64_t>(least_.size()) < wanted_) {
-      least_.push_back(score);
-      std::push_heap(least_.begin(), least_.end(), std::greater<>());
-    } else if (score > least_.front()) {
-      std::pop_heap(least_.begin(), least_.end(), std::greater<>());
-      least_.back() = score;
-      std::push_heap(least_.begin(), least_.end(), std::greater<>());
-    }
-    found_.push_back({doc, score});
+    found_.push_back({doc, score - std::fabs(score) * kMargin});
   }
 
-  // Scores the documents that were noted, all of one segment, if they still matter.
+  // Scores the documents that were noted, all of one segment.
   void settle(const IndexView& view) {
-    // What lies between the two bounds of a score: no more than this for any scale.
-    const double bar = this->bar();
     for (const Noted& noted : found_) {
       const uint8_t* code = view.fine + noted.doc * view.fine_bytes;
-      const double scale = all_.scales == nullptr ? 1 : all_.scales[code[all_.books]];
-      const double most =
-          noted.score + (high_ - low_) * scale + 4 * kMargin * std::fabs(noted.score);
-      if (most >= bar) best.add({score(code), id_of(view, noted.doc), 0});
+      best.add({score(code), id_of(view, noted.doc), 0});
     }
     found_.clear();
+    bar_ = std::max<double>(bar_, best.bar());
   }
 
   float score(const uint8_t* code) const {
@@ -178,17 +177,14 @@ class Query {
   };
 
   float offset() const { return all_.offsets[i_]; }
-  double bar() const {
-    const bool full = static_cast<int64_t>(least_.size()) == wanted_;
-    return full ? std::max<double>(least_.front(), all_.min_score) : all_.min_score;
-  }
 
   const FineQueries& all_;
   int64_t i_, wanted_;
   const float* tables_;
   double step_ = 0, low_ = 0, high_ = 0;  // of a document with N = 0, for a scale of 1
   std::vector<float> lows_;               // the least entry of each book
-  std::vector<double> least_;             // of the best documents, a heap
+  double slack_ = 0;                      // between what a document scores at least and at most
+  double bar_;
   std::vector<Noted> found_;
 
  public:
@@ -221,7 +217,7 @@ void scan_together(const Segment& segment, int64_t begin, int64_t end, const Fin
   int64_t round = kFirstRound;
   for (int64_t doc = begin; doc < end; round = std::min(2 * round, kLastRound)) {
     for (size_t q = 0; q < queries.size(); ++q) {
-      if (queries[q] != nullptr) queries[q]->line(slopes + q, starts + q);
+      if (queries[q] != nullptr) queries[q]->raise(slopes + q, starts + q);
     }
     fine.raise(slopes, starts, lengths.data(), n_bars, bars);
     const int64_t stop = std::min(end, doc + round);
@@ -237,8 +233,11 @@ void scan_together(const Segment& segment, int64_t begin, int64_t end, const Fin
       }
     }
   }
+  double slope, start;
   for (Query* query : queries) {
-    if (query != nullptr) query->settle(view);
+    if (query == nullptr) continue;
+    query->raise(&slope, &start);
+    query->settle(view);
   }
 }
 
@@ -251,6 +250,7 @@ void search_fine(const std::vector<Segment>& segments, const FineQueries& all, f
   const int64_t wanted = std::max<int64_t>(std::min(all.top_k, n_docs), 1);
   std::vector<double> lengths(all.scales == nullptr ? 1 : kWords, 1.0);
   for (size_t b = 0; all.scales != nullptr && b < lengths.size(); ++b) lengths[b] /= all.scales[b];
+  const double largest_scale = 1 / *std::min_element(lengths.begin(), lengths.end());
   const int64_t threads = all.num_threads;
   const int64_t group = std::clamp<int64_t>((all.n + threads - 1) / threads, 1, kFineBatch);
   const int64_t n_groups = (all.n + group - 1) / group;
@@ -269,7 +269,7 @@ void search_fine(const std::vector<Segment>& segments, const FineQueries& all, f
     uint16_t* numbers = bars + kWords * kFineBatch;
     std::vector<Query*> together(queries.size(), nullptr);
     for (size_t q = 0; !alone && q < queries.size(); ++q) {
-      if (queries[q].bound()) together[q] = &queries[q];
+      if (queries[q].bound(largest_scale)) together[q] = &queries[q];
     }
     for (int64_t m = 0; m < all.books; ++m) {  // a book stays in the nearest cache
       uint16_t* of_book = numbers + m * kWords * kFineBatch;
