@@ -44,7 +44,7 @@ HIDDEN = (4096, 1024)
 FINE = {8: (2,), 11: (1, 2), 17: (4,), 33: (2, 4, 8)}
 PRODUCTS = 4  # parts of the dimensions for fine codes of more bytes
 # Bytes of a fine code that is searched alone, and the parts of the dimensions to try.
-ALONE = {12: (1,), 16: (1, 3), 32: (1,)}
+ALONE = {4: (1,), 6: (1,), 8: (1,), 12: (1,), 16: (1, 3), 32: (1,)}
 FINE_PRODUCTS = {45: (4,), 57: (1,), 65: (8, 16)}
 MOST = 32, 16  # codebooks of one part, and of each of several
 CODEWORDS = 256

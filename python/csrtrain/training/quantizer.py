@@ -23,7 +23,7 @@ _ROUNDS = 2
 _BEAM = 5
 _STEPS = 12  # of conjugate gradients in a round
 # A word that stands in n rows moves as if it stood in so many more, which do not move it.
-RIDGE = 30.0
+RIDGE = 100.0
 
 
 def train_quantizer(
