@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scale_shards import DIM, build_sharded, random_codes
 
-from csrkern import InvertedIndex, ModelMismatchError
+from csrkern import FineQuantizer, InvertedIndex, ModelMismatchError, Projection
 from csrtrain.scale import build, shards
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits, merge_hits
@@ -338,3 +338,51 @@ def test_hits_are_no_wider_than_the_index(tmp_path: Path) -> None:
 def test_hits_of_nothing() -> None:
     assert merge_hits([], 3).ids.shape == (0, 3)
     assert (Hits.none(2, 3).ids == -1).all()
+
+
+def with_fine_codes(folder: Path, rows: int = 300) -> tuple[InvertedIndex, np.ndarray]:
+    """Three shards of embeddings' fine codes; return one index of all of them, and queries."""
+    generator = np.random.default_rng(0)
+    embeddings = generator.standard_normal((rows + 9, 12)).astype(np.float32)
+    projection = Projection(generator.standard_normal((6, 12)), np.zeros(12))
+    codebooks = generator.standard_normal((3, 256, 6)) / 2
+    quantizer = FineQuantizer(codebooks, np.zeros(6), projection=projection)
+    fine = quantizer.encode(embeddings[:rows])
+    for first in range(0, rows, 100):
+        ids = np.arange(first, min(first + 100, rows))
+        InvertedIndex.build(None, ids, fine=fine[ids]).save(folder / f"{first}")
+        build.add_shard(folder / f"{first}", folder / "index")
+    return InvertedIndex.build(None, fine=fine), embeddings[rows:]
+
+
+def test_shards_answer_embeddings_by_fine_codes(tmp_path: Path) -> None:
+    whole, queries = with_fine_codes(tmp_path)
+    folder = Folder.of(tmp_path / "index")
+    answer = ask(folder, [[], []], 5.0, (queries, None))
+    scores, ids = whole.search_fine(queries, 5)
+    np.testing.assert_array_equal(answer.ids, ids)
+    np.testing.assert_array_equal(answer.scores, scores)
+    assert answer.complete
+    body = json.dumps({"embeddings": queries.tolist(), "top_k": 5}).encode()
+    status, told = over_http(folder, HttpRequest(body), [])
+    assert status == 200
+    assert told["ids"] == ids.tolist()
+
+
+def test_embeddings_need_shards_with_fine_codes(tmp_path: Path) -> None:
+    _, queries = with_fine_codes(tmp_path, 100)
+    folder = Folder.of(tmp_path / "index")
+    with pytest.raises(ValueError, match="12"):
+        ask(folder, [[]], 5.0, (queries[:, :5], None))
+    with pytest.raises(ValueError, match="finite"):
+        ask(folder, [[]], 5.0, (np.full((1, 12), np.nan, np.float32), None))
+    both = {"embeddings": queries.tolist(), "values": [[1.0]], "indices": [[0]]}
+    assert over_http(folder, HttpRequest(json.dumps(both).encode()), [])[0] == 400
+    plain = build_sharded(tmp_path / "plain", random_codes(50), [])
+    with pytest.raises(ValueError, match="no fine codes"):
+        ask(plain, [[]], 5.0, (queries, None))
+    other = FineQuantizer(np.zeros((3, 256, 12)), np.zeros(12))
+    fine = other.encode(queries)
+    InvertedIndex.build(None, np.arange(500, 509), fine=fine).save(tmp_path / "other")
+    with pytest.raises(ValueError, match="quantizer"):
+        build.add_shard(tmp_path / "other", tmp_path / "index")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from csrkern.arguments import check_int
+from csrkern.arguments import check_int, float32_array
 from csrkern.index.inverted import hits_width
 from csrkern.index.rows import pad_rows, read_rows
 from csrtrain.scale.cluster import import_ray
@@ -133,13 +133,36 @@ class ShardedIndex:
             ValueError: if a query or an argument is not valid, or (ModelMismatchError) another
                 model made the queries.
         """
+        values, indices, fingerprint = _padded(queries, self.dim)
+        if any_model:
+            fingerprint = None
+        return self._answer(values, indices, top_k, deadline, fingerprint)
+
+    def search_fine(self, queries: Any, top_k: int = 10, *, deadline: float = 10.0) -> Answer:
+        """Return the best codes for embeddings, by the fine codes of all shards.
+
+        Args:
+            queries: [m, d], finite; see `InvertedIndex.search_fine`.
+            top_k, deadline: as for `search`.
+
+        Raises:
+            TypeError, ValueError: if a query or an argument is not valid, or the shards hold no
+                fine codes.
+        """
+        return self._answer(float32_array("queries", queries), None, top_k, deadline, None)
+
+    def _answer(
+        self,
+        values: np.ndarray,
+        indices: np.ndarray | None,
+        top_k: int,
+        deadline: float,
+        fingerprint: str | None,
+    ) -> Answer:
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
         check_int("top_k", top_k, 1, 2**40)
-        values, indices, fingerprint = _padded(queries, self.dim)
-        if any_model:
-            fingerprint = None
         until = time.monotonic() + deadline
         patience = PATIENCE * deadline  # then ask another gateway: this one's node may be gone
         while (remaining := until - time.monotonic()) > 0:

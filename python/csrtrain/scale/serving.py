@@ -18,16 +18,17 @@ import shutil
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from csrkern import InvertedIndex
-from csrkern.arguments import check_int, check_number
+from csrkern.arguments import check_int, check_number, float32_array, float32_rows
 from csrkern.identity import ModelMismatchError, check_fingerprint, check_same_model
 from csrkern.index.inverted import hits_width
+from csrkern.index.projection import bounded
 from csrkern.index.rows import read_rows
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits, merge_hits
@@ -40,7 +41,7 @@ KEPT_GENERATIONS = 3
 PATIENCE = 0.25
 # Limits of a request over HTTP.
 MOST_BYTES, MOST_QUERIES, MOST_HITS = 16 << 20, 4096, 1_000_000
-FIELDS = {"values", "indices", "top_k", "deadline", "fingerprint"}
+FIELDS = {"values", "indices", "embeddings", "top_k", "deadline", "fingerprint"}
 log = logging.getLogger(__name__)
 
 
@@ -56,14 +57,15 @@ class Lookup:
     Attributes:
         generation: number of the generation.
         shards: their positions in it.
-        values, indices: of the queries, [m, k].
+        values, indices: of the queries, [m, k]; indices None: values are embeddings [m, d], which
+            all fine codes are compared with.
         top_k: hits a query.
     """
 
     generation: int
     shards: tuple[int, ...]
     values: np.ndarray
-    indices: np.ndarray
+    indices: np.ndarray | None
     top_k: int
 
 
@@ -108,7 +110,8 @@ class Holder:
         """Return the best hits of each lookup; lookups in equal sets of shards share a search."""
         batches: dict[Any, list[int]] = {}
         for i, lookup in enumerate(lookups):
-            shape = (lookup.generation, lookup.shards, lookup.values.shape[1])
+            is_codes = lookup.indices is not None
+            shape = (lookup.generation, lookup.shards, lookup.values.shape[1], is_codes)
             batches.setdefault(shape, []).append(i)
         answers: dict[int, Found] = {}
         for batch in batches.values():
@@ -120,11 +123,12 @@ class Holder:
         """Answer lookups in the same shards with queries of one width."""
         top_k = max(lookup.top_k for lookup in lookups)
         values = np.concatenate([lookup.values for lookup in lookups])
-        indices = np.concatenate([lookup.indices for lookup in lookups])
+        of_codes = [lookup.indices for lookup in lookups if lookup.indices is not None]
+        indices = np.concatenate(of_codes) if of_codes else None
         shards = self._generation(lookups[0].generation).shards
         parts, missing = [], []
         for position in lookups[0].shards:
-            part = self._search_one(shards[position], (values, indices), top_k)
+            part = self._search_one(shards[position], values, indices, top_k)
             if part is None:
                 missing.append(position)
             else:
@@ -137,13 +141,17 @@ class Holder:
             for lookup, (scores, ids) in zip(lookups, split, strict=True)
         ]
 
-    def _search_one(self, shard: Shard, queries: Any, top_k: int) -> Hits | None:
+    def _search_one(
+        self, shard: Shard, values: np.ndarray, indices: np.ndarray | None, top_k: int
+    ) -> Hits | None:
         """Return hits in one shard, None if it is damaged or gone."""
         index = self._index(shard)
         if index is None:
             return None
         try:
-            return Hits(*index.search(queries, top_k, num_threads=self._threads))
+            if indices is None:
+                return Hits(*index.search_fine(values, top_k, num_threads=self._threads))
+            return Hits(*index.search((values, indices), top_k, num_threads=self._threads))
         except ValueError as error:  # a list is checked when it is first read
             log.error("shard %s: %s", shard.name, error)
             with self._opening:
@@ -178,10 +186,10 @@ class Holder:
 
 @dataclass(frozen=True)
 class Request:
-    """Queries of one caller."""
+    """Queries of one caller: codes, or without indices embeddings; see `Lookup`."""
 
     values: np.ndarray
-    indices: np.ndarray
+    indices: np.ndarray | None
     top_k: int
     deadline: float  # seconds from now
     fingerprint: str | None = None  # of the model that made the queries
@@ -242,7 +250,7 @@ class Gateway:
             message = f"expected a request of at most {MOST_BYTES:,} bytes"
             return JSONResponse({"error": message}, status_code=413)
         try:
-            query = _request_of(json.loads(body), int(current.form["dim"]))
+            query = _request_of(json.loads(body), current.form)
             check_same_model("queries", query.fingerprint, current.fingerprint)
         except ModelMismatchError as error:
             return JSONResponse({"error": str(error)}, status_code=409)
@@ -280,7 +288,7 @@ class Gateway:
             self._watching = asyncio.create_task(self._watch())
         current = self._current
         check_same_model("queries", request.fingerprint, current.fingerprint)
-        _check_queries(request.values, request.indices, int(current.form["dim"]))
+        _check_queries(request.values, request.indices, current.form)
         top_k = hits_width(request.top_k, len(current))
         until = time.monotonic() + request.deadline
         groups = [
@@ -363,9 +371,15 @@ async def _body_of(request: Any) -> bytes | None:
     return bytes(body)
 
 
-def _check_queries(values: np.ndarray, indices: np.ndarray, dim: int) -> None:
+def _check_queries(values: np.ndarray, indices: np.ndarray | None, form: Mapping[str, Any]) -> None:
     """Raise what an empty index raises; after that a holder's error is the fault of a shard."""
-    _empty_index(dim).search((values, indices), 1)
+    if indices is not None:
+        _empty_index(int(form["dim"])).search((values, indices), 1)
+        return
+    quantizer = form.get("quantizer")
+    if quantizer is None:
+        raise ValueError("embeddings: the shards hold no fine codes to compare them with")
+    bounded("embeddings", float32_rows("embeddings", values, int(quantizer["dim"])))
 
 
 @functools.lru_cache(maxsize=4)
@@ -379,26 +393,31 @@ async def _answer(response: Any) -> Any:
     return await response
 
 
-def _request_of(body: Any, dim: int) -> Request:
+def _request_of(body: Any, form: Mapping[str, Any]) -> Request:
     """Return the request that a JSON body asks for.
 
     Raises:
         ValueError, TypeError: if it is not one.
     """
-    if not isinstance(body, dict) or not {"values", "indices"} <= set(body):
-        raise ValueError("expected an object with values and indices, both [m][k]")
-    if unknown := set(body) - FIELDS:
+    named = set(body) if isinstance(body, dict) else set()
+    if not ({"values", "indices"} <= named) ^ ("embeddings" in named):
+        raise ValueError("expected an object with values and indices [m][k], or embeddings [m][d]")
+    if unknown := named - FIELDS:
         raise ValueError(f"expected {', '.join(sorted(FIELDS))}, got {min(unknown)[:60]!r}, too")
-    rows = read_rows("queries", (body["values"], body["indices"]), dim)
+    if "embeddings" in named:
+        values, indices = float32_array("embeddings", body["embeddings"]), None
+    else:
+        rows = read_rows("queries", (body["values"], body["indices"]), int(form["dim"]))
+        values, indices = rows.values, rows.indices
     top_k = check_int("top_k", body.get("top_k", 10), 1, 10_000)
-    if rows.n > MOST_QUERIES or rows.n * top_k > MOST_HITS:
+    if len(values) > MOST_QUERIES or len(values) * top_k > MOST_HITS:
         raise ValueError(
             f"expected at most {MOST_QUERIES:,} queries and {MOST_HITS:,} hits in an answer, got "
-            f"{rows.n:,} queries times {top_k:,}; ask in several requests"
+            f"{len(values):,} queries times {top_k:,}; ask in several requests"
         )
     deadline = check_number("deadline", body.get("deadline", 10.0))
     if not 0 < deadline <= 3600:
         raise ValueError(f"deadline: expected seconds, 0 to 3600, got {deadline}")
     fingerprint = check_fingerprint("fingerprint", body.get("fingerprint"))
-    _check_queries(rows.values, rows.indices, dim)
-    return Request(rows.values, rows.indices, top_k, deadline, fingerprint)
+    _check_queries(values, indices, form)
+    return Request(values, indices, top_k, deadline, fingerprint)

@@ -60,8 +60,9 @@ class Generation:
 
     Attributes:
         number: 0 is the empty one.
-        form: dim, metric, dtype and largest (value that uint8 can hold), the same for
-            all shards; fingerprint of the model of the first, None if it is not known.
+        form: dim, metric, dtype, largest (value that uint8 can hold) and quantizer (fingerprint
+            and dim of that of the fine codes, None without), the same for all shards; fingerprint
+            of the model of the first, None if it is not known.
         shards: in the order in which they came, so that old ones keep their positions.
     """
 
@@ -86,8 +87,8 @@ class Generation:
             ValueError: if the shard has another form, ids would repeat, or (ModelMismatchError)
                 another model made its codes, unless any_model.
         """
-        shared = [name for name in form if name != "fingerprint"]
-        differing = [name for name in shared if form[name] != self.form.get(name)]
+        shared = {*form, *self.form} - {"fingerprint"}
+        differing = sorted(name for name in shared if form.get(name) != self.form.get(name))
         if self.shards and differing:
             raise ValueError(
                 f"shard {shard.name}: expected {_list(self.form, differing)} as the others, "
@@ -221,6 +222,9 @@ def upload(folder: Folder, local: Path, source: str | None = None) -> tuple[Shar
         source = f"{ADDED} {crc32c(json.dumps(files).encode()):08x}"
     form: dict[str, Any] = {"dim": index.dim, "metric": index.metric, "dtype": index.dtype}
     form |= {"largest": index.stats()["largest"], "fingerprint": index.fingerprint}
+    quantizer = index.quantizer
+    if quantizer is not None:
+        form["quantizer"] = {"fingerprint": quantizer.fingerprint, "dim": quantizer.dim}
     return Shard(name, len(index), first, last, source, files), form
 
 
