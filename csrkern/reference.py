@@ -213,6 +213,47 @@ def fine_scores(
     return out
 
 
+def search_fine(
+    codes: np.ndarray,
+    tables: np.ndarray,
+    offsets: np.ndarray,
+    top_k: int,
+    *,
+    scales: np.ndarray | None = None,
+    ids: np.ndarray | None = None,
+    allowed: np.ndarray | None = None,
+    min_score: float = -np.inf,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Search by the fine codes uint8 [n, bytes] of all documents, as `InvertedIndex` defines it.
+
+    A score is the float32 sum of a code's entries in a query's tables [m, books, 256], from the
+    first book on, plus the query's offset; times what the code's last byte chooses of `scales`
+    [256], where given. NaN counts as the least number. Documents that are not `allowed`, bool
+    [m, n], or score below `min_score`, are left out. Returns scores [m, top_k] and ids [m, top_k]:
+    best first, equal scores by lower id, missing places (-inf, -1).
+    """
+    n, books = len(codes), tables.shape[1]
+    ids = np.arange(n, dtype=np.int64) if ids is None else np.asarray(ids, np.int64)
+    scores_out = np.full((len(tables), top_k), -np.inf, np.float32)
+    ids_out = np.full((len(tables), top_k), -1, np.int64)
+    for i, (table, offset) in enumerate(zip(tables, offsets, strict=True)):
+        score = np.zeros(n, np.float32)
+        with np.errstate(all="ignore"):
+            for b in range(books):
+                score += table[b][codes[:, b]]
+            score += offset
+            if scales is not None:
+                score *= scales[codes[:, books]]
+        score[np.isnan(score)] = np.finfo(np.float32).min
+        hits = np.flatnonzero(score >= np.float32(min_score))
+        if allowed is not None:
+            hits = hits[allowed[i][hits]]
+        best = hits[np.lexsort((ids[hits], -score[hits]))][:top_k]
+        scores_out[i, : len(best)] = score[best]
+        ids_out[i, : len(best)] = ids[best]
+    return scores_out, ids_out
+
+
 def _dots(rows: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Inner products float32 of rows [n, d] with x [d], from the first column on."""
     total = np.zeros(len(rows), np.float32)

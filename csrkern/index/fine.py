@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from csrkern.typing import VectorsLike
 
 WORDS = 256  # of a codebook
+LEAST_LENGTH = np.finfo(np.float32).tiny  # its inverse is finite
 _ROWS = 4096  # coded at a time
 
 
@@ -40,8 +41,8 @@ class FineQuantizer:
             Kept in float32, as are the others. With a projection, p stands for d here.
         mean: [d], finite.
         parts: a divisor of the number of codebooks.
-        lengths: [256], ascending and positive: the norms that one byte more of a code stands
-            for, so that scores are cosines; None: scores are inner products.
+        lengths: [256], ascending, from 1.2e-38 on: the norms that one byte more of a code
+            stands for, so that scores are cosines; None: scores are inner products.
         projection: that embeddings and queries go through first; None: as they are.
 
     Raises:
@@ -81,10 +82,12 @@ class FineQuantizer:
         self.lengths = None if lengths is None else bounded_array("lengths", lengths, 1)
         if self.lengths is not None and (
             self.lengths.shape != (WORDS,)
-            or self.lengths[0] <= 0
+            or self.lengths[0] < LEAST_LENGTH
             or (np.diff(self.lengths) < 0).any()
         ):
-            raise ValueError(f"lengths: expected {WORDS} ascending numbers above 0")
+            raise ValueError(
+                f"lengths: expected {WORDS} ascending numbers of at least {LEAST_LENGTH:.2g}"
+            )
         if projection is not None and not isinstance(projection, Projection):
             raise TypeError(
                 f"projection: expected a Projection, got {type(projection).__name__}; "

@@ -94,6 +94,16 @@ def _fine(width: int) -> list[Tensor]:
     return [torch.from_numpy(array) for array in (*quantizer.tables(x), fine.codes, scores, ids)]
 
 
+def _fine_search(n: int) -> list[Tensor]:
+    quantizer = csrkern.FineQuantizer(
+        torch.randn(6, 256, 3), torch.randn(6), parts=2, lengths=torch.linspace(1, 30, 256)
+    )
+    codes = torch.randint(0, 256, (5000, 7), dtype=torch.uint8).numpy()
+    index = csrkern.InvertedIndex.build(None, fine=csrkern.FineCodes(codes, quantizer))
+    scores, ids = index.search_fine(torch.randn(n, 6), 100)
+    return [torch.from_numpy(array) for array in (scores, ids)]
+
+
 def compute() -> dict[str, str]:
     """Name to digest; a name begins with the operator and the kind of data."""
     torch.manual_seed(0)
@@ -108,6 +118,7 @@ def compute() -> dict[str, str]:
     for way in EXACT_WAYS:
         results[f"encode by {way}"] = _exact_codes(way)
     results |= {f"fine {width}": _fine(width) for width in (3, 15)}
+    results |= {f"fine search {n}": _fine_search(n) for n in (1, 40)}
     results["autoencode"] = _autoencode(20, dtype=torch.float32, exact=True)
     return {
         name: hashlib.sha256(

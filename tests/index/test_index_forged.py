@@ -12,7 +12,7 @@ import index_codes
 import numpy as np
 import pytest
 
-from csrkern import _C, FineQuantizer, InvertedIndex
+from csrkern import _C, FineQuantizer, InvertedIndex, Projection
 from csrkern.index import file as index_file
 
 CODES = index_codes.uniform(3000, 64, 6)
@@ -23,8 +23,11 @@ def clustered():
     """An index with arrays of every name: 3 windows of 1,024, 12 blocks of 256."""
     ids = np.arange(3000) * 3
     rng = np.random.default_rng(0)
-    quantizer = FineQuantizer(rng.random((2, 256, 5)), rng.random(5), lengths=np.arange(1, 257))
-    fine = quantizer.encode(rng.random((3000, 5)))
+    projection = Projection(rng.random((5, 7)), rng.random(7))
+    quantizer = FineQuantizer(
+        rng.random((2, 256, 5)), rng.random(5), lengths=np.arange(1, 257), projection=projection
+    )
+    fine = quantizer.encode(rng.random((3000, 7)))
     index = InvertedIndex.build(
         *(CODES, ids), norms=ids + 1, fine=fine, dim=64, window=1024, cluster=True
     )
@@ -117,7 +120,8 @@ def forge(folder, change, arrays=()):
     change(body)
     for name, array in dict(arrays).items():
         the_file(folder, name).write_bytes(array.tobytes())
-        entry = body["segments"][0]["arrays"][name]
+        holder = body["quantizer"] if name in index_file.QUANTIZER_DTYPES else body["segments"][0]
+        entry = holder["arrays"][name]
         entry["size"] = array.size
         entry["crc32c"] = _C.crc32c(np.ascontiguousarray(array))
     header["crc32c"] = _C.crc32c(index_file._canonical(body))
@@ -295,6 +299,73 @@ def test_forged_arrays(copy, what, arrays):
     forge(copy, lambda body: None, arrays)
     with pytest.raises(ValueError, match="damaged"):
         use(copy)
+
+
+def forged_quantizers():
+    quantizer = clustered().quantizer
+    directions, center = quantizer.projection.directions, quantizer.projection.center
+    yield "directions too few", {"directions": directions[:4]}
+    yield "directions too short", {"directions": directions[:, :6].copy()}
+    yield "directions not whole rows", {"directions": directions.ravel()[:-1]}
+    yield "directions none", {"directions": directions[:0]}
+    yield "directions all 0", {"directions": 0 * directions}
+    yield "center too long", {"center": np.zeros(8, np.float32)}
+    yield "center none", {"center": center[:0]}
+    yield "both none", {"directions": directions[:0], "center": center[:0]}
+    yield "mean too short", {"mean": quantizer.mean[:-1]}
+    yield "mean none", {"mean": quantizer.mean[:0]}
+    yield "codebooks not whole", {"codebooks": quantizer.codebooks.ravel()[:-1]}
+    yield "codebooks none", {"codebooks": quantizer.codebooks[:0]}
+    yield "lengths too few", {"lengths": quantizer.lengths[1:]}
+    yield "lengths descend", {"lengths": quantizer.lengths[::-1].copy()}
+    yield "length without an inverse", {"lengths": quantizer.lengths * np.float32(1e-40)}
+    for name, array in quantizer.arrays.items():
+        for odd in (np.nan, np.inf, 1e16):
+            wrong = array.copy()
+            wrong.flat[-1] = odd
+            yield f"{name} with {odd}", {name: wrong}
+
+
+@pytest.mark.parametrize(("what", "arrays"), list(forged_quantizers()), ids=lambda a: str(a)[:40])
+def test_forged_quantizers(copy, what, arrays):
+    forge(copy, lambda body: None, arrays)
+    with pytest.raises(ValueError, match="damaged: its quantizer"):
+        use(copy)
+
+
+def test_forged_version(copy):
+    """A version says which arrays a quantizer has."""
+    header = json.loads((copy / "index.json").read_text())
+    assert header["version"] == 5
+    for version in (2, 3, 4, 6, 0, -5, "5", None):
+        (copy / "index.json").write_text(json.dumps({**header, "version": version}))
+        with pytest.raises(ValueError, match=r"damaged|format version .* reads versions 2 to 5"):
+            use(copy)
+
+
+@pytest.mark.parametrize("missing", ["directions", "center", "mean", "codebooks"])
+@pytest.mark.parametrize("version", [4, 5])
+def test_forged_quantizer_lacks_an_array(copy, missing, version):
+    forge(copy, lambda body: body["quantizer"]["arrays"].pop(missing))
+    header = json.loads((copy / "index.json").read_text())
+    (copy / "index.json").write_text(json.dumps({**header, "version": version}))
+    with pytest.raises(ValueError, match="damaged"):
+        use(copy)
+
+
+def test_forged_quantizer_without_its_projection(copy):
+    """It is one of embeddings of fewer dimensions, of version 4: a whole index, but no forgery."""
+
+    def drop(body):
+        for name in ("directions", "center"):
+            del body["quantizer"]["arrays"][name]
+
+    forge(copy, drop)
+    with pytest.raises(ValueError, match="damaged"):
+        use(copy)
+    header = json.loads((copy / "index.json").read_text())
+    (copy / "index.json").write_text(json.dumps({**header, "version": 4}))
+    assert InvertedIndex.load(copy).quantizer.dim == 5
 
 
 def test_damage_spoils_no_other_index(copy, saved):

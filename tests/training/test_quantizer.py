@@ -90,12 +90,32 @@ def test_lengths_cover_the_rows():
     assert stored == pytest.approx(norms, rel=0.02)
 
 
+def test_behind_a_projection_what_it_makes_is_learned():
+    rng = np.random.default_rng(3)
+    projection = csrkern.Projection(rng.standard_normal((6, D)), 0.1 * rng.standard_normal(D))
+    x = rows()
+    behind = csrtrain.train_quantizer(x, 7, projection=projection, parts=3, progress=False)
+    before = csrtrain.train_quantizer(projection(x), 7, parts=3, progress=False)
+    assert (behind.dim, behind.parts, behind.n_bytes) == (D, 3, 7)
+    assert behind.encode(x).codes.tolist() == before.encode(projection(x)).codes.tolist()
+    index = csrkern.InvertedIndex.build(None, fine=behind.encode(x))
+    found = index.search_fine(x[:100], 1)[1][:, 0]
+    assert (found % 30 == np.arange(100) % 30).mean() > 0.8  # of the same center
+
+
+def test_rows_of_zeros_have_lengths():
+    quantizer = csrtrain.train_quantizer(np.zeros((256, D)), 3, progress=False)
+    assert np.isfinite(quantizer.scales).all()
+
+
 @pytest.mark.parametrize(
     ("n", "options", "message"),
     [
         (255, {}, "embeddings: expected at least 256 rows to learn from, got 255"),
         (300, {"n_bytes": 1}, "n_bytes: expected"),
         (300, {"n_bytes": 40}, "n_bytes: expected codebooks that parts of 16 dimensions"),
+        (300, {"parts": 3}, "parts: expected codebooks that parts .*, got 15 codebooks in 3 parts"),
+        (300, {"parts": 0}, "parts: expected 1 <= parts <= 15"),
     ],
 )
 def test_what_cannot_be_learned_says_why(n, options, message):

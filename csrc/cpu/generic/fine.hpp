@@ -3,7 +3,6 @@
 // Internal linkage: each of these files is compiled for another instruction set.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "isa/kernels.hpp"
@@ -36,18 +35,26 @@ void find_limits(const float* tables, int64_t books, float* lows, float* highs) 
   constexpr int64_t kLanes = 16;
   for (int64_t m = 0; m < books; ++m) {
     const float* table = tables + m * kWords;
-    float low[kLanes], high[kLanes];
-    std::copy_n(table, kLanes, low);
-    std::copy_n(table, kLanes, high);
+    float low[kLanes], high[kLanes], odd[kLanes];
+    for (int64_t j = 0; j < kLanes; ++j) {
+      low[j] = high[j] = table[j];
+      odd[j] = table[j] - table[j];
+    }
     for (int64_t w = kLanes; w < kWords; w += kLanes) {
       for (int64_t j = 0; j < kLanes; ++j) {
         const float x = table[w + j];
         low[j] = x < low[j] ? x : low[j];
         high[j] = x > high[j] ? x : high[j];
+        odd[j] += x - x;  // comparisons pass over NaN
       }
     }
-    lows[m] = *std::min_element(low, low + kLanes);
-    highs[m] = *std::max_element(high, high + kLanes);
+    lows[m] = low[0];
+    highs[m] = high[0];
+    for (int64_t j = 1; j < kLanes; ++j) {
+      lows[m] = low[j] < lows[m] ? low[j] : lows[m];
+      highs[m] = high[j] > highs[m] ? high[j] : highs[m];
+    }
+    for (int64_t j = 0; j < kLanes; ++j) highs[m] += odd[j];
   }
 }
 
@@ -69,28 +76,25 @@ void raise_bars(const double* slopes, const double* starts, const double* length
   }
 }
 
-void score_codes(const uint8_t* codes, int64_t bytes, int64_t books, const float* tables,
-                 float offset, const float* scales, int64_t n, float* scores) {
+void add_codes(const uint8_t* codes, int64_t bytes, int64_t books, const float* tables, int64_t n,
+               float* sums) {
   constexpr int64_t kTogether = 8;  // sums that wait for each other's additions
-  int64_t i = 0;
-  for (; i + kTogether <= n; i += kTogether) {
-    float sums[kTogether] = {};
-    const uint8_t* code = codes + i * bytes;
+  for (; n >= kTogether; n -= kTogether, codes += kTogether * bytes, sums += kTogether) {
+    float own[kTogether] = {};
     for (int64_t m = 0; m < books; ++m) {
 #pragma GCC unroll 8
-      for (int64_t j = 0; j < kTogether; ++j) {
-        sums[j] += tables[m * kWords + code[j * bytes + m]];
-      }
+      for (int64_t j = 0; j < kTogether; ++j) own[j] += tables[m * kWords + codes[j * bytes + m]];
     }
-    for (int64_t j = 0; j < kTogether; ++j) {
-      scores[i + j] = finished_score(sums[j], code + j * bytes, books, offset, scales);
-    }
+    for (int64_t j = 0; j < kTogether; ++j) sums[j] = own[j];
   }
-  for (; i < n; ++i) scores[i] = fine_score(codes + i * bytes, books, tables, offset, scales);
+  for (int64_t j = 0; j < n; ++j) {
+    sums[j] = 0;
+    for (int64_t m = 0; m < books; ++m) sums[j] += tables[m * kWords + codes[j * bytes + m]];
+  }
 }
 
 template <class Sums>
-constexpr FineKernels kFine = {find_code<Sums>, find_limits, round_table, raise_bars, score_codes};
+constexpr FineKernels kFine = {find_code<Sums>, find_limits, round_table, raise_bars, add_codes};
 
 }  // namespace
 }  // namespace csrkern

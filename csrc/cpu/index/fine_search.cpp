@@ -17,8 +17,8 @@
 // each off by 2^-23 of its size at most, for the product is rounded and scales are. As many
 // documents as are wanted reach the best of the former; it is the bar, and the latter solved for N
 // says which sums reach it. Of that number 1 is taken off for the rounding of these formulas in
-// double. Entries beyond 2^100, and steps below 2^-100, are left to a plain scan: there float32
-// loses what the bounds rely on.
+// double. Sums beyond 2^100, and steps below 2^-100, alone or times some scale, are left to a plain
+// scan: there float32 overflows, or loses what the bounds rely on.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -82,8 +82,8 @@ class Query {
         bar_(all.min_score),
         best(wanted, all.min_score) {}
 
-  // Finds the bounds. Returns false if they would say nothing.
-  bool bound(double largest_scale) {
+  // Finds the bounds, for scales of 1 / lengths. Returns false if they would say nothing.
+  bool bound(const std::vector<double>& lengths) {
     lows_.resize(all_.books);
     std::vector<float> highs(all_.books);
     kernels().fine.limits(tables_, all_.books, lows_.data(), highs.data());
@@ -95,12 +95,15 @@ class Query {
     }
     const auto books = static_cast<double>(all_.books);
     step_ = range / (kMostSum - 2 * books);
+    const auto [shortest, longest] = std::minmax_element(lengths.begin(), lengths.end());
+    const double most = largest * std::max(1.0, 1 / *shortest);
+    const double least = step_ * std::min(1.0, 1 / *longest);
     // NaN fails the comparisons, too.
-    if (!(largest < 0x1p100 && step_ > 0x1p-100 && books < 10'000)) return false;
+    if (!(most < 0x1p100 && least > 0x1p-100 && books < 10'000)) return false;
     const double error = books * 0x1.01p-24 * largest;
     low_ = sum + offset() - error - step_ * books / 64;
     high_ = sum + offset() + error + step_ * (books + books / 64 + 1);
-    slack_ = (high_ - low_) * largest_scale;
+    slack_ = (high_ - low_) / *std::min_element(lengths.begin(), lengths.end());
     return true;
   }
 
@@ -152,14 +155,15 @@ class Query {
   // Scores documents [begin, end) one after the other.
   void scan(const Segment& segment, int64_t begin, int64_t end) {
     const IndexView& view = segment.index->view();
-    float scores[kScoredTogether];
+    float sums[kScoredTogether];
     for (; begin < end; begin += kScoredTogether) {
       const int64_t n = std::min(kScoredTogether, end - begin);
-      kernels().fine.score(view.fine + begin * view.fine_bytes, view.fine_bytes, all_.books,
-                           tables_, offset(), all_.scales, n, scores);
-      for (int64_t j = 0; j < n; ++j) {
-        if (scores[j] >= best.bar() && allows(segment, begin + j)) {
-          best.add({scores[j], id_of(view, begin + j), 0});
+      const uint8_t* code = view.fine + begin * view.fine_bytes;
+      kernels().fine.add(code, view.fine_bytes, all_.books, tables_, n, sums);
+      for (int64_t j = 0; j < n; ++j, code += view.fine_bytes) {
+        const float score = finished_score(sums[j], code, all_.books, offset(), all_.scales);
+        if (score >= best.bar() && allows(segment, begin + j)) {
+          best.add({score, id_of(view, begin + j), 0});
         }
       }
     }
@@ -214,6 +218,7 @@ void scan_together(const Segment& segment, int64_t begin, int64_t end, const Fin
   std::fill_n(starts, kFineBatch, -2 * kMostSum);
   uint32_t live = 0;
   for (size_t q = 0; q < queries.size(); ++q) live |= uint32_t{queries[q] != nullptr} << q;
+  if (live == 0) return;
   int64_t round = kFirstRound;
   for (int64_t doc = begin; doc < end; round = std::min(2 * round, kLastRound)) {
     for (size_t q = 0; q < queries.size(); ++q) {
@@ -250,7 +255,6 @@ void search_fine(const std::vector<Segment>& segments, const FineQueries& all, f
   const int64_t wanted = std::max<int64_t>(std::min(all.top_k, n_docs), 1);
   std::vector<double> lengths(all.scales == nullptr ? 1 : kWords, 1.0);
   for (size_t b = 0; all.scales != nullptr && b < lengths.size(); ++b) lengths[b] /= all.scales[b];
-  const double largest_scale = 1 / *std::min_element(lengths.begin(), lengths.end());
   const int64_t threads = all.num_threads;
   const int64_t group = std::clamp<int64_t>((all.n + threads - 1) / threads, 1, kFineBatch);
   const int64_t n_groups = (all.n + group - 1) / group;
@@ -264,23 +268,26 @@ void search_fine(const std::vector<Segment>& segments, const FineQueries& all, f
     for (int64_t i = first; i < std::min(first + group, all.n); ++i) {
       queries.emplace_back(all, i, wanted);
     }
-    const bool alone = static_cast<int64_t>(queries.size()) < kFewestTogether;
-    uint16_t* bars = alone ? nullptr : lines_of_thread(all.books);
-    uint16_t* numbers = bars + kWords * kFineBatch;
     std::vector<Query*> together(queries.size(), nullptr);
-    for (size_t q = 0; !alone && q < queries.size(); ++q) {
-      if (queries[q].bound(largest_scale)) together[q] = &queries[q];
-    }
-    for (int64_t m = 0; m < all.books; ++m) {  // a book stays in the nearest cache
-      uint16_t* of_book = numbers + m * kWords * kFineBatch;
+    uint16_t *bars = nullptr, *numbers = nullptr;
+    if (static_cast<int64_t>(queries.size()) >= kFewestTogether) {
+      bars = lines_of_thread(all.books);
+      numbers = bars + kWords * kFineBatch;
       for (size_t q = 0; q < queries.size(); ++q) {
-        if (together[q] != nullptr) together[q]->round(m, of_book + q);
+        if (queries[q].bound(lengths)) together[q] = &queries[q];
+      }
+      for (int64_t m = 0; m < all.books; ++m) {  // a book stays in the nearest cache
+        uint16_t* of_book = numbers + m * kWords * kFineBatch;
+        for (size_t q = 0; q < queries.size(); ++q) {
+          if (together[q] != nullptr) together[q]->round(m, of_book + q);
+        }
       }
     }
     for (const Segment& segment : segments) {
       const int64_t docs = segment.index->view().n_docs;
       const int64_t begin = docs * range / n_ranges, end = docs * (range + 1) / n_ranges;
-      if (!alone) scan_together(segment, begin, end, all, lengths, numbers, together, bars);
+      if (bars != nullptr)
+        scan_together(segment, begin, end, all, lengths, numbers, together, bars);
       for (size_t q = 0; q < queries.size(); ++q) {
         if (together[q] == nullptr) queries[q].scan(segment, begin, end);
       }

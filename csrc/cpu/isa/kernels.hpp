@@ -201,16 +201,17 @@ struct FineKernels {
   // `reached` their bars as bits, or `end`.
   int64_t (*find)(const FineLines& lines, int64_t doc, int64_t end, uint16_t* sums,
                   uint32_t* reached);
-  // lows[b] and highs[b] = the least and the largest entry of tables [books, kWords].
+  // lows[b] and highs[b] = the least and the largest entry of tables [books, kWords]; highs[b] is
+  // NaN where an entry is not finite.
   void (*limits)(const float* tables, int64_t books, float* lows, float* highs);
   // numbers[w * kFineBatch] = (table[w] - low) * per_step, rounded down, for the kWords of a book.
   void (*round)(const float* table, float low, float per_step, uint16_t* numbers);
   // bars[b, q] = slopes[q] * lengths[b] - starts[q], rounded down, within 0..65,535; n lines.
   void (*raise)(const double* slopes, const double* starts, const double* lengths, int64_t n,
                 uint16_t* bars);
-  // Computes fine_score for documents that follow each other.
-  void (*score)(const uint8_t* codes, int64_t bytes, int64_t books, const float* tables,
-                float offset, const float* scales, int64_t n, float* scores);
+  // sums[i] = the sum that fine_score finishes, of n documents that follow each other.
+  void (*add)(const uint8_t* codes, int64_t bytes, int64_t books, const float* tables, int64_t n,
+              float* sums);
 };
 
 struct Kernels {

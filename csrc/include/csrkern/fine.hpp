@@ -62,7 +62,7 @@ struct FineQueries {
   int64_t n, books;
   const float* tables;   // [n, books, kWords]
   const float* offsets;  // [n], added to sums
-  const float* scales;   // [kWords] factors of scores, chosen by one byte more; or null
+  const float* scales;   // [kWords] positive factors of scores, chosen by one byte more; or null
   int64_t top_k;
   float min_score = -std::numeric_limits<float>::infinity();
   int num_threads = 1;

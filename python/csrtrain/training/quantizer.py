@@ -140,7 +140,8 @@ def _parts(books: int, d: int, given: int | None) -> int:
 def _lengths(norms: np.ndarray) -> np.ndarray:
     """Return 256 norms in equal proportions that span those of the rows, and a little more."""
     tiny = float(np.finfo(np.float32).tiny)
-    low, high = 0.8 * max(float(norms.min()), 1e-3 * float(norms.max()), tiny), 1.25 * norms.max()
+    low, high = 0.8 * max(float(norms.min()), 1e-3 * float(norms.max())), 1.25 * norms.max()
+    low = max(low, tiny)
     return np.geomspace(low, max(float(high), 2 * low), WORDS)
 
 

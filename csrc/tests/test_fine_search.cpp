@@ -1,0 +1,352 @@
+// Search by fine codes: kernels against plain loops, and searches against a plain scan.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <thread>
+#include <vector>
+
+#include "check.hpp"
+#include "csrkern/fine.hpp"
+#include "csrkern/float_bits.hpp"
+#include "index/query.hpp"
+#include "isa/kernels.hpp"
+#include "owned_index.hpp"
+
+namespace csrkern {
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+// Sums and bars of random numbers, up to the largest that they may have.
+void check_find(int64_t books, bool with_scales, uint64_t seed) {
+  Random random(seed);
+  const int64_t bytes = books + (with_scales ? 1 : 0), n = 200;
+  const Exact<uint8_t> codes(n * bytes);
+  for (uint8_t& byte : codes) byte = static_cast<uint8_t>(random.below(kWords));
+  // Of whole lines, so that they are aligned.
+  const Exact<uint16_t> numbers(books * kWords * kFineBatch), sums(kFineBatch), own(kFineBatch),
+      bars((with_scales ? kWords : 1) * kFineBatch);
+  for (uint16_t& x : numbers) x = static_cast<uint16_t>(random.below(65'535 / books + 1));
+  for (uint16_t& bar : bars) bar = static_cast<uint16_t>(65'535 - random.below(20'000));
+  for (size_t b = 0; b < bars.size(); b += kFineBatch) {
+    bars[b + 1] = 65'535;
+    bars[b + 31] = random.below(9) == 0 ? 0 : 65'535;
+  }
+  const FineLines lines = {codes.data(), bytes, books, numbers.data(), bars.data()};
+  for (int64_t doc = 0; doc < n; ++doc) {
+    uint32_t reached = 0, want = 0;
+    const int64_t next = kernels().fine.find(lines, doc, n, sums.data(), &reached);
+    for (; doc < n && want == 0; ++doc) {
+      const uint8_t* code = codes.data() + doc * bytes;
+      const uint16_t* bar = bars.data() + (with_scales ? code[books] * kFineBatch : 0);
+      for (int64_t q = 0; q < kFineBatch; ++q) {
+        int64_t sum = 0;
+        for (int64_t m = 0; m < books; ++m) sum += numbers[(m * kWords + code[m]) * kFineBatch + q];
+        own[q] = static_cast<uint16_t>(sum);
+        if (own[q] >= bar[q]) want |= uint32_t{1} << q;
+      }
+    }
+    if (want != 0) --doc;
+    CHECK(next == doc);
+    CHECK(reached == want);
+    CHECK(want == 0 || std::equal(own.begin(), own.end(), sums.begin()));
+  }
+}
+
+void check_limits_and_rounding() {
+  Random random(4);
+  for (float size : {1.0f, 0x1p90f, 0x1p-90f}) {
+    const int64_t books = 3;
+    const Exact<float> tables(books * kWords), lows(books), highs(books);
+    for (float& x : tables) x = size * random.symmetric();
+    tables[kWords + 77] = 3 * size;
+    tables[2 * kWords] = -5 * size;
+    kernels().fine.limits(tables.data(), books, lows.data(), highs.data());
+    for (int64_t m = 0; m < books; ++m) {
+      const float* table = tables.data() + m * kWords;
+      CHECK(lows[m] == *std::min_element(table, table + kWords));
+      CHECK(highs[m] == *std::max_element(table, table + kWords));
+      const float per_step = 65'532 / (highs[m] - lows[m]);
+      const Exact<uint16_t> numbers(kWords * kFineBatch);
+      kernels().fine.round(table, lows[m], per_step, numbers.data() + 5);
+      for (int64_t w = 0; w < kWords; ++w) {
+        const double exact = (static_cast<double>(table[w]) - lows[m]) * per_step;
+        const uint16_t* line = numbers.data() + w * kFineBatch;
+        CHECK(line[5] <= exact + 1.0 / 64 && exact < line[5] + 1 + 1.0 / 64);
+        CHECK(line[4] == 0 && line[6] == 0);
+      }
+    }
+    for (float odd : {std::nanf(""), kInf, -kInf}) {
+      for (int64_t w = 0; w < kWords; ++w) {
+        const float kept = tables[kWords + w];
+        tables[kWords + w] = odd;
+        kernels().fine.limits(tables.data(), books, lows.data(), highs.data());
+        CHECK(std::isnan(highs[1]) && std::isfinite(highs[0]) && std::isfinite(highs[2]));
+        tables[kWords + w] = kept;
+      }
+    }
+  }
+}
+
+void check_raise() {
+  const double inf = std::numeric_limits<double>::infinity();
+  const Exact<double> slopes(kFineBatch, 0.5), starts(kFineBatch), lengths{1, 2, 1e-30, 1e30};
+  starts[0] = -0.5;  // just below, at and above whole numbers, and the ends
+  starts[1] = 0.5000001;
+  starts[2] = 0.4999999;
+  starts[3] = -65'534.4;
+  starts[4] = -65'534.5;
+  starts[5] = -65'535.5;
+  starts[6] = -1e300;
+  starts[7] = 1e300;
+  starts[8] = inf;
+  starts[9] = -inf;
+  starts[10] = std::nan("");
+  slopes[11] = -inf;
+  slopes[12] = inf;
+  slopes[13] = std::nan("");
+  slopes[14] = -1e300;
+  slopes[15] = 1e300;
+  const Exact<uint16_t> bars(lengths.size() * kFineBatch);
+  kernels().fine.raise(slopes.data(), starts.data(), lengths.data(), lengths.size(), bars.data());
+  for (size_t b = 0; b < lengths.size(); ++b) {
+    for (int64_t q = 0; q < kFineBatch; ++q) {
+      const double bar = slopes[q] * lengths[b] - starts[q];
+      const double want = std::isnan(bar) ? 0 : std::floor(std::clamp(bar, 0.0, 65'535.0));
+      CHECK(bars[b * kFineBatch + q] == want);
+    }
+  }
+}
+
+void check_add() {
+  Random random(6);
+  for (int64_t n : {0, 1, 7, 8, 9, 40}) {
+    for (int64_t books : {1, 3, 17}) {
+      const int64_t bytes = books + n % 2;
+      const Exact<uint8_t> codes(n * bytes);
+      for (uint8_t& byte : codes) byte = static_cast<uint8_t>(random.below(kWords));
+      const Exact<float> tables(books * kWords), sums(n);
+      for (float& x : tables) x = random.symmetric();
+      kernels().fine.add(codes.data(), bytes, books, tables.data(), n, sums.data());
+      for (int64_t i = 0; i < n; ++i) {
+        const uint8_t* code = codes.data() + i * bytes;
+        CHECK(fine_score(code, books, tables.data(), 0, nullptr) == sums[i] + 0.0f);
+      }
+    }
+  }
+}
+
+// An index of fine codes whose lists are empty.
+struct OwnedFine {
+  OwnedFine(int64_t n, int64_t bytes, std::vector<int64_t> ids)
+      : codes(n * bytes),
+        empty{Exact<float>(n), Exact<int32_t>(n), n, 1, 1},
+        owned(rows_of(empty), 64, 0, ValueType::float16, true, std::move(ids), 1),
+        index(view_of(bytes), true) {}
+
+  IndexView view_of(int64_t bytes) const {
+    IndexView view = owned.view();
+    view.fine = codes.data();
+    view.fine_bytes = bytes;
+    return view;
+  }
+
+  Exact<uint8_t> codes;
+  OwnedCodes empty;
+  OwnedIndex owned;
+  Index index;
+};
+
+std::vector<int64_t> descending(int64_t n, int64_t last) {
+  std::vector<int64_t> ids(n);
+  for (int64_t i = 0; i < n; ++i) ids[i] = last + 2 * (n - i);
+  return ids;
+}
+
+struct Asked {
+  std::vector<Segment> segments;
+  FineQueries queries;
+
+  // Compares with a plain scan.
+  void check(int threads) const {
+    const int64_t size = queries.n * queries.top_k;
+    const Exact<float> scores(size);
+    const Exact<int64_t> ids(size);
+    FineQueries own = queries;
+    own.num_threads = threads;
+    search_fine(segments, own, scores.data(), ids.data());
+    for (int64_t i = 0; i < own.n; ++i) {
+      std::vector<Hit> want;
+      for (const Segment& segment : segments) {
+        const IndexView& view = segment.index->view();
+        for (int64_t doc = 0; doc < view.n_docs; ++doc) {
+          const uint64_t* bits = segment.allowed;
+          if (bits != nullptr && (bits[i * segment.allowed_stride + doc / 64] >> doc % 64 & 1) == 0)
+            continue;
+          const float score =
+              fine_score(view.fine + doc * view.fine_bytes, own.books,
+                         own.tables + i * own.books * kWords, own.offsets[i], own.scales);
+          if (score >= own.min_score)
+            want.push_back({score, view.ids == nullptr ? doc : view.ids[doc], 0});
+        }
+      }
+      std::sort(want.begin(), want.end(), better);
+      want.resize(own.top_k, {-kInf, -1, 0});
+      for (int64_t j = 0; j < own.top_k; ++j) {
+        CHECK(ids[i * own.top_k + j] == want[j].id);
+        CHECK(bits_of(scores[i * own.top_k + j]) == bits_of(want[j].score));
+      }
+    }
+  }
+};
+
+enum class Kind { random, few, equal, ascending };
+
+void fill(const OwnedFine& fine, Kind kind, int64_t first, Random& random) {
+  const int64_t n = fine.index.view().n_docs, bytes = fine.index.view().fine_bytes;
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t b = 0; b < bytes; ++b) {
+      const int64_t chosen = kind == Kind::random  ? random.below(kWords)
+                             : kind == Kind::few   ? 255 * random.below(2)
+                             : kind == Kind::equal ? 9
+                                                   : (first + i) >> std::min<int64_t>(8 * b, 63);
+      fine.codes[i * bytes + b] = static_cast<uint8_t>(chosen);
+    }
+  }
+}
+
+// Two segments, one with ids that descend; documents are left out, one mask for each query or one
+// for all.
+void check_search(int64_t n, int64_t books, bool with_scales, Kind kind, float size, float start,
+                  uint64_t seed) {
+  Random random(seed);
+  const int64_t bytes = books + (with_scales ? 1 : 0), m = 37;
+  const OwnedFine first(n, bytes, {}), second(n / 3, bytes, descending(n / 3, n));
+  fill(first, kind, 0, random);
+  fill(second, kind, n, random);
+  const Exact<float> tables(m * books * kWords), offsets(m), scales(kWords);
+  for (int64_t e = 0; e < m * books * kWords; ++e) {
+    const int64_t word = e % kWords, book = e / kWords % books;
+    const auto digit = static_cast<float>(word << std::min<int64_t>(8 * book, 40));
+    tables[e] = size * (start + (kind == Kind::ascending ? digit : random.symmetric()));
+  }
+  for (float& offset : offsets) offset = size * random.symmetric();
+  for (int64_t w = 0; w < kWords; ++w) scales[w] = std::exp2(static_cast<float>(w) / 64 - 2);
+  const int64_t words = (n + 63) / 64, words_of_second = (n / 3 + 63) / 64;
+  const Exact<uint64_t> masks(m * words), mask(words_of_second);
+  for (uint64_t& bits : masks) bits = random.next();
+  for (uint64_t& bits : mask) bits = random.next() | random.next();
+  FineQueries queries{
+      m, books, tables.data(), offsets.data(), with_scales ? scales.data() : nullptr, 1};
+  for (int64_t top_k : {int64_t{1}, int64_t{10}, n + n / 3 + 5}) {
+    queries.top_k = top_k;
+    for (int64_t some : {int64_t{0}, int64_t{1}, int64_t{3}, int64_t{4}, m}) {
+      queries.n = some;
+      for (int threads : {1, 3}) {
+        Asked{{{&first.index}, {&second.index}}, queries}.check(threads);
+        Asked{{{&first.index, masks.data(), words}, {&second.index, mask.data(), 0}}, queries}
+            .check(threads);
+      }
+      if (top_k > n) break;  // sorting all for all is slow
+    }
+  }
+  queries.top_k = 10;
+  queries.n = m;
+  for (float least : {-kInf, -size, 0.0f, size, kInf}) {
+    queries.min_score = least;
+    Asked{{{&first.index}, {&second.index}}, queries}.check(2);
+  }
+}
+
+void check_searches() {
+  uint64_t seed = 10;
+  for (int64_t n : {0, 1, 70, 700}) {
+    for (int64_t books : {1, 4, 40}) {
+      for (bool with_scales : {false, true}) {
+        for (Kind kind : {Kind::random, Kind::few, Kind::equal, Kind::ascending}) {
+          check_search(n, books, with_scales, kind, 1, 0, ++seed);
+        }
+      }
+    }
+  }
+  // Sizes at which bounds give up, and nearly; words that differ in their last bits.
+  for (float size : {0x1p120f, 0x1p98f, 0x1p92f, 0x1p-80f, 0x1p-84f, 0x1p-140f, kInf}) {
+    check_search(300, 3, true, Kind::random, size, 0, ++seed);
+    check_search(300, 3, false, Kind::random, size, 0, ++seed);
+  }
+  for (float start : {1e3f, 1e6f, -1e6f})
+    check_search(300, 4, true, Kind::random, 1, start, ++seed);
+}
+
+// Products with scales that overflow, or that are too small to tell documents apart.
+void check_scales() {
+  Random random(7);
+  const int64_t n = 500, books = 2, m = 8;
+  const OwnedFine fine(n, books + 1, descending(n, 0));
+  fill(fine, Kind::random, 0, random);
+  for (float low : {0x1p-148f, 0x1p-50f, 0x1p60f, kInf}) {
+    for (float size : {0x1p80f, 1.0f, 0x1p-60f}) {
+      const Exact<float> tables(m * books * kWords), offsets(m), scales(kWords, low);
+      for (float& x : tables) x = size * random.symmetric();
+      for (int64_t w = 0; w < kWords; w += 2) scales[w] = low * 1.5f;
+      FineQueries queries{m, books, tables.data(), offsets.data(), scales.data(), 10};
+      Asked{{{&fine.index}}, queries}.check(1);
+    }
+  }
+}
+
+// Words that no float32 is, in some books of some queries.
+void check_odd_words() {
+  Random random(8);
+  const int64_t n = 400, books = 3, m = 6;
+  const OwnedFine fine(n, books, {});
+  fill(fine, Kind::random, 0, random);
+  for (int64_t doc = 20; doc < n; ++doc) fine.codes[doc * books + 1] = 200;
+  for (float odd : {std::nanf(""), kInf, -kInf}) {
+    const Exact<float> tables(m * books * kWords), offsets(m);
+    for (int64_t e = 0; e < m * books * kWords; ++e) tables[e] = random.symmetric();
+    for (int64_t i = 0; i < m; i += 2) tables[(i * books + 1) * kWords + 200] = odd;
+    offsets[3] = odd;
+    FineQueries queries{m, books, tables.data(), offsets.data(), nullptr, 50};
+    Asked{{{&fine.index}}, queries}.check(1);
+  }
+}
+
+// One query is divided by documents, from several threads that search at once.
+void check_division() {
+  Random random(9);
+  const int64_t n = 40'000, books = 2, m = 40;
+  const OwnedFine fine(n, books, {});
+  fill(fine, Kind::ascending, 0, random);
+  const Exact<float> tables(m * books * kWords), offsets(m);
+  for (int64_t e = 0; e < m * books * kWords; ++e) {
+    const auto digit = static_cast<float>((e % kWords) << (8 * (e / kWords % books)));
+    tables[e] = e / (books * kWords) % 2 == 0 ? digit : -digit;
+  }
+  std::vector<std::thread> threads;
+  for (int64_t some : {int64_t{1}, int64_t{2}, m}) {
+    threads.emplace_back([&, some] {
+      FineQueries queries{some, books, tables.data(), offsets.data(), nullptr, 10};
+      Asked{{{&fine.index}}, queries}.check(2);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
+}  // namespace csrkern
+
+int main() {
+  using namespace csrkern;
+  for (int64_t books : {1, 2, 7, 33}) {
+    check_find(books, false, 1);
+    check_find(books, true, 2);
+  }
+  check_limits_and_rounding();
+  check_raise();
+  check_add();
+  check_searches();
+  check_scales();
+  check_odd_words();
+  check_division();
+}
