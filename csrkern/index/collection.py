@@ -57,6 +57,11 @@ class Snapshot(NamedTuple):
         return sum(len(segment) for segment in self.segments)
 
     @property
+    def only_fine(self) -> bool:
+        """Whether there are fine codes and nothing in the lists."""
+        return self.k == 0 < self.n and self.form.quantizer is not None
+
+    @property
     def ids(self) -> np.ndarray:
         """The id of each code, int64 [n]."""
         return np.concatenate([segment.ids for segment in self.segments])

@@ -334,11 +334,7 @@ class InvertedIndex(Collection):
                 damaged.
         """
         now = self.snapshot()
-        if now.k == 0 < now.n:
-            raise ValueError(
-                "queries: this index holds no lists to search by codes; search_fine(embeddings) "
-                "searches it by fine codes"
-            )
+        _check_lists(now)
         share = check_mode(mode, recall, rerank)
         rows = self._read("queries", queries, any_model)
         options: dict[str, Any] = {"top_k": hits_width(check_int("top_k", top_k, 1, 2**40), now.n)}
@@ -372,6 +368,7 @@ class InvertedIndex(Collection):
             i, best first, are scores[starts[i] : starts[i + 1]].
         """
         now = self.snapshot()
+        _check_lists(now)
         rows = self._read("queries", queries, any_model)
         args, limits = self._limits(now.segments, rows, filter, query_k, min_score, num_threads)
         starts, scores, ids = _C.search_all(*args, top_k=1, **limits)
@@ -550,6 +547,14 @@ class InvertedIndex(Collection):
         limits = search_limits(self.metric, query_k, min_score)
         limits["num_threads"] = thread_count(num_threads)
         return (natives, rows.values, rows.indices, rows.starts, self.dim), limits
+
+
+def _check_lists(now: Snapshot) -> None:
+    if now.only_fine:
+        raise ValueError(
+            "queries: this index holds no lists to search by codes; search_fine(embeddings) "
+            "searches it by fine codes"
+        )
 
 
 __all__ = ["InvertedIndex", "Refine", "Rerank"]

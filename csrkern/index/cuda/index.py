@@ -124,6 +124,11 @@ class CudaIndex:
         native = load_native()
         numbers = parse_devices(native, device)
         check_int("slices", slices, 1, 2**20)
+        if index.snapshot().only_fine:
+            raise ValueError(
+                "device: this index holds no lists, and GPUs search by nothing else; "
+                "search_fine(embeddings) searches it on the CPU"
+            )
         form = _form(native, impact_bits, window)
         ids = index.ids
         order = None if (np.diff(ids) > 0).all() else np.argsort(ids, kind="stable")
