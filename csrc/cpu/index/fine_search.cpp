@@ -103,7 +103,7 @@ class Query {
     const double error = books * 0x1.01p-24 * largest;
     low_ = sum + offset() - error - step_ * books / 64;
     high_ = sum + offset() + error + step_ * (books + books / 64 + 1);
-    slack_ = (high_ - low_) / *std::min_element(lengths.begin(), lengths.end());
+    slack_ = (high_ - low_) / *shortest;
     return true;
   }
 
