@@ -17,32 +17,31 @@ from csrkern.embeddings.labels import number_labels, read_integers, read_labels
 from csrkern.typing import ArraySource
 from csrtrain.progress import working
 
-SHARE, MOST_HELD = 0.2, 1000  # rows or queries that are held out
-LEAST_HELD = 50
-MOST_SEARCHED = 30_000  # rows, of which directions are told apart by search
+FOLDS, MOST_HELD = 5, 1000  # times that rows or queries are held out, at most so many of them
+LEAST_ROWS = 250  # to learn from
+MOST_SEARCHED = 20_000  # rows, of which directions are told apart by search
+FINALISTS = 12  # of what is tried: the best of the first fold, which the others judge, too
 DEPTH = 10
 SHRINKAGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)
 WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384)
-# Standard errors: what a gain must exceed, and what fewer dimensions may cost. The best of all that
-# are tried gains more than 1 on half of random data, more than 3 on 1%.
-GAIN, LOSS = 3.0, 0.5
+# Standard errors: what a gain must exceed, and what fewer dimensions may cost. The best of so many
+# gains more than 1 on half of random data.
+GAIN, LOSS = 2.0, 0.5
 
 Judge = Callable[[np.ndarray], np.ndarray]
 """Ids [n, DEPTH] of what queries find to a score for each."""
 
 
 @dataclass(frozen=True)
-class _Evidence:
-    """What belongs together, in two parts: to learn from, and to judge by.
+class _Fold:
+    """Rows or queries that are held out to judge by.
 
     Attributes:
         rows: [n, d] that are searched, at norm 1.
         queries: [m, d] that are held out, at norm 1.
         own: [m] rows of `queries` among `rows`, which they may not find; -1: none.
         judge: of what they find.
-        apart: [d, d], the mean outer product of differences between rows that belong together,
-            without those held out.
-        all_apart: the same of all.
+        apart: `_Evidence.apart` without them.
     """
 
     rows: Tensor
@@ -50,7 +49,21 @@ class _Evidence:
     own: Tensor
     judge: Judge
     apart: Tensor
-    all_apart: Tensor
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What belongs together.
+
+    Attributes:
+        rows: [n, d] that are searched, at norm 1.
+        apart: [d, d], the mean outer product of differences between rows that belong together.
+        folds: what it is judged by.
+    """
+
+    rows: Tensor
+    apart: Tensor
+    folds: Iterator[_Fold]
 
 
 def learn_projection(
@@ -62,12 +75,12 @@ def learn_projection(
     seed: int = 0,
     progress: bool = True,
 ) -> Projection | None:
-    """Learn directions of embeddings that tell what belongs together, in seconds.
+    """Learn directions of embeddings that tell what belongs together, in less than a minute.
 
     Directions in which rows that belong together differ are shrunk, and the strongest directions
     of what is left are kept. A fifth of the rows or queries, at most 1,000, is held out and tells
-    how much to shrink and how many to keep: by 1-NN accuracy, or by nDCG@10. Then all are learned
-    from.
+    how much to shrink and how many to keep: by 1-NN accuracy, or by nDCG@10. So is each other
+    fifth. Then all are learned from.
 
     Args:
         embeddings: [n, d], a path or an array, that fit in memory.
@@ -81,10 +94,10 @@ def learn_projection(
 
     Returns:
         The projection, for `train_quantizer`; None: by what is held out, none is better than the
-        embeddings themselves by more than three standard errors.
+        embeddings themselves by more than two standard errors.
 
     Raises:
-        TypeError, ValueError: if the data do not fit, or fewer than 50 rows would be held out.
+        TypeError, ValueError: if the data do not fit, or there are fewer than 250 rows.
 
     Source: learned whitening (Mikolajczyk & Matas, ICCV 2007; Radenovic et al., arXiv 1711.02512),
         shrunk (Friedman 1989); with labels, regularized discriminant analysis.
@@ -109,23 +122,30 @@ def learn_projection(
 
 
 def _best(evidence: _Evidence) -> Projection | None:
-    plain = evidence.judge(_search(evidence.rows, evidence.queries, evidence.own))
     center = evidence.rows.mean(0)
-    rows, queries = evidence.rows - center, evidence.queries - center
-    spread = _outer(rows)
-    tried: list[tuple[float, int, np.ndarray]] = []
-    for shrinkage in SHRINKAGES:
-        directions = _directions(evidence.apart, spread, shrinkage)
-        for width in _widths(len(center)):
-            some = directions[:, :width].float()
-            found = _search(_unit(rows @ some), _unit(queries @ some), evidence.own)
-            tried.append((shrinkage, width, evidence.judge(found)))
-    most = max(tried, key=lambda one: one[2].mean())[2]
-    if not _gain(most, plain) > GAIN:
+    spread = _outer(evidence.rows - center)
+    plain: list[np.ndarray] = []
+    tried: dict[tuple[float, int], list[np.ndarray]] = {
+        (shrinkage, width): [] for shrinkage in SHRINKAGES for width in _widths(len(center))
+    }
+    for fold in evidence.folds:
+        plain.append(fold.judge(_search(fold.rows, fold.queries, fold.own)))
+        rows, queries = fold.rows - center, fold.queries - center
+        for shrinkage in {shrinkage for shrinkage, _ in tried}:
+            directions = _directions(fold.apart, spread, shrinkage).float()
+            for width in [width for other, width in tried if other == shrinkage]:
+                some = directions[:, :width]
+                found = _search(_unit(rows @ some), _unit(queries @ some), fold.own)
+                tried[shrinkage, width].append(fold.judge(found))
+        finalists = sorted(tried, key=lambda one: -float(tried[one][0].mean()))[:FINALISTS]
+        tried = {one: tried[one] for one in finalists}
+    scores = {one: np.concatenate(judged) for one, judged in tried.items()}
+    most = max(scores.values(), key=lambda judged: judged.mean())
+    if not _gain(most, np.concatenate(plain)) > GAIN:
         return None
-    near = [one for one in tried if not _gain(most, one[2]) > LOSS]
-    shrinkage, width, _ = min(near, key=lambda one: (one[1], -one[2].mean()))
-    directions = _directions(evidence.all_apart, spread, shrinkage)[:, :width]
+    near = [one for one in scores if not _gain(most, scores[one]) > LOSS]
+    shrinkage, width = min(near, key=lambda one: (one[1], -scores[one].mean()))
+    directions = _directions(evidence.apart, spread, shrinkage)[:, :width]
     return Projection(directions.T.float().numpy(), center.numpy())
 
 
@@ -161,18 +181,20 @@ def _widths(d: int) -> Iterator[int]:
 
 def _by_labels(x: Tensor, labels: Tensor, draw: torch.Generator) -> _Evidence:
     order = torch.randperm(len(x), generator=draw)
-    held, kept = order.split([_held(len(x)), len(x) - _held(len(x))])
-    searched = kept[:MOST_SEARCHED].sort().values
-    names = labels[searched].numpy()
-    wanted = labels[held].numpy()
 
-    def judge(ids: np.ndarray) -> np.ndarray:
-        right: np.ndarray = (names[ids[:, 0]] == wanted).astype(np.float64)
-        return right
+    def fold(held: Tensor) -> _Fold:
+        kept = order[~torch.isin(order, held)]
+        searched = kept[:MOST_SEARCHED].sort().values
+        names, wanted = labels[searched].numpy(), labels[held].numpy()
 
-    own = torch.full((len(held),), -1)
-    apart = (_within(x[kept], labels[kept]), _within(x, labels))
-    return _Evidence(x[searched], x[held], own, judge, *apart)
+        def judge(ids: np.ndarray) -> np.ndarray:
+            right: np.ndarray = (names[ids[:, 0]] == wanted).astype(np.float64)
+            return right
+
+        own = torch.full((len(held),), -1)
+        return _Fold(x[searched], x[held], own, judge, _within(x[kept], labels[kept]))
+
+    return _Evidence(x, _within(x, labels), map(fold, _parts(order)))
 
 
 def _within(x: Tensor, labels: Tensor) -> Tensor:
@@ -193,22 +215,33 @@ def _by_pairs(
     within = torch.equal(x, y)
     both = _read_pairs(pairs, len(x), len(y), within)
     asked = both[:, 0].unique()
-    order = torch.randperm(len(asked), generator=draw)
-    held = asked[order[: _held(len(asked), "pairs", "rows with a partner")]]
-    is_held = torch.isin(both[:, 0], held)
-    relevant = both[is_held]
-    # The same pair may stand in both orders.
-    unseen = torch.isin(both, held).any(1) if within else is_held
-    # Rows that are searched: what is to be found, and others.
-    needed = relevant[:, 1].unique()
-    others = torch.randperm(len(y), generator=draw)
-    others = others[~torch.isin(others, needed)][: max(0, MOST_SEARCHED - len(needed))]
-    searched = torch.cat([needed, others]).sort().values
-    place = torch.full((len(y),), -1).index_copy_(0, searched, torch.arange(len(searched)))
-    own = place[held] if within else torch.full((len(held),), -1)
-    query_of = torch.full((len(x),), -1).index_copy_(0, held, torch.arange(len(held)))
-    grades = torch.zeros(len(held), len(searched), dtype=torch.bool)
-    grades[query_of[relevant[:, 0]], place[relevant[:, 1]]] = True
+    order = asked[torch.randperm(len(asked), generator=draw)]
+    shuffled = torch.randperm(len(y), generator=draw)
+
+    def apart(chosen: Tensor) -> Tensor:
+        return _outer(x[chosen[:, 0]] - y[chosen[:, 1]])
+
+    def fold(held: Tensor) -> _Fold:
+        is_held = torch.isin(both[:, 0], held)
+        relevant = both[is_held]
+        # The same pair may stand in both orders.
+        unseen = torch.isin(both, held).any(1) if within else is_held
+        # Rows that are searched: what is to be found, and others.
+        needed = relevant[:, 1].unique()
+        others = shuffled[~torch.isin(shuffled, needed)][: max(0, MOST_SEARCHED - len(needed))]
+        searched = torch.cat([needed, others]).sort().values
+        place = torch.full((len(y),), -1).index_copy_(0, searched, torch.arange(len(searched)))
+        own = place[held] if within else torch.full((len(held),), -1)
+        query_of = torch.full((len(x),), -1).index_copy_(0, held, torch.arange(len(held)))
+        grades = torch.zeros(len(held), len(searched), dtype=torch.bool)
+        grades[query_of[relevant[:, 0]], place[relevant[:, 1]]] = True
+        return _Fold(y[searched], x[held], own, _ndcg(grades), apart(both[~unseen]))
+
+    return _Evidence(y, apart(both), map(fold, _parts(order, "pairs", "rows with a partner")))
+
+
+def _ndcg(grades: Tensor) -> Judge:
+    """Return a judge by nDCG, where `grades` says which documents are relevant, [n, documents]."""
     discounts = 1 / np.log2(np.arange(2, DEPTH + 2))
     ideal = np.cumsum(discounts)[grades.sum(1).clamp(max=DEPTH).numpy() - 1]
 
@@ -217,10 +250,7 @@ def _by_pairs(
         scores: np.ndarray = gains @ discounts[: gains.shape[1]] / ideal
         return scores
 
-    def apart(chosen: Tensor) -> Tensor:
-        return _outer(x[chosen[:, 0]] - y[chosen[:, 1]])
-
-    return _Evidence(y[searched], x[held], own, judge, apart(both[~unseen]), apart(both))
+    return judge
 
 
 def _read_pairs(pairs: ArraySource | None, n: int, m: int, within: bool) -> Tensor:
@@ -246,12 +276,13 @@ def _read_pairs(pairs: ArraySource | None, n: int, m: int, within: bool) -> Tens
     return both
 
 
-def _held(n: int, name: str = "embeddings", what: str = "rows") -> int:
-    held = min(MOST_HELD, round(SHARE * n))
-    if held < LEAST_HELD:
-        least = math.ceil(LEAST_HELD / SHARE)
-        raise ValueError(f"{name}: expected at least {least} {what} to learn from, got {n}")
-    return held
+def _parts(order: Tensor, name: str = "embeddings", what: str = "rows") -> Iterator[Tensor]:
+    """Yield the rows that each fold holds out."""
+    if len(order) < LEAST_ROWS:
+        raise ValueError(
+            f"{name}: expected at least {LEAST_ROWS} {what} to learn from, got {len(order)}"
+        )
+    return (part[:MOST_HELD] for part in order.tensor_split(FOLDS))
 
 
 def _search(rows: Tensor, queries: Tensor, own: Tensor) -> np.ndarray:
