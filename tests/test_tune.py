@@ -12,7 +12,8 @@ from command_line import exit_code
 import csrtrain
 from csrkern import InvertedIndex, Refine
 from csrkern.nn import SparseAutoencoder
-from csrtrain.tuning import Setting
+from csrtrain import tuning
+from csrtrain.tuning import Setting, Trial
 
 pytest.importorskip("faiss")
 
@@ -34,12 +35,13 @@ def tuned():
     return csrtrain.tune(x, labels, n_bytes=17, config=CONFIG, progress=False)
 
 
-def test_it_tries_every_split_of_the_bytes(tuned):
-    settings = {trial.setting for trial in tuned.trials}
-    expected = {(5, 0), (4, 5)}
-    assert {(s.k, s.fine_bytes) for s in settings} == expected
-    assert {s.whitening for s in settings} == {0.0, 0.3, -0.3}
-    assert len(tuned.trials) == 6
+def test_it_tries_fine_codes_alone_and_every_split_of_the_bytes(tuned):
+    settings = [trial.setting for trial in tuned.trials]
+    assert settings[:2] == [Setting(None, None, 0, 17), Setting(None, None, 0, 17, True)]
+    with_lists = {(s.k, s.fine_bytes, s.projected) for s in settings[2:]}
+    assert with_lists == {(5, 0, False), (4, 5, False), (4, 5, True)}
+    assert {s.whitening for s in settings[2:]} == {0.0, 0.3, -0.3}
+    assert len(tuned.trials) == 2 + 9
     assert all(s.n_bytes <= 17 for s in settings)
     assert tuned.measure == "1-NN accuracy"
     assert all(0 <= trial.score <= 1 < trial.queries_per_second for trial in tuned.trials)
@@ -47,26 +49,59 @@ def test_it_tries_every_split_of_the_bytes(tuned):
 
 def test_it_takes_what_labels_favor(tuned):
     assert tuned.best.score == max(trial.score for trial in tuned.trials)
-    assert tuned.config == dataclasses.replace(CONFIG, whitening=tuned.best.setting.whitening)
-    by_whitening = {
-        w: max(
-            t.score for t in tuned.trials if t.setting.whitening == w and not t.setting.fine_bytes
-        )
-        for w in (0.3, -0.3)
-    }
-    assert by_whitening[0.3] > by_whitening[-0.3]  # classes differ in weak directions
+    # Classes differ in weak directions, which whitening raises and the projection keeps.
+    scores = {trial.setting: trial.score for trial in tuned.trials}
+    assert scores[Setting(64, 0.3, 5, 0)] > scores[Setting(64, -0.3, 5, 0)]
+    assert tuned.best.setting == Setting(None, None, 0, 17, True)
+    assert tuned.best.score > tuned.dense + 0.5
+    assert tuned.config is None
 
 
-def test_it_builds_the_best(tuned):
+def test_it_builds_fine_codes_behind_the_projection(tuned):
     x, _ = rows()
     model, index = tuned.build(x, progress=False)
-    setting = tuned.best.setting
-    assert len(index) == 600
-    assert index.k == setting.k
+    assert model is None
+    assert (len(index), index.k, index.quantizer.n_bytes) == (600, 0, 17)
+    assert index.quantizer.projection is tuned.projection
+    assert (index.search_fine(x[:5], 1)[1] >= 0).all()
+
+
+@pytest.mark.parametrize("k", [5, 4])
+def test_it_builds_a_model_and_an_index_with_lists(tuned, k):
+    x, _ = rows()
+    best = max((t for t in tuned.trials if t.setting.k == k), key=lambda trial: trial.score)
+    config = dataclasses.replace(CONFIG, whitening=best.setting.whitening)
+    projection = tuned.projection if best.setting.projected else None
+    model, index = dataclasses.replace(
+        tuned, best=best, config=config, projection=projection
+    ).build(x, progress=False)
+    assert (len(index), index.k) == (600, k)
     codes = model.encode(x[:5])
-    rerank = Refine(x[:5]) if setting.fine_bytes else None
+    rerank = Refine(x[:5]) if best.setting.fine_bytes else None
     assert (index.quantizer is None) == (rerank is None)
     assert (index.search(codes, 1, rerank=rerank)[1] >= 0).all()
+
+
+def test_without_lists_no_model_is_trained(monkeypatch):
+    monkeypatch.setattr("csrtrain.tuning.train", None)
+    x, labels = rows()
+    tuned = csrtrain.tune(x, labels, n_bytes=5, lists=False, progress=False)
+    assert [trial.setting.projected for trial in tuned.trials] == [False, True]
+    assert {(t.setting.k, t.setting.n_bytes) for t in tuned.trials} == {(0, 5)}
+
+
+def test_where_nothing_is_gained_no_projection_is_tried():
+    x, _ = rows()
+    labels = np.arange(600) % 7  # tells nothing
+    tuned = csrtrain.tune(x, labels, n_bytes=5, lists=False, progress=False)
+    assert [trial.setting for trial in tuned.trials] == [Setting(None, None, 0, 5)]
+    assert tuned.projection is None
+
+
+def test_bytes_that_codebooks_cannot_share_are_fewer():
+    x, _ = rows()
+    tuned = csrtrain.tune(x, n_bytes=38, lists=False, progress=False)  # 37 books of 12 dimensions
+    assert tuned.best.setting == Setting(None, None, 0, 37)
 
 
 def test_without_labels_dense_neighbors_judge():
@@ -74,17 +109,30 @@ def test_without_labels_dense_neighbors_judge():
     tuned = csrtrain.tune(x, n_bytes=12, whitenings=[0], config=CONFIG, progress=False)
     assert tuned.measure == "dense neighbors kept"
     assert tuned.dense == 1
-    assert [trial.setting for trial in tuned.trials] == [Setting(64, 0.0, 4, 0)]
+    expected = [Setting(None, None, 0, 12), Setting(64, 0.0, 4, 0)]
+    assert [trial.setting for trial in tuned.trials] == expected
 
 
 def test_every_number_of_latents_is_tried():
     x, _ = rows()
     options = {"n_bytes": 12, "whitenings": [0], "config": CONFIG, "progress": False}
     tuned = csrtrain.tune(x, hidden_dims=[16, 96], **options)
-    assert [trial.setting.hidden_dim for trial in tuned.trials] == [16, 96]
-    assert tuned.config.hidden_dim == tuned.best.setting.hidden_dim
+    assert [trial.setting.hidden_dim for trial in tuned.trials] == [None, 16, 96]
     alone = csrtrain.tune(x, hidden_dims=[16], **options)
-    assert alone.trials[0].score == tuned.trials[0].score
+    assert [trial.score for trial in alone.trials] == [t.score for t in tuned.trials[:2]]
+
+
+def test_the_config_is_that_of_the_best_model(monkeypatch):
+    monkeypatch.setattr("csrtrain.tuning._Task.dense", lambda task: 0.0)
+    scores = iter([0.1, 0.2, 0.9, 0.3, 0.4])
+    monkeypatch.setattr(
+        "csrtrain.tuning._Task.trial", lambda task, setting, *_: Trial(setting, next(scores), 1.0)
+    )
+    config = dataclasses.replace(CONFIG, steps=2)
+    options = {"n_bytes": 12, "hidden_dims": [16, 96], "whitenings": [0, 0.3], "config": config}
+    tuned = csrtrain.tune(rows()[0], progress=False, **options)
+    assert tuned.best.setting == Setting(16, 0.3, 4, 0)
+    assert tuned.config == dataclasses.replace(config, hidden_dim=16, whitening=0.3)
 
 
 def test_queries_judge_by_what_is_relevant():
@@ -98,6 +146,58 @@ def test_queries_judge_by_what_is_relevant():
     assert 0.2 < tuned.best.score <= 1
 
 
+@pytest.fixture
+def learned(monkeypatch) -> list[dict]:
+    """What projections were learned from."""
+    learned: list[dict] = []
+
+    def learn(*args, **options):
+        learned.append(options)
+        return csrtrain.learn_projection(*args, **options)
+
+    monkeypatch.setattr("csrtrain.tuning.learn_projection", learn)
+    return learned
+
+
+def test_a_projection_learns_from_rows_that_do_not_judge(learned):
+    x, labels = rows()
+    tuned = csrtrain.tune(x, labels, n_bytes=5, lists=False, progress=False)
+    first, last = learned
+    assert [len(first["embeddings"]), len(first["labels"])] == [540, 540]
+    assert tuned.best.setting.projected
+    assert len(last["embeddings"]) == 600  # for the index, from all
+
+
+def judged_queries(n: int) -> dict:
+    """Rows that are documents, n queries, and the documents of each query's class."""
+    x, labels = rows(400)
+    queries, classes = rows(n)
+    qrels = [(q, d, int(labels[d] == classes[q])) for q in range(n) for d in range(q % 40, 400, 40)]
+    return {"embeddings": x, "queries": queries, "qrels": np.array(qrels)[::-1]}
+
+
+def test_a_projection_learns_from_queries_that_do_not_judge(learned):
+    given = judged_queries(620)
+    tuned = csrtrain.tune(**given, n_bytes=5, lists=False, progress=False)
+    first, last = (options["pairs"] for options in learned)
+    held = np.setdiff1d(np.arange(620), first[:, 0])
+    assert len(held) == 310
+    assert len(np.unique(last[:, 0])) == 620
+    qrels = given["qrels"]
+    relevant = {(q, d) for q, d, grade in qrels.tolist() if grade}
+    assert {tuple(pair) for pair in last.tolist()} == relevant
+    assert tuned.best.setting.projected
+    # Held queries alone, given to judge by, say the same.
+    own = qrels[np.isin(qrels[:, 0], held)]
+    own[:, 0] = np.searchsorted(held, own[:, 0])
+    alone = {**given, "queries": given["queries"][held], "qrels": own}
+    again = csrtrain.tune(**alone, n_bytes=5, lists=False, progress=False)
+    assert len(learned) == 2  # too few to learn from
+    assert len(again.trials) == 1
+    assert again.dense == pytest.approx(tuned.dense)
+    assert again.trials[0].score == pytest.approx(tuned.trials[0].score)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -109,10 +209,11 @@ def test_queries_judge_by_what_is_relevant():
         ({"whitenings": [2]}, "whitening: expected a number in -1..1"),
         ({"labels": [1, 2]}, "labels: expected 600 labels"),
         ({"shortlist": 3}, "shortlist: expected"),
+        ({"lists": 1}, "lists: expected"),
     ],
 )
 def test_misuse_is_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         csrtrain.tune(rows()[0], config=CONFIG, progress=False, **options)
 
 
@@ -121,15 +222,18 @@ def test_few_rows_are_refused():
         csrtrain.tune(rows(300)[0], config=CONFIG, progress=False)
 
 
-def test_the_command_writes_model_index_and_chart(tmp_path, capsys):
+def test_the_command_writes_model_index_and_charts(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
+    best_with_lists(monkeypatch)
     x, labels = rows()
     np.savez(tmp_path / "data.npz", x=x, y=labels)
     arguments = ("--bytes", "12", "--labels", f"{tmp_path}/data.npz:y", "--steps", "4", "--json")
     arguments = ("--hidden-dim", "40", "--hidden-dim", "50", *arguments)
     out = str(tmp_path / "out")
     assert exit_code("tune", f"{tmp_path}/data.npz:x", *arguments, "-o", out) == 0
-    best = json.loads(capsys.readouterr().out)["best"]["setting"]
+    found = json.loads(capsys.readouterr().out)
+    best = found["best"]["setting"]
+    assert found["projection"] is None
     model = SparseAutoencoder.from_pretrained(tmp_path / "out" / "model")
     index = InvertedIndex.load(tmp_path / "out" / "index")
     assert (len(index), index.k, model.input_dim) == (600, best["k"], 12)
@@ -139,7 +243,37 @@ def test_the_command_writes_model_index_and_chart(tmp_path, capsys):
     np.save(tmp_path / "queries.npy", x[:4])
     assert exit_code("search", f"{out}/index", f"{tmp_path}/queries.npy", "--json") == 0
     first = json.loads(capsys.readouterr().out.splitlines()[0])["hits"]
-    rerank = None if index.quantizer is None else Refine(x[:4])
-    assert [hit["id"] for hit in first] == index.search(model.encode(x[:4]), rerank=rerank)[1][
-        0
-    ].tolist()
+    ids = index.search(model.encode(x[:4]))[1]
+    assert [hit["id"] for hit in first] == ids[0].tolist()
+
+
+def best_with_lists(monkeypatch) -> None:
+    """Make the best of the settings with lists the best of all."""
+    trial = tuning._Task.trial
+
+    def worse_alone(task, setting, *args):
+        made = trial(task, setting, *args)
+        return made if setting.k else dataclasses.replace(made, score=0.0)
+
+    monkeypatch.setattr(tuning._Task, "trial", worse_alone)
+
+
+def test_the_command_writes_an_index_without_a_model(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    x, labels = rows()
+    np.savez(tmp_path / "data.npz", x=x, y=labels)
+    (tmp_path / "out" / "model").mkdir(parents=True)  # of an earlier run
+    out = str(tmp_path / "out")
+    line = ("tune", f"{tmp_path}/data.npz:x", "--labels", f"{tmp_path}/data.npz:y", "--bytes", "6")
+    assert exit_code(*line, "--no-lists", "-o", out, "--force") == 0
+    said = capsys.readouterr().out
+    assert "Best: fine codes alone behind a projection, 6 bytes of fine code." in said
+    assert "index and trials.html" in said
+    assert f"csrkern search {out}/index queries.npy" in said
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index", "trials.html"]
+    assert (tmp_path / "out" / "trials.html").read_text().count("<svg") == 1
+    np.save(tmp_path / "queries.npy", x[:4])
+    assert exit_code("search", f"{out}/index", f"{tmp_path}/queries.npy", "--json") == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])["hits"]
+    ids = InvertedIndex.load(tmp_path / "out" / "index").search_fine(x[:4])[1]
+    assert [hit["id"] for hit in first] == ids[0].tolist()

@@ -20,7 +20,7 @@ import torch
 from csrkern.arguments import check_int
 from csrkern.codes import file as codes_file
 from csrkern.codes.sparse import SparseCodes
-from csrkern.embeddings.dataset import Embeddings, open_embeddings
+from csrkern.embeddings.dataset import open_embeddings
 from csrkern.identity import ModelMismatchError, check_fingerprint, common_fingerprint, digest
 from csrkern.nn import SparseAutoencoder
 from csrkern.nn.storage import CONFIG_NAME
@@ -272,7 +272,6 @@ class TextCoder:
     def __init__(self, recipe: Recipe, *, any_model: bool = False) -> None:
         self.recipe = recipe
         self._any_model = any_model
-        self.embedded: Embeddings | None = None  # what was coded last, where it is known
 
     def check_codes(self, made_by: Recipe, name: str) -> None:
         """Raise ModelMismatchError, with `name`, if another text model read the texts of codes."""
@@ -329,7 +328,6 @@ class TextCoder:
                 f"{self.recipe.adapter} takes embeddings of {width} dimensions, "
                 f"got {opened.width}; was it trained on another text model's?"
             )
-        self.embedded = opened
         return self._adapter.encode(opened)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csrkern import FineQuantizer, InvertedIndex, Refine, SparseCodes
-from csrkern.arguments import check_at_least, check_int, check_number
+from csrkern import FineCodes, InvertedIndex, Projection, Refine, SparseCodes
+from csrkern.arguments import check_at_least, check_bool, check_int, check_number
 from csrkern.embeddings.dataset import open_embeddings
 from csrkern.embeddings.labels import number_labels, read_integers, read_labels
 from csrkern.nn import SparseAutoencoder
@@ -22,7 +22,8 @@ from csrtrain.evaluation.metrics import Judgments, search
 from csrtrain.indexing import build_index
 from csrtrain.progress import working
 from csrtrain.training.config import TrainConfig
-from csrtrain.training.quantizer import train_quantizer
+from csrtrain.training.projection import LEAST_ROWS, learn_projection
+from csrtrain.training.quantizer import most_bytes, train_quantizers
 from csrtrain.training.train import train
 
 ENTRY_BYTES = 3  # of a latent in lists with uint8 values
@@ -40,16 +41,18 @@ class Setting:
     """One way to store embeddings in an index.
 
     Attributes:
-        hidden_dim: of the model's `TrainConfig`.
-        whitening: of the model's `TrainConfig`.
-        k: latents of a document in the lists.
+        hidden_dim: of the model's `TrainConfig`; None: no lists and no model.
+        whitening: of the model's `TrainConfig`; None: no lists and no model.
+        k: latents of a document in the lists; 0: no lists, fine codes alone.
         fine_bytes: of its fine code; 0: none, codes are compared with codes.
+        projected: fine codes are of what a learned projection makes of embeddings.
     """
 
-    hidden_dim: int
-    whitening: float
+    hidden_dim: int | None
+    whitening: float | None
     k: int
     fine_bytes: int
+    projected: bool = False
 
     @property
     def n_bytes(self) -> int:
@@ -81,31 +84,40 @@ class Tuned:
         dense: the score of the embeddings themselves.
         trials: all that were made.
         best: of the highest score; of equals, the one with fewer latents.
-        config: settings to train the model of `best` with.
+        config: settings to train the model of `best` with; None: it has none.
+        projection: of `best`, learned from all labels or judgments; None: it has none.
     """
 
     measure: str
     dense: float
     trials: tuple[Trial, ...]
     best: Trial
-    config: TrainConfig
+    config: TrainConfig | None
+    projection: Projection | None
 
     def build(
         self, embeddings: ArraySource, *, progress: bool = True
-    ) -> tuple[SparseAutoencoder, InvertedIndex]:
+    ) -> tuple[SparseAutoencoder | None, InvertedIndex]:
         """Return a model and an index of all embeddings with the best setting.
 
-        Search the index with `index.search(model.encode(queries), rerank=Refine(queries))`, or
-        without `rerank` where the best setting has no fine codes.
+        The model is None where the best setting has no lists (k = 0). Search then with
+        `index.search_fine(queries)`; else with `index.search(model.encode(queries),
+        rerank=Refine(queries))`, without `rerank` where the setting has no fine codes.
         """
         setting = self.best.setting
-        model = train(embeddings, config=self.config, progress=progress)
-        if setting.fine_bytes:
-            n_bytes = setting.fine_bytes
-            return model, build_index(
-                model, embeddings, setting.k, n_bytes=n_bytes, progress=progress
-            )
-        return model, InvertedIndex.build(model.encode(embeddings, setting.k), dtype="uint8")
+        model = None
+        if self.config is not None:
+            model = train(embeddings, config=self.config, progress=progress)
+        if model is not None and not setting.fine_bytes:
+            return model, InvertedIndex.build(model.encode(embeddings, setting.k), dtype="uint8")
+        return model, build_index(
+            model,
+            embeddings,
+            setting.k,
+            n_bytes=setting.fine_bytes,
+            projection=self.projection,
+            progress=progress,
+        )
 
 
 def tune(
@@ -115,6 +127,7 @@ def tune(
     n_bytes: int = 32,
     queries: ArraySource | None = None,
     qrels: ArraySource | None = None,
+    lists: bool = True,
     whitenings: Sequence[float] = WHITENINGS,
     hidden_dims: Sequence[int | None] | None = None,
     config: TrainConfig | None = None,
@@ -123,26 +136,33 @@ def tune(
 ) -> Tuned:
     """Find the settings that serve embeddings best in at most `n_bytes` a document.
 
-    For each whitening and number of latents a model is trained; with it, every split of the
-    bytes between latents and fine codes is tried, and codes alone. They are judged
+    First come fine codes alone, which need no model. Then a model is trained for each whitening
+    and number of latents; with it, every split of the bytes between latents and fine codes is
+    tried, and codes alone. With labels, or queries enough to learn from, a projection is learned
+    (`learn_projection`), and everything with fine codes is tried behind it, too. All are judged
 
     - by `labels`: 1-NN accuracy of held-out rows (a tenth, at most 1,000);
-    - by `queries` with `qrels`: nDCG@10 over all embeddings;
+    - by `queries` with `qrels`: nDCG@10 over all embeddings; by all queries if fewer than 500 have
+      a relevant document, else by half of them, at most 1,000, and a projection is learned from
+      the others;
     - with neither, by the share of the 10 dense neighbors of held-out rows that are found.
 
-    Takes a training for each model and a minute or so for each number of fine bytes.
+    Takes a training for each model and, with a projection twice, one of codebooks: a minute or so
+    for 32 bytes.
 
     Args:
-        embeddings: [n, d], a path or an array, that fit in memory; at least 512 rows.
+        embeddings: [n, d], a path or an array, that fit in memory; at least 512 rows, with
+            queries 256.
         labels: [n] integers or strings.
         n_bytes: of a document: 3 for a latent in the lists, and its fine code. The directory of
             the lists comes on top: 16 bytes or so for each latent and window of documents.
         queries: [m, d].
         qrels: [p, 2] or [p, 3] rows (query, document, grade).
+        lists: False: try fine codes alone; what is said of models then does not matter.
         whitenings: to try; see `TrainConfig`.
         hidden_dims: to try; None: that of `config`.
         config: all other settings of the models.
-        shortlist: documents that fine codes score.
+        shortlist: documents that fine codes score where there are lists.
         progress: say what is being done.
 
     Raises:
@@ -155,6 +175,7 @@ def tune(
     """
     n_bytes = check_int("n_bytes", n_bytes, ENTRY_BYTES, 4096)
     check_at_least("shortlist", shortlist, DEPTH)
+    check_bool("lists", lists)
     config = config or TrainConfig()
     hidden_dims = (config.hidden_dim,) if hidden_dims is None else hidden_dims
     for name, given in (("whitenings", whitenings), ("hidden_dims", hidden_dims)):
@@ -166,49 +187,76 @@ def tune(
         for w in whitenings
     ]
     task = _Task.of(embeddings, labels, queries, qrels)
-    splits = list(_splits(n_bytes, config))
-    quantizers: dict[int, FineQuantizer] = {}
-    for size in {fine for _, fine in splits if fine}:
-        with working(f"learning codebooks of {size} bytes", wanted=progress):
-            quantizers[size] = train_quantizer(task.database, size, progress=False)
-    fines = {size: made.encode(task.database.numpy()) for size, made in quantizers.items()}
+    projections: list[Projection | None] = [None]
+    if task.known and (learned := learn_projection(**task.known[0], progress=progress)):
+        projections.append(learned)
+    rows = task.database.numpy()
     trials = []
-    for settings in configs:
+    choices: list[tuple[int, FineCodes | None]] = [(min(n_bytes // ENTRY_BYTES, config.k), None)]
+    for projection in projections:
+        width = rows.shape[1] if projection is None else projection.width
+        sizes = {
+            k: most_bytes(n_bytes - ENTRY_BYTES * k, width)
+            for k in (_ks(n_bytes, config.k) if lists else (0,))
+        }
+        with working(f"learning codebooks of {sizes[0]} bytes", wanted=progress):
+            made = train_quantizers(rows, sizes.values(), projection)
+            fines = {k: made[size].encode(rows) for k, size in sizes.items()}
+        alone = fines.pop(0)
+        trials.append(task.trial(_setting(None, None, 0, alone), alone))
+        choices += fines.items()
+    for settings in configs if lists else ():
         model = train(task.database, config=settings, progress=progress)
         h, whitening = model.hidden_dim, settings.whitening
         with working(f"trying h = {h}, whitening {whitening:g}", wanted=progress):
-            widest = max(k for k, _ in splits)
-            codes = model.encode(task.database.numpy(), widest)
+            codes = model.encode(rows, max(k for k, _ in choices))
             asked = model.encode(task.queries.numpy())
-            for k, size in splits:
-                setting = Setting(h, whitening, k, size)
-                trials.append(
-                    task.trial(setting, codes.truncate(k), asked, fines.get(size), shortlist)
-                )
+            for k, fine_or_none in choices:
+                setting = _setting(h, whitening, k, fine_or_none)
+                own = codes.truncate(k)
+                trials.append(task.trial(setting, fine_or_none, own, asked, shortlist))
     best = max(trials, key=lambda trial: (trial.score, -trial.setting.k))
-    chosen = dataclasses.replace(
-        config, whitening=best.setting.whitening, hidden_dim=best.setting.hidden_dim
-    )
-    return Tuned(task.measure, task.dense(), tuple(trials), best, chosen)
+    chosen = best.setting
+    trained = None
+    if chosen.whitening is not None:
+        trained = dataclasses.replace(
+            config, whitening=chosen.whitening, hidden_dim=chosen.hidden_dim
+        )
+    projection = None
+    if chosen.projected and task.known:
+        # All judgments may say that nothing is gained where some said that something is.
+        projection = learn_projection(**task.known[1], progress=progress) or projections[-1]
+    return Tuned(task.measure, task.dense(), tuple(trials), best, trained, projection)
 
 
-def _splits(n_bytes: int, config: TrainConfig) -> Iterator[tuple[int, int]]:
-    """Yield (k, fine bytes) that fill n_bytes: codes alone, then those with fine codes."""
-    yield min(n_bytes // ENTRY_BYTES, config.k), 0
+def _ks(n_bytes: int, most: int) -> Iterator[int]:
+    """Yield 0, and numbers of latents that leave enough of n_bytes for a fine code."""
+    yield 0
     for k in KS:
-        fine = n_bytes - ENTRY_BYTES * k
-        if k <= config.k and fine >= LEAST_FINE:
-            yield k, fine
+        if k <= most and n_bytes - ENTRY_BYTES * k >= LEAST_FINE:
+            yield k
+
+
+def _setting(h: int | None, whitening: float | None, k: int, fine: FineCodes | None) -> Setting:
+    if fine is None:
+        return Setting(h, whitening, k, 0)
+    return Setting(h, whitening, k, fine.quantizer.n_bytes, fine.quantizer.projection is not None)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """Rows to index, queries, and a judge of what they find."""
+    """Rows to index, queries, and a judge of what they find.
+
+    Attributes:
+        known: arguments of `learn_projection`: without what is judged by, and with all; None:
+            too little to learn from.
+    """
 
     measure: str
     database: Tensor
     queries: Tensor
     judge: Judge
+    known: tuple[dict[str, Any], dict[str, Any]] | None = None
 
     @classmethod
     def of(
@@ -226,8 +274,7 @@ class _Task:
         if queries is not None:
             assert qrels is not None
             asked = torch.cat([*open_embeddings("queries", queries, width=rows.shape[1]).pieces()])
-            judgments = Judgments(read_integers(qrels), len(asked), len(rows))
-            return cls("nDCG@10", rows, asked, judgments.ndcg)
+            return cls._by_queries(rows, asked, read_integers(qrels))
         if len(rows) < 512:
             raise ValueError(f"embeddings: expected at least 512 rows, got {len(rows)}")
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
@@ -242,7 +289,12 @@ class _Task:
                     ((nearest == numbers[held]) & torch.from_numpy(ids[:, 0] >= 0)).float().mean()
                 )
 
-            return cls("1-NN accuracy", rows[kept], rows[held], accuracy)
+            kept_rows = rows[kept]
+            known = (
+                {"embeddings": kept_rows, "labels": numbers[kept]},
+                {"embeddings": rows, "labels": numbers},
+            )
+            return cls("1-NN accuracy", kept_rows, rows[held], accuracy, known)
         neighbors = search(rows[kept], rows[held], DEPTH)
 
         def kept_share(ids: np.ndarray) -> float:
@@ -251,18 +303,52 @@ class _Task:
 
         return cls("dense neighbors kept", rows[kept], rows[held], kept_share)
 
+    @classmethod
+    def _by_queries(cls, rows: Tensor, queries: Tensor, qrels: np.ndarray) -> _Task:
+        """Hold out half of the queries to judge by, if the others are enough to learn from."""
+        judgments = Judgments(qrels, len(queries), len(rows))
+        pairs = judgments.pairs()
+        judged = np.unique(pairs[:, 0])
+        n_held = min(HELD, len(judged) // 2)
+        if len(judged) - n_held < LEAST_ROWS:
+            return cls("nDCG@10", rows, queries, judgments.ndcg)
+        order = torch.randperm(len(judged), generator=torch.Generator().manual_seed(0)).numpy()
+        held = np.sort(judged[order[:n_held]])
+        is_held = np.isin(qrels[:, 0], held)
+        own = qrels[is_held].copy()
+        own[:, 0] = np.searchsorted(held, own[:, 0])
+        sides = {"embeddings": queries, "partners": rows}
+        known = (
+            {**sides, "pairs": pairs[~np.isin(pairs[:, 0], held)]},
+            {**sides, "pairs": pairs},
+        )
+        judge = Judgments(own, n_held, len(rows)).ndcg
+        return cls("nDCG@10", rows, queries[torch.from_numpy(held)], judge, known)
+
     def dense(self) -> float:
         """Return the score of the embeddings themselves."""
         return self.judge(search(self.database, self.queries, DEPTH))
 
     def trial(
-        self, setting: Setting, codes: SparseCodes, asked: SparseCodes, fine: Any, shortlist: int
+        self,
+        setting: Setting,
+        fine: FineCodes | None,
+        codes: SparseCodes | None = None,
+        asked: SparseCodes | None = None,
+        shortlist: int = 0,
     ) -> Trial:
-        """Try a setting."""
+        """Try a setting: fine codes alone, or codes of rows and queries as well."""
         index = InvertedIndex.build(codes, dtype="uint8", fine=fine)
-        rerank = None if fine is None else Refine(self.queries.numpy(), shortlist)
-        index.search(asked[:1], DEPTH, rerank=None, num_threads=1)  # what is made at first use
+        dense = self.queries.numpy()
+
+        def find(some: slice) -> np.ndarray:
+            if asked is None:
+                return index.search_fine(dense[some], DEPTH, num_threads=1)[1]
+            rerank = None if fine is None else Refine(dense[some], shortlist)
+            return index.search(asked[some], DEPTH, rerank=rerank, num_threads=1)[1]
+
+        find(slice(1))  # makes what is made at first use
         began = time.perf_counter()
-        _, ids = index.search(asked, DEPTH, rerank=rerank, num_threads=1)
+        ids = find(slice(None))
         spent = time.perf_counter() - began
-        return Trial(setting, self.judge(ids), len(self.queries) / spent)
+        return Trial(setting, self.judge(ids), len(dense) / spent)

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import clusters, exit_code, inside_the_folder, run_in  # noqa: F401
+from command_line import Words, clusters, exit_code, inside_the_folder, run_in  # noqa: F401
 from safetensors.numpy import save_file
 
 from csrkern import InvertedIndex, Refine, SparseCodes
 from csrkern.nn import SparseAutoencoder
+from csrtrain import texts
 from csrtrain.cli import app as cli
 from csrtrain.cli import shared
 from csrtrain.evaluation import quantizers
@@ -89,6 +90,95 @@ def test_an_index_with_fine_codes_scores_embedded_queries_by_them(folder, capsys
     assert np.array_equal(hits["scores"], scores)
     assert exit_code("index codes.safetensors --embeddings queries.npy -o other") == 2
     assert "expected at least 256 rows" in capsys.readouterr().err
+
+
+@pytest.fixture
+def alone(folder) -> InvertedIndex:
+    """The index "alone" of fine codes alone."""
+    pytest.importorskip("faiss")
+    if not Path("alone").exists():
+        assert exit_code("index --embeddings rows.npy --fine-bytes 3 -o alone") == 0
+    return InvertedIndex.load("alone")
+
+
+def test_an_index_of_fine_codes_alone_is_searched_by_embeddings(alone, capsys):
+    assert (len(alone), alone.k, alone.quantizer.n_bytes) == (300, 0, 3)
+    queries = np.load("queries.npy")
+    expected = alone.search_fine(queries)
+    save_file({"queries": queries}, "asked.safetensors")
+    records = [{"embedding": row.tolist(), "name": i} for i, row in enumerate(queries)]
+    Path("asked.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for file in ("queries.npy", "data.npz:queries", "asked.safetensors", "asked.jsonl"):
+        assert exit_code(f"search alone {file} -o found.npz --force") == 0
+        hits = np.load("found.npz")
+        assert np.array_equal(hits["scores"], expected[0])
+        assert np.array_equal(hits["ids"], expected[1])
+    capsys.readouterr()
+    assert exit_code("search alone asked.jsonl --json") == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert first["name"] == 0
+    assert [hit["id"] for hit in first["hits"]] == expected[1][0].tolist()
+
+
+def test_codes_do_not_search_an_index_of_fine_codes_alone(alone, capsys):
+    record = {"indices": [3], "values": [1.0], "dim": 64}
+    Path("coded.jsonl").write_text(json.dumps(record) + "\n")
+    for file in ("asks.safetensors", "coded.jsonl"):
+        assert exit_code(f"search alone {file}") == 2
+        said = capsys.readouterr().err
+        assert f"{file}" in said
+        assert "expected embeddings of 24 dimensions" in said
+        assert "or words, got codes" in said
+    assert exit_code("search alone narrow.npy") == 2
+    assert "24" in capsys.readouterr().err
+
+
+def test_words_search_an_index_of_fine_codes_alone(folder, monkeypatch, capsys):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(texts, "TextModel", Words)
+    np.save("worded.npy", Words("any").embed([f"line [{i}]" for i in range(300)]))
+    line = "index --embeddings worded.npy --fine-bytes 5 --text-model any -o worded"
+    assert exit_code(line) == 0
+    assert "csrkern search worded 'some words'" in capsys.readouterr().out
+    assert exit_code("search", "worded", "line [7]", "--texts", "lines.txt", "--json") == 0
+    (record,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert record["hits"][0] == record["hits"][0] | {"id": 7, "text": "line [7]"}
+
+
+def test_index_learns_a_projection_from_labels_or_judgments(folder, capsys):
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    y = np.arange(600) % 20
+    noisy = np.where(np.arange(24) < 6, 3.0, 0.05) * rng.standard_normal((600, 24))
+    x = rng.standard_normal((20, 24))[y] * np.where(np.arange(24) < 6, 0.0, 0.3) + noisy
+    qrels = [(q, d, int(y[q] == y[d])) for q in range(300) for d in range(300, 330)]
+    np.savez("hidden.npz", x=x, y=y, none=np.arange(600) % 7, q=x[:300], qrels=qrels)
+    line = "index --embeddings hidden.npz:x --fine-bytes 3 -o projected --force"
+    for evidence in (
+        "--labels hidden.npz:y",
+        "--queries hidden.npz:q --qrels hidden.npz:qrels",
+    ):
+        assert exit_code(f"{line} {evidence}") == 0
+        quantizer = InvertedIndex.load("projected").quantizer
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"gain by a projection to {quantizer.projection.width} dimensions" in said
+    assert exit_code(f"{line} --labels hidden.npz:none --json") == 0
+    assert json.loads(capsys.readouterr().out)["projection"] is None
+    assert InvertedIndex.load("projected").quantizer.projection is None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "CODES: expected a file of codes, or --embeddings, or both; got neither"),
+        ("--embeddings rows.npy --model model", "--model: expected CODES with it"),
+        ("codes.safetensors --labels data.npz:y", "expected --embeddings with them"),
+        ("--embeddings rows.npy --queries queries.npy", "--queries, --qrels: expected both"),
+    ],
+)
+def test_index_says_what_belongs_together(folder, capsys, line, message):
+    assert exit_code(f"index {line} -o refused") == 2
+    assert message in capsys.readouterr().err
 
 
 def test_search_encodes_embeddings_in_safetensors_too(folder):

@@ -8,7 +8,7 @@ import torch
 
 import csrkern
 import csrtrain
-from csrtrain.training.quantizer import RIDGE, fit_words
+from csrtrain.training.quantizer import RIDGE, fit_words, most_bytes, train_quantizers
 
 pytest.importorskip("faiss")
 
@@ -81,6 +81,21 @@ def test_fewer_rows_than_dimensions_will_do():
     assert error(made, x) < 0.2  # nearly every row has a word of its own
 
 
+def test_several_sizes_are_what_each_alone_is(monkeypatch):
+    monkeypatch.setattr("csrtrain.training.quantizer.MOST_BOOKS", 3)
+    x = rows(300)
+    made = train_quantizers(x, (3, 9, 4))
+    assert {size: quantizer.parts for size, quantizer in made.items()} == {3: 1, 9: 4, 4: 1}
+    for size, quantizer in made.items():
+        alone = csrtrain.train_quantizer(x, size, progress=False)
+        assert quantizer.fingerprint == alone.fingerprint
+
+
+def test_the_most_bytes_are_those_that_parts_can_share():
+    assert [most_bytes(n, 12) for n in (2, 33, 34, 35, 36, 38)] == [2, 33, 34, 35, 35, 37]
+    assert most_bytes(100, 7) == 99  # 98 books in 7 parts
+
+
 def test_lengths_cover_the_rows():
     x = rows() * np.geomspace(0.1, 10, 700, dtype=np.float32)[:, None]
     quantizer = csrtrain.train_quantizer(x, 5, progress=False)
@@ -148,3 +163,15 @@ def test_an_index_in_one_call_finds_what_dense_search_finds(tmp_path):
     more = rows(50, seed=8)
     index.add(model.encode(more, 4), fine=index.quantizer.encode(more))
     assert len(index) == 750
+
+
+def test_an_index_of_fine_codes_alone_takes_no_model():
+    x, labels = rows(), np.arange(700) % 30
+    projection = csrkern.Projection(np.eye(4, D), x.mean(0))
+    index = csrtrain.build_index(None, x, n_bytes=5, projection=projection, progress=False)
+    assert (len(index), index.k, index.quantizer.n_bytes) == (700, 0, 5)
+    assert index.quantizer.projection is projection
+    ids = index.search_fine(x, 2)[1]
+    assert np.mean(labels[ids[:, 1]] == labels) > 0.5
+    with pytest.raises(ValueError, match="projection: expected None with a quantizer"):
+        csrtrain.build_index(None, x, projection=projection, quantizer=index.quantizer)

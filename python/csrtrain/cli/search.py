@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,8 @@ from csrtrain.progress import console, say, stream_beside
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from csrkern import InvertedIndex, SparseCodes
+    from csrkern import FineQuantizer, InvertedIndex, SparseCodes
+    from csrkern.embeddings.dataset import Embeddings
     from csrtrain.texts import TextCoder
 
 LINES = (".txt", *lines.JSON_LINES)
@@ -65,7 +67,8 @@ def search(
 ) -> None:
     """Find the best matches in an index, exactly.
 
-    Where the index holds fine codes, embedded queries are scored by them.
+    Where the index holds fine codes, embedded queries are scored by them. An index of fine codes
+    alone is searched by embeddings or words, without an adapter.
 
     With --json a line for each query: {"query": 0, "text": ..., "hits": [...]}. A field query or
     hits of the query's own JSON line is printed as query_ or hits_.
@@ -80,9 +83,7 @@ def search(
     """
     if output is not None:
         shared.check_free(output, force, ".npz")
-    import torch
-
-    from csrkern import InvertedIndex, Refine
+    from csrkern import InvertedIndex
     from csrkern.embeddings.files import split_name
     from csrkern.identity import check_same_model
     from csrtrain.progress import working
@@ -93,22 +94,18 @@ def search(
     shared.use_threads(threads)
     recipe = Recipe(text_model, None if model is None else str(model))
     coder = TextCoder(recipe.over(stored), any_model=any_model)
-    fields, codes = _read_queries(queries, coder, inverted.dim, model is not None)
-    check_same_model(
-        queries if os.path.isfile(split_name(queries)[0]) else "queries",
-        codes.fingerprint,
-        inverted.fingerprint,
-        any_model=any_model,
-        holder=str(index),
-    )
+    fields, asked = _read_queries(queries, coder, inverted, model is not None)
+    if asked.codes is not None:
+        check_same_model(
+            queries if os.path.isfile(split_name(queries)[0]) else "queries",
+            asked.codes.fingerprint,
+            inverted.fingerprint,
+            any_model=any_model,
+            holder=str(index),
+        )
     with working("searching"):
         started = time.perf_counter()
-        rerank = None
-        if inverted.quantizer is not None and coder.embedded is not None:
-            rerank = Refine(torch.cat([*coder.embedded.pieces()]))
-        scores, ids = inverted.search(
-            codes, top_k, rerank=rerank, any_model=True, num_threads=threads
-        )
+        scores, ids = _find(inverted, asked, top_k, threads)
         seconds = time.perf_counter() - started
     if output is not None:
         _write_hits(output, scores, ids)
@@ -117,10 +114,38 @@ def search(
         return
     print_hits(scores[:show], ids[:show], text_of_id, output)
     say(
-        f"{len(codes)} queries in {seconds * 1e3:.1f} ms, {1e6 * seconds / max(1, len(codes)):.1f} "
+        f"{len(ids)} queries in {seconds * 1e3:.1f} ms, {1e6 * seconds / max(1, len(ids)):.1f} "
         "µs each" + (f"; wrote {output}" if output else ""),
         output,
     )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Queries, as codes or as embeddings or both.
+
+    Attributes:
+        codes: None for an index without lists.
+        embedded: None where they came as codes.
+    """
+
+    codes: SparseCodes | None
+    embedded: Embeddings | None = None
+
+
+def _find(index: InvertedIndex, asked: _Asked, top_k: int, threads: int | None) -> tuple[Any, Any]:
+    import torch
+
+    from csrkern import Refine
+
+    dense = None
+    if index.quantizer is not None and asked.embedded is not None:
+        dense = torch.cat([*asked.embedded.pieces()])
+    if asked.codes is None:
+        assert dense is not None
+        return index.search_fine(dense, top_k, num_threads=threads)
+    rerank = None if dense is None else Refine(dense)
+    return index.search(asked.codes, top_k, rerank=rerank, any_model=True, num_threads=threads)
 
 
 def _texts_by_id(source: str, index: InvertedIndex, count: int | None) -> dict[int, str]:
@@ -148,9 +173,9 @@ def _texts_by_id(source: str, index: InvertedIndex, count: int | None) -> dict[i
 
 
 def _read_queries(
-    queries: str, coder: TextCoder, dim: int, embeddings: bool
-) -> tuple[list[dict[str, Any]], SparseCodes]:
-    """Return the other fields of each query's JSON line, and the codes.
+    queries: str, coder: TextCoder, index: InvertedIndex, embeddings: bool
+) -> tuple[list[dict[str, Any]], _Asked]:
+    """Return the other fields of each query's JSON line, and the queries.
 
     `embeddings` says that an ambiguous file holds embeddings, not codes.
     """
@@ -165,23 +190,61 @@ def _read_queries(
         records = list(lines.read_records(queries))
         if not records:
             raise ValueError("expected at least one query, got none")
-        return _codes_of(records, coder, dim)
+        return _of_records(records, coder, index)
     if not is_file_name and not os.path.isfile(file):
-        return _codes_of([Record("QUERIES", {lines.FIELD: queries})], coder, dim)
-    if embeddings or (suffix in shared.EMBEDDING_FILES and coder.recipe.adapter is not None):
-        codes = coder.codes_of_embeddings(queries)
-    else:
-        from csrtrain.texts import Recipe
+        return _of_records([Record("QUERIES", {lines.FIELD: queries})], coder, index)
+    alone = _quantizer_alone(index) is not None
+    if alone and suffix == ".safetensors" and _holds_codes(file):
+        raise _codes_refused(queries, index)
+    if alone or embeddings or (suffix in shared.EMBEDDING_FILES and coder.recipe.adapter):
+        asked = _of_embeddings(queries, coder, index)
+        return [{} for _ in range(len(asked.embedded or ()))], asked
+    from csrtrain.texts import Recipe
 
-        codes = shared.load_codes(Path(queries), "give the --model that encodes embeddings")
-        coder.check_codes(Recipe.of_codes(Path(queries)), queries)
-    return [{} for _ in range(len(codes))], codes
+    codes = shared.load_codes(Path(queries), "give the --model that encodes embeddings")
+    coder.check_codes(Recipe.of_codes(Path(queries)), queries)
+    return [{} for _ in range(len(codes))], _Asked(codes)
 
 
-def _codes_of(
-    records: list[Record], coder: TextCoder, dim: int
-) -> tuple[list[dict[str, Any]], SparseCodes]:
-    """Return the fields of JSON lines besides codes and embeddings, and their codes.
+def _quantizer_alone(index: InvertedIndex) -> FineQuantizer | None:
+    """Return the quantizer of an index without lists; None: it has lists."""
+    return index.quantizer if index.k == 0 else None
+
+
+def _holds_codes(file: Path) -> bool:
+    from csrkern.codes import file as codes_file
+
+    try:
+        codes_file.read(file)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _codes_refused(name: str, index: InvertedIndex) -> ValueError:
+    assert index.quantizer is not None
+    return ValueError(
+        f"{name}: expected embeddings of {index.quantizer.dim} dimensions (a .npy, .npz, "
+        ".safetensors or .parquet file, or JSON lines with embedding) or words, got codes; the "
+        "index holds fine codes alone, no lists that codes could be looked up in"
+    )
+
+
+def _of_embeddings(embeddings: Any, coder: TextCoder, index: InvertedIndex) -> _Asked:
+    """Return embeddings as they are and, for an index with lists, their codes."""
+    from csrkern.embeddings.dataset import open_embeddings
+
+    quantizer = _quantizer_alone(index)
+    if quantizer is not None:
+        return _Asked(None, open_embeddings("queries", embeddings, width=quantizer.dim))
+    opened = open_embeddings("queries", embeddings)
+    return _Asked(coder.codes_of_embeddings(opened), opened)
+
+
+def _of_records(
+    records: list[Record], coder: TextCoder, index: InvertedIndex
+) -> tuple[list[dict[str, Any]], _Asked]:
+    """Return the fields of JSON lines besides codes and embeddings, and the queries.
 
     The first line decides for all: they are codes or embeddings if it holds lists of that name,
     else texts.
@@ -189,14 +252,24 @@ def _codes_of(
     from csrtrain.progress import working
 
     if _holds(records[0], "indices", "values"):
+        if _quantizer_alone(index):
+            raise _codes_refused(records[0].where, index)
         coder.check_codes(lines.recipe_of_records(records), records[0].where)
-        return _without(records, lines.CODE_FIELDS), lines.codes_of_records(records, dim)
+        codes = lines.codes_of_records(records, index.dim)
+        return _without(records, lines.CODE_FIELDS), _Asked(codes)
     with working("encoding the queries"):
         if _holds(records[0], "embedding"):
-            codes = coder.codes_of_embeddings(lines.embeddings_of(records))
-            return _without(records, ("embedding",)), codes
-        codes = coder.codes_of_texts([lines.text_of(record) for record in records], query=True)
-        return _without(records, ()), codes
+            asked = _of_embeddings(lines.embeddings_of(records), coder, index)
+            return _without(records, ("embedding",)), asked
+        texts = [lines.text_of(record) for record in records]
+        embedded = coder.text_model.embed(texts, query=True)
+        if not coder.text_model.sparse:
+            asked = _of_embeddings(embedded, coder, index)
+        elif _quantizer_alone(index):
+            raise _codes_refused(f"the text model {coder.recipe.text_model}", index)
+        else:
+            asked = _Asked(embedded)
+        return _without(records, ()), asked
 
 
 def _holds(record: Record, *names: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shutil
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,8 @@ from csrtrain.cli.lines import emit
 from csrtrain.progress import console, say
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from csrtrain.tuning import Trial, Tuned
 
 
@@ -29,6 +32,13 @@ def tune(
     qrels: Annotated[
         str | None, shared.array("Relevance judgments: rows (query, document, grade).")
     ] = None,
+    lists: Annotated[
+        bool,
+        typer.Option(
+            "--lists/--no-lists",
+            help="Try lists, too, for which models are trained; else fine codes alone.",
+        ),
+    ] = True,
     hidden_dims: Annotated[
         list[int] | None,
         typer.Option("--hidden-dim", min=1, help="Number of latents to try; may be repeated."),
@@ -40,17 +50,20 @@ def tune(
     as_json: shared.Json = False,
     force: shared.Force = False,
 ) -> None:
-    """Find the best model and index in given bytes, and write both.
+    """Find the best index in given bytes, with a model or without, and write both.
 
-    Tries how the bytes are split between latents and fine codes, how weak directions of the
-    embeddings are weighed, and each --hidden-dim. Judges by rows that are held out: by their
-    dense neighbors, or by --labels, or by --queries with --qrels. Writes PATH/model, PATH/index
-    and PATH/trials.html, charts of score against latents and queries a second. Needs FAISS and
-    matplotlib.
+    Tries fine codes alone; with models, how the bytes are split between latents and fine codes,
+    how weak directions of the embeddings are weighed, and each --hidden-dim; and fine codes behind
+    a projection learned from --labels or from --queries with --qrels. Judges by rows or queries
+    that are held out: by their labels, their judgments or, without either, their dense neighbors.
+    Writes PATH/index, PATH/model where there are lists, and PATH/trials.html, charts of score
+    against latents and queries a second. Needs FAISS and matplotlib.
 
     [bold]Examples[/bold]
 
       csrkern tune embeddings.npy --bytes 32 -o tuned
+
+      csrkern tune data.npz:x --labels data.npz:y --bytes 16 --no-lists -o tuned
 
       csrkern tune data.npz:docs --queries data.npz:queries --qrels data.npz:qrels -o tuned
     """
@@ -68,23 +81,30 @@ def tune(
         n_bytes=n_bytes,
         queries=queries,
         qrels=qrels,
+        lists=lists,
         hidden_dims=hidden_dims or None,
         config=TrainConfig(steps=steps),
     )
     model, index = tuned.build(embeddings)
     with shared.folder_for(output) as folder:
-        model.save_pretrained(folder / "model")
+        if model is None:
+            shutil.rmtree(folder / "model", ignore_errors=True)  # of an earlier run
+        else:
+            model.save_pretrained(folder / "model")
         index.save(folder / "index")
         Recipe(codes=len(index)).save_to_index(folder / "index", model)
         (folder / "trials.html").write_text(_page(tuned))
     if as_json:
-        emit({"output": str(output), **dataclasses.asdict(tuned)}, None)
+        facts = dataclasses.asdict(dataclasses.replace(tuned, projection=None))
+        width = None if tuned.projection is None else tuned.projection.width
+        emit({"output": str(output), **facts, "projection": width}, None)
         return
     _print(tuned)
     setting = tuned.best.setting
+    latents = f", k = {setting.k}" if setting.k else ""
     say(
-        f"Best: {_model(tuned.best)}, k = {setting.k}, {setting.fine_bytes} bytes of fine code.\n"
-        f"Wrote {output}: model, index and trials.html.\n"
+        f"Best: {_model(tuned.best)}{latents}, {setting.fine_bytes} bytes of fine code.\n"
+        f"Wrote {output}: {'' if model is None else 'model, '}index and trials.html.\n"
         f"Next: csrkern search {shared.quoted(output / 'index', 'queries.npy')}"
     )
 
@@ -93,13 +113,13 @@ def _print(tuned: Tuned) -> None:
     from rich.table import Table
 
     table = Table(title=f"{tuned.measure}; dense: {100 * tuned.dense:.1f}%", title_justify="left")
-    for name in ("h", "whitening", "k", "fine bytes", "bytes", "score", "queries/s"):
+    table.add_column("model")
+    for name in ("k", "fine bytes", "bytes", "score", "queries/s"):
         table.add_column(name, justify="right")
     for trial in sorted(tuned.trials, key=lambda trial: -trial.score):
         setting = trial.setting
         table.add_row(
-            f"{setting.hidden_dim:,}",
-            f"{setting.whitening:g}",
+            _model(trial),
             str(setting.k),
             str(setting.fine_bytes),
             str(setting.n_bytes),
@@ -111,32 +131,39 @@ def _print(tuned: Tuned) -> None:
 
 
 def _model(trial: Trial) -> str:
-    hidden_dim = trial.setting.hidden_dim
-    return (
-        f"h = {'4 d' if hidden_dim is None else hidden_dim}, whitening {trial.setting.whitening:g}"
-    )
+    setting = trial.setting
+    behind = " behind a projection" if setting.projected else ""
+    if setting.whitening is None:
+        return f"fine codes alone{behind}"
+    model = f"h = {setting.hidden_dim:,}, whitening {setting.whitening:g}"
+    return f"{model}; fine codes{behind}" if behind else model
 
 
 def _page(tuned: Tuned) -> str:
-    """Return a page with two charts: score against bytes, and against queries a second."""
+    """Return a page with charts: score against latents, and against queries a second."""
     from csrtrain.charts import COLORS, Series, line_chart
     from csrtrain.evaluation.eval_report import STYLE
 
+    gray, *colors = COLORS[7], *COLORS[:7], *COLORS[8:]
     models = list(dict.fromkeys(map(_model, tuned.trials)))
+    charts: dict[str, Callable[[Trial], float]] = {
+        "latents of a document": lambda trial: trial.setting.k,
+        "queries a second, one thread": lambda trial: trial.queries_per_second,
+    }
+    if not any(trial.setting.k for trial in tuned.trials):
+        del charts["latents of a document"]
     figures = []
-    for title, of in (
-        ("latents of a document", lambda trial: trial.setting.k),
-        ("queries a second, one thread", lambda trial: trial.queries_per_second),
-    ):
-        series = [Series("dense", COLORS[7], [1], [100 * tuned.dense], dashed=True)]
-        for name, color in zip(models, itertools.cycle(COLORS)):
+    for title, of in charts.items():
+        series = [Series("dense", gray, [1], [100 * tuned.dense], dashed=True)]
+        for name, color in zip(models, itertools.cycle(colors)):
             points = sorted(
                 (of(trial), 100 * trial.score, f"{trial.setting.k}+{trial.setting.fine_bytes}")
                 for trial in tuned.trials
                 if _model(trial) == name
             )
             x, y, names = zip(*points, strict=True)
-            series.append(Series(name, color, x, y, names))
+            # Without latents it has no place on a logarithmic axis: a level, not a point.
+            series.append(Series(name, color, x, y, names, dashed=x == (0,)))
         chart = line_chart(
             series, title=f"{tuned.measure} against {title}", x=title, unit="%", log=2
         )

@@ -55,6 +55,10 @@ class Judgments:
         if not self.relevant:
             raise ValueError("qrels: expected at least one relevant document, got none")
 
+    def pairs(self) -> np.ndarray:
+        """Return int64 [p, 2] of all (query, relevant document)."""
+        return np.array([(q, d) for q, grades in self.relevant.items() for d in grades], np.int64)
+
     def ndcg(self, ids: np.ndarray, depth: int = 10) -> float:
         """Return the mean nDCG at `depth` of ranked documents ids [n, >= depth]; -1: no document.
 

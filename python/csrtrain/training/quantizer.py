@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
@@ -64,23 +65,46 @@ def train_quantizer(
     Source: residual quantization with a beam (Liu et al., arXiv 1509.05195) as FAISS trains it;
         fitting of all words together as in additive quantization (Babenko & Lempitsky, CVPR 2014).
     """
-    if find_spec("faiss") is None:
-        raise ImportError("train_quantizer needs FAISS: pip install 'csrkern[eval]'")
     check_bool("cosine", cosine)
     check_int("seed", seed, 0, 2**31 - 1)
     books = check_int("n_bytes", n_bytes, 1 + cosine, 4096) - cosine
-    opened = open_embeddings("embeddings", embeddings)
-    n, d = len(opened), opened.width
-    if n < WORDS:
-        raise ValueError(f"embeddings: expected at least {WORDS} rows to learn from, got {n}")
-    width = d if projection is None else projection.width
-    parts = _parts(books, width, parts)
     with working("learning the codebooks", wanted=progress):
-        step = max(1, n // ROWS)
-        rows = bounded("embeddings", opened.rows(torch.arange(0, n, step)[:ROWS]).float().numpy())
-        x = torch.from_numpy(rows if projection is None else projection(rows))
+        x = _learned_from(embeddings, projection)
+        parts = _parts(books, x.shape[1], parts)
         codebooks = residual_codebooks(x - x.mean(0), parts, books // parts, seed)
         return fitted_quantizer(codebooks, x, cosine=cosine, projection=projection)
+
+
+def train_quantizers(
+    embeddings: ArraySource, sizes: Iterable[int], projection: Projection | None = None
+) -> dict[int, FineQuantizer]:
+    """Return what `train_quantizer` learns for each of several n_bytes.
+
+    Takes hardly longer than the largest alone, for all sizes of as many parts begin alike.
+    """
+    x = _learned_from(embeddings, projection)
+    parts = {size: _parts(size - 1, x.shape[1], None) for size in sizes}
+    centered, learned = x - x.mean(0), {}
+    for count in set(parts.values()):
+        books = max(size - 1 for size in parts if parts[size] == count) // count
+        learned[count] = residual_codebooks(centered, count, books, 0)
+    return {
+        size: fitted_quantizer(learned[count][:, : (size - 1) // count], x, projection=projection)
+        for size, count in parts.items()
+    }
+
+
+def _learned_from(embeddings: ArraySource, projection: Projection | None) -> Tensor:
+    """Return up to `ROWS` rows, evenly spaced, of what the projection makes of embeddings."""
+    if find_spec("faiss") is None:
+        raise ImportError("train_quantizer needs FAISS: pip install 'csrkern[eval]'")
+    opened = open_embeddings("embeddings", embeddings)
+    n = len(opened)
+    if n < WORDS:
+        raise ValueError(f"embeddings: expected at least {WORDS} rows to learn from, got {n}")
+    step = max(1, n // ROWS)
+    rows = bounded("embeddings", opened.rows(torch.arange(0, n, step)[:ROWS]).float().numpy())
+    return torch.from_numpy(rows if projection is None else projection(rows))
 
 
 def residual_codebooks(rows: Tensor, parts: int, books: int, seed: int) -> Tensor:
@@ -123,11 +147,27 @@ def fitted_quantizer(
     )
 
 
+def most_bytes(n_bytes: int, width: int) -> int:
+    """Return the most bytes up to n_bytes >= 2 of a code, with a norm, for rows of so many numbers.
+
+    `train_quantizer` takes them without `parts`.
+    """
+    return next(
+        n
+        for n in range(n_bytes, 1, -1)
+        if any(_fit(n - 1, width, parts) for parts in range(1, min(n, width + 1)))
+    )
+
+
+def _fit(books: int, d: int, parts: int) -> bool:
+    return books % parts == 0 == d % parts and books // parts <= MOST_BOOKS
+
+
 def _parts(books: int, d: int, given: int | None) -> int:
     """Return the number of parts: that given, or the least with at most `MOST_BOOKS` codebooks."""
     tried = range(1, books + 1) if given is None else [check_int("parts", given, 1, books)]
     for parts in tried:
-        if books % parts == 0 == d % parts and books // parts <= MOST_BOOKS:
+        if _fit(books, d, parts):
             return parts
     name = "n_bytes" if given is None else "parts"
     raise ValueError(
