@@ -33,7 +33,7 @@ def test_more_bytes_lose_less_and_seeds_repeat():
     made = [csrtrain.train_quantizer(x, n, cosine=False, progress=False) for n in (1, 2, 4)]
     assert [quantizer.n_bytes for quantizer in made] == [1, 2, 4]
     errors = [error(quantizer, x) for quantizer in made]
-    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[0] > 1.5 * errors[1] > 3 * errors[2]
     again = csrtrain.train_quantizer(torch.from_numpy(x), 2, cosine=False, progress=False)
     assert again.fingerprint == made[1].fingerprint
     other = csrtrain.train_quantizer(x, 2, cosine=False, seed=1, progress=False)
