@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import zipfile
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -9,6 +12,7 @@ import numpy as np
 
 from csrkern import _C
 from csrkern.arguments import float32_array, float32_rows, thread_count
+from csrkern.storage import write_atomically
 
 if TYPE_CHECKING:
     from csrkern.typing import VectorsLike
@@ -102,6 +106,30 @@ class Projection:
     def _block(self) -> np.ndarray:
         """The directions as products read them, [1, d, p]."""
         return np.ascontiguousarray(self.directions.T)[None]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file, an .npz archive of `directions` and `center`.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        payload = io.BytesIO()
+        np.savez(payload, directions=self.directions, center=self.center)
+        write_atomically(path, payload.getvalue())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Projection:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError: if there is no such file, or it cannot be read.
+            ValueError: if it is damaged, or something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(file["directions"], file["center"])
+        except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{os.fsdecode(path)} is not a projection: {error}") from error
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(dim={self.dim}, width={self.width})"

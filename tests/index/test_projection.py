@@ -141,3 +141,27 @@ def test_a_projection_that_does_not_fit_says_why():
         quantizer_of(made(p=3))
     with pytest.raises(TypeError, match="projection: expected a Projection, got ndarray"):
         quantizer_of(np.ones((P, D)))
+
+
+def test_a_file_gives_back_the_same(tmp_path):
+    projection, x = made(), rows(20)
+    path = tmp_path / "projection.npz"
+    projection.save(path)
+    assert Projection.load(path)(x).tobytes() == projection(x).tobytes()
+    assert [file.name for file in tmp_path.iterdir()] == ["projection.npz"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x93NUMPY"])
+def test_other_files_are_no_projections(tmp_path, content):
+    path = tmp_path / "other.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"other\.npz is not a projection"):
+        Projection.load(path)
+    np.savez(path, directions=np.eye(2))
+    with pytest.raises(ValueError, match="center"):
+        Projection.load(path)
+    np.savez(path, directions=np.eye(3), center=np.zeros(2))
+    with pytest.raises(ValueError, match="as wide as the center"):
+        Projection.load(path)
+    with pytest.raises(FileNotFoundError):
+        Projection.load(tmp_path / "missing.npz")
