@@ -298,15 +298,20 @@ def test_verdicts_on_systems_follow_from_the_rows(paper):
         row("CSR codes", 100, 91.0, 400.0),
     ]
     found = compare.Table(rows, quality)
-    head, scores = compare.score_verdicts(found)
-    assert "ahead of every peer's best on 4 of 4 points, and more than 0.3 behind on 0" in head
+    head, scores = compare.score_verdicts(found, "ours", "peers")
+    assert "ahead of the best of peers on 4 of 4 points, and more than 0.3 behind on 0" in head
     assert "| s | 16 | 89.70 (CSR + fine codes" in scores
     assert "88.00 (RQ, scores only, 16.0 bytes) | +1.70 |" in scores
-    head, speed = compare.speed_verdicts(found)
+    head, speed = compare.speed_verdicts(found, "ours", "peers")
     assert "on 4 of 4 points" in head  # without a search, RQ has no speed
     assert "| 3.00 |" in speed
     assert "| 4.00 |" in speed
     assert speed.count("\n| s | 16 |") == 1
+    # What labels taught is not counted without them; peers behind our projection are, if asked.
+    rows += [row(compare.TAUGHT, 16, 95.0, 10.0), row("FAISS RQ" + compare.BEHIND, 16, 96.0, 10.0)]
+    found = compare.Table(rows, quality)
+    best = {who: found.best("s", who, 16).score for who in compare.WHO}
+    assert list(best.values()) == [95.0, 89.7, 88.0, 96.0]
     text = "\n".join(compare.tables(found))
     assert "| TurboQuant-1 | not measured |" in text
     assert "| FAISS PQ | – | 89.50 | 89.50 | 89.50 | 32.0 | 100 / 50 in 32.0 bytes |" in text
