@@ -149,7 +149,7 @@ def test_queries_judge_by_what_is_relevant():
 
 @pytest.fixture
 def learned(monkeypatch) -> list[dict]:
-    """What projections were learned from."""
+    """The arguments of each call of `learn_projection`."""
     learned: list[dict] = []
 
     def learn(*args, **options):

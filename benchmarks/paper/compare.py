@@ -4,8 +4,8 @@ python compare.py --data FOLDER --seeds 0
 
 Bytes are all that is stored to search and grows with the documents: lists, ids, codes, what
 re-scoring reads, bounds, directory, links of a graph, norms. What all documents share is listed
-beside them. Systems are in `systems.py`; quantizers without a search of their own have their
-scores from quality.csv in the same folder, in the bytes of their codes alone.
+beside them. Systems are in `our_systems.py` and `peer_systems.py`; quantizers without a search of
+their own have their scores from quality.csv in the same folder, in the bytes of their codes alone.
 
 compare.csv holds the settings that no other setting of the same method beats in bytes, score and
 queries a second at once. A set that is complete is not measured again; trainings are kept in
@@ -29,7 +29,9 @@ import sets
 import summary
 import systems
 import torch
-from systems import BEHIND, OURS
+from cases import Case, Search, unit
+from our_systems import OURS, TAUGHT
+from peer_systems import BEHIND
 
 BUDGETS = (16, 32, 64, 128)
 NEAR = 0.99  # of the dense score
@@ -42,10 +44,10 @@ SCORES_ONLY = (*summary.EQUAL_BYTES, "CSR, asymmetric, packed", "CSR, asymmetric
 NOT_MEASURED = "not measured"
 
 
-def measure(case: systems.Case, family: str, note: Any) -> list[dict[str, Any]]:
+def measure(case: Case, family: str, note: Any) -> list[dict[str, Any]]:
     """The rows of a family: scores of all settings, times of those that no other beats."""
     task = case.data.task
-    queries = systems.unit(task.queries).numpy()
+    queries = unit(task.queries).numpy()
     rows: list[dict[str, Any]] = []
     searches = []
     for system in systems.FAMILIES[family][0](case):
@@ -84,7 +86,7 @@ def measure(case: systems.Case, family: str, note: Any) -> list[dict[str, Any]]:
     return [row for row in timed if not any(_beats(other, row) for other in timed)]
 
 
-def _timed(search: systems.Search, queries: Any) -> tuple[float, Any]:
+def _timed(search: Search, queries: Any) -> tuple[float, Any]:
     """(seconds of the processor in all threads, ids): other processes do not count."""
     began = time.process_time()
     ids = search(queries)
@@ -112,8 +114,6 @@ class Row(NamedTuple):
     per_s_single: float | None
 
 
-TAUGHT = OURS[4]
-"""Learns from labels or pairs."""
 WHO: dict[str, Callable[[str], bool]] = {
     "ours": lambda method: method in OURS,
     "ours, without labels or pairs": lambda method: method in OURS and method != TAUGHT,
@@ -405,7 +405,7 @@ def main() -> None:
         if data is None:
             continue
         began = time.perf_counter()
-        case = systems.Case(data, seed, options.kept or folder / "kept", options.quick)
+        case = Case(data, seed, options.kept or folder / "kept", options.quick)
         note = partial(_noted, path, rows)
         note(measure(case, family, note))
         print(f"{name} {family} {seed}: {time.perf_counter() - began:.0f} s", flush=True)

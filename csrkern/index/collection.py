@@ -131,6 +131,11 @@ class Collection:
         return self._snapshot.k
 
     @property
+    def only_fine(self) -> bool:
+        """Whether it holds fine codes and no lists, to be searched by `search_fine`."""
+        return self._snapshot.only_fine
+
+    @property
     def quantizer(self) -> FineQuantizer | None:
         """The quantizer of the fine codes; None: the index holds none."""
         return self._snapshot.form.quantizer

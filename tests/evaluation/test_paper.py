@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import csrkern
+
 PAPER = Path(__file__).parents[2] / "benchmarks/paper"
 MODULES = [path.stem for path in PAPER.glob("*.py")]
 D = 16
@@ -219,7 +221,9 @@ def test_systems_are_compared_in_bytes_of_the_whole(paper, monkeypatch, capsys):
     (x, y), (q, q_labels) = clusters(1000, 1), clusters(40, 2)
     arrays = {"train_emb": x, "train_label": y, "test_emb": q, "test_label": q_labels}
     np.savez(folder / "classes.npz", **arrays)
-    load("systems")
+    cases, _ = load("cases"), load("peer_systems")
+    turn = csrkern.Projection(np.eye(x.shape[1])[:8], np.zeros(x.shape[1]))
+    monkeypatch.setattr(cases, "learn_projection", lambda *data, **options: turn)
     compare = load("compare")
     out = folder / "out"
 
@@ -237,8 +241,14 @@ def test_systems_are_compared_in_bytes_of_the_whole(paper, monkeypatch, capsys):
         "classes residual 0",
         "classes graphs 0",
     ]
+    assert measured("alone,alone-projected,projected") == [
+        "classes alone 0",
+        "classes alone-projected 0",
+        "classes projected 0",
+    ]
     rows = table(out / "compare.csv")
     methods = {row["method"] for row in rows}
+    assert {compare.TAUGHT, "fine codes alone", "FAISS RQ" + compare.BEHIND} <= methods
     assert {"CSR + fine codes", "FAISS SQ8", "FAISS RQ", "FAISS IVF-RQ"} <= methods
     assert "FAISS HNSW + SQ8" in methods
     assert all(float(row["per_s"]) > 0 and float(row["per_s_single"]) > 0 for row in rows)

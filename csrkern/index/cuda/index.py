@@ -124,7 +124,7 @@ class CudaIndex:
         native = load_native()
         numbers = parse_devices(native, device)
         check_int("slices", slices, 1, 2**20)
-        if index.snapshot().only_fine:
+        if index.only_fine:
             raise ValueError(
                 "device: this index holds no lists, and GPUs search by nothing else; "
                 "search_fine(embeddings) searches it on the CPU"

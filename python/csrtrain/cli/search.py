@@ -208,7 +208,7 @@ def _read_queries(
 
 def _quantizer_alone(index: InvertedIndex) -> FineQuantizer | None:
     """Return the quantizer of an index without lists; None: it has lists."""
-    return index.quantizer if index.k == 0 else None
+    return index.quantizer if index.only_fine else None
 
 
 def _holds_codes(file: Path) -> bool:

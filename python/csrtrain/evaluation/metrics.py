@@ -64,15 +64,20 @@ class Judgments:
 
         The ideal is over all relevant documents of a query, found or not.
         """
+        return float(self.ndcg_each(ids, depth).mean())
+
+    def ndcg_each(self, ids: np.ndarray, depth: int = 10) -> np.ndarray:
+        """Return the same for each query that counts, in the order in which they were judged."""
         discounts = 1 / np.log2(np.arange(2, depth + 2))
-        total = 0.0
+        scores = []
         for query, grades in self.relevant.items():
             gains = [grades.get(int(i), 0.0) for i in ids[query, :depth]]
             ideal = sorted(grades.values(), reverse=True)[:depth]
-            total += float(np.dot(gains, discounts[: len(gains)])) / float(
-                np.dot(ideal, discounts[: len(ideal)])
+            scores.append(
+                float(np.dot(gains, discounts[: len(gains)]))
+                / float(np.dot(ideal, discounts[: len(ideal)]))
             )
-        return total / len(self.relevant)
+        return np.array(scores)
 
     def recall(self, ids: np.ndarray, depth: int) -> float:
         """Return the mean share of a query's relevant documents among its first `depth`."""

@@ -15,6 +15,7 @@ from csrkern.arguments import check_int
 from csrkern.embeddings.dataset import open_embeddings
 from csrkern.embeddings.labels import number_labels, read_integers, read_labels
 from csrkern.typing import ArraySource
+from csrtrain.evaluation.metrics import Judgments, search
 from csrtrain.progress import working
 
 FOLDS, MOST_HELD = 5, 1000  # times that rows or queries are held out, at most so many of them
@@ -29,7 +30,7 @@ WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384)
 GAIN, LOSS = 2.0, 0.5
 
 Judge = Callable[[np.ndarray], np.ndarray]
-"""Ids [n, DEPTH] of what queries find to a score for each."""
+"""From ids [n, DEPTH] that queries find to a score for each query."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class _Fold:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What belongs together.
+    """Rows to search, and how those that belong together differ.
 
     Attributes:
         rows: [n, d] that are searched, at norm 1.
@@ -135,7 +136,7 @@ def _best(evidence: _Evidence) -> Projection | None:
             directions = _directions(fold.apart, spread, shrinkage).float()
             for width in [width for other, width in tried if other == shrinkage]:
                 some = directions[:, :width]
-                found = _search(_unit(rows @ some), _unit(queries @ some), fold.own)
+                found = _search(rows @ some, queries @ some, fold.own)
                 tried[shrinkage, width].append(fold.judge(found))
         finalists = sorted(tried, key=lambda one: -float(tried[one][0].mean()))[:FINALISTS]
         tried = {one: tried[one] for one in finalists}
@@ -188,13 +189,14 @@ def _by_labels(x: Tensor, labels: Tensor, draw: torch.Generator) -> _Evidence:
         names, wanted = labels[searched].numpy(), labels[held].numpy()
 
         def judge(ids: np.ndarray) -> np.ndarray:
-            right: np.ndarray = (names[ids[:, 0]] == wanted).astype(np.float64)
+            first = ids[:, 0]
+            right: np.ndarray = ((names[first] == wanted) & (first >= 0)).astype(np.float64)
             return right
 
         own = torch.full((len(held),), -1)
         return _Fold(x[searched], x[held], own, judge, _within(x[kept], labels[kept]))
 
-    return _Evidence(x, _within(x, labels), map(fold, _parts(order)))
+    return _Evidence(x, _within(x, labels), map(fold, _held_out(order)))
 
 
 def _within(x: Tensor, labels: Tensor) -> Tensor:
@@ -233,24 +235,11 @@ def _by_pairs(
         place = torch.full((len(y),), -1).index_copy_(0, searched, torch.arange(len(searched)))
         own = place[held] if within else torch.full((len(held),), -1)
         query_of = torch.full((len(x),), -1).index_copy_(0, held, torch.arange(len(held)))
-        grades = torch.zeros(len(held), len(searched), dtype=torch.bool)
-        grades[query_of[relevant[:, 0]], place[relevant[:, 1]]] = True
-        return _Fold(y[searched], x[held], own, _ndcg(grades), apart(both[~unseen]))
+        judged = torch.stack([query_of[relevant[:, 0]], place[relevant[:, 1]]], 1).numpy()
+        judge = Judgments(judged, len(held), len(searched)).ndcg_each
+        return _Fold(y[searched], x[held], own, judge, apart(both[~unseen]))
 
-    return _Evidence(y, apart(both), map(fold, _parts(order, "pairs", "rows with a partner")))
-
-
-def _ndcg(grades: Tensor) -> Judge:
-    """Return a judge by nDCG, where `grades` says which documents are relevant, [n, documents]."""
-    discounts = 1 / np.log2(np.arange(2, DEPTH + 2))
-    ideal = np.cumsum(discounts)[grades.sum(1).clamp(max=DEPTH).numpy() - 1]
-
-    def judge(ids: np.ndarray) -> np.ndarray:
-        gains = grades.gather(1, torch.from_numpy(ids)).numpy()
-        scores: np.ndarray = gains @ discounts[: gains.shape[1]] / ideal
-        return scores
-
-    return judge
+    return _Evidence(y, apart(both), map(fold, _held_out(order, "pairs", "rows with a partner")))
 
 
 def _read_pairs(pairs: ArraySource | None, n: int, m: int, within: bool) -> Tensor:
@@ -276,7 +265,7 @@ def _read_pairs(pairs: ArraySource | None, n: int, m: int, within: bool) -> Tens
     return both
 
 
-def _parts(order: Tensor, name: str = "embeddings", what: str = "rows") -> Iterator[Tensor]:
+def _held_out(order: Tensor, name: str = "embeddings", what: str = "rows") -> Iterator[Tensor]:
     """Yield the rows that each fold holds out."""
     if len(order) < LEAST_ROWS:
         raise ValueError(
@@ -286,13 +275,10 @@ def _parts(order: Tensor, name: str = "embeddings", what: str = "rows") -> Itera
 
 
 def _search(rows: Tensor, queries: Tensor, own: Tensor) -> np.ndarray:
-    found = []
-    for some, mine in zip(queries.split(500), own.split(500), strict=True):
-        scores = some @ rows.T
-        has = mine >= 0
-        scores[has.nonzero().squeeze(1), mine[has]] = -math.inf
-        found.append(scores.topk(min(DEPTH, len(rows)), 1).indices)
-    return torch.cat(found).numpy()
+    """Return the ids [m, DEPTH] that queries find by cosine, without their own."""
+    ids = search(rows, queries, DEPTH + 1)
+    others_first = np.argsort(ids == own[:, None].numpy(), axis=1, kind="stable")[:, :DEPTH]
+    return np.take_along_axis(ids, others_first, 1)
 
 
 def _outer(rows: Tensor) -> Tensor:

@@ -1,0 +1,198 @@
+"""Our systems, at several settings; see `cases.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from cases import PRODUCTS, Case, System
+
+from csrkern import FineQuantizer, InvertedIndex, Projection, Refine, Rerank, SparseCodes
+from csrkern.nn import SparseAutoencoder
+from csrtrain import refit
+from csrtrain.training.quantizer import fitted_quantizer
+
+BY_CODES, BY_DENSE, WITH_FINE = "CSR codes", "CSR codes, dense queries", "CSR + fine codes"
+ALONE, TAUGHT = "fine codes alone", "fine codes alone, learned projection"
+OURS = (BY_CODES, BY_DENSE, WITH_FINE, ALONE, TAUGHT)
+# Bytes of a fine code, and the numbers of latents that fill 16, 32 and 64 bytes with it.
+FINE = {8: (2,), 11: (1, 2), 17: (4,), 33: (2, 4, 8)}
+FINE_PRODUCTS = {45: (4,), 57: (1,), 65: (8, 16)}
+# Bytes of a fine code that is searched alone, and the parts of the dimensions to try.
+ALONE_BYTES = {4: (1,), 6: (1,), 8: (1,), 12: (1,), 16: (1, 3), 32: (1,)}
+
+
+def one_stage(case: Case) -> Iterator[System]:
+    """Ours: lists alone, for two numbers of latents; queries are encoded in the search."""
+    for hidden_dim in case.hidden:
+        model = case.model(hidden_dim)
+        shared = _size(model)
+        codes = model.encode(case.database)
+        for k in (2, 8, 32) if case.quick else (2, 4, 8, 16, 32):
+            setting = f"h={hidden_dim} k={k}"
+            yield from _lists(case, model, codes.truncate(k), setting, shared)
+
+
+def two_stages(case: Case) -> Iterator[System]:
+    """Ours: lists that choose, and fine codes of up to 33 bytes that score."""
+    books = case.codebooks(1)
+    for n_bytes, ks in {8: (1, 2)}.items() if case.quick else FINE.items():
+        quantizer = fitted_quantizer(books[:, : n_bytes - 1], case.sample)
+        yield from _two_stages(case, quantizer, ks)
+
+
+def fine_alone(case: Case) -> Iterator[System]:
+    """Ours: fine codes alone, of embeddings as they are."""
+    yield from _fine_alone(case, ALONE, None)
+
+
+def fine_alone_projected(case: Case) -> Iterator[System]:
+    """Ours: fine codes alone, of what a projection makes that labels or pairs have taught."""
+    if case.projection is not None:
+        yield from _fine_alone(case, TAUGHT, case.projection)
+
+
+def _fine_alone(case: Case, method: str, projection: Projection | None) -> Iterator[System]:
+    own = case if projection is None else case.behind_projection()
+    assert own is not None
+    for n_bytes, parts in {8: (1,)}.items() if case.quick else ALONE_BYTES.items():
+        for part in parts:
+            if own.d % part:
+                continue
+            each = (n_bytes - 1) // part
+            books = own.codebooks(part)[:, :each]
+            quantizer = fitted_quantizer(books, own.sample, projection=projection)
+            fine = quantizer.encode(case.database)
+            index = InvertedIndex.build(None, fine=fine)
+            search = partial(_by_fine_codes, index, case.depth)
+            yield System(
+                method,
+                f"{quantizer.n_bytes} bytes" + (f", {part} parts" if part > 1 else ""),
+                index.stats()["bytes_per_code"],
+                sum(array.nbytes for array in quantizer.arrays.values()),
+                {"": search},
+            )
+
+
+def _by_fine_codes(index: InvertedIndex, depth: int, queries: np.ndarray) -> np.ndarray:
+    return index.search_fine(queries, depth, num_threads=1)[1]
+
+
+def two_stages_of_products(case: Case) -> Iterator[System]:
+    """Ours: the same with fine codes of more bytes, which share the dimensions among four parts."""
+    books = case.codebooks(PRODUCTS)
+    for n_bytes, ks in {9: (2,)}.items() if case.quick else FINE_PRODUCTS.items():
+        each = (n_bytes - 1) // PRODUCTS
+        yield from _two_stages(case, fitted_quantizer(books[:, :each], case.sample), ks)
+
+
+def _two_stages(case: Case, quantizer: FineQuantizer, ks: Sequence[int]) -> Iterator[System]:
+    fine = quantizer.encode(case.database)
+    beside = sum(array.nbytes for array in quantizer.arrays.values())
+    for hidden_dim in case.hidden:
+        model = case.model(hidden_dim)
+        codes = model.encode(case.database, max(ks))
+        for k in ks:
+            index = InvertedIndex.build(codes.truncate(k), dtype="uint8", fine=fine)
+            yield System(
+                WITH_FINE,
+                f"h={hidden_dim} k={k} + {quantizer.n_bytes} bytes",
+                index.stats()["bytes_per_code"],
+                _size(model) + beside,
+                {
+                    f"queries of {latents}, shortlist {shortlist}": partial(
+                        _refined, case, model, index, latents, shortlist
+                    )
+                    for latents, shortlist in ((32, 200), (128, 1000))
+                },
+            )
+
+
+def _lists(
+    case: Case, model: SparseAutoencoder, codes: Any, setting: str, shared: int
+) -> Iterator[System]:
+    for form, dtype, power, ks in (
+        ("", "uint8", 1.0, (8, 32)),
+        (" roots", "uint8", 0.5, (32,)),
+        (" float16", "float16", 1.0, (32,)),
+    ):
+        index = InvertedIndex.build(codes.power(power), dtype=dtype)
+        yield System(
+            BY_CODES,
+            setting + form,
+            index.stats()["bytes_per_code"],
+            shared,
+            {f"queries of {k}": partial(_by_codes, case, model, index, power, k) for k in ks},
+        )
+    fitted = refit(model, torch.from_numpy(case.database), codes)
+    norms = model.norms(fitted)
+    # Values over the norm of what they reconstruct: the lists alone give cosines.
+    scaled = SparseCodes(fitted.values / norms[:, None], fitted.indices, codes.dim)
+    index = InvertedIndex.build(scaled, metric="ip", dtype="uint8")
+    yield System(
+        BY_DENSE,
+        f"{setting} lists",
+        index.stats()["bytes_per_code"],
+        shared,
+        {"256 latents of queries": partial(_by_lists, case, model, index, 256)},
+    )
+    index = InvertedIndex.build(fitted, metric="ip", dtype="uint8", norms=norms.numpy())
+    stats = index.stats()
+    yield System(
+        BY_DENSE,
+        f"{setting} re-scored",
+        stats["bytes_per_code"] + stats["forward_bytes"] / len(index),
+        shared,
+        {"shortlist 100": partial(_rescored, case, model, index, 100)},
+    )
+
+
+def _size(model: torch.nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _encoded(model: SparseAutoencoder, queries: np.ndarray, k: int, power: float) -> Any:
+    with torch.no_grad():
+        codes = model.encode(torch.from_numpy(queries), min(k, model.hidden_dim))
+        return codes if power == 1.0 else codes.power(power)
+
+
+def _by_codes(
+    case: Case, model: SparseAutoencoder, index: Any, power: float, k: int, queries: np.ndarray
+) -> np.ndarray:
+    return index.search(_encoded(model, queries, k, power), case.depth, num_threads=1)[1]
+
+
+def _refined(
+    case: Case,
+    model: SparseAutoencoder,
+    index: Any,
+    latents: int,
+    shortlist: int,
+    queries: np.ndarray,
+) -> np.ndarray:
+    codes = _encoded(model, queries, latents, 1.0)
+    again = Refine(queries, shortlist)
+    return index.search(codes, case.depth, rerank=again, num_threads=1)[1]
+
+
+def _by_lists(
+    case: Case, model: SparseAutoencoder, index: Any, latents: int, queries: np.ndarray
+) -> np.ndarray:
+    with torch.no_grad():
+        dense = torch.from_numpy(queries) @ model.dictionary.T
+        values, indices = dense.clamp(min=0).topk(min(latents, model.hidden_dim), 1)
+    pair = values.numpy(), indices.int().numpy()
+    return index.search(pair, case.depth, num_threads=1)[1]
+
+
+def _rescored(
+    case: Case, model: SparseAutoencoder, index: Any, shortlist: int, queries: np.ndarray
+) -> np.ndarray:
+    codes = _encoded(model, queries, model.k, 1.0)
+    with torch.no_grad():
+        again: Rerank = model.rerank(torch.from_numpy(queries), shortlist)
+    return index.search(codes, case.depth, rerank=again, num_threads=1)[1]
