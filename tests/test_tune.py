@@ -37,11 +37,12 @@ def tuned():
 
 def test_it_tries_fine_codes_alone_and_every_split_of_the_bytes(tuned):
     settings = [trial.setting for trial in tuned.trials]
-    assert settings[:2] == [Setting(None, None, 0, 17), Setting(None, None, 0, 17, True)]
-    with_lists = {(s.k, s.fine_bytes, s.projected) for s in settings[2:]}
+    alone = [Setting(None, None, 0, size, projected) for projected in (0, 1) for size in (17, 8, 4)]
+    assert settings[:6] == alone
+    with_lists = {(s.k, s.fine_bytes, s.projected) for s in settings[6:]}
     assert with_lists == {(5, 0, False), (4, 5, False), (4, 5, True)}
-    assert {s.whitening for s in settings[2:]} == {0.0, 0.3, -0.3}
-    assert len(tuned.trials) == 2 + 9
+    assert {s.whitening for s in settings[6:]} == {0.0, 0.3, -0.3}
+    assert len(tuned.trials) == 6 + 9
     assert all(s.n_bytes <= 17 for s in settings)
     assert tuned.measure == "1-NN accuracy"
     assert all(0 <= trial.score <= 1 < trial.queries_per_second for trial in tuned.trials)
@@ -102,7 +103,8 @@ def test_where_nothing_is_gained_no_projection_is_tried():
 def test_bytes_that_codebooks_cannot_share_are_fewer():
     x, _ = rows()
     tuned = csrtrain.tune(x, n_bytes=38, lists=False, progress=False)  # 37 books of 12 dimensions
-    assert tuned.best.setting == Setting(None, None, 0, 37)
+    sizes = [trial.setting.fine_bytes for trial in tuned.trials]
+    assert sizes == [37, 19, 9, 4]
 
 
 def test_without_labels_dense_neighbors_judge():
@@ -110,7 +112,7 @@ def test_without_labels_dense_neighbors_judge():
     tuned = csrtrain.tune(x, n_bytes=12, whitenings=[0], config=CONFIG, progress=False)
     assert tuned.measure == "dense neighbors kept"
     assert tuned.dense == 1
-    expected = [Setting(None, None, 0, 12), Setting(64, 0.0, 4, 0)]
+    expected = [*(Setting(None, None, 0, size) for size in (12, 6)), Setting(64, 0.0, 4, 0)]
     assert [trial.setting for trial in tuned.trials] == expected
 
 
@@ -118,14 +120,14 @@ def test_every_number_of_latents_is_tried():
     x, _ = rows()
     options = {"n_bytes": 12, "whitenings": [0], "config": CONFIG, "progress": False}
     tuned = csrtrain.tune(x, hidden_dims=[16, 96], **options)
-    assert [trial.setting.hidden_dim for trial in tuned.trials] == [None, 16, 96]
+    assert [trial.setting.hidden_dim for trial in tuned.trials] == [None, None, 16, 96]
     alone = csrtrain.tune(x, hidden_dims=[16], **options)
-    assert [trial.score for trial in alone.trials] == [t.score for t in tuned.trials[:2]]
+    assert [trial.score for trial in alone.trials] == [t.score for t in tuned.trials[:3]]
 
 
 def test_the_config_is_that_of_the_best_model(monkeypatch):
     monkeypatch.setattr("csrtrain.tuning._Task.dense", lambda task: 0.0)
-    scores = iter([0.1, 0.2, 0.9, 0.3, 0.4])
+    scores = iter([0.1, 0.1, 0.2, 0.9, 0.3, 0.4])
     monkeypatch.setattr(
         "csrtrain.tuning._Task.trial", lambda task, setting, *_: Trial(setting, next(scores), 1.0)
     )
@@ -193,8 +195,8 @@ def test_a_projection_learns_from_queries_that_do_not_judge(learned):
     own[:, 0] = np.searchsorted(held, own[:, 0])
     alone = {**given, "queries": given["queries"][held], "qrels": own}
     again = csrtrain.tune(**alone, n_bytes=5, lists=False, progress=False)
-    assert len(learned) == 2  # too few to learn from
-    assert len(again.trials) == 1
+    assert len(learned) == 2  # too few to learn from, but not to choose principal directions by
+    assert [trial.setting.projected for trial in again.trials] == [False, True]
     assert again.dense == pytest.approx(tuned.dense)
     assert again.trials[0].score == pytest.approx(tuned.trials[0].score)
 
@@ -240,7 +242,7 @@ def test_the_command_writes_model_index_and_charts(tmp_path, capsys, monkeypatch
     assert (len(index), index.k, model.input_dim) == (600, best["k"], 12)
     assert model.hidden_dim == best["hidden_dim"] in {40, 50}
     page = (tmp_path / "out" / "trials.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     np.save(tmp_path / "queries.npy", x[:4])
     assert exit_code("search", f"{out}/index", f"{tmp_path}/queries.npy", "--json") == 0
     first = json.loads(capsys.readouterr().out.splitlines()[0])["hits"]
@@ -272,7 +274,7 @@ def test_the_command_writes_an_index_without_a_model(tmp_path, capsys):
     assert "index and trials.html" in said
     assert f"csrkern search {out}/index queries.npy" in said
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index", "trials.html"]
-    assert (tmp_path / "out" / "trials.html").read_text().count("<svg") == 1
+    assert (tmp_path / "out" / "trials.html").read_text().count("<svg") == 2
     np.save(tmp_path / "queries.npy", x[:4])
     assert exit_code("search", f"{out}/index", f"{tmp_path}/queries.npy", "--json") == 0
     first = json.loads(capsys.readouterr().out.splitlines()[0])["hits"]

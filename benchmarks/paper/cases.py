@@ -21,7 +21,7 @@ from torch import Tensor
 
 from csrkern import Projection
 from csrkern.nn import SparseAutoencoder
-from csrtrain import learn_projection, train
+from csrtrain import learn_projection, principal_projection, train
 from csrtrain.training.quantizer import ROWS, residual_codebooks
 
 Search = Callable[[np.ndarray], np.ndarray]
@@ -31,6 +31,8 @@ STEPS = 400
 HIDDEN = (4096, 1024)
 PRODUCTS = 4  # parts of the dimensions for codes of more bytes
 MOST = 32, 16  # codebooks of one part, and of each of several
+DIRECTIONS = ((80, 0.0), (192, 0.0), (192, 0.5))
+"""Principal directions, and by how much they are whitened."""
 
 
 class System(NamedTuple):
@@ -106,10 +108,19 @@ class Case:
         )
 
     def behind_projection(self) -> Case | None:
-        """Return this case with all rows projected; None without a projection."""
-        if self.projection is None:
-            return None
-        turn = self.projection
+        """Return this case behind the projection of `projection`; None without one."""
+        return None if self.projection is None else self.behind(self.projection, "projected")
+
+    def behind_principal(self) -> Iterator[tuple[str, Projection, Case]]:
+        """Yield a setting, its principal directions, and this case behind them."""
+        for width, whitening in DIRECTIONS[:1] if self.quick else DIRECTIONS:
+            width = min(width, self.d)
+            setting = f"{width} directions" + (f" whitened by {whitening:g}" if whitening else "")
+            turn = principal_projection(self.fitted.numpy(), width, whitening=whitening)
+            yield setting, turn, self.behind(turn, setting.replace(" ", "-"))
+
+    def behind(self, turn: Projection, name: str) -> Case:
+        """Return this case with all rows projected; `name` is of what is trained on them."""
 
         def turned(rows: Tensor) -> Tensor:
             return torch.from_numpy(turn(rows.numpy()))
@@ -120,7 +131,7 @@ class Case:
         )
         own = dataclasses.replace(
             data,
-            name=f"{data.name}-projected",
+            name=f"{data.name}-{name}",
             train=turned(data.train),
             task=task,
             alike=None if data.alike is None else turned(data.alike),

@@ -17,7 +17,8 @@ from csrtrain.training.quantizer import fitted_quantizer
 
 BY_CODES, BY_DENSE, WITH_FINE = "CSR codes", "CSR codes, dense queries", "CSR + fine codes"
 ALONE, TAUGHT = "fine codes alone", "fine codes alone, learned projection"
-OURS = (BY_CODES, BY_DENSE, WITH_FINE, ALONE, TAUGHT)
+PRINCIPAL = "fine codes alone, principal directions"
+OURS = (BY_CODES, BY_DENSE, WITH_FINE, ALONE, PRINCIPAL, TAUGHT)
 # Bytes of a fine code, and the numbers of latents that fill 16, 32 and 64 bytes with it.
 FINE = {8: (2,), 11: (1, 2), 17: (4,), 33: (2, 4, 8)}
 FINE_PRODUCTS = {45: (4,), 57: (1,), 65: (8, 16)}
@@ -46,18 +47,25 @@ def two_stages(case: Case) -> Iterator[System]:
 
 def fine_alone(case: Case) -> Iterator[System]:
     """Ours: fine codes alone, of embeddings as they are."""
-    yield from _fine_alone(case, ALONE, None)
+    yield from _fine_alone(case, ALONE, case)
+
+
+def fine_alone_principal(case: Case) -> Iterator[System]:
+    """Ours: fine codes alone, of principal directions, which need neither labels nor pairs."""
+    for setting, turn, own in case.behind_principal():
+        yield from _fine_alone(case, PRINCIPAL, own, turn, f"{setting}, ")
 
 
 def fine_alone_projected(case: Case) -> Iterator[System]:
     """Ours: fine codes alone, of what a projection makes that labels or pairs have taught."""
-    if case.projection is not None:
-        yield from _fine_alone(case, TAUGHT, case.projection)
+    own = case.behind_projection()
+    if own is not None:
+        yield from _fine_alone(case, TAUGHT, own, case.projection)
 
 
-def _fine_alone(case: Case, method: str, projection: Projection | None) -> Iterator[System]:
-    own = case if projection is None else case.behind_projection()
-    assert own is not None
+def _fine_alone(
+    case: Case, method: str, own: Case, projection: Projection | None = None, setting: str = ""
+) -> Iterator[System]:
     for n_bytes, parts in {8: (1,)}.items() if case.quick else ALONE_BYTES.items():
         for part in parts:
             if own.d % part:
@@ -70,7 +78,7 @@ def _fine_alone(case: Case, method: str, projection: Projection | None) -> Itera
             search = partial(_by_fine_codes, index, case.depth)
             yield System(
                 method,
-                f"{quantizer.n_bytes} bytes" + (f", {part} parts" if part > 1 else ""),
+                f"{setting}{quantizer.n_bytes} bytes" + (f", {part} parts" if part > 1 else ""),
                 index.stats()["bytes_per_code"],
                 sum(array.nbytes for array in quantizer.arrays.values()),
                 {"": search},

@@ -104,6 +104,13 @@ def faiss_residual(case: Case) -> Iterator[System]:
         yield _additive(case, case.codebooks(1)[:, :books], lists=False)
 
 
+def faiss_residual_principal(case: Case) -> Iterator[System]:
+    """FAISS: scans of RQ of 8 bits of principal directions."""
+    for setting, turn, own in case.behind_principal():
+        for system in _behind(turn, faiss_residual(own)):
+            yield system._replace(method="FAISS PCA + RQ", setting=f"{setting}, {system.setting}")
+
+
 def faiss_residual_lists(case: Case) -> Iterator[System]:
     """FAISS: RQ of 8 bits in lists (of rows, not of residuals)."""
     for books in (7,) if case.quick else (7, 23):
@@ -266,15 +273,18 @@ def faiss_projected(case: Case) -> Iterator[System]:
 
 def _projected(case: Case, build: Build) -> Iterator[System]:
     own = case.behind_projection()
-    if own is None:
-        return
-    assert case.projection is not None
-    for system in build(own):
+    if own is not None and case.projection is not None:
+        for system in _behind(case.projection, build(own)):
+            yield system._replace(method=system.method + BEHIND)
+
+
+def _behind(turn: Projection, systems: Iterator[System]) -> Iterator[System]:
+    """Put a projection before searches; what it takes is shared."""
+    for system in systems:
         yield system._replace(
-            method=system.method + BEHIND,
-            shared=system.shared + 4 * case.d * (own.d + 1),
+            shared=system.shared + turn.directions.nbytes + turn.center.nbytes,
             searches={
-                setting: partial(_behind, case.projection, search)
+                setting: partial(_search_behind, turn, search)
                 for setting, search in system.searches.items()
             },
         )
@@ -289,7 +299,7 @@ def _projected_scans(case: Case) -> Iterator[System]:
     yield from _factory(case, "FAISS IVF-PQ fast scan, rows", specs)
 
 
-def _behind(projection: Projection, search: Search, queries: np.ndarray) -> np.ndarray:
+def _search_behind(projection: Projection, search: Search, queries: np.ndarray) -> np.ndarray:
     return search(projection(queries, num_threads=1))
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from csrtrain.training.loop import StepReport as StepReport
     from csrtrain.training.loss import CSRLoss as CSRLoss
     from csrtrain.training.projection import learn_projection as learn_projection
+    from csrtrain.training.projection import principal_projection as principal_projection
     from csrtrain.training.quantizer import train_quantizer as train_quantizer
     from csrtrain.training.train import train as train
     from csrtrain.training.train import train_two as train_two
@@ -34,6 +35,7 @@ _HOME_OF = {
     "encode_omp": ".evaluation.least_squares",
     "refit": ".evaluation.least_squares",
     "learn_projection": ".training.projection",
+    "principal_projection": ".training.projection",
     "train": ".training.train",
     "train_quantizer": ".training.quantizer",
     "train_two": ".training.train",

@@ -22,7 +22,13 @@ from csrtrain.evaluation.metrics import Judgments, search
 from csrtrain.indexing import build_index
 from csrtrain.progress import working
 from csrtrain.training.config import TrainConfig
-from csrtrain.training.projection import LEAST_ROWS, learn_projection
+from csrtrain.training.projection import (
+    LEAST_ROWS,
+    favored,
+    learn_projection,
+    principal_projection,
+    widths,
+)
 from csrtrain.training.quantizer import most_bytes, train_quantizers
 from csrtrain.training.train import train
 
@@ -32,8 +38,10 @@ HELD, SHARE = 1000, 0.1  # rows that are held out: a share of them, at most so m
 LEAST_FINE = 4  # bytes of a fine code that are worth a codebook's words
 KS = (4, 8, 16, 32)  # of lists with fine codes beside them
 WHITENINGS = (0.0, 0.3, -0.3)
+PRINCIPAL_WHITENINGS = (0.0, 0.3, 0.6)
 
-Judge = Callable[[np.ndarray], float]
+Judge = Callable[[np.ndarray], np.ndarray]
+"""From ids [m, DEPTH] that queries find to scores of queries, 0..1; as many in each call."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Setting:
         whitening: of the model's `TrainConfig`; None: no lists and no model.
         k: latents of a document in the lists; 0: no lists, fine codes alone.
         fine_bytes: of its fine code; 0: none, codes are compared with codes.
-        projected: fine codes are of what a learned projection makes of embeddings.
+        projected: fine codes are of what a projection makes of embeddings.
     """
 
     hidden_dim: int | None
@@ -83,9 +91,10 @@ class Tuned:
         measure: what scores are: "1-NN accuracy", "nDCG@10" or "dense neighbors kept".
         dense: the score of the embeddings themselves.
         trials: all that were made.
-        best: of the highest score; of equals, the one with fewer latents.
+        best: of the highest score; of equals, the one of fewer bytes, then of fewer latents.
         config: settings to train the model of `best` with; None: it has none.
-        projection: of `best`, learned from all labels or judgments; None: it has none.
+        projection: of `best`, learned from all labels or judgments, or principal directions;
+            None: it has none.
     """
 
     measure: str
@@ -136,10 +145,12 @@ def tune(
 ) -> Tuned:
     """Find the settings that serve embeddings best in at most `n_bytes` a document.
 
-    First come fine codes alone, which need no model. Then a model is trained for each whitening
-    and number of latents; with it, every split of the bytes between latents and fine codes is
-    tried, and codes alone. With labels, or queries enough to learn from, a projection is learned
-    (`learn_projection`), and everything with fine codes is tried behind it, too. All are judged
+    First come fine codes alone, which need no model, of all bytes, a half of them, a quarter and so
+    on. Then a model is trained for each whitening and number of latents; with it, every split of
+    the bytes between latents and fine codes is tried, and codes alone. With labels, or queries
+    enough to learn from, a projection is learned (`learn_projection`), and everything with fine
+    codes is tried behind it, too; where none is learned, behind the principal directions that
+    score best (`principal_projection`), if they score more than the embeddings. All are judged
 
     - by `labels`: 1-NN accuracy of held-out rows (a tenth, at most 1,000);
     - by `queries` with `qrels`: nDCG@10 over all embeddings; by all queries if fewer than 500 have
@@ -187,24 +198,25 @@ def tune(
         for w in whitenings
     ]
     task = _Task.of(embeddings, labels, queries, qrels)
-    projections: list[Projection | None] = [None]
-    if task.known and (learned := learn_projection(**task.known[0], progress=progress)):
-        projections.append(learned)
+    learned = learn_projection(**task.known[0], progress=progress) if task.known else None
+    other = learned or task.principal(progress)
+    projections = [None, *([] if other is None else [other])]
     rows = task.database.numpy()
     trials = []
     choices: list[tuple[int, FineCodes | None]] = [(min(n_bytes // ENTRY_BYTES, config.k), None)]
     for projection in projections:
         width = rows.shape[1] if projection is None else projection.width
-        sizes = {
+        alone = {most_bytes(size, width) for size in _halves(n_bytes)}
+        beside = {
             k: most_bytes(n_bytes - ENTRY_BYTES * k, width)
-            for k in (_ks(n_bytes, config.k) if lists else (0,))
+            for k in (_ks(n_bytes, config.k) if lists else ())
         }
-        with working(f"learning codebooks of {sizes[0]} bytes", wanted=progress):
-            made = train_quantizers(rows, sizes.values(), projection)
-            fines = {k: made[size].encode(rows) for k, size in sizes.items()}
-        alone = fines.pop(0)
-        trials.append(task.trial(_setting(None, None, 0, alone), alone))
-        choices += fines.items()
+        with working(f"learning codebooks of {max(alone)} bytes", wanted=progress):
+            made = train_quantizers(rows, {*alone, *beside.values()}, projection)
+            fines = {size: quantizer.encode(rows) for size, quantizer in made.items()}
+        for size in sorted(alone, reverse=True):
+            trials.append(task.trial(_setting(None, None, 0, fines[size]), fines[size]))
+        choices += ((k, fines[size]) for k, size in beside.items())
     for settings in configs if lists else ():
         model = train(task.database, config=settings, progress=progress)
         h, whitening = model.hidden_dim, settings.whitening
@@ -215,26 +227,32 @@ def tune(
                 setting = _setting(h, whitening, k, fine_or_none)
                 own = codes.truncate(k)
                 trials.append(task.trial(setting, fine_or_none, own, asked, shortlist))
-    best = max(trials, key=lambda trial: (trial.score, -trial.setting.k))
+    best = max(trials, key=lambda t: (t.score, -t.setting.n_bytes, -t.setting.k))
     chosen = best.setting
     trained = None
     if chosen.whitening is not None:
         trained = dataclasses.replace(
             config, whitening=chosen.whitening, hidden_dim=chosen.hidden_dim
         )
-    projection = None
-    if chosen.projected and task.known:
+    projection = other if chosen.projected else None
+    if chosen.projected and learned and task.known:
         # All judgments may say that nothing is gained where some said that something is.
-        projection = learn_projection(**task.known[1], progress=progress) or projections[-1]
+        projection = learn_projection(**task.known[1], progress=progress) or learned
     return Tuned(task.measure, task.dense(), tuple(trials), best, trained, projection)
 
 
 def _ks(n_bytes: int, most: int) -> Iterator[int]:
-    """Yield 0, and numbers of latents that leave enough of n_bytes for a fine code."""
-    yield 0
+    """Yield the numbers of latents that leave enough of n_bytes for a fine code."""
     for k in KS:
         if k <= most and n_bytes - ENTRY_BYTES * k >= LEAST_FINE:
             yield k
+
+
+def _halves(n_bytes: int) -> Iterator[int]:
+    """Yield n_bytes, and a half of it again and again, down to what is worth a codebook."""
+    yield n_bytes
+    while (n_bytes := n_bytes // 2) >= LEAST_FINE:
+        yield n_bytes
 
 
 def _setting(h: int | None, whitening: float | None, k: int, fine: FineCodes | None) -> Setting:
@@ -283,11 +301,12 @@ class _Task:
         if labels is not None:
             (numbers,) = number_labels(read_labels(labels, n=len(rows)))
 
-            def accuracy(ids: np.ndarray) -> float:
-                nearest = numbers[kept][torch.from_numpy(np.maximum(ids[:, 0], 0))]
-                return float(
-                    ((nearest == numbers[held]) & torch.from_numpy(ids[:, 0] >= 0)).float().mean()
-                )
+            names, wanted = numbers[kept].numpy(), numbers[held].numpy()
+
+            def accuracy(ids: np.ndarray) -> np.ndarray:
+                first = ids[:, 0]
+                right: np.ndarray = ((names[first] == wanted) & (first >= 0)).astype(np.float64)
+                return right
 
             kept_rows = rows[kept]
             known = (
@@ -297,9 +316,10 @@ class _Task:
             return cls("1-NN accuracy", kept_rows, rows[held], accuracy, known)
         neighbors = search(rows[kept], rows[held], DEPTH)
 
-        def kept_share(ids: np.ndarray) -> float:
+        def kept_share(ids: np.ndarray) -> np.ndarray:
             found = (ids[:, :DEPTH, None] == neighbors[:, None]).any(2)
-            return float(found.sum() / neighbors.size)
+            share: np.ndarray = found.sum(1) / neighbors.shape[1]
+            return share
 
         return cls("dense neighbors kept", rows[kept], rows[held], kept_share)
 
@@ -311,7 +331,7 @@ class _Task:
         judged = np.unique(pairs[:, 0])
         n_held = min(HELD, len(judged) // 2)
         if len(judged) - n_held < LEAST_ROWS:
-            return cls("nDCG@10", rows, queries, judgments.ndcg)
+            return cls("nDCG@10", rows, queries, judgments.ndcg_each)
         order = torch.randperm(len(judged), generator=torch.Generator().manual_seed(0)).numpy()
         held = np.sort(judged[order[:n_held]])
         is_held = np.isin(qrels[:, 0], held)
@@ -322,12 +342,32 @@ class _Task:
             {**sides, "pairs": pairs[~np.isin(pairs[:, 0], held)]},
             {**sides, "pairs": pairs},
         )
-        judge = Judgments(own, n_held, len(rows)).ndcg
+        judge = Judgments(own, n_held, len(rows)).ndcg_each
         return cls("nDCG@10", rows, queries[torch.from_numpy(held)], judge, known)
 
     def dense(self) -> float:
         """Return the score of the embeddings themselves."""
-        return self.judge(search(self.database, self.queries, DEPTH))
+        return float(self.judge(search(self.database, self.queries, DEPTH)).mean())
+
+    def principal(self, progress: bool) -> Projection | None:
+        """Return the principal directions that score best; None: the embeddings do."""
+        plain = self.judge(search(self.database, self.queries, DEPTH))
+        if plain.min() == 1:
+            return None
+        d, scores, wholes = self.database.shape[1], {}, {}
+        with working("trying principal directions", wanted=progress):
+            for how in PRINCIPAL_WHITENINGS:
+                wholes[how] = whole = principal_projection(self.database, d, whitening=how)
+                sides = self.database.numpy(), self.queries.numpy()
+                rows, queries = (torch.from_numpy(whole(side)) for side in sides)
+                for width in widths(d):
+                    found = search(rows[:, :width], queries[:, :width], DEPTH)
+                    scores[how, width] = self.judge(found)
+        best = favored(scores, plain)
+        if best is None:
+            return None
+        how, width = best
+        return Projection(wholes[how].directions[:width], wholes[how].center)
 
     def trial(
         self,
@@ -351,4 +391,4 @@ class _Task:
         began = time.perf_counter()
         ids = find(slice(None))
         spent = time.perf_counter() - began
-        return Trial(setting, self.judge(ids), len(dense) / spent)
+        return Trial(setting, float(self.judge(ids).mean()), len(dense) / spent)

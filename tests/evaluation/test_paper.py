@@ -246,13 +246,20 @@ def test_systems_are_compared_in_bytes_of_the_whole(paper, monkeypatch, capsys):
         "classes alone-projected 0",
         "classes projected 0",
     ]
+    assert measured("alone-principal,residual-principal") == [
+        "classes alone-principal 0",
+        "classes residual-principal 0",
+    ]
     rows = table(out / "compare.csv")
     methods = {row["method"] for row in rows}
+    assert {load("our_systems").PRINCIPAL, "FAISS PCA + RQ"} <= methods
     assert {compare.TAUGHT, "fine codes alone", "FAISS RQ" + compare.BEHIND} <= methods
     assert {"CSR + fine codes", "FAISS SQ8", "FAISS RQ", "FAISS IVF-RQ"} <= methods
     assert "FAISS HNSW + SQ8" in methods
     assert all(float(row["per_s"]) > 0 and float(row["per_s_single"]) > 0 for row in rows)
     by_setting = {row["setting"]: float(row["bytes"]) for row in rows}
+    assert any("directions, 8 bytes" in setting for setting in by_setting)
+    assert any("directions, RQ1x7" in setting for setting in by_setting)
     # A byte for each codebook and one of the norm. In lists an id of 8 bytes comes on top.
     for start, n_bytes in (("RQ1x7", 8), ("IVF", 16)):
         found = [size for name, size in by_setting.items() if name.startswith(start)]
@@ -322,6 +329,11 @@ def test_verdicts_on_systems_follow_from_the_rows(paper):
     found = compare.Table(rows, quality)
     best = {who: found.best("s", who, 16).score for who in compare.WHO}
     assert list(best.values()) == [95.0, 89.7, 88.0, 96.0]
+    # Principal directions need neither.
+    found = compare.Table([*rows, row(load("our_systems").PRINCIPAL, 16, 92.0, 10.0)], quality)
+    best = {who: found.best("s", who, 16).score for who in compare.WHO}
+    assert list(best.values()) == [95.0, 92.0, 88.0, 96.0]
+    found = compare.Table(rows, quality)
     text = "\n".join(compare.tables(found))
     assert "| TurboQuant-1 | not measured |" in text
     assert "| FAISS PQ | – | 89.50 | 89.50 | 89.50 | 32.0 | 100 / 50 in 32.0 bytes |" in text

@@ -237,3 +237,51 @@ def test_too_few_or_odd_rows_say_why():
         learned(X[:0], LABELS[:0])
     with pytest.raises(TypeError, match="labels: expected integer or string labels"):
         learned(X, LABELS.astype(float))
+
+
+def test_principal_directions_are_those_of_unit_rows():
+    x = drawn(400, 0)[0] * np.geomspace(0.1, 10, 400, dtype=np.float32)[:, None]
+    rows = unit(x.astype(np.float64))
+    centered = rows - rows.mean(0)
+    strongest = np.linalg.svd(centered, full_matrices=False)[2][:5]
+    for given in (x, torch.from_numpy(x)):
+        projection = csrtrain.principal_projection(given, 5)
+        np.testing.assert_allclose(projection.center, rows.mean(0), atol=1e-6)
+        turned = np.abs(projection.directions @ strongest.T)
+        np.testing.assert_allclose(turned, np.eye(5), atol=1e-4)
+
+
+def test_whitening_levels_variances():
+    x, _ = drawn(400, 0)
+    rows = unit(x.astype(np.float64))
+
+    def deviations(whitening: float) -> np.ndarray:
+        projection = csrtrain.principal_projection(x, D, whitening=whitening)
+        return ((rows - projection.center) @ projection.directions.T).std(0)
+
+    plain = deviations(0)
+    assert (np.diff(plain) < 1e-6).all()
+    np.testing.assert_allclose(deviations(0.5), plain**0.5, rtol=1e-3)
+    np.testing.assert_allclose(deviations(1), 1, rtol=1e-3)
+
+
+def test_directions_without_variance_are_not_blown_up():
+    x = np.zeros((300, 4), np.float32)
+    x[:, :2] = drawn(300, 0)[0][:, :2]
+    projection = csrtrain.principal_projection(x, 4, whitening=1)
+    assert np.isfinite(projection.directions).all()
+    np.testing.assert_allclose(np.linalg.norm(projection(x), axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("width", "options", "message"),
+    [
+        (0, {}, "width: expected"),
+        (D + 1, {}, "width: expected"),
+        (4, {"whitening": -0.1}, r"whitening: expected a number in 0\.\.1"),
+        (4, {"whitening": "much"}, "whitening: expected"),
+    ],
+)
+def test_principal_misuse_is_named(width, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        csrtrain.principal_projection(drawn(300, 0)[0], width, **options)

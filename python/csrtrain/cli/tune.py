@@ -52,12 +52,13 @@ def tune(
 ) -> None:
     """Find the best index in given bytes, with a model or without, and write both.
 
-    Tries fine codes alone; with models, how the bytes are split between latents and fine codes,
-    how weak directions of the embeddings are weighed, and each --hidden-dim; and fine codes behind
-    a projection learned from --labels or from --queries with --qrels. Judges by rows or queries
-    that are held out: by their labels, their judgments or, without either, their dense neighbors.
-    Writes PATH/index, PATH/model where there are lists, and PATH/trials.html, charts of score
-    against latents and queries a second. Needs FAISS and matplotlib.
+    Tries fine codes alone, of all bytes, a half, a quarter and so on; with models, how the bytes
+    are split between latents and fine codes, how weak directions of the embeddings are weighed,
+    and each --hidden-dim; and fine codes behind a projection learned from --labels or from
+    --queries with --qrels, or behind principal directions. Judges by rows or queries that are held
+    out: by their labels, their judgments or, without either, their dense neighbors. Writes
+    PATH/index, PATH/model where there are lists, and PATH/trials.html, charts of score against
+    bytes, latents and queries a second. Needs FAISS and matplotlib.
 
     [bold]Examples[/bold]
 
@@ -140,13 +141,14 @@ def _model(trial: Trial) -> str:
 
 
 def _page(tuned: Tuned) -> str:
-    """Return a page with charts: score against latents, and against queries a second."""
+    """Return a page with charts: score against bytes, latents and queries a second."""
     from csrtrain.charts import COLORS, Series, line_chart
     from csrtrain.evaluation.eval_report import STYLE
 
     gray, *colors = COLORS[7], *COLORS[:7], *COLORS[8:]
     models = list(dict.fromkeys(map(_model, tuned.trials)))
     charts: dict[str, Callable[[Trial], float]] = {
+        "bytes of a document": lambda trial: trial.setting.n_bytes,
         "latents of a document": lambda trial: trial.setting.k,
         "queries a second, one thread": lambda trial: trial.queries_per_second,
     }

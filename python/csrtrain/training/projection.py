@@ -1,9 +1,9 @@
-"""learn_projection: directions that bring together what belongs together."""
+"""Projections: directions that bring together what belongs together, and principal ones."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from csrkern import Projection
-from csrkern.arguments import check_int
+from csrkern.arguments import check_int, check_number
 from csrkern.embeddings.dataset import open_embeddings
 from csrkern.embeddings.labels import number_labels, read_integers, read_labels
 from csrkern.typing import ArraySource
@@ -122,12 +122,53 @@ def learn_projection(
         return _best(evidence)
 
 
+def principal_projection(
+    embeddings: ArraySource, width: int, *, whitening: float = 0.0
+) -> Projection:
+    """Keep the leading principal directions of embeddings, more or less whitened.
+
+    Needs no labels. Fine codes of fewer dimensions are learned and searched faster. Where weak
+    directions are noise, or strong ones tell little, they score more as well, elsewhere less:
+    `csrtrain.tune` chooses by labels or judgments.
+
+    Args:
+        embeddings: [n, d], a path or an array, read in pieces.
+        width: directions to keep, at most d.
+        whitening: from 0, directions as they are, to 1, all of the same variance.
+
+    Raises:
+        TypeError, ValueError: if an argument does not fit.
+
+    Source: principal components; partial whitening as in Jegou & Chum (ECCV 2012).
+
+    Example:
+        >>> projection = csrtrain.principal_projection(embeddings, 64)  # doctest: +SKIP
+    """
+    whitening = check_number("whitening", whitening)
+    if not 0 <= whitening <= 1:
+        raise ValueError(f"whitening: expected a number in 0..1, got {whitening:g}")
+    opened = open_embeddings("embeddings", embeddings)
+    check_int("width", width, 1, opened.width)
+    total = torch.zeros(opened.width, dtype=torch.float64)
+    moments = torch.zeros(opened.width, opened.width, dtype=torch.float64)
+    for piece in opened.pieces():
+        rows = _unit(piece).double()
+        total += rows.sum(0)
+        moments += rows.T @ rows
+    center = total / len(opened)
+    spread = moments / len(opened) - torch.outer(center, center)
+    values, vectors = (side.flip(-1)[..., :width] for side in torch.linalg.eigh(spread))
+    # The floor keeps rounding errors small in directions without variance.
+    scales = values.clamp(min=1e-9 * float(values[0]) + 1e-30).pow(-whitening / 2)
+    return Projection((vectors * scales).T.float().numpy(), center.float().numpy())
+
+
 def _best(evidence: _Evidence) -> Projection | None:
     center = evidence.rows.mean(0)
     spread = _outer(evidence.rows - center)
     plain: list[np.ndarray] = []
     tried: dict[tuple[float, int], list[np.ndarray]] = {
-        (shrinkage, width): [] for shrinkage in SHRINKAGES for width in _widths(len(center))
+        (shrinkage, width): [] for shrinkage in SHRINKAGES for width in widths(len(center))
     }
     for fold in evidence.folds:
         plain.append(fold.judge(_search(fold.rows, fold.queries, fold.own)))
@@ -141,13 +182,28 @@ def _best(evidence: _Evidence) -> Projection | None:
         finalists = sorted(tried, key=lambda one: -float(tried[one][0].mean()))[:FINALISTS]
         tried = {one: tried[one] for one in finalists}
     scores = {one: np.concatenate(judged) for one, judged in tried.items()}
-    most = max(scores.values(), key=lambda judged: judged.mean())
-    if not _gain(most, np.concatenate(plain)) > GAIN:
+    best = favored(scores, np.concatenate(plain))
+    if best is None:
         return None
-    near = [one for one in scores if not _gain(most, scores[one]) > LOSS]
-    shrinkage, width = min(near, key=lambda one: (one[1], -scores[one].mean()))
+    shrinkage, width = best
     directions = _directions(evidence.apart, spread, shrinkage)[:, :width]
     return Projection(directions.T.float().numpy(), center.numpy())
+
+
+def favored(
+    scores: Mapping[tuple[float, int], np.ndarray], plain: np.ndarray
+) -> tuple[float, int] | None:
+    """Return the narrowest (how, width) that scores as well as the best; None: `plain` does.
+
+    Args:
+        scores: for each (how, width) those of queries, float64 [n].
+        plain: [n], those of embeddings as they are.
+    """
+    most = max(scores.values(), key=lambda judged: judged.mean())
+    if not _gain(most, plain) > GAIN:
+        return None
+    near = [one for one in scores if not _gain(most, scores[one]) > LOSS]
+    return min(near, key=lambda one: (one[1], -scores[one].mean()))
 
 
 def _gain(one: np.ndarray, other: np.ndarray) -> float:
@@ -175,7 +231,8 @@ def _directions(apart: Tensor, spread: Tensor, shrinkage: float) -> Tensor:
     return turn @ principal
 
 
-def _widths(d: int) -> Iterator[int]:
+def widths(d: int) -> Iterator[int]:
+    """Yield the numbers of directions to try of d."""
     yield from (width for width in WIDTHS if width < d)
     yield d
 
