@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scale_shards import DIM, build_sharded, random_codes
 
-from csrkern import FineQuantizer, InvertedIndex, ModelMismatchError, Projection
+from csrkern import FineQuantizer, InvertedIndex, ModelMismatchError, Projection, Refine
 from csrtrain.scale import build, shards
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits, merge_hits
@@ -369,6 +369,73 @@ def test_shards_answer_embeddings_by_fine_codes(tmp_path: Path) -> None:
     assert told["ids"] == ids.tolist()
 
 
+def with_lists_and_fine_codes(folder: Path) -> tuple[InvertedIndex, Any, np.ndarray]:
+    """Three shards of codes with fine codes; return one index of all, and queries of both kinds."""
+    documents, generator = random_codes(300), np.random.default_rng(1)
+    quantizer = FineQuantizer(generator.standard_normal((2, 256, 12)), np.zeros(12))
+    fine = quantizer.encode(generator.standard_normal((300, 12)))
+    values, indices = documents
+    for first, last in ((0, 5), (5, 180), (180, 300)):
+        ids = np.arange(first, last)
+        some = values[ids], indices[ids]
+        InvertedIndex.build(some, ids, dim=DIM, fine=fine[ids]).save(folder / f"{first}")
+        build.add_shard(folder / f"{first}", folder / "index")
+    whole = InvertedIndex.build(documents, dim=DIM, fine=fine)
+    return whole, random_codes(9, seed=4), generator.standard_normal((9, 12)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("top_k", "shortlist"), [(5, 40), (30, 7), (5, 2000), (2000, 2000)])
+def test_shards_refine_as_one_index(tmp_path: Path, top_k: int, shortlist: int) -> None:
+    whole, codes, dense = with_lists_and_fine_codes(tmp_path)
+    folder = Folder.of(tmp_path / "index")
+    want = whole.search(codes, top_k, rerank=Refine(dense, shortlist))
+
+    async def run(holders: int) -> Any:
+        handles = [FakeHandle(Holder(folder, 1), []) for _ in range(holders)]
+        request = Request(*codes, top_k, 5.0, None, dense, shortlist)
+        return await Gateway(folder, handles, 60.0).search(request)
+
+    for holders in (1, 2, 3):
+        answer = asyncio.run(run(holders))
+        np.testing.assert_array_equal(answer.ids, want[1])
+        np.testing.assert_array_equal(answer.scores, want[0])
+    body = {"values": codes[0].tolist(), "indices": codes[1].tolist(), "embeddings": dense.tolist()}
+    body |= {"top_k": top_k, "shortlist": shortlist}
+    status, told = over_http(folder, HttpRequest(json.dumps(body).encode()), [])
+    assert status == 200
+    assert told["ids"] == [row[row >= 0].tolist() for row in want[1]]
+
+
+def test_lookups_with_and_without_embeddings_do_not_mix(tmp_path: Path) -> None:
+    _, (values, indices), dense = with_lists_and_fine_codes(tmp_path)
+    holder = Holder(Folder.of(tmp_path / "index"), 1)
+    lookups = [
+        Lookup(3, (0, 1, 2), values[:4], indices[:4], 20, dense[:4]),
+        Lookup(3, (0, 1, 2), values[4:], indices[4:], 9),
+        Lookup(3, (0, 1, 2), values[2:7], indices[2:7], 3, dense[2:7]),
+        Lookup(3, (0, 1, 2), dense, None, 4),
+    ]
+    for lookup, found in zip(lookups, holder.search_all(lookups), strict=True):
+        (alone,) = holder.search_all([lookup])
+        for side, other in zip(found.hits, alone.hits, strict=True):
+            np.testing.assert_array_equal(side, other)
+        assert (found.hits.fine is None) == (lookup.embeddings is None)
+
+
+def test_a_shortlist_that_is_late_is_named(tmp_path: Path) -> None:
+    _, codes, dense = with_lists_and_fine_codes(tmp_path)
+    folder = Folder.of(tmp_path / "index")
+
+    async def run() -> Any:
+        handles = [FakeHandle(Holder(folder, 1), faults) for faults in ([], ["hangs"] * 2)]
+        request = Request(*codes, 5, 0.3, None, dense)
+        return await Gateway(folder, handles, 60.0).search(request)
+
+    answer = asyncio.run(run())
+    assert len(answer.missing) == 1
+    assert (answer.ids < 300).all()
+
+
 def test_embeddings_need_shards_with_fine_codes(tmp_path: Path) -> None:
     _, queries = with_fine_codes(tmp_path, 100)
     folder = Folder.of(tmp_path / "index")
@@ -376,8 +443,12 @@ def test_embeddings_need_shards_with_fine_codes(tmp_path: Path) -> None:
         ask(folder, [[]], 5.0, (queries[:, :5], None))
     with pytest.raises(ValueError, match="finite"):
         ask(folder, [[]], 5.0, (np.full((1, 12), np.nan, np.float32), None))
-    both = {"embeddings": queries.tolist(), "values": [[1.0]], "indices": [[0]]}
-    assert over_http(folder, HttpRequest(json.dumps(both).encode()), [])[0] == 400
+    for wrong in (
+        {"embeddings": queries.tolist(), "values": [[1.0]]},
+        {"embeddings": queries.tolist(), "values": [[1.0]], "indices": [[0]]},  # nine and one
+        {"embeddings": queries.tolist(), "shortlist": 0},
+    ):
+        assert over_http(folder, HttpRequest(json.dumps(wrong).encode()), [])[0] == 400
     plain = build_sharded(tmp_path / "plain", random_codes(50), [])
     with pytest.raises(ValueError, match="no fine codes"):
         ask(plain, [[]], 5.0, (queries, None))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from csrkern import Refine
 from csrkern.arguments import check_int, float32_array
 from csrkern.index.inverted import hits_width
 from csrkern.index.rows import pad_rows, read_rows
@@ -118,25 +119,33 @@ class ShardedIndex:
         return cls(handle, current)
 
     def search(
-        self, queries: Any, top_k: int = 10, *, deadline: float = 10.0, any_model: bool = False
+        self,
+        queries: Any,
+        top_k: int = 10,
+        *,
+        rerank: Refine | None = None,
+        deadline: float = 10.0,
+        any_model: bool = False,
     ) -> Answer:
         """Return the `top_k` best codes of all shards for each query.
 
         Args:
             queries: m codes in any form that `InvertedIndex.search` takes.
             top_k: hits a query.
+            rerank: scores the best `rerank.shortlist` codes of all shards again, by their fine
+                codes, as `InvertedIndex.search` does.
             deadline: seconds; shards that have not answered by then, or that nobody can read,
                 are named in the answer.
             any_model: accept queries of another model than that of the shards.
 
         Raises:
-            ValueError: if a query or an argument is not valid, or (ModelMismatchError) another
-                model made the queries.
+            ValueError: if a query or an argument is not valid, the shards hold no fine codes to
+                score by, or (ModelMismatchError) another model made the queries.
         """
         values, indices, fingerprint = _padded(queries, self.dim)
         if any_model:
             fingerprint = None
-        return self._answer(values, indices, top_k, deadline, fingerprint)
+        return self._answer(values, indices, top_k, deadline, fingerprint, rerank)
 
     def search_fine(self, queries: Any, top_k: int = 10, *, deadline: float = 10.0) -> Answer:
         """Return the best codes for embeddings, by the fine codes of all shards.
@@ -158,16 +167,23 @@ class ShardedIndex:
         top_k: int,
         deadline: float,
         fingerprint: str | None,
+        rerank: Refine | None = None,
     ) -> Answer:
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
         check_int("top_k", top_k, 1, 2**40)
+        embeddings, shortlist = None, Refine.shortlist
+        if rerank is not None:
+            embeddings = float32_array("queries", rerank.queries)
+            shortlist = check_int("shortlist", rerank.shortlist, 1, 2**40)
         until = time.monotonic() + deadline
         patience = PATIENCE * deadline  # then ask another gateway: this one's node may be gone
         while (remaining := until - time.monotonic()) > 0:
             try:
-                request = Request(values, indices, top_k, remaining, fingerprint)
+                request = Request(
+                    values, indices, top_k, remaining, fingerprint, embeddings, shortlist
+                )
                 response = self._handle.search.remote(request)
                 answer: Answer = response.result(timeout_s=patience or remaining + GRACE)
             except (ValueError, TypeError):
@@ -182,7 +198,7 @@ class ShardedIndex:
             return answer
         missing = tuple(shard.name for shard in self._known.shards)
         empty = Hits.none(len(values), hits_width(top_k, len(self._known)))
-        return Answer(*empty, missing, self._known.number)
+        return Answer(empty.scores, empty.ids, missing, self._known.number)
 
     def generation(self) -> Generation:
         """Return the facts of the index that is served at the moment."""

@@ -14,17 +14,18 @@ import contextlib
 import functools
 import json
 import logging
+import operator
 import shutil
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from csrkern import InvertedIndex
+from csrkern import InvertedIndex, Refine
 from csrkern.arguments import check_int, check_number, float32_array, float32_rows
 from csrkern.identity import ModelMismatchError, check_fingerprint, check_same_model
 from csrkern.index.inverted import hits_width
@@ -41,7 +42,7 @@ KEPT_GENERATIONS = 3
 PATIENCE = 0.25
 # Limits of a request over HTTP.
 MOST_BYTES, MOST_QUERIES, MOST_HITS = 16 << 20, 4096, 1_000_000
-FIELDS = {"values", "indices", "embeddings", "top_k", "deadline", "fingerprint"}
+FIELDS = {"values", "indices", "embeddings", "shortlist", "top_k", "deadline", "fingerprint"}
 log = logging.getLogger(__name__)
 
 
@@ -60,6 +61,7 @@ class Lookup:
         values, indices: of the queries, [m, k]; indices None: values are embeddings [m, d], which
             all fine codes are compared with.
         top_k: hits a query.
+        embeddings: [m, d], to score the hits of codes by fine codes, too; None: not asked for.
     """
 
     generation: int
@@ -67,6 +69,7 @@ class Lookup:
     values: np.ndarray
     indices: np.ndarray | None
     top_k: int
+    embeddings: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,8 @@ class Holder:
         """Return the best hits of each lookup; lookups in equal sets of shards share a search."""
         batches: dict[Any, list[int]] = {}
         for i, lookup in enumerate(lookups):
-            is_codes = lookup.indices is not None
-            shape = (lookup.generation, lookup.shards, lookup.values.shape[1], is_codes)
+            kind = lookup.indices is None, lookup.embeddings is None
+            shape = (lookup.generation, lookup.shards, lookup.values.shape[1], kind)
             batches.setdefault(shape, []).append(i)
         answers: dict[int, Found] = {}
         for batch in batches.values():
@@ -123,26 +126,31 @@ class Holder:
         """Answer lookups in the same shards with queries of one width."""
         top_k = max(lookup.top_k for lookup in lookups)
         values = np.concatenate([lookup.values for lookup in lookups])
-        of_codes = [lookup.indices for lookup in lookups if lookup.indices is not None]
-        indices = np.concatenate(of_codes) if of_codes else None
+        indices = _together(lookup.indices for lookup in lookups)
+        embeddings = _together(lookup.embeddings for lookup in lookups)
         shards = self._generation(lookups[0].generation).shards
         parts, missing = [], []
         for position in lookups[0].shards:
-            part = self._search_one(shards[position], values, indices, top_k)
+            part = self._search_one(shards[position], values, indices, embeddings, top_k)
             if part is None:
                 missing.append(position)
             else:
                 parts.append(part)
-        hits = merge_hits(parts or [Hits.none(len(values), top_k)], top_k)
-        ends = np.cumsum([len(lookup.values) for lookup in lookups])[:-1]
-        split = zip(np.split(hits.scores, ends), np.split(hits.ids, ends), strict=True)
-        return [
-            Found(Hits(scores[:, : lookup.top_k], ids[:, : lookup.top_k]), tuple(missing))
-            for lookup, (scores, ids) in zip(lookups, split, strict=True)
-        ]
+        hits = merge_hits(parts or [Hits.none(len(values), top_k, embeddings is not None)], top_k)
+        answers, first = [], 0
+        for lookup in lookups:
+            own = np.s_[first : first + len(lookup.values), : lookup.top_k]
+            answers.append(Found(hits.each(operator.itemgetter(own)), tuple(missing)))
+            first += len(lookup.values)
+        return answers
 
     def _search_one(
-        self, shard: Shard, values: np.ndarray, indices: np.ndarray | None, top_k: int
+        self,
+        shard: Shard,
+        values: np.ndarray,
+        indices: np.ndarray | None,
+        embeddings: np.ndarray | None,
+        top_k: int,
     ) -> Hits | None:
         """Return hits in one shard, None if it is damaged or gone."""
         index = self._index(shard)
@@ -151,7 +159,14 @@ class Holder:
         try:
             if indices is None:
                 return Hits(*index.search_fine(values, top_k, num_threads=self._threads))
-            return Hits(*index.search((values, indices), top_k, num_threads=self._threads))
+            hits = Hits(*index.search((values, indices), top_k, num_threads=self._threads))
+            if embeddings is None:
+                return hits
+            again = Refine(embeddings, top_k)
+            fine, ids = index.search(
+                (values, indices), top_k, rerank=again, num_threads=self._threads
+            )
+            return hits._replace(fine=_reordered(fine, ids, hits.ids))
         except ValueError as error:  # a list is checked when it is first read
             log.error("shard %s: %s", shard.name, error)
             with self._opening:
@@ -184,6 +199,19 @@ class Holder:
         shutil.rmtree(self._cache / name, ignore_errors=True)
 
 
+def _together(arrays: Iterable[np.ndarray | None]) -> np.ndarray | None:
+    """Return the rows of all arrays, None if there are none."""
+    given = [array for array in arrays if array is not None]
+    return np.concatenate(given) if given else None
+
+
+def _reordered(scores: np.ndarray, ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return scores of ids [m, n] in the order in which `wanted` [m, n] has the same ids."""
+    places = np.argsort(np.argsort(wanted, axis=1), axis=1)
+    by_id = np.take_along_axis(scores, np.argsort(ids, axis=1), 1)
+    return np.take_along_axis(by_id, places, 1)
+
+
 @dataclass(frozen=True)
 class Request:
     """Queries of one caller: codes, or without indices embeddings; see `Lookup`."""
@@ -193,6 +221,8 @@ class Request:
     top_k: int
     deadline: float  # seconds from now
     fingerprint: str | None = None  # of the model that made the queries
+    embeddings: np.ndarray | None = None  # with codes: they put a shortlist in order
+    shortlist: int = Refine.shortlist
 
 
 @dataclass(frozen=True)
@@ -288,8 +318,9 @@ class Gateway:
             self._watching = asyncio.create_task(self._watch())
         current = self._current
         check_same_model("queries", request.fingerprint, current.fingerprint)
-        _check_queries(request.values, request.indices, current.form)
-        top_k = hits_width(request.top_k, len(current))
+        _check_queries(request.values, request.indices, request.embeddings, current.form)
+        refined = request.embeddings is not None
+        top_k = hits_width(request.shortlist if refined else request.top_k, len(current))
         until = time.monotonic() + request.deadline
         groups = [
             (holder, positions)
@@ -300,19 +331,29 @@ class Gateway:
             *(
                 self._ask(
                     holder,
-                    Lookup(current.number, positions, request.values, request.indices, top_k),
+                    Lookup(
+                        current.number,
+                        positions,
+                        request.values,
+                        request.indices,
+                        top_k,
+                        request.embeddings,
+                    ),
                     until,
                 )
                 for holder, positions in groups
             )
         )
         hits = merge_hits([answer.hits for answer in answers], top_k)
+        if refined:
+            hits = hits.refined(hits_width(request.top_k, len(current)))
         missing = tuple(current.shards[i].name for answer in answers for i in answer.missing)
-        return Answer(*hits, missing, current.number)
+        return Answer(hits.scores, hits.ids, missing, current.number)
 
     async def _ask(self, holder: Any, lookup: Lookup, until: float) -> Found:
         """Search one group of shards and return what is found before the deadline."""
-        best = Found(Hits.none(len(lookup.values), lookup.top_k), lookup.shards)
+        fine = lookup.embeddings is not None
+        best = Found(Hits.none(len(lookup.values), lookup.top_k, fine), lookup.shards)
         pending: set[asyncio.Future[Found]] = set()
         read_errors = 0
         patience = PATIENCE * (until - time.monotonic())
@@ -371,15 +412,27 @@ async def _body_of(request: Any) -> bytes | None:
     return bytes(body)
 
 
-def _check_queries(values: np.ndarray, indices: np.ndarray | None, form: Mapping[str, Any]) -> None:
+def _check_queries(
+    values: np.ndarray,
+    indices: np.ndarray | None,
+    embeddings: np.ndarray | None,
+    form: Mapping[str, Any],
+) -> None:
     """Raise what an empty index raises; after that a holder's error is the fault of a shard."""
-    if indices is not None:
+    if indices is None:
+        embeddings = values
+    else:
         _empty_index(int(form["dim"])).search((values, indices), 1)
+    if embeddings is None:
         return
     quantizer = form.get("quantizer")
     if quantizer is None:
         raise ValueError("embeddings: the shards hold no fine codes to compare them with")
-    bounded("embeddings", float32_rows("embeddings", values, int(quantizer["dim"])))
+    bounded("embeddings", float32_rows("embeddings", embeddings, int(quantizer["dim"])))
+    if len(embeddings) != len(values):
+        raise ValueError(
+            f"embeddings: expected {len(values)} rows, one a query, got {len(embeddings)}"
+        )
 
 
 @functools.lru_cache(maxsize=4)
@@ -400,24 +453,31 @@ def _request_of(body: Any, form: Mapping[str, Any]) -> Request:
         ValueError, TypeError: if it is not one.
     """
     named = set(body) if isinstance(body, dict) else set()
-    if not ({"values", "indices"} <= named) ^ ("embeddings" in named):
-        raise ValueError("expected an object with values and indices [m][k], or embeddings [m][d]")
+    coded = {"values", "indices"} <= named
+    if not coded and ({"values", "indices"} & named or "embeddings" not in named):
+        raise ValueError(
+            "expected an object with values and indices [m][k], or embeddings [m][d], or all three"
+        )
     if unknown := named - FIELDS:
         raise ValueError(f"expected {', '.join(sorted(FIELDS))}, got {min(unknown)[:60]!r}, too")
-    if "embeddings" in named:
-        values, indices = float32_array("embeddings", body["embeddings"]), None
-    else:
+    embeddings = float32_array("embeddings", body["embeddings"]) if "embeddings" in named else None
+    if coded:
         rows = read_rows("queries", (body["values"], body["indices"]), int(form["dim"]))
         values, indices = rows.values, rows.indices
+    else:
+        assert embeddings is not None
+        values, indices, embeddings = embeddings, None, None
     top_k = check_int("top_k", body.get("top_k", 10), 1, 10_000)
-    if len(values) > MOST_QUERIES or len(values) * top_k > MOST_HITS:
+    shortlist = check_int("shortlist", body.get("shortlist", Refine.shortlist), 1, 10_000)
+    most = top_k if embeddings is None else max(top_k, shortlist)
+    if len(values) > MOST_QUERIES or len(values) * most > MOST_HITS:
         raise ValueError(
             f"expected at most {MOST_QUERIES:,} queries and {MOST_HITS:,} hits in an answer, got "
-            f"{len(values):,} queries times {top_k:,}; ask in several requests"
+            f"{len(values):,} queries times {most:,}; ask in several requests"
         )
     deadline = check_number("deadline", body.get("deadline", 10.0))
     if not 0 < deadline <= 3600:
         raise ValueError(f"deadline: expected seconds, 0 to 3600, got {deadline}")
     fingerprint = check_fingerprint("fingerprint", body.get("fingerprint"))
-    _check_queries(values, indices, form)
-    return Request(values, indices, top_k, deadline, fingerprint)
+    _check_queries(values, indices, embeddings, form)
+    return Request(values, indices, top_k, deadline, fingerprint, embeddings, shortlist)
