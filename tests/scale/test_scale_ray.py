@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from benchmarks.scale.drill import kill_process
-from csrkern import InvertedIndex, ModelMismatchError, SparseCodes
+from csrkern import FineQuantizer, InvertedIndex, ModelMismatchError, Refine, SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain.scale import ShardedIndex, add_shard, build_shards, encode, encode_corpus
 from csrtrain.scale.corpus import Reader
@@ -96,6 +96,30 @@ def test_sharded_is_one_index(encoded: tuple[Path, SparseCodes]) -> None:
         with_two.search(queries)
     assert with_two.search(queries, any_model=True).complete
     serve.delete("two")
+
+
+def test_embeddings_are_compared_with_fine_codes(cluster: Any, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((200, D)).astype(np.float32)
+    codes = SparseAutoencoder(D, H, K).eval().encode(rows)
+    fine = FineQuantizer(generator.standard_normal((3, 256, D)), np.zeros(D)).encode(rows)
+    for start in (0, 80):
+        ids = np.arange(start, 80 if start == 0 else 200)
+        InvertedIndex.build(codes[ids], ids, fine=fine[ids]).save(tmp_path / str(start))
+        add_shard(tmp_path / str(start), tmp_path / "index")
+    whole = InvertedIndex.build(codes, fine=fine)
+    served = ShardedIndex.serve(tmp_path / "index", name="fine")
+    rerank = Refine(rows[:7], 30)
+    for answer, (scores, ids) in (
+        (served.search(codes[:7], 5, rerank=rerank), whole.search(codes[:7], 5, rerank=rerank)),
+        (served.search_fine(rows[:7], 5), whole.search_fine(rows[:7], 5)),
+    ):
+        assert answer.complete
+        np.testing.assert_array_equal(answer.ids, ids)
+        np.testing.assert_array_equal(answer.scores, scores)
+    with pytest.raises(ValueError, match="embeddings: expected 7 rows"):
+        served.search(codes[:7], 5, rerank=Refine(rows[:6]))
+    serve.delete("fine")
 
 
 def test_a_worker_dies_while_encoding(cluster: Any, made: tuple[Path, np.ndarray]) -> None:
