@@ -88,7 +88,7 @@ class Case:
     @cached_property
     def projection(self) -> Projection | None:
         """The projection learned from the set's labels or pairs; None: nothing is gained by one."""
-        path = self._kept("projection").with_suffix(".npz")
+        path = self._kept("projection", ".npz")
         if not path.exists():
             learned = self._learn_projection()
             held = ("directions", "center") if learned is not None else ()
@@ -166,15 +166,15 @@ class Case:
     def codebooks(self, parts: int) -> Tensor:
         """Residual codebooks of the sample about its mean, [parts, books, 256, d / parts]."""
         books = 8 if self.quick else MOST[parts > 1] if parts in (1, PRODUCTS) else 5
-        path = self._kept(f"rq{parts}x{books}").with_suffix(".npy")
+        path = self._kept(f"rq{parts}x{books}", ".npy")
         if not path.exists():
             centered = self.sample - self.sample.mean(0)
             np.save(path, residual_codebooks(centered, parts, books, self.seed).numpy())
         return torch.from_numpy(np.load(path))
 
-    def _kept(self, name: str) -> Path:
+    def _kept(self, name: str, suffix: str = "") -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / f"{self.data.name}-{name}-seed{self.seed}"
+        return self.folder / f"{self.data.name}-{name}-seed{self.seed}{suffix}"
 
 
 Build = Callable[[Case], Iterator[System]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ FINE = {8: (2,), 11: (1, 2), 17: (4,), 33: (2, 4, 8)}
 FINE_PRODUCTS = {45: (4,), 57: (1,), 65: (8, 16)}
 # Bytes of a fine code that is searched alone, and the parts of the dimensions to try.
 ALONE_BYTES = {4: (1,), 6: (1,), 8: (1,), 12: (1,), 16: (1, 3), 32: (1,)}
+PRINCIPAL_BYTES = {8: (1,), 16: (1,), 32: (1,)}
 
 
 def one_stage(case: Case) -> Iterator[System]:
@@ -53,7 +54,7 @@ def fine_alone(case: Case) -> Iterator[System]:
 def fine_alone_principal(case: Case) -> Iterator[System]:
     """Ours: fine codes alone, of principal directions, which need neither labels nor pairs."""
     for setting, turn, own in case.behind_principal():
-        yield from _fine_alone(case, PRINCIPAL, own, turn, f"{setting}, ")
+        yield from _fine_alone(case, PRINCIPAL, own, turn, f"{setting}, ", PRINCIPAL_BYTES)
 
 
 def fine_alone_projected(case: Case) -> Iterator[System]:
@@ -64,9 +65,14 @@ def fine_alone_projected(case: Case) -> Iterator[System]:
 
 
 def _fine_alone(
-    case: Case, method: str, own: Case, projection: Projection | None = None, setting: str = ""
+    case: Case,
+    method: str,
+    own: Case,
+    projection: Projection | None = None,
+    setting: str = "",
+    sizes: Mapping[int, Sequence[int]] = ALONE_BYTES,
 ) -> Iterator[System]:
-    for n_bytes, parts in {8: (1,)}.items() if case.quick else ALONE_BYTES.items():
+    for n_bytes, parts in {8: (1,)}.items() if case.quick else sizes.items():
         for part in parts:
             if own.d % part:
                 continue

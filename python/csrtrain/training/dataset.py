@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from csrtrain.training import distributed
 from csrtrain.training.batches import Batch
 from csrtrain.training.config import TrainConfig
 from csrtrain.training.subspace import Subspace
+
+_FAR = 1e12  # from 1: float32 has room for sums of squares of such numbers
 
 
 @dataclass(frozen=True)
@@ -207,9 +210,11 @@ def _moments(
 ) -> tuple[Tensor, float, int]:
     """Return mean [d] and variance per dimension in the model's space, and a checksum of the rows.
 
-    Raises ValueError for rows that are not finite, or all equal.
+    Raises ValueError for rows that are not finite, all equal, or far from the size of 1.
     """
     d = embeddings[0].width
+    if model.standardize and d == 1:
+        raise ValueError("standardize: expected embeddings of at least 2 dimensions, got 1")
     total = torch.zeros(d, dtype=torch.float64, device="cpu")
     first: Tensor | None = None
     square, checksum = 0.0, 0
@@ -229,6 +234,13 @@ def _moments(
     # Equal rows may differ by rounding once they are standardized.
     if variance <= (1e-12 if model.standardize else 0.0):
         raise ValueError("embeddings: expected rows that differ; all of them are equal")
+    deviation = math.sqrt(variance)
+    if not 1 / _FAR <= deviation <= _FAR:
+        raise ValueError(
+            f"embeddings: expected numbers that differ by {1 / _FAR:g} to {_FAR:g}, got a "
+            f"standard deviation of {deviation:.2g}, where float32 has no room for sums of "
+            f"squares; multiply them by {1 / deviation:.0e}"
+        )
     return (first + offset).float(), variance, checksum
 
 
