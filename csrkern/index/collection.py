@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from csrkern.arguments import integers, thread_count
+from csrkern.arguments import check_bool, integers, thread_count
 from csrkern.identity import check_fingerprint, check_same_model
 from csrkern.index import file as index_file
 from csrkern.index.fine import check_fine, quantizer_of
@@ -147,6 +147,7 @@ class Collection:
         *,
         norms: VectorsLike | None = None,
         fine: FineCodes | None = None,
+        replace: bool = False,
         any_model: bool = False,
         num_threads: int | None = None,
     ) -> None:
@@ -157,9 +158,11 @@ class Collection:
 
         Args:
             codes: as for `build`; a pair of arrays needs no dim. None: fine codes alone.
-            ids: n distinct integers ≥ 0 that no code of the index has; None: the next ones
-                after the highest that it ever had.
+            ids: n distinct integers ≥ 0; None: the next ones after the highest that the index
+                ever had.
             norms, fine: needed if the index was built with them.
+            replace: codes of the index with one of these ids are removed in the same instant;
+                False: no code may have one.
             any_model: take codes of another model than the index's, too.
             num_threads: None: as many as the process may run on.
 
@@ -170,6 +173,8 @@ class Collection:
         """
         rows = rows_to_store(codes, fine, self.dim)
         threads = thread_count(num_threads)
+        if check_bool("replace", replace) and ids is None:
+            raise ValueError("ids: expected those to replace or to add, got None")
         if rows.n == 0:
             return
         with self._changing:
@@ -180,7 +185,7 @@ class Collection:
             if now.next_id + rows.n > 2**63 and ids is None:
                 raise ValueError("ids: no numbers are left above the highest one; give ids")
             if ids is not None:
-                _check_new(check_ids(ids, rows.n), now.segments)
+                now = _free(check_ids(ids, rows.n), now, replace)
             segment, form = now.build(rows, ids, norms, fine, threads)
             replaced = _to_merge(now.segments, segment)
             if replaced:
@@ -205,15 +210,8 @@ class Collection:
         array = check_ids(array, array.size)
         with self._changing:
             now = self._snapshot
-            docs_of = [segment.find(array) for segment in now.segments]
-            missing = np.flatnonzero(np.all([docs < 0 for docs in docs_of], axis=0))
-            if len(missing):
-                raise ValueError(f"ids: {array[missing[0]]} is not in the index")
-            segments = tuple(
-                segment.without(docs[docs >= 0]) if (docs >= 0).any() else segment
-                for segment, docs in zip(now.segments, docs_of, strict=True)
-            )
-            self._snapshot = now._replace(segments=segments)
+            docs_of = _documents_of(array, now)
+            self._snapshot = _without(docs_of, now)
 
     def compact(self, *, num_threads: int | None = None) -> None:
         """Merge all segments into one, without the codes that were removed.
@@ -320,6 +318,28 @@ class Collection:
         facts["segments"] = [{name: getattr(s, name) for name in SIZES} for s in segments]
         return type(self)._restore, (facts, [arrays_of(s) for s in segments])
 
+    def get(self, ids: IdsLike) -> tuple[np.ndarray, np.ndarray]:
+        """Return the stored codes of documents: values float32 [n, k] and indices int32 [n, k].
+
+        Args:
+            ids: n integers, in any order; the rows follow it.
+
+        Raises:
+            TypeError: if ids are not integers.
+            ValueError: if an id is not in the index.
+        """
+        array = np.atleast_1d(integers("ids", ids)).astype(np.int64)
+        now = self._snapshot
+        values = np.zeros((len(array), now.k), np.float32)
+        indices = np.zeros((len(array), now.k), np.int32)
+        for segment, docs in zip(now.segments, _documents_of(array, now), strict=True):
+            here = np.flatnonzero(docs >= 0)
+            if len(here):
+                starts, latents, stored = segment.native.rows_of(docs[here])
+                rows = Rows(stored, latents, starts, self.dim)
+                values[here], indices[here] = padded_rows(rows, now.k)
+        return values, indices
+
     def to_numpy(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the stored codes: values float32 [n, k] and indices int32 [n, k].
 
@@ -369,17 +389,25 @@ def padded(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
         ) from error
     first = 0
     for segment in segments:
-        codes = segment.rows()
-        if codes.k > k:
-            raise ValueError(f"the index is damaged: codes have more than k = {k} latents")
-        rows = np.repeat(np.arange(codes.n), codes.lengths)
-        # By their bits, which ascend with the value even where denormals compare as 0.
-        order = np.lexsort((codes.indices, -codes.values.view(np.int32), rows))
-        slots = np.arange(len(rows)) - starts_of(codes.lengths)[rows]
-        out_values[first + rows, slots] = codes.values[order]
-        out_indices[first + rows, slots] = codes.indices[order]
+        some = slice(first, first + len(segment))
+        out_values[some], out_indices[some] = padded_rows(segment.rows(), k)
         first += len(segment)
     return out_values, out_indices
+
+
+def padded_rows(codes: Rows, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows with starts as `Collection.to_numpy` does."""
+    if codes.k > k:
+        raise ValueError(f"the index is damaged: codes have more than k = {k} latents")
+    rows = np.repeat(np.arange(codes.n), codes.lengths)
+    # By their bits, which ascend with the value even where denormals compare as 0.
+    order = np.lexsort((codes.indices, -codes.values.view(np.int32), rows))
+    slots = np.arange(len(rows)) - starts_of(codes.lengths)[rows]
+    values = np.zeros((codes.n, k), np.float32)
+    indices = np.zeros((codes.n, k), np.int32)
+    values[rows, slots] = codes.values[order]
+    indices[rows, slots] = codes.indices[order]
+    return values, indices
 
 
 def _check_norms_match(segments: Sequence[Segment], norms: Any) -> None:
@@ -389,13 +417,37 @@ def _check_norms_match(segments: Sequence[Segment], norms: Any) -> None:
         raise ValueError(f"norms: expected each code {expected} those of the index")
 
 
-def _check_new(ids: np.ndarray, segments: Sequence[Segment]) -> None:
-    for segment in segments:
-        taken = np.flatnonzero(segment.find(ids) >= 0)
-        if len(taken):
-            raise ValueError(
-                f"ids: {ids[taken[0]]} is in the index already; remove it first to replace it"
-            )
+def _documents_of(ids: np.ndarray, now: Snapshot) -> list[np.ndarray]:
+    """Return the document of each id in each segment, -1 where it has none.
+
+    Raises ValueError if no segment has an id.
+    """
+    docs_of = [segment.find(ids) for segment in now.segments]
+    missing = np.all([docs < 0 for docs in docs_of], axis=0)
+    if missing.any():
+        raise ValueError(f"ids: {ids[np.argmax(missing)]} is not in the index")
+    return docs_of
+
+
+def _without(docs_of: Sequence[np.ndarray], now: Snapshot) -> Snapshot:
+    """Return the same without documents of each segment; numbers below 0 are none."""
+    segments = tuple(
+        segment.without(docs[docs >= 0]) if (docs >= 0).any() else segment
+        for segment, docs in zip(now.segments, docs_of, strict=True)
+    )
+    return now._replace(segments=segments)
+
+
+def _free(ids: np.ndarray, now: Snapshot, replace: bool) -> Snapshot:
+    """Return the same without codes of these ids; without `replace`, there may be none."""
+    docs_of = [segment.find(ids) for segment in now.segments]
+    taken = np.any([docs >= 0 for docs in docs_of], axis=0) if docs_of else np.zeros(0, bool)
+    if not replace and taken.any():
+        raise ValueError(
+            f"ids: {ids[np.argmax(taken)]} is in the index already; add with replace=True, or "
+            "remove it first"
+        )
+    return _without(docs_of, now) if taken.any() else now
 
 
 def _to_merge(segments: tuple[Segment, ...], new: Segment) -> int:

@@ -88,6 +88,61 @@ def test_any_way_leads_to_the_same_index(metric, cluster, dtype, limit, tmp_path
     assert index.stats()["postings"] == 0
 
 
+@pytest.mark.parametrize("cluster", [False, True])
+def test_codes_are_replaced_in_one_instant(cluster):
+    rows = np.arange(2000)  # of `CODES`, by id
+    index = InvertedIndex.build(some(rows), dim=DIM, cluster=cluster, window=512)
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        ids = rng.choice(len(rows) + 50, 300, replace=False)
+        ids = np.unique(np.where(ids >= len(rows), len(rows) + np.arange(300), ids))
+        new = rng.integers(2000, 6000, len(ids))
+        index.add(some(new), ids, replace=True)
+        rows = np.concatenate([rows, np.zeros(max(0, ids.max() + 1 - len(rows)), int)])
+        rows[ids] = new
+        held = np.sort(index.ids)
+        fresh = InvertedIndex.build(some(rows[held]), held, dim=DIM)
+        assert_same(index.search(QUERIES, 50), fresh.search(QUERIES, 50))
+    everything = np.sort(index.ids)
+    index.add(some(everything % 6000), everything, replace=True)
+    assert_like_a_fresh_build(index, cluster=cluster, window=512)
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_codes_are_read_by_id(cluster, dtype, tmp_path):
+    ids = np.random.default_rng(0).permutation(9000)[:3000]
+    options = {"dim": DIM, "cluster": cluster, "window": 512, "dtype": dtype}
+    index = InvertedIndex.build(some(np.arange(2000)), ids[:2000], **options)
+    index.add(some(np.arange(2000, 3000)), ids[2000:])
+    index.remove(ids[50:70])
+    index.save(tmp_path)
+    values, indices = index.to_numpy()
+    place = {int(i): at for at, i in enumerate(index.ids)}
+    for opened in (index, InvertedIndex.load(tmp_path)):
+        # Few are found in the lists, many by way of the forward index, then few as well.
+        for asked in (ids[:1], ids[1990:2010][::-1], np.repeat(ids[:3], 2), index.ids, ids[:3]):
+            rows = [place[int(i)] for i in asked]
+            assert_same(opened.get(asked), (values[rows], indices[rows]))
+    assert_same(index.get(int(ids[7])), index.get([int(ids[7])]))
+    assert [side.shape for side in index.get([])] == [(0, 7), (0, 7)]
+    for wrong in (ids[55], 9001, -1):
+        with pytest.raises(ValueError, match=f"ids: {wrong} is not in the index"):
+            index.get([ids[0], wrong])
+    with pytest.raises(TypeError, match="ids: expected integers"):
+        index.get([0.5])
+    with pytest.raises(TypeError, match="replace: expected a bool"):
+        index.add(some([0]), [1], replace=1)
+
+
+def test_few_codes_are_read_without_a_copy_of_all():
+    index = InvertedIndex.build(some(np.arange(6000)), dim=DIM)
+    index.get([3, 5])
+    assert index.stats()["forward_bytes"] == 0
+    index.get(np.arange(6000))
+    assert index.stats()["forward_bytes"] > 0
+
+
 def test_many_small_additions_stay_few_segments():
     index = InvertedIndex.build(some(np.arange(3000)), dim=DIM)
     for i in range(3000, 3500):
@@ -113,10 +168,13 @@ def test_what_is_refused_changes_nothing():
     index.remove([4])
     want = index.search(QUERIES, 10)
     for message, change in {
-        "ids: 7 is in the index already; remove it first": lambda: index.add(
+        "ids: 7 is in the index already; add with replace=True": lambda: index.add(
             some(np.arange(2)), [11, 7]
         ),
         "ids: expected distinct": lambda: index.add(some(np.arange(2)), [11, 11]),
+        "distinct ids; one occurs": lambda: index.add(some(np.arange(2)), [7, 7], replace=True),
+        "ids: expected those to replace": lambda: index.add(some(np.arange(2)), replace=True),
+        "got 81": lambda: index.add(index_codes_matrix(81), [3], replace=True),
         "one id for each of 2": lambda: index.add(some(np.arange(2)), [11]),
         "ids: 4 is not in the index": lambda: index.remove([3, 4]),
         "ids: 99 is not in the index": lambda: index.remove([99]),

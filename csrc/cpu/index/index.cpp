@@ -19,6 +19,7 @@ namespace {
 // Cost of a posting when one thread builds the forward index, the directory of blocks, or rounded
 // values.
 constexpr double kNsPerForwardPosting = 13, kNsPerDirectoryPosting = 4, kNsPerRounding = 3;
+constexpr double kNsPerSearch = 40;  // of a document in a list
 
 [[noreturn]] void damaged(const std::string& what) {
   throw std::invalid_argument("the index is damaged: " + what);
@@ -60,6 +61,36 @@ bool good_maxima(const IndexView& view, int64_t term) {
     good &= value <= maxima[doc / view.block] * scale;
   });
   return good;
+}
+
+// Appends the entries of a document, found in each list by a binary search. The lists must have
+// been checked.
+void look_up_row(const IndexView& view, int64_t doc, OwnedRows& rows) {
+  const int64_t w = doc / view.window;
+  const auto local = static_cast<uint16_t>(doc % view.window);
+  for (int64_t t = 0; t < view.n_terms; ++t) {
+    const uint64_t* offset = view.offsets + t * view.n_windows + w;
+    const uint64_t n = offset[1] - offset[0];
+    const uint8_t* slice = view.slice(offset[0]);
+    const auto number = [slice](uint64_t i) {
+      uint16_t id;
+      std::memcpy(&id, slice + 2 * i, 2);
+      return id;
+    };
+    uint64_t begin = 0, end = n;  // of the numbers that may be `local`
+    while (begin < end) {
+      const uint64_t middle = begin + (end - begin) / 2;
+      if (number(middle) < local) {
+        begin = middle + 1;
+      } else {
+        end = middle;
+      }
+    }
+    if (begin == n || number(begin) != local) continue;
+    rows.latents.push_back(view.terms[t]);
+    rows.values.push_back(value_at(slice + 2 * n, begin, view.type, view.unit()));
+  }
+  rows.starts.push_back(static_cast<int64_t>(rows.latents.size()));
 }
 
 }  // namespace
@@ -133,7 +164,18 @@ void Index::rows(int64_t* starts, int32_t* latents, float* values) const {
 OwnedRows Index::rows_of(const int64_t* docs, int64_t n) const {
   OwnedRows rows;
   rows.starts.push_back(0);
-  for (int64_t i = 0; i < n; ++i) append_row(forward(1), view_.terms, docs[i], rows);
+  const uint64_t postings = view_.offsets[view_.n_terms * view_.n_windows];
+  const double searches = kNsPerSearch * static_cast<double>(n) * view_.n_terms;
+  const bool few = forward_.load(std::memory_order_acquire) == nullptr &&
+                   searches < kNsPerForwardPosting * static_cast<double>(postings);
+  if (few) verify(1);
+  for (int64_t i = 0; i < n; ++i) {
+    if (few) {
+      look_up_row(view_, docs[i], rows);
+    } else {
+      append_row(forward(1), view_.terms, docs[i], rows);
+    }
+  }
   return rows;
 }
 

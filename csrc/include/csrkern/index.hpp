@@ -178,7 +178,8 @@ class Index {
   // ascending, with their values [offsets.back()].
   void rows(int64_t* starts, int32_t* latents, float* values) const;
 
-  // Returns the same for chosen documents, from the forward index.
+  // Returns the same for chosen documents: from the lists if they are few, else from the forward
+  // index.
   OwnedRows rows_of(const int64_t* docs, int64_t n) const;
 
   // Returns the term of a latent and checks its list, or returns -1 if no document uses it.
