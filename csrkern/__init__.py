@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from csrkern.identity import ModelMismatchError
     from csrkern.index.cuda.index import CudaIndex
     from csrkern.index.fine import FineCodes, FineQuantizer
+    from csrkern.index.fuse import fuse
     from csrkern.index.inverted import InvertedIndex
     from csrkern.index.projection import Projection
     from csrkern.index.rerank import Refine, Rerank
@@ -43,6 +44,7 @@ _HOME_OF = {
     "autoencode": ".ops.autoencode",
     "decode": ".ops.decode",
     "encode": ".ops.encode",
+    "fuse": ".index.fuse",
     "info_nce": ".ops.info_nce",
     "packed_bytes": ".codes.packed",
     "packed_k": ".codes.packed",
@@ -66,6 +68,7 @@ __all__ = [
     "autoencode",
     "decode",
     "encode",
+    "fuse",
     "info_nce",
     "integrations",
     "nn",

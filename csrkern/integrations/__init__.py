@@ -6,6 +6,7 @@
 - `sae_lens`, `sparsify`: `accelerate` for the TopK autoencoders of these packages.
 - `sklearn`: a transformer and neighbors with scikit-learn's manners.
 - `frames`: codes as list columns of pyarrow and pandas.
+- `trec`: runs and relevance judgments in the files that evaluation tools read.
 - `qdrant`, `milvus`, `elasticsearch`, `seismic`: codes to search engines and back.
 """
 
@@ -24,6 +25,7 @@ _MODULES = (
     "sentence_transformers",
     "sklearn",
     "sparsify",
+    "trec",
 )
 
 __getattr__, __dir__ = lazy.attributes(__name__, modules=_MODULES)
