@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,6 +132,10 @@ class SparseCodes:
             rows = numbers if isinstance(numbers, slice) else torch.from_numpy(numbers)
         return self._with(self.values[rows], self.indices[rows])
 
+    def __iter__(self) -> Iterator[SparseCodes]:
+        """Yield each row, as SparseCodes [1, k]."""
+        return (self[row : row + 1] for row in range(len(self)))
+
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         """Say what to call: NumPy would make an array of objects of them, row by row."""
         raise TypeError(
@@ -146,6 +150,12 @@ class SparseCodes:
         return (
             f"SparseCodes(n={len(self)}, k={self.k}, dim={self.dim}, {self.dtype}, {self.device})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: how latents are used, and the first rows."""
+        from csrkern.codes.html import to_html
+
+        return to_html(self)
 
     def truncate(self, k: int) -> SparseCodes:
         """Return the codes at a smaller k: the first k columns, sharing memory.
@@ -181,6 +191,10 @@ class SparseCodes:
     def float(self) -> SparseCodes:
         """Return the codes with float32 values."""
         return self.to(torch.float32)
+
+    def half(self) -> SparseCodes:
+        """Return the codes with float16 values; see `to`."""
+        return self.to(torch.float16)
 
     def clone(self) -> SparseCodes:
         """Return the same codes in memory of their own; differentiable."""
