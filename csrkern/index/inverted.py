@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,27 @@ if TYPE_CHECKING:
     )
 
 _LEAST_WIDTH = 1024
+
+
+class Explanation(NamedTuple):
+    """Why a search finds a document, or does not.
+
+    Attributes:
+        latents: int32 [j], that the query and the document both have.
+        parts: float32 [j], what each adds to the score, in the order in which a search adds.
+        score: their float32 sum; a cosine is at most 1.
+        rank: of the document among all for this query, from 1; None: its score is 0.
+        bar: the score of the top_k-th hit, which a document must reach to be found; -inf: fewer
+            have any score.
+    """
+
+    latents: np.ndarray
+    parts: np.ndarray
+    score: float
+    rank: int | None
+    bar: float
+
+
 _COUNTS = ("terms", "postings", "blocks", "blocks_scored", "windows", "windows_scanned")
 
 
@@ -438,19 +459,15 @@ class InvertedIndex(Collection):
         return search_fine(rows, now.form.quantizer, natives, width, least, threads)
 
     def explain(
-        self, query: CodesLike, id: int, *, any_model: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return what a document's score for a query is made of, latent by latent.
+        self, query: CodesLike, id: int, top_k: int = 10, *, any_model: bool = False
+    ) -> Explanation:
+        """Say what a document's score for a query is made of, and what it lacks to be found.
 
         Args:
             query: codes as for `search`; the first of them counts.
             id: of the document.
+            top_k: of the search that is asked about.
             any_model: as for `search`.
-
-        Returns:
-            latents int32 [j] that both have, and contributions float32 [j], in the order in
-            which a search adds them up: their float32 sum is the score, except that a cosine
-            is 1 at most.
 
         Raises:
             ValueError: if the index has no such id.
@@ -458,18 +475,29 @@ class InvertedIndex(Collection):
         rows = self._read("query", query, any_model)
         if rows.n == 0:
             raise ValueError("query: expected a query, got none")
+        check_int("top_k", top_k, 1, 2**40)
         latents, weights = _C.read_query(
             rows.values, rows.indices, rows.starts, self.dim, self.metric == "cosine"
         )
-        for segment in self.snapshot().segments:
-            doc = int(segment.find(np.array([check_int("id", id, 0, 2**63 - 1)]))[0])
-            if doc >= 0:
-                stored = [segment.native.value(doc, int(latent)) for latent in latents]
-                both = np.array(stored, np.float32) > 0
-                with np.errstate(all="ignore"):  # as the search multiplies
-                    products = weights * np.array(stored, np.float32)
-                return latents[both], products[both]
-        raise ValueError(f"id: {id} is not in the index")
+        now = self.snapshot()
+        number = np.array([check_int("id", id, 0, 2**63 - 1)])
+        found = [(s, int(s.find(number)[0])) for s in now.segments if s.find(number)[0] >= 0]
+        if not found:
+            raise ValueError(f"id: {id} is not in the index")
+        segment, doc = found[0]
+        stored = np.array([segment.native.value(doc, int(i)) for i in latents], np.float32)
+        with np.errstate(all="ignore"):  # as the search multiplies
+            parts = (weights * stored)[stored > 0]
+        args, limits = self._limits(now.segments, rows.between(0, 1), None, None, None, None)
+        _, scores, ids = _C.search_all(*args, top_k=1, **limits)
+        places = np.flatnonzero(ids == id)
+        return Explanation(
+            latents[stored > 0],
+            parts,
+            float(scores[places[0]]) if len(places) else 0.0,
+            int(places[0]) + 1 if len(places) else None,
+            float(scores[top_k - 1]) if len(scores) >= top_k else -np.inf,
+        )
 
     def profile(self, queries: CodesLike, top_k: int = 10) -> dict[str, int]:
         """Return counts of what a search for some queries reads.

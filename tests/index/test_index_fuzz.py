@@ -385,8 +385,11 @@ class Machine(RuleBasedStateMachine):
         assume(self.model.stored)
         query = data.draw(rows(self.model.dim, 1, 1))
         id = data.draw(st.sampled_from(sorted(self.model.stored)))
-        latents, parts = self.index.explain(as_pair(query), id)
-        assert len(latents) == len(parts)
+        told = self.index.explain(as_pair(query), id, 3)
+        assert len(told.latents) == len(told.parts)
+        every = self.model.search(query[0], None, set(self.model.stored), -1)
+        exact = [found for _, found in every]
+        assert told.rank == (exact.index(id) + 1 if id in exact else None)
         self.index.profile(as_pair(query), 10**12)
         self.index.stats()
 

@@ -180,15 +180,31 @@ def test_explain(metric, dtype):
     index = built(metric=metric, dtype=dtype)
     scores, ids = index.search(ONE, 30)
     for score, id in zip(scores[0], ids[0], strict=True):
-        latents, parts = index.explain(ONE, int(id))
+        latents, parts, whole, rank, bar = index.explain(ONE, int(id), top_k=7)
         total = np.float32(0)
         for part in parts:
             total += part
-        assert total == score
+        assert min(total, np.float32(1 if metric == "cosine" else np.inf)) == whole == score
+        assert ids[0, rank - 1] == id
+        assert bar == scores[0, 6]
         assert np.isin(latents, ONE[1][0]).all()
         assert len(set(latents.tolist())) == len(latents)
     with pytest.raises(ValueError, match="id: 109 is not in the index"):
         index.explain(ONE, 109)
+    with pytest.raises(ValueError, match="top_k: expected"):
+        index.explain(ONE, 1, top_k=0)
+
+
+def test_explain_says_why_a_document_is_not_found():
+    documents = np.array([[2.0, 1.0], [1.0, 0.5], [3.0, 0.0]]), np.array([[0, 1], [1, 2], [4, 0]])
+    index = InvertedIndex.build(documents, [5, 6, 7], dim=6, metric="ip", dtype="float32")
+    query = np.array([[2.0, 1.0]]), np.array([[0, 1]])
+    beaten = index.explain(query, 6, top_k=1)
+    assert (beaten.latents.tolist(), beaten.parts.tolist()) == ([1], [1.0])
+    assert (beaten.score, beaten.rank, beaten.bar) == (1.0, 2, 5.0)
+    strange = index.explain(query, 7, top_k=3)
+    assert (strange.latents.size, strange.score, strange.rank) == (0, 0.0, None)
+    assert strange.bar == -np.inf  # only two documents have a score
 
 
 def dense_scores(index, dense, offsets, norms):
