@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from csrkern.index.inverted import InvertedIndex
     from csrkern.index.projection import Projection
     from csrkern.index.rerank import Refine, Rerank
+    from csrkern.index.top_k import similarity_top_k
     from csrkern.ops.autoencode import autoencode
     from csrkern.ops.decode import decode
     from csrkern.ops.encode import encode
@@ -49,6 +50,7 @@ _HOME_OF = {
     "packed_bytes": ".codes.packed",
     "packed_k": ".codes.packed",
     "similarity": ".ops.similarity",
+    "similarity_top_k": ".index.top_k",
     "topk_relu": ".ops.topk_relu",
 }
 _SUBMODULES = ("integrations", "nn", "reference", "roofline")
@@ -77,6 +79,7 @@ __all__ = [
     "reference",
     "roofline",
     "similarity",
+    "similarity_top_k",
     "topk_relu",
 ]
 

@@ -130,8 +130,8 @@ def search(
     queries, both as float32 and in SparseCodes order. A score is summed in float32 over
     the query's slots from first to last, each product rounded before it is added; a sum of
     more than `most`, which is 1 for cosines, counts as that. Returns scores [n, top_k] and
-    ids [n, top_k]: best first, equal scores by lower id, documents that share no latent with
-    the query left out, missing places (-inf, -1).
+    ids [n, top_k]: best first, equal scores by lower id, scores that are not above 0 left out,
+    missing places (-inf, -1).
     """
     n_docs, n_queries = len(values), len(query_values)
     ids = np.arange(n_docs, dtype=np.int64) if ids is None else np.asarray(ids, np.int64)
@@ -147,11 +147,29 @@ def search(
             if value != 0:
                 score += np.float32(value) * dense[:, latent]
         score = np.minimum(score, np.float32(most))
-        hits = np.flatnonzero(score)
+        hits = np.flatnonzero(score > 0)
         best = hits[np.lexsort((ids[hits], -score[hits]))][:top_k]
         scores_out[i, : len(best)] = score[best]
         ids_out[i, : len(best)] = ids[best]
     return scores_out, ids_out
+
+
+def similarity_top_k(
+    queries: np.ndarray, codes: np.ndarray, top_k: int, min_score: float = -np.inf
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `top_k` greatest positive entries of each row of queries · codesᵀ; see `search`.
+
+    queries [n, dim] and codes [m, dim] are dense, of either sign. A score is summed by the
+    query's values, descending, then by latent; one below `min_score` is left out.
+    """
+    queries, codes = (side.astype(np.float32) for side in (queries, codes))
+    order = np.argsort(-queries, axis=1, kind="stable")
+    latents = np.broadcast_to(np.arange(codes.shape[1]), codes.shape)
+    scores, ids = search(
+        *(codes, latents, codes.shape[1]), np.take_along_axis(queries, order, 1), order, top_k
+    )
+    low = scores < min_score
+    return np.where(low, -np.float32(np.inf), scores), np.where(low, -1, ids)
 
 
 def fine_encode(x: np.ndarray, codebooks: np.ndarray, parts: int, beam: int) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""Codes of known statistics for index benchmarks, as NumPy pairs (values, indices).
+"""Codes of known statistics for index benchmarks.
 
-Rows have L2 norm 1 and stand in SparseCodes order: by value descending, then by latent.
+`uniform` and `skewed` give NumPy pairs (values, indices): rows have L2 norm 1 and stand in
+SparseCodes order, by value descending, then by latent. `text` gives a CSR matrix.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import scipy.sparse as sp
 
 Codes = tuple[np.ndarray, np.ndarray]
 _CHUNK = 100_000
 _PROTOTYPES = 1_000
+_TOPICS, _TOPIC_TERMS = 1_000, 400
 
 
 def uniform(n: int, dim: int = 8192, k: int = 32, *, seed: int = 0) -> Codes:
@@ -55,6 +58,55 @@ def skewed(n: int, dim: int = 8192, k: int = 32, *, seed: int = 0, law_seed: int
         return np.hstack([values, free]), indices
 
     return _in_chunks(n, k, chunk)
+
+
+def text(
+    n: int, dim: int = 30_522, terms: float = 120, *, seed: int = 0, law_seed: int = 0
+) -> sp.csr_array:
+    """Rows like those of a learned sparse model of text (SPLADE), float32 [n, dim].
+
+    `terms` is the mean number of entries of a row: 120 is that of passages, 38 of queries. It is
+    lognormal with deviation 0.35. A term of popularity rank r is drawn in proportion to
+    (r + 10)^-1. Each of 1,000 topics has 400 such terms, used in proportion to (rank + 5)^-0.8;
+    a row draws seven tenths of its terms from its topic and the others by popularity. Values are
+    log(1 + x), x exponential with mean 1.5, and 0.5 for terms that are not of the topic.
+    `law_seed` as for `skewed`.
+    """
+    law = np.random.default_rng([law_seed, 3])
+    popularity = (law.permutation(dim) + 10.0) ** -1
+    n_terms = min(_TOPIC_TERMS, dim // 2)
+    topics = np.empty((_TOPICS, n_terms), np.int32)
+    for topic in topics:
+        keys = np.log(popularity) + law.gumbel(size=dim)
+        best = np.argpartition(-keys, n_terms)[:n_terms]
+        topic[:] = best[np.argsort(-keys[best])]
+    ranks = _urn(popularity, 1 << 22)
+    places = _urn((np.arange(n_terms) + 5.0) ** -0.8, 1 << 16)
+    rng = np.random.default_rng([seed, 4])
+    pieces = []
+    for begin in range(0, n, _CHUNK // 4):
+        rows = min(_CHUNK // 4, n - begin)
+        mean = terms * (1.05 + terms / 560)  # drawn, repeats among them
+        lengths = rng.lognormal(np.log(mean) - 0.35**2 / 2, 0.35, rows).astype(int) + 1
+        row = np.repeat(np.arange(rows), lengths)
+        own = rng.random(len(row), dtype=np.float32) < 0.7
+        place = places[rng.integers(0, len(places), int(own.sum()))]
+        drawn = np.empty(len(row), np.int64)
+        drawn[own] = topics[rng.integers(0, _TOPICS, rows)[row[own]], place]
+        drawn[~own] = ranks[rng.integers(0, len(ranks), int((~own).sum()))]
+        key = np.sort((row * dim + drawn) * 2 + ~own)
+        key = key[np.concatenate([[True], key[1:] >> 1 != key[:-1] >> 1])]
+        means = np.where(key & 1, np.float32(0.5), np.float32(1.5))
+        values = np.log1p(means * rng.standard_exponential(len(key), dtype=np.float32))
+        key >>= 1
+        starts = np.searchsorted(key, np.arange(rows + 1) * dim)
+        pieces.append(sp.csr_array((values, (key % dim).astype(np.int32), starts), (rows, dim)))
+    return sp.vstack(pieces, format="csr")
+
+
+def _urn(weights: np.ndarray, size: int) -> np.ndarray:
+    """About `size` numbers of weights, each in proportion to its weight, to be drawn evenly."""
+    return np.repeat(np.arange(len(weights)), np.ceil(size * weights / weights.sum()).astype(int))
 
 
 def skew_law(

@@ -11,6 +11,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -171,6 +172,7 @@ struct PySearch {
   csrkern::SearchOptions options;
 };
 
+using PyRows = std::tuple<Array<float>, Array<int32_t>, std::optional<Array<int64_t>>>;
 using Bits = std::optional<Array<uint64_t>>;
 
 std::vector<csrkern::Segment> read_segments(
@@ -302,6 +304,33 @@ void bind_searches(py::module_& m) {
     }
     return py::make_tuple(scores, ids);
   });
+  m.def(
+      "similarity_top_k",
+      [](const PyRows& queries, const PyRows& docs, int32_t dim, int32_t window, int64_t top_k,
+         float min_score, int num_threads) {
+        const auto read = [dim](const PyRows& given) {
+          const auto& [values, indices, starts] = given;
+          return sparse_rows(values, indices, starts, dim);
+        };
+        if (top_k < 1 || num_threads < 1 || !possible_window(window, 0)) {
+          throw std::invalid_argument("expected top_k and threads of at least 1, and a window");
+        }
+        csrkern::SearchOptions options;
+        options.top_k = top_k;
+        options.min_score = min_score;
+        options.num_threads = num_threads;
+        const csrkern::SparseRows rows = read(queries), of_docs = read(docs);
+        py::array_t<float> scores({rows.n, top_k});
+        py::array_t<int64_t> ids({rows.n, top_k});
+        float* scores_out = scores.mutable_data();
+        int64_t* ids_out = ids.mutable_data();
+        {
+          py::gil_scoped_release release;
+          csrkern::similarity_top_k(rows, of_docs, window, options, scores_out, ids_out);
+        }
+        return py::make_tuple(scores, ids);
+      },
+      "The same among rows of any sign; both are (values, indices, starts).");
   m.def(
       "search_fine",
       [](const std::vector<std::pair<const PyIndex*, Bits>>& segments, const Array<float>& tables,

@@ -321,10 +321,43 @@ void check_forged_arrays() {
   }
 }
 
+void check_signed_rows() {
+  OwnedCodes docs = random_codes(900, 6, 40, 1), queries = random_codes(9, 6, 40, 2);
+  for (OwnedCodes* codes : {&docs, &queries}) {
+    for (int64_t e = 0; e < codes->n * codes->k; e += 3) codes->values[e] *= -1;
+  }
+  SearchOptions options;
+  options.top_k = 7;
+  const Exact<float> scores(queries.n * options.top_k, std::nanf(""));
+  const Exact<int64_t> ids(queries.n * options.top_k, -2);
+  similarity_top_k(rows_of(queries), rows_of(docs), 256, options, scores.data(), ids.data());
+  for (int64_t i = 0; i < queries.n; ++i) {
+    std::vector<std::pair<float, int64_t>> want;  // negated scores, to be sorted
+    std::vector<std::pair<float, int32_t>> entries;
+    for (int64_t s = i * queries.k; s < (i + 1) * queries.k; ++s) {
+      entries.push_back({-queries.values[s], queries.indices[s]});
+    }
+    std::sort(entries.begin(), entries.end());
+    for (int64_t doc = 0; doc < docs.n; ++doc) {
+      const std::vector<double> row = docs.row(doc);
+      float score = 0;
+      for (const auto& [value, latent] : entries) score -= value * static_cast<float>(row[latent]);
+      if (score > 0) want.push_back({-score, doc});
+    }
+    std::sort(want.begin(), want.end());
+    for (int64_t j = 0; j < options.top_k; ++j) {
+      const auto n = static_cast<int64_t>(want.size());
+      CHECK(scores[i * options.top_k + j] == (j < n ? -want[j].first : -INFINITY));
+      CHECK(ids[i * options.top_k + j] == (j < n ? want[j].second : -1));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace csrkern
 
 int main() {
+  csrkern::check_signed_rows();
   csrkern::check_all_forms();
   csrkern::check_split_query();
   csrkern::check_clusters();

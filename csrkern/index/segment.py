@@ -236,6 +236,12 @@ class Segment:
         return all_of_them if self.alive is None else all_of_them.take(self.mask())
 
 
+def best_window(rows: Rows) -> int:
+    """Return the documents of a window by the mean length of the lists."""
+    is_long = rows.values.size > LONG_LIST * rows.dim * rows.n  # not where there are none
+    return SMALL_WINDOW if is_long else USUAL_WINDOW
+
+
 def build_segment(
     rows: Rows,
     ids: np.ndarray | None,
@@ -246,9 +252,7 @@ def build_segment(
     normalize: bool,
 ) -> Segment:
     """Return a segment of `rows`, clustered if `form` says so or leaves it open and it pays."""
-    # By the mean length of the lists; not where there are none.
-    is_long = rows.values.size > LONG_LIST * rows.dim * rows.n
-    window = form.window or (SMALL_WINDOW if is_long else USUAL_WINDOW)
+    window = form.window or best_window(rows)
     stored = {"dtype": form.dtype, "exponent": form.exponent or 0}
 
     def assemble(order: np.ndarray | None, block: int) -> _C.Index:

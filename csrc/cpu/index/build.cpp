@@ -248,6 +248,12 @@ class Builder {
         const uint16_t id = static_cast<uint16_t>(local);
         for (int64_t j = 0; j < row.size; ++j) {
           if (row.is_zero(j)) continue;
+          const Slice& slice = slices[finder_.find(row.latents[j])];
+          __builtin_prefetch(slice.ids, 1);
+          __builtin_prefetch(slice.values, 1);
+        }
+        for (int64_t j = 0; j < row.size; ++j) {
+          if (row.is_zero(j)) continue;
           Slice& slice = slices[finder_.find(row.latents[j])];
           std::memcpy(slice.ids, &id, 2);
           slice.ids += 2;

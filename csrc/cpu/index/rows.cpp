@@ -54,11 +54,12 @@ void check_starts(const SparseRows& rows, const char* name) {
 
 void check_row(const SparseRows& rows, int64_t i, const char* name) {
   const auto [begin, end] = row_range(rows, i);
+  constexpr float kMost = std::numeric_limits<float>::max();
+  const float least = rows.is_signed ? -kMost : 0;
   bool good = true;
   for (int64_t j = begin; j < end; ++j) {
     good &= static_cast<uint32_t>(rows.indices[j]) < static_cast<uint32_t>(rows.dim);
-    // False for NaN too.
-    good &= rows.values[j] >= 0 && rows.values[j] <= std::numeric_limits<float>::max();
+    good &= rows.values[j] >= least && rows.values[j] <= kMost;  // false for NaN too
   }
   if (good) return;
   for (int64_t j = begin; j < end; ++j) {
@@ -68,9 +69,9 @@ void check_row(const SparseRows& rows, int64_t i, const char* name) {
                                   std::to_string(rows.dim - 1) + ", got " +
                                   std::to_string(rows.indices[j]) + in_row(rows, i));
     }
-    if (!(value >= 0 && value <= std::numeric_limits<float>::max())) {
-      throw std::invalid_argument(std::string(name) +
-                                  ": expected finite values that are not negative, got " +
+    if (!(value >= least && value <= kMost)) {
+      throw std::invalid_argument(std::string(name) + ": expected finite values" +
+                                  (rows.is_signed ? "" : " that are not negative") + ", got " +
                                   shown(value) + in_row(rows, i));
     }
   }

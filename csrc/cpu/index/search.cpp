@@ -181,7 +181,7 @@ class Search {
   // Returns the rows of each segment, or null, for batches of this many queries; nothing if no
   // segment gains by them, which the first few queries tell.
   std::vector<const RoundedRows*> rounded_rows(int64_t batch) const {
-    if (batch < kFewestTogether) return {};
+    if (batch < kFewestTogether || queries_.is_signed) return {};
     const int64_t n_sample = std::min(batch, kSample);
     std::vector<std::vector<Entry>> entries;
     std::vector<TopHits> best(n_sample, no_hits());
@@ -338,6 +338,18 @@ void search(const std::vector<Segment>& segments, const SparseRows& queries,
   Search(segments, queries, options).run([&](int64_t i, const std::vector<Hit>& hits) {
     write_out(hits, options.top_k, scores + i * options.top_k, ids + i * options.top_k);
   });
+}
+
+void similarity_top_k(SparseRows queries, SparseRows docs, int32_t window,
+                      const SearchOptions& options, float* scores, int64_t* ids) {
+  queries.is_signed = docs.is_signed = true;
+  const ValueType type = ValueType::float32;
+  const BuiltIndex built = build_index(docs, window, 0, type, false, options.num_threads);
+  const Index index({docs.n, docs.dim, window, (docs.n + window - 1) / window,
+                     static_cast<int64_t>(built.terms.size()), type, built.terms.data(),
+                     built.offsets.data(), built.postings.data(), built.checksums.data(), nullptr},
+                    true);
+  search({{&index}}, queries, options, scores, ids);
 }
 
 double expected_ns(const std::vector<Segment>& segments, const SparseRows& queries,

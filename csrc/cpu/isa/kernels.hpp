@@ -167,7 +167,8 @@ struct ValueKernels {
   void (*read)(const uint8_t* stored, int64_t n, float unit, float* values);
 };
 
-// Scores are non-negative floats, so their bits compare like the scores.
+// Bits of scores, as int32, compare like the scores where these are not negative; negative scores
+// have bits below 0.
 struct IndexKernels {
   ValueKernels of[3];  // by ValueType
   // Zeroes the scores whose bits are 0; n is a multiple of 64.

@@ -74,14 +74,16 @@ void lane_maxima(const float* scores, int64_t n, int64_t lanes, uint32_t* maxima
   std::fill(maxima, maxima + lanes, 0u);
   for (int64_t i = 0; i < n; i += lanes) {
     const int64_t count = std::min(lanes, n - i);
-    for (int64_t j = 0; j < count; ++j) maxima[j] = std::max(maxima[j], bits_of(scores[i + j]));
+    for (int64_t j = 0; j < count; ++j) {
+      maxima[j] = std::max<int32_t>(maxima[j], bits_of(scores[i + j]));
+    }
   }
 }
 
 int64_t take(float* scores, int64_t n, uint32_t bar, uint16_t* ids, float* taken) {
   int64_t count = 0;
   for (int64_t i = 0; i < n; ++i) {
-    if (bits_of(scores[i]) >= bar) {
+    if (static_cast<int32_t>(bits_of(scores[i])) >= static_cast<int32_t>(bar)) {
       ids[count] = static_cast<uint16_t>(i);
       taken[count++] = scores[i];
     }

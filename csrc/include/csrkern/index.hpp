@@ -23,6 +23,7 @@ struct SparseRows {
   const float* values;
   const int32_t* indices;
   const int64_t* order = nullptr;  // [n]: row i is the order[i]-th; null: as they stand
+  bool is_signed = false;          // values may be negative, as for similarity_top_k
 };
 
 // The arrays of an index, in memory or in a mapped file. A term is a latent that some document
@@ -262,6 +263,11 @@ struct SearchOptions {
 // document's fine code; then the offset is added and the sum multiplied by its scale.
 void search(const std::vector<Segment>& segments, const SparseRows& queries,
             const SearchOptions& options, float* scores, int64_t* ids);
+
+// The same among `docs`, as if in an index of float32 values. Values of both may be negative; only
+// scores above 0 are hits. No sum of products may overflow, unless all values are positive.
+void similarity_top_k(SparseRows queries, SparseRows docs, int32_t window,
+                      const SearchOptions& options, float* scores, int64_t* ids);
 
 // Returns the expected mean time of a query on one thread in nanoseconds, from what it reads.
 double expected_ns(const std::vector<Segment>& segments, const SparseRows& queries,
