@@ -36,7 +36,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{os.fspath(path)} is damaged: {error}") from error
 
 
-def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], payload: bytes | memoryview) -> None:
     """Write `payload` beside `path`, flush it to disk and rename it into place.
 
     A link is followed: its target is replaced, and the link stays. A device, a pipe or the

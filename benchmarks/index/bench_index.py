@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.race import Contestant, Missing, Race, cases
-from benchmarks.index.data import ALL, TOP_K, Data
+from benchmarks.index.data import ALL, TOP_K, Data, number_of_rows
 from benchmarks.index.dense import DENSE
 from benchmarks.index.engine import Field
 from benchmarks.index.peers import ONE_THREAD, OURS, SPARSE
@@ -71,7 +71,7 @@ def prepared(
         pytest.skip("no --benchmark-embeddings")
     threads = number_of(race, thread_kind)
     field = field_of(codes, race.size, race.threads, given)
-    n, m = len(field.data), len(field.data.queries[0])
+    n, m = len(field.data), number_of_rows(field.data.queries)
     return (
         field,
         threads,
@@ -97,15 +97,18 @@ def able(names: Sequence[str], threads: int) -> list[str]:
 
 
 @cases(
-    tiny=both_threads((2000, 512, 8, "skewed"), (400, 256, 8, "adapter")),
+    tiny=both_threads((2000, 512, 8, "skewed"), (600, 512, 8, "text"), (400, 256, 8, "adapter")),
     quick=both_threads(
-        *[(100_000, 8192, 32, kind) for kind in ("skewed", "uniform")], *adapters(4096, 32)
+        *[(100_000, 8192, 32, kind) for kind in ("skewed", "uniform")],
+        (100_000, 30_522, 120, "text"),
+        *adapters(4096, 32),
     ),
     full=[
         *both_threads(
             *adapters(4096, 16, 32, 64),
             *adapters(1024, 64),
             *[(n, 8192, 32, kind) for n in (100_000, 1_000_000) for kind in ("skewed", "uniform")],
+            *[(n, 30_522, 120, "text") for n in (100_000, 1_000_000)],
         ),
         *[
             (100_000, h, k, kind, "one")

@@ -1,8 +1,8 @@
 """What searches are measured on: codes of documents and queries, and their exact answers.
 
-Four kinds of codes: "uniform" and "skewed" are drawn (see `generators`); "adapter" are those of
-an adapter trained here and now on the packaged definitions, "given" on embeddings of your own,
-an .npz file with the arrays docs [n, d] and queries [m, d].
+Five kinds of codes: "uniform", "skewed" and "text" are drawn (see `generators`); "adapter" are
+those of an adapter trained here and now on the packaged definitions, "given" on embeddings of your
+own, an .npz file with the arrays docs [n, d] and queries [m, d].
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from benchmarks.harness import generators
 from benchmarks.harness.generators import Codes
 
 TOP_K = 10
+QUERY_TERMS = 38  # of "text"
 ALL = 0  # as the number of documents: as many as there are
 ADAPTER_STEPS, ADAPTER_ROWS = 300, 1024
 _SLICE_SCORES = 1 << 24  # scores held at a time while the truth is found: 64 MB
@@ -37,16 +38,17 @@ class Dense:
 
 @dataclass(frozen=True)
 class Data:
-    """Codes as pairs (values float32, latents int32), [n, k] each; a value of 0 is no latent."""
+    """Codes as pairs (values float32, latents int32), [n, k] each, a value of 0 is no latent; or
+    as CSR matrices."""
 
-    documents: Codes
-    queries: Codes
+    documents: Codes | sp.csr_array
+    queries: Codes | sp.csr_array
     dim: int
     truth: np.ndarray  # [queries, TOP_K] ids, exact in float32
     dense: Dense | None = None
 
     @staticmethod
-    def of(documents: Codes, queries: Codes, dim: int, dense: Dense | None = None) -> Data:
+    def of(documents: Any, queries: Any, dim: int, dense: Dense | None = None) -> Data:
         """With the exact answer, which is found here."""
         return Data(documents, queries, dim, exact_top_k(queries, documents, dim), dense)
 
@@ -56,6 +58,9 @@ class Data:
         if kind in ("uniform", "skewed"):
             draw = getattr(generators, kind)
             return Data.of(draw(n, h, k, seed=1), draw(n_queries, h, k, seed=2), h)
+        if kind == "text":
+            documents = generators.text(n, h, k, seed=1)
+            return Data.of(documents, generators.text(n_queries, h, QUERY_TERMS, seed=2), h)
         source = given if kind == "given" else None
         dense, model = embedded(source, n, n_queries), adapter(source, n, h)
         documents, queries = (_encoded(model, rows, k) for rows in (dense.documents, dense.queries))
@@ -83,7 +88,7 @@ class Data:
 
     def __len__(self) -> int:
         """The number of documents."""
-        return len(self.documents[0])
+        return number_of_rows(self.documents)
 
     @functools.cached_property
     def doc_csr(self) -> sp.csr_matrix:
@@ -98,12 +103,17 @@ class Data:
     @functools.cached_property
     def postings(self) -> float:
         """That an exhaustive scan for all queries touches."""
-        values, latents = self.documents
         use = np.zeros(self.dim)
-        for start in range(0, len(values), 1 << 20):
-            part = slice(start, start + (1 << 20))
-            use += np.bincount(latents[part][values[part] > 0], minlength=self.dim)
+        for start in range(0, len(self), 1 << 20):
+            use += np.bincount(self._latents(start, start + (1 << 20)), minlength=self.dim)
         return float(use[self.query_csr.indices].sum())
+
+    def _latents(self, first: int, end: int) -> np.ndarray:
+        """Those that documents have, repeated."""
+        if sp.issparse(self.documents):
+            return self.documents[first:end].indices
+        values, latents = (side[first:end] for side in self.documents)
+        return latents[values > 0]
 
     def query_rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(latents, values) of each query, latents ascending."""
@@ -111,13 +121,20 @@ class Data:
             yield self.query_csr.indices[left:right], self.query_csr.data[left:right]
 
 
+def number_of_rows(codes: Any) -> int:
+    """Of a pair or a matrix."""
+    return codes.shape[0] if sp.issparse(codes) else len(codes[0])
+
+
 def recall(ids: np.ndarray, truth: np.ndarray) -> float:
     """Share of `truth` [m, TOP_K] that `ids` [m, TOP_K] holds."""
     return float((truth[:, :, None] == ids[:, None, :]).any(2).mean())
 
 
-def to_csr(codes: Codes, dim: int) -> sp.csr_matrix:
+def to_csr(codes: Codes | sp.csr_array, dim: int) -> sp.csr_matrix:
     """[n, dim] with ascending latents and without those whose value is 0."""
+    if sp.issparse(codes):
+        return sp.csr_matrix(codes)
     values, latents = codes
     order = np.argsort(latents, axis=1)
     values, latents = (np.take_along_axis(side, order, 1) for side in (values, latents))
@@ -127,18 +144,20 @@ def to_csr(codes: Codes, dim: int) -> sp.csr_matrix:
     return sp.csr_matrix((values[active], latents[active], starts), shape=(len(values), dim))
 
 
-def exact_top_k(queries: Codes, documents: Codes, dim: int) -> np.ndarray:
+def exact_top_k(queries: Any, documents: Any, dim: int) -> np.ndarray:
     """Ids [m, TOP_K] of the best by float32 inner product, never holding all scores."""
     left = to_csr(queries, dim)
     rows = max(TOP_K, _SLICE_SCORES // left.shape[0])
 
     def scores(start: int) -> np.ndarray:
+        if sp.issparse(documents):
+            return (left @ documents[start : start + rows].T.tocsr()).toarray()
         values, latents = (side[start : start + rows] for side in documents)
         starts = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
         part = sp.csr_matrix((values.ravel(), latents.ravel(), starts), (len(values), dim))
         return (left @ part.T.tocsr()).toarray()
 
-    return _merged(scores(start) for start in range(0, len(documents[0]), rows))
+    return _merged(scores(start) for start in range(0, number_of_rows(documents), rows))
 
 
 def exact_dense_top_k(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:

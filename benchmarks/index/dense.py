@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from benchmarks.index.data import TOP_K, Data, Dense, exact_dense_top_k
 from benchmarks.index.engine import Engine, Unable, figures
@@ -32,10 +33,10 @@ def flat(data: Data, threads: int, at_k: bool = False) -> list[Engine]:
     """Exhaustive search in float32, over whole embeddings or their k principal dimensions."""
     import faiss
 
+    if data.dense is None and (not at_k or sp.issparse(data.documents)):
+        raise Unable("no embeddings of these rows")
     k = data.documents[0].shape[1]
     if data.dense is None:
-        if not at_k:
-            raise Unable("drawn codes have no embeddings")
         rng = np.random.default_rng(0)
         shapes = ((len(side[0]), k) for side in (data.documents, data.queries))
         vectors, queries = (_unit(rng.standard_normal(shape, np.float32)) for shape in shapes)

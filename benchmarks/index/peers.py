@@ -101,7 +101,7 @@ def sindi(data: Data, threads: int, form: str = "float32") -> list[Engine]:
             "use_quantization": rescored or form == "8-bit",
             "use_reorder": rescored,
             "term_id_limit": data.dim,
-            "avg_doc_term_length": data.documents[0].shape[1],
+            "avg_doc_term_length": round(csr.nnz / max(len(data), 1)),
         }
         common = {"dtype": "sparse", "dim": data.dim, "metric_type": "ip"}
         index = pyvsag.Index("sindi", json.dumps({**common, "index_param": settings}))

@@ -13,7 +13,7 @@ from csrkern.arguments import check_bool, integers, thread_count
 from csrkern.identity import check_fingerprint, check_same_model
 from csrkern.index import file as index_file
 from csrkern.index.fine import check_fine, quantizer_of
-from csrkern.index.rows import Rows, check_ids, check_norms, no_lists, read_rows, starts_of
+from csrkern.index.rows import Rows, check_ids, check_norms, no_lists, read_rows
 from csrkern.index.segment import (
     SIZES,
     Beside,
@@ -399,14 +399,10 @@ def padded_rows(codes: Rows, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return rows with starts as `Collection.to_numpy` does."""
     if codes.k > k:
         raise ValueError(f"the index is damaged: codes have more than k = {k} latents")
-    rows = np.repeat(np.arange(codes.n), codes.lengths)
-    # By their bits, which ascend with the value even where denormals compare as 0.
-    order = np.lexsort((codes.indices, -codes.values.view(np.int32), rows))
-    slots = np.arange(len(rows)) - starts_of(codes.lengths)[rows]
     values = np.zeros((codes.n, k), np.float32)
     indices = np.zeros((codes.n, k), np.int32)
-    values[rows, slots] = codes.values[order]
-    indices[rows, slots] = codes.indices[order]
+    ordered, filled = codes.strongest(k), np.arange(k) < codes.lengths[:, None]
+    values[filled], indices[filled] = ordered.values, ordered.indices
     return values, indices
 
 

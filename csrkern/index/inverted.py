@@ -18,7 +18,7 @@ from csrkern import _C
 from csrkern.arguments import check_int, integers, thread_count
 from csrkern.identity import check_same_model
 from csrkern.index import file as index_file
-from csrkern.index.collection import Collection, Snapshot, padded, rows_to_store, stats
+from csrkern.index.collection import Collection, Snapshot, rows_to_store, stats
 from csrkern.index.fast import Plans, check_mode, search_limits
 from csrkern.index.filter import allowed_bits
 from csrkern.index.fine import FineCodes, check_fine, quantizer_of
@@ -30,7 +30,14 @@ from csrkern.index.rerank import (
     search_fine,
     search_refined,
 )
-from csrkern.index.rows import Rows, can_be_read_twice, check_ids, code_chunks, read_rows
+from csrkern.index.rows import (
+    Rows,
+    can_be_read_twice,
+    check_ids,
+    code_chunks,
+    concatenate_rows,
+    read_rows,
+)
 from csrkern.index.segment import Segment, beside_of, check_form
 
 if TYPE_CHECKING:
@@ -259,11 +266,11 @@ class InvertedIndex(Collection):
         """
         k = check_int("k", k, 1, 2**31 - 1)
         now = self.snapshot()
-        values, indices = padded(now)
+        rows = concatenate_rows([segment.rows() for segment in now.segments])
         norms, fine = beside_of(now.segments)
         quantizer = now.form.quantizer
         return InvertedIndex.build(
-            Rows(values[:, :k], indices[:, :k], None, self.dim, self.fingerprint),
+            rows.strongest(k)._replace(fingerprint=self.fingerprint),
             now.ids,
             metric=self.metric,
             dtype=self.dtype,

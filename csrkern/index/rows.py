@@ -77,6 +77,16 @@ class Rows(NamedTuple):
         values, indices = (array.ravel()[: starts[-1]] for array in self[:2])
         return self._replace(values=values, indices=indices, starts=starts)
 
+    def strongest(self, k: int) -> Rows:
+        """Return the k largest entries of each row, by value descending, then by latent."""
+        flat = self.flat()
+        rows = np.repeat(np.arange(flat.n), flat.lengths)
+        # By their bits, which ascend with the value even where denormals compare as 0.
+        order = np.lexsort((flat.indices, -flat.values.view(np.int32), rows))
+        kept = order[np.arange(len(rows)) - starts_of(flat.lengths)[rows] < k]
+        starts = starts_of(np.minimum(flat.lengths, k))
+        return self._replace(values=flat.values[kept], indices=flat.indices[kept], starts=starts)
+
 
 def starts_of(lengths: np.ndarray | list[int]) -> np.ndarray:
     """Return where rows of these lengths start, and the last one ends, int64 [n + 1]."""
@@ -118,8 +128,11 @@ def read_rows(name: str, codes: Any, dim: int | None) -> Rows:
         values = values if values.dtype == np.float32 else float32_array(name, values)
         arrays = np.ascontiguousarray(values), np.ascontiguousarray(indices)
         return Rows(*arrays, None, same_dim(name, codes.dim, dim), codes.fingerprint)
-    if isinstance(codes, Rows) and codes.starts is None:
-        rows = _fixed_width(name, codes.values, codes.indices, same_dim(name, codes.dim, dim))
+    if isinstance(codes, Rows):
+        dim = same_dim(name, codes.dim, dim)
+        if codes.starts is not None:
+            return codes
+        rows = _fixed_width(name, codes.values, codes.indices, dim)
         return rows._replace(fingerprint=codes.fingerprint)
     if isinstance(codes, (tuple, list)) and len(codes) == 2:
         if dim is None:

@@ -7,6 +7,7 @@
 - `sklearn`: a transformer and neighbors with scikit-learn's manners.
 - `frames`: codes as list columns of pyarrow and pandas.
 - `trec`: runs and relevance judgments in the files that evaluation tools read.
+- `big_ann`: the files of big-ann-benchmarks' sparse track.
 - `qdrant`, `milvus`, `elasticsearch`, `seismic`: codes to search engines and back.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 from csrkern import lazy
 
 _MODULES = (
+    "big_ann",
     "checkpoints",
     "elasticsearch",
     "frames",

@@ -325,6 +325,24 @@ def test_truncate():
     np.testing.assert_array_equal(np.sort(short.to_numpy()[0], 1), np.sort(want, 1))
 
 
+def test_the_longest_row_costs_the_others_nothing():
+    """10,000 codes padded to the longest of 1,000,000 would be 80 GB."""
+    dim = 1_000_000
+    long = sp.csr_array(np.full((1, dim), 0.5, np.float32))
+    short = sp.csr_array((np.arange(1, 20_001), (np.arange(20_000) // 2, np.arange(20_000))))
+    short.resize(9_999, dim)
+    rows = sp.vstack([long, short], format="csr")
+    index = InvertedIndex.build(rows, metric="ip", dtype="float32")
+    _, ids = index.search(short[:50], 2)
+    np.testing.assert_array_equal(ids, np.stack([np.arange(1, 51), np.zeros(50)], 1))
+    strongest = index.truncate(1)
+    _, ids = strongest.search(short[:50], 2)
+    np.testing.assert_array_equal(ids, np.stack([np.arange(1, 51), np.r_[0, np.full(49, -1)]], 1))
+    values, latents = strongest.to_numpy()
+    assert (values[0], latents[0]) == (0.5, 0)
+    np.testing.assert_array_equal(values[1:, 0], np.arange(2, 20_000, 2))
+
+
 def test_a_profile_is_the_sum_over_queries():
     index = built(cluster=True)
     alone = [index.profile((v[None], i[None])) for v, i in zip(*QUERIES, strict=True)]

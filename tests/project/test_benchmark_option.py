@@ -19,7 +19,7 @@ import pytest
 from benchmarks.harness import generators
 from benchmarks.harness import race as harness
 from benchmarks.harness.race import Contestant, Missing, Race, Report, Row
-from benchmarks.index import bench_index, charts
+from benchmarks.index import bench_index, big_ann, charts
 from benchmarks.index import data as index_data
 from benchmarks.index.data import Data
 from benchmarks.index.engine import Engine, Field
@@ -142,6 +142,43 @@ def test_the_curve_shows_only_settings_that_no_other_beats() -> None:
     table = [{**line, "recall": r, "queries_per_s": q} for r, q in points]
     shown = [(0.82, 3.0), (0.95, 2.0), (1.0, 1.0)]
     assert list(charts.curve_panels(table)) == [("c", {"e": shown})]
+
+
+def test_rows_of_text_have_their_statistics() -> None:
+    drawn = generators.text(3000, 5000, 60, seed=1)
+    lengths = np.diff(drawn.indptr)
+    assert drawn.has_canonical_format
+    assert 55 < lengths.mean() < 65
+    assert lengths.min() > 5
+    assert lengths.max() > 100
+    assert 0 < drawn.data.min() < drawn.data.max() < 4
+    use = np.sort(np.bincount(drawn.indices, minlength=5000))
+    assert use[-10:].min() > 50 * np.median(use)
+    np.testing.assert_array_equal(
+        drawn.toarray(), generators.text(3000, 5000, 60, seed=1).toarray()
+    )
+    same = drawn[:200] @ generators.text(200, 5000, 60, seed=2).T
+    other = drawn[:200] @ generators.text(200, 5000, 60, seed=2, law_seed=1).T
+    assert same.max() > 1.5 * other.max()
+
+
+def test_files_are_drawn_and_raced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    big_ann.draw(300, 7, tmp_path)
+    data = big_ann.read(*(tmp_path / name for name in big_ann.NAMES), 7)
+    assert (
+        data.truth.tolist()
+        == index_data.exact_top_k(data.queries, data.documents, data.dim).tolist()
+    )
+    big_ann.race(data, ["SciPy"], threads=1, rounds=1)
+    header, exact, scipy, fast, *_ = capsys.readouterr().out.splitlines()
+    assert "recall@10  queries/s" in header
+    assert exact.startswith("csrkern  ")
+    assert scipy.startswith("SciPy  ")
+    assert all(" 1.0000 " in line for line in (exact, scipy))
+    assert fast.startswith("csrkern fast @ mode=fast recall=")
+    big_ann.big_ann.write_truth(np.ones((7, 9)), np.ones((7, 9), int), tmp_path / "truth.gt")
+    with pytest.raises(SystemExit, match=r"expected 10 hits for each of 7 queries, got \[7, 9\]"):
+        big_ann.read(*(tmp_path / name for name in big_ann.NAMES), 7)
 
 
 def test_the_truth_does_not_depend_on_slices(monkeypatch: pytest.MonkeyPatch) -> None:
