@@ -492,6 +492,8 @@ void bind_index(py::module_& m) {
            })
       .def_property_readonly("forward_bytes",
                              [](const PyIndex& self) { return self.index->forward_bytes(); })
+      .def_property_readonly("dense_bytes",
+                             [](const PyIndex& self) { return self.index->dense_bytes(); })
       .def("profile",
            [](const PyIndex& self, const Array<float>& values, const Array<int32_t>& indices,
               const std::optional<Array<int64_t>>& starts, int64_t top_k, bool normalize) {

@@ -95,10 +95,35 @@ void check_crc() {
   }
 }
 
+// A product is rounded before it is added, and a value of 0 changes nothing.
+void check_dense() {
+  constexpr int64_t n = 192;
+  Random random(1);
+  for (const ValueType type : {ValueType::float16, ValueType::float32}) {
+    const int64_t size = value_bytes(type);
+    const Exact<uint8_t> stored(n * size);
+    Buffer buffer(n * sizeof(float));  // scores are aligned
+    auto* scores = reinterpret_cast<float*>(buffer.data());
+    std::vector<float> want(n);
+    for (int64_t i = 0; i < n; ++i) {
+      const float value = i % 3 == 0 ? 0 : random.positive();
+      const uint16_t half = half_of(value);
+      const auto* from = type == ValueType::float16 ? static_cast<const void*>(&half) : &value;
+      std::memcpy(stored.data() + i * size, from, size);
+      scores[i] = random.positive();
+      const float product = value_at(stored.data(), i, type, 1) * 0.7f;
+      want[i] = scores[i] + product;
+    }
+    kernels().index.of[static_cast<int>(type)].add_dense(stored.data(), n, 0.7f, scores);
+    for (int64_t i = 0; i < n; ++i) CHECK(scores[i] == want[i]);
+  }
+}
+
 }  // namespace
 }  // namespace csrkern
 
 int main() {
+  csrkern::check_dense();
   csrkern::check_halves();
   for (int32_t exponent : {csrkern::kLeastExponent, -3, 0, 5, csrkern::kMostExponent}) {
     csrkern::check_squares(exponent);

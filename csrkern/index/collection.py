@@ -491,6 +491,7 @@ def stats(snapshot: Snapshot) -> dict[str, Any]:
     of_codes = sum(split.values())
     split["quantizer"] = sum(a.nbytes for a in quantizer.arrays.values()) if quantizer else 0
     forward = sum(segment.native.forward_bytes for segment in segments)
+    dense = sum(segment.native.dense_bytes for segment in segments)
     n_bytes = sum(split.values())
     return {
         "documents": documents - removed,
@@ -504,8 +505,9 @@ def stats(snapshot: Snapshot) -> dict[str, Any]:
         "bytes_of": split,
         "bytes_per_code": of_codes / max(documents - removed, 1),
         "mapped_bytes": mapped,
-        "resident_bytes": n_bytes - mapped + forward,
+        "resident_bytes": n_bytes - mapped + forward + dense,
         "forward_bytes": forward,
+        "dense_bytes": dense,
         "longest_list": int(by_length.max(initial=0)),
         "hottest_share": float(by_length[: -(-len(by_length) // 100)].sum() / max(total, 1)),
         "postings_per_query": float((by_length.astype(np.float64) ** 2).sum() / max(documents, 1)),

@@ -542,9 +542,10 @@ class InvertedIndex(Collection):
             bytes_of (the same by use: postings, directory of the lists, ids, bounds of blocks,
             norms, fine codes, marks of removed codes, quantizer), bytes_per_code (all but the
             quantizer), mapped_bytes (of files, read when first needed), resident_bytes (all
-            others, with the next), forward_bytes (what is made in memory when needed: the copy by
-            document, which `Rerank`, fast search and batches over dense codes read, and the
-            places of clustered documents in the lists);
+            others, with the next two), forward_bytes (what is made in memory when needed: the
+            copy by document, which `Rerank`, fast search and batches over dense codes read, and
+            the places of clustered documents in the lists), dense_bytes (also made when needed:
+            the values of all documents for latents that more than a quarter of them have);
             longest_list (the most documents that share a latent); hottest_share (of all
             postings, in the hottest 1% of the latents in use); postings_per_query (expected
             for queries drawn like the documents); recall (for each that a fast search asked

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "csrkern/parallel.hpp"
+#include "index/dense_lists.hpp"
 #include "index/directory.hpp"
 #include "index/forward.hpp"
 #include "index/query.hpp"
@@ -18,7 +19,8 @@ namespace {
 
 // Cost of a posting when one thread builds the forward index, the directory of blocks, or rounded
 // values.
-constexpr double kNsPerForwardPosting = 13, kNsPerDirectoryPosting = 4, kNsPerRounding = 3;
+constexpr double kNsPerForwardPosting = 13, kNsPerDirectoryPosting = 4, kNsPerRounding = 3,
+                 kNsPerDenseTerm = 2, kNsPerDenseDocument = 1;
 constexpr double kNsPerSearch = 40;  // of a document in a list
 
 [[noreturn]] void damaged(const std::string& what) {
@@ -120,6 +122,7 @@ Index::Index(const IndexView& view, bool trusted) : view_(view), finder_(view.te
 }
 
 Index::~Index() {
+  delete dense_.load();
   delete rounded_.load();
   delete forward_.load();
   delete directory_.load();
@@ -235,6 +238,35 @@ const RoundedRows* Index::rounded_if_worth(int64_t ns_lost, int num_threads) con
     rounded_.store(new RoundedRows(rows, view_.n_docs, num_threads), std::memory_order_release);
   }
   return rounded_.load();
+}
+
+const DenseLists* Index::dense_if_worth(double ns_lost) const {
+  if (const DenseLists* made = dense_.load(std::memory_order_acquire)) return made;
+  const auto n = static_cast<int64_t>(ns_lost);
+  const int64_t lost = ns_lost_in_lists_.fetch_add(n, std::memory_order_relaxed) + n;
+  const auto takes = [this](int64_t t) {
+    const uint64_t* offsets = view_.offsets + t * view_.n_windows;
+    return DenseLists::takes(view_, offsets[view_.n_windows] - offsets[0]);
+  };
+  double cost = kNsPerDenseTerm * static_cast<double>(view_.n_terms);
+  if (lost < cost) return nullptr;
+  for (int64_t t = 0; t < view_.n_terms; ++t) {
+    if (takes(t)) cost += kNsPerDenseDocument * static_cast<double>(view_.n_docs);
+  }
+  if (lost < cost) return nullptr;
+  const std::lock_guard<std::mutex> lock(making_dense_);
+  if (dense_.load() == nullptr) {
+    for (int64_t t = 0; t < view_.n_terms; ++t) {
+      if (takes(t)) verify_term(t);
+    }
+    dense_.store(new DenseLists(view_), std::memory_order_release);
+  }
+  return dense_.load();
+}
+
+int64_t Index::dense_bytes() const {
+  const DenseLists* made = dense_.load(std::memory_order_acquire);
+  return made == nullptr ? 0 : made->bytes();
 }
 
 const Directory* Index::directory_if_worth() const {

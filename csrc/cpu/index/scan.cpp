@@ -73,6 +73,16 @@ const ValueKernels& SegmentSearch::choose_value_kernels() const {
   return (simple ? kernels_ : kPortable.index).of[static_cast<int>(view_.type)];
 }
 
+const DenseLists* SegmentSearch::choose_dense() const {
+  double ns_lost = 0;
+  for (const QueryTerm& t : terms_) {
+    const uint64_t n = t.offsets[view_.n_windows] - t.offsets[0];
+    if (!DenseLists::takes(view_, n)) continue;
+    ns_lost += kNsPosting * static_cast<double>(n) - kNsDense * static_cast<double>(view_.n_docs);
+  }
+  return ns_lost > 0 ? index_.dense_if_worth(ns_lost) : nullptr;
+}
+
 SearchCost SegmentSearch::run_counted(TopHits& best, Scratch& s) {
   SearchCost cost = cost_of_scans();
   cost.windows_scanned = 0;
@@ -92,9 +102,25 @@ void SegmentSearch::scan(int64_t window, TopHits& best, Scratch& s,
                          const BlockBounds* bounds) const {
   const int64_t n = std::min<int64_t>(view_.window, view_.n_docs - window * view_.window);
   if (!any_allowed(window * view_.window, n)) return;
-  value_kernels_.score(view_.postings, terms_.data(), n_terms(), window,
-                       window + 1 == view_.n_windows, spare(), view_.unit(), scores(s));
+  score_window(window, n, scores(s));
   take(window, 0, n, best, s, bounds);
+}
+
+void SegmentSearch::score_window(int64_t window, int64_t n, float* scores) const {
+  int first = 0;  // of the terms before t that are still to be added, in this order
+  const auto add_lists = [&](int t) {
+    if (t == first) return;
+    value_kernels_.score(view_.postings, terms_.data() + first, t - first, window,
+                         window + 1 == view_.n_windows, spare(), view_.unit(), scores);
+  };
+  for (int t = 0; dense_ != nullptr && t < n_terms(); ++t) {
+    const uint8_t* values = dense_->find(terms_[t].term, window);
+    if (values == nullptr) continue;
+    add_lists(t);
+    value_kernels_.add_dense(values, round_up(n, kStep), terms_[t].weight, scores);
+    first = t + 1;
+  }
+  add_lists(n_terms());
 }
 
 bool SegmentSearch::run_listed(TopHits& best, Scratch& s) const {

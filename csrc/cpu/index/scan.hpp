@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "csrkern/index_rows.hpp"
+#include "index/dense_lists.hpp"
 #include "index/directory.hpp"
 #include "index/forward.hpp"
 #include "index/query.hpp"
@@ -52,10 +53,10 @@ struct Scratch {
 Scratch& scratch();
 
 // Costs in nanoseconds that decide between single blocks and whole windows: a posting of a scan, a
-// document of a scan, a term of a block (mostly waiting for memory) without and with a directory,
-// a term of a block's bound.
-constexpr double kNsPosting = 0.6, kNsDocument = 0.05, kNsBlockTerm = 100, kNsDirectoryTerm = 50,
-                 kNsBound = 0.05;
+// document of a scan, a document of a dense list, a term of a block (mostly waiting for memory)
+// without and with a directory, a term of a block's bound.
+constexpr double kNsPosting = 0.6, kNsDocument = 0.05, kNsDense = 0.15, kNsBlockTerm = 100,
+                 kNsDirectoryTerm = 50, kNsBound = 0.05;
 // Costs that decide between these and single documents: a document, an entry of it; and the number
 // of blocks that a search of clustered codes scores.
 constexpr double kNsRow = 26, kNsEntry = 1.1, kBlocksExpected = 20;
@@ -89,7 +90,8 @@ class SegmentSearch {
         allowed_(allowed),
         first_doc_(first_doc),
         bound_share_(bound_share),
-        value_kernels_(choose_value_kernels()) {}
+        value_kernels_(choose_value_kernels()),
+        dense_(choose_dense()) {}
 
   // Scores all windows in order, or only the blocks or documents that can matter.
   void run(TopHits& best, Scratch& s, SearchCost& cost);
@@ -105,11 +107,15 @@ class SegmentSearch {
 
  private:
   const ValueKernels& choose_value_kernels() const;
+  // Returns the dense lists if a term has one and they exist, or are worth making.
+  const DenseLists* choose_dense() const;
   int n_terms() const { return static_cast<int>(terms_.size()); }
   double ns_block_term() const { return directory_ ? kNsDirectoryTerm : kNsBlockTerm; }
   int32_t spare() const { return static_cast<int32_t>(round_up(view_.window, kStep)); }
   static float* scores(Scratch& s) { return reinterpret_cast<float*>(s.scores.data()); }
 
+  // Adds up the lists of n documents of a window.
+  void score_window(int64_t window, int64_t n, float* scores) const;
   // If a filter lets few documents pass, scores these individually. Returns false if a scan is
   // faster.
   bool run_listed(TopHits& best, Scratch& s) const;
@@ -154,6 +160,7 @@ class SegmentSearch {
   const Directory* directory_ = nullptr;
   const IndexKernels& kernels_ = kernels().index;
   const ValueKernels& value_kernels_;
+  const DenseLists* dense_;
 };
 
 }  // namespace csrkern

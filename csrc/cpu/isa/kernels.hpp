@@ -163,6 +163,8 @@ struct ValueKernels {
   // The same for ranges of slices.
   void (*score_ranges)(const SliceRange* ranges, int n_ranges, int32_t spare, float unit,
                        float* scores);
+  // scores[i] += value * weight of n documents, a multiple of 64, as in DenseLists; no squares.
+  void (*add_dense)(const uint8_t* values, int64_t n, float weight, float* scores);
   // Converts stored values to float32, exactly.
   void (*read)(const uint8_t* stored, int64_t n, float unit, float* values);
 };

@@ -88,6 +88,16 @@ struct Postings {
 };
 
 template <class Value>
+void add_dense(const uint8_t* values, int64_t n, float weight, float* scores) {
+  const __m256 weights = _mm256_set1_ps(weight);
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < n; i += 8) {
+    const __m256 products = _mm256_mul_ps(Value::load8(values + i * Value::kBytes), weights);
+    _mm256_store_ps(scores + i, _mm256_add_ps(_mm256_load_ps(scores + i), products));
+  }
+}
+
+template <class Value>
 void read(const uint8_t* stored, int64_t n, float unit, float* values) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
@@ -98,7 +108,8 @@ void read(const uint8_t* stored, int64_t n, float unit, float* values) {
 }
 
 template <class Value>
-constexpr ValueKernels kOf = {score<Postings<Value>>, score_ranges<Postings<Value>>, read<Value>};
+constexpr ValueKernels kOf = {score<Postings<Value>>, score_ranges<Postings<Value>>,
+                              add_dense<Value>, read<Value>};
 
 void keep(float* scores, int64_t n, const uint64_t* bits) {
   const __m256i lane_bit = _mm256_set_epi32(128, 64, 32, 16, 8, 4, 2, 1);

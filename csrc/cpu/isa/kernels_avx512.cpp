@@ -102,6 +102,16 @@ struct Postings {
 };
 
 template <class Value>
+void add_dense(const uint8_t* values, int64_t n, float weight, float* scores) {
+  const __m512 weights = _mm512_set1_ps(weight);
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < n; i += 16) {
+    const __m512 products = _mm512_mul_ps(Value::load(values + i * Value::kBytes), weights);
+    _mm512_store_ps(scores + i, _mm512_add_ps(_mm512_load_ps(scores + i), products));
+  }
+}
+
+template <class Value>
 void read(const uint8_t* stored, int64_t n, float unit, float* values) {
   for (int64_t i = 0; i < n; i += 16) {
     const __mmask16 mask = n - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
@@ -111,7 +121,8 @@ void read(const uint8_t* stored, int64_t n, float unit, float* values) {
 }
 
 template <class Value>
-constexpr ValueKernels kOf = {score<Postings<Value>>, score_ranges<Postings<Value>>, read<Value>};
+constexpr ValueKernels kOf = {score<Postings<Value>>, score_ranges<Postings<Value>>,
+                              add_dense<Value>, read<Value>};
 
 void keep(float* scores, int64_t n, const uint64_t* bits) {
   for (int64_t i = 0; i < n; i += 16) {

@@ -57,12 +57,17 @@ void score_ranges(const SliceRange* ranges, int n_ranges, int32_t, float unit, f
 }
 
 template <ValueType type>
+void add_dense(const uint8_t* values, int64_t n, float weight, float* scores) {
+  for (int64_t i = 0; i < n; ++i) scores[i] += value_at(values, i, type, 1) * weight;
+}
+
+template <ValueType type>
 void read(const uint8_t* stored, int64_t n, float unit, float* values) {
   for (int64_t i = 0; i < n; ++i) values[i] = value_at(stored, i, type, unit);
 }
 
 template <ValueType type>
-constexpr ValueKernels kOf = {score<type>, score_ranges<type>, read<type>};
+constexpr ValueKernels kOf = {score<type>, score_ranges<type>, add_dense<type>, read<type>};
 
 void keep(float* scores, int64_t n, const uint64_t* bits) {
   for (int64_t i = 0; i < n; ++i) {

@@ -142,6 +142,7 @@ struct SearchCost {
   int64_t windows_scanned = 0;  // completely
 };
 
+class DenseLists;
 class Directory;
 class ForwardIndex;
 class RoundedRows;
@@ -196,6 +197,9 @@ class Index {
   // without them as building them takes. Otherwise notes the loss and returns null.
   const RoundedRows* rounded_if_worth(int64_t ns_lost, int num_threads) const;
   const RoundedRows* rounded() const { return rounded_.load(std::memory_order_acquire); }
+  // The same for the lists of many postings, of which searches use the ones they need.
+  const DenseLists* dense_if_worth(double ns_lost) const;
+  int64_t dense_bytes() const;
   // Bytes of the forward index, its rounded values and the directory of blocks, where they have
   // been built.
   int64_t forward_bytes() const;
@@ -225,6 +229,9 @@ class Index {
   mutable std::mutex making_rounded_;
   mutable std::atomic<const RoundedRows*> rounded_{nullptr};
   mutable std::atomic<int64_t> ns_lost_in_batches_{0};
+  mutable std::mutex making_dense_;
+  mutable std::atomic<const DenseLists*> dense_{nullptr};
+  mutable std::atomic<int64_t> ns_lost_in_lists_{0};
   mutable std::mutex making_directory_;
   mutable std::atomic<const Directory*> directory_{nullptr};
   mutable std::atomic<int64_t> ns_lost_in_blocks_{0};
