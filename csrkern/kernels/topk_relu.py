@@ -43,6 +43,7 @@ GROUPS = (1024, 2048)  # at least, at most; 16 k between
 READ_AT_ONCE = 4096  # entries a program has in flight: 16 bytes, 8 times, for 128 threads
 COLLECT_AT_ONCE = 512
 REGISTERS = 128  # 16 warps a processor
+MASKED_REGISTERS = 144  # with 128, ptxas spills some of float16
 
 INVERT = tl.constexpr(0x7FFFFFFF)
 QUIET_NAN = tl.constexpr(0x7FC00000)
@@ -227,12 +228,13 @@ def select_row(
     """Return the k largest positive entries of a row, best first; buffer as in `new_scratch`."""
     group_list = buffer + CAPACITY
     counters = buffer + 2 * CAPACITY  # of groups, of keys
-    tl.store(counters + tl.arange(0, 2), tl.zeros([2], tl.int64))
     group_max = group_maxima(row, stride_h, latent_mask, h, READS, GROUPS, WIDE)
     tau = kth_largest(group_max, k, k // 8, 1)
 
     hit = group_max >= tau
-    tl.debug_barrier()  # the row before reads these until here
+    tl.debug_barrier()  # a warp may have yet to read these for the row before
+    tl.store(counters + tl.arange(0, 2), tl.zeros([2], tl.int64))
+    tl.debug_barrier()
     to = places(counters, hit)
     tl.store(group_list + to, tl.arange(0, GROUPS).to(tl.int64), mask=hit & (to < CAPACITY))
     tl.debug_barrier()
@@ -387,10 +389,11 @@ def topk_relu_into(
     plan = Plan.of(h, k, needs_int64(pre[:1]), latent_mask is not None)
     programs = min(n, len(scratch))
     mask = None if latent_mask is None else latent_mask.contiguous().view(torch.uint8)
+    limit = registers(REGISTERS if mask is None else MASKED_REGISTERS)
 
     def run(config: tuning.Config) -> None:
         tensors = as_bits(pre), *pre.stride(), mask, as_bits(values), indices, scratch
-        constants = {**plan._asdict(), **config, **registers(REGISTERS)}
+        constants = {**plan._asdict(), **config, **limit}
         topk_relu_kernel[(programs,)](*tensors, n, h, k, plan.fold_bits(h), **constants)
 
     with on_device_of(pre):

@@ -103,6 +103,16 @@ def test_more_rows_than_programs(kernels, device, monkeypatch):
     assert_selects(select(kernels, pre, 9, device), pre, 9)
 
 
+@pytest.mark.parametrize("h", [64, 3000])
+def test_rows_without_winners_follow_each_other(kernels, device, h, monkeypatch):
+    # No warp waits for another while nothing is ranked: an emulator of PTX sees if one warp goes on
+    # to the next row's counters while another has yet to read them.
+    monkeypatch.setattr(kernels, "MAX_PROGRAMS", 1)
+    pre = torch.zeros(4, h)
+    pre[3] = torch.randn(h)
+    assert_selects(select(kernels, pre, 5, device), pre, 5)
+
+
 @pytest.mark.usefixtures("poisoned_empty")
 def test_writes_every_slot(kernels, device):
     pre = -torch.ones(3, 50)
