@@ -128,7 +128,6 @@ def info_nce_kernel(
         tl.store(loss + i, row_loss.to(tl.float32))
         tl.store(peak + i, highest)
         tl.store(log_total + i, log_sum.to(tl.float32))
-        tl.debug_barrier()
 
 
 @batched_jit

@@ -56,6 +56,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+ALWAYS_DIVISIBLE = ("depth", "pitch")  # by 16: lengths of rows that are padded
 SECONDS = 15  # of processor time that a kernel may take to compile; none takes 3 here
 
 
@@ -69,7 +70,8 @@ def build(case: Case, target: GPUTarget) -> Any:
             signature[name], constants[name] = "constexpr", value
             continue
         signature[name] = value
-        size = value == "i32" and case.divisible and name not in BATCH_SIZES
+        even = name in ALWAYS_DIVISIBLE or (name == "d" and case.arguments.get("EVEN"))
+        size = value == "i32" and (case.divisible or even) and name not in BATCH_SIZES
         if value.startswith("*") or size:
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(case.kernel, signature, constants, attributes)
@@ -110,25 +112,20 @@ def cpu_seconds() -> float:
 def without_a_case(found: list[Case]) -> list[str]:
     """Kernels of the package that no case compiles."""
     compiled = {case.kernel for case in found}
-    missing = []
-    for info in pkgutil.iter_modules(kernels.__path__):
-        for name, value in vars(importlib.import_module(f"{kernels.__name__}.{info.name}")).items():
-            if isinstance(value, JITFunction) and name.endswith("_kernel"):
-                missing += (
-                    [] if value in compiled else [f"{info.name}.{name} is compiled by no case"]
-                )
-    return missing
+    return [
+        f"{module.name}.{name} is compiled by no case"
+        for module in pkgutil.walk_packages(kernels.__path__, f"{kernels.__name__}.")
+        for name, value in vars(importlib.import_module(module.name)).items()
+        if isinstance(value, JITFunction) and name.endswith("_kernel") and value not in compiled
+    ]
 
 
-def over_budget(case: Case, row: dict[str, str]) -> list[str]:
+def over_budget(case: Case, row: dict[str, str], spills_only: bool) -> list[str]:
     """Return what a kernel uses more of than it may."""
-    limits = {
-        "spilled_bytes": 0,
-        "registers": case.registers,
-        "shared_bytes": case.shared,
-        "code_bytes": case.code,
-        "compile_seconds": SECONDS,
-    }
+    limits = {"spilled_bytes": 0}
+    if not spills_only:
+        limits |= {"registers": case.registers, "shared_bytes": case.shared}
+        limits |= {"code_bytes": case.code, "compile_seconds": SECONDS}
     return [
         f"{case.name} on {row['target']}: {name} {row[name]}, expected <= {limit}"
         for name, limit in limits.items()
@@ -189,7 +186,7 @@ def main() -> int:
                 row = measure(case, target)
                 print(*row.values(), sep="\t", flush=True)
                 rows.append(row)
-                wrong += over_budget(case, row)
+                wrong += over_budget(case, row, options.all)
     if options.all:
         return verdict(wrong)
     if options.check:

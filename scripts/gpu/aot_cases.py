@@ -85,7 +85,8 @@ def topk_relu_cases(everything: bool) -> Iterator[Case]:
             arguments |= {"n": "i32", "h": "i32", "k": "i32", "fold_bits": "i32", **plan}
             name = f"topk_relu h={h} k={k} {element[1:]}"
             name += " masked" * masked + " wide" * wide + f", {plan['READS']} reads" * (number > 0)
-            kernel, most = topk_relu.topk_relu_kernel, topk_relu.REGISTERS
+            kernel = topk_relu.topk_relu_kernel
+            most = topk_relu.MASKED_REGISTERS if masked else topk_relu.REGISTERS
             yield Case(name, kernel, arguments, warps, most, 52_000, limited=True)
     for element, k in itertools.product(ELEMENTS, SLOTS) if everything else [(FLOATS, 32)]:
         backward = {"grad": element, "values": element, "indices": CODES, "out": element}
@@ -115,6 +116,7 @@ def transpose_cases(everything: bool) -> Iterator[Case]:
 def encode_cases(everything: bool) -> Iterator[Case]:
     """Return the kernels of a verified encoding."""
     codes = {"values": FLOATS, "indices": CODES, "n": "i32", "h": "i32", "k": "i32", "d": "i32"}
+    codes |= {"depth": "i32", "pitch": "i32"}
     layer = {"x": FLOATS, "stride_x": "i32", "weight": FLOATS, "stride": "i32", "bias": FLOATS}
     scored = {"bias": FLOATS, "maxima": FLOATS, "h": "i32", "groups": "i32"}
     scored |= {"scales": FLOATS, "limits": FLOATS, "exponent": "i32"}
@@ -131,12 +133,11 @@ def encode_cases(everything: bool) -> Iterator[Case]:
     # Each where it fits: the registers of Hopper, others, an AMD unit's shared memory.
     fits = (("sm_90",), ("sm_80", "sm_90", "sm_100"), ("gfx942",), ())
     for tile, on in zip(encode_propose.TILES, fits, strict=True):
-        for even in (True, False) if everything else (True,):
-            arguments = {**product, **tile, "GROUP": encode_propose.GROUP, "EVEN": even}
-            warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
-            name = f"encode: product {tile['BM']}x{tile['BN']}x{tile['BK']}" + ", odd" * (not even)
-            kernel = encode_propose.product_kernel
-            yield Case(name, kernel, arguments, warps, 255, 60_000, 147_456, stages, on)
+        arguments = {**product, **tile, "GROUP": encode_propose.GROUP}
+        warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
+        name = f"encode: product {tile['BM']}x{tile['BN']}x{tile['BK']}"
+        kernel = encode_propose.product_kernel
+        yield Case(name, kernel, arguments, warps, 255, 60_000, 147_456, stages, on)
     lists = {"candidates": INTS, "counts": INTS, "unproved": INTS, "n_unproved": INTS}
     chosen = {**codes, **scored, **lists, "norms": FLOATS, "residuals": FLOATS}
     chosen |= {"scratch": INTS, "products": "*fp16"}

@@ -28,6 +28,19 @@ def test_table_has_every_target_and_no_spills():
     assert sum(float(row["compile_seconds"]) for row in rows) < 240
 
 
+def test_every_kernel_needs_a_case():
+    script = "import aot; print(*aot.without_a_case([]))"
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT / "scripts" / "gpu",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for kernel in ("topk_relu.topk_relu_kernel", "encode.propose.product_kernel"):
+        assert f"csrkern.kernels.{kernel} is compiled by no case" in run.stdout
+
+
 def test_rooflines_are_those_of_the_table():
     results = ROOT / "benchmarks" / "results"
     for options, table in (((), "h200_floors.csv"), (("--kernels",), "h200_kernels.csv")):

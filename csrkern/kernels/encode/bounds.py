@@ -22,12 +22,15 @@ ROUND_PROGRAMS = 16 * 132
 # The largest norms of scaled rows: 2^7 for x and 2^8 for the weight; their products stay below
 # 2^15, and float16 ends at 65,504.
 X_NORM, WEIGHT_NORM = 7, 8
+# Entries of a rounded row are a multiple of this, with zeros at the end: no tile of a product then
+# reads fewer than 16 bytes at a time, nor needs a mask.
+DEPTH = 64
 
 
 class Rounded(NamedTuple):
     """Rows of x in float16."""
 
-    rows: Tensor  # [n, d]
+    rows: Tensor  # [n, depth]
     scales: Tensor  # [n] float32, powers of two
     norms: Tensor  # [n] float32, of the scaled rows, and so are the next
     residuals: Tensor  # [n] of what rounding took
@@ -36,7 +39,7 @@ class Rounded(NamedTuple):
 class RoundedWeight(NamedTuple):
     """A weight in float16."""
 
-    rows: Tensor  # [h, d]
+    rows: Tensor  # [h, depth]
     inverses: Tensor  # [h] float32: 1 / scale
     limits: Tensor  # [4] float32, not scaled: the largest norm, residual, |bias| and entry
 
@@ -86,7 +89,7 @@ def round_rows_kernel(
     stride,
     shift,  # [d] float32 to subtract first, or None
     shifted,  # [n, d] float32: the rows less the shift, or None
-    rounded,  # [n, d] float16
+    rounded,  # [n, depth] float16
     scales,  # [n] float32; inverses with `limits`
     norms,  # [n] float32, or None, and so is the next
     residuals,
@@ -96,6 +99,7 @@ def round_rows_kernel(
     entries,  # of `zeros`
     n,
     d,
+    depth,  # d, rounded up
     exponent,  # of an entry, at most
     BLOCK: tl.constexpr,
 ):
@@ -116,14 +120,14 @@ def round_rows_kernel(
         scale = scale_of(entry, exponent)
         square = tl.zeros([BLOCK], tl.float32)
         lost = tl.zeros([BLOCK], tl.float32)
-        for begin in range(0, d, BLOCK):
+        for begin in range(0, depth, BLOCK):
             columns = begin + tl.arange(0, BLOCK)
             x = load_row(rows + row * stride, shift, columns, d)
             if shifted is not None:
                 tl.store(shifted + row * d + columns, x, mask=columns < d)
             x *= scale
             near = x.to(tl.float16)
-            tl.store(rounded + row * d + columns, near, mask=columns < d)
+            tl.store(rounded + row * depth + columns, near, mask=columns < depth)
             rest = x - near.to(tl.float32)
             square += x * x
             lost += rest * rest
@@ -152,7 +156,7 @@ def round_rows(rows: Tensor, shift: Tensor | None, zeros: Tensor) -> tuple[Tenso
     """Return rows - shift [n, d], and these in float16. Clears `zeros`."""
     n, d = rows.shape
     shifted = None if shift is None else rows.new_empty(n, d)
-    rounded = rows.new_empty(n, d, dtype=torch.float16)
+    rounded = rows.new_empty(n, depth_of(d), dtype=torch.float16)
     made = Rounded(rounded, *rows.new_empty(3, n))
     _launch(rows, shift, shifted, *made, None, None, zeros, zeros.numel(), exponent=X_NORM)
     return rows if shifted is None else shifted, made
@@ -160,23 +164,29 @@ def round_rows(rows: Tensor, shift: Tensor | None, zeros: Tensor) -> tuple[Tenso
 
 def round_weight(weight: Tensor, bias: Tensor | None, limits: Tensor) -> RoundedWeight:
     """Return a weight [h, d] in float16; `limits` [4], int32 and 0, becomes its own."""
-    rounded = weight.new_empty(weight.shape, dtype=torch.float16)
+    rounded = weight.new_empty(len(weight), depth_of(weight.shape[1]), dtype=torch.float16)
     inverses = weight.new_empty(len(weight))
     made = rounded, inverses, None, None
     _launch(weight, None, None, *made, bias, limits, None, 0, exponent=WEIGHT_NORM)
     return RoundedWeight(rounded, inverses, limits.view(torch.float32))
 
 
-def entry_exponent(norm: int, d: int) -> int:
+def depth_of(d: int) -> int:
+    """Return the length of a rounded row of d entries."""
+    return triton.cdiv(d, DEPTH) * DEPTH
+
+
+def entry_exponent(norm: int, depth: int) -> int:
     """Return e where entries below 2^e have a norm of at most 2^norm."""
-    return norm - math.ceil(math.log2(d) / 2)
+    return norm - math.ceil(math.log2(depth) / 2)
 
 
 def _launch(rows: Tensor, *others: Tensor | int | None, exponent: int) -> None:
     n, d = rows.shape
-    exponent = entry_exponent(exponent, d)
+    depth = depth_of(d)
+    exponent = entry_exponent(exponent, depth)
     round_rows_kernel[(min(n, ROUND_PROGRAMS),)](
-        rows, rows.stride(0), *others, n, d, exponent, BLOCK=min(power_of_2(d, 32), 1024),
+        rows, rows.stride(0), *others, n, d, depth, exponent, BLOCK=min(power_of_2(d, 32), 1024),
         num_warps=4,
     )  # fmt: skip
 

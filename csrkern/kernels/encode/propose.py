@@ -39,6 +39,7 @@ SIFTED = 8192  # candidates that a second bound is taken from, at most
 BLOCK_BYTES = 3 * 2**28
 LEAST_ROWS = 128  # of a block, and what its rows are a multiple of
 FEW_ROWS = 64
+PITCH = 16  # products of a row are a multiple of this, all written 16 bytes at a time
 
 TILES: list[tuning.Config] = [
     {"BM": 128, "BN": 256, "BK": 64, "num_warps": 8, "num_stages": 3},
@@ -48,23 +49,23 @@ TILES: list[tuning.Config] = [
 ]
 
 
-def tiles(n: int, d: int, device: torch.device) -> list[tuning.Config]:
+def tiles(n: int, device: torch.device) -> list[tuning.Config]:
     """Return the tiles of a product of n rows that fit a device, the best by default first."""
     *wide, few = TILES
     if device.type == "cuda":
         if torch.version.hip:  # 64 KiB of shared memory
             wide = wide[2:]
-        else:  # others than Hopper, and rows of odd length, lack registers for the widest
-            fits = torch.cuda.get_device_capability(device)[0] == 9 and d % 16 == 0
-            wide = wide[:2] if fits else wide[1:2]
+        else:  # others than Hopper lack registers for the widest
+            hopper = torch.cuda.get_device_capability(device)[0] == 9
+            wide = wide[:2] if hopper else wide[1:2]
     return [few, *wide] if n <= FEW_ROWS else wide
 
 
 @batched_jit
 def product_kernel(
-    x,  # [n, d] float16, and so are the next two
-    weight,  # [h, d]
-    products,  # [n, h], scaled, without the bias
+    x,  # [n, depth] float16, and so are the next two
+    weight,  # [h, depth]
+    products,  # [n, pitch], scaled, without the bias; 0 beyond h
     scales,  # [n] float32, of rows of x
     inverses,  # [h] float32, of scales of rows of the weight
     limits,  # [4] float32, of the weight
@@ -72,14 +73,14 @@ def product_kernel(
     maxima,  # [n, groups] float32, scaled, with the bias, of sums that are not rounded
     n,
     h,
-    d,
+    pitch,
+    depth,
     groups,
     exponent,  # of an entry of the weight
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     GROUP: tl.constexpr,
-    EVEN: tl.constexpr,  # BK divides d
 ):
     """x @ weight.T, and the maximum of every GROUP columns of it + bias.
 
@@ -93,23 +94,16 @@ def product_kernel(
         j = tile // tiles_m * BN + tl.arange(0, BN)
         in_k = tl.arange(0, BK)
         # Beyond the last row and column they are read again: no masks.
-        from_x = x + tl.minimum(i, n - 1).to(tl.int64)[:, None] * d + in_k[None, :]
-        from_weight = weight + tl.minimum(j, h - 1).to(tl.int64)[None, :] * d + in_k[:, None]
+        from_x = x + tl.minimum(i, n - 1).to(tl.int64)[:, None] * depth + in_k[None, :]
+        from_weight = weight + tl.minimum(j, h - 1).to(tl.int64)[None, :] * depth + in_k[:, None]
         total = tl.zeros([BM, BN], tl.float32)
-        for begin in range(0, d, BK):
-            if EVEN:
-                a = tl.load(from_x + begin)
-                b = tl.load(from_weight + begin)
-            else:
-                inside = begin + in_k < d
-                a = tl.load(from_x + begin, mask=inside[None, :], other=0)
-                b = tl.load(from_weight + begin, mask=inside[:, None], other=0)
-            total = tl.dot(a, b, total)
+        for begin in range(0, depth, BK):
+            total = tl.dot(tl.load(from_x + begin), tl.load(from_weight + begin), total)
         in_rows, in_columns = i < n, j < h
         # All in units of the largest row of the weight.
         total *= (tl.load(inverses + j, mask=in_columns, other=0.0) * weight_scale)[None, :]
-        to = products + i.to(tl.int64)[:, None] * h + j[None, :]
-        tl.store(to, total.to(tl.float16), mask=in_rows[:, None] & in_columns[None, :])
+        to = products + i.to(tl.int64)[:, None] * pitch + j[None, :]
+        tl.store(to, total.to(tl.float16), mask=in_rows[:, None] & (j < pitch)[None, :])
         if bias is None:
             shift = tl.where(in_columns, 0.0, float("-inf"))
         else:
@@ -124,7 +118,7 @@ def product_kernel(
 
 @batched_jit
 def candidates_kernel(
-    products,  # [n, h] float16, scaled
+    products,  # [n, pitch] float16, scaled
     bias,  # [h] float32, or None
     maxima,  # [n, groups] float32, scaled
     scales,  # [n] float32, of rows of x
@@ -137,7 +131,8 @@ def candidates_kernel(
     unproved,  # [n] int32: rows to sum in full
     n_unproved,  # [1] int32
     h,
-    d,
+    pitch,
+    depth,
     groups,
     exponent,  # of an entry of the weight
     k,
@@ -160,7 +155,7 @@ def candidates_kernel(
     scale = tl.load(scales + row)
     weight_scale = scale_of(tl.load(limits + 3), exponent)
     norm, residual = tl.load(norms + row), tl.load(residuals + row)
-    slack = slack_of(norm, residual, scale, limits, weight_scale, d, relative)
+    slack = slack_of(norm, residual, scale, limits, weight_scale, depth, relative)
     count = -1
     if slack < float("inf"):
         held = tl.arange(0, HELD)
@@ -189,7 +184,7 @@ def candidates_kernel(
                 rest = e % (FOLDS * GROUP)
                 columns = (group + rest // GROUP * HELD) * GROUP + rest % GROUP
                 inside = inside & (columns < h)
-                score = tl.load(products + row * h + columns, mask=inside, other=0.0)
+                score = tl.load(products + row * pitch + columns, mask=inside, other=0.0)
                 score = score.to(tl.float32)
                 if bias is not None:
                     shift = tl.load(bias + columns, mask=inside, other=0.0)
@@ -257,9 +252,10 @@ class Proposer:
         self.plan = candidates_plan(h, k, capacity)
         self.group = self.plan["GROUP"]
         self.groups = triton.cdiv(h, self.group)
-        self.blocks = list(blocks(n, 2 * h + 4 * self.groups + 12 * capacity))
+        pitch = triton.cdiv(h, PITCH) * PITCH
+        self.blocks = list(blocks(n, 2 * pitch + 4 * self.groups + 12 * capacity))
         rows = self.blocks[0][1]  # the others are no longer
-        self.products = torch.empty(rows, h, dtype=torch.float16, device=device)
+        self.products = torch.empty(rows, pitch, dtype=torch.float16, device=device)
         self.maxima = torch.empty(rows, self.groups, device=device)
         self.counts = torch.empty(n, dtype=torch.int32, device=device)
         self.candidates = self.counts.new_empty(rows, capacity)
@@ -271,12 +267,13 @@ class Proposer:
         n_unproved: Tensor, tile: tuning.Config,
     ) -> None:  # fmt: skip
         """Find those of rows begin..end of x."""
-        h, d = weight.rows.shape
+        h, depth = weight.rows.shape
         rows, *of_rows = (part[begin:end] for part in x)
-        sizes = h, d, self.groups, entry_exponent(WEIGHT_NORM, d)
+        exponent = entry_exponent(WEIGHT_NORM, depth)
+        sizes = h, self.products.shape[1], depth, self.groups, exponent
         product_kernel[(_processors(rows.device),)](
             rows, weight.rows, self.products, of_rows[0], *weight[1:], bias, self.maxima,
-            end - begin, *sizes, **tile, GROUP=self.group, EVEN=d % tile["BK"] == 0,
+            end - begin, *sizes, **tile, GROUP=self.group,
         )  # fmt: skip
         lists = self.scratch, self.candidates, self.counts[begin:end], self.unproved, n_unproved
         candidates_kernel[(end - begin,)](

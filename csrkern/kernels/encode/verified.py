@@ -179,7 +179,6 @@ def settle_kernel(
             key = tl.load(keys + c // GROUP, mask=c < total, other=0)
             columns = ((key & INVERT).to(tl.int32) ^ INVERT) * GROUP + c % GROUP
             tl.store(columns_of + c, columns, mask=c < total)
-        tl.debug_barrier()
     tl.store(counter, 0)
     tl.debug_barrier()
     for first in range(0, total, TILE):
@@ -245,5 +244,5 @@ def encode(
             )  # fmt: skip
 
     with on_device_of(weight):
-        tuning.launch("encode verified", (n, d, h, k), tiles(n, d, weight.device), run)
+        tuning.launch("encode verified", (n, d, h, k), tiles(n, weight.device), run)
     return values, indices
