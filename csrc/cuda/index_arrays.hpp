@@ -47,19 +47,6 @@ CSRKERN_DEVICE float value_at(const IndexArrays& index, uint32_t entry) {
   }
 }
 
-// Returns the stored value of a latent in a document, 0 if it has none.
-CSRKERN_DEVICE float find_value(const IndexArrays& index, uint32_t doc, uint32_t latent) {
-  uint32_t begin = index.starts[doc];
-  const uint32_t end = index.starts[doc + 1];
-  uint32_t size = end - begin;
-  while (size > 1) {
-    const uint32_t left = size / 2;
-    if (latent_at(index, begin + left) <= latent) begin += left;
-    size -= left;
-  }
-  return size == 1 && latent_at(index, begin) == latent ? value_at(index, begin) : 0.0f;
-}
-
 CSRKERN_DEVICE const uint32_t* list_of(const IndexArrays& index, uint32_t block, int32_t latent) {
   return index.offsets + static_cast<uint64_t>(block) * index.dim + latent;
 }

@@ -30,6 +30,7 @@ CSRKERN_DEVICE void sort_keys(ThreadBlock& threads, uint64_t* keys, uint32_t n) 
       if (t >= n) return;
       const uint64_t mine = keys[t];
       uint32_t rank = 0;
+      CSRKERN_UNROLL
       for (uint32_t i = 0; i < n; ++i) rank += keys[i] > mine;
       keys[kCounted + rank] = mine;
     });

@@ -11,19 +11,13 @@ CSRKERN_DEVICE float number_at(Number type, const void* values, uint64_t i) {
   return type == Number::float16 ? from_half(bits) : float_of(static_cast<uint32_t>(bits) << 16);
 }
 
-// Orders by value descending, then by latent; equal entries by slot.
-CSRKERN_DEVICE bool comes_before(Entry a, uint32_t slot_a, Entry b, uint32_t slot_b) {
-  if (a.value != b.value) return a.value > b.value;
-  if (a.latent != b.latent) return a.latent < b.latent;
-  return slot_a < slot_b;
-}
-
 // One thread block per query: sorts its entries, L2-normalizes them if `normalize`, and finds the
 // steps of its sums. Gives the same bits as csrkern::read_query.
 struct PrepareQueries {
   static constexpr const char* kName = "prepare_queries";
   static constexpr int kThreads = 128;
-  static constexpr int kPerProcessor = 8;
+  static constexpr int kPerProcessor = 6;
+  static constexpr uint32_t kStaged = 512;  // entries that are brought to shared memory at once
 
   IndexArrays index;
   Batch batch;
@@ -39,14 +33,53 @@ struct PrepareQueries {
     uint32_t n;
     uint32_t used;
     double scale;
+    double steps_per_score;
     double partial[kThreads];
+    uint32_t ranks[kThreads];
+    uint64_t staged[kStaged];  // by value descending, then by latent: see key_of
   };
 
-  CSRKERN_DEVICE bool read(uint64_t slot, Entry* entry) const {
-    entry->latent = indices[slot];
-    entry->value = number_at(type, values, slot);
-    return static_cast<uint32_t>(entry->latent) < static_cast<uint32_t>(index.dim) &&
-           entry->value > 0 && entry->value <= kLargestFloat;
+  // Returns an entry, of value 0 if it is not valid.
+  CSRKERN_DEVICE Entry read(uint64_t slot) const {
+    const Entry entry{indices[slot], number_at(type, values, slot)};
+    const bool valid = static_cast<uint32_t>(entry.latent) < static_cast<uint32_t>(index.dim) &&
+                       entry.value > 0 && entry.value <= kLargestFloat;
+    return valid ? entry : Entry{entry.latent, 0};
+  }
+
+  // Calls body(thread, first, n) for every part of n keys that fits, in order, with key(first) and
+  // those that follow in `staged`. A loop over global memory would wait for each of them.
+  template <class Read, class Body>
+  CSRKERN_DEVICE static void in_stages(ThreadBlock& threads, Shared& shared, uint32_t n,
+                                       const Read& key, const Body& body) {
+    for (uint32_t first = 0; first < n; first += kStaged) {
+      const uint32_t part = n - first < kStaged ? n - first : kStaged;
+      threads.phase([&](uint32_t t) {
+        for (uint32_t i = t; i < part; i += kThreads) shared.staged[i] = key(first + i);
+      });
+      threads.phase([&](uint32_t t) { body(t, first, part); });
+    }
+  }
+
+  // Calls put(entry, rank) for each of n keys: the greatest has rank 0, of equal ones the first.
+  template <class Read, class Put>
+  CSRKERN_DEVICE static void sort(ThreadBlock& threads, Shared& shared, uint32_t n, const Read& key,
+                                  const Put& put) {
+    for (uint32_t begin = 0; begin < n; begin += kThreads) {
+      in_stages(threads, shared, n, key, [&](uint32_t t, uint32_t first, uint32_t part) {
+        const uint32_t i = begin + t;
+        if (i >= n) return;
+        const uint64_t mine = i - first < part ? shared.staged[i - first] : key(i);
+        uint32_t rank = first == 0 ? 0 : shared.ranks[t];
+        CSRKERN_UNROLL
+        for (uint32_t j = 0; j < part; ++j) {
+          const uint64_t other = shared.staged[j];
+          rank += other > mine || (other == mine && first + j < i);
+        }
+        shared.ranks[t] = rank;
+        if (first + part == n) put(entry_of(mine), rank);
+      });
+    }
   }
 
   CSRKERN_DEVICE void operator()(ThreadBlock& threads) const {
@@ -59,39 +92,31 @@ struct PrepareQueries {
       if (t == 0) shared.n = shared.used = 0;
     });
     Entry* sorted = normalize ? unsorted : entries;
-    threads.phase([&](uint32_t t) {
-      for (uint32_t i = t; i < batch.slots; i += kThreads) {
-        Entry mine, other;
-        if (!read(first + i, &mine)) continue;
-        uint32_t rank = 0;
-        for (uint32_t j = 0; j < batch.slots; ++j) {
-          rank += read(first + j, &other) && comes_before(other, j, mine, i);
-        }
-        sorted[rank] = mine;
-        atomic_add(&shared.n, 1u);
-      }
+    const auto given = [&](uint32_t i) { return key_of(read(first + i)); };
+    sort(threads, shared, batch.slots, given, [&](Entry mine, uint32_t rank) {
+      if (mine.value == 0) return;
+      sorted[rank] = mine;
+      atomic_add(&shared.n, 1u);
     });
     const uint32_t n = shared.n < query_k ? shared.n : query_k;
     if (normalize) {
-      threads.phase([&](uint32_t t) {
+      const auto best = [&](uint32_t i) { return key_of(sorted[i]); };
+      in_stages(threads, shared, n, best, [&](uint32_t t, uint32_t begin, uint32_t part) {
         if (t != 0) return;
-        double square = 0;
-        for (uint32_t i = 0; i < n; ++i) {
-          square += static_cast<double>(sorted[i].value) * sorted[i].value;
+        double square = begin == 0 ? 0 : shared.scale;
+        CSRKERN_UNROLL
+        for (uint32_t i = 0; i < part; ++i) {
+          const double value = entry_of(shared.staged[i]).value;
+          square += value * value;
         }
-        shared.scale = square > 0 ? 1 / sqrt(square) : 0;
+        if (begin + part == n) square = square > 0 ? 1 / sqrt(square) : 0;
+        shared.scale = square;
       });
       // Different values may have become equal, or 0.
-      threads.phase([&](uint32_t t) {
-        for (uint32_t i = t; i < n; i += kThreads) {
-          const Entry mine = scaled(sorted[i], shared.scale);
-          uint32_t rank = 0;
-          for (uint32_t j = 0; j < n; ++j) {
-            rank += comes_before(scaled(sorted[j], shared.scale), j, mine, i);
-          }
-          entries[rank] = mine;
-          if (mine.value > 0) atomic_add(&shared.used, 1u);
-        }
+      const auto unit = [&](uint32_t i) { return key_of(scaled(sorted[i], shared.scale)); };
+      sort(threads, shared, n, unit, [&](Entry mine, uint32_t rank) {
+        entries[rank] = mine;
+        if (mine.value > 0) atomic_add(&shared.used, 1u);
       });
     }
     const uint32_t used = normalize ? shared.used : n;
@@ -103,25 +128,33 @@ struct PrepareQueries {
     threads.phase([&](uint32_t t) {
       if (t != 0) return;
       double sum = 0;
-      for (int i = 0; i < kThreads; ++i) sum += shared.partial[i];
+      const uint32_t partials = used < kThreads ? used : kThreads;
+      CSRKERN_UNROLL
+      for (uint32_t i = 0; i < partials; ++i) sum += shared.partial[i];
       // An impact is too large by at most 1.3e-6 of itself and one; a product by at most 3 steps.
       const double steps = kFullScale / (1 << impact_bits);
       QueryFacts& facts = batch.facts[q];
       facts.n_entries = sum > 0 ? used : 0;
-      facts.steps_per_score = sum > 0 ? kFullScale / sum : 0;
+      facts.steps_per_score = shared.steps_per_score = sum > 0 ? kFullScale / sum : 0;
       facts.excess = static_cast<uint32_t>(kFullScale * 1.3e-6 + 1.01 * steps + 4.0 * used + 16);
       batch.bars[q] = least_score;
       batch.n_keys[q] = 0;
     });
     threads.phase([&](uint32_t t) {
       const double most = static_cast<double>((1 << impact_bits) - 1);
-      const double unit =
-          batch.facts[q].steps_per_score * ((1 << impact_bits) / most) * (1 + 1e-12);
+      const double unit = shared.steps_per_score * ((1 << impact_bits) / most) * (1 + 1e-12);
       for (uint32_t i = t; i < used; i += kThreads) {
         const double product = largest_product(entries[i]);
         batch.weights[first + i] = product > 0 ? static_cast<uint32_t>(product * unit) + 1 : 0;
       }
     });
+  }
+
+  CSRKERN_DEVICE static uint64_t key_of(Entry entry) {
+    return cuda::key_of(bits_of(entry.value), entry.latent);
+  }
+  CSRKERN_DEVICE static Entry entry_of(uint64_t key) {
+    return {static_cast<int32_t>(doc_of(key)), float_of(score_bits_of(key))};
   }
 
   CSRKERN_DEVICE static Entry scaled(Entry entry, double scale) {

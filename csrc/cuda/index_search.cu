@@ -14,9 +14,11 @@
 namespace csrkern::cuda {
 namespace {
 
-// The most blocks of documents between two merges; their number doubles until then. A merge raises
-// the bar to the top_k-th best so far, so that few more documents are scored.
+// Blocks of documents between two merges: their number doubles, up to this or as many as there is
+// memory for the hits of few queries. A merge raises the bar to the top_k-th best so far, so that
+// few more documents are scored.
 constexpr uint32_t kRoundBlocks = 64;
+constexpr size_t kFewQueriesBytes = size_t{16} << 20;
 // Memory for queries and for hits between two merges; larger batches are divided.
 constexpr size_t kBatchBytes = size_t{256} << 20;
 constexpr uint32_t kMostQueries = 1 << 16;  // at once
@@ -68,7 +70,9 @@ BatchShape shape_of(const DeviceInfo& info, const IndexArrays& index, int64_t n_
   shape.grid =
       info.processors * std::max(1u, std::min<uint32_t>(fit, SearchBlocks<16>::kPerProcessor));
   shape.first_round = (shape.grid + shape.queries - 1) / shape.queries;
-  shape.round_blocks = std::max(shape.first_round, kRoundBlocks);
+  const auto fit_hits =
+      static_cast<uint32_t>(kFewQueriesBytes / (sizeof(uint64_t) * top_k * shape.queries));
+  shape.round_blocks = std::max({shape.first_round, kRoundBlocks, fit_hits});
   return shape;
 }
 

@@ -13,6 +13,7 @@ namespace csrkern::cuda {
 constexpr uint32_t kDocs = 64;
 constexpr uint32_t kEntries = 32;
 constexpr uint32_t kPitch = kEntries + 1;  // no two rows in one bank
+constexpr uint32_t kPlaces = 128;          // of the table of these entries
 // Terms in the table of a gather scan at once, and slots of that table.
 constexpr uint32_t kTerms = 256;
 constexpr uint32_t kSlots = 512;
@@ -30,6 +31,11 @@ CSRKERN_DEVICE uint32_t bucket_of(uint32_t sum) {
 CSRKERN_DEVICE uint32_t least_of_bucket(uint32_t bucket) {
   return static_cast<uint32_t>(float_of((bucket + 127 * kOctaves) << 18));
 }
+
+// Sums that one instruction reads or writes.
+struct alignas(16) Four {
+  uint32_t at[4];
+};
 
 template <int kBits>
 struct SearchBlocks {
@@ -49,7 +55,7 @@ struct SearchBlocks {
   int64_t allowed_stride;
   uint64_t* work;  // [4] as Work, or null: not counted
 
-  struct Shared {
+  struct alignas(sizeof(Four)) Shared {
     TopKeys top;
     uint32_t threshold;
     uint32_t postings;
@@ -58,6 +64,12 @@ struct SearchBlocks {
     uint32_t published;  // where in the query's keys
     uint16_t candidates[kTile];
     float sums[kDocs];
+    // Entries of the query by latent, while documents are scored.
+    struct {
+      int32_t latents[kPlaces];
+      float values[kPlaces];
+      uint8_t numbers[kPlaces];
+    } wanted;
     union {
       float products[kDocs * kPitch];
       struct {
@@ -79,7 +91,7 @@ struct SearchBlocks {
     one.sums =
         threads.shared<uint32_t>(sizeof(Shared) + sizeof(uint64_t) * key_capacity(batch.top_k));
     threads.phase([&](uint32_t t) {
-      for (uint32_t i = t; i < index.block; i += kThreads) one.sums[i] = 0;
+      one.each_four(t, [](uint32_t, Four& four) { four = {}; });
       if (t == 0) one.shared.postings = one.shared.n_long = 0;
     });
     const uint32_t n_items = batch.n_queries * n_blocks;
@@ -144,26 +156,19 @@ struct SearchBlocks {
           });
         });
       }
-      const bool many = threads.uniform(shared.n_candidates) > kTile;
-      if (many) {
+      if (threads.uniform(shared.n_candidates) > kTile) {
         search_sums();
       } else {
         score_candidates();
       }
       publish();
-      // Postings are read again to clear their sums, unless clearing all sums is less work: four
-      // per instruction, without reads.
-      const bool clear_all = gather || many || postings > job.index.block / 8;
+      // All of them, four an instruction: to read the postings again takes more, and waits.
       threads.phase([&](uint32_t t) {
         if (t == 0) {
           shared.postings = shared.n_long = 0;
           if (job.work != nullptr) count_work(gather, postings, n_entries);
         }
-        if (clear_all) {
-          for (uint32_t i = t; i < n_docs; i += kThreads) sums[i] = 0;
-        } else {
-          each_posting(t, [&](uint32_t doc, uint32_t, uint32_t) { put_same(&sums[doc], 0); });
-        }
+        each_four(t, [](uint32_t, Four& four) { four = {}; });
       });
     }
 
@@ -259,43 +264,63 @@ struct SearchBlocks {
     // least sum is at most a 32nd below the greatest: to sort them would take ten times as long.
     CSRKERN_DEVICE void search_sums() {
       const uint32_t top_k = job.batch.top_k;
-      const uint32_t n_sets = top_k <= kThreads ? kThreads : 2 * kThreads;
       auto* buckets = reinterpret_cast<uint32_t*>(keys);
       uint32_t* octaves = buckets + kBuckets;
+      uint32_t* found = octaves + kOctaves;  // octave of the top_k-th largest, how many are above
       threads.phase([&](uint32_t t) {
         for (uint32_t i = t; i < kBuckets; i += kThreads) buckets[i] = 0;
       });
       threads.phase([&](uint32_t t) {
-        for (uint32_t set = t; set < n_sets; set += kThreads) {
-          uint32_t largest = 0;
-          for (uint32_t doc = set; doc < n_docs; doc += n_sets) {
-            if (sums[doc] > largest && may_find(doc)) largest = sums[doc];
+        Four largest{};  // of four sets a thread
+        each_four(t, [&](uint32_t doc, const Four& four) {
+          for (uint32_t i = 0; i < 4; ++i) {
+            if (four.at[i] > largest.at[i] && may_find(doc + i)) largest.at[i] = four.at[i];
           }
-          if (largest > 0) atomic_add(&buckets[bucket_of(largest)], 1u);
+        });
+        for (const uint32_t sum : largest.at) {
+          if (sum > 0) atomic_add(&buckets[bucket_of(sum)], 1u);
         }
       });
       threads.phase([&](uint32_t t) {
         if (t >= kOctaves) return;
+        if (t == 0) found[0] = kOctaves;
         uint32_t n = 0;
+        CSRKERN_UNROLL
         for (uint32_t i = 0; i < kOctaves; ++i) {  // no two threads in one bank
           n += buckets[t * kOctaves + (t + i) % kOctaves];
         }
         octaves[t] = n;
       });
       threads.phase([&](uint32_t t) {
-        if (t != 0) return;
-        const uint32_t sum = sum_of_kth(buckets, octaves, top_k);
-        uint32_t guaranteed = sum > 0 ? threshold_below(facts, sum) : 0;
+        if (t >= kOctaves) return;
+        uint32_t above = 0;
+        if (!holds_kth(octaves, t, top_k, &above)) return;
+        found[0] = t;
+        found[1] = above;
+      });
+      threads.phase([&](uint32_t t) {
+        if (t == 0) shared.n_candidates = 0;
+        if (t >= kOctaves || found[0] == kOctaves) return;  // there are fewer than top_k
+        const uint32_t first = found[0] * kOctaves;
+        uint32_t above = found[1];
+        if (!holds_kth(buckets + first, t, top_k, &above)) return;
+        uint32_t guaranteed = threshold_below(facts, least_of_bucket(first + t));
         // Sums above that of the greatest score are ties.
         const uint32_t greatest = threshold_of(facts, job.batch.most_score);
         if (guaranteed > greatest) guaranteed = greatest;
         if (guaranteed > shared.threshold) shared.threshold = guaranteed;
-        shared.n_candidates = 0;
       });
       threads.phase([&](uint32_t t) {
-        for (uint32_t doc = t; doc < n_docs; doc += kThreads) {
-          if (sums[doc] >= shared.threshold) choose(doc);
-        }
+        const uint32_t threshold = shared.threshold;
+        each_four(t, [&](uint32_t doc, const Four& four) {
+          bool some = false;
+          for (const uint32_t sum : four.at) some |= sum >= threshold;
+          if (!some) return;
+          CSRKERN_ROLLED
+          for (uint32_t i = 0; i < 4; ++i) {
+            if (sums[doc + i] >= threshold) choose(doc + i);
+          }
+        });
       });
       if (threads.uniform(shared.n_candidates) <= kTile) {
         score_candidates();
@@ -319,41 +344,53 @@ struct SearchBlocks {
       }
     }
 
-    // Returns a sum that k of those in buckets reach; 0 if there are fewer.
-    CSRKERN_DEVICE static uint32_t sum_of_kth(const uint32_t* buckets, const uint32_t* octaves,
-                                              uint32_t k) {
-      uint32_t above = 0, octave = kOctaves;
-      while (octave > 0 && above + octaves[octave - 1] < k) above += octaves[--octave];
-      if (octave == 0) return 0;
-      uint32_t bucket = octave * kOctaves;
-      do {
-        above += buckets[--bucket];
-      } while (above < k);
-      return least_of_bucket(bucket);
+    // Returns whether the k-th largest is in bucket t of kOctaves, with *above larger than all of
+    // these; adds to them what is in buckets after t.
+    CSRKERN_DEVICE static bool holds_kth(const uint32_t* counts, uint32_t t, uint32_t k,
+                                         uint32_t* above) {
+      uint32_t n = *above;
+      CSRKERN_UNROLL
+      for (uint32_t i = 0; i < kOctaves; ++i) n += i > t ? counts[i] : 0;
+      *above = n;
+      return n < k && n + counts[t] >= k;
+    }
+
+    // Calls body(doc, sums of it and the next three) for this thread's share of the block; sums
+    // beyond its last document are 0.
+    template <class Body>
+    CSRKERN_DEVICE void each_four(uint32_t t, const Body& body) const {
+      for (uint32_t doc = 4 * t; doc < job.index.block; doc += 4 * kThreads) {
+        body(doc, *reinterpret_cast<Four*>(sums + doc));
+      }
     }
 
     // Finds the float32 score of the CPU index, in its order: products are rounded, then added.
+    // Reads the codes of the documents and looks their latents up among the query's: to search each
+    // code for each latent of the query takes five loads that wait for each other.
     CSRKERN_DEVICE void score_candidates() {
       const uint32_t n = threads.uniform(shared.n_candidates);
       for (uint32_t begin = 0; begin < n; begin += kDocs) {
         const uint32_t docs = n - begin < kDocs ? n - begin : kDocs;
+        uint32_t lanes = 32;  // of a document
+        while (lanes * docs > kThreads) lanes /= 2;
         for (uint32_t first = 0; first < facts.n_entries; first += kEntries) {
           const uint32_t terms =
               facts.n_entries - first < kEntries ? facts.n_entries - first : kEntries;
+          if (begin == 0 || facts.n_entries > kEntries) want(first, terms);
           threads.phase([&](uint32_t t) {
-            for (uint32_t i = t; i < docs * kEntries; i += kThreads) {
-              const uint32_t d = i / kEntries, e = i % kEntries;
-              if (e >= terms) continue;
-              const Entry entry = entries[first + e];
-              const uint32_t doc = first_doc + shared.candidates[begin + d];
-              const float value = find_value(job.index, doc, entry.latent);
-              shared.products[d * kPitch + e] = entry.value * value;
-            }
+            const uint32_t d = t / lanes;
+            if (d >= docs) return;
+            const uint32_t* row = job.index.starts + first_doc + shared.candidates[begin + d];
+            for (uint32_t e = row[0] + t % lanes; e < row[1]; e += lanes) multiply(d, e);
           });
           threads.phase([&](uint32_t t) {
             if (t >= docs) return;
             float score = first == 0 ? 0.0f : shared.sums[t];
-            for (uint32_t e = 0; e < terms; ++e) score += shared.products[t * kPitch + e];
+            for (uint32_t e = 0; e < terms; ++e) {
+              float& product = shared.products[t * kPitch + e];
+              score += product;
+              product = 0;
+            }
             shared.sums[t] = score;
             if (first + terms < facts.n_entries) return;
             if (score > job.batch.most_score) score = job.batch.most_score;
@@ -363,6 +400,40 @@ struct SearchBlocks {
         }
       }
       keep_best<kThreads>(threads, shared.top, keys, job.batch.top_k);
+    }
+
+    // Makes the table of entries of the query; the first time, clears the products as well.
+    CSRKERN_DEVICE void want(uint32_t first, uint32_t terms) {
+      threads.phase([&](uint32_t t) {
+        if (t < kPlaces) shared.wanted.latents[t] = -1;
+        if (first > 0) return;
+        for (uint32_t i = t; i < kDocs * kPitch; i += kThreads) shared.products[i] = 0;
+      });
+      threads.phase([&](uint32_t t) {
+        if (t >= terms) return;
+        const Entry entry = entries[first + t];
+        uint32_t place = place_of(entry.latent);
+        while (atomic_swap_if(&shared.wanted.latents[place], -1, entry.latent) != -1) {
+          place = (place + 1) % kPlaces;
+        }
+        shared.wanted.values[place] = entry.value;
+        shared.wanted.numbers[place] = static_cast<uint8_t>(t);
+      });
+    }
+
+    CSRKERN_DEVICE static uint32_t place_of(int32_t latent) {
+      return static_cast<uint32_t>(latent) * 2654435769u >> 25;
+    }
+
+    // Writes the products of an entry of a document; several, if the query repeats its latent.
+    CSRKERN_DEVICE void multiply(uint32_t d, uint32_t entry) {
+      const int32_t latent = static_cast<int32_t>(latent_at(job.index, entry));
+      for (uint32_t place = place_of(latent); shared.wanted.latents[place] != -1;
+           place = (place + 1) % kPlaces) {
+        if (shared.wanted.latents[place] != latent) continue;
+        shared.products[d * kPitch + shared.wanted.numbers[place]] =
+            shared.wanted.values[place] * value_at(job.index, entry);
+      }
     }
 
     // Adds the hits to those of the query; top_k of them raise its bar for all thread blocks.

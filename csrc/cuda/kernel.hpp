@@ -16,6 +16,9 @@
 #else
 #include <cuda_runtime.h>
 #define CSRKERN_DEVICE __device__ __forceinline__
+// Before a loop: the loads of some rounds are in flight at once, or registers are saved.
+#define CSRKERN_UNROLL _Pragma("unroll 4")
+#define CSRKERN_ROLLED _Pragma("unroll 1")
 
 namespace csrkern::cuda {
 
@@ -62,8 +65,6 @@ CSRKERN_DEVICE int32_t atomic_swap_if(int32_t* to, int32_t expected, int32_t val
 CSRKERN_DEVICE uint32_t fresh(const uint32_t* at) {
   return *static_cast<const volatile uint32_t*>(at);
 }
-// For several threads that write the same value, which is no race on a GPU.
-CSRKERN_DEVICE void put_same(uint32_t* to, uint32_t value) { *to = value; }
 CSRKERN_DEVICE uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 CSRKERN_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
 CSRKERN_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }

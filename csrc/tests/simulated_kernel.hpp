@@ -24,6 +24,8 @@
 #include "device.hpp"
 #include "simulated_cuda.hpp"
 #define CSRKERN_DEVICE inline
+#define CSRKERN_UNROLL
+#define CSRKERN_ROLLED
 
 namespace csrkern::cuda {
 
@@ -105,9 +107,6 @@ inline int32_t atomic_swap_if(int32_t* to, int32_t expected, int32_t value) {
   return expected;
 }
 inline uint32_t fresh(const uint32_t* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
-inline void put_same(uint32_t* to, uint32_t value) {
-  __atomic_store_n(to, value, __ATOMIC_RELAXED);
-}
 inline uint32_t high_product(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
 }
@@ -134,6 +133,7 @@ void allow_shared(size_t bytes) {
 template <class Body>
 void launch(const Body& body, uint32_t grid, size_t shared, Stream) {
   static_assert((Body::kThreads & (Body::kThreads - 1)) == 0, "threads are visited in 2^n steps");
+  ++simulated.launches;
   if (shared > shared_limit<Body>()) {
     throw std::logic_error(std::string(Body::kName) + ": more shared memory than was allowed");
   }

@@ -207,6 +207,27 @@ void test_work() {
   CHECK(both.gpu->gather_cost() > 0);
 }
 
+// Few queries take all processors at once, then twice as many blocks in each round that follows.
+void test_launches() {
+  const OwnedCodes codes = random_codes(64 * 186, 4, 30, 17);
+  const Both both(codes, {});
+  for (const int64_t n : {1, 2}) {
+    const OwnedCodes queries = random_codes(n, 4, 30, 18);
+    Answers answers = search_cuda(*both.gpu, queries, {}, cuda::Way::walk);
+    CHECK(answers == search_cpu(both.cpu, queries, {}));
+    cuda::SearchRequest request{};
+    request.queries = {
+        n, 4, nullptr, cuda::Number::float32, queries.values.data(), queries.indices.data()};
+    request.top_k = 10;
+    request.scores = answers.scores.data();
+    request.ids = answers.ids.data();
+    const int before = cuda::simulated.launches;
+    both.gpu->search_from_host(request);
+    // One for queries; a search and a merge of 6, 12, ... 96 blocks of documents, or of 3, 6, ... 93.
+    CHECK(cuda::simulated.launches - before == (n == 1 ? 11 : 13));
+  }
+}
+
 // Scores by dense queries are those of the CPU, in another order.
 void test_dense() {
   const int64_t n = 700, dim = 60, k = 9, m = 7, most = 40;
@@ -364,6 +385,7 @@ int main() {
   test_adversarial();
   test_wide();
   test_work();
+  test_launches();
   test_dense();
   test_latents_twice();
   test_devices();

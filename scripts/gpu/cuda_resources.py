@@ -47,7 +47,7 @@ BUDGETS = {
     "SearchBlocks<16>": SEARCH,
     "SearchBlocks<8>": SEARCH,
     "MergeKeys": Budget(48, 8 * 1025),
-    "PrepareQueries": Budget(64, 2048),
+    "PrepareQueries": Budget(80, 6144),
     "ScoreDense": Budget(48, 0),
     "MeasureRows": Budget(48, 0),
     "PlaceRows": Budget(56, 0),
