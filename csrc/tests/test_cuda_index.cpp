@@ -223,7 +223,8 @@ void test_launches() {
     request.ids = answers.ids.data();
     const int before = cuda::simulated.launches;
     both.gpu->search_from_host(request);
-    // One for queries; a search and a merge of 6, 12, ... 96 blocks of documents, or of 3, 6, ... 93.
+    // One for queries; a search and a merge of 6, 12, ... 96 blocks of documents, or of 3, 6,
+    // ... 93.
     CHECK(cuda::simulated.launches - before == (n == 1 ? 11 : 13));
   }
 }
