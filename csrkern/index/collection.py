@@ -401,8 +401,9 @@ def padded_rows(codes: Rows, k: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"the index is damaged: codes have more than k = {k} latents")
     values = np.zeros((codes.n, k), np.float32)
     indices = np.zeros((codes.n, k), np.int32)
-    ordered, filled = codes.strongest(k), np.arange(k) < codes.lengths[:, None]
-    values[filled], indices[filled] = ordered.values, ordered.indices
+    ordered, filled = codes.strongest(k), np.arange(codes.k) < codes.lengths[:, None]
+    values[:, : codes.k][filled] = ordered.values
+    indices[:, : codes.k][filled] = ordered.indices
     return values, indices
 
 
