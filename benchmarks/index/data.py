@@ -122,7 +122,7 @@ class Data:
 
 
 def number_of_rows(codes: Any) -> int:
-    """Of a pair or a matrix."""
+    """Return the number of rows of a pair of arrays or of a matrix."""
     return codes.shape[0] if sp.issparse(codes) else len(codes[0])
 
 

@@ -1,4 +1,4 @@
-"""What a notebook shows of sparse codes: a strip of used latents and the first rows."""
+"""HTML of sparse codes for notebooks: a strip of used latents, and the first rows."""
 
 from __future__ import annotations
 

@@ -488,21 +488,21 @@ class InvertedIndex(Collection):
         )
         now = self.snapshot()
         number = np.array([check_int("id", id, 0, 2**63 - 1)])
-        found = [(s, int(s.find(number)[0])) for s in now.segments if s.find(number)[0] >= 0]
-        if not found:
+        places = [(segment, int(segment.find(number)[0])) for segment in now.segments]
+        segment, doc = next((place for place in places if place[1] >= 0), (None, -1))
+        if segment is None:
             raise ValueError(f"id: {id} is not in the index")
-        segment, doc = found[0]
         stored = np.array([segment.native.value(doc, int(i)) for i in latents], np.float32)
         with np.errstate(all="ignore"):  # as the search multiplies
             parts = (weights * stored)[stored > 0]
         args, limits = self._limits(now.segments, rows.between(0, 1), None, None, None, None)
         _, scores, ids = _C.search_all(*args, top_k=1, **limits)
-        places = np.flatnonzero(ids == id)
+        ranks = np.flatnonzero(ids == id) + 1
         return Explanation(
             latents[stored > 0],
             parts,
-            float(scores[places[0]]) if len(places) else 0.0,
-            int(places[0]) + 1 if len(places) else None,
+            float(scores[ranks[0] - 1]) if len(ranks) else 0.0,
+            int(ranks[0]) if len(ranks) else None,
             float(scores[top_k - 1]) if len(scores) >= top_k else -np.inf,
         )
 

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -347,12 +348,16 @@ class _Task:
 
     def dense(self) -> float:
         """Return the score of the embeddings themselves."""
-        return float(self.judge(search(self.database, self.queries, DEPTH)).mean())
+        return float(self.plain.mean())
+
+    @cached_property
+    def plain(self) -> np.ndarray:
+        """Scores of the embeddings themselves, one a query."""
+        return self.judge(search(self.database, self.queries, DEPTH))
 
     def principal(self, progress: bool) -> Projection | None:
         """Return the principal directions that score best; None: the embeddings do."""
-        plain = self.judge(search(self.database, self.queries, DEPTH))
-        if plain.min() == 1:
+        if self.plain.min() == 1:
             return None
         d, scores, wholes = self.database.shape[1], {}, {}
         with working("trying principal directions", wanted=progress):
@@ -363,7 +368,7 @@ class _Task:
                 for width in widths(d):
                     found = search(rows[:, :width], queries[:, :width], DEPTH)
                     scores[how, width] = self.judge(found)
-        best = favored(scores, plain)
+        best = favored(scores, self.plain)
         if best is None:
             return None
         how, width = best

@@ -1,4 +1,4 @@
-"""What a notebook shows of codes."""
+"""Notebooks show codes as HTML."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ CODES = np.array([[0.8, 0.7]]), np.array([[8, 5]])
 
 
 def plainly(results, weights, method):
-    """What a query's documents get, document by document."""
+    """Return the ranking of each query, with gains added up document by document."""
     rankings = []
     for row in range(len(results[0][1])):
         totals: dict[int, float] = {}

@@ -28,7 +28,7 @@ def rows(n: int, dim: int, density: float, seed: int, *, signed: bool = True) ->
 
 
 def assert_exact(queries, codes, top_k, **options):
-    """What is found of dense arrays, as SciPy matrices, is what the specification says."""
+    """SciPy matrices find what the specification finds in dense arrays."""
     scores, ids = similarity_top_k(sp.csr_array(queries), sp.csr_array(codes), top_k, **options)
     least = {"min_score": options["min_score"]} if "min_score" in options else {}
     want = reference.similarity_top_k(queries, codes, top_k, **least)

@@ -16,6 +16,7 @@ from csrkern.embeddings.dataset import open_embeddings
 from csrkern.embeddings.labels import number_labels, read_integers, read_labels
 from csrkern.typing import ArraySource
 from csrtrain.evaluation.metrics import Judgments, search
+from csrtrain.pca import PCA
 from csrtrain.progress import working
 
 FOLDS, MOST_HELD = 5, 1000  # times that rows or queries are held out, at most so many of them
@@ -132,7 +133,7 @@ def principal_projection(
     `csrtrain.tune` chooses by labels or judgments.
 
     Args:
-        embeddings: [n, d], a path or an array, read in pieces.
+        embeddings: [n, d], a path or an array, that fit in memory.
         width: directions to keep, at most d.
         whitening: from 0, directions as they are, to 1, all of the same variance.
 
@@ -149,18 +150,11 @@ def principal_projection(
         raise ValueError(f"whitening: expected a number in 0..1, got {whitening:g}")
     opened = open_embeddings("embeddings", embeddings)
     check_int("width", width, 1, opened.width)
-    total = torch.zeros(opened.width, dtype=torch.float64)
-    moments = torch.zeros(opened.width, opened.width, dtype=torch.float64)
-    for piece in opened.pieces():
-        rows = _unit(piece).double()
-        total += rows.sum(0)
-        moments += rows.T @ rows
-    center = total / len(opened)
-    spread = moments / len(opened) - torch.outer(center, center)
-    values, vectors = (side.flip(-1)[..., :width] for side in torch.linalg.eigh(spread))
+    pca = PCA(_unit(torch.cat([*opened.pieces()])))
     # The floor keeps rounding errors small in directions without variance.
-    scales = values.clamp(min=1e-9 * float(values[0]) + 1e-30).pow(-whitening / 2)
-    return Projection((vectors * scales).T.float().numpy(), center.float().numpy())
+    floor = 1e-9 * float(pca.variances[0]) + 1e-30
+    scales = pca.variances[:width].double().clamp(min=floor).pow(-whitening / 2)
+    return Projection((pca.directions[:, :width] * scales).T.float().numpy(), pca.mean.numpy())
 
 
 def _best(evidence: _Evidence) -> Projection | None:
