@@ -285,13 +285,13 @@ def stored_values(values: np.ndarray, form: str, largest: float = 1.0) -> np.nda
 
     "float16" and "float32" round to the nearest number; "uint8" to the nearest,
     the lower of two, of the squares of 1..256, times what makes the last one
-    `largest`, a power of two. No positive value becomes 0.
+    `largest`, a power of two; "uint4" of those of 1..16. No positive value becomes 0.
     """
     if form.startswith("float"):
         rounded = values.astype(form).astype(np.float32)
         least = np.float32(np.finfo(form).smallest_subnormal)
         return np.where((values > 0) & (rounded == 0), least, rounded)
-    roots = np.arange(1.0, 257)
+    roots = np.arange(1.0, {"uint8": 257, "uint4": 17}[form])
     unit = largest / roots[-1] ** 2
     middles = (roots[:-1] ** 2 + roots[1:] ** 2) / 2
     nearest = roots[np.searchsorted(middles, values / unit)].astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -109,11 +110,11 @@ def _two_stages(case: Case, quantizer: FineQuantizer, ks: Sequence[int]) -> Iter
     for hidden_dim in case.hidden:
         model = case.model(hidden_dim)
         codes = model.encode(case.database, max(ks))
-        for k in ks:
-            index = InvertedIndex.build(codes.truncate(k), dtype="uint8", fine=fine)
+        for k, dtype in itertools.product(ks, ("uint8", "uint4")):
+            index = InvertedIndex.build(codes.truncate(k), dtype=dtype, fine=fine)
             yield System(
                 WITH_FINE,
-                f"h={hidden_dim} k={k} + {quantizer.n_bytes} bytes",
+                f"h={hidden_dim} k={k} {dtype} + {quantizer.n_bytes} bytes",
                 index.stats()["bytes_per_code"],
                 _size(model) + beside,
                 {

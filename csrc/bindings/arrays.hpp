@@ -16,6 +16,7 @@ inline csrkern::ValueType value_type(const std::string& name) {
   if (name == "float16") return csrkern::ValueType::float16;
   if (name == "float32") return csrkern::ValueType::float32;
   if (name == "uint8") return csrkern::ValueType::uint8;
+  if (name == "uint4") return csrkern::ValueType::uint4;
   throw std::invalid_argument("expected the name of a value type, got " + name);
 }
 

@@ -459,6 +459,16 @@ void bind_index(py::module_& m) {
       .def_property_readonly("block", [](const PyIndex& self) { return self.index->view().block; })
       .def_readonly("terms", &PyIndex::terms)
       .def_readonly("offsets", &PyIndex::offsets)
+      .def("list_lengths",
+           [](const PyIndex& self) {
+             const csrkern::IndexView& view = self.index->view();
+             py::array_t<int64_t> lengths(view.n_terms);
+             for (int64_t t = 0; t < view.n_terms; ++t) {
+               lengths.mutable_at(t) =
+                   static_cast<int64_t>(view.n_in_list(view.offsets + t * view.n_windows));
+             }
+             return lengths;
+           })
       .def_readonly("checksums", &PyIndex::checksums)
       .def_readonly("postings", &PyIndex::postings)
       .def_readonly("ids", &PyIndex::ids)
@@ -528,7 +538,7 @@ void bind_index(py::module_& m) {
            })
       .def("rows", [](const PyIndex& self) {
         const csrkern::IndexView& view = self.index->view();
-        const auto n = static_cast<py::ssize_t>(self.offsets.at(self.offsets.size() - 1));
+        const auto n = static_cast<py::ssize_t>(view.n_postings());
         py::array_t<int64_t> starts(view.n_docs + 1);
         py::array_t<int32_t> latents(n);
         py::array_t<float> values(n);

@@ -33,11 +33,13 @@ inline std::vector<QueryEntry> query_of(const OwnedCodes& codes, int64_t i) {
   return entries;
 }
 
-constexpr ValueType kValueTypes[] = {ValueType::float16, ValueType::float32, ValueType::uint8};
+constexpr ValueType kValueTypes[] = {ValueType::float16, ValueType::float32, ValueType::uint8,
+                                     ValueType::uint4};
 
 struct OwnedIndex {
   OwnedIndex(const SparseRows& docs, int32_t window, int32_t block, ValueType type, bool normalize,
              std::vector<int64_t> given_ids, int num_threads, int32_t exponent = 4) {
+    if (is_grouped(type)) block = 0;
     const BuiltIndex built =
         build_index(docs, window, block, type, normalize, num_threads, exponent);
     sizes.n_docs = docs.n;
@@ -94,7 +96,7 @@ struct OwnedIndex {
 struct Documents {
   explicit Documents(const Index& index)
       : starts(index.view().n_docs + 1),
-        latents(index.view().offsets[index.view().n_terms * index.view().n_windows]),
+        latents(index.view().n_postings()),
         values(latents.size()) {
     index.rows(starts.data(), latents.data(), values.data());
   }

@@ -256,7 +256,7 @@ enum class Lie { of_sizes, with_old_checksum, with_new_checksum };
 
 void check_forged_arrays() {
   const OwnedCodes codes = random_codes(150, 6, 40, 9);
-  for (ValueType type : kValueTypes) {
+  for (ValueType type : {ValueType::float16, ValueType::float32, ValueType::uint8}) {
     const OwnedIndex good(rows_of(codes), 128, 64, type, false, {}, 1);
     const auto refused = [&](Lie lie, const std::function<void(OwnedIndex&)>& forge) {
       OwnedIndex forged = good;
@@ -321,6 +321,70 @@ void check_forged_arrays() {
   }
 }
 
+// The same of lists in groups, with counts in one byte and in two.
+void check_forged_groups() {
+  for (const int64_t n : {150, 700}) {
+    OwnedCodes codes{Exact<float>(n, 0.0f), Exact<int32_t>(n, 0), n, 1, 4};
+    for (int64_t i = 0; i < n; ++i) codes.values[i] = i % 3 == 0 ? 1.0f : 3.0f;  // numbers 3 and 6
+    const OwnedIndex good(rows_of(codes), 1024, 0, ValueType::uint4, false, {}, 1);
+    const int64_t header = n < 256 ? 16 : 32, count_bytes = header / kGroups;
+    CHECK(static_cast<int64_t>(good.postings.size()) == header + 2 * n);
+    CHECK(good.offsets[1] * 2 == good.postings.size());
+    const auto refused = [&](bool of_sizes, const std::function<void(OwnedIndex&)>& forge) {
+      OwnedIndex forged = good;
+      forge(forged);
+      if (of_sizes) {
+        CHECK_THROWS(Index(forged.view(), false), Refused);
+        return;
+      }
+      CHECK_THROWS(Index(forged.view(), false).verify(1), Refused);
+      forged.correct_checksums();
+      CHECK_THROWS(Index(forged.view(), false).verify(1), Refused);
+    };
+    const auto put = [&](OwnedIndex& x, int64_t place, uint16_t id) {
+      std::memcpy(x.postings.data() + header + 2 * place, &id, 2);
+    };
+    const int64_t first = (n + 2) / 3;  // postings of the first group
+    refused(false, [&](OwnedIndex& x) { ++x.postings[3 * count_bytes]; });
+    refused(false, [&](OwnedIndex& x) { ++x.postings[0]; });
+    refused(false, [&](OwnedIndex& x) { --x.postings[6 * count_bytes]; });
+    refused(false, [&](OwnedIndex& x) { put(x, 0, 4); });           // not ascending
+    refused(false, [&](OwnedIndex& x) { put(x, first, 0); });       // in two groups
+    refused(false, [&](OwnedIndex& x) { put(x, first - 1, n); });   // past the last
+    refused(false, [&](OwnedIndex& x) { put(x, n - 1, 65'535); });  // past any window
+    for (uint64_t words : {uint64_t{1}, uint64_t{8}, uint64_t{264}, uint64_t{271}, UINT64_MAX}) {
+      refused(true, [&](OwnedIndex& x) { x.offsets[1] = words; });
+    }
+    refused(true, [&](OwnedIndex& x) { x.sizes.block = 64; });
+    for (int32_t exponent : {kLeastExponent - 1, kMostExponent + 1}) {
+      refused(true, [&](OwnedIndex& x) { x.sizes.exponent = exponent; });
+    }
+    CHECK_THROWS(build_index(rows_of(codes), 1024, 64, ValueType::uint4, false, 1, 4), Refused);
+    CHECK_THROWS(build_index(rows_of(codes), 65'536, 0, ValueType::uint4, false, 1, 4), Refused);
+  }
+}
+
+// Slices of every length around those where the form of a slice changes, and groups longer than
+// what is written out at once.
+void check_lengths_of_groups() {
+  for (uint64_t n = 0; n < 70'000; ++n) CHECK(postings_of_words(words_of_postings(n)) == n);
+  for (int64_t n : {1, 15, 16, 17, 63, 64, 65, 255, 256, 257, 4095, 4096, 4097, 9000, 65'000}) {
+    for (const bool one_group : {true, false}) {
+      OwnedCodes codes{Exact<float>(2 * n, 0.0f), Exact<int32_t>(2 * n, 0), n, 2, 2};
+      for (int64_t i = 0; i < n; ++i) {
+        codes.values[2 * i] = one_group ? 1.0f : 0.02f + static_cast<float>(i % 97) / 7;
+        codes.values[2 * i + 1] = one_group ? 2.0f : 0.02f + static_cast<float>(i % 89) / 7;
+        codes.indices[2 * i + 1] = 1;
+      }
+      const OwnedIndex owned(rows_of(codes), kMostGrouped, 0, ValueType::uint4, false, {}, 1);
+      const Index index(owned.view(), false);
+      index.verify(1);
+      check_documents(codes, ValueType::uint4, owned.sizes.exponent, false, Documents(index));
+      check_searches(owned, random_codes(2, 2, 2, 5), false, 1);
+    }
+  }
+}
+
 void check_signed_rows() {
   OwnedCodes docs = random_codes(900, 6, 40, 1), queries = random_codes(9, 6, 40, 2);
   for (OwnedCodes* codes : {&docs, &queries}) {
@@ -368,4 +432,6 @@ int main() {
   csrkern::check_concurrent_searches();
   csrkern::check_refused_codes();
   csrkern::check_forged_arrays();
+  csrkern::check_forged_groups();
+  csrkern::check_lengths_of_groups();
 }

@@ -16,6 +16,7 @@ from csrkern.index.fine import check_fine, quantizer_of
 from csrkern.index.rows import Rows, check_ids, check_norms, no_lists, read_rows
 from csrkern.index.segment import (
     SIZES,
+    SQUARES,
     Beside,
     Form,
     Segment,
@@ -254,7 +255,7 @@ class Collection:
             "values": form.dtype,
             "cluster": form.cluster,
         }
-        if form.dtype == "uint8":
+        if form.dtype in SQUARES:
             facts["exponent"] = form.exponent
         if form.window is not None:
             facts["window"] = form.window
@@ -475,9 +476,8 @@ def stats(snapshot: Snapshot) -> dict[str, Any]:
     segments, quantizer = snapshot.segments, snapshot.form.quantizer
     lengths: dict[int, int] = {}
     for segment in segments:
-        n_windows = -(-segment.documents // segment.window)
-        of_terms = np.diff(segment.native.offsets[:: max(n_windows, 1)].astype(np.int64))
-        for latent, length in zip(segment.native.terms.tolist(), of_terms.tolist(), strict=True):
+        of_terms = segment.native.list_lengths().tolist()
+        for latent, length in zip(segment.native.terms.tolist(), of_terms, strict=True):
             lengths[latent] = lengths.get(latent, 0) + length
     by_length = np.sort(np.fromiter(lengths.values(), np.int64, len(lengths)))[::-1]
     documents = sum(segment.documents for segment in segments)

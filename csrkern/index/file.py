@@ -22,6 +22,7 @@ from csrkern.index.segment import (
     METRICS,
     MOST_EXPONENT,
     SIZES,
+    SQUARES,
     USUAL_WINDOW,
     VALUE_DTYPES,
     Form,
@@ -32,9 +33,10 @@ from csrkern.index.segment import (
 from csrkern.storage import crc32c, flush_folder, write_atomically, write_durably
 
 FORMAT = "csrkern-index"
-# Of indexes with float values, with uint8 values, and with fine codes; the lower, the more releases
-# read them.
-FLOATS_VERSION, BYTES_VERSION, FINE_VERSION, PROJECTION_VERSION = VERSIONS = (2, 3, 4, 5)
+# Of indexes with float values, with uint8 values, with fine codes, with a projection, and with
+# uint4 values; the lower, the more releases read them.
+VERSIONS = (2, 3, 4, 5, 6)
+FLOATS_VERSION, BYTES_VERSION, FINE_VERSION, PROJECTION_VERSION, GROUPS_VERSION = VERSIONS
 HEADER = "index.json"
 # "checksums" covers those checked later, list by list; the others have one in the header.
 DTYPES = {
@@ -263,6 +265,8 @@ def _read_header(folder: Path) -> dict[str, Any]:
 
 
 def _version(body: dict[str, Any]) -> int:
+    if body["values"] == "uint4":
+        return GROUPS_VERSION
     if "quantizer" in body:
         is_plain = PROJECTION.isdisjoint(body["quantizer"]["arrays"])
         return FINE_VERSION if is_plain else PROJECTION_VERSION
@@ -304,7 +308,7 @@ def _sane_fingerprint(fingerprint: Any) -> bool:
 
 def _sane_exponent(body: dict[str, Any]) -> bool:
     exponent = body.get("exponent")
-    if body["values"] != "uint8" or exponent is None:
+    if body["values"] not in SQUARES or exponent is None:
         return exponent is None
     return type(exponent) is int and LEAST_EXPONENT <= exponent <= MOST_EXPONENT
 

@@ -38,7 +38,7 @@ from csrkern.index.rows import (
     concatenate_rows,
     read_rows,
 )
-from csrkern.index.segment import Segment, beside_of, check_form
+from csrkern.index.segment import SQUARES, Segment, beside_of, check_form
 
 if TYPE_CHECKING:
     from csrkern.index.cuda.index import CudaIndex
@@ -99,7 +99,7 @@ class InvertedIndex(Collection):
         dim: number of latents.
         k: the most slots that a document had when it came.
         metric: "ip" or "cosine".
-        dtype: "float16", "uint8" or "float32", in which values are stored.
+        dtype: "float16", "uint8", "uint4" or "float32", in which values are stored.
         fingerprint: of the model that made the first codes (`SparseAutoencoder.fingerprint`);
             None: not known, as for codes that came as arrays, and may be set. Codes of another
             model are refused (ModelMismatchError), unless a call has any_model=True.
@@ -138,11 +138,14 @@ class InvertedIndex(Collection):
             dtype: "float16" rounds values to 2 bytes each, "float32" keeps them. "uint8" rounds
                 each to the nearest of 256 squares of whole numbers, up to one largest value:
                 relative to a value, it is off by 1/256 of the root of largest / value at most.
+                "uint4" rounds to the nearest of 16 such squares, off by 1/16 of that root: a
+                third fewer bytes than "uint8", hardly slower, for lists that only choose what
+                `Refine` scores; such lists are not clustered.
                 No positive value becomes 0: float16 rounds those below its least positive
                 number, 2^-24, up to it.
-            largest: for "uint8", the least value that the largest may have, which is then a
-                power of two; codes of a larger value cannot be added. None: that of `codes`, or
-                1 with cosine.
+            largest: for "uint8" and "uint4", the least value that the largest may have, which is
+                then a power of two; codes of a larger value cannot be added. None: that of
+                `codes`, or 1 with cosine.
             norms: n positive numbers that scores of `Rerank` are divided by: the norms of what
                 the codes, as stored, reconstruct. With "cosine" these are the norms of
                 `codes.normalize()`, not of `codes`.
@@ -154,8 +157,8 @@ class InvertedIndex(Collection):
                 blocks that cannot matter: many times faster where codes form clusters,
                 slower where they do not, 40 bytes a code more, and a build that takes 3 to
                 5 times as long. None does so where it pays, judged by some of the codes.
-            window: documents a window, a multiple of 64 up to 65,536; None chooses. It
-                changes the speed only.
+            window: documents a window, a multiple of 64 up to 65,536 ("uint4": 65,472); None
+                chooses. It changes the speed only.
             num_threads: None: as many as the process may run on.
 
         Raises:
@@ -221,7 +224,7 @@ class InvertedIndex(Collection):
         if ids is not None:
             ids = np.atleast_1d(integers("ids", ids))
             ids = check_ids(ids, ids.size)
-        if dtype == "uint8" and can_be_read_twice(codes):
+        if dtype in SQUARES and can_be_read_twice(codes):
             tops = [rows.values.max(initial=0) for rows in code_chunks(codes, dim, chunk)]
             form = form.holding(np.array(tops))
         snapshot = Snapshot((), form)
@@ -536,7 +539,7 @@ class InvertedIndex(Collection):
 
         Returns:
             documents, removed (codes whose memory is not free yet), segments, dim, k, metric,
-            dtype, fingerprint, largest (value that uint8 can hold); window, block
+            dtype, fingerprint, largest (value that uint8 or uint4 can hold); window, block
             (documents in it; 0 if not clustered) of the first segment;
             latents (those in use), postings, bytes (memory or disk, without the next),
             bytes_of (the same by use: postings, directory of the lists, ids, bounds of blocks,

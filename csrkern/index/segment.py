@@ -40,16 +40,18 @@ NATIVE_ARRAYS = (
 
 SIZES = ("documents", "window", "block")  # of a segment, in a header
 METRICS = ("ip", "cosine")
-VALUE_DTYPES = ("float16", "uint8", "float32")
-# uint8 values are squares of whole numbers; csrc/include/csrkern/index_values.hpp. Between these
+VALUE_DTYPES = ("float16", "uint8", "uint4", "float32")
+# Values that are squares of whole numbers; csrc/include/csrkern/index_values.hpp. Between these
 # powers of two the largest square leaves all others normal float32.
+SQUARES = ("uint8", "uint4")
 LEAST_EXPONENT, MOST_EXPONENT = -94, 127
+MOST_GROUPED = 65_472  # documents of a window of lists in uint4
 
 
 class Form(NamedTuple):
     """How codes are stored, the same for all segments of an index.
 
-    With uint8 the largest value is 2^exponent. It is chosen once: were it to
+    With uint8 and uint4 the largest value is 2^exponent. It is chosen once: were it to
     change, what is stored already would have to be rounded again.
     """
 
@@ -62,7 +64,7 @@ class Form(NamedTuple):
 
     def holding(self, values: np.ndarray) -> Form:
         """Return the same, with an exponent that suits the first codes if there is none yet."""
-        if self.dtype != "uint8" or self.exponent is not None:
+        if self.dtype not in SQUARES or self.exponent is not None:
             return self
         largest = float(values.max(initial=0))
         return self if largest <= 0 else self._replace(exponent=exponent_of(largest))
@@ -90,6 +92,14 @@ def check_form(
     check_window(window)
     if cluster is not None and not isinstance(cluster, bool):
         raise TypeError(f"cluster: expected None, True or False, got {type(cluster).__name__}")
+    if dtype == "uint4":
+        if cluster:
+            raise ValueError(
+                "cluster: lists in uint4 are not in order, as blocks need them; dtype='uint8' is"
+            )
+        if window is not None and window > MOST_GROUPED:
+            raise ValueError(f"window: expected at most {MOST_GROUPED:,} with dtype='uint4'")
+        cluster = False
     return Form(dtype, metric, cluster, window, _exponent(metric, dtype, largest))
 
 
@@ -102,10 +112,10 @@ def check_window(window: int | None) -> int | None:
 
 def _exponent(metric: str, dtype: str, largest: Any) -> int | None:
     if largest is None:
-        return 0 if dtype == "uint8" and metric == "cosine" else None
-    if dtype != "uint8" or metric == "cosine":
+        return 0 if dtype in SQUARES and metric == "cosine" else None
+    if dtype not in SQUARES or metric == "cosine":
         raise ValueError(
-            "largest: only with dtype='uint8' and metric='ip'; "
+            "largest: only with dtype='uint8' or 'uint4' and metric='ip'; "
             "floats need no such bound, and with cosine it is 1"
         )
     largest = least_float("largest", largest)

@@ -47,6 +47,7 @@ def search_until_worth(index, top_k=10, **options):
     [
         {"metric": "cosine", "dtype": "float16"},
         {"metric": "cosine", "dtype": "uint8"},
+        {"metric": "cosine", "dtype": "uint4"},
         {"metric": "ip", "dtype": "float32"},
     ],
     ids=lambda form: form["dtype"],

@@ -31,7 +31,7 @@ def assert_exact(index, queries, top_k, **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["float16", "uint8", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "uint8", "uint4", "float32"])
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
 @pytest.mark.parametrize("cluster", [False, True])
 @pytest.mark.parametrize("top_k", [1, 10, 300])
@@ -39,7 +39,12 @@ def test_equals_reference(kind, dtype, metric, cluster, top_k):
     codes = KINDS[kind](3001, 256, 12)
     queries = KINDS[kind](23, 256, 12, seed=1)
     index = InvertedIndex.build(
-        codes, dim=256, dtype=dtype, metric=metric, cluster=cluster, window=512
+        codes,
+        dim=256,
+        dtype=dtype,
+        metric=metric,
+        cluster=cluster and dtype != "uint4",  # whose lists are not in order
+        window=512,
     )
     stored, indices = index.to_numpy()
     want = index_codes.normalized(codes[0]) if metric == "cosine" else codes[0]
@@ -157,14 +162,15 @@ def test_random_cases(seed):
         values, indices = index_codes.in_order(near, indices[rows])
     values *= np.float32(rng.choice([1, 1e-3, 1e-6, 1e3]))
     queries = draw(8, dim, int(rng.integers(1, min(dim // 2, 30) + 1)), seed=seed + 100)
+    dtype = str(rng.choice(["float16", "uint8", "uint4", "float32"]))
     index = InvertedIndex.build(
         (values, indices),
         rng.permutation(10 * n)[:n] if rng.random() < 0.6 else None,
         dim=dim,
         metric="ip",
-        dtype=str(rng.choice(["float16", "uint8", "float32"])),
-        cluster=bool(rng.random() < 0.6),
-        window=int(rng.choice([64, 128, 256, 512, 1024, 4096, 65_536])),
+        dtype=dtype,
+        cluster=bool(rng.random() < 0.6) and dtype != "uint4",
+        window=int(rng.choice([64, 128, 256, 512, 1024, 4096, 65_472])),
     )
     assert_exact(index, queries, int(rng.choice([1, 2, 10, 64, 500])), num_threads=1 + seed % 3)
 
@@ -316,7 +322,7 @@ def test_extreme_values():
     assert_exact(index, (values[:1], indices[:1]), 4)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "uint8"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "uint8", "uint4"])
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
 def test_no_active_latent_is_lost(dtype, metric):
     """Values too small for the form become its least positive number, also once normalized."""
@@ -337,13 +343,14 @@ def test_no_active_latent_is_lost(dtype, metric):
     assert (index.to_numpy()[0] > 0).all()
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "uint8"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "uint8", "uint4"])
 @pytest.mark.parametrize("cluster", [False, True])
 def test_cosines_are_at_most_1(dtype, cluster):
     """Rounded rows can have norms above 1; equal cosines of 1 go to the lower id."""
     codes = index_codes.skewed(3000, 64, 9)
     for rows in codes:
         rows[1500:] = rows[:1500]
+    cluster = cluster and dtype != "uint4"
     options = {"dim": 64, "metric": "cosine", "dtype": dtype, "window": 512, "cluster": cluster}
     index = InvertedIndex.build(codes, **options)
     index.add((codes[0][:800], codes[1][:800]))

@@ -50,12 +50,13 @@ def assert_same(got, want):
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
 @pytest.mark.parametrize("cluster", [False, True])
 @pytest.mark.parametrize(
-    ("dtype", "limit"), [("float16", 200), ("float16", 131_072), ("uint8", 200)]
+    ("dtype", "limit"), [("float16", 200), ("float16", 131_072), ("uint8", 200), ("uint4", 200)]
 )
 def test_any_way_leads_to_the_same_index(metric, cluster, dtype, limit, tmp_path, monkeypatch):
     monkeypatch.setattr(index_collection, "LARGEST_MERGED", limit)
+    cluster = cluster and dtype != "uint4"
     options = {"metric": metric, "cluster": cluster, "window": 512, "dtype": dtype}
-    if dtype == "uint8" and metric == "ip":
+    if dtype.startswith("uint") and metric == "ip":
         options["largest"] = CODES[0].max()
     rng = np.random.default_rng(0)
     index = InvertedIndex.build(some(np.arange(0)), dim=DIM, **options)
@@ -109,9 +110,10 @@ def test_codes_are_replaced_in_one_instant(cluster):
 
 
 @pytest.mark.parametrize("cluster", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8", "uint4"])
 def test_codes_are_read_by_id(cluster, dtype, tmp_path):
     ids = np.random.default_rng(0).permutation(9000)[:3000]
+    cluster = cluster and dtype != "uint4"
     options = {"dim": DIM, "cluster": cluster, "window": 512, "dtype": dtype}
     index = InvertedIndex.build(some(np.arange(2000)), ids[:2000], **options)
     index.add(some(np.arange(2000, 3000)), ids[2000:])

@@ -166,6 +166,7 @@ def test_builds_from_codes_on_the_device(device, dtype):
         {"dtype": "uint8", "ids": ids},
         {"dtype": "uint8", "largest": 9.5},
         {"dtype": "uint8", "metric": "cosine"},
+        {"dtype": "uint4"},
     ):
         form = {"metric": "ip", **form}
         index = InvertedIndex.build(codes, **form)
@@ -203,7 +204,7 @@ def test_memory_is_as_stated(device):
     """As docs/index-cuda.md counts it."""
     n, k = 2000, 8
     lists = DIM * -(-n // 512)
-    for form, value in (("float16", 2), ("uint8", 1), ("float32", 4)):
+    for form, value in (("float16", 2), ("uint8", 1), ("uint4", 1), ("float32", 4)):
         norms = np.ones(n) if form == "uint8" else None
         index = InvertedIndex.build(
             uniform(n, DIM, k), dim=DIM, metric="ip", dtype=form, norms=norms

@@ -341,9 +341,9 @@ def test_forged_version(copy):
     """A version says which arrays a quantizer has."""
     header = json.loads((copy / "index.json").read_text())
     assert header["version"] == 5
-    for version in (2, 3, 4, 6, 0, -5, "5", None):
+    for version in (2, 3, 4, 6, 7, 0, -5, "5", None):
         (copy / "index.json").write_text(json.dumps({**header, "version": version}))
-        with pytest.raises(ValueError, match=r"damaged|format version .* reads versions 2 to 5"):
+        with pytest.raises(ValueError, match=r"damaged|format version .* reads versions 2 to 6"):
             use(copy)
 
 

@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from csrkern import InvertedIndex, Rerank, SparseCodes, reference
 
 EXAMPLES = int(os.environ.get("CSRKERN_FUZZ_EXAMPLES", "30"))
-FORMS = ("float16", "float32", "uint8")
+FORMS = ("float16", "float32", "uint8", "uint4")
 MOST_HALF = 65519.99
 NAN, INF = float("nan"), float("inf")
 
@@ -242,6 +242,7 @@ class Machine(RuleBasedStateMachine):
         codes = data.draw(rows(dim))
         assume(self.model.can_store(codes))
         norms = [0.5 + i for i in range(len(codes))] if with_norms else None
+        cluster = cluster and form != "uint4"
         options = {"metric": metric, "dtype": form, "cluster": cluster}
         given, streamed = data.draw(GIVEN), window is None and not with_norms
         streamed &= metric == "cosine" or form.startswith("f")  # the first chunk sets no limit

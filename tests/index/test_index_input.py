@@ -337,7 +337,7 @@ def test_floating_point_errors_that_the_user_asked_for(codes, tmp_path):
     tiny = np.array([[1e-50, 1e-40, 1.0]]), np.array([[1, 2, 3]])
     query = np.array([[1e-300, 2.0]]), np.array([[1, 3]])
     with np.errstate(all="raise"):
-        for dtype in ("float16", "float32", "uint8"):
+        for dtype in ("float16", "float32", "uint8", "uint4"):
             for metric in ("ip", "cosine"):
                 index = InvertedIndex.build(codes, dtype=dtype, metric=metric, norms=np.ones(700))
                 index.add(tiny, norms=[1e-40])

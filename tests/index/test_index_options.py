@@ -71,8 +71,10 @@ def test_filter_for_each_query(cluster, form):
             assert_same((scores[i : i + 1], ids[i : i + 1]), want)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("cluster", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "cluster"),
+    [("float16", False), ("float32", True), ("float16", True), ("uint4", False)],
+)
 def test_selective_filters_score_documents_one_by_one(dtype, cluster):
     index = built(dtype=dtype, cluster=cluster)
     rng = np.random.default_rng(1)
@@ -81,7 +83,7 @@ def test_selective_filters_score_documents_one_by_one(dtype, cluster):
     assert_same(index.search(QUERIES, 30, filter=lists[2]), want[2])
     for segment in index.snapshot().segments:
         segment.native.make_forward(2)
-    assert index.stats()["forward_bytes"] > 9 * 3600 * 4
+    assert index.stats()["forward_bytes"] > 9 * 3600 * (3 if dtype == "uint4" else 4)
     for ids, one in zip(lists, want, strict=True):
         assert_same(index.search(QUERIES, 30, filter=ids), one)
 
@@ -174,7 +176,7 @@ def test_min_score_and_search_above(cluster, min_score):
     assert starts[-1] == len(ids) > 0
 
 
-@pytest.mark.parametrize("dtype", ["float16", "uint8"])
+@pytest.mark.parametrize("dtype", ["float16", "uint8", "uint4"])
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
 def test_explain(metric, dtype):
     index = built(metric=metric, dtype=dtype)
@@ -222,7 +224,7 @@ def dense_scores(index, dense, offsets, norms):
 
 @pytest.mark.parametrize("with_norms", [False, True])
 @pytest.mark.parametrize("shortlist", [5, 60, 10_000])
-@pytest.mark.parametrize("dtype", ["float16", "uint8"])
+@pytest.mark.parametrize("dtype", ["float16", "uint8", "uint4"])
 def test_rerank(with_norms, shortlist, dtype):
     rng = np.random.default_rng(0)
     norms = (0.5 + rng.random(3000)).astype(np.float32) if with_norms else None

@@ -1,4 +1,4 @@
-"""Values of 1 byte: rounded once, to the nearest square, whatever happens to the index."""
+"""Values of 8 and 4 bits: rounded once, to the nearest square, whatever happens to the index."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from csrkern import _C, InvertedIndex, reference
 from csrkern.index import file as index_file
 
 DIM = 60
+squares = pytest.mark.parametrize("dtype", ["uint8", "uint4"])
+# Lists in uint4 are never clustered.
+squares_clustered = pytest.mark.parametrize(
+    ("dtype", "cluster"), [("uint8", False), ("uint8", True), ("uint4", False)]
+)
 CODES = index_codes.skewed(3000, DIM, 7)
 QUERIES = index_codes.skewed(20, DIM, 9, seed=1)
 
@@ -47,36 +52,37 @@ positive = st.floats(0, 2.0**127, width=32, exclude_min=True)
 
 
 @settings(max_examples=200)
-@given(st.lists(positive, min_size=1, max_size=40), st.integers(0, 30))
-def test_rounding(values, above):
+@given(st.lists(positive, min_size=1, max_size=40), st.integers(0, 30), st.sampled_from([8, 4]))
+def test_rounding(values, above, bits):
     values = np.array([values], np.float32)
     largest = min(float(values.max()) * 2.0**above, 2.0**127)
     latents = np.arange(values.size)[None]
     index = InvertedIndex.build(
-        (values, latents), dim=DIM, metric="ip", dtype="uint8", largest=largest
+        (values, latents), dim=DIM, metric="ip", dtype=f"uint{bits}", largest=largest
     )
     top = index.stats()["largest"]
     assert largest <= top
     assert top < 2 * largest or top < 2.0**-90
     rows = index.snapshot().segments[0].native.rows()
     assert rows[0].tolist() == [0, values.size]
-    np.testing.assert_array_equal(rows[2], reference.stored_values(values[0], "uint8", top))
+    np.testing.assert_array_equal(rows[2], reference.stored_values(values[0], f"uint{bits}", top))
     assert (rows[2] > 0).all()
     # The distance between neighboring squares, at most.
     exact = values[0].astype(np.float64)
-    bound = (np.sqrt(exact * top) + top / 256) / 256
+    steps = 2**bits
+    bound = (np.sqrt(exact * top) + top / steps) / steps
     assert (abs(rows[2] - exact) <= np.maximum(bound, 2.0**-125)).all()
     again = InvertedIndex.build(
-        (rows[2][None], latents), dim=DIM, metric="ip", dtype="uint8", largest=top
+        (rows[2][None], latents), dim=DIM, metric="ip", dtype=f"uint{bits}", largest=top
     )
     np.testing.assert_array_equal(again.snapshot().segments[0].native.rows()[2], rows[2])
 
 
-@pytest.mark.parametrize("cluster", [False, True])
-def test_merging_does_not_round_again(cluster):
+@squares_clustered
+def test_merging_does_not_round_again(dtype, cluster):
     first = np.argsort(CODES[0].max(1))[::-1][:200]
     index = InvertedIndex.build(
-        some(first), first, dim=DIM, metric="ip", dtype="uint8", cluster=cluster, window=256
+        some(first), first, dim=DIM, metric="ip", dtype=dtype, cluster=cluster, window=256
     )
     rest = np.setdiff1d(np.arange(3000), first)
     for ids in np.array_split(rest, 40):
@@ -93,12 +99,13 @@ def test_merging_does_not_round_again(cluster):
     assert short.stats()["largest"] == index.stats()["largest"]
 
 
-def test_extreme_values():
+@squares
+def test_extreme_values(dtype):
     tiny, large = np.float32(1e-45), np.float32(2.0**127)
     latents = np.arange(3)[None]
     for values in ([tiny, tiny, 0], [large, tiny, 1], [large, large, large]):
         codes = np.array([values], np.float32), latents
-        index = InvertedIndex.build(codes, dim=3, metric="ip", dtype="uint8")
+        index = InvertedIndex.build(codes, dim=3, metric="ip", dtype=dtype)
         stored = index.to_numpy()
         for weight in (1e-45, 1e-30, 1, 1e38):
             query = np.full((1, 3), weight, np.float32), latents
@@ -106,15 +113,14 @@ def test_extreme_values():
                 assert_same(index.search(query, 1), reference.search(*stored, 3, *query, 1))
     assert index.to_numpy()[0].tolist() == [[large] * 3]
     with pytest.raises(ValueError, match=r"in row 0 exceeds 2\^127, the largest"):
-        InvertedIndex.build(
-            (codes[0] * np.float32(1.5), latents), dim=3, metric="ip", dtype="uint8"
-        )
+        InvertedIndex.build((codes[0] * np.float32(1.5), latents), dim=3, metric="ip", dtype=dtype)
 
 
-def test_weights_that_the_unit_makes_denormal():
-    index = InvertedIndex.build(CODES, dim=DIM, metric="ip", dtype="uint8", largest=16)
+@squares
+def test_weights_that_the_unit_makes_denormal(dtype):
+    index = InvertedIndex.build(CODES, dim=DIM, metric="ip", dtype=dtype, largest=16)
     stored, indices = index.to_numpy()
-    unit = 16.0 / 256**2
+    unit = 16.0 / {"uint8": 256, "uint4": 16}[dtype] ** 2
     for edge in (2.0**-126 / unit, 2.0**128):
         for weight in edge * np.array([1 - 2.0**-24, 1 - 2.0**-23, 1, 1 + 2.0**-23]):
             if weight >= 2.0**128:
@@ -127,7 +133,7 @@ def test_weights_that_the_unit_makes_denormal():
 
 def test_negative_zero_is_an_empty_slot():
     codes = np.array([[1, -0.0]], np.float32), np.array([[3, 4]])
-    for dtype in ("float16", "uint8", "float32"):
+    for dtype in ("float16", "uint8", "uint4", "float32"):
         assert InvertedIndex.build(codes, dim=5, metric="ip", dtype=dtype).stats()["postings"] == 1
 
 
@@ -159,10 +165,13 @@ def test_the_largest_value():
         ({"dtype": "uint8", "largest": -1.5}, "expected 0 < largest"),
         ({"dtype": "uint8", "largest": 1e39}, "expected 0 < largest"),
         ({"dtype": "uint8", "largest": np.nan}, "expected a number"),
-        ({"dtype": "uint8", "largest": 2, "metric": "cosine"}, "only with dtype='uint8'"),
-        ({"dtype": "float16", "largest": 2}, "only with dtype='uint8'"),
+        ({"dtype": "uint8", "largest": 2, "metric": "cosine"}, "only with dtype='uint8' or"),
+        ({"dtype": "float16", "largest": 2}, "only with dtype='uint8' or 'uint4'"),
         ({"dtype": "uint8", "largest": 1}, r"exceeds 2\^0"),
-        ({"dtype": "uint16"}, "dtype: expected one of 'float16', 'uint8', 'float32', got 'uint16'"),
+        ({"dtype": "uint16"}, "dtype: expected one of 'float16', 'uint8', 'uint4', 'float32', got"),
+        ({"dtype": "uint4", "largest": 1}, r"exceeds 2\^0"),
+        ({"dtype": "uint4", "cluster": True}, "cluster: lists in uint4 are not in order"),
+        ({"dtype": "uint4", "window": 65_536}, "window: expected at most 65,472"),
     ],
 )
 def test_refused_options(options, message):
@@ -171,11 +180,14 @@ def test_refused_options(options, message):
 
 
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
-@pytest.mark.parametrize("cluster", [False, True])
-def test_saved_loaded_and_pickled(metric, cluster, tmp_path):
-    index = InvertedIndex.build(CODES, dim=DIM, dtype="uint8", metric=metric, cluster=cluster)
+@squares_clustered
+def test_saved_loaded_and_pickled(metric, dtype, cluster, tmp_path):
+    index = InvertedIndex.build(CODES, dim=DIM, dtype=dtype, metric=metric, cluster=cluster)
     index.save(tmp_path)
-    assert json.loads((tmp_path / "index.json").read_text())["version"] == 3
+    assert (
+        json.loads((tmp_path / "index.json").read_text())["version"]
+        == {"uint8": 3, "uint4": 6}[dtype]
+    )
     for again in (
         InvertedIndex.load(tmp_path, verify=True),
         InvertedIndex.load(tmp_path, mmap=False),
@@ -216,6 +228,7 @@ def test_forged_exponents(tmp_path, exponent):
     [
         ({"values": "uint16"}, "values in uint16 are not supported; build the index again"),
         ({"values": "float32", "exponent": None}, "damaged"),
+        ({"values": "uint4"}, "damaged"),
     ],
 )
 def test_forged_types(tmp_path, change, message):
@@ -244,13 +257,14 @@ def test_very_many_empty_codes(tmp_path):
     assert len(InvertedIndex.load(tmp_path, verify=True)) == n
 
 
-def test_build_streaming(tmp_path):
+@squares
+def test_build_streaming(dtype, tmp_path):
     codes = CODES[0] * np.float32(3), CODES[1]
     pieces = [(codes[0][i : i + 700], codes[1][i : i + 700]) for i in range(0, 3000, 700)]
     top = float(codes[0].max())
     for source, largest in ((codes, None), (pieces, top)):
         index = InvertedIndex.build_streaming(
-            source, tmp_path, chunk=700, dim=DIM, metric="ip", dtype="uint8", largest=largest
+            source, tmp_path, chunk=700, dim=DIM, metric="ip", dtype=dtype, largest=largest
         )
         assert index.stats()["segments"] == 5
         assert_rounded_once(index, codes)
@@ -258,11 +272,11 @@ def test_build_streaming(tmp_path):
     weak = pieces[0][0] / np.float32(64), pieces[0][1]
     with pytest.raises(ValueError, match="build it with largest="):
         InvertedIndex.build_streaming(
-            [weak, *pieces], tmp_path, dim=DIM, metric="ip", dtype="uint8", chunk=700
+            [weak, *pieces], tmp_path, dim=DIM, metric="ip", dtype=dtype, chunk=700
         )
     assert len(InvertedIndex.load(tmp_path, verify=True)) == 3000
     gathered = InvertedIndex.build_streaming(
-        [weak, *pieces], tmp_path, dim=DIM, metric="ip", dtype="uint8"
+        [weak, *pieces], tmp_path, dim=DIM, metric="ip", dtype=dtype
     )
     assert len(gathered) == 3700  # one chunk, of which the largest is known
 
@@ -272,9 +286,10 @@ def test_bytes_and_recall():
     queries = index_codes.skewed(200, 2048, 32, seed=1)
     built = {
         dtype: InvertedIndex.build(codes, dim=2048, metric="ip", dtype=dtype, cluster=False)
-        for dtype in ("float32", "uint8")
+        for dtype in ("float32", "uint8", "uint4")
     }
     truth = built["float32"].search(queries)[1]
-    found = built["uint8"].search(queries)[1]
-    assert built["uint8"].stats()["bytes_per_code"] < 105
-    assert np.mean([np.isin(a, b).mean() for a, b in zip(truth, found, strict=True)]) > 0.97
+    for dtype, most_bytes, least in (("uint8", 105, 0.97), ("uint4", 73, 0.75)):
+        found = built[dtype].search(queries)[1]
+        assert built[dtype].stats()["bytes_per_code"] < most_bytes
+        assert np.mean([np.isin(a, b).mean() for a, b in zip(truth, found, strict=True)]) > least

@@ -80,9 +80,9 @@ class Stored {
 
   bool is_zero(int64_t j) const { return floats_[j] == 0; }
 
-  // Returns the values as the lists hold them.
+  // Returns the stored values.
   const uint8_t* bytes() {
-    if (type_ == ValueType::uint8) {
+    if (is_squares(type_)) {
       bytes_.resize(size);
       for (int64_t j = 0; j < size; ++j) {
         bytes_[j] = static_cast<uint8_t>(number_of(floats_[j], unit_));
@@ -203,6 +203,7 @@ class Builder {
 
   int64_t window_docs(int64_t w) const { return std::min<int64_t>(window_, docs_.n - w * window_); }
 
+  // Sets the offsets.
   void count() {
     const int64_t n_terms = static_cast<int64_t>(built_.terms.size());
     auto& offsets = built_.offsets;
@@ -221,47 +222,106 @@ class Builder {
           ++counts[t];
         }
       }
-      for (int64_t t = 0; t < n_terms; ++t) offsets[t * n_windows_ + w + 1] = counts[t];
+      for (int64_t t = 0; t < n_terms; ++t) {
+        const bool grouped = is_grouped(shape_.type);
+        offsets[t * n_windows_ + w + 1] = grouped ? words_of_postings(counts[t]) : counts[t];
+      }
     });
     for (size_t i = 1; i < offsets.size(); ++i) offsets[i] += offsets[i - 1];
   }
 
+  struct Slice {
+    uint8_t* ids;
+    uint8_t* values;
+  };
+
   void fill() {
-    const int64_t n_terms = static_cast<int64_t>(built_.terms.size());
-    const int64_t value_size = value_bytes(shape_.type), posting = 2 + value_size;
-    built_.postings = Buffer(built_.offsets.back() * posting);
+    built_.postings = Buffer(built_.offsets.back() * posting_bytes(shape_.type));
     each_window([&](int64_t w, Stored& row) {
-      struct Slice {
-        uint8_t* ids;
-        uint8_t* values;
-      };
-      std::vector<Slice> slices(n_terms);
-      for (int64_t t = 0; t < n_terms; ++t) {
-        const uint64_t* offset = &built_.offsets[t * n_windows_ + w];
-        slices[t].ids = built_.postings.data() + offset[0] * posting;
-        slices[t].values = slices[t].ids + (offset[1] - offset[0]) * 2;
-      }
-      const int64_t n = window_docs(w);
-      for (int64_t local = 0; local < n; ++local) {
-        row.read(w * window_ + local, false);
-        const uint8_t* values = row.bytes();
-        const uint16_t id = static_cast<uint16_t>(local);
-        for (int64_t j = 0; j < row.size; ++j) {
-          if (row.is_zero(j)) continue;
-          const Slice& slice = slices[finder_.find(row.latents[j])];
-          __builtin_prefetch(slice.ids, 1);
-          __builtin_prefetch(slice.values, 1);
-        }
-        for (int64_t j = 0; j < row.size; ++j) {
-          if (row.is_zero(j)) continue;
-          Slice& slice = slices[finder_.find(row.latents[j])];
-          std::memcpy(slice.ids, &id, 2);
-          slice.ids += 2;
-          std::memcpy(slice.values, values + j * value_size, value_size);
-          slice.values += value_size;
-        }
+      if (is_grouped(shape_.type)) {
+        fill_groups(w, row);
+      } else {
+        fill_slices(w, row);
       }
     });
+  }
+
+  void fill_slices(int64_t w, Stored& row) {
+    std::vector<Slice> slices(built_.terms.size());
+    for (size_t t = 0; t < slices.size(); ++t) {
+      const uint64_t* offset = &built_.offsets[t * n_windows_ + w];
+      slices[t].ids = built_.postings.data() + offset[0] * posting_bytes(shape_.type);
+      slices[t].values = slices[t].ids + (offset[1] - offset[0]) * 2;
+    }
+    fill(w, row, slices);
+  }
+
+  // Fills slices of numbers and values first, which it then puts in groups.
+  void fill_groups(int64_t w, Stored& row) {
+    const int64_t n_terms = static_cast<int64_t>(built_.terms.size());
+    std::vector<uint64_t> starts(n_terms + 1);
+    for (int64_t t = 0; t < n_terms; ++t) {
+      const uint64_t* offset = &built_.offsets[t * n_windows_ + w];
+      starts[t + 1] = starts[t] + postings_of_words(offset[1] - offset[0]);
+    }
+    std::vector<uint8_t> ids(2 * starts.back()), values(starts.back());
+    std::vector<Slice> slices(n_terms);
+    for (int64_t t = 0; t < n_terms; ++t) {
+      slices[t] = {ids.data() + 2 * starts[t], values.data() + starts[t]};
+    }
+    fill(w, row, slices);
+    for (int64_t t = 0; t < n_terms; ++t) {
+      uint8_t* slice = built_.postings.data() + 2 * built_.offsets[t * n_windows_ + w];
+      put_in_groups(ids.data() + 2 * starts[t], values.data() + starts[t],
+                    starts[t + 1] - starts[t], slice);
+    }
+  }
+
+  static void put_in_groups(const uint8_t* ids, const uint8_t* numbers, uint64_t n,
+                            uint8_t* slice) {
+    if (n == 0) return;
+    uint16_t counts[kGroups] = {};
+    for (uint64_t i = 0; i < n; ++i) ++counts[numbers[i]];
+    uint8_t* next[kGroups];
+    next[0] = slice + (n < kShortSlice ? kGroups : 2 * kGroups);
+    for (int g = 0; g < kGroups; ++g) {
+      if (g > 0) next[g] = next[g - 1] + 2 * counts[g - 1];
+      if (n < kShortSlice) {
+        slice[g] = static_cast<uint8_t>(counts[g]);
+      } else {
+        std::memcpy(slice + 2 * g, &counts[g], 2);
+      }
+    }
+    for (uint64_t i = 0; i < n; ++i) {
+      uint8_t*& to = next[numbers[i]];
+      std::memcpy(to, ids + 2 * i, 2);
+      to += 2;
+    }
+  }
+
+  // Writes the postings of a window, those of term t from slices[t] on.
+  void fill(int64_t w, Stored& row, std::vector<Slice>& slices) {
+    const int64_t value_size = value_bytes(shape_.type);
+    const int64_t n = window_docs(w);
+    for (int64_t local = 0; local < n; ++local) {
+      row.read(w * window_ + local, false);
+      const uint8_t* values = row.bytes();
+      const uint16_t id = static_cast<uint16_t>(local);
+      for (int64_t j = 0; j < row.size; ++j) {
+        if (row.is_zero(j)) continue;
+        const Slice& slice = slices[finder_.find(row.latents[j])];
+        __builtin_prefetch(slice.ids, 1);
+        __builtin_prefetch(slice.values, 1);
+      }
+      for (int64_t j = 0; j < row.size; ++j) {
+        if (row.is_zero(j)) continue;
+        Slice& slice = slices[finder_.find(row.latents[j])];
+        std::memcpy(slice.ids, &id, 2);
+        slice.ids += 2;
+        std::memcpy(slice.values, values + j * value_size, value_size);
+        slice.values += value_size;
+      }
+    }
   }
 
   const SparseRows& docs_;
@@ -279,6 +339,10 @@ class Builder {
 BuiltIndex build_index(const SparseRows& docs, int32_t window, int32_t block, ValueType type,
                        bool normalize, int num_threads, int32_t exponent) {
   check_starts(docs, "codes");
+  if (is_grouped(type) && (block > 0 || window > kMostGrouped)) {
+    throw std::invalid_argument("expected no blocks, and windows of at most " +
+                                std::to_string(kMostGrouped) + ", for lists in groups");
+  }
   IndexView view{};
   view.n_docs = docs.n;
   view.dim = docs.dim;

@@ -4,23 +4,16 @@
 #include <cstring>
 
 #include "csrkern/parallel.hpp"
+#include "index/query.hpp"
 
 namespace csrkern {
 namespace {
 
-// Calls body(document, term, i, n, slice) for the postings of one window, term by term: each is
-// posting i of a slice of n.
+// Calls body(document, term, stored value) for the postings of one window, term by term.
 template <class Body>
 void each_in_window(const IndexView& view, int64_t w, const Body& body) {
   for (int64_t t = 0; t < view.n_terms; ++t) {
-    const uint64_t* offset = view.offsets + t * view.n_windows + w;
-    const uint64_t n = offset[1] - offset[0];
-    const uint8_t* slice = view.slice(offset[0]);
-    for (uint64_t i = 0; i < n; ++i) {
-      uint16_t local;
-      std::memcpy(&local, slice + 2 * i, 2);
-      body(w * view.window + local, t, i, n, slice);
-    }
+    each_stored(view, t, w, [&](int64_t doc, const uint8_t* value) { body(doc, t, value); });
   }
 }
 
@@ -44,21 +37,19 @@ ForwardIndex::ForwardIndex(const IndexView& view, int num_threads)
     parallel_for(view.n_windows, 1, num_threads,
                  [&](int64_t w, int64_t, int) { each_in_window(view, w, body); });
   };
-  each_window(
-      [&](int64_t doc, int64_t, uint64_t, uint64_t, const uint8_t*) { ++starts_[doc + 1]; });
+  each_window([&](int64_t doc, int64_t, const uint8_t*) { ++starts_[doc + 1]; });
   for (int64_t i = 0; i < view.n_docs; ++i) {
     longest_ = std::max<int64_t>(longest_, starts_[i + 1]);
     starts_[i + 1] += starts_[i];
   }
   entries_ = Buffer(starts_.back() * (term_bytes_ + value_bytes_));
   std::vector<uint32_t> filled(view.n_docs);
-  each_window([&](int64_t doc, int64_t t, uint64_t i, uint64_t n, const uint8_t* slice) {
+  each_window([&](int64_t doc, int64_t t, const uint8_t* value) {
     const Row to = row(doc);
     const int64_t j = filled[doc]++;
     const uint32_t term = static_cast<uint32_t>(t);  // little-endian: the low bytes come first
     std::memcpy(const_cast<uint8_t*>(to.terms) + j * term_bytes_, &term, term_bytes_);
-    std::memcpy(const_cast<uint8_t*>(to.values) + j * value_bytes_,
-                slice + 2 * n + i * value_bytes_, value_bytes_);
+    std::memcpy(const_cast<uint8_t*>(to.values) + j * value_bytes_, value, value_bytes_);
   });
 }
 

@@ -21,7 +21,7 @@ namespace {
 // values.
 constexpr double kNsPerForwardPosting = 13, kNsPerDirectoryPosting = 4, kNsPerRounding = 3,
                  kNsPerDenseTerm = 2, kNsPerDenseDocument = 1;
-constexpr double kNsPerSearch = 40;  // of a document in a list
+constexpr double kNsPerSearch = 40;  // of a document in a list, or in a group of one
 
 [[noreturn]] void damaged(const std::string& what) {
   throw std::invalid_argument("the index is damaged: " + what);
@@ -39,19 +39,45 @@ bool good_value(const uint8_t* values, int64_t i, ValueType type) {
   return bits > 0 && bits < 0x7f800000;
 }
 
+// Returns whether n local numbers ascend within the window's documents.
+bool ascends(const uint8_t* ids, uint64_t n, int64_t docs) {
+  bool good = true;
+  int64_t last = -1;
+  for (uint64_t i = 0; i < n; ++i) {
+    good &= number_at(ids, i) > last;
+    last = number_at(ids, i);
+  }
+  return good && last < docs;
+}
+
+// Returns whether the groups are as many postings as there are, ascend, and share no document.
+bool good_groups(const uint8_t* slice, uint64_t n, int64_t docs) {
+  const GroupedSlice groups(slice, n);
+  uint64_t counted = 0;
+  for (int number = 0; number < kGroups; ++number) counted += groups.count(number);
+  if (counted != n) return false;
+  std::vector<bool> seen(docs);
+  const uint8_t* ids = groups.ids();
+  for (int number = 0; number < kGroups; ++number) {
+    const uint32_t count = groups.count(number);
+    if (!ascends(ids, count, docs)) return false;
+    for (uint32_t i = 0; i < count; ++i) {
+      const uint16_t id = number_at(ids, i);
+      if (seen[id]) return false;
+      seen[id] = true;
+    }
+    ids += 2 * count;
+  }
+  return true;
+}
+
 // Returns whether local numbers ascend within the window's documents, and values are positive and
 // finite.
 bool good_slice(const IndexView& view, const uint8_t* slice, uint64_t n, int64_t docs) {
+  if (is_grouped(view.type)) return n == 0 || good_groups(slice, n, docs);
   bool good = true;
   for (uint64_t i = 0; i < n; ++i) good &= good_value(slice + 2 * n, i, view.type);
-  int64_t last = -1;
-  for (uint64_t i = 0; i < n; ++i) {
-    uint16_t id;
-    std::memcpy(&id, slice + 2 * i, 2);
-    good &= id > last;
-    last = id;
-  }
-  return good && last < docs;
+  return good && ascends(slice, n, docs);
 }
 
 // Returns whether no value is above the maximum of its block.
@@ -65,32 +91,48 @@ bool good_maxima(const IndexView& view, int64_t term) {
   return good;
 }
 
-// Appends the entries of a document, found in each list by a binary search. The lists must have
+// Returns the place of a local number among n ascending ones, or n.
+uint64_t place_of(uint16_t local, const uint8_t* ids, uint64_t n) {
+  uint64_t begin = 0, end = n;  // of the numbers that may be `local`
+  while (begin < end) {
+    const uint64_t middle = begin + (end - begin) / 2;
+    if (number_at(ids, middle) < local) {
+      begin = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return begin < n && number_at(ids, begin) == local ? begin : n;
+}
+
+// Returns the value of a local number in a slice of n postings, 0 if it is not there.
+float look_up(const IndexView& view, const uint8_t* slice, uint64_t n, uint16_t local) {
+  if (n == 0) return 0;
+  if (!is_grouped(view.type)) {
+    const uint64_t place = place_of(local, slice, n);
+    return place == n ? 0 : value_at(slice + 2 * n, place, view.type, view.unit());
+  }
+  const GroupedSlice groups(slice, n);
+  const uint8_t* ids = groups.ids();
+  for (int number = 0; number < kGroups; ++number) {
+    const uint32_t count = groups.count(number);
+    if (place_of(local, ids, count) < count) return square(number, view.unit());
+    ids += 2 * count;
+  }
+  return 0;
+}
+
+// Appends the entries of a document, found in each list by binary searches. The lists must have
 // been checked.
 void look_up_row(const IndexView& view, int64_t doc, OwnedRows& rows) {
   const int64_t w = doc / view.window;
   const auto local = static_cast<uint16_t>(doc % view.window);
   for (int64_t t = 0; t < view.n_terms; ++t) {
     const uint64_t* offset = view.offsets + t * view.n_windows + w;
-    const uint64_t n = offset[1] - offset[0];
-    const uint8_t* slice = view.slice(offset[0]);
-    const auto number = [slice](uint64_t i) {
-      uint16_t id;
-      std::memcpy(&id, slice + 2 * i, 2);
-      return id;
-    };
-    uint64_t begin = 0, end = n;  // of the numbers that may be `local`
-    while (begin < end) {
-      const uint64_t middle = begin + (end - begin) / 2;
-      if (number(middle) < local) {
-        begin = middle + 1;
-      } else {
-        end = middle;
-      }
-    }
-    if (begin == n || number(begin) != local) continue;
+    const float value = look_up(view, view.slice(offset[0]), view.n_in_slice(offset), local);
+    if (value == 0) continue;
     rows.latents.push_back(view.terms[t]);
-    rows.values.push_back(value_at(slice + 2 * n, begin, view.type, view.unit()));
+    rows.values.push_back(value);
   }
   rows.starts.push_back(static_cast<int64_t>(rows.latents.size()));
 }
@@ -108,10 +150,15 @@ Index::Index(const IndexView& view, bool trusted) : view_(view), finder_(view.te
   if (is_squares(view.type) && (view.exponent < kLeastExponent || view.exponent > kMostExponent)) {
     damaged("its values are too large or too small");
   }
+  if (is_grouped(view.type) && view.block > 0) damaged("lists in groups have no blocks");
   bool good = view.offsets[0] == 0;
   for (int64_t i = 0; i < slices; ++i) {
+    const uint64_t n = view.n_in_slice(view.offsets + i);
     // A negative difference wraps around and is larger than any window.
-    good &= view.offsets[i + 1] - view.offsets[i] <= static_cast<uint64_t>(view.window);
+    good &= n <= static_cast<uint64_t>(view.window);
+    if (is_grouped(view.type)) {
+      good &= words_of_postings(n) == view.offsets[i + 1] - view.offsets[i];
+    }
   }
   if (!good) damaged("its offsets do not ascend by at most a window's documents");
   for (int64_t i = 1; view.ids != nullptr && i < view.n_docs; ++i) {
@@ -134,7 +181,7 @@ void Index::verify_term(int64_t term) const {
   bool good = checksum_of_term(view_, term) == view_.checksums[term];
   for (int64_t w = 0; good && w < view_.n_windows; ++w) {
     const int64_t docs = std::min<int64_t>(view_.window, view_.n_docs - w * view_.window);
-    good = good_slice(view_, view_.slice(offsets[w]), offsets[w + 1] - offsets[w], docs);
+    good = good_slice(view_, view_.slice(offsets[w]), view_.n_in_slice(offsets + w), docs);
   }
   if (good && view_.block > 0) good = good_maxima(view_, term);
   if (!good) damaged("the postings of latent " + std::to_string(view_.terms[term]));
@@ -168,7 +215,8 @@ OwnedRows Index::rows_of(const int64_t* docs, int64_t n) const {
   OwnedRows rows;
   rows.starts.push_back(0);
   const uint64_t postings = view_.offsets[view_.n_terms * view_.n_windows];
-  const double searches = kNsPerSearch * static_cast<double>(n) * view_.n_terms;
+  const int64_t groups = is_grouped(view_.type) ? kGroups : 1;
+  const double searches = kNsPerSearch * static_cast<double>(n * view_.n_terms * groups);
   const bool few = forward_.load(std::memory_order_acquire) == nullptr &&
                    searches < kNsPerForwardPosting * static_cast<double>(postings);
   if (few) verify(1);

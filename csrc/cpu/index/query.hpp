@@ -126,20 +126,44 @@ class BlockBounds {
   std::vector<uint16_t> weights_;
 };
 
-// Calls body(document, value) for each posting of a term in a window. The slice must have been
-// checked.
+// Returns local document number i of a slice.
+inline uint16_t number_at(const uint8_t* ids, uint64_t i) {
+  uint16_t id;
+  std::memcpy(&id, ids + 2 * i, 2);
+  return id;
+}
+
+// Calls body(document, stored value) for each posting of a term in a window. The slice must have
+// been checked.
+template <class Body>
+void each_stored(const IndexView& view, int64_t term, int64_t w, const Body& body) {
+  const uint64_t* offset = view.offsets + term * view.n_windows + w;
+  const uint64_t n = view.n_in_slice(offset);
+  const uint8_t* slice = view.slice(offset[0]);
+  const int64_t base = w * view.window;
+  if (n == 0) return;
+  if (!is_grouped(view.type)) {
+    const uint8_t* value = slice + 2 * n;
+    const int64_t bytes = value_bytes(view.type);
+    for (uint64_t i = 0; i < n; ++i, value += bytes) body(base + number_at(slice, i), value);
+    return;
+  }
+  const GroupedSlice groups(slice, n);
+  const uint8_t* ids = groups.ids();
+  for (uint8_t number = 0; number < kGroups; ++number) {
+    const uint32_t count = groups.count(number);
+    for (uint32_t i = 0; i < count; ++i) body(base + number_at(ids, i), &number);
+    ids += 2 * count;
+  }
+}
+
+// Calls body(document, value), likewise.
 template <class Body>
 void each_posting(const IndexView& view, int64_t term, int64_t w, const Body& body) {
-  const uint64_t* offset = view.offsets + term * view.n_windows + w;
-  const uint64_t n = offset[1] - offset[0];
-  const uint8_t* slice = view.slice(offset[0]);
   const float unit = view.unit();
-  const int64_t base = w * view.window;
-  for (uint64_t i = 0; i < n; ++i) {
-    uint16_t id;
-    std::memcpy(&id, slice + 2 * i, 2);
-    body(base + id, value_at(slice + 2 * n, i, view.type, unit));
-  }
+  each_stored(view, term, w, [&](int64_t doc, const uint8_t* value) {
+    body(doc, value_at(value, 0, view.type, unit));
+  });
 }
 
 // The same in all windows.

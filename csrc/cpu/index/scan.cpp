@@ -46,7 +46,7 @@ std::vector<QueryTerm> find_terms(const Index& index, const std::vector<Entry>& 
 
 int64_t SegmentSearch::n_postings() const {
   int64_t total = 0;
-  for (const QueryTerm& t : terms_) total += t.offsets[view_.n_windows] - t.offsets[0];
+  for (const QueryTerm& t : terms_) total += view_.n_in_list(t.offsets);
   return total;
 }
 

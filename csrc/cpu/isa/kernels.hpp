@@ -172,7 +172,7 @@ struct ValueKernels {
 // Bits of scores, as int32, compare like the scores where these are not negative; negative scores
 // have bits below 0.
 struct IndexKernels {
-  ValueKernels of[3];  // by ValueType
+  ValueKernels of[4];  // by ValueType; lists in groups have score and read alone
   // Zeroes the scores whose bits are 0; n is a multiple of 64.
   void (*keep)(float* scores, int64_t n, const uint64_t* bits);
   // maxima[j] = max of scores[i] over i = j mod lanes, as bits; `lanes` and n are multiples of 64.

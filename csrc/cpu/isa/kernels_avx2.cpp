@@ -5,6 +5,7 @@
 #include "generic/encode.hpp"
 #include "generic/fine.hpp"
 #include "generic/gather.hpp"
+#include "generic/groups.hpp"
 #include "generic/index.hpp"
 #include "generic/info_nce.hpp"
 #include "generic/products.hpp"
@@ -68,21 +69,27 @@ template <class Value>
 struct Postings {
   static constexpr uint64_t kBytes = Value::kBytes;
   static void score(const uint8_t* slice, uint64_t n, uint64_t from, uint64_t to, float weight,
-                    uint64_t ahead, int32_t, float unit, float* scores) {
-    const uint8_t* values = slice + 2 * n;
+                    uint64_t ahead, int32_t spare, float unit, float* scores) {
+    add(slice, slice + 2 * n, from, to, weight, ahead, spare, unit, scores);
+  }
+  // Of ids and values that stand anywhere.
+  static inline __attribute__((always_inline)) void add(const uint8_t* ids, const uint8_t* values,
+                                                        uint64_t from, uint64_t to, float weight,
+                                                        uint64_t ahead, int32_t, float unit,
+                                                        float* scores) {
     alignas(32) float products[8];
     weight *= unit;
     uint64_t i = from;
-    for (; i + 8 <= to; i += 8) {
-      prefetch(slice + ahead + 2 * i);
+    for (const uint64_t whole = from + (to - from) / 8 * 8; i < whole; i += 8) {
+      prefetch(ids + ahead + 2 * i);
       prefetch(values + ahead + i * kBytes);
       const __m256 loaded = Value::load8(values + i * kBytes);
       _mm256_store_ps(products, _mm256_mul_ps(loaded, _mm256_set1_ps(weight)));
 #pragma GCC unroll 8
-      for (int j = 0; j < 8; ++j) scores[load_short(slice + 2 * (i + j))] += products[j];
+      for (int j = 0; j < 8; ++j) scores[load_short(ids + 2 * (i + j))] += products[j];
     }
     for (; i < to; ++i) {
-      scores[load_short(slice + 2 * i)] += Value::load(values + i * kBytes) * weight;
+      scores[load_short(ids + 2 * i)] += Value::load(values + i * kBytes) * weight;
     }
   }
 };
@@ -110,6 +117,9 @@ void read(const uint8_t* stored, int64_t n, float unit, float* values) {
 template <class Value>
 constexpr ValueKernels kOf = {score<Postings<Value>>, score_ranges<Postings<Value>>,
                               add_dense<Value>, read<Value>};
+
+constexpr ValueKernels kGrouped = {score_groups<Postings<ByteValues>>, nullptr, nullptr,
+                                   read<ByteValues>};
 
 void keep(float* scores, int64_t n, const uint64_t* bits) {
   const __m256i lane_bit = _mm256_set_epi32(128, 64, 32, 16, 8, 4, 2, 1);
@@ -272,7 +282,7 @@ const Kernels kAvx2 = {
     kEncode<Avx2>,
     kGather<Avx2>,
     kInfoNce<Avx2>,
-    {{kOf<HalfValues>, kOf<FloatValues>, kOf<ByteValues>},
+    {{kOf<HalfValues>, kOf<FloatValues>, kOf<ByteValues>, kGrouped},
      keep,
      lane_maxima<Avx2>,
      take,

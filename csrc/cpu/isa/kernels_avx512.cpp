@@ -5,6 +5,7 @@
 #include "generic/encode.hpp"
 #include "generic/fine.hpp"
 #include "generic/gather.hpp"
+#include "generic/groups.hpp"
 #include "generic/index.hpp"
 #include "generic/info_nce.hpp"
 #include "generic/products.hpp"
@@ -74,20 +75,26 @@ struct Postings {
                                                           uint64_t from, uint64_t to, float q,
                                                           uint64_t ahead, int32_t spare, float unit,
                                                           float* scores) {
+    add(slice, slice + 2 * n, from, to, q, ahead, spare, unit, scores);
+  }
+  // Of ids and values that stand anywhere.
+  static inline __attribute__((always_inline)) void add(const uint8_t* numbers,
+                                                        const uint8_t* values, uint64_t from,
+                                                        uint64_t to, float q, uint64_t ahead,
+                                                        int32_t spare, float unit, float* scores) {
     alignas(64) float products[16];
     alignas(32) uint16_t tail_ids[16];
-    const uint16_t* ids = reinterpret_cast<const uint16_t*>(slice);
-    const uint8_t* values = slice + 2 * n;
+    const uint16_t* ids = reinterpret_cast<const uint16_t*>(numbers);
     const __m512 weight = _mm512_set1_ps(q * unit);
     uint64_t i = from;
     for (; i + 16 <= to; i += 16) {
-      prefetch(slice + ahead + 2 * i);
+      prefetch(numbers + ahead + 2 * i);
       prefetch(values + ahead + i * kBytes);
       _mm512_store_ps(products, _mm512_mul_ps(Value::load(values + i * kBytes), weight));
       add16(ids + i, products, scores);
     }
     if (i < to) {
-      prefetch(slice + ahead + 2 * i);
+      prefetch(numbers + ahead + 2 * i);
       prefetch(values + ahead + i * kBytes);
       const __m256i lane = _mm256_set_epi16(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
       const __m256i spares = _mm256_add_epi16(_mm256_set1_epi16(static_cast<short>(spare)), lane);
@@ -123,6 +130,9 @@ void read(const uint8_t* stored, int64_t n, float unit, float* values) {
 template <class Value>
 constexpr ValueKernels kOf = {score<Postings<Value>>, score_ranges<Postings<Value>>,
                               add_dense<Value>, read<Value>};
+
+constexpr ValueKernels kGrouped = {score_groups<Postings<ByteValues>>, nullptr, nullptr,
+                                   read<ByteValues>};
 
 void keep(float* scores, int64_t n, const uint64_t* bits) {
   for (int64_t i = 0; i < n; i += 16) {
@@ -268,7 +278,7 @@ const Kernels kAvx512 = {
     kEncode<Avx512>,
     kGather<Avx512>,
     kInfoNce<Avx512>,
-    {{kOf<HalfValues>, kOf<FloatValues>, kOf<ByteValues>},
+    {{kOf<HalfValues>, kOf<FloatValues>, kOf<ByteValues>, kGrouped},
      keep,
      lane_maxima<Avx512>,
      take,

@@ -12,6 +12,7 @@
 #include "generic/encode.hpp"
 #include "generic/fine.hpp"
 #include "generic/gather.hpp"
+#include "generic/groups.hpp"
 #include "generic/info_nce.hpp"
 #include "generic/products.hpp"
 #include "generic/topk_relu.hpp"
@@ -28,14 +29,21 @@ T load(const uint8_t* at) {
   return value;
 }
 
+template <ValueType type>
+struct Postings {
+  static void add(const uint8_t* ids, const uint8_t* values, uint64_t from, uint64_t to,
+                  float weight, uint64_t, int32_t, float unit, float* scores) {
+    for (uint64_t i = from; i < to; ++i) {
+      scores[load<uint16_t>(ids + 2 * i)] += value_at(values, i, type, unit) * weight;
+    }
+  }
+};
+
 // Scores the postings [from, to) of a slice of n.
 template <ValueType type>
 void score_postings(const uint8_t* ids, uint64_t n, uint64_t from, uint64_t to, float weight,
                     float unit, float* scores) {
-  const uint8_t* values = ids + 2 * n;
-  for (uint64_t i = from; i < to; ++i) {
-    scores[load<uint16_t>(ids + 2 * i)] += value_at(values, i, type, unit) * weight;
-  }
+  Postings<type>::add(ids, ids + 2 * n, from, to, weight, 0, 0, unit, scores);
 }
 
 template <ValueType type>
@@ -68,6 +76,9 @@ void read(const uint8_t* stored, int64_t n, float unit, float* values) {
 
 template <ValueType type>
 constexpr ValueKernels kOf = {score<type>, score_ranges<type>, add_dense<type>, read<type>};
+
+constexpr ValueKernels kGrouped = {score_groups<Postings<ValueType::uint4>>, nullptr, nullptr,
+                                   read<ValueType::uint4>};
 
 void keep(float* scores, int64_t n, const uint64_t* bits) {
   for (int64_t i = 0; i < n; ++i) {
@@ -214,7 +225,7 @@ const Kernels kPortable = {
     kEncode<Portable>,
     kGather<Portable>,
     kInfoNce<Portable>,
-    {{kOf<ValueType::float16>, kOf<ValueType::float32>, kOf<ValueType::uint8>},
+    {{kOf<ValueType::float16>, kOf<ValueType::float32>, kOf<ValueType::uint8>, kGrouped},
      keep,
      lane_maxima,
      take,

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <vector>
 
+#include "csrkern/index_groups.hpp"
 #include "csrkern/index_values.hpp"
 
 namespace csrkern {
@@ -28,8 +29,9 @@ struct SparseRows {
 
 // The arrays of an index, in memory or in a mapped file. A term is a latent that some document
 // uses. A posting-list slice holds the postings of one term in one window of documents: first the
-// local document numbers (uint16, ascending), then the values, contiguous. An index of clustered
-// documents also stores the largest value of each term in each block of documents.
+// local document numbers (uint16, ascending), then the values, contiguous; in uint4 as
+// index_groups.hpp says. An index of clustered documents also stores the largest value of each term
+// in each block of documents.
 struct IndexView {
   int64_t n_docs;
   int32_t dim;
@@ -38,7 +40,7 @@ struct IndexView {
   int64_t n_terms;
   ValueType type;
   const int32_t* terms;       // [n_terms] latents, ascending
-  const uint64_t* offsets;    // [n_terms * n_windows + 1] postings before each slice
+  const uint64_t* offsets;    // [n_terms * n_windows + 1] postings, or words, before each slice
   const uint8_t* postings;    // [offsets.back() * posting_bytes(type)]
   const uint32_t* checksums;  // [n_terms] CRC-32C of each term's postings
   const int64_t* ids;         // [n_docs], or null: the row number is the id
@@ -52,7 +54,7 @@ struct IndexView {
   int64_t fine_bytes = 0;         // of a fine code; 0: there are none
   const uint8_t* fine = nullptr;  // [n_docs, fine_bytes]
 
-  int32_t exponent = 0;  // uint8 values are at most 2^exponent
+  int32_t exponent = 0;  // squares are at most 2^exponent
 
   int64_t n_blocks() const { return block == 0 ? 0 : (n_docs + block - 1) / block; }
   int64_t block_pitch() const { return (n_blocks() + 63) / 64 * 64; }
@@ -60,6 +62,25 @@ struct IndexView {
 
   const uint8_t* slice(uint64_t offset) const { return postings + offset * posting_bytes(type); }
   float unit() const { return unit_of(type, exponent); }
+
+  // The postings of the slice from *offset on.
+  uint64_t n_in_slice(const uint64_t* offset) const {
+    const uint64_t n = offset[1] - offset[0];
+    return is_grouped(type) ? postings_of_words(n) : n;
+  }
+  // The postings of a list, from its first slice on.
+  uint64_t n_in_list(const uint64_t* offsets_of_term) const {
+    if (!is_grouped(type)) return offsets_of_term[n_windows] - offsets_of_term[0];
+    uint64_t n = 0;
+    for (int64_t w = 0; w < n_windows; ++w) n += n_in_slice(offsets_of_term + w);
+    return n;
+  }
+  uint64_t n_postings() const {
+    if (!is_grouped(type)) return offsets[n_terms * n_windows];
+    uint64_t n = 0;
+    for (int64_t t = 0; t < n_terms; ++t) n += n_in_list(offsets + t * n_windows);
+    return n;
+  }
 };
 
 // Returns whether a file may claim that many documents. All but a million need a posting, or an

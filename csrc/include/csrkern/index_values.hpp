@@ -11,20 +11,25 @@
 
 namespace csrkern {
 
-// uint8 holds squares: the number b means (b + 1)² units, so that small values keep their relative
-// precision. The unit is a power of two, the same in the whole index.
-enum class ValueType : int32_t { float16, float32, uint8 };
+// uint8 and uint4 hold squares: the number b means (b + 1)² units, so that small values keep their
+// relative precision. The unit is a power of two, the same in the whole index. Lists in uint4 store
+// no values: postings of equal numbers stand together (index_groups.hpp).
+enum class ValueType : int32_t { float16, float32, uint8, uint4 };
 
-inline bool is_squares(ValueType type) { return type == ValueType::uint8; }
+inline bool is_grouped(ValueType type) { return type == ValueType::uint4; }
+inline bool is_squares(ValueType type) { return type == ValueType::uint8 || is_grouped(type); }
 
+// Of a value by itself.
 inline int64_t value_bytes(ValueType type) {
-  return type == ValueType::uint8 ? 1 : type == ValueType::float32 ? 4 : 2;
+  return is_squares(type) ? 1 : type == ValueType::float32 ? 4 : 2;
 }
 
 constexpr float kLeastFloat = 0x1p-149f;
 
-// Of a local document number (uint16) and a value.
-inline int64_t posting_bytes(ValueType type) { return 2 + value_bytes(type); }
+// Of what offsets count: a local document number (uint16) and a value, or a word of grouped lists.
+inline int64_t posting_bytes(ValueType type) {
+  return is_grouped(type) ? 2 : 2 + value_bytes(type);
+}
 
 // The largest square is 2^exponent. Between these bounds all squares are normal float32 numbers.
 constexpr int32_t kLeastExponent = -94, kMostExponent = 127;
@@ -38,7 +43,7 @@ inline float power_of_two(int32_t exponent) {
 
 inline float unit_of(ValueType type, int32_t exponent) {
   if (!is_squares(type)) return 1;
-  return power_of_two(exponent - 16);
+  return power_of_two(exponent - (is_grouped(type) ? 8 : 16));
 }
 
 CSRKERN_BOTH inline float square(uint32_t number, float unit) {
@@ -72,6 +77,7 @@ inline float value_at(const uint8_t* values, uint64_t i, ValueType type, float u
   float four;
   switch (type) {
     case ValueType::uint8:
+    case ValueType::uint4:
       return square(values[i], unit);
     case ValueType::float32:
       std::memcpy(&four, values + 4 * i, 4);

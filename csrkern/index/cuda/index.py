@@ -45,7 +45,7 @@ from csrkern.index.cuda.parts import (
 from csrkern.index.fast import check_mode, search_limits
 from csrkern.index.rerank import Refine, Rerank, search_dense
 from csrkern.index.rows import check_ids, check_norms, is_codes
-from csrkern.index.segment import check_form, check_window
+from csrkern.index.segment import SQUARES, check_form, check_window
 
 if TYPE_CHECKING:
     import torch
@@ -175,7 +175,7 @@ class CudaIndex:
         if norms is not None:
             norms = check_norms(to_host(norms), n)
         order = None if (np.diff(own) > 0).all() else np.argsort(own, kind="stable")
-        if dtype == "uint8" and rows.values.numel():
+        if dtype in SQUARES and rows.values.numel():
             form = form.holding(rows.values.max().float().cpu().numpy())
         ascending = own
         if order is not None:

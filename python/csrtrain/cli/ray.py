@@ -102,7 +102,7 @@ def build(
     metric: shared.Metric = "cosine",
     dtype: shared.IndexDtype = "float16",
     largest: Annotated[
-        float | None, typer.Option(help="Largest value, for uint8 with metric ip.")
+        float | None, typer.Option(help="Largest value, for uint8 or uint4 with metric ip.")
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the index there, at once when all is built.")

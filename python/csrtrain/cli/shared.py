@@ -64,8 +64,12 @@ TextModelName = Annotated[
 
 Metric = Annotated[Literal["ip", "cosine"], typer.Option(help="What search ranks by.")]
 IndexDtype = Annotated[
-    Literal["float16", "uint8", "float32"],
-    typer.Option("--dtype", help="Precision of the stored values; uint8 is the smallest."),
+    Literal["float16", "uint8", "uint4", "float32"],
+    typer.Option(
+        "--dtype",
+        help="Precision of the stored values; uint8 is the smallest for scores, uint4 for "
+        "lists that only choose what fine codes score.",
+    ),
 ]
 
 

@@ -87,7 +87,7 @@ def build_shards(
         codes: folder of `encode_corpus`.
         output: folder or URL for the shards and their manifest.
         shards: how many; each gets whole pieces that follow each other, as evenly as that goes.
-        metric, dtype, largest: of `InvertedIndex.build`; "uint8" needs `largest`
+        metric, dtype, largest: of `InvertedIndex.build`; "uint8" and "uint4" need `largest`
             with metric "ip", as all shards must round alike.
         replace: publish all new shards at once when the last is built. They replace the shards
             in `output`, whatever those are; searches turn from the old to the new ones.
@@ -109,8 +109,8 @@ def build_shards(
     check_int("shards", shards, 1, 2**31)
     workers = None if workers is None else check_int("workers", workers, 1, 2**31)
     check_form(metric, dtype, None, None, largest)
-    if dtype == "uint8" and metric == "ip" and largest is None:
-        raise ValueError("largest: expected a number with dtype='uint8' and metric='ip'")
+    if dtype in ("uint8", "uint4") and metric == "ip" and largest is None:
+        raise ValueError(f"largest: expected a number with dtype='{dtype}' and metric='ip'")
     source, out = Folder.of(codes, options), Folder.of(output, options)
     manifest = read_codes_manifest(source)
     out.check_writable()

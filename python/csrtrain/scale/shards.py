@@ -60,7 +60,7 @@ class Generation:
 
     Attributes:
         number: 0 is the empty one.
-        form: dim, metric, dtype, largest (value that uint8 can hold) and quantizer (fingerprint
+        form: dim, metric, dtype, largest (value that squares can hold) and quantizer (fingerprint
             and dim of that of the fine codes, None without), the same for all shards; fingerprint
             of the model of the first, None if it is not known.
         shards: in the order in which they came, so that old ones keep their positions.
