@@ -68,8 +68,9 @@ constexpr int64_t kScatterLatents = 512;
 constexpr int64_t kScatterColumns = 256;
 
 struct GatherKernels {
-  // Rows begin..end-1.
-  void (*sum)(const GatherSum& args, int64_t begin, int64_t end);
+  // Rows begin..end-1 and some columns.
+  void (*sum)(const GatherSum& args, int64_t begin, int64_t end, int64_t first_column,
+              int64_t last_column);
   // Rows begin..end-1.
   void (*dot)(const GatherDot& args, int64_t begin, int64_t end);
   // Latents begin..end-1 and some columns; the scale of a source is by posting.
