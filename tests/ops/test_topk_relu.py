@@ -56,14 +56,28 @@ def test_unknown_instruction_set_is_named():
     assert "CSRKERN_ISA=sse9: expected portable, avx2 or avx512" in run.stderr
 
 
+@st.composite
+def numbers(draw: st.DrawFn, n: int) -> torch.Tensor:
+    """Any bits of float16, NaN included, or up to 8 numbers that repeat.
+
+    Drawn as bytes, which takes a twentieth of the time of drawing one number after another.
+    """
+    if draw(st.booleans()):
+        drawn = draw(st.binary(min_size=2 * n, max_size=2 * n))
+        return torch.frombuffer(bytearray(drawn), dtype=torch.float16)
+    element = st.one_of(st.floats(width=16), st.sampled_from([0.0, -0.0, 1.0, 2.0]))
+    few = torch.tensor(draw(st.lists(element, min_size=1, max_size=8)))
+    which = torch.tensor(list(draw(st.binary(min_size=n, max_size=n))))
+    return few[which % len(few)]
+
+
 @settings(max_examples=200)
 @given(data=st.data())
 def test_any_row(data):
     h = data.draw(st.integers(1, 400))
     k = data.draw(st.integers(1, h))
-    element = st.one_of(st.floats(width=16), st.sampled_from([0.0, -0.0, 1.0, 2.0]))
-    row = data.draw(st.lists(element, min_size=h, max_size=h))
-    pre = torch.tensor([row, row[::-1]], dtype=data.draw(st.sampled_from(DTYPES)))
+    row = data.draw(numbers(h))
+    pre = torch.stack([row, row.flip(0)]).to(data.draw(st.sampled_from(DTYPES)))
     assert_selects(csrkern.topk_relu(pre, k), pre, k)
 
 
