@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -27,6 +28,14 @@ def rows(n: int = 600, d: int = 12) -> tuple[np.ndarray, np.ndarray]:
     centers = rng.standard_normal((20, d)) * np.where(np.arange(d) < 4, 0.0, 0.3)
     noise = rng.standard_normal((n, d)) * np.where(np.arange(d) < 4, 3.0, 0.05)
     return (centers[classes] + noise).astype(np.float32), classes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow_beam() -> Iterator[None]:
+    """Codebooks are learned in a quarter of the time: how well is not what these tests show."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("csrtrain.training.quantizer._BEAM", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
