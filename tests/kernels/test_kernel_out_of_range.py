@@ -7,6 +7,7 @@ import torch
 
 import csrkern.ops.gather
 import csrkern.ops.info_nce
+import csrkern.ops.topk_relu
 import csrkern.ops.transpose  # noqa: F401  (registers the operators)
 from csrkern import SparseCodes
 
