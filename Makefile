@@ -19,14 +19,15 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 NATIVE := pyproject.toml setup.py constraints.txt $(shell find csrc -type f ! -path 'csrc/tests/*')
 PACKAGE := $(shell find csrkern python -type f ! -name '*.so' ! -name '*.py[cod]')
-# A worker for each processor, a file of tests at a time; more threads would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+# A worker for each processor, a file of tests at a time, long ones first (tests/conftest.py); more
+# threads would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 NATIVE_TESTS := $(MAKE) --no-print-directory -C csrc/tests -j$(shell nproc)
 NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a few minutes.'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast integrations bench race paper compare check docs wheel sanitize fuzz attack aot kernels clean
+.PHONY: help demo test test-fast integrations oldest bench race paper compare check docs wheel sanitize fuzz attack aot kernels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +43,9 @@ test-fast: $(VENV)/.installed-test ## Run the tests that take no time, for the d
 
 integrations: $(VENV)/.installed-integrations ## The same with every package that csrkern works with: 3.3 GB in all
 	$(PYTEST) $(TEST_ARGS)
+	$(MAKE) --no-print-directory oldest
+
+oldest: $(VENV)/.installed-integrations ## Test the integration with the oldest sentence-transformers
 	PYTHON=$(BIN)/python scripts/sentence_transformers_tests.sh $(OLDEST_ST)
 
 bench: docs ## Draw the page of what was measured, build/site/speed.html, from the committed CSVs

@@ -28,11 +28,17 @@ SLOW = tuple(
 )
 
 
+# Folders whose files take long come first: one that came last would keep one worker waiting.
+FIRST = ("project", "scale", "demo", "kernels", "integrations", "training", "index")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that slow.txt names."""
+    """Mark the tests that slow.txt names, and put folders that take long first."""
     for item in items:
         if item.nodeid.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+    folders = [f"tests/{name}/" for name in FIRST]
+    items.sort(key=lambda item: [not item.nodeid.startswith(folder) for folder in folders])
 
 
 @pytest.fixture(autouse=True)
