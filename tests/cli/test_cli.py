@@ -13,14 +13,25 @@ import torch
 from command_line import Words, clusters, exit_code, inside_the_folder, run_in  # noqa: F401
 from safetensors.numpy import save_file
 
-from csrkern import InvertedIndex, Refine, SparseCodes
+from csrkern import _C, InvertedIndex, Refine, SparseCodes
 from csrkern.nn import SparseAutoencoder
 from csrtrain import texts
 from csrtrain.cli import app as cli
-from csrtrain.cli import shared
+from csrtrain.cli import doctor, shared
 from csrtrain.evaluation import quantizers
 
-COMMANDS = ["demo", "train", "embed", "encode", "index", "search", "eval", "tune", "info", "warmup"]
+COMMANDS = [
+    "demo",
+    "train",
+    "embed",
+    "encode",
+    "index",
+    "search",
+    "eval",
+    "tune",
+    "doctor",
+    "warmup",
+]
 
 
 @pytest.fixture(scope="module")
@@ -403,7 +414,7 @@ def test_help_explains_with_an_example(capsys, command):
     assert exit_code(f"{command} --help") == 0
     out = capsys.readouterr().out
     assert f"Usage: csrkern {command}" in out
-    assert command == "info" or f"csrkern {command} " in out.split("Usage:")[1].split("\n", 1)[1]
+    assert command == "doctor" or f"csrkern {command} " in out.split("Usage:")[1].split("\n", 1)[1]
 
 
 def test_commands_are_listed_without_arguments(capsys):
@@ -414,12 +425,50 @@ def test_commands_are_listed_without_arguments(capsys):
     assert streams.err == ""
 
 
-def test_info_names_versions_and_instruction_set(capsys):
-    assert exit_code("info") == 0
+def test_doctor_names_versions_paths_and_what_would_be_faster(capsys, monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setenv("CSRKERN_ISA", _C.isa())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: _C.available_threads() - 1)
+    assert exit_code("doctor") == 0
     out = capsys.readouterr().out
     assert torch.__version__ in out
-    for word in ("csrkern", "Triton", "CUDA", "instruction set", "threads"):
+    for word in (
+        "csrkern",
+        "Triton",
+        "CUDA",
+        "processor",
+        f"native, {_C.isa()}",
+        "encode, float32",
+    ):
         assert word in out
+    assert f"CSRKERN_ISA={_C.isa()} chooses" in out
+    assert "raise OMP_NUM_THREADS" in out
+    monkeypatch.delenv("CSRKERN_ISA")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: max(threads, _C.available_threads()))
+    assert exit_code("doctor --json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["paths"]["topk_relu"].startswith("native")
+    assert not any("CSRKERN_ISA" in one or "OMP_NUM_THREADS" in one for one in facts["advice"])
+
+
+@pytest.mark.parametrize(
+    ("gpu", "missing", "found"),
+    [
+        (True, "triton", "no Triton, which the operators need"),
+        (True, "", "The index cannot use the GPU"),
+        (False, "faiss-cpu", "no fine codes can be learned"),
+    ],
+)
+def test_doctor_tells_what_is_missing(monkeypatch, gpu, missing, found):
+    real = doctor._installed
+    monkeypatch.setattr(
+        doctor, "_installed", lambda p: "not installed" if p == missing else real(p)
+    )
+    advice = doctor._advice(gpu, "built without CUDA")
+    assert any(found in one for one in advice)
+    paths = doctor._paths("avx2", False, gpu)
+    assert ("Triton, which is missing" in paths["topk_relu"]) == (missing == "triton")
+    assert "a float32 product proposes" in paths["encode, float32"]
 
 
 def raising(error: BaseException):

@@ -123,7 +123,7 @@ def test_closed_streams_are_one_line(folder, capsys, monkeypatch):
     assert exit_code("search index codes.safetensors --show 0") == 0
     capsys.readouterr()
     monkeypatch.setattr(sys, "stdout", None)
-    for line in ("info", "encode model rows.npy -o new"):
+    for line in ("doctor", "encode model rows.npy -o new"):
         assert exit_code(line) == 2
         assert capsys.readouterr().err == "csrkern: standard output is closed\n"
     assert not Path("new").exists()
@@ -185,7 +185,7 @@ def put_out(monkeypatch, line: str, encoding: str) -> bytes:
         ("search index words --model model --text-model any", (Words, "embed")),
         ("eval rows.npy --labels y.npy -o {}", (cli_eval, "_results")),
         ("demo -o {}", (demo, "load_demo")),
-        ("info", (torch, "get_num_threads")),
+        ("doctor", (torch, "get_num_threads")),
         ("warmup -d 8 --hidden-dim 8 -k 2", (torch.cuda, "is_available")),
         ("ray build codes -o {}", (scale, "build_shards")),
     ],

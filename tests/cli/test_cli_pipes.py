@@ -53,7 +53,7 @@ def folder(tmp_path_factory) -> Path:
         ("encode model rows.npy -o {}", {"output": "{}", "codes": 300, "k": 4, "dim": 64}),
         ("index codes.safetensors -o {}", {"output": "{}", "codes": 300, "dim": 64}),
         ("eval rows.npy --labels y.npy --k 2 -o {}", {"queries": 60, "rows": 240}),
-        ("info", {"PyTorch": __import__("torch").__version__}),
+        ("doctor", {"PyTorch": __import__("torch").__version__}),
     ],
 )
 def test_json_is_all_that_is_printed(folder, tmp_path, capsys, line, facts):

@@ -86,7 +86,7 @@ for words in (
     "encode model x.npy -o codes.safetensors",
     "index codes.safetensors -o index",
     "search index x.npy --model model --json",
-    "info",
+    "doctor",
 ):
     code = main(words.split())
     assert code == 0, words

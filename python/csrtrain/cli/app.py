@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import typer
 
-from csrtrain.cli import demo, embed, encode, eval, index, info, ray, search, train, tune, warmup
+from csrtrain.cli import demo, doctor, embed, encode, eval, index, ray, search, train, tune, warmup
 from csrtrain.lines import printable
 
 INTERRUPTED = 130
@@ -36,7 +36,7 @@ for command in (
     search.search,
     eval.evaluate,
     tune.tune,
-    info.info,
+    doctor.doctor,
     warmup.warmup,
 ):
     app.command("eval" if command is eval.evaluate else None)(command)
