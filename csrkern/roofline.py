@@ -34,6 +34,11 @@ def instruction_set() -> str:
     return str(_C.isa())
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for products in bfloat16, which `encode` uses."""
+    return bool(_C.multiplies_bfloat16())
+
+
 @dataclass(frozen=True)
 class Cost:
     """Compulsory work: bytes read, bytes written, and flops in the arithmetic of `dtype`."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from csrkern import hub
 from csrkern.arguments import check_bool, integers, thread_count
 from csrkern.identity import check_fingerprint, check_same_model
 from csrkern.index import file as index_file
@@ -241,6 +242,63 @@ class Collection:
         with index_file.SAVING:
             facts, segments = self._facts()
             index_file.write(path, facts, segments)
+
+    def push_to_hub(self, repo_id: str, *, results: str | None = None, **options: Any) -> str:
+        """Write the index, and a card, into a repository of the Hugging Face Hub.
+
+        Args:
+            repo_id: "org/name"; made if it does not exist.
+            results: Markdown of what was measured, for the card.
+            options: of `csrkern.hub.push`: private, revision, message, token.
+
+        Returns: the address of the commit.
+
+        Raises:
+            ImportError: without huggingface_hub.
+            ValueError: if `repo_id` is not "org/name".
+            OSError: if the Hub cannot be reached, or refuses.
+        """
+        snapshot = self._snapshot
+        lines = [
+            f"An inverted index of {len(self):,} sparse codes over {self.dim:,} latents, "
+            f"{snapshot.form.dtype} values, metric {snapshot.form.metric}.",
+            "",
+            "```python",
+            "import csrkern",
+            "",
+            f'index = csrkern.InvertedIndex.from_pretrained("{repo_id}")',
+            "scores, ids = index.search(codes, top_k=10)",
+            "```",
+        ]
+        card = hub.card_of(repo_id.split("/")[-1], ("sparse-retrieval",), lines, results)
+        return hub.push(self.save, repo_id, hub.INDEX_FILES, card, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Self],
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        mmap: bool = True,
+        verify: bool = False,
+    ) -> Self:
+        """Load an index from a repository of the Hugging Face Hub, or from a folder.
+
+        Args:
+            repo_id: "org/name", or a folder.
+            revision: of the repository: a branch, tag or commit.
+            token: for the Hub; None: the one that is logged in.
+            mmap, verify: of `load`.
+
+        Raises:
+            FileNotFoundError: if there is no such repository or folder.
+            ValueError: as `load`.
+        """
+        if hub.is_repository(repo_id):
+            folder = hub.pull(repo_id, hub.INDEX_FILES, revision=revision, token=token)
+            return cls.load(folder, mmap=mmap, verify=verify)
+        return cls.load(repo_id, mmap=mmap, verify=verify)
 
     def _facts(self) -> tuple[dict[str, Any], tuple[Segment, ...]]:
         """Return what a file tells of the index, and the segments that it holds."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from csrkern import hub
 from csrkern._fingerprint import fingerprint_of, fingerprint_of_codes, forget
 from csrkern.arguments import check_at_least, check_bool
 from csrkern.codes.sparse import SparseCodes, check_codes
@@ -473,17 +474,64 @@ class SparseAutoencoder(nn.Module):
         storage.save(self, directory)
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike[str]) -> SparseAutoencoder:
+    def from_pretrained(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> SparseAutoencoder:
         """Return the model in a directory that `save_pretrained` or sentence-transformers wrote.
 
         It is float32, on the CPU and in evaluation mode. Either of two tied weights may be absent
         from the file.
 
+        Args:
+            directory: or "org/name" of a repository of the Hugging Face Hub, where there is no
+                such folder.
+            revision: of the repository: a branch, tag or commit.
+            token: for the Hub; None: the one that is logged in.
+
         Raises:
-            FileNotFoundError: if config.json or model.safetensors is missing.
+            FileNotFoundError: if config.json or model.safetensors is missing, or there is no such
+                repository.
             ValueError: if the files do not describe one model, or a weight is NaN or infinite.
         """
+        if hub.is_repository(directory):
+            name = str(directory)
+            directory = hub.pull(name, hub.MODEL_FILES, revision=revision, token=token)
         return storage.load(cls, directory)
+
+    def push_to_hub(self, repo_id: str, *, results: str | None = None, **options: Any) -> str:
+        """Write the model, and a card, into a repository of the Hugging Face Hub.
+
+        Args:
+            repo_id: "org/name"; made if it does not exist.
+            results: Markdown of what was measured, for the card: for example the table that
+                `csrkern eval --output` writes.
+            options: of `csrkern.hub.push`: private, revision, message, token.
+
+        Returns: the address of the commit.
+
+        Raises:
+            ImportError: without huggingface_hub.
+            ValueError: if `repo_id` is not "org/name", or a weight is NaN or infinite.
+            OSError: if the Hub cannot be reached, or refuses.
+        """
+        lines = [
+            f"A sparse autoencoder of embeddings of {self.input_dim} dimensions: "
+            f"{self.hidden_dim:,} latents, up to {self.k} active.",
+            "",
+            "```python",
+            "from csrkern.nn import SparseAutoencoder",
+            "",
+            f'model = SparseAutoencoder.from_pretrained("{repo_id}")',
+            "codes = model.encode(embeddings)",
+            "```",
+        ]
+        tags = ("sparse-autoencoder", "sparse-encoder", "contrastive-sparse-representation")
+        card = hub.card_of(repo_id.split("/")[-1], tags, lines, results)
+        return hub.push(self.save_pretrained, repo_id, hub.MODEL_FILES, card, **options)
 
 
 # ---- one weight under two names -----------------------------------------------------------

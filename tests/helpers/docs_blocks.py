@@ -28,7 +28,7 @@ SECONDS = 900  # a page takes 5 to 20 on a quiet machine
 # What a block may need that no test machine has, and what is tested instead.
 ELSEWHERE = {
     "checkout": "builds or installs the package; the tests need it installed",
-    "network": "downloads from a package index or a model hub",
+    "network": "needs a package index or a model hub; tests/integrations/test_hub.py has one",
     "minutes": "takes minutes; tests/demo/test_demo.py runs the demo",
     "cluster": "needs a cluster; tests/scale/test_scale_ray.py starts one",
     "engines": "needs running search engines; tests/integrations/test_engines.py has them",

@@ -21,8 +21,8 @@ def doctor(as_json: shared.Json = False) -> None:
     import torch
 
     import csrkern
-    from csrkern import _C
-    from csrkern.roofline import instruction_set
+    from csrkern.arguments import thread_count
+    from csrkern.roofline import instruction_set, multiplies_bfloat16
 
     index_on_gpu = _index_on_gpu()
     gpu = torch.cuda.is_available()
@@ -35,12 +35,12 @@ def doctor(as_json: shared.Json = False) -> None:
         **{name: _installed(package) for package, name in _PACKAGES.items()},
         "processor": _processor(),
         "instruction set": instruction_set(),
-        "processors": f"{_C.available_threads()} of {os.cpu_count()} to run on",
+        "processors": f"{thread_count(None)} of {os.cpu_count()} to run on",
         "PyTorch threads": str(torch.get_num_threads()),
         "CUDA": f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if gpu else "no GPU",
         "index on a GPU": index_on_gpu or "ready",
     }
-    paths = _paths(instruction_set(), _C.multiplies_bfloat16(), gpu)
+    paths = _paths(instruction_set(), multiplies_bfloat16(), gpu)
     advice = list(_advice(gpu, index_on_gpu))
     if as_json:
         emit({**facts, "paths": paths, "advice": advice})
@@ -108,7 +108,7 @@ def _advice(gpu: bool, index_on_gpu: str) -> list[str]:
     """Return a sentence for everything that keeps a faster path from being taken."""
     import torch
 
-    from csrkern import _C
+    from csrkern.arguments import thread_count
     from csrkern.roofline import instruction_set
 
     advice = []
@@ -119,7 +119,7 @@ def _advice(gpu: bool, index_on_gpu: str) -> list[str]:
         )
     elif instruction_set() == "portable":
         advice.append("No AVX2 here: the portable kernels are several times slower.")
-    threads, processors = torch.get_num_threads(), _C.available_threads()
+    threads, processors = torch.get_num_threads(), thread_count(None)
     if threads < processors:
         advice.append(
             f"PyTorch has {threads} threads and {processors} processors: raise OMP_NUM_THREADS or "

@@ -1,0 +1,136 @@
+"""Models and indexes on a stand-in of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hub_stand_in import StandIn
+
+from csrkern import InvertedIndex, hub
+from csrkern.nn import SparseAutoencoder
+
+pytest.importorskip("huggingface_hub")
+
+START = """
+import numpy as np, torch
+from csrkern import InvertedIndex, SparseCodes
+from csrkern.nn import SparseAutoencoder
+torch.manual_seed(0)
+model = SparseAutoencoder(12, 40, 4)
+codes = model.encode(torch.randn(300, 12))
+index = InvertedIndex.build(codes, dtype="uint8")
+"""
+PUSH = """
+url = model.push_to_hub("org/model", private=True, results="| k | score |\\n|---|---|\\n| 4 | 1 |")
+assert "/org/model/commit/" in url, url
+index.push_to_hub("org/index", message="first")
+index.add(codes)
+index.push_to_hub("org/index", message="second")
+"""
+PULL = """
+again = SparseAutoencoder.from_pretrained("org/model")
+assert again.fingerprint == model.fingerprint
+index.add(codes)
+there = InvertedIndex.from_pretrained("org/index", verify=True)
+for one, other in zip(there.search(codes), index.search(codes), strict=True):
+    np.testing.assert_array_equal(one, other)
+"""
+
+
+@pytest.fixture
+def stand_in():
+    hub = StandIn()
+    yield hub
+    hub.close()
+
+
+def run(stand_in, tmp_path, code, **environment):
+    """Run code that the stand-in, known when huggingface_hub is imported, serves."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={
+            **os.environ,
+            **{"HF_ENDPOINT": stand_in.url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
+            **{"HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"},
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_models_and_indexes_come_back(stand_in, tmp_path):
+    done = run(stand_in, tmp_path, START + PUSH)
+    assert done.returncode == 0, done.stderr
+    assert stand_in.private == {"org/model": True, "org/index": False}
+    assert "Bearer hf_secret" in stand_in.tokens
+    files = stand_in.commits["org/model"][-1]
+    assert {"config.json", "model.safetensors", "README.md"} <= set(files)
+    card = files["README.md"].decode()
+    assert card.startswith("---\nlibrary_name: csrkern\ntags:\n- sparse-autoencoder\n")
+    assert 'from_pretrained("org/model")' in card
+    assert card.endswith("## Measured\n\n| k | score |\n|---|---|\n| 4 | 1 |\n")
+    # What the first index held and the second does not is gone.
+    first, second = stand_in.commits["org/index"][-2:]
+    assert "index.json" in first
+    assert not [name for name in first if name.endswith(".bin") and name in second]
+    done = run(stand_in, tmp_path, START + PULL)
+    assert done.returncode == 0, done.stderr
+    offline = run(stand_in, tmp_path, START + PULL, HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+
+
+def test_a_revision_is_what_it_was(stand_in, tmp_path):
+    assert run(stand_in, tmp_path, START + PUSH).returncode == 0
+    sha = stand_in.sha("org/index", -2)
+    code = f'assert len(InvertedIndex.from_pretrained("org/index", revision="{sha}")) == 300'
+    done = run(stand_in, tmp_path, START + code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ('SparseAutoencoder.from_pretrained("org/none")', "FileNotFoundError: org/none: there is"),
+        (
+            'InvertedIndex.from_pretrained("org/model", revision="v9")',
+            "FileNotFoundError: org/model: there is no such folder here, and no such repository "
+            "at v9",
+        ),
+        ('InvertedIndex.from_pretrained("org/model")', "the repository has no index.json"),
+    ],
+)
+def test_what_is_not_there(stand_in, tmp_path, code, message):
+    assert run(stand_in, tmp_path, START + 'model.push_to_hub("org/model")').returncode == 0
+    done = run(stand_in, tmp_path, START + code)
+    assert done.returncode == 1
+    assert message in done.stderr
+
+
+def test_folders_come_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = SparseAutoencoder(6, 12, 2)
+    model.save_pretrained("org/model")
+    assert not hub.is_repository("org/model")
+    assert SparseAutoencoder.from_pretrained("org/model").fingerprint == model.fingerprint
+    InvertedIndex.build(([[1.0]], [[0]]), dim=3).save("org/index")
+    assert len(InvertedIndex.from_pretrained("org/index")) == 1
+    for name in ("model", "a/b/c", "/org/model", "./model", "", tmp_path / "a"):
+        assert not hub.is_repository(name)
+
+
+@pytest.mark.parametrize("repo_id", ["model", "a/b/c", "", "org/"])
+def test_names_of_repositories(repo_id):
+    with pytest.raises(ValueError, match="repo_id: expected 'org/name'"):
+        SparseAutoencoder(6, 12, 2).push_to_hub(repo_id)
+
+
+def test_without_huggingface_hub(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match="pip install huggingface_hub"):
+        SparseAutoencoder(6, 12, 2).push_to_hub("org/model")
+    with pytest.raises(ImportError, match="pip install huggingface_hub"):
+        SparseAutoencoder.from_pretrained("org/model")
