@@ -215,8 +215,8 @@ PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segment
                      const Array<float>& values, const Array<int32_t>& indices,
                      const std::optional<Array<int64_t>>& starts, int32_t dim, int64_t top_k,
                      bool normalize, int64_t query_k, float min_score, int num_threads,
-                     int64_t shortlist, double kept, double bound_share,
-                     const std::optional<Array<float>>& dense,
+                     int64_t shortlist, double kept, double bound_share, int64_t fewest,
+                     int64_t most, const std::optional<Array<float>>& dense,
                      const std::optional<Array<float>>& offsets,
                      const std::optional<Array<float>>& tables,
                      const std::optional<Array<float>>& scales) {
@@ -249,6 +249,8 @@ PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segment
   search.options.shortlist = shortlist;
   search.options.kept = kept;
   search.options.bound_share = bound_share;
+  search.options.fewest = fewest;
+  search.options.most = most;
   search.options.dense = dense ? dense->data() : nullptr;
   search.options.offsets = offsets ? offsets->data() : nullptr;
   return search;
@@ -263,16 +265,17 @@ void def_search(py::module_& m, const char* name, const char* doc, const Body& b
              const Array<float>& values, const Array<int32_t>& indices,
              const std::optional<Array<int64_t>>& starts, int32_t dim, int64_t top_k,
              bool normalize, int64_t query_k, float min_score, int num_threads, int64_t shortlist,
-             double kept, double bound_share, const std::optional<Array<float>>& dense,
-             const std::optional<Array<float>>& offsets, const std::optional<Array<float>>& tables,
-             const std::optional<Array<float>>& scales) {
+             double kept, double bound_share, int64_t fewest, int64_t most,
+             const std::optional<Array<float>>& dense, const std::optional<Array<float>>& offsets,
+             const std::optional<Array<float>>& tables, const std::optional<Array<float>>& scales) {
         return body(read_search(segments, values, indices, starts, dim, top_k, normalize, query_k,
-                                min_score, num_threads, shortlist, kept, bound_share, dense,
-                                offsets, tables, scales));
+                                min_score, num_threads, shortlist, kept, bound_share, fewest, most,
+                                dense, offsets, tables, scales));
       },
       doc, arg("segments"), arg("values"), arg("indices"), arg("starts"), arg("dim"), py::kw_only(),
       arg("top_k"), arg("normalize"), arg("query_k"), arg("min_score"), arg("num_threads"),
-      arg("shortlist") = 0, arg("kept") = 1.0, arg("bound_share") = 1.0, arg("dense") = py::none(),
+      arg("shortlist") = 0, arg("kept") = 1.0, arg("bound_share") = 1.0, arg("fewest") = 0,
+      arg("most") = std::numeric_limits<int64_t>::max(), arg("dense") = py::none(),
       arg("offsets") = py::none(), arg("tables") = py::none(), arg("scales") = py::none());
 }
 

@@ -16,6 +16,9 @@ constexpr int16_t kLowest = -32'767, kHighest = kMostSum;
 // nanoseconds: of a row with a candidate, and of a candidate.
 constexpr double kExpectedScored = 100, kNsStop = 60, kNsAdded = 8;
 
+// What a document of a dense list takes, in postings.
+constexpr double kDensePostings = kNsDense / kNsPosting;
+
 // The documents of one query whose sums reach its bar so far.
 class Candidates {
  public:
@@ -255,6 +258,10 @@ class Lines {
   int8_t* data_;
 };
 
+// The same on a processor with AVX2, whatever this one is: plans of fast searches may not depend on
+// it. Of each number of terms up to 1,024, 4,096 and more.
+constexpr double kNsEntryOfBatch[] = {1.07, 1.4, 1.9};
+
 }  // namespace
 
 int64_t BatchSearch::run(const std::vector<BatchQuery>& queries, Scratch& s) const {
@@ -325,7 +332,9 @@ double ns_saved_by_batch(const IndexView& view, const RoundedRows* rounded,
   for (const BatchQuery& query : sample) {
     if (query.terms.size() > RowScorer::kMostTerms) return -1;
     for (const QueryTerm& t : query.terms) {
-      postings += static_cast<double>(t.offsets[view.n_windows] - t.offsets[0]);
+      const uint64_t n = t.offsets[view.n_windows] - t.offsets[0];
+      postings += DenseLists::takes(view, n) ? kDensePostings * static_cast<double>(view.n_docs)
+                                             : static_cast<double>(n);
     }
   }
   const auto n = static_cast<double>(n_queries);
@@ -335,6 +344,12 @@ double ns_saved_by_batch(const IndexView& view, const RoundedRows* rounded,
   if (of_candidates < 0) of_candidates = kExpectedScored * ns_of_scoring(view);
   const double lists = ns_of_posting() * postings + n * kNsDocument * view.n_docs;
   return lists - ns_of_entry(view.n_terms) * entries - n * of_candidates;
+}
+
+double expected_ns_in_batch(const IndexView& view) {
+  const double entries = static_cast<double>(view.offsets[view.n_terms * view.n_windows]);
+  const double of_entry = kNsEntryOfBatch[(view.n_terms > 1024) + (view.n_terms > 4096)];
+  return of_entry * entries / kBatch + kExpectedScored * ns_of_scoring(view);
 }
 
 }  // namespace csrkern

@@ -52,4 +52,7 @@ bool fits_batches(const IndexView& view, const uint64_t* allowed, int64_t top_k)
 double ns_saved_by_batch(const IndexView& view, const RoundedRows* rounded,
                          const std::vector<BatchQuery>& sample, int64_t n_queries);
 
+// Returns the expected time of a query in a full batch, the same on all processors.
+double expected_ns_in_batch(const IndexView& view);
+
 }  // namespace csrkern

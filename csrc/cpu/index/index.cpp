@@ -324,12 +324,17 @@ const Directory* Index::directory_if_worth() const {
   if (verified_ != nullptr && ns_lost_in_blocks_.load(std::memory_order_relaxed) < cost) {
     return nullptr;
   }
+  return &directory();
+}
+
+const Directory& Index::directory() const {
+  if (const Directory* made = directory_.load(std::memory_order_acquire)) return *made;
   const std::lock_guard<std::mutex> lock(making_directory_);
   if (directory_.load() == nullptr) {
     verify(1);
     directory_.store(new Directory(view_, 1), std::memory_order_release);
   }
-  return directory_.load();
+  return *directory_.load();
 }
 
 }  // namespace csrkern

@@ -73,13 +73,18 @@ const ValueKernels& SegmentSearch::choose_value_kernels() const {
   return (simple ? kernels_ : kPortable.index).of[static_cast<int>(view_.type)];
 }
 
-const DenseLists* SegmentSearch::choose_dense() const {
-  double ns_lost = 0;
+double SegmentSearch::ns_saved_by_dense() const {
+  double ns = 0;
   for (const QueryTerm& t : terms_) {
     const uint64_t n = t.offsets[view_.n_windows] - t.offsets[0];
     if (!DenseLists::takes(view_, n)) continue;
-    ns_lost += kNsPosting * static_cast<double>(n) - kNsDense * static_cast<double>(view_.n_docs);
+    ns += kNsPosting * static_cast<double>(n) - kNsDense * static_cast<double>(view_.n_docs);
   }
+  return ns;
+}
+
+const DenseLists* SegmentSearch::choose_dense() const {
+  const double ns_lost = ns_saved_by_dense();
   return ns_lost > 0 ? index_.dense_if_worth(ns_lost) : nullptr;
 }
 
@@ -96,6 +101,11 @@ SearchCost SegmentSearch::cost_of_scans() const {
   cost.postings = n_postings();
   cost.windows_scanned = view_.n_windows;
   return cost;
+}
+
+double SegmentSearch::ns_of_scans() const {
+  if (terms_.empty()) return 0;
+  return ns_of_scan(view_, static_cast<double>(n_postings())) - std::max(0.0, ns_saved_by_dense());
 }
 
 void SegmentSearch::scan(int64_t window, TopHits& best, Scratch& s,

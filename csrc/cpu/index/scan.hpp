@@ -60,8 +60,8 @@ constexpr double kNsPosting = 0.6, kNsDocument = 0.05, kNsDense = 0.15, kNsBlock
 // Costs that decide between these and single documents: a document, an entry of it; and the number
 // of blocks that a search of clustered codes scores.
 constexpr double kNsRow = 26, kNsEntry = 1.1, kBlocksExpected = 20;
-// A document of a shortlist: 190 ns to find it, 140 ns to score it again.
-constexpr double kNsShortlisted = 330;
+// A document of a shortlist, to be found and scored again: 380 to 730 ns.
+constexpr double kNsShortlisted = 500;
 
 inline double ns_of_scan(const IndexView& view, double postings) {
   return kNsPosting * postings + kNsDocument * view.n_docs;
@@ -100,6 +100,8 @@ class SegmentSearch {
   SearchCost run_counted(TopHits& best, Scratch& s);
   // Returns what scans of all windows read.
   SearchCost cost_of_scans() const;
+  // Returns the expected time of scans of all windows, with dense lists where the index makes them.
+  double ns_of_scans() const;
   int64_t n_postings() const;  // in the lists of the terms
 
   // Scores a whole window; blocks that are done according to `bounds` are left out of `best`.
@@ -107,6 +109,7 @@ class SegmentSearch {
 
  private:
   const ValueKernels& choose_value_kernels() const;
+  double ns_saved_by_dense() const;
   // Returns the dense lists if a term has one and they exist, or are worth making.
   const DenseLists* choose_dense() const;
   int n_terms() const { return static_cast<int>(terms_.size()); }

@@ -29,6 +29,14 @@ std::vector<Entry> strongest(const std::vector<Entry>& entries, double share) {
   return {entries.begin(), entries.begin() + n};
 }
 
+// A query, and how it is searched.
+struct Asked {
+  std::vector<Entry> entries;  // that lists are read for
+  bool rescored;
+  int64_t wanted;  // hits, before they are scored again
+  double bound_share;
+};
+
 // A search of several indexes together; one thread or several work on a query.
 class Search {
  public:
@@ -42,10 +50,12 @@ class Search {
       n_windows_ += segment.index->view().n_windows;
       largest_window_ = std::max<int64_t>(largest_window_, segment.index->view().window);
       clustered_ |= segment.index->view().block > 0;
-      if (rescored() && options.tables == nullptr) segment.index->forward(options.num_threads);
+      if (options.shortlist > 0 && options.tables == nullptr) {
+        segment.index->forward(options.num_threads);
+      }
+      // With and without it, different documents are scored beside those that reach the bar.
+      if (options.bound_share < 1 && segment.index->view().block > 0) segment.index->directory();
     }
-    wanted_ =
-        std::min(rescored() ? options.shortlist : options.top_k, std::max<int64_t>(n_docs_, 1));
     // Ids of several segments, or of clustered documents, are not in order.
     in_order_ = segments.size() == 1 && segments[0].index->ids_ascend() && !clustered_;
   }
@@ -53,24 +63,24 @@ class Search {
   // Returns the hits of query i, best first.
   std::vector<Hit> find(int64_t i) const {
     Scratch& s = reserved_scratch();
-    const std::vector<Entry> entries = search_entries(i);
-    TopHits best = no_hits();
+    const Asked query = ask(i);
+    TopHits best = no_hits(query);
     for (size_t g = 0; g < segments_.size(); ++g) {
       SearchCost cost;
-      segment_search(g, i, entries).run(best, s, cost);
+      segment_search(g, i, query).run(best, s, cost);
     }
-    return finish(i, best.hits());
+    return finish(i, query, best.hits());
   }
 
   // The same with all threads, window by window.
   std::vector<Hit> find_split(int64_t i) const {
-    const std::vector<Entry> entries = search_entries(i);
+    const Asked query = ask(i);
     std::vector<SegmentSearch> searches;
     searches.reserve(segments_.size());
     std::vector<std::pair<size_t, int64_t>> windows;
     int64_t postings = 0;
     for (size_t g = 0; g < segments_.size(); ++g) {
-      searches.push_back(segment_search(g, i, entries));
+      searches.push_back(segment_search(g, i, query));
       const int64_t n_postings = searches.back().n_postings();
       if (n_postings == 0) continue;  // nothing bounds how many windows such a file may claim
       postings += n_postings;
@@ -78,7 +88,7 @@ class Search {
       for (int64_t w = 0; w < n_windows; ++w) windows.push_back({g, w});
     }
     if (postings < kPostingsWorthSplitting) return find(i);
-    const TopHits none = no_hits();
+    const TopHits none = no_hits(query);
     std::vector<TopHits> best(options_.num_threads, none);
     std::atomic<uint32_t> bar{none.bar()};
     const auto n = static_cast<int64_t>(windows.size());
@@ -94,7 +104,7 @@ class Search {
     });
     std::vector<Hit> all;
     for (TopHits& mine : best) all.insert(all.end(), mine.hits().begin(), mine.hits().end());
-    return finish(i, all);
+    return finish(i, query, all);
   }
 
   // Finds the hits of queries [begin, end), at most kBatch: all queries together in the segments
@@ -102,13 +112,16 @@ class Search {
   void find_together(int64_t begin, int64_t end, const std::vector<const RoundedRows*>& rounded,
                      const std::function<void(int64_t, const std::vector<Hit>&)>& keep) const {
     Scratch& s = reserved_scratch();
-    std::vector<std::vector<Entry>> entries;
-    for (int64_t i = begin; i < end; ++i) entries.push_back(search_entries(i));
-    std::vector<TopHits> best(end - begin, no_hits());
+    std::vector<Asked> asked;
+    std::vector<TopHits> best;
+    for (int64_t i = begin; i < end; ++i) {
+      asked.push_back(ask(i));
+      best.push_back(no_hits(asked.back()));
+    }
     for (size_t g = 0; g < segments_.size(); ++g) {
       const Segment& segment = segments_[g];
       if (rounded[g] != nullptr) {
-        const std::vector<BatchQuery> queries = batch_queries(g, entries, best);
+        const std::vector<BatchQuery> queries = batch_queries(g, asked, best);
         if (ns_saved_by_batch(segment.index->view(), rounded[g], queries, end - begin) > 0) {
           BatchSearch(*segment.index, *rounded[g], segment.allowed, first_docs_[g]).run(queries, s);
           continue;
@@ -116,10 +129,12 @@ class Search {
       }
       for (int64_t i = begin; i < end; ++i) {
         SearchCost cost;
-        segment_search(g, i, entries[i - begin]).run(best[i - begin], s, cost);
+        segment_search(g, i, asked[i - begin]).run(best[i - begin], s, cost);
       }
     }
-    for (int64_t i = begin; i < end; ++i) keep(i, finish(i, best[i - begin].hits()));
+    for (int64_t i = begin; i < end; ++i) {
+      keep(i, finish(i, asked[i - begin], best[i - begin].hits()));
+    }
   }
 
   // Calls keep(i, hits) for every query, from any thread.
@@ -150,30 +165,45 @@ class Search {
   }
 
   double expected_ns() const {
-    std::vector<double> ns(queries_.n);
-    parallel_for(queries_.n, 1, options_.num_threads, [&](int64_t i, int64_t, int) {
+    const int64_t n = queries_.n;
+    if (n == 0) return 0;
+    const auto n_segments = static_cast<int64_t>(segments_.size());
+    std::vector<double> ns(n * n_segments);
+    std::vector<Asked> asked(n);
+    for (const Segment& segment : segments_) {
+      if (segment.index->view().block > 0) segment.index->directory();
+    }
+    parallel_for(n, 1, options_.num_threads, [&](int64_t i, int64_t, int) {
       Scratch& s = reserved_scratch();
-      const std::vector<Entry> entries = search_entries(i);
-      TopHits best = no_hits();
-      for (size_t g = 0; g < segments_.size(); ++g) {
-        SegmentSearch search = segment_search(g, i, entries);
+      asked[i] = ask(i);
+      TopHits best = no_hits(asked[i]);
+      for (int64_t g = 0; g < n_segments; ++g) {
+        SegmentSearch search = segment_search(g, i, asked[i]);
         const IndexView& view = segments_[g].index->view();
         const bool known = view.block == 0;  // without searching
-        ns[i] += ns_of(view, known ? search.cost_of_scans() : search.run_counted(best, s));
+        ns[g * n + i] = known ? search.ns_of_scans() : ns_of(view, search.run_counted(best, s));
       }
     });
-    const double total = std::accumulate(ns.begin(), ns.end(), 0.0);
-    return total / std::max<int64_t>(queries_.n, 1) + kNsShortlisted * options_.shortlist;
+    double total = 0;
+    for (const Asked& query : asked) total += query.rescored ? kNsShortlisted * query.wanted : 0;
+    for (int64_t g = 0; g < n_segments; ++g) {
+      const double alone = std::accumulate(ns.begin() + g * n, ns.begin() + (g + 1) * n, 0.0);
+      const IndexView& view = segments_[g].index->view();
+      const bool batched = fits_batches(view, segments_[g].allowed, most_wanted()) &&
+                           std::all_of(asked.begin(), asked.end(), [](const Asked& query) {
+                             return query.entries.size() <= RowScorer::kMostTerms;
+                           });
+      total += batched ? std::min(alone, n * expected_ns_in_batch(view)) : alone;
+    }
+    return total / static_cast<double>(n);
   }
 
  private:
-  bool rescored() const { return options_.shortlist > 0; }
-
-  std::vector<BatchQuery> batch_queries(size_t g, const std::vector<std::vector<Entry>>& entries,
+  std::vector<BatchQuery> batch_queries(size_t g, const std::vector<Asked>& asked,
                                         std::vector<TopHits>& best) const {
     std::vector<BatchQuery> queries;
-    for (size_t i = 0; i < entries.size(); ++i) {
-      queries.push_back({find_terms(*segments_[g].index, entries[i]), &best[i]});
+    for (size_t i = 0; i < asked.size(); ++i) {
+      queries.push_back({find_terms(*segments_[g].index, asked[i].entries), &best[i]});
     }
     return queries;
   }
@@ -183,19 +213,21 @@ class Search {
   std::vector<const RoundedRows*> rounded_rows(int64_t batch) const {
     if (batch < kFewestTogether || queries_.is_signed) return {};
     const int64_t n_sample = std::min(batch, kSample);
-    std::vector<std::vector<Entry>> entries;
-    std::vector<TopHits> best(n_sample, no_hits());
+    std::vector<Asked> asked;
+    std::vector<TopHits> best;
     std::vector<const RoundedRows*> rounded(segments_.size(), nullptr);
     bool any = false;
     for (size_t g = 0; g < segments_.size(); ++g) {
       const Segment& segment = segments_[g];
       const IndexView& view = segment.index->view();
-      if (segment.allowed_stride > 0 || !fits_batches(view, segment.allowed, wanted_)) continue;
-      while (static_cast<int64_t>(entries.size()) < n_sample) {
-        entries.push_back(search_entries(static_cast<int64_t>(entries.size())));
+      if (segment.allowed_stride > 0 || !fits_batches(view, segment.allowed, most_wanted()))
+        continue;
+      while (static_cast<int64_t>(asked.size()) < n_sample) {
+        asked.push_back(ask(static_cast<int64_t>(asked.size())));
+        best.push_back(no_hits(asked.back()));
       }
       const double saved =
-          ns_saved_by_batch(view, segment.index->rounded(), batch_queries(g, entries, best), batch);
+          ns_saved_by_batch(view, segment.index->rounded(), batch_queries(g, asked, best), batch);
       if (saved <= 0) continue;
       const double in_all = saved * static_cast<double>(queries_.n) / static_cast<double>(batch);
       rounded[g] =
@@ -216,32 +248,40 @@ class Search {
     return read_query(queries_, i, options_.normalize, options_.query_k);
   }
 
-  // Returns the entries that query i searches with.
-  std::vector<Entry> search_entries(int64_t i) const {
+  Asked ask(int64_t i) const {
     std::vector<Entry> entries = all_entries(i);
+    const auto n = static_cast<int64_t>(entries.size());
+    if (n < options_.fewest || n > options_.most) {
+      return {std::move(entries), false, at_most_all(options_.top_k), 1};
+    }
     if (options_.kept < 1) entries = strongest(entries, options_.kept);
-    return entries;
+    return {std::move(entries), options_.shortlist > 0, most_wanted(), options_.bound_share};
   }
 
-  SegmentSearch segment_search(size_t g, int64_t i, const std::vector<Entry>& entries) const {
+  int64_t at_most_all(int64_t n) const { return std::min(n, std::max<int64_t>(n_docs_, 1)); }
+  int64_t most_wanted() const {
+    return at_most_all(options_.shortlist > 0 ? options_.shortlist : options_.top_k);
+  }
+
+  SegmentSearch segment_search(size_t g, int64_t i, const Asked& query) const {
     const Segment& segment = segments_[g];
     const uint64_t* allowed =
         segment.allowed == nullptr ? nullptr : segment.allowed + i * segment.allowed_stride;
-    return SegmentSearch(*segment.index, find_terms(*segment.index, entries), allowed,
-                         first_docs_[g], options_.bound_share);
+    return SegmentSearch(*segment.index, find_terms(*segment.index, query.entries), allowed,
+                         first_docs_[g], query.bound_share);
   }
 
   // Returns no hits, with the initial bar.
-  TopHits no_hits() const {
-    TopHits best(wanted_, in_order_, most_score(options_.normalize));
-    if (!rescored() && options_.min_score > 0) best.raise(bits_of(options_.min_score));
+  TopHits no_hits(const Asked& query) const {
+    TopHits best(query.wanted, in_order_, most_score(options_.normalize));
+    if (!query.rescored && options_.min_score > 0) best.raise(bits_of(options_.min_score));
     return best;
   }
 
-  std::vector<Hit> finish(int64_t i, std::vector<Hit>& hits) const {
+  std::vector<Hit> finish(int64_t i, const Asked& query, std::vector<Hit>& hits) const {
     std::sort(hits.begin(), hits.end(), better);
-    if (static_cast<int64_t>(hits.size()) > wanted_) hits.resize(wanted_);
-    if (!rescored()) return std::move(hits);
+    if (static_cast<int64_t>(hits.size()) > query.wanted) hits.resize(query.wanted);
+    if (!query.rescored) return std::move(hits);
     if (options_.tables != nullptr) {
       score_fine(i, hits);
     } else if (options_.dense != nullptr) {
@@ -327,7 +367,7 @@ class Search {
   const SparseRows& queries_;
   const SearchOptions& options_;
   std::vector<int64_t> first_docs_;
-  int64_t n_docs_ = 0, n_windows_ = 0, largest_window_ = 64, wanted_ = 0;
+  int64_t n_docs_ = 0, n_windows_ = 0, largest_window_ = 64;
   bool clustered_ = false, in_order_ = false;
 };
 

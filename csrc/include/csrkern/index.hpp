@@ -214,6 +214,8 @@ class Index {
   // Returns the forward index: the codes by document, for scoring chosen documents. The first call
   // builds it.
   const ForwardIndex& forward(int num_threads) const;
+  // Returns the directory of blocks, made now if need be; of a clustered index.
+  const Directory& directory() const;
   // Returns the rows for batches of queries if they exist, or if searches have lost as much time
   // without them as building them takes. Otherwise notes the loss and returns null.
   const RoundedRows* rounded_if_worth(int64_t ns_lost, int num_threads) const;
@@ -273,8 +275,10 @@ struct SearchOptions {
   int num_threads = 1;
   // If > 0, this many of the best documents are scored again and sorted by the new score.
   int64_t shortlist = 0;
-  double kept = 1;                 // share of a query's squared norm that finds the shortlist
-  double bound_share = 1;          // factor on the bounds of blocks; 1: no hit is missed
+  double kept = 1;         // share of a query's squared norm that finds the shortlist
+  double bound_share = 1;  // factor on the bounds of blocks; 1: no hit is missed
+  // Queries of fewer or more entries are searched exactly, without `shortlist`.
+  int64_t fewest = 0, most = std::numeric_limits<int64_t>::max();
   const float* dense = nullptr;    // [queries, dim] new scores, or null: by the whole query
   const float* offsets = nullptr;  // [queries] added to dense and fine scores, or null
   // [queries, books, kWords]: new scores by the fine codes instead, or null.
@@ -297,7 +301,8 @@ void search(const std::vector<Segment>& segments, const SparseRows& queries,
 void similarity_top_k(SparseRows queries, SparseRows docs, int32_t window,
                       const SearchOptions& options, float* scores, int64_t* ids);
 
-// Returns the expected mean time of a query on one thread in nanoseconds, from what it reads.
+// Returns the expected mean time of a query on one thread in nanoseconds, from what it reads, once
+// the index has made all that such searches are worth: alone or in a full batch, whichever is less.
 double expected_ns(const std::vector<Segment>& segments, const SparseRows& queries,
                    const SearchOptions& options);
 
