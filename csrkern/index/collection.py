@@ -13,6 +13,7 @@ from csrkern import hub
 from csrkern.arguments import check_bool, integers, thread_count
 from csrkern.identity import check_fingerprint, check_same_model
 from csrkern.index import file as index_file
+from csrkern.index.fast import Plans
 from csrkern.index.fine import check_fine, quantizer_of
 from csrkern.index.rows import Rows, check_ids, check_norms, no_lists, read_rows
 from csrkern.index.segment import (
@@ -110,6 +111,7 @@ class Collection:
     fingerprint: str | None
     _snapshot: Snapshot
     _changing: threading.Lock
+    _plans: Plans
 
     @classmethod
     def of(cls: type[Self], snapshot: Snapshot, dim: int, fingerprint: str | None = None) -> Self:
@@ -121,6 +123,7 @@ class Collection:
         index.fingerprint = fingerprint
         index._snapshot = snapshot
         index._changing = threading.Lock()  # held by whoever replaces the snapshot
+        index._plans = Plans()
         return index
 
     def snapshot(self) -> Snapshot:
@@ -321,6 +324,8 @@ class Collection:
             facts["fingerprint"] = fingerprint
         if form.quantizer is not None:
             facts["quantizer"] = form.quantizer
+        if plans := self._plans.facts():
+            facts["fast"] = plans
         return facts, segments
 
     @classmethod
@@ -370,7 +375,9 @@ class Collection:
         if any(low < 0 or high >= facts["next_id"] for low, high in ranges):
             raise ValueError("the index is damaged: its ids are not in 0..next_id-1")
         snapshot = Snapshot(segments, form, facts["k"], facts["next_id"])
-        return cls.of(snapshot, facts["dim"], facts.get("fingerprint"))
+        index = cls.of(snapshot, facts["dim"], facts.get("fingerprint"))
+        index._plans = Plans(facts.get("fast", ()))
+        return index
 
     def __reduce__(self) -> tuple[Any, ...]:
         facts, segments = self._facts()

@@ -1,13 +1,14 @@
 """Fast search: the strongest latents of a query make a shortlist, which all of them score again;
 of clustered codes, blocks are left out whose bounds hardly reach the bar.
 
-How many latents, how long a shortlist and how much of a bound is measured on a sample of the
-index's own codes.
+How many latents, how long a shortlist and how much of a bound is measured: on queries that are
+given, or on a sample of the index's own codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,56 +19,106 @@ from csrkern.index.rerank import Refine, Rerank
 from csrkern.index.rows import Rows, concatenate_rows
 from csrkern.index.segment import Segment
 
-_SAMPLE, _COSTED = 400, 100  # codes that recall and cost are measured on
+_SAMPLE, _COSTED = 400, 100  # queries that recall and cost are measured on
 _TOP_K = 10
 _ALL = 2**62
 _KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99)
 _FACTORS = (2, 4, 8, 16)
 _BOUND_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+_ONE_SIDED_95 = 1.645  # standard errors
 
 
 class Plan(NamedTuple):
-    """How a fast search makes its shortlist.
+    """How a fast search makes its shortlist, and what was measured of it.
 
     Attributes:
+        recall: asked for.
+        codes: of the index when it was measured.
+        queries: measured.
+        own: whether these were codes of the index.
         kept: share of a query's squared norm whose latents, the strongest ones, make it.
         factor: its length over top_k; 0: nothing is scored again.
         bound_share: of the bound of a block of clustered codes, what is compared with the bar.
-        recall: found of the sample's best 10.
+        found: mean share of the best 10 that was found.
+        at_least: what is found of the best 10 of such queries; see `_at_least`.
+        fewest, most: entries of the queries measured, but for the last twentieths on either
+            side. Queries of fewer or more are searched exactly.
     """
 
+    recall: float
+    codes: int
+    queries: int
+    own: bool
     kept: float = 1.0
     factor: int = 0
     bound_share: float = 1.0
-    recall: float = 1.0
+    found: float = 1.0
+    at_least: float = 1.0
+    fewest: int = 0
+    most: int = _ALL
 
     def options(self, top_k: int) -> dict[str, Any]:
-        """For the native search."""
-        shortlist = self.factor * top_k
-        return {"kept": self.kept, "shortlist": shortlist, "bound_share": self.bound_share}
+        """For the native search. Fewer hits than were measured are the first of as many."""
+        names = ("kept", "bound_share", "fewest", "most")
+        options = {name: getattr(self, name) for name in names}
+        approximate = self.kept < 1 or self.bound_share < 1
+        if self.factor or (approximate and top_k < _TOP_K):
+            options["shortlist"] = max(self.factor, 1) * max(top_k, _TOP_K)
+        return options
+
+    def holds(self, n: int) -> bool:
+        """Return whether it is still to be used when the index has n codes."""
+        return self.codes <= 2 * n <= 4 * self.codes
 
 
 class Plans:
-    """The plans of an index, by the recall asked for: measured at first use.
+    """The plans of an index, by the recall asked for.
 
-    They are measured again once there are twice or half as many codes.
+    One that was measured when the index had more than twice or less than half as many codes is
+    not used any more.
     """
 
-    def __init__(self) -> None:
-        self._known: dict[float, tuple[int, Plan]] = {}  # and how many codes there were
+    def __init__(self, facts: Iterable[dict[str, Any]] = ()) -> None:
+        plans = [Plan(**entry) for entry in facts]
+        self._known = {plan.recall: plan for plan in plans}
+        self._measuring = threading.Lock()
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Return what the file of an index keeps: the plans as JSON."""
+        return [plan._asdict() for plan in self._known.values()]
 
     def get(self, segments: Sequence[Segment], dim: int, metric: str, recall: float) -> Plan:
-        """Return the plan that finds `recall` of the best of these segments."""
+        """Return the plan for a recall; measured on the index's own codes if there is none."""
+        plan = self._known.get(recall)
         n = sum(len(segment) for segment in segments)
-        known = self._known.get(recall)
-        if known is None or not known[0] <= 2 * n <= 4 * known[0]:
-            known = n, calibrate(segments, dim, metric, recall)
-            self._known = {**self._known, recall: known}
-        return known[1]
+        if plan is None or not plan.holds(n):
+            with self._measuring:
+                plan = self._known.get(recall)  # by another thread in the meantime
+                if plan is None or not plan.holds(n):
+                    ids, codes = _sample(segments, _SAMPLE)
+                    plan = self._keep(_measure(segments, dim, metric, codes, ids, recall))
+        return plan
 
-    def recalls(self) -> dict[float, float]:
-        """Return what was found of the best, for each recall that was asked for."""
-        return {recall: plan.recall for recall, (_, plan) in self._known.items()}
+    def measure(
+        self, segments: Sequence[Segment], dim: int, metric: str, queries: Rows, recall: float
+    ) -> dict[str, Any]:
+        """Measure the plan for a recall on queries; return what `stats` tells of it."""
+        some = queries.take(_evenly(queries.n, _SAMPLE))
+        with self._measuring:
+            return _told(self._keep(_measure(segments, dim, metric, some, None, recall)))
+
+    def stats(self) -> dict[float, dict[str, Any]]:
+        """Return what was measured, by the recall asked for."""
+        return {recall: _told(plan) for recall, plan in self._known.items()}
+
+    def _keep(self, plan: Plan) -> Plan:
+        self._known = {**self._known, plan.recall: plan}
+        return plan
+
+
+def _told(plan: Plan) -> dict[str, Any]:
+    of = "codes" if plan.own else "queries"
+    return {"at_least": plan.at_least, "found": plan.found, "measured": plan.queries, "of": of}
 
 
 def search_limits(metric: str, query_k: int | None, min_score: float | None) -> dict[str, Any]:
@@ -92,8 +143,11 @@ def check_mode(mode: str, recall: float | None, rerank: Any) -> float | None:
         raise ValueError("rerank: expected mode='exact' with it; its shortlist is exact")
     if rerank is not None and not isinstance(rerank, (Rerank, Refine)):
         raise TypeError(f"rerank: expected a Rerank or Refine, got {type(rerank).__name__}")
-    if mode == "exact":
-        return None
+    return None if mode == "exact" else check_recall(recall)
+
+
+def check_recall(recall: float | None) -> float:
+    """Return the share that a fast search is to find."""
     share = 0.99 if recall is None else as_float("recall", recall)
     if not 0.5 <= share < 1:
         raise ValueError(
@@ -102,28 +156,58 @@ def check_mode(mode: str, recall: float | None, rerank: Any) -> float | None:
     return share
 
 
-def calibrate(segments: Sequence[Segment], dim: int, metric: str, recall: float) -> Plan:
-    """Return the cheapest plan that finds `recall` of the best of a sample of the codes.
+def _measure(
+    segments: Sequence[Segment],
+    dim: int,
+    metric: str,
+    queries: Rows,
+    own: np.ndarray | None,
+    recall: float,
+) -> Plan:
+    """Return the cheapest plan that finds `recall` of the best of some queries at least.
 
-    A code that searches for itself finds itself first: it does not count.
+    own: their ids, if they are codes of the index: such a code finds itself first, which does
+    not count.
     """
-    sample, queries = _sample(segments, _SAMPLE)
-    if len(sample) == 0:
-        return Plan()
-    _, costed = _sample(segments, _COSTED)
+    n = sum(len(segment) for segment in segments)
+    best = Plan(recall, n, queries.n, own is not None)
+    if n == 0 or queries.n == 0:
+        return best
     natives = [(segment.native, segment.alive) for segment in segments]
-    limits = search_limits(metric, None, None)
-    limits |= {"top_k": _TOP_K + 1, "num_threads": thread_count(None)}
+    limits = search_limits(metric, None, None) | {"num_threads": thread_count(None)}
+    more = 0 if own is None else 1  # hits: the code itself
+    costed = queries.take(_evenly(queries.n, _COSTED))
+    entries = _entries(queries)
+    fewest, most = (int(np.quantile(entries, q, method="nearest")) for q in (0.05, 0.95))
+    shortest_first = np.argsort(entries, kind="stable")
 
-    def search(plan: Plan) -> np.ndarray:
-        _, ids = _C.search(natives, *queries, dim, **limits, **plan.options(_TOP_K + 1))
-        return _without(ids, sample)
+    def search(rows: Rows, top_k: int, **options: Any) -> np.ndarray:
+        given = (natives, rows.values, rows.indices, rows.starts, dim)
+        ids: np.ndarray = _C.search(*given, top_k=top_k, **limits, **options)[1]
+        return ids
 
     def cost(plan: Plan) -> float:
-        return float(_C.expected_ns(natives, *costed, dim, **limits, **plan.options(_TOP_K)))
+        given = (natives, costed.values, costed.indices, costed.starts, dim)
+        options = plan.options(_TOP_K) | {"fewest": 0, "most": _ALL}
+        return float(_C.expected_ns(*given, top_k=_TOP_K, **limits, **options))
 
-    truth = search(Plan())
-    best, least = Plan(), cost(Plan())
+    shortlists: dict[float, np.ndarray] = {}  # the longest, by the share of latents that made it
+
+    def shortlist(plan: Plan) -> np.ndarray:
+        """Documents that a plan scores again; the best of them are found."""
+        length = plan.factor * _TOP_K + more
+        if plan.bound_share < 1 or plan.factor == 0:
+            length = length if plan.factor else _TOP_K + more
+            return search(queries, length, kept=plan.kept, bound_share=plan.bound_share)
+        if plan.kept not in shortlists:
+            longest = max(_FACTORS) * _TOP_K + more
+            shortlists[plan.kept] = search(queries, longest, kept=plan.kept)
+        return shortlists[plan.kept][:, :length]
+
+    truth = search(queries, _TOP_K + more)
+    if own is not None:
+        truth = _without(truth, own)
+    least = cost(best)
     clustered = any(segment.block > 0 for segment in segments)
     shares = _BOUND_SHARES if clustered else (1.0,)
     for factor in (0, *_FACTORS) if clustered else _FACTORS:
@@ -131,20 +215,47 @@ def calibrate(segments: Sequence[Segment], dim: int, metric: str, recall: float)
         share = 0
         for kept in _KEPT if factor else (1.0,):
             while share < len(shares):
-                plan = Plan(kept, factor, shares[share])
+                plan = best._replace(kept=kept, factor=factor, bound_share=shares[share])
                 ns = cost(plan)
                 if ns < least:
-                    plan = plan._replace(recall=_same(truth, search(plan)))
-                    if plan.recall < recall:
+                    found = _found(truth, shortlist(plan))
+                    at_least = _at_least(found, shortest_first)
+                    if at_least < recall:
                         break
-                    best, least = plan, ns
+                    best = plan._replace(found=float(found.mean()), at_least=at_least)
+                    best, least = best._replace(fewest=fewest, most=most), ns
                 share += 1
     return best
 
 
-def _same(truth: np.ndarray, ids: np.ndarray) -> float:
+def _found(truth: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return the share of each row of the truth that is among the ids; 1 where it is empty."""
     same = (truth[:, :, None] == ids[:, None, :]).any(2) & (truth >= 0)
-    return float(same.sum() / max((truth >= 0).sum(), 1))
+    n_true = (truth >= 0).sum(1)
+    return np.where(n_true > 0, same.sum(1) / np.maximum(n_true, 1), 1.0)
+
+
+def _at_least(found: np.ndarray, shortest_first: np.ndarray) -> float:
+    """Return a lower bound on the mean of `found` for other queries like these.
+
+    It is one-sided, at 95%, as if one more query had missed one of ten; and no more than the
+    means of the queries with fewer and with more entries, of which there may be other shares.
+    """
+    one_more = np.append(found, 1 - 1 / _TOP_K)
+    bound = one_more.mean() - _ONE_SIDED_95 * one_more.std() / np.sqrt(len(one_more))
+    halves = np.array_split(found[shortest_first], 2)
+    return float(min(bound, *(half.mean() for half in halves if len(half))))
+
+
+def _entries(rows: Rows) -> np.ndarray:
+    """Return how many entries above 0 each row has; the rows have starts."""
+    assert rows.starts is not None
+    before = np.concatenate([[0], np.cumsum(rows.values > 0)])
+    return np.diff(before[rows.starts])
+
+
+def _evenly(n: int, most: int) -> np.ndarray:
+    return np.linspace(0, max(n - 1, 0), min(n, most)).astype(np.int64)
 
 
 def _without(ids: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -153,17 +264,15 @@ def _without(ids: np.ndarray, own: np.ndarray) -> np.ndarray:
     return np.take_along_axis(ids, order, 1)[:, :_TOP_K]
 
 
-def _sample(segments: Sequence[Segment], n: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Ids of about n codes, and the codes as rows: values, latents, starts."""
+def _sample(segments: Sequence[Segment], n: int) -> tuple[np.ndarray, Rows]:
+    """Return the ids of about n codes, and the codes."""
     living = np.array([len(segment) for segment in segments])
     shares = np.minimum(living, -(-n * living // max(living.sum(), 1)))
     ids, rows_of = [], []
     for segment, codes, share in zip(segments, living, shares, strict=True):
-        chosen = np.linspace(0, max(codes - 1, 0), share).astype(np.int64)
+        chosen = _evenly(int(codes), int(share))
         docs = chosen if segment.alive is None else np.flatnonzero(segment.mask())[chosen]
         ids.append(docs if segment.native.ids is None else segment.native.ids[docs])
         starts, latents, values = segment.native.rows_of(docs)
         rows_of.append(Rows(values, latents, starts, segment.native.dim))
-    rows = concatenate_rows(rows_of)
-    assert rows.starts is not None
-    return np.concatenate(ids), (rows.values, rows.indices, rows.starts)
+    return np.concatenate(ids), concatenate_rows(rows_of)

@@ -56,6 +56,9 @@ CHECKED_LATER = {"postings", "maxima", "scales"}
 PROJECTION = {"directions", "center"}
 QUANTIZER_DTYPES = dict.fromkeys(("codebooks", "mean", "lengths", *sorted(PROJECTION)), "<f4")
 QUANTIZER_OPTIONAL = {"lengths", *PROJECTION}
+# Of the plan of a fast search.
+PLAN_SHARES = {"recall", "kept", "bound_share", "found", "at_least"}
+PLAN_COUNTS = {"codes": 2**63, "queries": 2**31, "factor": 1024, "fewest": 2**62, "most": 2**62}
 ALL_DTYPES = {**DTYPES, **QUANTIZER_DTYPES}
 _FILE_NAME = re.compile(rf"({'|'.join(ALL_DTYPES)})-[0-9a-f]{{16}}\.bin")
 _LARGEST_HEADER = 1 << 24
@@ -295,6 +298,22 @@ def _sane(body: dict[str, Any]) -> bool:
         and any(body.get("cluster", "") is choice for choice in (None, True, False))
         and _sane_fingerprint(body.get("fingerprint"))
         and ("quantizer" not in body or _sane_quantizer(body["quantizer"]))
+        and ("fast" not in body or _sane_plans(body["fast"]))
+    )
+
+
+def _sane_plans(plans: Any) -> bool:
+    return isinstance(plans, list) and all(map(_sane_plan, plans))
+
+
+def _sane_plan(plan: Any) -> bool:
+    """Whether it has the fields of `csrkern.index.fast.Plan`."""
+    if not isinstance(plan, dict) or {*plan} != {*PLAN_SHARES, *PLAN_COUNTS, "own"}:
+        return False
+    return (
+        all(type(plan[name]) in (int, float) and 0 <= plan[name] <= 1 for name in PLAN_SHARES)
+        and all(_count(plan[name], most) for name, most in PLAN_COUNTS.items())
+        and type(plan["own"]) is bool
     )
 
 

@@ -9,7 +9,6 @@ csrc/cpu/index/scan.cpp.
 from __future__ import annotations
 
 import os
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from csrkern.arguments import check_int, integers, thread_count
 from csrkern.identity import check_same_model
 from csrkern.index import file as index_file
 from csrkern.index.collection import Collection, Snapshot, rows_to_store, stats
-from csrkern.index.fast import Plans, check_mode, search_limits
+from csrkern.index.fast import check_mode, check_recall, search_limits
 from csrkern.index.filter import allowed_bits
 from csrkern.index.fine import FineCodes, check_fine, quantizer_of
 from csrkern.index.rerank import (
@@ -347,8 +346,11 @@ class InvertedIndex(Collection):
             rerank: scores the best `rerank.shortlist` documents again: `Rerank` by dense
                 queries, `Refine` by fine codes.
             mode: "exact", or "fast" to find most of what exact search finds.
-            recall: for "fast": the share of the best 10 that searches for a sample of the
-                index's own codes must find, 0.99 if None; what was found is in `stats`.
+            recall: for "fast": the share of the best 10 to be found, 0.99 if None, on average
+                over queries like those of `calibrate`. Without a call of it, the first fast
+                search measures on a sample of the index's own codes. Queries of fewer or more
+                entries than those measured are searched exactly; queries that differ in other
+                ways may find less. `stats` tells what was measured.
             any_model: take queries of another model than the index's, too.
             num_threads: None: as many as the process may run on. A batch is divided by
                 queries; a single query, unless clustered or filtered, by windows.
@@ -381,6 +383,37 @@ class InvertedIndex(Collection):
             return search_refined(rerank, now.form.quantizer, args[0], rows, {**limits, **options})
         scores, ids = _C.search(*args, **limits, **options)
         return scores, ids
+
+    def calibrate(
+        self, queries: CodesLike, recall: float = 0.99, *, any_model: bool = False
+    ) -> dict[str, Any]:
+        """Measure how a search with mode="fast" finds `recall` of the best for such queries.
+
+        Takes as long as some thousand searches. What is measured is kept, and saved with the
+        index, until there are more than twice or less than half as many codes.
+
+        Args:
+            queries: codes as for `search`, like those to come; up to 400 of them, evenly spread,
+                are searched. With fewer, less can be promised and less time saved.
+            recall: the share of the best 10 to be found, below 1.
+            any_model: as for `search`.
+
+        Returns:
+            What `stats()["recall"][recall]` tells: at_least (share of the best 10 that is found
+            for other queries like these, a lower bound at 95%: `recall` or more), found (mean
+            share for those searched), measured (how many these were), of ("queries"; "codes":
+            the index's own, before any call of `calibrate`).
+
+        Raises:
+            TypeError, ValueError: as `search`, or if there are no queries.
+        """
+        now = self.snapshot()
+        _check_lists(now)
+        share = check_recall(recall)
+        rows = self._read("queries", queries, any_model)
+        if rows.n == 0:
+            raise ValueError("queries: expected some, like those to come; got none")
+        return self._plans.measure(now.segments, self.dim, self.metric, rows, share)
 
     def search_above(
         self,
@@ -551,20 +584,16 @@ class InvertedIndex(Collection):
             the values of all documents for latents that more than a quarter of them have);
             longest_list (the most documents that share a latent); hottest_share (of all
             postings, in the hottest 1% of the latents in use); postings_per_query (expected
-            for queries drawn like the documents); recall (for each that a fast search asked
-            for: what searches for a sample of the codes found).
+            for queries drawn like the documents); recall (for each that `calibrate` or a fast
+            search was asked for: what was measured, see `calibrate`).
         """
         now = self.snapshot()
         return {
             **stats(now),
             **{n: getattr(self, n) for n in ("dim", "k", "metric", "dtype", "fingerprint")},
             "largest": now.form.largest,
-            "recall": self._plans.recalls(),
+            "recall": self._plans.stats(),
         }
-
-    @cached_property
-    def _plans(self) -> Plans:
-        return Plans()
 
     def _read(self, name: str, codes: CodesLike, any_model: bool) -> Rows:
         rows = read_rows(name, codes, self.dim)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from csrkern import _C, InvertedIndex, Rerank, reference
+from csrkern import InvertedIndex, Rerank, reference
 from csrkern.index.filter import allowed_bits
 
 DIM = 120
@@ -272,49 +272,6 @@ def test_bad_rerank():
             index.search(QUERIES, rerank=rerank)
     with pytest.raises(ValueError, match="norms: expected positive numbers, got 0"):
         InvertedIndex.build(CODES, dim=DIM, metric="ip", norms=np.zeros(4000))
-
-
-@pytest.mark.parametrize("cluster", [False, True])
-def test_fast_finds_what_it_was_calibrated_to(cluster):
-    codes = index_codes.skewed(20_000, 256, 24)
-    index = InvertedIndex.build(codes, dim=256, metric="ip", cluster=cluster)
-    queries = index_codes.skewed(200, 256, 24, seed=7)
-    truth = index.search(queries)
-    for recall in (0.8, 0.95):
-        scores, ids = index.search(queries, mode="fast", recall=recall)
-        found = np.mean([np.isin(a, b).mean() for a, b in zip(truth[1], ids, strict=True)])
-        assert index.stats()["recall"][recall] >= recall
-        assert found > recall - 0.05
-        # What is found has its exact score.
-        for i in range(200):
-            at = {int(id): s for id, s in zip(truth[1][i], truth[0][i], strict=True)}
-            for score, id in zip(scores[i], ids[i], strict=True):
-                assert at.get(int(id), score) == score
-    threads = index.search(queries, mode="fast", recall=0.8, num_threads=3)
-    assert_same(threads, index.search(queries, mode="fast", recall=0.8, num_threads=1))
-    empty = InvertedIndex.build((codes[0][:0], codes[1][:0]), dim=256, metric="ip")
-    assert (empty.search(queries, 2, mode="fast")[1] == -1).all()
-
-
-def test_less_of_the_bounds_reads_less_and_finds_less():
-    codes = index_codes.skewed(20_000, 256, 24)
-    index = InvertedIndex.build(codes, dim=256, metric="ip", cluster=True)
-    values, indices = index_codes.skewed(200, 256, 24, seed=7)
-    native = [(segment.native, None) for segment in index.snapshot().segments]
-    limits = {"top_k": 10, "normalize": False, "query_k": 24, "min_score": 0.0, "num_threads": 1}
-    truth = index.search((values, indices))
-    costs, shares = [], []
-    for bound_share in (1.0, 0.8, 0.5, 0.3):
-        given = (native, values, indices, None, 256)
-        costs.append(_C.expected_ns(*given, **limits, bound_share=bound_share))
-        scores, ids = _C.search(*given, **limits, bound_share=bound_share)
-        shares.append((ids[:, :, None] == truth[1][:, None]).any(2).mean())
-        if bound_share == 1:
-            assert_same((scores, ids), truth)
-    assert costs == sorted(costs, reverse=True)
-    assert costs[-1] < 0.8 * costs[0]
-    assert shares == sorted(shares, reverse=True)
-    assert shares[0] == 1 > shares[-1] > 0
 
 
 def test_truncate():
