@@ -67,6 +67,7 @@ def digest() -> str:
         ("uniform", "float16", 11),
         ("ties", "float32", 6),
         ("skewed", "uint8", 9),
+        ("skewed", "uint4", 9),
         ("uniform", "float16", 7),
     ]:
         codes = KINDS[kind](9001, 96, k)

@@ -54,7 +54,7 @@ def draw_index(rng, dim, k):
     if dtype.startswith("uint") and metric == "ip":
         form["largest"] = 2.0**14
     norms = rng.random(n) + 0.1 if rng.random() < 0.3 else None
-    cluster = [None, True, False][rng.integers(3)]
+    cluster = [None, dtype != "uint4", False][rng.integers(3)]
     index = InvertedIndex.build(codes, ids, dim=dim, norms=norms, cluster=cluster, **form)
     pristine = codes, ids, norms, form
     if rng.random() < 0.4 and (ids is None or ids.max(initial=0) < 2**63 - 1):
