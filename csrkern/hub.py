@@ -44,7 +44,7 @@ def push(
     Args:
         write: called with an empty folder.
         repo_id: "org/name".
-        files: patterns; files of the repository that they match and are not written go.
+        files: patterns; what matches them in the repository and is not written is deleted.
         card: of README.md, which is written only where `write` leaves none.
         private: whether a new repository is.
         revision: the branch, which must exist; None: the main one.

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csrkern import _C
@@ -32,6 +34,16 @@ INDEX_BYTES = 4  # SparseCodes hold int32 latents
 def instruction_set() -> str:
     """Return the name of the vector instructions that the native kernels use on this machine."""
     return str(_C.isa())
+
+
+def processor_name() -> str:
+    """Return the processor's name, as far as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def multiplies_bfloat16() -> bool:

@@ -29,7 +29,7 @@ _ONE_SIDED_95 = 1.645  # standard errors
 
 
 class Plan(NamedTuple):
-    """How a fast search makes its shortlist, and what was measured of it.
+    """How a fast search makes its shortlist, and the recall that was measured.
 
     Attributes:
         recall: asked for.
@@ -41,8 +41,8 @@ class Plan(NamedTuple):
         bound_share: of the bound of a block of clustered codes, what is compared with the bar.
         found: mean share of the best 10 that was found.
         at_least: what is found of the best 10 of such queries; see `_at_least`.
-        fewest, most: entries of the queries measured, but for the last twentieths on either
-            side. Queries of fewer or more are searched exactly.
+        fewest, most: entries of the middle nine tenths of the queries measured. Queries of
+            fewer or more are searched exactly.
     """
 
     recall: float

@@ -119,7 +119,7 @@ class StandIn:
         return hashlib.sha1(f"{name} {at}".encode()).hexdigest()
 
     def place(self, name: str, revision: str) -> int | None:
-        """Which commit a revision is, None if there is none."""
+        """The number of the commit that a revision names, or None."""
         places = range(len(self.commits[name]))
         if revision == "main":
             return places[-1]

@@ -80,7 +80,7 @@ def test_queries_of_other_lengths_are_searched_exactly(text):
 
 
 def test_no_plan_where_a_batch_of_exact_searches_is_faster():
-    """Of 128 latents and 32 of them, lists hold a quarter of the documents, rows 32 entries."""
+    """With k = 32 of 128 latents a list holds a quarter of the documents."""
     index = InvertedIndex.build(index_codes.uniform(20_000, 128, 32), dim=128, dtype="uint8")
     queries = index_codes.uniform(200, 128, 32, seed=1)
     for recall in (0.9, 0.99):

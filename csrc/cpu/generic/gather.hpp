@@ -57,10 +57,10 @@ struct Sums {
     each_vector<V, T, kTile>(row, columns,
                              [&](int v, typename V::F x) { vector[v] = V::fma(s, x, vector[v]); });
   }
-  // Also prefetches `next`, a line with the vectors that it takes the place of.
+  // Also prefetches the row `next`: each of its lines beside the sums of the same columns.
   inline __attribute__((always_inline)) void add_scaled(float scale, const T* row, const T* next,
                                                         int64_t columns) {
-    constexpr int kInLine = 64 / (V::width * sizeof(T)) > 1 ? 64 / (V::width * sizeof(T)) : 1;
+    constexpr int kInLine = 64 / (V::width * sizeof(T));  // vectors
     const auto s = V::splat(scale);
     each_vector<V, T, kTile>(row, columns, [&](int v, typename V::F x) {
       if (v % kInLine == 0) __builtin_prefetch(next + v * V::width);

@@ -6,13 +6,12 @@
 #include <cstring>
 
 #include "csrkern/index_groups.hpp"
+#include "generic/prefetch.hpp"
 #include "isa/kernels.hpp"
 
 namespace csrkern {
 namespace {
 
-// Bytes of a slice that are prefetched before it is scored, and how far ahead while it is.
-constexpr uint64_t kGroupsAhead = 512;
 // Numbers that are written out before their postings are scored, and how many at once.
 constexpr uint32_t kNumbers = 4096, kRun = 64;
 
@@ -33,20 +32,16 @@ void score_groups(const uint8_t* postings, const QueryTerm* terms, int n_terms, 
     const uint64_t* offset = terms[t].offsets + window;
     if (t + 1 < n_terms) {
       const uint64_t* next = terms[t + 1].offsets + window;
-      const uint64_t bytes = 2 * (next[1] - next[0]);
-      for (uint64_t i = 0; i < bytes && i < kGroupsAhead; i += 64) {
-        __builtin_prefetch(postings + 2 * next[0] + i, 0, 3);
-      }
+      prefetch_bytes(postings + 2 * next[0], 2 * (next[1] - next[0]));
     }
     const uint64_t words = offset[1] - offset[0];
     if (words == 0) continue;
     const uint8_t* slice = postings + 2 * offset[0];
-    const uint64_t ahead = 2 * words >= 2 * kGroupsAhead ? kGroupsAhead : last ? 0 : 2 * words;
+    const uint64_t ahead = words >= kBytesAhead ? kBytesAhead : last ? 0 : 2 * words;
     const GroupedSlice groups(slice, postings_of_words(words));
     const uint8_t* ids = groups.ids();
     uint32_t written = 0;
     const auto add = [&] {
-      if (written > kNumbers) __builtin_unreachable();  // or the compiler warns of overflow
       Postings::add(ids, numbers, 0, written, terms[t].weight, ahead, spare, unit, scores);
       ids += 2 * written;
       written = 0;

@@ -283,7 +283,7 @@ class Builder {
     uint16_t counts[kGroups] = {};
     for (uint64_t i = 0; i < n; ++i) ++counts[numbers[i]];
     uint8_t* next[kGroups];
-    next[0] = slice + (n < kShortSlice ? kGroups : 2 * kGroups);
+    next[0] = slice + 2 * (words_of_postings(n) - n);
     for (int g = 0; g < kGroups; ++g) {
       if (g > 0) next[g] = next[g - 1] + 2 * counts[g - 1];
       if (n < kShortSlice) {

@@ -56,19 +56,16 @@ bool good_groups(const uint8_t* slice, uint64_t n, int64_t docs) {
   uint64_t counted = 0;
   for (int number = 0; number < kGroups; ++number) counted += groups.count(number);
   if (counted != n) return false;
+  bool good = true;
   std::vector<bool> seen(docs);
-  const uint8_t* ids = groups.ids();
-  for (int number = 0; number < kGroups; ++number) {
-    const uint32_t count = groups.count(number);
-    if (!ascends(ids, count, docs)) return false;
-    for (uint32_t i = 0; i < count; ++i) {
-      const uint16_t id = number_at(ids, i);
-      if (seen[id]) return false;
-      seen[id] = true;
+  each_group(slice, n, [&](uint8_t, const uint8_t* ids, uint32_t count) {
+    good = good && ascends(ids, count, docs);  // so all are below `docs`
+    for (uint32_t i = 0; good && i < count; ++i) {
+      good = !seen[number_at(ids, i)];
+      seen[number_at(ids, i)] = true;
     }
-    ids += 2 * count;
-  }
-  return true;
+  });
+  return good;
 }
 
 // Returns whether local numbers ascend within the window's documents, and values are positive and
@@ -112,14 +109,11 @@ float look_up(const IndexView& view, const uint8_t* slice, uint64_t n, uint16_t 
     const uint64_t place = place_of(local, slice, n);
     return place == n ? 0 : value_at(slice + 2 * n, place, view.type, view.unit());
   }
-  const GroupedSlice groups(slice, n);
-  const uint8_t* ids = groups.ids();
-  for (int number = 0; number < kGroups; ++number) {
-    const uint32_t count = groups.count(number);
-    if (place_of(local, ids, count) < count) return square(number, view.unit());
-    ids += 2 * count;
-  }
-  return 0;
+  float value = 0;
+  each_group(slice, n, [&](uint8_t number, const uint8_t* ids, uint32_t count) {
+    if (place_of(local, ids, count) < count) value = square(number, view.unit());
+  });
+  return value;
 }
 
 // Appends the entries of a document, found in each list by binary searches. The lists must have

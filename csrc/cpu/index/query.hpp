@@ -133,6 +133,18 @@ inline uint16_t number_at(const uint8_t* ids, uint64_t i) {
   return id;
 }
 
+// Calls body(number, ids, count) for each of the groups of a slice of n > 0 postings.
+template <class Body>
+void each_group(const uint8_t* slice, uint64_t n, const Body& body) {
+  const GroupedSlice groups(slice, n);
+  const uint8_t* ids = groups.ids();
+  for (uint8_t number = 0; number < kGroups; ++number) {
+    const uint32_t count = groups.count(number);
+    body(number, ids, count);
+    ids += 2 * count;
+  }
+}
+
 // Calls body(document, stored value) for each posting of a term in a window. The slice must have
 // been checked.
 template <class Body>
@@ -148,13 +160,9 @@ void each_stored(const IndexView& view, int64_t term, int64_t w, const Body& bod
     for (uint64_t i = 0; i < n; ++i, value += bytes) body(base + number_at(slice, i), value);
     return;
   }
-  const GroupedSlice groups(slice, n);
-  const uint8_t* ids = groups.ids();
-  for (uint8_t number = 0; number < kGroups; ++number) {
-    const uint32_t count = groups.count(number);
+  each_group(slice, n, [&](uint8_t number, const uint8_t* ids, uint32_t count) {
     for (uint32_t i = 0; i < count; ++i) body(base + number_at(ids, i), &number);
-    ids += 2 * count;
-  }
+  });
 }
 
 // Calls body(document, value), likewise.

@@ -22,7 +22,7 @@ def doctor(as_json: shared.Json = False) -> None:
 
     import csrkern
     from csrkern.arguments import thread_count
-    from csrkern.roofline import instruction_set, multiplies_bfloat16
+    from csrkern.roofline import instruction_set, multiplies_bfloat16, processor_name
 
     index_on_gpu = _index_on_gpu()
     gpu = torch.cuda.is_available()
@@ -33,7 +33,7 @@ def doctor(as_json: shared.Json = False) -> None:
         "NumPy": numpy.__version__,
         "Triton": _installed("triton"),
         **{name: _installed(package) for package, name in _PACKAGES.items()},
-        "processor": _processor(),
+        "processor": processor_name(),
         "instruction set": instruction_set(),
         "processors": f"{thread_count(None)} of {os.cpu_count()} to run on",
         "PyTorch threads": str(torch.get_num_threads()),
@@ -41,7 +41,7 @@ def doctor(as_json: shared.Json = False) -> None:
         "index on a GPU": index_on_gpu or "ready",
     }
     paths = _paths(instruction_set(), multiplies_bfloat16(), gpu)
-    advice = list(_advice(gpu, index_on_gpu))
+    advice = _advice(gpu, index_on_gpu)
     if as_json:
         emit({**facts, "paths": paths, "advice": advice})
         return
@@ -60,16 +60,6 @@ def _installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> str:
-    """Return the name of the processor, as far as the system tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model na")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _index_on_gpu() -> str:

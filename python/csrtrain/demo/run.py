@@ -17,7 +17,7 @@ from rich.markup import escape
 import csrkern
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrkern.roofline import instruction_set
+from csrkern.roofline import instruction_set, processor_name
 from csrkern.storage import check_folder, write_atomically
 from csrtrain import StepReport, TrainConfig, train
 from csrtrain.charts import check_matplotlib
@@ -297,20 +297,10 @@ def _facts(trained: dict[str, Trained], seconds: float, quick: bool) -> dict[str
         "Label contrast": "codes of one class are also drawn together; test labels are never seen",
         "Training": f"{steps}, {batch:,} definitions a step; {seconds:.0f} s for both"
         + (" (a quick run, far from finished)" if quick else ""),
-        "Processor": f"{_processor()}, {instruction_set()}, {torch.get_num_threads()} threads",
+        "Processor": f"{processor_name()}, {instruction_set()}, {torch.get_num_threads()} threads",
         "Software": f"csrkern {csrkern.__version__}, PyTorch {torch.__version__}, "
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
     }
-
-
-def _processor() -> str:
-    """Return the processor's name, as far as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def _write(

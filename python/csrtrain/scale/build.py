@@ -17,7 +17,7 @@ from csrkern.arguments import check_int
 from csrkern.codes import file as codes_file
 from csrkern.identity import common_fingerprint
 from csrkern.index.rows import Rows
-from csrkern.index.segment import check_form
+from csrkern.index.segment import SQUARES, check_form
 from csrkern.storage import crc32c
 from csrtrain.scale.cluster import connected, import_ray
 from csrtrain.scale.encode import RETRIES, read_codes_manifest
@@ -109,7 +109,7 @@ def build_shards(
     check_int("shards", shards, 1, 2**31)
     workers = None if workers is None else check_int("workers", workers, 1, 2**31)
     check_form(metric, dtype, None, None, largest)
-    if dtype in ("uint8", "uint4") and metric == "ip" and largest is None:
+    if dtype in SQUARES and metric == "ip" and largest is None:
         raise ValueError(f"largest: expected a number with dtype='{dtype}' and metric='ip'")
     source, out = Folder.of(codes, options), Folder.of(output, options)
     manifest = read_codes_manifest(source)
