@@ -36,6 +36,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{os.fspath(path)} is damaged: {error}") from error
 
 
+def cache_folder() -> Path:
+    """Return where measured choices are kept: CSRKERN_CACHE, or csrkern in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("CSRKERN_CACHE") or Path(base) / "csrkern")
+
+
 def write_atomically(path: str | os.PathLike[str], payload: bytes | memoryview) -> None:
     """Write `payload` beside `path`, flush it to disk and rename it into place.
 

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "arrays.hpp"
+#include "csrkern/costs.hpp"
 #include "csrkern/fine.hpp"
 #include "csrkern/index_rows.hpp"
 
@@ -377,9 +379,37 @@ void bind_searches(py::module_& m) {
   });
 }
 
+py::dict as_dict(const csrkern::Costs& costs) {
+  py::dict named;
+  for (const auto& [name, cost] : csrkern::kCosts) named[name] = costs.*cost;
+  return named;
+}
+
+void bind_costs(py::module_& m) {
+  m.attr("USUAL_COSTS") = as_dict(csrkern::kUsualCosts);
+  m.def(
+      "costs",
+      [] {
+        const csrkern::Costs* costs;
+        {
+          py::gil_scoped_release release;
+          costs = &csrkern::costs();
+        }
+        return as_dict(*costs);
+      },
+      "What parts of a search take, in nanoseconds; measured where nothing has set them.");
+  m.def("costs_were_measured", &csrkern::costs_were_measured);
+  m.def("set_costs", [](const std::map<std::string, double>& given) {
+    csrkern::Costs costs;
+    for (const auto& [name, cost] : csrkern::kCosts) costs.*cost = given.at(name);
+    csrkern::set_costs(costs);
+  });
+}
+
 }  // namespace
 
 void bind_index(py::module_& m) {
+  bind_costs(m);
   m.def("crc32c", [](const py::buffer& data) {
     const py::buffer_info info = data.request();
     if (!PyBuffer_IsContiguous(info.view(), 'C')) throw py::value_error("expected whole memory");

@@ -16,6 +16,7 @@ import numpy as np
 from csrkern import _C
 from csrkern.arguments import check_int, integers, thread_count
 from csrkern.identity import check_same_model
+from csrkern.index import costs
 from csrkern.index import file as index_file
 from csrkern.index.collection import Collection, Snapshot, rows_to_store, stats
 from csrkern.index.fast import check_mode, check_recall, search_limits
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     )
 
 _LEAST_WIDTH = 1024
+
+costs.prepare()
 
 
 class Explanation(NamedTuple):

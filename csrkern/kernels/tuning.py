@@ -30,6 +30,8 @@ import torch
 import triton
 from triton.runtime.errors import OutOfResources
 
+from csrkern.storage import cache_folder
+
 Config = dict[str, Any]  # a kernel's constants, and num_warps
 
 MODES = ("cached", "off", "measure")
@@ -141,9 +143,7 @@ def choices_path() -> Path:
     """Return the file of choices for the current device."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "interpreter"
     name = re.sub(r"[^A-Za-z0-9]+", "-", device)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("CSRKERN_CACHE") or Path(base) / "csrkern")
-    return folder / f"{name}-triton-{triton.__version__}-{source_hash()}.json"
+    return cache_folder() / f"{name}-triton-{triton.__version__}-{source_hash()}.json"
 
 
 @functools.cache

@@ -1,8 +1,6 @@
 #include "index/batch.hpp"
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <cmath>
 #include <limits>
 
@@ -15,9 +13,6 @@ constexpr int16_t kLowest = -32'767, kHighest = kMostSum;
 // Documents that the first batch is expected to score for a query; later ones know better. Costs in
 // nanoseconds: of a row with a candidate, and of a candidate.
 constexpr double kExpectedScored = 100, kNsStop = 60, kNsAdded = 8;
-
-// What a document of a dense list takes, in postings.
-constexpr double kDensePostings = kNsDense / kNsPosting;
 
 // The documents of one query whose sums reach its bar so far.
 class Candidates {
@@ -167,78 +162,10 @@ class Candidates {
   std::vector<Candidate> found_;
 };
 
-// Returns the least time of a few runs.
-template <class Body>
-double least_ns(const Body& body) {
-  using Clock = std::chrono::steady_clock;
-  double least = std::numeric_limits<double>::infinity();
-  for (int run = 0; run < 8; ++run) {
-    const auto begin = Clock::now();
-    body();
-    least = std::min(least, std::chrono::duration<double, std::nano>(Clock::now() - begin).count());
-  }
-  return least;
-}
-
-// Returns what a posting takes in a scan of lists.
-double measure_posting() {
-  constexpr int64_t kDocs = 32'768, kPostings = 4096;
-  std::vector<uint16_t> slice;  // numbers, then values of 1 in float16
-  for (int64_t i = 0; i < kPostings; ++i) slice.push_back(i * (kDocs / kPostings));
-  slice.resize(2 * kPostings, 0x3c00);
-  const uint64_t offsets[] = {0, kPostings};
-  const QueryTerm term = {offsets, 1.0f, 0};
-  Buffer scores((kDocs + kSpareSlots) * sizeof(float));
-  const ValueKernels& halves = kernels().index.of[static_cast<int>(ValueType::float16)];
-  const double ns = least_ns([&] {
-    halves.score(reinterpret_cast<const uint8_t*>(slice.data()), &term, 1, 0, true, kDocs, 1,
-                 reinterpret_cast<float*>(scores.data()));
-  });
-  return ns / kPostings;
-}
-
-// Returns what an entry takes in a scan of rows with 2^log_terms terms.
-double measure_entry(int log_terms) {
-  constexpr int64_t kRows = 256, kEntries = 64;
-  std::vector<uint64_t> starts;
-  std::vector<uint16_t> terms;
-  for (int64_t row = 0; row <= kRows; ++row) starts.push_back(row * kEntries);
-  for (uint32_t i = 0; i < kRows * kEntries; ++i) {
-    terms.push_back(static_cast<uint16_t>(i * 2'654'435'761u >> (32 - log_terms)));
-  }
-  const std::vector<uint8_t> numbers(terms.size() + 1, 1);
-  Buffer lines(static_cast<size_t>(kBatch) << log_terms);
-  std::memset(lines.data(), 1, lines.bytes());
-  const ByteRows rows = {starts.data(), reinterpret_cast<const uint8_t*>(terms.data()), 2,
-                         numbers.data()};
-  const auto* queries = reinterpret_cast<const int8_t*>(lines.data());
-  int16_t bars[kBatch], sums[kBatch];
-  uint64_t reached;
-  std::fill_n(bars, kBatch, kHighest);
-  const double ns =
-      least_ns([&] { kernels().index.find_row(rows, queries, bars, 0, kRows, sums, &reached); });
-  return ns / (kRows * kEntries);
-}
-
-double ns_of_posting() {
-  static const double ns = measure_posting();
-  return ns;
-}
-
 // The lines of few terms fit in a nearer cache than those of many.
-double ns_of_entry(int64_t n_terms) {
-  constexpr int kLeast = 10, kMost = 16;
-  static std::atomic<double> measured[kMost - kLeast + 1];
-  int log_terms = kLeast;
-  while (log_terms < kMost && (int64_t{1} << log_terms) < n_terms) ++log_terms;
-  std::atomic<double>& ns = measured[log_terms - kLeast];
-  if (ns.load(std::memory_order_relaxed) == 0) ns = measure_entry(log_terms);
-  return ns;
-}
-
-double ns_of_scoring(const IndexView& view) {
-  const double entries = static_cast<double>(view.offsets[view.n_terms * view.n_windows]);
-  return kNsRow + kNsEntry * entries / static_cast<double>(view.n_docs);
+double ns_of_entry(const Costs& costs, int64_t n_terms) {
+  if (n_terms <= 1024) return costs.batch_entry_of_1024;
+  return n_terms <= 4096 ? costs.batch_entry_of_4096 : costs.batch_entry;
 }
 
 // The lines of a batch: zero again when it is done.
@@ -257,10 +184,6 @@ class Lines {
   const std::vector<BatchQuery>& queries_;
   int8_t* data_;
 };
-
-// The same on a processor with AVX2, whatever this one is: plans of fast searches may not depend on
-// it. Of each number of terms up to 1,024, 4,096 and more.
-constexpr double kNsEntryOfBatch[] = {1.07, 1.4, 1.9};
 
 }  // namespace
 
@@ -300,14 +223,14 @@ int64_t BatchSearch::run(const std::vector<BatchQuery>& queries, Scratch& s) con
   for (size_t q = 0; q < queries.size(); ++q) {
     found[q].finish(view, first_doc_);
     ns += kNsAdded * static_cast<double>(found[q].added()) +
-          ns_of_scoring(view) * static_cast<double>(found[q].scored());
+          ns_of_row(costs(), view) * static_cast<double>(found[q].scored());
     share += found[q].share();
     if (!found[q].given_up()) continue;
     ++given_up;
     SegmentSearch search(index_, queries[q].terms, allowed_, first_doc_);
     SearchCost cost;
     search.run(*queries[q].best, s, cost);
-    ns += ns_of_scan(view, static_cast<double>(search.n_postings()));
+    ns += ns_of_scan(costs(), view, static_cast<double>(search.n_postings()));
   }
   rounded_.note_candidates(ns / static_cast<double>(queries.size()));
   rounded_.note_share(share / static_cast<double>(queries.size()));
@@ -328,28 +251,29 @@ bool fits_batches(const IndexView& view, const uint64_t* allowed, int64_t top_k)
 
 double ns_saved_by_batch(const IndexView& view, const RoundedRows* rounded,
                          const std::vector<BatchQuery>& sample, int64_t n_queries) {
-  double postings = 0;
+  const Costs& costs = csrkern::costs();
+  double lists = 0;
   for (const BatchQuery& query : sample) {
     if (query.terms.size() > RowScorer::kMostTerms) return -1;
+    lists += costs.document * view.n_docs;
     for (const QueryTerm& t : query.terms) {
       const uint64_t n = t.offsets[view.n_windows] - t.offsets[0];
-      postings += DenseLists::takes(view, n) ? kDensePostings * static_cast<double>(view.n_docs)
-                                             : static_cast<double>(n);
+      lists += DenseLists::takes(view, n) ? costs.dense * static_cast<double>(view.n_docs)
+                                          : costs.posting * static_cast<double>(n);
     }
   }
   const auto n = static_cast<double>(n_queries);
-  postings *= n / static_cast<double>(sample.size());
+  lists *= n / static_cast<double>(sample.size());
   const double entries = static_cast<double>(view.offsets[view.n_terms * view.n_windows]);
   double of_candidates = rounded == nullptr ? -1 : rounded->ns_of_candidates();
-  if (of_candidates < 0) of_candidates = kExpectedScored * ns_of_scoring(view);
-  const double lists = ns_of_posting() * postings + n * kNsDocument * view.n_docs;
-  return lists - ns_of_entry(view.n_terms) * entries - n * of_candidates;
+  if (of_candidates < 0) of_candidates = kExpectedScored * ns_of_row(costs, view);
+  return lists - ns_of_entry(costs, view.n_terms) * entries - n * of_candidates;
 }
 
 double expected_ns_in_batch(const IndexView& view) {
   const double entries = static_cast<double>(view.offsets[view.n_terms * view.n_windows]);
-  const double of_entry = kNsEntryOfBatch[(view.n_terms > 1024) + (view.n_terms > 4096)];
-  return of_entry * entries / kBatch + kExpectedScored * ns_of_scoring(view);
+  return ns_of_entry(kUsualCosts, view.n_terms) * entries / kBatch +
+         kExpectedScored * ns_of_row(kUsualCosts, view);
 }
 
 }  // namespace csrkern

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "csrkern/costs.hpp"
 #include "csrkern/parallel.hpp"
 #include "index/dense_lists.hpp"
 #include "index/directory.hpp"
@@ -17,11 +18,9 @@
 namespace csrkern {
 namespace {
 
-// Cost of a posting when one thread builds the forward index, the directory of blocks, or rounded
-// values.
-constexpr double kNsPerForwardPosting = 13, kNsPerDirectoryPosting = 4, kNsPerRounding = 3,
-                 kNsPerDenseTerm = 2, kNsPerDenseDocument = 1;
-constexpr double kNsPerSearch = 40;  // of a document in a list, or in a group of one
+// Costs in nanoseconds: of a term and a document of a dense list that is made; of the search for a
+// document in a list, or in a group of one.
+constexpr double kNsPerDenseTerm = 2, kNsPerDenseDocument = 1, kNsPerSearch = 40;
 
 [[noreturn]] void damaged(const std::string& what) {
   throw std::invalid_argument("the index is damaged: " + what);
@@ -212,7 +211,7 @@ OwnedRows Index::rows_of(const int64_t* docs, int64_t n) const {
   const int64_t groups = is_grouped(view_.type) ? kGroups : 1;
   const double searches = kNsPerSearch * static_cast<double>(n * view_.n_terms * groups);
   const bool few = forward_.load(std::memory_order_acquire) == nullptr &&
-                   searches < kNsPerForwardPosting * static_cast<double>(postings);
+                   searches < costs().forward_posting * static_cast<double>(postings);
   if (few) verify(1);
   for (int64_t i = 0; i < n; ++i) {
     if (few) {
@@ -262,7 +261,7 @@ int64_t Index::forward_bytes() const {
 const ForwardIndex* Index::forward_if_worth(int64_t ns_lost) const {
   if (const ForwardIndex* made = forward_.load(std::memory_order_acquire)) return made;
   const uint64_t postings = view_.offsets[view_.n_terms * view_.n_windows];
-  const double cost = kNsPerForwardPosting * static_cast<double>(postings);
+  const double cost = costs().forward_posting * static_cast<double>(postings);
   if (ns_lost_.fetch_add(ns_lost, std::memory_order_relaxed) < cost) return nullptr;
   return &forward(1);
 }
@@ -271,7 +270,7 @@ const RoundedRows* Index::rounded_if_worth(int64_t ns_lost, int num_threads) con
   if (const RoundedRows* made = rounded_.load(std::memory_order_acquire)) return made;
   const uint64_t postings = view_.offsets[view_.n_terms * view_.n_windows];
   const bool has_forward = forward_.load(std::memory_order_acquire) != nullptr;
-  const double cost = (has_forward ? 0 : kNsPerForwardPosting) + kNsPerRounding;
+  const double cost = (has_forward ? 0 : costs().forward_posting) + costs().rounded_posting;
   const int64_t lost = ns_lost_in_batches_.fetch_add(ns_lost, std::memory_order_relaxed) + ns_lost;
   if (lost < cost * static_cast<double>(postings)) return nullptr;
   const ForwardIndex& rows = forward(num_threads);
@@ -314,7 +313,7 @@ int64_t Index::dense_bytes() const {
 const Directory* Index::directory_if_worth() const {
   if (const Directory* made = directory_.load(std::memory_order_acquire)) return made;
   const uint64_t postings = view_.offsets[view_.n_terms * view_.n_windows];
-  const double cost = kNsPerDirectoryPosting * static_cast<double>(postings);
+  const double cost = costs().directory_posting * static_cast<double>(postings);
   if (verified_ != nullptr && ns_lost_in_blocks_.load(std::memory_order_relaxed) < cost) {
     return nullptr;
   }

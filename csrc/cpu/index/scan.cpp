@@ -8,6 +8,7 @@ namespace csrkern {
 namespace {
 
 constexpr int64_t kEnoughForABar = 8192;
+constexpr double kBlocksExpected = 20;  // that a search of clustered codes scores, unfiltered
 
 }  // namespace
 
@@ -78,7 +79,8 @@ double SegmentSearch::ns_saved_by_dense() const {
   for (const QueryTerm& t : terms_) {
     const uint64_t n = t.offsets[view_.n_windows] - t.offsets[0];
     if (!DenseLists::takes(view_, n)) continue;
-    ns += kNsPosting * static_cast<double>(n) - kNsDense * static_cast<double>(view_.n_docs);
+    ns += costs().posting * static_cast<double>(n) -
+          costs().dense * static_cast<double>(view_.n_docs);
   }
   return ns;
 }
@@ -105,7 +107,8 @@ SearchCost SegmentSearch::cost_of_scans() const {
 
 double SegmentSearch::ns_of_scans() const {
   if (terms_.empty()) return 0;
-  return ns_of_scan(view_, static_cast<double>(n_postings())) - std::max(0.0, ns_saved_by_dense());
+  return ns_of_scan(costs(), view_, static_cast<double>(n_postings())) -
+         std::max(0.0, ns_saved_by_dense());
 }
 
 void SegmentSearch::scan(int64_t window, TopHits& best, Scratch& s,
@@ -133,24 +136,27 @@ void SegmentSearch::score_window(int64_t window, int64_t n, float* scores) const
   add_lists(n_terms());
 }
 
+double SegmentSearch::ns_of_filtered(double scan_ns, int64_t listed) const {
+  if (view_.block == 0) return scan_ns;
+  // The fewer documents may be hits, the lower is the bar that the best of them set.
+  const double blocks = std::min(static_cast<double>(view_.n_blocks()),
+                                 kBlocksExpected * view_.n_docs / std::max<double>(listed, 1));
+  const double of_term = costs().bound * view_.n_blocks() + ns_block_term() * blocks;
+  return std::min(scan_ns, n_terms() * of_term);
+}
+
 bool SegmentSearch::run_listed(TopHits& best, Scratch& s) const {
   if (allowed_ == nullptr || terms_.size() > RowScorer::kMostTerms) return false;
-  double scan_ns = ns_of_scan(view_, n_postings());
-  if (view_.block > 0) {
-    scan_ns = std::min(
-        scan_ns, terms_.size() * (kNsBound * view_.n_blocks() + ns_block_term() * kBlocksExpected));
-  }
-  const double row_ns =
-      kNsRow +
-      kNsEntry * static_cast<double>(view_.offsets[view_.n_terms * view_.n_windows]) / view_.n_docs;
-  const int64_t most = static_cast<int64_t>(scan_ns / row_ns);
+  const double scan_ns = ns_of_scan(costs(), view_, n_postings());
+  const double row_ns = ns_of_row(costs(), view_);
   int64_t listed = 0;
-  for (int64_t w = 0; listed <= most && w < (view_.n_docs + 63) / 64; ++w) {
-    if (allowed_[w] != 0) listed += __builtin_popcountll(allowed_[w]);
+  for (int64_t w = 0; w < (view_.n_docs + 63) / 64; ++w) {
+    if (allowed_[w] == 0) continue;
+    listed += __builtin_popcountll(allowed_[w]);
+    if (listed * row_ns > ns_of_filtered(scan_ns, listed)) return false;
   }
-  if (listed > most) return false;
-  const ForwardIndex* forward =
-      index_.forward_if_worth(static_cast<int64_t>(scan_ns - listed * row_ns));
+  const double saved = ns_of_filtered(scan_ns, listed) - listed * row_ns;
+  const ForwardIndex* forward = index_.forward_if_worth(static_cast<int64_t>(saved));
   if (forward == nullptr) return false;
   score_listed(*forward, best, s);
   return true;

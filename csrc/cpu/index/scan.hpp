@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "csrkern/costs.hpp"
 #include "csrkern/index_rows.hpp"
 #include "index/dense_lists.hpp"
 #include "index/directory.hpp"
@@ -52,26 +53,21 @@ struct Scratch {
 // Returns this thread's scratch.
 Scratch& scratch();
 
-// Costs in nanoseconds that decide between single blocks and whole windows: a posting of a scan, a
-// document of a scan, a document of a dense list, a term of a block (mostly waiting for memory)
-// without and with a directory, a term of a block's bound.
-constexpr double kNsPosting = 0.6, kNsDocument = 0.05, kNsDense = 0.15, kNsBlockTerm = 100,
-                 kNsDirectoryTerm = 50, kNsBound = 0.05;
-// Costs that decide between these and single documents: a document, an entry of it; and the number
-// of blocks that a search of clustered codes scores.
-constexpr double kNsRow = 26, kNsEntry = 1.1, kBlocksExpected = 20;
-// A document of a shortlist, to be found and scored again: 380 to 730 ns.
-constexpr double kNsShortlisted = 500;
+inline double ns_of_scan(const Costs& costs, const IndexView& view, double postings) {
+  return costs.posting * postings + costs.document * view.n_docs;
+}
 
-inline double ns_of_scan(const IndexView& view, double postings) {
-  return kNsPosting * postings + kNsDocument * view.n_docs;
+// Returns the expected time of a document that is scored by the forward index.
+inline double ns_of_row(const Costs& costs, const IndexView& view) {
+  const double entries = static_cast<double>(view.offsets[view.n_terms * view.n_windows]);
+  return costs.row + costs.entry * entries / static_cast<double>(view.n_docs);
 }
 
 // Returns the expected time of a search that reads this much.
-inline double ns_of(const IndexView& view, const SearchCost& cost) {
+inline double ns_of(const Costs& costs, const IndexView& view, const SearchCost& cost) {
   if (cost.terms == 0) return 0;
-  return cost.terms * (kNsDirectoryTerm * cost.blocks_scored + kNsBound * view.n_blocks()) +
-         ns_of_scan(view, cost.postings) * cost.windows_scanned / view.n_windows;
+  return cost.terms * (costs.directory_term * cost.blocks_scored + costs.bound * view.n_blocks()) +
+         ns_of_scan(costs, view, cost.postings) * cost.windows_scanned / view.n_windows;
 }
 
 // Returns the terms of the entries whose latents the index has. Checks each list before its first
@@ -81,15 +77,17 @@ std::vector<QueryTerm> find_terms(const Index& index, const std::vector<Entry>& 
 // A search of one index for one query. Documents are numbered from `first_doc`.
 class SegmentSearch {
  public:
-  // `terms`: of the query, by descending weight. `bound_share`: see SearchOptions.
+  // `terms`: of the query, by descending weight. `bound_share`: see SearchOptions. `costs`: by
+  // which it chooses; null: those of this processor.
   SegmentSearch(const Index& index, std::vector<QueryTerm> terms, const uint64_t* allowed,
-                int64_t first_doc, double bound_share = 1)
+                int64_t first_doc, double bound_share = 1, const Costs* costs = nullptr)
       : index_(index),
         view_(index.view_),
         terms_(std::move(terms)),
         allowed_(allowed),
         first_doc_(first_doc),
         bound_share_(bound_share),
+        costs_(costs),
         value_kernels_(choose_value_kernels()),
         dense_(choose_dense()) {}
 
@@ -108,17 +106,22 @@ class SegmentSearch {
   void scan(int64_t window, TopHits& best, Scratch& s, const BlockBounds* bounds = nullptr) const;
 
  private:
+  friend class CostMeter;
+
   const ValueKernels& choose_value_kernels() const;
   double ns_saved_by_dense() const;
   // Returns the dense lists if a term has one and they exist, or are worth making.
   const DenseLists* choose_dense() const;
   int n_terms() const { return static_cast<int>(terms_.size()); }
-  double ns_block_term() const { return directory_ ? kNsDirectoryTerm : kNsBlockTerm; }
+  const Costs& costs() const { return costs_ != nullptr ? *costs_ : csrkern::costs(); }
+  double ns_block_term() const { return directory_ ? costs().directory_term : costs().block_term; }
   int32_t spare() const { return static_cast<int32_t>(round_up(view_.window, kStep)); }
   static float* scores(Scratch& s) { return reinterpret_cast<float*>(s.scores.data()); }
 
   // Adds up the lists of n documents of a window.
   void score_window(int64_t window, int64_t n, float* scores) const;
+  // Returns the expected time of a search by lists, or blocks, where so many documents may be hits.
+  double ns_of_filtered(double scan_ns, int64_t listed) const;
   // If a filter lets few documents pass, scores these individually. Returns false if a scan is
   // faster.
   bool run_listed(TopHits& best, Scratch& s) const;
@@ -160,6 +163,7 @@ class SegmentSearch {
   const uint64_t* allowed_;
   int64_t first_doc_;
   double bound_share_;
+  const Costs* costs_;
   const Directory* directory_ = nullptr;
   const IndexKernels& kernels_ = kernels().index;
   const ValueKernels& value_kernels_;

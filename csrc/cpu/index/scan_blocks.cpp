@@ -54,13 +54,14 @@ void SegmentSearch::run_blocks(TopHits& best, Scratch& s, SearchCost& cost) cons
     block = next;
   }
   if (directory_ == nullptr) {
-    const double saved = (kNsBlockTerm - kNsDirectoryTerm) * terms_.size();
+    const double saved = (costs().block_term - costs().directory_term) * terms_.size();
     index_.note_blocks(static_cast<int64_t>(saved * cost.blocks_scored));
   }
 }
 
 double SegmentSearch::blocks_worth_a_scan() const {
-  const double scan = kNsPosting * n_postings() / view_.n_windows + kNsDocument * view_.window;
+  const double scan =
+      costs().posting * n_postings() / view_.n_windows + costs().document * view_.window;
   return scan / (ns_block_term() * n_terms());
 }
 

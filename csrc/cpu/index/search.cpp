@@ -17,6 +17,9 @@ constexpr int64_t kPostingsWorthSplitting = 400'000;
 // A batch of fewer queries does not gain; so many queries tell whether it does.
 constexpr int64_t kFewestTogether = 4, kSample = 8;
 
+// A document of a shortlist, to be found and scored again: 380 to 730 ns.
+constexpr double kNsShortlisted = 500;
+
 // Returns the largest entries that make up a share of the squared norm.
 std::vector<Entry> strongest(const std::vector<Entry>& entries, double share) {
   double total = 0, sum = 0;
@@ -178,10 +181,11 @@ class Search {
       asked[i] = ask(i);
       TopHits best = no_hits(asked[i]);
       for (int64_t g = 0; g < n_segments; ++g) {
-        SegmentSearch search = segment_search(g, i, asked[i]);
+        SegmentSearch search = segment_search(g, i, asked[i], true);
         const IndexView& view = segments_[g].index->view();
         const bool known = view.block == 0;  // without searching
-        ns[g * n + i] = known ? search.ns_of_scans() : ns_of(view, search.run_counted(best, s));
+        ns[g * n + i] =
+            known ? search.ns_of_scans() : ns_of(kUsualCosts, view, search.run_counted(best, s));
       }
     });
     double total = 0;
@@ -263,12 +267,15 @@ class Search {
     return at_most_all(options_.shortlist > 0 ? options_.shortlist : options_.top_k);
   }
 
-  SegmentSearch segment_search(size_t g, int64_t i, const Asked& query) const {
+  // `plans`: to find a plan, which may not depend on the processor. Nor may what is left out where
+  // bounds are lowered: a window that is scanned leaves out less than its blocks.
+  SegmentSearch segment_search(size_t g, int64_t i, const Asked& query, bool plans = false) const {
+    const Costs* costs = plans || query.bound_share < 1 ? &kUsualCosts : nullptr;
     const Segment& segment = segments_[g];
     const uint64_t* allowed =
         segment.allowed == nullptr ? nullptr : segment.allowed + i * segment.allowed_stride;
     return SegmentSearch(*segment.index, find_terms(*segment.index, query.entries), allowed,
-                         first_docs_[g], query.bound_share);
+                         first_docs_[g], query.bound_share, costs);
   }
 
   // Returns no hits, with the initial bar.
@@ -429,22 +436,23 @@ void Index::search(const SparseRows& queries, int64_t top_k, bool normalize,
   csrkern::search({{this, allowed}}, queries, options, scores, ids);
 }
 
-SearchCost Index::profile(const SparseRows& queries, int64_t i, int64_t top_k,
-                          bool normalize) const {
+SearchCost Index::profile(const SparseRows& queries, int64_t i, int64_t top_k, bool normalize,
+                          const Costs* costs) const {
   check_starts(queries, "queries");
   const std::vector<Entry> entries = read_query(queries, i, normalize, queries.dim);
   Scratch& s = scratch();
   s.reserve(view_.window);
   TopHits best(top_k, ids_ascend_ && view_.block == 0, most_score(normalize));
-  return SegmentSearch(*this, find_terms(*this, entries), nullptr, 0).run_counted(best, s);
+  return SegmentSearch(*this, find_terms(*this, entries), nullptr, 0, 1, costs)
+      .run_counted(best, s);
 }
 
 double Index::gain_of_blocks(const SparseRows& queries, bool normalize) const {
   double scans = 0, blocks = 0;
   for (int64_t i = 0; i < queries.n; ++i) {
-    const SearchCost cost = profile(queries, i, 10, normalize);
-    scans += ns_of_scan(view_, cost.postings);
-    blocks += ns_of(view_, cost);
+    const SearchCost cost = profile(queries, i, 10, normalize, &kUsualCosts);
+    scans += ns_of_scan(kUsualCosts, view_, cost.postings);
+    blocks += ns_of(kUsualCosts, view_, cost);
   }
   return blocks > 0 ? scans / blocks : 1;
 }

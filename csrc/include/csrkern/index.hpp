@@ -163,6 +163,7 @@ struct SearchCost {
   int64_t windows_scanned = 0;  // completely
 };
 
+struct Costs;
 class DenseLists;
 class Directory;
 class ForwardIndex;
@@ -187,8 +188,9 @@ class Index {
   void search(const SparseRows& queries, int64_t top_k, bool normalize, const uint64_t* allowed,
               int num_threads, float* scores, int64_t* ids) const;
 
-  // Returns what the search for query i reads.
-  SearchCost profile(const SparseRows& queries, int64_t i, int64_t top_k, bool normalize) const;
+  // Returns what the search for query i reads; `costs` as for SegmentSearch.
+  SearchCost profile(const SparseRows& queries, int64_t i, int64_t top_k, bool normalize,
+                     const Costs* costs = nullptr) const;
 
   // Returns the expected speedup of searches for these queries over scans of all windows, which
   // the maxima of blocks make possible.
