@@ -124,6 +124,19 @@ def decode_backward(
     return Cost(read, itemsize * (n * k + h * d), 2 * (2.0 * n * k * d), dtype)
 
 
+def pack(n: int, k: int, row_bytes: int, unpack: bool = False) -> Cost:
+    """Float32 codes read and rows of `row_bytes` written, or the reverse."""
+    codes, rows = codes_bytes(n, k, 4), float(n * row_bytes)
+    return Cost(rows, codes) if unpack else Cost(codes, rows)
+
+
+def encode_omp(n: int, d: int, h: int, k: int, turns: int, itemsize: int = 4) -> Cost:
+    """Return the cost of a product with the dictionary in each turn, and of a fit of k latents."""
+    product = gemm(n, d, h, itemsize)
+    flops = turns * product.flops + n * (2.0 * d * k * k + k**3 / 3)
+    return Cost(product.read, codes_bytes(n, k, itemsize), flops)
+
+
 def similarity(n: int, m: int, k: int, pairs: int, itemsize: int = 4) -> Cost:
     """Both sets of codes read, [n, m] written, `pairs` multiply-adds (see `sparse_products`)."""
     return Cost(codes_bytes(n + m, k, itemsize), float(itemsize) * n * m, 2.0 * pairs)
