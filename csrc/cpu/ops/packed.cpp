@@ -11,6 +11,8 @@ namespace csrkern {
 namespace {
 
 constexpr int64_t kScaleBits = 8, kRowsAtOnce = 1024;
+// So many entries take longer to sort than to count for each how many are below it.
+constexpr int64_t kSortedByCounting = 128;
 // 2^(-i / 8)
 constexpr float kEighths[8] = {1.0f,        0.917004043f, 0.840896415f, 0.771105413f,
                                0.70710678f, 0.648419777f, 0.594603558f, 0.545253866f};
@@ -35,6 +37,24 @@ class Bits {
     const int shift = at & 63;
     words_[at >> 6] |= field << shift;
     if (shift + bits > 64) words_[(at >> 6) + 1] |= field >> (64 - shift);
+  }
+
+  // n fields of `bits` bits, one after the other from `at` on; the bits after them must be 0.
+  template <class Field>
+  void put_all(int64_t at, int bits, int64_t n, const Field& field_of) {
+    int64_t word = at >> 6;
+    int filled = at & 63;
+    uint64_t open = words_[word];
+    for (int64_t i = 0; i < n; ++i) {
+      const uint64_t field = field_of(i);
+      open |= field << filled;
+      filled += bits;
+      if (filled < 64) continue;
+      filled -= 64;
+      words_[word++] = open;
+      open = field >> (bits - filled);
+    }
+    words_[word] |= open;
   }
 
   uint64_t get(int64_t at, int bits) const {
@@ -75,7 +95,9 @@ class Row {
         low_(kScaleBits + unary_bits(form)),
         levels_(low_ + form.k * form.low_bits),
         bits_(form.row_bytes),
+        latents_(form.k),
         entries_(form.k),
+        unsorted_(form.k),
         starts_((size_t{1} << form.value_bits) + 1) {
     for (int byte = 0; byte < 256; ++byte) scales_[byte] = scale_of(largest, byte);
   }
@@ -94,23 +116,22 @@ class Row {
       if (values[s] == 0) continue;
       if (values[s] < 0 || indices[s] < 0 || indices[s] >= form_.dim) return false;
       const float level = values[s] / scales_[byte] * top + 0.5f;
+      latents_[n] = indices[s];
       entries_[n++] = {indices[s], static_cast<int>(std::min(std::max(level, 1.0f), top))};
     }
-    std::sort(entries_.begin(), entries_.begin() + n,
-              [](const Entry& a, const Entry& b) { return a.latent < b.latent; });
-    for (int64_t i = 1; i < n; ++i)
-      if (entries_[i].latent == entries_[i - 1].latent) return false;
+    if (!sort(n)) return false;
     const Entry padding{n == 0 ? 0 : entries_[n - 1].latent, 0};
     std::fill(entries_.begin() + n, entries_.end(), padding);
     bits_.clear();
     bits_.put(0, kScaleBits, byte);
     for (int64_t s = 0; s < form_.k; ++s) {
-      const uint64_t latent = entries_[s].latent;
-      bits_.put(kScaleBits + (latent >> form_.low_bits) + s, 1, 1);
-      bits_.put(low_ + s * form_.low_bits, form_.low_bits,
-                latent & ((uint64_t{1} << form_.low_bits) - 1));
-      bits_.put(levels_ + s * form_.value_bits, form_.value_bits, entries_[s].level);
+      bits_.put(kScaleBits + (entries_[s].latent >> form_.low_bits) + s, 1, 1);
     }
+    const uint64_t low = (uint64_t{1} << form_.low_bits) - 1;
+    bits_.put_all(low_, form_.low_bits, form_.k,
+                  [&](int64_t s) { return static_cast<uint64_t>(entries_[s].latent) & low; });
+    bits_.put_all(levels_, form_.value_bits, form_.k,
+                  [&](int64_t s) { return static_cast<uint64_t>(entries_[s].level); });
     bits_.store(row);
     return true;
   }
@@ -148,10 +169,32 @@ class Row {
   }
 
  private:
+  // Sorts the first n entries by latent. Returns false if one repeats.
+  bool sort(int64_t n) {
+    if (n <= kSortedByCounting) {
+      std::copy_n(entries_.begin(), n, unsorted_.begin());
+      std::fill_n(entries_.begin(), n, Entry{-1, 0});  // stays where a latent repeats
+      for (int64_t i = 0; i < n; ++i) {
+        int32_t below = 0;
+        for (int64_t j = 0; j < n; ++j) below += latents_[j] < latents_[i];
+        entries_[below] = unsorted_[i];
+      }
+    } else {
+      std::sort(entries_.begin(), entries_.begin() + n,
+                [](const Entry& a, const Entry& b) { return a.latent < b.latent; });
+    }
+    int32_t last = -1;
+    for (int64_t i = 0; i < n; last = entries_[i++].latent) {
+      if (entries_[i].latent <= last) return false;
+    }
+    return true;
+  }
+
   const PackedForm& form_;
   const int64_t low_, levels_;  // where these fields begin
   Bits bits_;
-  std::vector<Entry> entries_;
+  std::vector<int32_t> latents_;
+  std::vector<Entry> entries_, unsorted_;
   std::vector<int64_t> starts_;  // of levels, the highest first
   float scales_[256];
 };
