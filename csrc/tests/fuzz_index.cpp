@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "check.hpp"
+#include "csrkern/costs.hpp"
 #include "owned_codes.hpp"
 #include "owned_index.hpp"
 
@@ -177,7 +178,16 @@ void search_otherwise(FuzzedDataProvider& input, const Index& index, const Queri
   search_all({{&index}, {&index}}, queries.rows, options);
 }
 
+// Makes one way of a search, or another, the better one.
+void choose_costs(FuzzedDataProvider& input) {
+  Costs costs;
+  const auto& [name, cost] = input.PickValueInArray(kCosts);
+  costs.*cost *= input.ConsumeBool() ? 1e-9 : 1e9;
+  set_costs(costs);
+}
+
 void search(FuzzedDataProvider& input, const IndexView& view) {
+  choose_costs(input);
   const Index index(view, false);
   const Queries queries(input, view.dim);
   const int64_t n = queries.rows.n, top_k = input.ConsumeIntegralInRange<int64_t>(1, 20);
