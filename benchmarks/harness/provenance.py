@@ -20,6 +20,7 @@ RESULTS = ROOT / "benchmarks/results"
 PACKAGES = (
     *("torch", "numpy", "scipy", "triton", "sentence-transformers", "transformers"),
     *("sparse-dot-topn", "pyvsag", "pyseismic-lsr", "faiss-cpu", "qdrant-edge-py"),
+    *("kannolo", "splade-index", "numba", "pyterrier-pisa"),
     *("usearch", "scann-core"),
     *("ray", "fsspec", "pyarrow"),
 )

@@ -27,14 +27,18 @@ from csrkern import roofline
 
 EXACT = (
     *("csrkern uint8", "SINDI float32", "SINDI 8-bit", "SINDI 8-bit, re-scored", "Seismic"),
-    *("sparse_dot_topn", "SciPy", "torch.sparse", "Qdrant Edge"),
+    *("splade-index", "sparse_dot_topn", "SciPy", "torch.sparse", "Qdrant Edge"),
     *("FAISS flat, d=k", "FAISS flat, embeddings"),
 )
 SLOW = ("SciPy", "torch.sparse", "Qdrant Edge")  # by a factor of 5 to 50: raced at one k only
-APPROXIMATE = ("SINDI pruned", "Seismic", "FAISS HNSW, embeddings", "FAISS PQ, embeddings")
+APPROXIMATE = (
+    *("SINDI pruned", "Seismic", "kANNolo"),
+    *("FAISS HNSW, embeddings", "FAISS PQ, embeddings"),
+)
 AT_EVERY_SIZE = ("csrkern uint8", "SINDI float32", "Seismic", "sparse_dot_topn")
 # Clusters of which exact search makes less and less.
-LOOSE_CLUSTERS = [(100_000, h, k, "skewed") for h, k in ((8192, 32), (8192, 64), (1024, 64))]
+LOOSE_CLUSTERS = [(100_000, h, k, "skewed") for h, k in ((4096, 32), (4096, 64), (1024, 64))]
+TEXT = [(n, 30_522, 120, "text") for n in (100_000, 1_000_000)]
 ADAPTER = 16_060  # definitions, all but those that ask
 
 Codes = tuple[int, int, int, str]  # documents, h, k, kind
@@ -108,7 +112,7 @@ def able(names: Sequence[str], threads: int) -> list[str]:
             *adapters(4096, 16, 32, 64),
             *adapters(1024, 64),
             *[(n, 8192, 32, kind) for n in (100_000, 1_000_000) for kind in ("skewed", "uniform")],
-            *[(n, 30_522, 120, "text") for n in (100_000, 1_000_000)],
+            *TEXT,
         ),
         *[
             (100_000, h, k, kind, "one")
@@ -132,7 +136,7 @@ def bench_index(race: Race, request: pytest.FixtureRequest, case: Any) -> None:
     quick=[(*one, 0.99, "one") for one in adapters(4096, 32)],
     full=[
         (*one, recall, threads)
-        for one in (*adapters(4096, 32, 64), *LOOSE_CLUSTERS)
+        for one in (*adapters(4096, 32, 64), *LOOSE_CLUSTERS, *TEXT)
         for recall in (0.99, 0.95)
         for threads in ("one", "all")
         if threads == "one" or (one[2] == 32 and one[3] != "skewed")

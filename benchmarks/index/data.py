@@ -21,6 +21,7 @@ from benchmarks.harness import generators
 from benchmarks.harness.generators import Codes
 
 TOP_K = 10
+LIKE = 400  # queries that plans of fast searches are measured on
 QUERY_TERMS = 38  # of "text"
 ALL = 0  # as the number of documents: as many as there are
 ADAPTER_STEPS, ADAPTER_ROWS = 300, 1024
@@ -46,21 +47,25 @@ class Data:
     dim: int
     truth: np.ndarray  # [queries, TOP_K] ids, exact in float32
     dense: Dense | None = None
+    like: Codes | sp.csr_array | None = None  # other queries of the same kind, to measure plans on
 
     @staticmethod
-    def of(documents: Any, queries: Any, dim: int, dense: Dense | None = None) -> Data:
+    def of(
+        documents: Any, queries: Any, dim: int, dense: Dense | None = None, like: Any = None
+    ) -> Data:
         """With the exact answer, which is found here."""
-        return Data(documents, queries, dim, exact_top_k(queries, documents, dim), dense)
+        return Data(documents, queries, dim, exact_top_k(queries, documents, dim), dense, like)
 
     @staticmethod
     def make(n: int, h: int, k: int, kind: str, n_queries: int, given: Path | None) -> Data:
         """`n` documents (or `ALL`) and `n_queries` queries of `kind`."""
-        if kind in ("uniform", "skewed"):
+        if kind in ("uniform", "skewed", "text"):
             draw = getattr(generators, kind)
-            return Data.of(draw(n, h, k, seed=1), draw(n_queries, h, k, seed=2), h)
-        if kind == "text":
-            documents = generators.text(n, h, k, seed=1)
-            return Data.of(documents, generators.text(n_queries, h, QUERY_TERMS, seed=2), h)
+            entries = QUERY_TERMS if kind == "text" else k
+            queries, like = (
+                draw(m, h, entries, seed=seed) for seed, m in ((2, n_queries), (3, LIKE))
+            )
+            return Data.of(draw(n, h, k, seed=1), queries, h, like=like)
         source = given if kind == "given" else None
         dense, model = embedded(source, n, n_queries), adapter(source, n, h)
         documents, queries = (_encoded(model, rows, k) for rows in (dense.documents, dense.queries))

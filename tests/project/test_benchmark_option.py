@@ -23,6 +23,7 @@ from benchmarks.index import bench_index, big_ann, charts
 from benchmarks.index import data as index_data
 from benchmarks.index.data import Data
 from benchmarks.index.engine import Engine, Field
+from benchmarks.index.peers import SPARSE
 from csrkern.roofline import Cost, Machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,6 +135,41 @@ def test_an_engine_is_raced_at_its_fastest_setting_that_finds_enough() -> None:
         *(0.5, 0.9, 1.0)
     ]
     assert [recall_of(side) for side in field.frontier("engine", 1).values()] == [0.5, 0.9, 1.0]
+
+
+@pytest.mark.parametrize("name", ["kANNolo", "Seismic", "SINDI float32", "splade-index"])
+def test_an_engine_of_another_package_finds_the_best(name: str) -> None:
+    data = Data.make(600, 400, 12, "text", 9, None)
+    found = Field(data, 1, SPARSE).best(name, 1, 0.95)
+    if isinstance(found, Missing):
+        pytest.skip(found.reason)
+    assert float(found.figures["recall"]) >= 0.95
+    assert float(found.figures["bytes_per_code"]) > 20  # a row has 12 entries
+
+
+def test_pisa_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
+    big_ann.draw(600, 9, tmp_path)
+    command = ["-m", "benchmarks.index.big_ann", str(tmp_path), "--peers", "PISA", "--rounds", "1"]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("PISA"))
+    if "see benchmarks/README.md" in line:
+        pytest.skip(line)
+    assert float(line.split()[1]) >= 0.95
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pyvsag", SimpleNamespace())
+        missing = Field(Data.make(100, 64, 4, "uniform", 2, None), 1, SPARSE).built("PISA")
+    assert missing == Missing("crashes in a process that has imported pyvsag")
+
+
+def test_plans_of_fast_searches_are_measured_on_other_queries() -> None:
+    data = Data.make(3000, 400, 12, "text", 9, None)
+    assert data.like is not None
+    assert data.like.shape[0] == index_data.LIKE
+    engines = Field(data, 1, SPARSE).built("csrkern fast")
+    assert not isinstance(engines, Missing)
+    measured = engines[0].index.stats()["recall"].values()
+    assert {(plan["of"], plan["measured"]) for plan in measured} == {("queries", index_data.LIKE)}
 
 
 def test_the_curve_shows_only_settings_that_no_other_beats() -> None:
