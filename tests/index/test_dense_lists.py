@@ -57,6 +57,18 @@ def test_they_find_what_lists_find(dtype, top_k):
     assert_same(filtered, expected(top_k, allowed))
 
 
+def test_queries_of_a_call_find_what_each_alone_finds():
+    index = searched()
+    index.add(sp.csr_array(CODES[:700]))  # a segment that has none
+    queries = np.concatenate([QUERIES, np.zeros_like(QUERIES[:2]), rows(100, 3)])
+    together = index.search(sp.csr_array(queries), 12, num_threads=1)
+    for i, query in enumerate(queries):
+        alone = index.search(sp.csr_array(query[None]), 12, num_threads=1)
+        assert_same([side[i] for side in together], [side[0] for side in alone])
+    codes = np.concatenate([CODES, CODES[:700]])
+    assert_same(together, reference.similarity_top_k(queries, codes, 12))
+
+
 @pytest.mark.parametrize("options", [{"dtype": "uint8"}, {"cluster": True}])
 def test_forms_that_have_none(options):
     assert searched(**options).stats()["dense_bytes"] == 0

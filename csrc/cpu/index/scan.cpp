@@ -114,7 +114,7 @@ double SegmentSearch::ns_of_scans() const {
 void SegmentSearch::scan(int64_t window, TopHits& best, Scratch& s,
                          const BlockBounds* bounds) const {
   const int64_t n = std::min<int64_t>(view_.window, view_.n_docs - window * view_.window);
-  if (!any_allowed(window * view_.window, n)) return;
+  if (terms_.empty() || !any_allowed(window * view_.window, n)) return;
   score_window(window, n, scores(s));
   take(window, 0, n, best, s, bounds);
 }

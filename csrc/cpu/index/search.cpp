@@ -111,7 +111,7 @@ class Search {
   }
 
   // Finds the hits of queries [begin, end), at most kBatch: all queries together in the segments
-  // that have rounded rows, one by one in the others.
+  // that have rounded rows or dense lists, one by one in the others.
   void find_together(int64_t begin, int64_t end, const std::vector<const RoundedRows*>& rounded,
                      const std::function<void(int64_t, const std::vector<Hit>&)>& keep) const {
     Scratch& s = reserved_scratch();
@@ -130,9 +130,21 @@ class Search {
           continue;
         }
       }
+      std::vector<SegmentSearch> searches;
+      searches.reserve(end - begin);
       for (int64_t i = begin; i < end; ++i) {
+        searches.push_back(segment_search(g, i, asked[i - begin]));
+      }
+      if (shares_lists(segment)) {
+        // Window by window: what queries share stays in a cache, 1.2 times as fast at a million.
+        for (int64_t w = 0; w < segment.index->view().n_windows; ++w) {
+          for (int64_t i = 0; i < end - begin; ++i) searches[i].scan(w, best[i], s);
+        }
+        continue;
+      }
+      for (int64_t i = 0; i < end - begin; ++i) {
         SearchCost cost;
-        segment_search(g, i, asked[i - begin]).run(best[i - begin], s, cost);
+        searches[i].run(best[i], s, cost);
       }
     }
     for (int64_t i = begin; i < end; ++i) {
@@ -155,7 +167,11 @@ class Search {
     }
     const int64_t batch = std::min<int64_t>(queries_.n / threads, kBatch);
     const std::vector<const RoundedRows*> rounded = rounded_rows(batch);
-    if (!rounded.empty()) {
+    bool together = false;
+    for (size_t g = 0; g < segments_.size(); ++g) {
+      together |= rounded[g] != nullptr || shares_lists(segments_[g]);
+    }
+    if (together && batch >= kFewestTogether) {
       parallel_for(queries_.n, batch, threads, [&](int64_t begin, int64_t end, int) {
         find_together(begin, end, rounded, keep);
       });
@@ -212,15 +228,20 @@ class Search {
     return queries;
   }
 
-  // Returns the rows of each segment, or null, for batches of this many queries; nothing if no
-  // segment gains by them, which the first few queries tell.
+  // Returns whether many queries read the same long lists. Where they do not, the slices that one
+  // query reads next would be fetched in vain: 0.7 times as fast.
+  static bool shares_lists(const Segment& segment) {
+    return segment.allowed == nullptr && segment.index->dense_bytes() > 0;
+  }
+
+  // Returns the rows of each segment, or null where batches of this many queries do not gain by
+  // them, which the first few queries tell.
   std::vector<const RoundedRows*> rounded_rows(int64_t batch) const {
-    if (batch < kFewestTogether || queries_.is_signed) return {};
+    std::vector<const RoundedRows*> rounded(segments_.size(), nullptr);
+    if (batch < kFewestTogether || queries_.is_signed) return rounded;
     const int64_t n_sample = std::min(batch, kSample);
     std::vector<Asked> asked;
     std::vector<TopHits> best;
-    std::vector<const RoundedRows*> rounded(segments_.size(), nullptr);
-    bool any = false;
     for (size_t g = 0; g < segments_.size(); ++g) {
       const Segment& segment = segments_[g];
       const IndexView& view = segment.index->view();
@@ -236,9 +257,7 @@ class Search {
       const double in_all = saved * static_cast<double>(queries_.n) / static_cast<double>(batch);
       rounded[g] =
           segment.index->rounded_if_worth(static_cast<int64_t>(in_all), options_.num_threads);
-      any |= rounded[g] != nullptr;
     }
-    if (!any) rounded.clear();
     return rounded;
   }
 
