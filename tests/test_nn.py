@@ -208,7 +208,7 @@ def test_training_lowers_the_error():
     ("arguments", "message"),
     [
         ((0, H, K), "input_dim: expected at least 1, got 0"),
-        ((D, 0, K), "hidden_dim: expected at least 1, got 0"),
+        ((D, 0, K), "hidden_dim: expected 1 <= hidden_dim <= 2147483647, got 0"),
         ((D, H, 0), "k: expected at least 1, got 0"),
         ((D, H, K, -1), "k_aux: expected at least 0, got -1"),
         ((D, H, K, 1, False, -1), "dead_threshold: expected at least 0, got -1"),

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from csrkern import hub
 from csrkern._fingerprint import fingerprint_of, fingerprint_of_codes, forget
-from csrkern.arguments import check_at_least, check_bool
+from csrkern.arguments import check_at_least, check_bool, check_int
 from csrkern.codes.sparse import SparseCodes, check_codes
 from csrkern.embeddings.dataset import Embeddings, open_embeddings
 from csrkern.identity import check_fingerprint
@@ -23,7 +23,7 @@ from csrkern.ops.autoencode import autoencode
 from csrkern.ops.decode import decode
 from csrkern.ops.encode import encode
 from csrkern.ops.topk_relu import topk_relu
-from csrkern.ops.validation import check_tensor
+from csrkern.ops.validation import check_ks, check_tensor
 from csrkern.typing import ArraySource
 
 
@@ -98,7 +98,7 @@ class SparseAutoencoder(nn.Module):
 
     Raises:
         TypeError, ValueError: if a size is no positive integer (k_aux and dead_threshold may be
-            0), or k exceeds hidden_dim.
+            0), k exceeds hidden_dim, or `standardize` is set for an input_dim of 1.
 
     Source: Wen et al., ICML 2025 (arXiv 2503.01776); Gao et al. 2024 (arXiv 2406.04093).
     """
@@ -121,12 +121,16 @@ class SparseAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.input_dim = check_at_least("input_dim", input_dim, 1)
-        self.hidden_dim = check_at_least("hidden_dim", hidden_dim, 1)
+        self.hidden_dim = check_int("hidden_dim", hidden_dim, 1, 2**31 - 1)
         self.k = check_at_least("k", k, 1)
         if self.k > self.hidden_dim:
             raise ValueError(f"k: expected at most hidden_dim = {hidden_dim}, got {k}")
         self.k_aux = check_at_least("k_aux", k_aux, 0)
         self.standardize = check_bool("standardize", standardize)
+        if self.standardize and self.input_dim == 1:
+            raise ValueError(
+                "standardize: expected False with input_dim = 1, since one number has no deviation"
+            )
         self.dead_threshold = check_at_least("dead_threshold", dead_threshold, 0)
         self.tied = check_bool("tied", tied)
         self.partner = check_fingerprint("partner", partner)
@@ -288,6 +292,7 @@ class SparseAutoencoder(nn.Module):
         encoder = (x, weight, self.latent_bias[latents] if bias is None else bias)
         if self.tied:
             return autoencode(*encoder, ks=ks, pre_bias=self.pre_bias, precision=precision)
+        ks = check_ks(ks, weight.shape[0], "h")
         codes = encode(*encoder, k=ks[-1], pre_bias=self.pre_bias, precision=precision)
         return codes, decode(codes, self.dictionary[latents], self.pre_bias, ks=ks)
 

@@ -213,8 +213,6 @@ def _moments(
     Raises ValueError for rows that are not finite, all equal, or far from the size of 1.
     """
     d = embeddings[0].width
-    if model.standardize and d == 1:
-        raise ValueError("standardize: expected embeddings of at least 2 dimensions, got 1")
     total = torch.zeros(d, dtype=torch.float64, device="cpu")
     first: Tensor | None = None
     square, checksum = 0.0, 0

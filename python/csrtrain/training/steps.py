@@ -151,5 +151,6 @@ def check_finite_loss(losses: dict[str, float], step: int, batch: Batch) -> None
     raise FloatingPointError(
         f"step {step + 1}: the loss is not finite ({terms}) on the batch of rows {first}, ... "
         f"(largest magnitude {float(batch.x.abs().max()):.4g}); no step was taken on it. "
-        "Try a lower learning rate (lr), or unit_scale=True for embeddings of large magnitude"
+        "Try a lower learning rate (lr), a temperature and weights of terms nearer 1, or "
+        "unit_scale=True for embeddings of large magnitude"
     )
