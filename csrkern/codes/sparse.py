@@ -17,6 +17,7 @@ from csrkern._native import NATIVE_DTYPES, call
 from csrkern.arguments import (
     array_of,
     as_int,
+    check_not_negative,
     check_places,
     check_positive,
     integers,
@@ -168,6 +169,58 @@ class SparseCodes:
         if not 1 <= k <= self.k:
             raise ValueError(f"k: expected 1 <= k <= {self.k}, got {shown(k)}")
         return self._with(self.values[:, :k], self.indices[:, :k])
+
+    def threshold(self, mean: _Real) -> _Real:
+        """Return the least number above which rows have `mean` active latents on average, at most.
+
+        `above(threshold)` then gives a set of rows, and others like them, codes of a length of
+        their own: few latents where few are strong. A row keeps k of them at most, so take codes
+        of a k well above the mean. Of values that are equal to the threshold none is kept.
+
+        Raises:
+            TypeError, ValueError: if the mean is not a positive number.
+        """
+        kept = int(check_positive("mean", mean) * len(self))
+        values = self.values.detach().flatten()
+        if kept >= values.numel():
+            return 0.0
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        return float(values.kthvalue(values.numel() - kept).values)
+
+    def above(self, threshold: _Real | Tensor | np.ndarray) -> SparseCodes:
+        """Return the codes without the latents whose value is not above a threshold.
+
+        Slots stay as many; those after a row's last latent are empty, and no operator computes
+        with them. `trim` leaves out slots that are empty in all rows. NaN stays. Differentiable.
+
+        Args:
+            threshold: a number, such as `threshold` returns, or [dim], one for each latent, as
+                JumpReLU autoencoders have them; not negative.
+
+        Raises:
+            TypeError, ValueError: if it is neither, or negative or NaN.
+        """
+        if isinstance(threshold, (Tensor, np.ndarray)):
+            each = torch.as_tensor(threshold, device=self.device)
+            if each.shape != (self.dim,) or not bool((each >= 0).all()):
+                raise ValueError(
+                    f"threshold: expected a number or [{self.dim}] numbers, none negative, got "
+                    f"shape {list(each.shape)}"
+                )
+            kept = self.active & ~(self.values <= each[self.latents()])
+            order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)
+            kept, values = kept.gather(1, order), self.values.gather(1, order)
+            indices = self.indices.gather(1, order)
+        else:
+            kept = ~(self.values <= check_not_negative("threshold", threshold))
+            values, indices = self.values, self.indices
+        return self._with(torch.where(kept, values, 0), torch.where(kept, indices, 0))
+
+    def trim(self) -> SparseCodes:
+        """Return the codes with as many slots as the fullest row needs, and at least one."""
+        if not self.k:
+            return self
+        return self.truncate(max(1, int(self.active.sum(1).max()) if len(self) else 1))
 
     def to(self, *args: Any, **kwargs: Any) -> SparseCodes:
         """Like `Tensor.to`: a device moves both tensors, a dtype converts the values.

@@ -2,8 +2,9 @@
 
 - `sentence_transformers`: `accelerate`, which runs an existing `SparseEncoder` on these kernels,
   and adapters to and from the directories that package saves.
-- `checkpoints`: adapters to and from the paper's `.pth` and EleutherAI's TopK autoencoders.
-- `sae_lens`, `sparsify`: `accelerate` for the TopK autoencoders of these packages.
+- `checkpoints`: adapters to and from the paper's `.pth` and the autoencoders of EleutherAI's
+  sparsify and of SAELens.
+- `sae_lens`, `sparsify`: `accelerate` for the sparse autoencoders of these packages.
 - `sklearn`: a transformer and neighbors with scikit-learn's manners.
 - `frames`: codes as list columns of pyarrow and pandas.
 - `trec`: runs and relevance judgments in the files that evaluation tools read.

@@ -114,6 +114,11 @@ class Patch:
             self._holds -= 1
             self._take_back()
 
+    @property
+    def in_force(self) -> bool:
+        """Whether ours are in place."""
+        return bool(self._in_force)
+
     def covers(self, module: Any) -> bool:
         """Return whether an acceleration in force is for `module`."""
         return any(acceleration.covers(module) for acceleration in self._in_force)

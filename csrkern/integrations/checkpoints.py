@@ -1,8 +1,10 @@
-"""Adapters to and from two published kinds of checkpoint.
+"""Adapters to and from three published kinds of checkpoint.
 
 - the `.pth` that the paper's training scripts write: {"state_dict", "epoch", …}, names with
   `module.` in front after distributed training, and the backbone's weights beside the adapter's;
-- the folder of an EleutherAI `sparsify` TopK autoencoder: cfg.json and sae.safetensors.
+- the folder of an EleutherAI `sparsify` TopK autoencoder: cfg.json and sae.safetensors;
+- the folder of a SAELens TopK, BatchTopK or JumpReLU autoencoder: cfg.json and
+  sae_weights.safetensors.
 
 Nothing here runs code from a file: weights are read with `weights_only` or as safetensors.
 """
@@ -25,7 +27,7 @@ from csrkern.storage import read_json, write_atomically
 
 _ENCODER, _DECODER = "encoder.weight", "decoder.linear.weight"
 _ADAPTER = {"pre_bias", "latent_bias", _ENCODER, _DECODER, "stats_last_nonzero"}
-CFG_NAME, SAE_NAME = "cfg.json", "sae.safetensors"
+CFG_NAME, SAE_NAME, SAE_LENS_NAME = "cfg.json", "sae.safetensors", "sae_weights.safetensors"
 
 
 def load_pth(
@@ -110,19 +112,9 @@ def load_sparsify(
             that `SparseAutoencoder` cannot express: another activation than TopK, signed,
             transcoding, with skip connections.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(directory)
-    for name in (CFG_NAME, SAE_NAME):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"no {name} in {folder}; expected one hookpoint's folder")
-    cfg = read_json(folder / CFG_NAME)
-    try:
-        tensors = load_file(folder / SAE_NAME)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / SAE_NAME} is damaged: {error}") from error
-    if not isinstance(cfg, dict) or type(cfg.get("k")) is not int:
+    cfg, tensors = _read(folder, SAE_NAME, "one hookpoint's folder")
+    if type(cfg.get("k")) is not int:
         raise ValueError(f"{folder / CFG_NAME}: expected settings with an integer k")
     if cfg.get("activation", "topk") != "topk":
         raise ValueError(
@@ -185,6 +177,133 @@ def save_sparsify(model: SparseAutoencoder, directory: str | os.PathLike[str]) -
     payload = save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()})
     write_atomically(folder / SAE_NAME, payload)
     write_atomically(folder / CFG_NAME, (json.dumps(cfg, indent=2) + "\n").encode())
+
+
+def load_sae_lens(
+    directory: str | os.PathLike[str], *, k: int | None = None, k_aux: int = 512
+) -> tuple[SparseAutoencoder, Tensor | None]:
+    """Return the autoencoder in a folder of SAELens, untied, and thresholds [h] if it has them.
+
+    A JumpReLU autoencoder, which BatchTopK ones are saved as, keeps all latents above thresholds
+    of their own: `model.encode(x).above(thresholds)` gives the strongest k of these.
+
+    Args:
+        directory: holds cfg.json and sae_weights.safetensors, as `save_inference_model` and
+            the package's checkpoints do.
+        k: active latents of a row, at most; None: that of a TopK autoencoder. Others have none.
+        k_aux: as for `SparseAutoencoder`.
+
+    Raises:
+        FileNotFoundError: if one of the two files is missing.
+        ValueError: if they are damaged, hold weights that are NaN or infinite, or are of an
+            autoencoder that `SparseAutoencoder` cannot express: of another architecture, or with
+            activations that are normalized or reshaped.
+    """
+    folder = Path(directory)
+    cfg, tensors = _read(folder, SAE_LENS_NAME, "a folder of SAELens")
+    kind = cfg.get("architecture")
+    if kind not in ("topk", "jumprelu"):
+        raise ValueError(
+            f"{folder / CFG_NAME}: architecture: expected 'topk' or 'jumprelu', got {kind!r}; "
+            "the package saves BatchTopK as 'jumprelu' by save_inference_model"
+        )
+    for feature in ("normalize_activations", "reshape_activations"):
+        if cfg.get(feature, "none") != "none":
+            raise ValueError(
+                f"{folder / CFG_NAME}: {feature}: expected 'none', got {cfg[feature]!r}; "
+                "a SparseAutoencoder takes its input as it is"
+            )
+    names = ["W_enc", "b_enc", "W_dec", "b_dec", *(["threshold"] if kind == "jumprelu" else [])]
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise ValueError(f"{folder / SAE_LENS_NAME} lacks {', '.join(missing)}")
+    k = cfg.get("k") if k is None and kind == "topk" else k
+    if k is None:
+        raise ValueError("k: expected the most active latents of a row, which this folder lacks")
+    weight, bias, dictionary, pre_bias = (tensors[name] for name in names[:4])
+    if cfg.get("rescale_acts_by_decoder_norm"):
+        norms = dictionary.norm(dim=1)
+        weight, bias, dictionary = weight * norms, bias * norms, dictionary / norms[:, None]
+    if not cfg.get("apply_b_dec_to_input", True):
+        bias = bias + pre_bias @ weight
+    adapter = {
+        "pre_bias": pre_bias,
+        "latent_bias": bias,
+        _ENCODER: weight.T.contiguous(),
+        _DECODER: dictionary,
+    }
+    thresholds = tensors.get("threshold")
+    if thresholds is not None:
+        check_tensors_finite(os.fspath(folder), {"threshold": thresholds})
+    return _model(folder, adapter, k=k, k_aux=k_aux, tied=False), thresholds
+
+
+def save_sae_lens(
+    model: SparseAutoencoder,
+    directory: str | os.PathLike[str],
+    thresholds: float | Tensor | None = None,
+) -> None:
+    """Write cfg.json and sae_weights.safetensors, from which SAELens loads the same autoencoder.
+
+    Args:
+        model: one that does not standardize its input.
+        directory: made if it is not there.
+        thresholds: a number, as of `SparseCodes.threshold`, or [h]: write a JumpReLU
+            autoencoder, which keeps all latents above them. None: a TopK one.
+
+    Raises:
+        ValueError: if the model standardizes its input, which SAELens does otherwise, or a weight
+            is NaN or infinite; nothing is written then.
+    """
+    from safetensors.torch import save
+
+    if model.standardize:
+        raise ValueError("model: expected standardize=False; SAELens has another such step")
+    tensors = {
+        "W_enc": model.encoder.weight.T,
+        "b_enc": model.latent_bias,
+        "W_dec": model.dictionary,
+        "b_dec": model.pre_bias,
+    }
+    cfg: dict[str, Any] = {
+        "architecture": "topk" if thresholds is None else "jumprelu",
+        "d_in": model.input_dim,
+        "d_sae": model.hidden_dim,
+        "dtype": str(model.pre_bias.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {},
+    }
+    if thresholds is None:
+        cfg |= {"k": model.k, "rescale_acts_by_decoder_norm": False}
+    else:
+        each = torch.as_tensor(thresholds, device=model.pre_bias.device)
+        tensors["threshold"] = each.to(model.pre_bias.dtype).expand(model.hidden_dim)
+    check_tensors_finite("the model", tensors)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    payload = save({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()})
+    write_atomically(folder / SAE_LENS_NAME, payload)
+    write_atomically(folder / CFG_NAME, (json.dumps(cfg, indent=2) + "\n").encode())
+
+
+def _read(folder: Path, weights: str, expected: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the settings in a folder's cfg.json, and the tensors in its file `weights`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for name in (CFG_NAME, weights):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no {name} in {folder}; expected {expected}")
+    cfg = read_json(folder / CFG_NAME)
+    if not isinstance(cfg, dict):
+        raise ValueError(f"{folder / CFG_NAME}: expected settings by name")
+    try:
+        return cfg, load_file(folder / weights)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / weights} is damaged: {error}") from error
 
 
 def _model(

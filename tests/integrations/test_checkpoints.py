@@ -1,4 +1,4 @@
-"""Adapters in the paper's .pth, in sparsify's folders and in sentence-transformers' folders."""
+"""Adapters in the paper's .pth, and in folders of sparsify, SAELens and sentence-transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from csrkern.integrations.checkpoints import load_pth, load_sparsify, save_pth, save_sparsify
+from csrkern.integrations.checkpoints import (
+    load_pth,
+    load_sae_lens,
+    load_sparsify,
+    save_pth,
+    save_sae_lens,
+    save_sparsify,
+)
 from csrkern.integrations.sentence_transformers.folder import (
     load_sentence_transformers,
     model_card,
@@ -353,3 +360,84 @@ def test_naming_the_integrations_loads_no_torch() -> None:
         "assert 'sentence_transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- SAELens, without the package -----------------------------------------------------
+
+
+def write_sae_lens(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """A folder as SAELens writes it."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(3)
+    sizes = {"W_enc": (D, H), "b_enc": (H,), "W_dec": (H, D), "b_dec": (D,)}
+    tensors = {n: torch.randn(size, generator=generator) for n, size in sizes.items()}
+    cfg = {"architecture": "topk", "k": K, "d_in": D, "d_sae": H, "apply_b_dec_to_input": True}
+    cfg |= {"normalize_activations": "none", "reshape_activations": "none", **changes}
+    if cfg["architecture"] == "jumprelu":
+        tensors["threshold"] = torch.rand(H, generator=generator)
+    save_file(tensors, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    return tensors
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
+def test_sae_lens_gives_what_its_formula_gives(
+    tmp_path: Path, rescale: bool, centered: bool, architecture: str
+) -> None:
+    changes = {"rescale_acts_by_decoder_norm": rescale, "apply_b_dec_to_input": centered}
+    tensors = write_sae_lens(tmp_path / "sae", architecture=architecture, **changes)
+    t = {name: tensor.double() for name, tensor in tensors.items()}
+    x = torch.randn(20, D).double()
+    norms = t["W_dec"].norm(dim=1) if rescale else torch.ones(H).double()
+    pre = ((x - t["b_dec"] if centered else x) @ t["W_enc"] + t["b_enc"]) * norms
+    if architecture == "topk":
+        model, thresholds = load_sae_lens(tmp_path / "sae")
+        assert thresholds is None
+        codes = model.encode(x.float())
+        top = pre.relu().topk(K)
+        dense = torch.zeros(20, H).double().scatter(1, top.indices, top.values)
+    else:
+        model, thresholds = load_sae_lens(tmp_path / "sae", k=H)
+        assert thresholds is not None
+        codes = model.encode(x.float()).above(thresholds)
+        dense = pre * (pre > t["threshold"])
+    torch.testing.assert_close(codes.to_dense().double(), dense, rtol=0, atol=1e-4)
+    expected = (dense / norms) @ t["W_dec"] + t["b_dec"]
+    torch.testing.assert_close(model.decode(codes).double(), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("thresholds", [None, 0.5, torch.linspace(0, 1, H)], ids=repr)
+def test_sae_lens_round_trip(tmp_path: Path, thresholds: Any) -> None:
+    model = make()
+    save_sae_lens(model, tmp_path / "sae", thresholds)
+    copied, found = load_sae_lens(tmp_path / "sae", k=K)
+    assert_same(copied, model, stats=False)
+    assert (found is None) == (thresholds is None)
+    if found is not None:
+        torch.testing.assert_close(found, torch.as_tensor(thresholds).expand(H))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "gated"}, "architecture: expected 'topk' or 'jumprelu', got 'gated'"),
+        ({"architecture": "batchtopk"}, "save_inference_model"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations: expected 'none'"),
+        ({"reshape_activations": "hook_z"}, "reshape_activations: expected 'none'"),
+        ({"architecture": "jumprelu"}, "k: expected the most active latents"),
+        ({"k": "many"}, "k: expected an int"),
+    ],
+)
+def test_sae_lens_that_does_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FileNotFoundError, match="a folder of SAELens"):
+        load_sae_lens(tmp_path)
+    write_sae_lens(tmp_path / "sae", **changes)
+    with pytest.raises((ValueError, TypeError), match=message):
+        load_sae_lens(tmp_path / "sae")
+    with pytest.raises(ValueError, match="standardize=False"):
+        save_sae_lens(make(standardize=True), tmp_path / "other")
+    with pytest.raises(ValueError, match="finite numbers"):
+        save_sae_lens(with_nan(), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
