@@ -14,6 +14,9 @@ import numpy as np
 
 from csrkern import _C
 
+# What an error about negative values ends in.
+OF_SIGNED = "; SparseCodes.from_signed splits latents of values of either sign into two"
+
 
 def as_int(name: str, value: Any) -> int:
     """Return `value` as an int: Python's, NumPy's, or any number with `__index__`; no bool."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csrkern.arguments import as_int, check_places, row_starts, shown
+from csrkern.arguments import OF_SIGNED, as_int, check_places, row_starts, shown
 from csrkern.ops.validation import FLOATS, check_dim
 
 # Larger integers are not all float32 numbers.
@@ -94,7 +94,7 @@ def check_entries(name: str, values: Tensor, rows: Tensor | None = None) -> None
     expected = "no negative entries" if value < 0 else "finite entries"
     raise ValueError(
         f"{name}: expected {expected}, got {value} in row {row}; "
-        "codes hold finite values that are not negative"
+        "codes hold finite values that are not negative" + (OF_SIGNED if value < 0 else "")
     )
 
 

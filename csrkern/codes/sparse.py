@@ -15,6 +15,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from csrkern import _C
 from csrkern._native import NATIVE_DTYPES, call
 from csrkern.arguments import (
+    OF_SIGNED,
     array_of,
     as_int,
     check_not_negative,
@@ -351,7 +352,8 @@ class SparseCodes:
         for rule, where in broken.items():
             rows = where.any(1).nonzero()
             if len(rows):
-                raise ValueError(f"not SparseCodes: {rule} is broken in row {int(rows[0])}")
+                hint = OF_SIGNED if rule == "values not negative" else ""
+                raise ValueError(f"not SparseCodes: {rule} is broken in row {int(rows[0])}{hint}")
         return self
 
     def _is_valid(self) -> bool:
@@ -516,6 +518,81 @@ class SparseCodes:
             )
         latents = torch.from_numpy(indices.astype(np.int64))
         return SparseCodes(*slots.in_order(floats, latents, dim), dim).validate()
+
+    # ---- signed codes -----------------------------------------------------------------
+
+    @staticmethod
+    def from_signed(values: Tensor, indices: Tensor, dim: int) -> SparseCodes:
+        """Codes over 2·dim latents of values of either sign: latent i as i, or below 0 as i + dim.
+
+        So autoencoders that keep the k largest magnitudes (AbsTopK, CompresSAE) are such as keep
+        the k largest of twice as many latents, and training, operators, files and the index take
+        their codes. Exactly the same are
+
+        - the selection: `topk_relu` of [pre, −pre];
+        - the reconstruction: `decode` with the dictionary [W; −W];
+        - the inner product of signed codes a and b: similarity(a, b) − similarity(a, b.negate()).
+
+        An index scores by the first of these two alone: latents of one sign on both sides add what
+        they did, and those of opposite signs 0 in place of what they took away.
+
+        Args:
+            values: [n, k]; slots may come in any order, and a slot of value 0 is empty.
+            indices: [n, k] integers, the latent of each value, in 0..dim-1.
+            dim: number of signed latents.
+
+        Differentiable in the values.
+
+        Raises:
+            TypeError, ValueError: if they are no such tensors, a value is not finite, or a latent
+                is out of range or comes twice in a row.
+        """
+        check_slots(values, indices.int() if isinstance(indices, Tensor) else indices)
+        dim = check_dim(2 * as_int("dim", dim), values.shape[1]) // 2
+        slots.check_entries("values", values.detach().abs())
+        used = values != 0
+        wrong = used & ((indices < 0) | (indices >= dim))
+        if bool(wrong.any()):
+            row, slot = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"indices: expected latents in 0..{dim - 1}, got {int(indices[row, slot])} "
+                f"in row {row}"
+            )
+        latents = torch.where(values < 0, indices + dim, indices).long()
+        codes = SparseCodes(*slots.in_order(values.abs(), latents, 2 * dim), 2 * dim)
+        beyond = dim + torch.arange(codes.k, device=codes.device)
+        signless = torch.where(codes.active, codes.indices % max(1, dim), beyond)
+        if bool((signless.sort(1).values.diff(dim=1) == 0).any()):
+            raise ValueError("indices: expected each latent at most once in a row")
+        return codes.validate()
+
+    def to_signed(self) -> tuple[Tensor, Tensor]:
+        """Return the values [n, k] of either sign and latents that `from_signed` made these of.
+
+        Raises:
+            ValueError: if dim is odd, so that these are no such codes.
+        """
+        half = self._half()
+        values = torch.where(self.indices < half, self.values, -self.values)
+        return values, torch.where(self.active, self.indices % max(1, half), 0)
+
+    def negate(self) -> SparseCodes:
+        """Return the codes of the negated values, of codes that `from_signed` made.
+
+        Raises:
+            ValueError: if dim is odd, so that these are no such codes.
+        """
+        half = self._half()
+        latents = torch.where(self.indices < half, self.indices + half, self.indices - half)
+        return self._with(*slots.in_order(self.values, latents.long(), self.dim))
+
+    def _half(self) -> int:
+        if self.dim % 2:
+            raise ValueError(
+                f"expected codes of SparseCodes.from_signed, over an even number of latents, "
+                f"got {self.dim}"
+            )
+        return self.dim // 2
 
     # ---- storage ----------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from csrkern import _C
-from csrkern.arguments import check_choice, check_int, least_float
+from csrkern.arguments import OF_SIGNED, check_choice, check_int, least_float
 from csrkern.index.fine import FineQuantizer
 from csrkern.index.rows import Rows, concatenate_rows
 
@@ -261,7 +261,24 @@ def build_segment(
     *,
     normalize: bool,
 ) -> Segment:
-    """Return a segment of `rows`, clustered if `form` says so or leaves it open and it pays."""
+    """Return a segment of `rows`, clustered if `form` says so or leaves it open and it pays.
+
+    Raises:
+        ValueError: if a latent is out of range or repeats in a row, or a value is negative or not
+            finite.
+    """
+    try:
+        return _segment(rows, ids, beside, form, threads, normalize)
+    except ValueError as error:
+        if not (rows.values < 0).any():
+            raise
+        raise ValueError(f"{error}{OF_SIGNED}") from None
+
+
+def _segment(
+    rows: Rows, ids: np.ndarray | None, beside: Beside, form: Form, threads: int, normalize: bool
+) -> Segment:
+    """Return `build_segment`, with errors that know nothing of signed codes."""
     window = form.window or best_window(rows)
     stored = {"dtype": form.dtype, "exponent": form.exponent or 0}
 

@@ -185,7 +185,8 @@ def load_sae_lens(
     """Return the autoencoder in a folder of SAELens, untied, and thresholds [h] if it has them.
 
     A JumpReLU autoencoder, which BatchTopK ones are saved as, keeps all latents above thresholds
-    of their own: `model.encode(x).above(thresholds)` gives the strongest k of these.
+    of their own: `model.encode(x).above(thresholds)` gives the strongest k of these. An AbsTopK
+    autoencoder becomes one of twice as many latents: see `SparseCodes.from_signed`.
 
     Args:
         directory: holds cfg.json and sae_weights.safetensors, as `save_inference_model` and
@@ -202,10 +203,10 @@ def load_sae_lens(
     folder = Path(directory)
     cfg, tensors = _read(folder, SAE_LENS_NAME, "a folder of SAELens")
     kind = cfg.get("architecture")
-    if kind not in ("topk", "jumprelu"):
+    if kind not in ("topk", "abstopk", "jumprelu"):
         raise ValueError(
-            f"{folder / CFG_NAME}: architecture: expected 'topk' or 'jumprelu', got {kind!r}; "
-            "the package saves BatchTopK as 'jumprelu' by save_inference_model"
+            f"{folder / CFG_NAME}: architecture: expected 'topk', 'abstopk' or 'jumprelu', got "
+            f"{kind!r}; the package saves BatchTopK as 'jumprelu' by save_inference_model"
         )
     for feature in ("normalize_activations", "reshape_activations"):
         if cfg.get(feature, "none") != "none":
@@ -217,7 +218,7 @@ def load_sae_lens(
     missing = [name for name in names if name not in tensors]
     if missing:
         raise ValueError(f"{folder / SAE_LENS_NAME} lacks {', '.join(missing)}")
-    k = cfg.get("k") if k is None and kind == "topk" else k
+    k = cfg.get("k") if k is None and kind != "jumprelu" else k
     if k is None:
         raise ValueError("k: expected the most active latents of a row, which this folder lacks")
     weight, bias, dictionary, pre_bias = (tensors[name] for name in names[:4])
@@ -226,6 +227,9 @@ def load_sae_lens(
         weight, bias, dictionary = weight * norms, bias * norms, dictionary / norms[:, None]
     if not cfg.get("apply_b_dec_to_input", True):
         bias = bias + pre_bias @ weight
+    if kind == "abstopk":
+        weight, bias = torch.cat([weight, -weight], 1), torch.cat([bias, -bias])
+        dictionary = torch.cat([dictionary, -dictionary])
     adapter = {
         "pre_bias": pre_bias,
         "latent_bias": bias,

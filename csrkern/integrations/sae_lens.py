@@ -313,11 +313,11 @@ class _Package:
             return None
         if hasattr(sae, "threshold"):
             return self._jump(sae, layer, pre, most)
-        activation: Any = sae.activation_fn
-        if type(activation) is self.batch_top_k:
-            codes = _batch_top_k(pre, int(activation.k * len(pre)), most)
+        k: Any = sae.activation_fn.k
+        if type(sae.activation_fn) is self.batch_top_k:
+            codes = _batch_top_k(pre, int(k * len(pre)), most)
         else:
-            k = as_size(activation.k)
+            k = as_size(k)
             codes = csrkern.topk_relu(pre, k) if 1 <= k <= most else None
         return None if codes is None else layer.some(codes.indices, codes.active.to(pre.dtype))
 

@@ -382,7 +382,7 @@ def write_sae_lens(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("centered", [False, True])
-@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
+@pytest.mark.parametrize("architecture", ["topk", "abstopk", "jumprelu"])
 def test_sae_lens_gives_what_its_formula_gives(
     tmp_path: Path, rescale: bool, centered: bool, architecture: str
 ) -> None:
@@ -398,6 +398,16 @@ def test_sae_lens_gives_what_its_formula_gives(
         codes = model.encode(x.float())
         top = pre.relu().topk(K)
         dense = torch.zeros(20, H).double().scatter(1, top.indices, top.values)
+    elif architecture == "abstopk":
+        model, _ = load_sae_lens(tmp_path / "sae")
+        codes = model.encode(x.float())
+        top = pre.abs().topk(K).indices
+        dense = torch.zeros(20, H).double().scatter(1, top, pre.gather(1, top))
+        split = torch.cat([dense.relu(), (-dense).relu()], 1)
+        torch.testing.assert_close(codes.to_dense().double(), split, rtol=0, atol=1e-4)
+        expected = (dense / norms) @ t["W_dec"] + t["b_dec"]
+        torch.testing.assert_close(model.decode(codes).double(), expected, rtol=0, atol=1e-3)
+        return
     else:
         model, thresholds = load_sae_lens(tmp_path / "sae", k=H)
         assert thresholds is not None
@@ -422,7 +432,10 @@ def test_sae_lens_round_trip(tmp_path: Path, thresholds: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "gated"}, "architecture: expected 'topk' or 'jumprelu', got 'gated'"),
+        (
+            {"architecture": "gated"},
+            "architecture: expected 'topk', 'abstopk' or 'jumprelu', got 'gated'",
+        ),
         ({"architecture": "batchtopk"}, "save_inference_model"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations: expected 'none'"),
         ({"reshape_activations": "hook_z"}, "reshape_activations: expected 'none'"),
