@@ -95,7 +95,7 @@ class _TopK(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, k: int, package: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        pre_acts = F.relu(F.linear(input, weight, bias))
+        pre_acts = F.linear(input, weight, bias).relu_()
         codes = csrkern.topk_relu(pre_acts, k)
         values, indices = codes.values, codes.indices.long()
         if not bool((values[:, -1] > 0).all()):
