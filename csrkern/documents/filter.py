@@ -1,0 +1,140 @@
+"""Filters by metadata, as conditions in SQL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+FilterLike: TypeAlias = Mapping[str, Any]
+"""A choice of documents by their metadata; all entries must hold.
+
+- `"field": value`: the field equals a string, a number, a bool or a list; None: it is null or not
+  there. `"a.b"` is the field b of the object a, `"$id"` the document's id.
+- `"field": {"$ne": value}`, and in place of "$ne": "$eq", "$in" and "$nin" (a list of values),
+  "$gt", "$gte", "$lt" and "$lte" (numbers among numbers, strings among strings), "$contains" (the
+  field is a list that holds the value). Several of one field must all hold.
+- `"$and": [...]`, `"$or": [...]`: filters; `"$not": {...}`: a filter.
+"""
+
+_ORDERS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+OPERATORS = ("$eq", "$ne", "$in", "$nin", *_ORDERS, "$contains")
+_VALUES = "a string, a number, a bool or None"
+
+
+class Condition(NamedTuple):
+    """An SQL condition that is true or false, never NULL, and its parameters."""
+
+    sql: str
+    parameters: tuple[Any, ...] = ()
+
+    def __and__(self, other: Condition) -> Condition:
+        return _joined("AND", [self, other])
+
+    def __invert__(self) -> Condition:
+        return Condition(f"NOT {self.sql}", self.parameters)
+
+
+ALL = Condition("1")
+_NONE = Condition("0")
+
+
+def condition(chosen: FilterLike | None) -> Condition:
+    """Return the condition on a row of the table of documents that a filter states.
+
+    Raises:
+        TypeError, ValueError: if it is no filter.
+    """
+    if chosen is None:
+        return ALL
+    if not isinstance(chosen, Mapping):
+        raise TypeError(f"filter: expected a mapping of fields, got {type(chosen).__name__}")
+    return _joined("AND", [_entry(name, value) for name, value in chosen.items()])
+
+
+def _joined(word: str, conditions: list[Condition]) -> Condition:
+    if not conditions:
+        return ALL if word == "AND" else _NONE
+    sql = f" {word} ".join(condition.sql for condition in conditions)
+    return Condition(f"({sql})", tuple(p for each in conditions for p in each.parameters))
+
+
+def _entry(name: Any, value: Any) -> Condition:
+    if not isinstance(name, str):
+        raise TypeError(f"filter: expected strings as fields, got {type(name).__name__}")
+    if name == "$not":
+        return ~condition(value)
+    if name in ("$and", "$or"):
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"filter: {name}: expected a list of filters, got {value!r:.60}")
+        return _joined(name[1:].upper(), [condition(part) for part in value])
+    if name.startswith("$") and name != "$id":
+        raise ValueError(f"filter: expected a field, $id, $and, $or or $not, got {name!r}")
+    if not isinstance(value, Mapping):
+        return _compared(name, "$eq", value)
+    if not value:
+        raise ValueError(f"filter: {name}: expected one of {', '.join(OPERATORS)}, got none")
+    return _joined("AND", [_compared(name, *comparison) for comparison in value.items()])
+
+
+def _compared(name: str, operator: Any, operand: Any) -> Condition:
+    if operator in ("$ne", "$nin"):
+        return ~_compared(name, "$eq" if operator == "$ne" else "$in", operand)
+    field, kind, path = _field(name)
+    if operator == "$eq" and isinstance(operand, (list, tuple)):
+        same = f"({kind} IS 'array' AND {field} IS json(?))"
+        return Condition(same, (*path, *path, _as_json(name, operand)))
+    if operator == "$eq":
+        return Condition(f"({field} IS ?)", (*path, _scalar(name, operand)))
+    if operator == "$in":
+        if not isinstance(operand, (list, tuple)):
+            raise TypeError(f"filter: {name}: $in: expected a list, got {operand!r:.60}")
+        values = [_scalar(name, value) for value in operand if value is not None]
+        held = f"({field} IN (SELECT value FROM json_each(?)))"
+        some = Condition(f"({field} IS NOT NULL AND {held})", (*path, *path, json.dumps(values)))
+        none = Condition(f"({field} IS NULL)", path)
+        return _joined("OR", [some, none]) if None in operand else some
+    if operator == "$contains":
+        if name == "$id":
+            raise ValueError("filter: $id: an id is no list that $contains could look into")
+        rows = "SELECT 1 FROM json_each(documents.metadata, ?) WHERE value IS ?"
+        sought = (*path, _scalar(name, operand))
+        return Condition(f"({kind} IS 'array' AND EXISTS ({rows}))", (*path, *sought))
+    if operator in _ORDERS:
+        if isinstance(operand, bool) or not isinstance(operand, (int, float, str)):
+            raise TypeError(
+                f"filter: {name}: {operator}: expected a number or a string, got {operand!r:.60}"
+            )
+        kinds = "('text')" if isinstance(operand, str) else "('integer', 'real')"
+        within = f"({kind} IS NOT NULL AND {kind} IN {kinds} AND {field} {_ORDERS[operator]} ?)"
+        return Condition(within, (*path, *path, *path, _scalar(name, operand)))
+    raise ValueError(f"filter: {name}: expected one of {', '.join(OPERATORS)}, got {operator!r}")
+
+
+def _field(name: str) -> tuple[str, str, tuple[str, ...]]:
+    """Return what gives a field's value and its type in SQL, and the parameter of each."""
+    if name == "$id":
+        return "documents.id", "'text'", ()
+    if '"' in name or not all(name.split(".")):
+        raise ValueError(f"filter: expected the name of a field, without quotes, got {name!r}")
+    path = "$" + "".join(f'."{part}"' for part in name.split("."))
+    return "json_extract(documents.metadata, ?)", "json_type(documents.metadata, ?)", (path,)
+
+
+def _scalar(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, (str, bool, int, float)):
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            return float(value)  # as SQLite reads such numbers
+        _as_json(name, value)
+        return value
+    raise TypeError(f"filter: {name}: expected {_VALUES}, got {type(value).__name__}")
+
+
+def _as_json(name: str, value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"filter: {name}: expected {_VALUES}, got {value!r:.60}") from error
+
+
+__all__ = ["ALL", "Condition", "FilterLike", "condition"]
