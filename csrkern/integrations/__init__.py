@@ -7,7 +7,7 @@
 - `sae_lens`, `sparsify`: `accelerate` for the sparse autoencoders of these packages.
 - `sklearn`: a transformer and neighbors with scikit-learn's manners.
 - `frames`: codes as list columns of pyarrow and pandas.
-- `langchain`, `llama_index`: vector stores on a `DocumentStore`.
+- `langchain`, `llama_index`, `haystack`: vector stores on a `DocumentStore`.
 - `trec`: runs and relevance judgments in the files that evaluation tools read.
 - `big_ann`: the files of big-ann-benchmarks' sparse track.
 - `qdrant`, `milvus`, `elasticsearch`, `seismic`: codes to search engines and back.
@@ -22,6 +22,7 @@ _MODULES = (
     "checkpoints",
     "elasticsearch",
     "frames",
+    "haystack",
     "langchain",
     "llama_index",
     "milvus",
