@@ -8,6 +8,7 @@
 - `sklearn`: a transformer and neighbors with scikit-learn's manners.
 - `frames`: codes as list columns of pyarrow and pandas.
 - `langchain`, `llama_index`, `haystack`: vector stores on a `DocumentStore`.
+- `mteb`: an adapter behind any of its models, and an index behind its searches.
 - `trec`: runs and relevance judgments in the files that evaluation tools read.
 - `big_ann`: the files of big-ann-benchmarks' sparse track.
 - `qdrant`, `milvus`, `elasticsearch`, `seismic`: codes to search engines and back.
@@ -26,6 +27,7 @@ _MODULES = (
     "langchain",
     "llama_index",
     "milvus",
+    "mteb",
     "qdrant",
     "sae_lens",
     "seismic",
