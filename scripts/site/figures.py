@@ -14,6 +14,7 @@ from commands import commands
 from engines import all_engines, at_recall, search
 from results import Row, digits, newest_run, quality, rows, table_of
 from scale import scale_drill, scale_model, scale_sizes, scale_waves
+from serving import serving
 
 from csrkern import roofline
 from csrkern.roofline import Cost
@@ -295,5 +296,6 @@ FIGURES: dict[str, Callable[[], str]] = {
         scale_model,
         scale_sizes,
         scale_waves,
+        serving,
     )
 }

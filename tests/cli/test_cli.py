@@ -27,6 +27,7 @@ COMMANDS = [
     "encode",
     "index",
     "search",
+    "serve",
     "eval",
     "tune",
     "doctor",

@@ -14,7 +14,7 @@ from command_line import error_of, exit_code, json_lines, type_in, words  # noqa
 
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.nn import SparseAutoencoder
-from csrtrain import texts
+from csrtrain import recipe
 
 D, H, K = 24, 64, 4
 LINES = [f"line {i}" for i in range(30)]
@@ -76,7 +76,7 @@ def test_an_index_moves_with_its_adapter(folder, tmp_path_factory, monkeypatch, 
     monkeypatch.chdir("/")
     assert exit_code("search", str(elsewhere / "moved"), LINES[7], "--json") == 0
     assert hits(capsys) == before
-    shutil.rmtree(elsewhere / "moved" / texts.ADAPTER)
+    shutil.rmtree(elsewhere / "moved" / recipe.ADAPTER)
     assert exit_code("search", str(elsewhere / "moved"), LINES[7]) == 2
     assert "no config.json in" in error_of(capsys)
 
@@ -149,8 +149,8 @@ def test_the_adapter_named_for_codes_of_unknown_models_is_theirs(folder, capsys)
 
 def test_an_adapter_outside_of_the_index_is_compared(folder, capsys):
     """As of indexes whose adapter was not found when they were built."""
-    shutil.rmtree(Path("index", texts.ADAPTER))
-    Path("index", texts.RECIPE).write_text(
+    shutil.rmtree(Path("index", recipe.ADAPTER))
+    Path("index", recipe.RECIPE).write_text(
         json.dumps({"text_model": "w", "adapter": str(Path("model").absolute())})
     )
     assert exit_code("search", "index", LINES[3], "--json") == 0
@@ -233,7 +233,7 @@ def test_texts_follow_their_codes(folder, capsys):
     "held", [{"codes": -1}, {"codes": "1"}, {"fingerprint": "x"}, {"text_fingerprint": 3}]
 )
 def test_damaged_recipes_are_named(held, folder, capsys):
-    Path("index", texts.RECIPE).write_text(json.dumps(held))
+    Path("index", recipe.RECIPE).write_text(json.dumps(held))
     assert exit_code("search index codes.safetensors") == 2
     assert "text.json is damaged" in error_of(capsys)
 
@@ -241,7 +241,7 @@ def test_damaged_recipes_are_named(held, folder, capsys):
 def test_an_index_in_the_place_of_another_keeps_none_of_it(folder, capsys):
     SparseCodes.load("codes.safetensors").save("bare.safetensors")
     assert exit_code("index bare.safetensors -o index --force") == 0
-    assert not os.path.exists(Path("index", texts.ADAPTER))
+    assert not os.path.exists(Path("index", recipe.ADAPTER))
     capsys.readouterr()
     assert exit_code("search", "index", LINES[0]) == 2
     assert "no text model is known" in error_of(capsys)

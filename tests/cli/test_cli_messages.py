@@ -69,6 +69,13 @@ BAD = {
     "ray encode model rows.npy -o new --gpus nan": "--gpus",
     "ray build codes -o new --largest inf": "--largest: expected a finite number",
     "ray build codes -o new --storage [1]": "--storage: expected a JSON object, got '[1]'",
+    "serve missing": "no index at missing",
+    "serve index --payloads missing": "missing: No such file or directory",
+    "serve index --filter-by color": "--filter-by: expected --payloads with it",
+    "serve index --api-key-file missing": "missing: No such file or directory",
+    "serve index --api-key-file lines.txt": "lines.txt: expected a key of ASCII",
+    "serve index --timeout nan": "Invalid value for '--timeout'",
+    "serve index --host 192.0.2.1": "192.0.2.1:8000: Cannot assign requested address",
     "embed rows.npy": "rows.npy: line 1 is not UTF-8",
 }
 
@@ -183,6 +190,7 @@ def put_out(monkeypatch, line: str, encoding: str) -> bytes:
         ("index codes.safetensors -o {}", (InvertedIndex, "build")),
         ("search index codes.safetensors -o {}", (InvertedIndex, "search")),
         ("search index words --model model --text-model any", (Words, "embed")),
+        ("serve index", (InvertedIndex, "load")),
         ("eval rows.npy --labels y.npy -o {}", (cli_eval, "_results")),
         ("demo -o {}", (demo, "load_demo")),
         ("doctor", (torch, "get_num_threads")),

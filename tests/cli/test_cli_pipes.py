@@ -25,7 +25,7 @@ from command_line import (  # noqa: F401
 
 from csrkern import InvertedIndex, SparseCodes
 from csrkern.integrations.rows import rows_of
-from csrtrain.texts import Recipe
+from csrtrain.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,20 @@ from collections.abc import Sequence
 
 import typer
 
-from csrtrain.cli import demo, doctor, embed, encode, eval, index, ray, search, train, tune, warmup
+from csrtrain.cli import (
+    demo,
+    doctor,
+    embed,
+    encode,
+    eval,
+    index,
+    ray,
+    search,
+    serve,
+    train,
+    tune,
+    warmup,
+)
 from csrtrain.lines import printable
 
 INTERRUPTED = 130
@@ -34,6 +47,7 @@ for command in (
     encode.encode,
     index.index,
     search.search,
+    serve.serve,
     eval.evaluate,
     tune.tune,
     doctor.doctor,

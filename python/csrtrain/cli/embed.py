@@ -18,7 +18,8 @@ from csrtrain.lines import Record, set_aside, to_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from csrtrain.texts import Recipe, TextCoder
+    from csrtrain.recipe import Recipe
+    from csrtrain.texts import TextCoder
 
 CHUNK = 512  # texts that are read, embedded and written at a time
 SUFFIXES = (".npy", ".safetensors", ".jsonl")
@@ -85,7 +86,8 @@ def embed(
     shared.use_threads(threads)
     records = read_records(texts, field)
     from csrtrain.progress import working
-    from csrtrain.texts import MINILM, Recipe, TextCoder
+    from csrtrain.recipe import Recipe
+    from csrtrain.texts import MINILM, TextCoder
 
     recipe = Recipe(text_model or MINILM, None if model is None else str(model))
     with working("loading the text model"):
@@ -178,7 +180,8 @@ def _write_array(
     import numpy as np
 
     from csrkern.storage import write_atomically
-    from csrtrain.texts import RECIPE_KEY, stack
+    from csrtrain.recipe import RECIPE_KEY
+    from csrtrain.texts import stack
 
     parts = [embedded for _, embedded in chunks]
     if not parts:

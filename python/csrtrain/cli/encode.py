@@ -31,7 +31,7 @@ def encode(
     from csrkern.embeddings.dataset import open_embeddings
     from csrkern.nn import SparseAutoencoder
     from csrtrain.progress import working
-    from csrtrain.texts import RECIPE_KEY, Recipe
+    from csrtrain.recipe import RECIPE_KEY, Recipe
 
     adapter = SparseAutoencoder.from_pretrained(model)
     with working("reading the embeddings"):

@@ -77,7 +77,8 @@ def index(
     from csrkern import InvertedIndex
     from csrkern.identity import check_same_model
     from csrtrain.progress import working
-    from csrtrain.texts import Recipe, load_adapter
+    from csrtrain.recipe import Recipe
+    from csrtrain.texts import load_adapter
 
     if codes is None and embeddings is None:
         raise ValueError("CODES: expected a file of codes, or --embeddings, or both; got neither")

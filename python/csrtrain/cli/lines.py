@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from csrkern import SparseCodes
     from csrkern.integrations.rows import Stored
-    from csrtrain.texts import Recipe
+    from csrtrain.recipe import Recipe
 
 JSON_LINES = (".jsonl", ".ndjson")
 FIELD = "text"
@@ -146,7 +146,7 @@ def recipe_of_records(records: Sequence[Record]) -> Recipe:
     Raises:
         ValueError: naming the first line that says something else.
     """
-    from csrtrain.texts import Recipe
+    from csrtrain.recipe import Recipe
 
     marked = [record for record in records if record.fields.get(MADE_BY) is not None]
     for record in marked:

@@ -87,7 +87,8 @@ def search(
     from csrkern.embeddings.files import split_name
     from csrkern.identity import check_same_model
     from csrtrain.progress import working
-    from csrtrain.texts import Recipe, TextCoder
+    from csrtrain.recipe import Recipe
+    from csrtrain.texts import TextCoder
 
     inverted, stored = InvertedIndex.load(index), Recipe.of_index(index)
     text_of_id = None if texts is None else _texts_by_id(texts, inverted, stored.codes)
@@ -199,7 +200,7 @@ def _read_queries(
     if alone or embeddings or (suffix in shared.EMBEDDING_FILES and coder.recipe.adapter):
         asked = _of_embeddings(queries, coder, index)
         return [{} for _ in range(len(asked.embedded or ()))], asked
-    from csrtrain.texts import Recipe
+    from csrtrain.recipe import Recipe
 
     codes = shared.load_codes(Path(queries), "give the --model that encodes embeddings")
     coder.check_codes(Recipe.of_codes(Path(queries)), queries)

@@ -71,7 +71,7 @@ def tune(
     shared.check_free(output, force, folder=True)
     shared.use_threads(threads)
     from csrtrain.charts import check_matplotlib
-    from csrtrain.texts import Recipe
+    from csrtrain.recipe import Recipe
     from csrtrain.training.config import TrainConfig
     from csrtrain.tuning import tune as find
 
