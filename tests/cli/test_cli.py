@@ -365,8 +365,11 @@ BAD = {
     "encode model rows.npy -o new --k 65": ["k: expected 1 <= k"],
     "encode model rows.npy -o codes.safetensors": ["codes.safetensors exists"],
     "index nothing -o new": ["no code file at nothing"],
-    "index rows.npy -o new": ["rows.npy: expected a file of codes", "with csrkern encode"],
-    "index rows.safetensors -o new": ["not a csrkern code file; make codes", "csrkern encode"],
+    "index rows.npy -o new": ["rows.npy: expected a file of codes", "csrkern encode makes"],
+    "index rows.safetensors -o new": [
+        "rows.safetensors: expected a file of codes",
+        "csrkern encode",
+    ],
     "index data.npz:rows -o new": ["data.npz:rows: expected a file of codes"],
     "index model/nothing.npy -o new": ["no code file at model/nothing.npy"],
     "index codes.safetensors -o index": ["index exists"],

@@ -134,3 +134,28 @@ def test_without_huggingface_hub(monkeypatch):
         SparseAutoencoder(6, 12, 2).push_to_hub("org/model")
     with pytest.raises(ImportError, match="pip install huggingface_hub"):
         SparseAutoencoder.from_pretrained("org/model")
+
+
+COMMANDS = """
+from csrtrain.cli.app import main
+np.save("rows.npy", np.ones((300, 12), np.float32))
+for line in (
+    "encode org/model rows.npy -o codes.safetensors",
+    "index codes.safetensors --model org/model -o index",
+    "search org/index codes.safetensors --top-k 2",
+    "search index rows.npy --model org/model --top-k 2",
+):
+    try:
+        main(line.split())
+    except SystemExit as end:
+        assert not end.code, line
+"""
+
+
+def test_commands_take_names_of_repositories(stand_in, tmp_path):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    code = f"import os; os.chdir({str(folder)!r}){START}{PUSH}{COMMANDS}"
+    done = run(stand_in, tmp_path, code)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "index" / "adapter" / "model.safetensors").is_file()

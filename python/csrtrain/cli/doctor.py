@@ -53,6 +53,7 @@ def doctor(as_json: shared.Json = False) -> None:
         print(f"{name:<{width}}  {value}")
     print()
     print(*(advice or ["Nothing stands in the way of the fastest path."]), sep="\n")
+    print("Next: csrkern demo")
 
 
 def _installed(package: str) -> str:

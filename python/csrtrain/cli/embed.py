@@ -12,6 +12,7 @@ import typer
 
 from csrkern.storage import is_stream
 from csrtrain.cli import shared
+from csrtrain.cli.kinds import expect
 from csrtrain.cli.lines import MADE_BY, count_lines, emit, numbers_of, read_records, text_of
 from csrtrain.lines import Record, set_aside, to_json
 
@@ -35,10 +36,7 @@ def embed(
     ] = "-",
     text_model: shared.TextModelName = None,
     model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="MODEL", help="Adapter written by train: write codes instead of embeddings."
-        ),
+        str | None, shared.adapter("Adapter written by train: write codes instead of embeddings.")
     ] = None,
     output: Annotated[
         Path | None,
@@ -83,13 +81,17 @@ def embed(
             suffix = output.suffix.lower()
         if suffix not in SUFFIXES:
             raise ValueError(f"{output}: expected a file that ends in {', '.join(SUFFIXES)}")
+    if texts != "-":
+        expect(texts, "lines")
+    if model is not None:
+        shared.expect_model(model)
     shared.use_threads(threads)
     records = read_records(texts, field)
     from csrtrain.progress import working
     from csrtrain.recipe import Recipe
     from csrtrain.texts import MINILM, TextCoder
 
-    recipe = Recipe(text_model or MINILM, None if model is None else str(model))
+    recipe = Recipe(text_model or MINILM, model)
     with working("loading the text model"):
         coder = TextCoder(recipe)
         gives_codes = coder.text_model.sparse or model is not None
@@ -106,15 +108,21 @@ def embed(
     if output is not None:
         shared.report(
             {"output": str(output), "texts": count, "codes": gives_codes},
-            f"Wrote {output}: {count} texts."
-            + (
-                f"\nNext: csrkern index {shared.quoted(output)} -o index"
-                if output.is_file() and gives_codes
-                else ""
-            ),
+            f"Wrote {output}: {count} texts.{_next(output, suffix, gives_codes)}",
             as_json,
             output,
         )
+
+
+def _next(output: Path, suffix: str, gives_codes: bool) -> str:
+    """Return a line that says what to do with the file; nothing for a device or a pipe."""
+    if not output.is_file():
+        return ""
+    if gives_codes:
+        return f"\nNext: csrkern index {shared.quoted(output)} -o index"
+    if suffix == ".npy":
+        return f"\nNext: csrkern train {shared.quoted(output)} -o model"
+    return f"\nNext: csrkern search index {shared.quoted(output)}"
 
 
 def _embedded(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from csrtrain.cli import shared
+from csrtrain.cli.kinds import expect
 
 
 def encode(
@@ -27,6 +28,9 @@ def encode(
       csrkern encode model embeddings.npy -o codes.safetensors
     """
     shared.check_free(output, force, ".safetensors")
+    usage = "csrkern encode MODEL EMBEDDINGS"
+    shared.expect_model(model, usage)
+    expect(embeddings, "embeddings", usage=usage)
     shared.use_threads(threads)
     from csrkern.embeddings.dataset import open_embeddings
     from csrkern.nn import SparseAutoencoder
@@ -38,7 +42,7 @@ def encode(
         rows = open_embeddings("embeddings", embeddings)
     with working("encoding", len(rows)) as advance:
         codes = adapter.encode(rows, k, on_rows=advance)
-    recipe = Recipe(text_model, str(model))
+    recipe = Recipe(text_model, model)
     codes.save(output, dtype=dtype, notes={RECIPE_KEY: recipe.to_json()})
     facts = {"output": str(output), "codes": len(codes), "k": codes.k, "dim": codes.dim}
     message = f"Wrote {output}: {len(codes)} codes, {codes.k} of {codes.dim} latents"

@@ -11,6 +11,7 @@ import typer
 
 from csrkern.storage import is_stream, resolve
 from csrtrain.cli import shared
+from csrtrain.cli.kinds import expect
 from csrtrain.cli.lines import emit
 from csrtrain.progress import console, say, stream_beside
 
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 def evaluate(
     embeddings: shared.Embeddings,
     labels: Annotated[str | None, shared.array("Label of each row.")] = None,
-    model: Annotated[
-        Path | None, typer.Option(metavar="MODEL", help="Folder written by train.")
-    ] = None,
+    model: Annotated[str | None, shared.adapter("The model whose codes are compared.")] = None,
     test: Annotated[
         str | None, shared.array("Query embeddings. Default: hold out a share of EMBEDDINGS.")
     ] = None,
@@ -91,6 +90,11 @@ def evaluate(
             shared.check_free(path, force, suffix)
     if output and report and not is_stream(output) and resolve(output) == resolve(report):
         raise ValueError(f"--output and --report: expected two files, got {output} for both")
+    expect(embeddings, "embeddings")
+    if test is not None:
+        expect(test, "embeddings")
+    if model is not None:
+        shared.expect_model(model)
     shared.use_threads(threads)
     from csrkern.storage import write_atomically
     from csrtrain.charts import check_matplotlib
@@ -126,6 +130,11 @@ def evaluate(
             write_atomically(path, text().encode())
             if not as_json:
                 say(f"Wrote {path}", output, report)
+    if not as_json:
+        following = f"train {shared.quoted(embeddings)} -o model"
+        if model is not None:
+            following = f"encode {shared.quoted(model, embeddings)} -o codes.safetensors"
+        say(f"Next: csrkern {following}", output, report)
 
 
 def _task(
@@ -219,7 +228,7 @@ def _split(task: Task, holdout: float) -> Task:
     )
 
 
-def _adapter(model: Path, d: int) -> SparseAutoencoder:
+def _adapter(model: str, d: int) -> SparseAutoencoder:
     from csrkern.nn import SparseAutoencoder
 
     adapter = SparseAutoencoder.from_pretrained(model)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csrtrain.cli import shared
+from csrtrain.cli.kinds import expect
 from csrtrain.cli.lines import JSON_LINES, codes_of_records, read_records, recipe_of_records
 
 if TYPE_CHECKING:
@@ -45,10 +46,7 @@ def index(
         str | None, shared.array("Relevance judgments: rows (query, embedding, grade).")
     ] = None,
     model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="MODEL", help="The adapter that made the codes (default: as CODES say)."
-        ),
+        str | None, shared.adapter("The adapter that made the codes (default: as CODES say).")
     ] = None,
     any_model: shared.AnyModel = False,
     threads: shared.Threads = None,
@@ -88,7 +86,13 @@ def index(
         raise ValueError("--labels, --queries, --qrels: expected --embeddings with them")
     if (queries is None) != (qrels is None):
         raise ValueError("--queries, --qrels: expected both or neither")
-    recipe = Recipe(text_model, None if model is None else str(model))
+    if codes not in (None, "-"):
+        expect(codes, "codes", "lines")
+    if embeddings is not None:
+        expect(embeddings, "embeddings")
+    if model is not None:
+        shared.expect_model(model)
+    recipe = Recipe(text_model, model)
     loaded = adapter = None
     if codes is not None:
         with working("reading the codes"):

@@ -14,6 +14,7 @@ import typer
 
 from csrkern.storage import check_folder
 from csrtrain.cli import shared
+from csrtrain.cli.kinds import expect
 from csrtrain.cli.search import emit_hits, print_hits
 from csrtrain.lines import parse_object
 
@@ -65,6 +66,7 @@ def encode(
 ) -> None:
     """Encode a corpus of many files; run it again to go on after an interruption."""
     _check_output(output)
+    shared.expect_model(model, "csrkern ray encode MODEL SOURCE...")
     from csrkern.arguments import check_number
 
     check_number("--gpus", gpus)
@@ -114,6 +116,7 @@ def build(
 ) -> None:
     """Build a sharded index; run it again to go on after an interruption."""
     _check_output(output)
+    expect(codes, "corpus")
     from csrkern.arguments import check_number
 
     if largest is not None:
@@ -162,6 +165,7 @@ def serve(
     as_json: shared.Json = False,
 ) -> None:
     """Serve a sharded index over HTTP until Ctrl-C; new generations are taken up as they come."""
+    expect(index, "shards")
     from csrtrain.scale import ShardedIndex
     from csrtrain.scale.cluster import connected
 

@@ -13,6 +13,7 @@ import typer
 
 from csrkern.storage import is_stream
 from csrtrain.cli import lines, shared
+from csrtrain.cli.kinds import expect, kind_of
 from csrtrain.lines import Record, printable, set_aside
 from csrtrain.progress import console, say, stream_beside
 
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from csrtrain.texts import TextCoder
 
 LINES = (".txt", *lines.JSON_LINES)
+QUERIES = ("embeddings", "codes", "lines")
 FILES = (*LINES, *shared.EMBEDDING_FILES, ".safetensors")
 
 
 def search(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder written by index.")],
+    index: shared.IndexFolder,
     queries: Annotated[
         str,
         typer.Argument(
@@ -38,10 +40,7 @@ def search(
         ),
     ],
     model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="MODEL", help="The adapter of embeddings (default: the one INDEX remembers)."
-        ),
+        str | None, shared.adapter("The adapter of embeddings (default: the one INDEX remembers).")
     ] = None,
     text_model: shared.TextModelName = None,
     top_k: Annotated[int, shared.whole("Hits a query.")] = 10,
@@ -90,10 +89,16 @@ def search(
     from csrtrain.recipe import Recipe
     from csrtrain.texts import TextCoder
 
-    inverted, stored = InvertedIndex.load(index), Recipe.of_index(index)
+    usage = "csrkern search INDEX QUERIES"
+    folder = shared.index_folder(index, usage)
+    if model is not None:
+        shared.expect_model(model)
+    if kind_of(queries) in ("index", "model", "table"):
+        expect(queries, *QUERIES, usage=usage)
+    inverted, stored = InvertedIndex.load(folder), Recipe.of_index(folder)
     text_of_id = None if texts is None else _texts_by_id(texts, inverted, stored.codes)
     shared.use_threads(threads)
-    recipe = Recipe(text_model, None if model is None else str(model))
+    recipe = Recipe(text_model, model)
     coder = TextCoder(recipe.over(stored), any_model=any_model)
     fields, asked = _read_queries(queries, coder, inverted, model is not None)
     if asked.codes is not None:
@@ -102,7 +107,7 @@ def search(
             asked.codes.fingerprint,
             inverted.fingerprint,
             any_model=any_model,
-            holder=str(index),
+            holder=index,
         )
     with working("searching"):
         started = time.perf_counter()
@@ -116,7 +121,9 @@ def search(
     print_hits(scores[:show], ids[:show], text_of_id, output)
     say(
         f"{len(ids)} queries in {seconds * 1e3:.1f} ms, {1e6 * seconds / max(1, len(ids)):.1f} "
-        "µs each" + (f"; wrote {output}" if output else ""),
+        "µs each"
+        + (f"; wrote {output}" if output else "")
+        + f"\nNext: csrkern serve {shared.quoted(index)}",
         output,
     )
 

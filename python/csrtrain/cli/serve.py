@@ -16,12 +16,9 @@ NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
 def serve(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder written by index.")],
+    index: shared.IndexFolder,
     model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="MODEL", help="The adapter of embeddings (default: the one INDEX remembers)."
-        ),
+        str | None, shared.adapter("The adapter of embeddings (default: the one INDEX remembers).")
     ] = None,
     text_model: shared.TextModelName = None,
     payloads: Annotated[
@@ -79,9 +76,12 @@ def serve(
     from csrtrain.serve import processes
     from csrtrain.serve.settings import Settings
 
+    folder = shared.index_folder(index)
+    if model is not None:
+        shared.expect_model(model)
     settings = Settings(
-        index=str(index),
-        model=None if model is None else str(model),
+        index=str(folder),
+        model=model,
         text_model=text_model,
         payloads=None if payloads is None else str(payloads),
         filter_by=tuple(filter_by or ()),
@@ -94,7 +94,7 @@ def serve(
         timeout=timeout,
     )
     # What can be told at once; processes that load them say the rest in their logs.
-    documents = len(InvertedIndex.load(index))
+    documents = len(InvertedIndex.load(folder))
     has_key = settings.key() is not None
     if payloads is None and filter_by:
         raise ValueError("--filter-by: expected --payloads with it")

@@ -9,6 +9,7 @@ import typer
 
 from csrkern.storage import check_folder
 from csrtrain.cli import shared
+from csrtrain.cli.kinds import expect
 from csrtrain.cli.lines import MOST_LATENTS
 
 
@@ -96,6 +97,7 @@ def train(
     for directory in (checkpoints, log_dir):
         if directory is not None:
             check_folder(directory)
+    expect(embeddings, "embeddings")
     shared.use_threads(threads)
     from csrtrain import train as train_model
     from csrtrain.training import distributed

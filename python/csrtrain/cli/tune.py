@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csrtrain.cli import shared
+from csrtrain.cli.kinds import expect
 from csrtrain.cli.lines import emit
 from csrtrain.progress import console, say
 
@@ -69,6 +70,7 @@ def tune(
       csrkern tune data.npz:docs --queries data.npz:queries --qrels data.npz:qrels -o tuned
     """
     shared.check_free(output, force, folder=True)
+    expect(embeddings, "embeddings")
     shared.use_threads(threads)
     from csrtrain.charts import check_matplotlib
     from csrtrain.recipe import Recipe

@@ -52,4 +52,5 @@ def warmup(
     sizes = batch_size, input_dim, hidden_dim, k
     warm_up(*sizes, getattr(torch, dtype), device, show)
     path = str(tuning.choices_path())
-    shared.report({"choices": path}, f"choices: {path}", as_json)
+    message = f"choices: {path}\nNext: csrkern train and csrkern encode take them by themselves"
+    shared.report({"choices": path}, message, as_json)
