@@ -2,6 +2,7 @@
 
 - A link that leaves docs/ leads to a page (`PAGES`) or to a copy of the file in the site, so
   that the same Markdown works in the repository.
+- A notebook of docs/ becomes a page of the same name.
 - `![text](images/x.svg)` alone on a line becomes the picture itself, which then follows the
   colors of the page.
 - `<!-- figure: name -->` becomes a table or chart of `figures.FIGURES`, drawn from
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))  # mkdocs runs this file by its path
 
 from figures import FIGURES  # noqa: E402
+from notebook import page_of  # noqa: E402
 
 log = logging.getLogger("mkdocs.hooks.site")
 
@@ -44,9 +46,14 @@ NEEDS = re.compile(r"^(\s*```\w+) needs=.*$", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that lie outside docs/."""
+    """Add the pages that lie outside docs/, and those of notebooks."""
     for source, name in PAGES.items():
         files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
+    for notebook in (ROOT / "docs").glob("*.ipynb"):
+        markdown, pictures = page_of(notebook)
+        files.append(File.generated(config, f"{notebook.stem}.md", content=markdown))
+        for name, content in pictures.items():
+            files.append(File.generated(config, name, content=content))
     return files
 
 
@@ -64,7 +71,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if urlsplit(path).scheme or no_page or not (ROOT / wanted).is_file():
             return match.group()  # mkdocs says what is wrong with it
         if wanted.startswith("docs/"):
-            inside = wanted.removeprefix("docs/")
+            inside = re.sub(r"\.ipynb$", ".md", wanted.removeprefix("docs/"))
         elif wanted in PAGES:
             inside = PAGES[wanted]
         else:
