@@ -265,7 +265,7 @@ def test_eval_without_faiss_says_how_to_get_what_is_missing(folder, monkeypatch,
     assert exit_code(line) == 0
     needs = "is left out: needs FAISS, which is not installed: pip install 'csrkern[eval]'"
     out = capsys.readouterr().out.splitlines()
-    assert out[-3:] == [*(f"{name} {needs}" for name in ("PQ", "OPQ")), "Wrote without.html"]
+    assert out[-4:-1] == [*(f"{name} {needs}" for name in ("PQ", "OPQ")), "Wrote without.html"]
     assert "<p>OPQ is left out: needs FAISS" in Path("without.html").read_text()
 
 

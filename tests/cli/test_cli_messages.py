@@ -76,7 +76,7 @@ BAD = {
     "serve index --api-key-file lines.txt": "lines.txt: expected a key of ASCII",
     "serve index --timeout nan": "Invalid value for '--timeout'",
     "serve index --host 192.0.2.1": "192.0.2.1:8000: Cannot assign requested address",
-    "embed rows.npy": "rows.npy: line 1 is not UTF-8",
+    "embed rows.npy": "rows.npy: expected a file of lines, got a file of embeddings",
 }
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from csrkern import InvertedIndex, Refine
-from csrkern.hub import MODEL_FILES
+from csrkern.hub import MODEL_FILES, is_repository
 from csrkern.identity import check_same_model
 from csrtrain.recipe import ADAPTER, RECIPE, Recipe
 from csrtrain.serve.payloads import Payloads, Value
@@ -40,7 +40,9 @@ class Models:
         self.recipe = Recipe(settings.text_model, settings.model).over(stored)
         self.adapter = self._adapter(settings, index)
         self.text_model = self._text_model(settings, earlier)
-        self.lock = threading.Lock()  # tokenizers refuse a second thread
+        self.lock: threading.Lock = threading.Lock()  # tokenizers refuse a second thread
+        if earlier is not None and earlier.text_model is self.text_model:
+            self.lock = earlier.lock
 
     def _adapter(self, settings: Settings, index: InvertedIndex) -> SparseAutoencoder | None:
         if self.recipe.adapter is None or index.only_fine:
@@ -48,8 +50,9 @@ class Models:
         try:
             from csrtrain.texts import load_adapter
 
-            adapter = load_adapter(self.recipe, needed=settings.model is not None)
-        except ImportError as error:
+            needed = settings.model is not None or is_repository(self.recipe.adapter)
+            adapter = load_adapter(self.recipe, needed=needed)
+        except (ImportError, OSError) as error:
             _do_without("the adapter", settings.model, error)
             return None
         if adapter is not None:
