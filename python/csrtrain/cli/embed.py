@@ -12,7 +12,7 @@ import typer
 
 from csrkern.storage import is_stream
 from csrtrain.cli import shared
-from csrtrain.cli.kinds import expect
+from csrtrain.cli.kinds import expect, expect_model
 from csrtrain.cli.lines import MADE_BY, count_lines, emit, numbers_of, read_records, text_of
 from csrtrain.lines import Record, set_aside, to_json
 
@@ -84,7 +84,7 @@ def embed(
     if texts != "-":
         expect(texts, "lines")
     if model is not None:
-        shared.expect_model(model)
+        expect_model(model)
     shared.use_threads(threads)
     records = read_records(texts, field)
     from csrtrain.progress import working

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from csrtrain.cli import shared
-from csrtrain.cli.kinds import expect
+from csrtrain.cli.kinds import expect, expect_model
 
 
 def encode(
@@ -29,7 +29,7 @@ def encode(
     """
     shared.check_free(output, force, ".safetensors")
     usage = "csrkern encode MODEL EMBEDDINGS"
-    shared.expect_model(model, usage)
+    expect_model(model, usage)
     expect(embeddings, "embeddings", usage=usage)
     shared.use_threads(threads)
     from csrkern.embeddings.dataset import open_embeddings

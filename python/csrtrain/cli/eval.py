@@ -11,7 +11,7 @@ import typer
 
 from csrkern.storage import is_stream, resolve
 from csrtrain.cli import shared
-from csrtrain.cli.kinds import expect
+from csrtrain.cli.kinds import expect, expect_model
 from csrtrain.cli.lines import emit
 from csrtrain.progress import console, say, stream_beside
 
@@ -94,7 +94,7 @@ def evaluate(
     if test is not None:
         expect(test, "embeddings")
     if model is not None:
-        shared.expect_model(model)
+        expect_model(model)
     shared.use_threads(threads)
     from csrkern.storage import write_atomically
     from csrtrain.charts import check_matplotlib

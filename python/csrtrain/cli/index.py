@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csrtrain.cli import shared
-from csrtrain.cli.kinds import expect
+from csrtrain.cli.kinds import expect, expect_model
 from csrtrain.cli.lines import JSON_LINES, codes_of_records, read_records, recipe_of_records
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def index(
     if embeddings is not None:
         expect(embeddings, "embeddings")
     if model is not None:
-        shared.expect_model(model)
+        expect_model(model)
     recipe = Recipe(text_model, model)
     loaded = adapter = None
     if codes is not None:

@@ -8,7 +8,9 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from csrkern.hub import INDEX_FILES, is_repository, pull
 from csrtrain.cli.lines import JSON_LINES
+from csrtrain.cli.shared import quoted
 
 ARRAYS = (".npy", ".npz", ".parquet", ".pt", ".pth", ".safetensors")
 NOUNS = {
@@ -93,7 +95,6 @@ def expect(path: str | Path, *kinds: str, usage: str = "") -> None:
         ValueError: if something of another kind is there.
     """
     from csrkern.embeddings.files import split_name
-    from csrtrain.cli.shared import quoted
 
     file, _ = split_name(str(path))
     expected = " or ".join(NOUNS[kind] for kind in kinds)
@@ -110,6 +111,20 @@ def expect(path: str | Path, *kinds: str, usage: str = "") -> None:
     for advice in (ADVICE.get((kinds[0], kind)), usage and f"the order is: {usage}"):
         message += f"; {advice}" if advice else ""
     raise ValueError(message)
+
+
+def expect_model(name: str, usage: str = "") -> None:
+    """Raise if a name leads to something else than a model; the Hub is not asked."""
+    if not is_repository(name):
+        expect(name, "model", usage=usage)
+
+
+def index_folder(name: str, usage: str = "") -> Path:
+    """Return the folder of an index, downloaded if the name is a repository of the Hub."""
+    if is_repository(name):
+        return pull(name, INDEX_FILES)
+    expect(name, "index", usage=usage)
+    return Path(name)
 
 
 def _near(path: Path, kinds: Collection[str]) -> Path | None:

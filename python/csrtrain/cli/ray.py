@@ -14,7 +14,7 @@ import typer
 
 from csrkern.storage import check_folder
 from csrtrain.cli import shared
-from csrtrain.cli.kinds import expect
+from csrtrain.cli.kinds import expect, expect_model
 from csrtrain.cli.search import emit_hits, print_hits
 from csrtrain.lines import parse_object
 
@@ -66,7 +66,7 @@ def encode(
 ) -> None:
     """Encode a corpus of many files; run it again to go on after an interruption."""
     _check_output(output)
-    shared.expect_model(model, "csrkern ray encode MODEL SOURCE...")
+    expect_model(model, "csrkern ray encode MODEL SOURCE...")
     from csrkern.arguments import check_number
 
     check_number("--gpus", gpus)

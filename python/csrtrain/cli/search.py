@@ -13,7 +13,7 @@ import typer
 
 from csrkern.storage import is_stream
 from csrtrain.cli import lines, shared
-from csrtrain.cli.kinds import expect, kind_of
+from csrtrain.cli.kinds import expect, expect_model, index_folder, kind_of
 from csrtrain.lines import Record, printable, set_aside
 from csrtrain.progress import console, say, stream_beside
 
@@ -90,9 +90,9 @@ def search(
     from csrtrain.texts import TextCoder
 
     usage = "csrkern search INDEX QUERIES"
-    folder = shared.index_folder(index, usage)
+    folder = index_folder(index, usage)
     if model is not None:
-        shared.expect_model(model)
+        expect_model(model)
     if kind_of(queries) in ("index", "model", "table"):
         expect(queries, *QUERIES, usage=usage)
     inverted, stored = InvertedIndex.load(folder), Recipe.of_index(folder)

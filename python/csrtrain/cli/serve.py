@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from csrtrain.cli import shared
+from csrtrain.cli.kinds import expect_model, index_folder
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
@@ -76,9 +77,9 @@ def serve(
     from csrtrain.serve import processes
     from csrtrain.serve.settings import Settings
 
-    folder = shared.index_folder(index)
+    folder = index_folder(index)
     if model is not None:
-        shared.expect_model(model)
+        expect_model(model)
     settings = Settings(
         index=str(folder),
         model=model,

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from csrkern.hub import INDEX_FILES, is_repository, pull
 from csrkern.storage import check_file, check_folder, is_stream, resolve
-from csrtrain.cli.kinds import expect
 from csrtrain.cli.lines import JSON_LINES, emit
 from csrtrain.lines import printable
 from csrtrain.progress import say, stream_beside
@@ -182,20 +180,6 @@ def _uninterrupted() -> Iterator[None]:
 def adapter(text: str) -> Any:
     """Return an option that names a model."""
     return typer.Option(metavar=MODEL, help=text)
-
-
-def expect_model(name: str, usage: str = "") -> None:
-    """Raise if a name leads to something else than a model; the Hub is not asked."""
-    if not is_repository(name):
-        expect(name, "model", usage=usage)
-
-
-def index_folder(name: str, usage: str = "") -> Path:
-    """Return the folder of an index, downloaded if the name is a repository of the Hub."""
-    if is_repository(name):
-        return pull(name, INDEX_FILES)
-    expect(name, "index", usage=usage)
-    return Path(name)
 
 
 def load_codes(path: Path, instead: str) -> SparseCodes:
