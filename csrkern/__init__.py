@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from csrkern.ops.decode import decode
     from csrkern.ops.encode import encode
     from csrkern.ops.info_nce import info_nce
+    from csrkern.ops.prefix_errors import prefix_errors
     from csrkern.ops.similarity import similarity
     from csrkern.ops.topk_relu import topk_relu
 
@@ -49,6 +50,7 @@ _HOME_OF = {
     "info_nce": ".ops.info_nce",
     "packed_bytes": ".codes.packed",
     "packed_k": ".codes.packed",
+    "prefix_errors": ".ops.prefix_errors",
     "similarity": ".ops.similarity",
     "similarity_top_k": ".index.top_k",
     "topk_relu": ".ops.topk_relu",
@@ -76,6 +78,7 @@ __all__ = [
     "nn",
     "packed_bytes",
     "packed_k",
+    "prefix_errors",
     "reference",
     "roofline",
     "similarity",

@@ -67,6 +67,16 @@ def autoencode(
     return codes, decode(codes, weight, pre_bias, ks=ks)
 
 
+def prefix_errors(
+    x: Tensor, codes: SparseCodes, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Mean squared error of decode(codes.truncate(k), weight, bias) to x, for each k, [codes.k]."""
+    values = torch.where(codes.active, codes.values, torch.zeros_like(codes.values))
+    parts = values[:, :, None] * weight[codes.latents()]
+    centered = x if bias is None else x - bias
+    return (centered[:, None] - parts.cumsum(1)).square().mean((0, 2))
+
+
 def similarity(a: SparseCodes, b: SparseCodes) -> Tensor:
     """Return a · bᵀ, [n, m]."""
     return a.to_dense() @ b.to_dense().T

@@ -137,6 +137,22 @@ def encode_omp(n: int, d: int, h: int, k: int, turns: int, itemsize: int = 4) ->
     return Cost(product.read, codes_bytes(n, k, itemsize), flops)
 
 
+def prefix_errors(
+    n: int, d: int, h: int, k: int, itemsize: int = 4, dtype: str = "float32"
+) -> Cost:
+    """Codes, x and the rows of W that can be touched read; a multiply-add and a square a slot."""
+    read = codes_bytes(n, k, itemsize) + itemsize * (n + min(h, n * k)) * d
+    return Cost(read, 4.0 * k, 2 * (2.0 * n * k * d), dtype)
+
+
+def prefix_errors_backward(
+    n: int, d: int, h: int, k: int, itemsize: int = 4, dtype: str = "float32"
+) -> Cost:
+    """Residual, weighted sum, d_values and dW: a multiply-add each for every slot and column."""
+    read = codes_bytes(n, k, itemsize) + 4.0 * n * d + itemsize * min(h, n * k) * d
+    return Cost(read, itemsize * (n * k + h * d), 4 * (2.0 * n * k * d), dtype)
+
+
 def similarity(n: int, m: int, k: int, pairs: int, itemsize: int = 4) -> Cost:
     """Both sets of codes read, [n, m] written, `pairs` multiply-adds (see `sparse_products`)."""
     return Cost(codes_bytes(n + m, k, itemsize), float(itemsize) * n * m, 2.0 * pairs)

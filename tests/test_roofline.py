@@ -51,6 +51,15 @@ def test_encode_backward_touches_selected_latents_only() -> None:
     assert cost.written == 4 * (10 * 16 + 1000 * 16 + 1000 + 16)
 
 
+def test_prefix_errors_square_a_residual_a_slot() -> None:
+    n, d, h, k = 10, 16, 1000, 4
+    forward, decode = roofline.prefix_errors(n, d, h, k), roofline.decode(n, d, h, k)
+    assert (forward.flops, forward.written) == (2 * decode.flops, 4 * k)
+    assert forward.read == decode.read + 4 * n * d  # x
+    back = roofline.prefix_errors_backward(n, d, h, k)
+    assert (back.flops, back.written) == (4 * decode.flops, 4 * (n * k + h * d))
+
+
 def test_sparse_products_counts_the_products_of_two_dense_matrices() -> None:
     torch = pytest.importorskip("torch")
     a, b = (torch.rand(n, 20) < 0.3 for n in (7, 9))

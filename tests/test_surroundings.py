@@ -98,6 +98,11 @@ OPERATORS = {
         lambda ops, values, w, b: (ops.decode(codes(values), w, b, ks=[2, K]),),
         (True, False, False),
     ),
+    "prefix_errors": Operator(
+        lambda n: (some(n, D, seed=3), values_of(n, 0), some(H, D, seed=1), some(D, seed=2)),
+        lambda ops, x, values, w, b: (ops.prefix_errors(x, codes(values), w, b),),
+        (True, True, False, False),
+    ),
     "autoencode": Operator(encoder, autoencoded, (True, False, False, False)),
     "similarity": Operator(
         lambda n: (values_of(n, 0), values_of(n, 1)),
@@ -399,7 +404,7 @@ def test_autocast(name):
     given = [leaf.requires_grad_() for leaf in single(leaves)]
     with torch.autocast("cpu", torch.bfloat16):
         outs = OPERATORS[name].call(csrkern, *given)
-    in_float32 = public(name) in ("topk_relu", "info_nce")
+    in_float32 = public(name) in ("topk_relu", "info_nce", "prefix_errors")
     assert {out.dtype for out in outs} == {torch.float32 if in_float32 else torch.bfloat16}
     close(outs, OPERATORS[name].call(reference, *leaves), rtol=0.05, atol=0.05 * D)
     grads = torch.autograd.grad(sum(out.float().sum() for out in outs), given)

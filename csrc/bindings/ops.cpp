@@ -14,6 +14,7 @@
 #include "csrkern/isa.hpp"
 #include "csrkern/packed.hpp"
 #include "csrkern/parallel.hpp"
+#include "csrkern/prefix_errors.hpp"
 #include "csrkern/similarity.hpp"
 #include "csrkern/topk_relu.hpp"
 
@@ -254,6 +255,41 @@ void bind_info_nce(py::module_& m) {
   });
 }
 
+void bind_prefix_errors(py::module_& m) {
+  m.def(
+      "prefix_errors",
+      [](const CodesArgs& codes, csrkern::DType dtype, uintptr_t table, int64_t row_stride,
+         int64_t d, uintptr_t residual, uintptr_t errors, int num_threads) {
+        py::gil_scoped_release release;
+        csrkern::prefix_errors({to_codes(codes),
+                                dtype,
+                                {pointer<const void>(table), row_stride},
+                                d,
+                                pointer<float>(residual),
+                                pointer<double>(errors)},
+                               num_threads);
+      },
+      "See csrkern/prefix_errors.hpp; addresses are integers, codes are a tuple.");
+  m.def(
+      "prefix_errors_backward",
+      [](const CodesArgs& codes, csrkern::DType dtype, uintptr_t table, int64_t row_stride,
+         int64_t d, uintptr_t residual, uintptr_t weights, uintptr_t grad_values,
+         uintptr_t grad_table, uintptr_t grad_x, int num_threads) {
+        py::gil_scoped_release release;
+        csrkern::prefix_errors_backward({to_codes(codes),
+                                         dtype,
+                                         {pointer<const void>(table), row_stride},
+                                         d,
+                                         pointer<const float>(residual),
+                                         pointer<const float>(weights),
+                                         pointer<float>(grad_values),
+                                         pointer<float>(grad_table),
+                                         pointer<float>(grad_x)},
+                                        num_threads);
+      },
+      "See csrkern/prefix_errors.hpp; addresses are integers, codes are a tuple.");
+}
+
 void bind_topk_relu(py::module_& m) {
   py::native_enum<csrkern::DType>(m, "DType", "enum.IntEnum")
       .value("float32", csrkern::DType::float32)
@@ -333,6 +369,7 @@ PYBIND11_MODULE(_C, m) {
   bind_topk_relu(m);
   bind_encode(m);
   bind_gather(m);
+  bind_prefix_errors(m);
   bind_codes(m);
   bind_packed(m);
   bind_similarity(m);

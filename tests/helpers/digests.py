@@ -77,6 +77,14 @@ def _autoencode(d: int, **kind: Any) -> list[Tensor]:
     return [codes.values, codes.indices, out, *grads]
 
 
+def _prefix_errors(d: int, **kind: Any) -> list[Tensor]:
+    codes = csrkern.topk_relu(_numbers(64, 300, **kind), 20)
+    leaves = [_numbers(64, d, **kind), codes.values, _numbers(300, d, **kind)]
+    x, values, weight = (leaf.detach().requires_grad_() for leaf in leaves)
+    errors = csrkern.prefix_errors(x, SparseCodes(values, codes.indices, 300), weight)
+    return [errors, *torch.autograd.grad(errors.sum(), (x, values, weight))]
+
+
 def _transpose(n: int) -> list[Tensor]:
     return list(transpose(csrkern.topk_relu(torch.randn(n, 100), 12)))
 
@@ -113,6 +121,9 @@ def compute() -> dict[str, str]:
         for d in (1, 7, 16, 23, 100, 300):
             results[f"decode {kind} d={d} {dtype}"] = _decode(d, dtype=dtype, exact=exact)
             results[f"gather {kind} d={d} {dtype}"] = _gather(d, dtype=dtype, exact=exact)
+        for d in (8, 64, 256) if exact else (7, 64, 100):  # 2 / (n d) is exact
+            name = f"prefix_errors {kind} d={d} {dtype}"
+            results[name] = _prefix_errors(d, dtype=dtype, exact=exact)
         if exact:  # how PyTorch's matrix products round is theirs to say
             results[f"encode {kind} {dtype}"] = _encode(20, dtype=dtype, exact=exact)
     for way in EXACT_WAYS:

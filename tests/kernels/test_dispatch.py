@@ -10,7 +10,7 @@ import torch
 from synchronizing import NoWaiting
 
 from csrkern import SparseCodes
-from csrkern.ops import encode, gather, info_nce, similarity, topk_relu, transpose
+from csrkern.ops import encode, gather, info_nce, prefix_errors, similarity, topk_relu, transpose
 
 ops = torch.ops.csrkern
 REGISTERED = {
@@ -21,6 +21,8 @@ REGISTERED = {
     "gather_sum": gather,
     "gather_dot": gather,
     "scatter_sum": gather,
+    "prefix_errors": prefix_errors,
+    "prefix_errors_backward": prefix_errors,
     "similarity": similarity,
     "similarity_backward": similarity,
     "info_nce": info_nce,
@@ -54,6 +56,8 @@ def arguments(name, dtype):
         "gather_sum": (values, indices, table, table[0], [2, 4]),
         "gather_dot": (values, indices, table, rows, [2, 4]),
         "scatter_sum": (starts, posting_rows, slots, 12, [rows[0]], [values], [0], [4]),
+        "prefix_errors": (rows[0].float(), values, indices, table, rows[1, 0].float()),
+        "prefix_errors_backward": (torch.rand(4), rows[0].float(), values, indices, table),
         "similarity": two,
         "similarity_backward": (torch.randn(5, 5), *two),
         "info_nce": loss,

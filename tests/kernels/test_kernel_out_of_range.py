@@ -7,6 +7,7 @@ import torch
 
 import csrkern.ops.gather
 import csrkern.ops.info_nce
+import csrkern.ops.prefix_errors
 import csrkern.ops.topk_relu
 import csrkern.ops.transpose  # noqa: F401  (registers the operators)
 from csrkern import SparseCodes
@@ -55,6 +56,23 @@ def test_gather(codes, device):
     assert_same([got], [ops.gather_sum(empty.values, empty.indices, table, None, ends)])
     got = gather.gather_dot(*put(device, wrong.values, wrong.indices, table, rows), ends)
     assert_same([got], [ops.gather_dot(empty.values, empty.indices, table, rows, ends)])
+
+
+def test_prefix_errors(codes, device):
+    from csrkern.kernels import prefix_errors
+
+    wrong, empty = codes
+    wrong.values[6, 1] = torch.nan  # not even its product with nothing
+    table, x, weights = torch.randn(H, D), torch.randn(N, D), torch.rand(K)
+    left = x.to(device, copy=True)
+    got = prefix_errors.prefix_errors(*put(device, wrong.values, wrong.indices, table), left)
+    want = ops.prefix_errors(x, empty.values, empty.indices, table, None)
+    assert_same([got, left], want)
+    args = weights, want[1]
+    got = prefix_errors.prefix_errors_backward(
+        *put(device, *args, wrong.values, wrong.indices, table)
+    )
+    assert_same(got, ops.prefix_errors_backward(*args, empty.values, empty.indices, table))
 
 
 @pytest.mark.parametrize("number", [-1, 2**30, -(2**31), N])

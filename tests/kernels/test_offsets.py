@@ -43,6 +43,19 @@ def test_gathers(far, codes, device):
     assert torch.equal(*dots)
 
 
+def test_prefix_errors(far, codes, device):
+    from csrkern.kernels import prefix_errors
+
+    x, weights = torch.randn(4, COLUMNS, device=device), torch.ones(2, device=device)
+    found = []
+    for table in (far, far.contiguous()):
+        args = codes.values.to(device), codes.indices.to(device), table
+        left = x.clone()
+        errors = prefix_errors.prefix_errors(*args, left)
+        found.append([errors, *prefix_errors.prefix_errors_backward(weights, left, *args)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_scatters(far, device):
     from csrkern.kernels import gather
 

@@ -36,6 +36,10 @@ def autoencode(x, weight):
     return csrkern.autoencode(x, weight, ks=[2, K])[1]
 
 
+def prefix_errors(x, weight):
+    return csrkern.prefix_errors(x, csrkern.encode(x, weight, k=K), weight)
+
+
 def similarity(x, weight):
     codes = csrkern.encode(x, weight, k=K)
     return csrkern.similarity(codes, codes[:4])
@@ -46,7 +50,7 @@ def info_nce(x, weight):
     return csrkern.info_nce(codes[:6], codes[6:], temperature=0.2)
 
 
-PUBLIC = [topk_relu, encode, decode, autoencode, similarity, info_nce]
+PUBLIC = [topk_relu, encode, decode, prefix_errors, autoencode, similarity, info_nce]
 
 
 @pytest.mark.parametrize("compute", PUBLIC, ids=lambda f: f.__name__)
@@ -66,9 +70,16 @@ def decode_alone(x, weight):
     return csrkern.decode(codes, weight, ks=[2, K])
 
 
-@pytest.mark.parametrize(
-    "compute", [*(f for f in PUBLIC if f is not decode), decode_alone], ids=lambda f: f.__name__
-)
+def prefix_errors_alone(x, weight):
+    codes = csrkern.encode(x.detach(), weight.detach(), k=K)
+    return csrkern.prefix_errors(x, codes, weight)
+
+
+OF_ONE_CALL = [*PUBLIC, decode_alone, prefix_errors_alone]
+OF_ONE_CALL = [f for f in OF_ONE_CALL if f not in (decode, prefix_errors)]
+
+
+@pytest.mark.parametrize("compute", OF_ONE_CALL, ids=lambda f: f.__name__)
 def test_operators_pass_opcheck(compute, device):
     assert opcheck_calls_of(lambda: compute(*leaves(device)))
 

@@ -20,6 +20,7 @@ CALLS = {
     "topk_relu": (PRE, lambda pre: csrkern.topk_relu(pre, 3).values),
     "encode": (X, lambda x: csrkern.encode(x, W, k=3).values),
     "decode": (W, lambda w: csrkern.decode(_codes(VALUES), w)),
+    "prefix_errors": (W, lambda w: csrkern.prefix_errors(X, _codes(VALUES), w)),
     "autoencode": (W, lambda w: csrkern.autoencode(X, w, ks=[2])[1]),
     "similarity": (VALUES, lambda v: csrkern.similarity(_codes(v), _codes(VALUES))),
     "info_nce": (VALUES, lambda v: csrkern.info_nce(_codes(v), temperature=0.5, normalize=False)),

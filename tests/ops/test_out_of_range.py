@@ -14,6 +14,7 @@ import csrkern
 import csrkern.nn
 import csrkern.ops.gather
 import csrkern.ops.info_nce
+import csrkern.ops.prefix_errors
 import csrkern.ops.transpose
 import csrtrain.evaluation.least_squares
 import csrtrain.evaluation.metrics
@@ -56,6 +57,17 @@ def decode_gradient(codes: SparseCodes) -> object:
     return torch.autograd.grad(out.sum(), [codes.values, table])
 
 
+def prefix_gradient(codes: SparseCodes) -> object:
+    """The backward pass alone meets the codes, as in `decode_gradient`."""
+    good = codes.indices.clone()
+    codes.indices.clamp_(0, H - 1)
+    table = weight(codes.dtype).requires_grad_()
+    code = SparseCodes(codes.values.requires_grad_(), codes.indices, H)
+    errors = csrkern.prefix_errors(table.detach()[:9], code, table)
+    codes.indices.data.copy_(good)
+    return torch.autograd.grad(errors.sum(), [codes.values, table])
+
+
 def dictionary(codes: SparseCodes) -> csrkern.nn.SparseAutoencoder:
     return csrkern.nn.SparseAutoencoder(D, H, 4).to(codes.dtype)
 
@@ -73,6 +85,8 @@ CONSUMERS: dict[str, Callable[[SparseCodes], object]] = {
     ),
     "decode under autocast": lambda c: _autocast(c),
     "gradient of decode": decode_gradient,
+    "prefix_errors": lambda c: csrkern.prefix_errors(weight(c.dtype)[:9], c, weight(c.dtype)),
+    "gradient of prefix_errors": prefix_gradient,
     "similarity, left": lambda c: csrkern.similarity(c, good_codes(c.dtype)),
     "similarity, right": lambda c: csrkern.similarity(good_codes(c.dtype), c),
     "info_nce": lambda c: csrkern.info_nce(c, temperature=0.1),
@@ -133,6 +147,7 @@ def test_every_value_but_zero_counts(latent, value):
 
 EMPTY_SLOTS_MEAN_NOTHING = [
     *("decode", "decode, several ks", "decode, densely", "decode under autocast"),
+    *("prefix_errors", "gradient of prefix_errors"),
     *("gradient of decode", "similarity, left", "similarity, right", "info_nce"),
     *("info_nce, not normalized", "info_nce, right", "info_nce with labels", "transpose"),
     *("to_dense", "to_torch_coo", "to_torch_csr", "pack", "model.decode", "model.norms"),
@@ -224,6 +239,8 @@ def arguments() -> dict[str, tuple]:
         "encode": (torch.randn(9, D), table, torch.randn(H), torch.randn(D), 4, True),
         "autoencode": (torch.randn(9, D), table, torch.randn(H), torch.randn(D), ends, True),
         "decode": (*code, table, torch.randn(D), ends),
+        "prefix_errors": (torch.randn(9, D), *code, table, torch.randn(D)),
+        "prefix_errors_backward": (torch.randn(4), torch.randn(9, D), *code, table),
     }  # fmt: skip
 
 

@@ -102,8 +102,8 @@ def operator(draw: Draw) -> None:
     """One of the public operators, forward and backward."""
     n, d, h = draw(SIZES), draw(SIZES), draw(SIZES)
     k = usually(draw, draw(st.integers(1, max(h, 1))), 0, -1, h + 1, 2**31, 1.5, "2", None, True)
-    name = draw(st.sampled_from(["topk_relu", "encode", "autoencode", "decode", "similarity",
-                                 "info_nce"]))  # fmt: skip
+    name = draw(st.sampled_from(["topk_relu", "encode", "autoencode", "decode", "prefix_errors",
+                                 "similarity", "info_nce"]))  # fmt: skip
     grad = draw(st.booleans())
     leaves = []
 
@@ -128,6 +128,11 @@ def operator(draw: Draw) -> None:
         made = SparseCodes(leaf(made.values), made.indices, made.dim)
         weight = leaf(floats(draw, made.dim, d))
         out = csrkern.decode(made, weight, usually(draw, None, floats(draw, d)))
+    elif name == "prefix_errors":
+        made = small_codes(draw)
+        made = SparseCodes(leaf(made.values), made.indices, made.dim)
+        x, weight = leaf(floats(draw, len(made), d)), leaf(floats(draw, made.dim, d))
+        out = csrkern.prefix_errors(x, made, weight, usually(draw, None, floats(draw, d)))
     elif name == "similarity":
         a, b = small_codes(draw), small_codes(draw)
         out = csrkern.similarity(SparseCodes(leaf(a.values), a.indices, a.dim), b)
@@ -149,8 +154,9 @@ def raw_operator(draw: Draw) -> None:
     values, latents = floats(draw, n, k), indices(draw, n, k, max(dim, 1))
     ends = usually(draw, [k], [1, k], [k + 1], [], [-1], [2**40], list(range(20)))
     name = draw(st.sampled_from(["transpose", "gather_sum", "gather_dot", "scatter_sum", "decode",
-                                 "similarity", "similarity_backward", "info_nce", "encode",
-                                 "topk_relu", "topk_relu_backward"]))  # fmt: skip
+                                 "prefix_errors", "prefix_errors_backward", "similarity",
+                                 "similarity_backward", "info_nce", "encode", "topk_relu",
+                                 "topk_relu_backward"]))  # fmt: skip
     other = floats(draw, n, k), indices(draw, n, k, max(dim, 1))
     size = usually(draw, dim, -1, 2**31, 2**40)
     if name == "transpose":
@@ -169,6 +175,11 @@ def raw_operator(draw: Draw) -> None:
         )  # fmt: skip
     elif name == "decode":
         ops.decode(values, latents, floats(draw, dim, d), None, ends)
+    elif name == "prefix_errors":
+        ops.prefix_errors(floats(draw, n, d), values, latents, floats(draw, dim, d), None)
+    elif name == "prefix_errors_backward":
+        weights, left = floats(draw, k), floats(draw, n, d)
+        ops.prefix_errors_backward(weights, left, values, latents, floats(draw, dim, d))
     elif name == "similarity":
         ops.similarity(values, latents, *other, min(size, 2**20))
     elif name == "similarity_backward":

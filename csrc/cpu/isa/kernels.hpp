@@ -7,6 +7,7 @@
 #include "csrkern/encode.hpp"
 #include "csrkern/fine.hpp"
 #include "csrkern/gather.hpp"
+#include "csrkern/prefix_errors.hpp"
 #include "csrkern/topk_relu.hpp"
 
 namespace csrkern {
@@ -76,6 +77,20 @@ struct GatherKernels {
   // Latents begin..end-1 and some columns; the scale of a source is by posting.
   void (*scatter)(const ScatterSum& args, int64_t begin, int64_t end, int64_t first_column,
                   int64_t last_column);
+};
+
+// The most columns in one call, and the partial sums of a prefix's squares.
+constexpr int64_t kPrefixColumns = 64;
+constexpr int64_t kPrefixLanes = 16;
+
+struct PrefixErrorsKernels {
+  // Takes rows begin..end-1 and some columns from x - bias to their last residual, and adds the
+  // squares of each residual on the way to squares [k, kPrefixLanes].
+  void (*squares)(const PrefixErrors& args, int64_t begin, int64_t end, int64_t column,
+                  int64_t columns, float* squares);
+  // Rows begin..end-1 and some columns, whose inner products go to dots [end - begin, k].
+  void (*gradients)(const PrefixErrorsBackward& args, int64_t begin, int64_t end, int64_t column,
+                    int64_t columns, float* dots);
 };
 
 // Sums over one row's scores so far. Scores of 0 are only counted: most pairs of rows share no
@@ -222,6 +237,7 @@ struct Kernels {
   TopkReluRows topk_relu;
   EncodeKernels encode;
   GatherKernels gather;
+  PrefixErrorsKernels prefix_errors;
   InfoNceKernels info_nce;
   IndexKernels index;
   FineKernels fine;

@@ -8,6 +8,7 @@
 #include "generic/groups.hpp"
 #include "generic/index.hpp"
 #include "generic/info_nce.hpp"
+#include "generic/prefix_errors.hpp"
 #include "generic/products.hpp"
 #include "generic/topk_relu.hpp"
 #include "isa/crc32c_x86.hpp"
@@ -281,6 +282,7 @@ const Kernels kAvx2 = {
     rows_of_any<Avx2>,
     kEncode<Avx2>,
     kGather<Avx2>,
+    kPrefixErrors<Avx2>,
     kInfoNce<Avx2>,
     {{kOf<HalfValues>, kOf<FloatValues>, kOf<ByteValues>, kGrouped},
      keep,

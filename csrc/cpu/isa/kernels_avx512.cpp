@@ -8,6 +8,7 @@
 #include "generic/groups.hpp"
 #include "generic/index.hpp"
 #include "generic/info_nce.hpp"
+#include "generic/prefix_errors.hpp"
 #include "generic/products.hpp"
 #include "generic/topk_relu.hpp"
 #include "isa/crc32c_x86.hpp"
@@ -277,6 +278,7 @@ const Kernels kAvx512 = {
     rows_of_any<Avx512>,
     kEncode<Avx512>,
     kGather<Avx512>,
+    kPrefixErrors<Avx512>,
     kInfoNce<Avx512>,
     {{kOf<HalfValues>, kOf<FloatValues>, kOf<ByteValues>, kGrouped},
      keep,

@@ -14,6 +14,7 @@
 #include "generic/gather.hpp"
 #include "generic/groups.hpp"
 #include "generic/info_nce.hpp"
+#include "generic/prefix_errors.hpp"
 #include "generic/products.hpp"
 #include "generic/topk_relu.hpp"
 #include "isa/kernels.hpp"
@@ -224,6 +225,7 @@ const Kernels kPortable = {
     rows_of_any<Portable>,
     kEncode<Portable>,
     kGather<Portable>,
+    kPrefixErrors<Portable>,
     kInfoNce<Portable>,
     {{kOf<ValueType::float16>, kOf<ValueType::float32>, kOf<ValueType::uint8>, kGrouped},
      keep,

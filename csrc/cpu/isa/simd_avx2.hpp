@@ -190,6 +190,12 @@ struct Avx2 {
     for (float lane : lanes) best = lane > best ? lane : best;
     return best;
   }
+  // The upper half of the lanes is added to the lower, until one is left.
+  static float sum_halves(F x) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
   static double sum_lanes(F x) {
     const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(x));
     const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));

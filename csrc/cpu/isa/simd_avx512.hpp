@@ -162,6 +162,14 @@ struct Avx512 {
     return __builtin_popcount(hit);
   }
   static float max_lane(F x) { return _mm512_reduce_max_ps(x); }
+  // The upper half of the lanes is added to the lower, until one is left.
+  static float sum_halves(F x) {
+    const __m256 upper = _mm512_extractf32x8_ps(x, 1);
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), upper);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
   static double sum_lanes(F x) {
     const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
     const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));

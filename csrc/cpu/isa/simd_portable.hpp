@@ -198,6 +198,13 @@ struct Portable {
     for (float lane : x.lane) best = lane > best ? lane : best;
     return best;
   }
+  // The upper half of the lanes is added to the lower, until one is left.
+  static float sum_halves(F x) {
+    for (int64_t half = width / 2; half > 0; half /= 2) {
+      for (int64_t i = 0; i < half; ++i) x.lane[i] += x.lane[i + half];
+    }
+    return x.lane[0];
+  }
   static double sum_lanes(const F& x) {
     double sum = 0;
     for (float lane : x.lane) sum += lane;
