@@ -36,7 +36,15 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import csrkern
 from benchmarks.harness.provenance import commit, versions
 from csrkern import SparseCodes, reference, roofline
-from csrkern.kernels import gather, info_nce, similarity, topk_relu, transpose, tuning
+from csrkern.kernels import (
+    gather,
+    info_nce,
+    prefix_errors,
+    similarity,
+    topk_relu,
+    transpose,
+    tuning,
+)
 from csrkern.kernels.encode import product as encode
 from csrkern.kernels.encode import verified as encode_verified
 
@@ -151,6 +159,7 @@ def timings(shape: tuple[int, int, int, int], device: str, dtype: torch.dtype) -
         lambda a, b: close(a[0], b[0]) and close(a[1], b[1]),
     )
     yield decoder_loss(values, indices, weight, x)
+    yield prefix_loss(values, indices, weight, x)
     if dtype == torch.float32:  # what follows computes in it, whatever the codes came in
         yield from code_timings(codes.normalize())
 
@@ -182,6 +191,33 @@ def decoder_loss(values: Tensor, indices: Tensor, weight: Tensor, x: Tensor) -> 
         ours,
         {"embedding_bag": theirs},
         roofline.decode(n, d, h, k, size) + roofline.decode_backward(n, d, h, k, size),
+        lambda a, b: close(a[0], b[0]) and close(a[2], b[2]),
+    )
+
+
+def prefix_loss(values: Tensor, indices: Tensor, weight: Tensor, x: Tensor) -> Timing:
+    """The mean of the errors at every k, its gradients of values and weight."""
+    (n, k), (h, d) = values.shape, weight.shape
+
+    def ours() -> tuple[Tensor, Tensor, Tensor]:
+        left = x.to(torch.float32, copy=True)
+        errors = prefix_errors.prefix_errors(values, indices, weight, left)
+        weights = torch.full_like(errors, 2 / (k * left.numel()))
+        grads = prefix_errors.prefix_errors_backward(weights, left, values, indices, weight)
+        return errors.mean(), *grads[:2]
+
+    def theirs() -> tuple[Tensor, ...]:
+        leaves = values.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss = reference.prefix_errors(x, SparseCodes(leaves[0], indices, h), leaves[1]).mean()
+        return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+    size = weight.itemsize
+    return Timing(
+        "prefix loss",
+        ours,
+        {"plain PyTorch": theirs} if n * k * d <= DENSE_SCORES else {},
+        roofline.prefix_errors(n, d, h, k, size)
+        + roofline.prefix_errors_backward(n, d, h, k, size),
         lambda a, b: close(a[0], b[0]) and close(a[2], b[2]),
     )
 

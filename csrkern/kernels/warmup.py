@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from csrkern.kernels import gather, info_nce, similarity, topk_relu, transpose, tuning
+from csrkern.kernels import (
+    gather,
+    info_nce,
+    prefix_errors,
+    similarity,
+    topk_relu,
+    transpose,
+    tuning,
+)
 from csrkern.kernels.encode import product as encode
 from csrkern.kernels.encode import verified as encode_verified
 
@@ -46,6 +54,16 @@ def steps(
         lambda: gather.scatter_sum(
             starts, rows, slots_of, h, [x, x], [values, values], [0, 0], [wide, k]
         ),
+    )
+    left = x.float()
+    yield (
+        "prefix_errors",
+        lambda: prefix_errors.prefix_errors(values, indices, weight, left.clone()),
+    )
+    weights = left.new_ones(wide)
+    yield (
+        "prefix_errors backward",
+        lambda: prefix_errors.prefix_errors_backward(weights, left, values, indices, weight),
     )
     few = values[:, :k].float().contiguous()
     few_indices = indices[:, :k].contiguous()

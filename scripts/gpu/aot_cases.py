@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from csrkern.kernels import gather, info_nce, similarity, topk_relu, transpose
+from csrkern.kernels import gather, info_nce, prefix_errors, similarity, topk_relu, transpose
 from csrkern.kernels._common import power_of_2
 from csrkern.kernels.encode import bounds as encode_bounds
 from csrkern.kernels.encode import propose as encode_propose
@@ -45,6 +45,7 @@ def cases(everything: bool) -> list[Case]:
         *transpose_cases(everything),
         *encode_cases(everything),
         *gather_cases(everything),
+        *prefix_errors_cases(),
         *similarity_cases(everything),
         *info_nce_cases(),
     ]
@@ -220,6 +221,23 @@ def gather_cases(everything: bool) -> Iterator[Case]:
                 fused=False,
                 limited=True,
             )
+
+
+def prefix_errors_cases() -> Iterator[Case]:
+    """Return the errors of all prefixes, and their gradient."""
+    arguments = {"values": FLOATS, "indices": CODES, "residual": FLOATS, "n": "i32", "k": "i32"}
+    arguments |= {"dim": "i32", "d": "i32", "stride_table": "i32"}
+    arguments |= {"SLOTS": prefix_errors.SLOTS, "BLOCK": prefix_errors.BLOCK}
+    forward = {**arguments, "squares": FLOATS}
+    back = {**arguments, "weights": FLOATS, "dots": FLOATS, "sums": FLOATS, "grad_x": FLOATS}
+    for element in ELEMENTS:
+        of, table = element[1:], {"table": element}
+        kernel = prefix_errors.prefix_errors_kernel
+        name = f"prefix_errors {of}"
+        yield Case(name, kernel, {**forward, **table}, 1, 96, 24_000, fused=False)
+        kernel = prefix_errors.prefix_errors_backward_kernel
+        name = f"prefix_errors backward {of}"
+        yield Case(name, kernel, {**back, **table}, 1, 192, 36_000, fused=False)
 
 
 def similarity_cases(everything: bool) -> Iterator[Case]:

@@ -84,6 +84,18 @@ def kernels(n: int, d: int, h: int, k: int, size: int, candidates: int) -> list[
             slots // PIECE * columns,
             cost(12.0 * PIECE * pieces, 4.0 * pieces * d, 2.0 * PIECE * pieces * d),
         ),
+        Kernel(
+            f"prefix_errors {element}", n * -(-d // 128), roofline.prefix_errors(n, d, h, k, size)
+        ),
+        Kernel(
+            f"prefix_errors backward {element}",
+            n * -(-d // 128),
+            cost(
+                codes + 4.0 * n * d + size * d * min(h, slots),
+                4.0 * (slots * (1 + d) + n * d),
+                3 * 2.0 * slots * d,
+            ),
+        ),
         Kernel("similarity", n, roofline.similarity(n, n, k, met)),
         Kernel("similarity gather", min(n, 528), cost(4.0 * n)),
         Kernel(
@@ -153,6 +165,8 @@ def operator_table(out: Any) -> None:
                 "encode": roofline.encode(n, d, h, k, size, dtype),
                 "decode": roofline.decode(n, d, h, k, size),
                 "decode backward": roofline.decode_backward(n, d, h, k, size),
+                "prefix_errors": roofline.prefix_errors(n, d, h, k, size),
+                "prefix_errors backward": roofline.prefix_errors_backward(n, d, h, k, size),
                 "encode backward": roofline.encode_backward(n, d, h, k, size),
                 "transpose": roofline.Cost(8.0 * n * k, 12.0 * n * k + 8 * h),
                 "similarity": roofline.similarity(n, n, k, met),
