@@ -248,15 +248,28 @@ def test_published_bug_7_rows_without_active_latents_do_not_give_nan(contrast):
 
 def test_one_encoder_pass_serves_k_4k_and_the_contrast(monkeypatch):
     calls = []
-    autoencode = csrkern.nn.modules.autoencode
+    encode = csrkern.nn.modules.encode
 
     def counted(*args, **options):
-        calls.append(options["ks"])
-        return autoencode(*args, **options)
+        calls.append(options["k"])
+        return encode(*args, **options)
 
-    monkeypatch.setattr(csrkern.nn.modules, "autoencode", counted)
+    monkeypatch.setattr(csrkern.nn.modules, "encode", counted)
     CSRLoss(ks=(1, 2))(make(k=3), batch())
-    assert calls == [(1, 2, 3, 12)]
+    assert calls == [12]
+
+
+def test_every_k_at_once():
+    model, x = make(k=9), batch()
+    loss = CSRLoss(ks=range(1, 9), contrast=None)(model, x)["recon"]
+    loss.backward()
+    grad, model.encoder.weight.grad = model.encoder.weight.grad, None
+    codes, reconstructions = model.autoencode(x, range(2, 10))
+    parts = [model.decode(codes.truncate(1)), *reconstructions]
+    want = torch.stack([torch.nn.functional.mse_loss(part, x) for part in parts]).mean()
+    want.backward()
+    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(grad, model.encoder.weight.grad)
 
 
 def test_errors_teach():

@@ -11,7 +11,6 @@ from typing import Any
 from csrkern import arguments
 
 _DEFAULT_BATCH = 512
-_MOST_KS = 6  # since one pass decodes a code at eight k's, including k and 4k
 # The smaller k's that a model serves by default.
 _SERVED = (4, 8, 16, 32, 64, 128)
 # CSRv2 (arXiv 2602.05735): k falls from 64 over the first 70% of the steps.
@@ -221,13 +220,10 @@ def check_contrast(contrast: str | None) -> None:
 
 
 def check_ks(ks: Any) -> tuple[int, ...]:
-    """Return k's in ascending order, each once, at most `_MOST_KS`."""
+    """Return k's in ascending order, each once."""
     if isinstance(ks, str) or not isinstance(ks, Iterable):
         raise TypeError(f"ks: expected a list of ints, got {type(ks).__name__}")
-    ascending = tuple(sorted({arguments.check_at_least("ks", k, 1) for k in ks}))
-    if len(ascending) > _MOST_KS:
-        raise ValueError(f"ks: expected at most {_MOST_KS} k's beside k, got {len(ascending)}")
-    return ascending
+    return tuple(sorted({arguments.check_at_least("ks", k, 1) for k in ks}))
 
 
 def _default_steps(n: int, batch_size: int) -> int:

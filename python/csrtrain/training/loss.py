@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import csrkern
@@ -207,29 +206,29 @@ class CSRLoss(nn.Module):
         x, _, _ = model.standardized(x)
         widths = (*self.ks, k)
         widest = min(4 * k, model.hidden_dim)
-        ks = widths if widest == k else (*widths, widest)
-        wide, reconstructions = model.autoencode_standardized(x, ks)
+        wide = model.encode_standardized(x, widest)
+        errors = csrkern.prefix_errors(x, wide, model.dictionary, model.pre_bias)
         codes = wide.truncate(k)
         if self.training and model.training:
             model.update_stats(codes, self.threshold, new_step=new_step)
             if self.gather:
                 distributed.minimum_(model.stats_last_nonzero)
-        errors = [F.mse_loss(reconstruction, x) for reconstruction in reconstructions]
-        residual = (x - reconstructions[len(widths) - 1]).detach()
         terms = {
-            "recon": torch.stack(errors[: len(widths)]).mean(),
+            "recon": torch.stack([errors[width - 1] for width in widths]).mean(),
             "recon_4k": errors[-1],
-            "aux": self._aux(model, x, residual),
+            "aux": self._aux(model, x, codes),
             "load": load(codes, self.gather) if self.balance else x.new_zeros(()),
             "dead": model.dead.float().mean(),
         }
         return terms, codes
 
-    def _aux(self, model: SparseAutoencoder, x: Tensor, error: Tensor) -> Tensor:
-        """Return the share of the variance of `error` [n, d] that dead latents do not explain."""
+    def _aux(self, model: SparseAutoencoder, x: Tensor, codes: SparseCodes) -> Tensor:
+        """Return the share of the variance of what codes leave that dead latents do not explain."""
         explained = model.reconstruct_dead_standardized(x)
         if explained is None:
             return x.new_zeros(())
+        with torch.no_grad():
+            error = x - csrkern.decode(codes, model.dictionary, model.pre_bias)
         remainder = explained - error
         mean = error.mean(0)
         if self.gather:
