@@ -178,7 +178,10 @@ void SegmentSearch::score_listed(const ForwardIndex& forward, TopHits& best, Scr
     n = 0;
   };
   for (int64_t w = 0; w < (view_.n_docs + 63) / 64; ++w) {
-    for (uint64_t bits = allowed_[w]; bits != 0; bits &= bits - 1) {
+    uint64_t bits = allowed_[w];
+    // Those after the last document may be set.
+    if (view_.n_docs - w * 64 < 64) bits &= (uint64_t{1} << (view_.n_docs % 64)) - 1;
+    for (; bits != 0; bits &= bits - 1) {
       docs[n++] = w * 64 + __builtin_ctzll(bits);
       if (n == kAhead) score_those();
     }
