@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,8 @@ from csrkern.index.inverted import InvertedIndex
 from csrkern.index.rows import read_rows
 
 if TYPE_CHECKING:
+    from mteb.types import Array, TopRankedDocumentsType
+
     from csrkern.nn.modules import SparseAutoencoder
 
 
@@ -32,7 +33,7 @@ class CSRSearchIndex:
     def __init__(self) -> None:
         self.clear()
 
-    def add_documents(self, embeddings: torch.Tensor, idxs: Sequence[str]) -> None:
+    def add_documents(self, embeddings: Array, idxs: list[str]) -> None:
         """Add the codes of documents and their ids."""
         rows = read_rows("embeddings", embeddings, None)
         if rows.n != len(idxs):
@@ -45,10 +46,10 @@ class CSRSearchIndex:
 
     def search(
         self,
-        embeddings: torch.Tensor,
+        embeddings: Array,
         top_k: int,
         similarity_fn: Any = None,
-        top_ranked: dict[str, list[str]] | None = None,
+        top_ranked: TopRankedDocumentsType | None = None,
         query_idx_to_id: dict[int, str] | None = None,
     ) -> tuple[list[list[float]], list[list[int]]]:
         """Return scores and places of the best documents of each query.
@@ -135,11 +136,11 @@ class AdapterWrapper:
         searched = task_metadata.simplified_task_type == "retrieval"
         return codes.to_torch_coo() if searched else codes.to_dense()
 
-    def similarity(self, embeddings1: torch.Tensor, embeddings2: torch.Tensor) -> torch.Tensor:
+    def similarity(self, embeddings1: Array, embeddings2: Array) -> Array:
         """Return the cosines [n, m] of dense codes."""
         return cos_sim(embeddings1, embeddings2)
 
-    def similarity_pairwise(self, embeddings1: torch.Tensor, embeddings2: torch.Tensor) -> Any:
+    def similarity_pairwise(self, embeddings1: Array, embeddings2: Array) -> Array:
         """Return the cosines [n] of pairs of dense codes."""
         return pairwise_cos_sim(embeddings1, embeddings2)
 

@@ -63,7 +63,7 @@ WRONG = {
     "encode rows.npy model -o new": "rows.npy: expected a model, a folder written by train, got a "
     "file of embeddings; the order is: csrkern encode MODEL EMBEDDINGS",
     "encode model index -o new": "index: expected a file of embeddings, got an index",
-    "encode modell rows.npy -o new": "modell: expected a model, a folder written by train, found "
+    "encode modelx rows.npy -o new": "modelx: expected a model, a folder written by train, found "
     "nothing; did you mean model?",
     "index model -o new": "model: expected a file of codes or a file of lines, got a model",
     "index rows.npy -o new": "got a file of embeddings; csrkern encode makes codes",
@@ -75,8 +75,8 @@ WRONG = {
     "search sharded rows.npy": "got a sharded index, written by ray build; csrkern ray serve",
     "search index model": "model: expected a file of embeddings or a file of codes or a file of",
     "search index rows.csv": "got a table of text",
-    "search indx rows.npy": "indx: expected an index, a folder written by index, found nothing; "
-    "did you mean index?",
+    "search index_ rows.npy": "index_: expected an index, a folder written by index, found "
+    "nothing; did you mean index?",
     "search index codes.safetensors --model index": "index: expected a model",
     "serve codes.safetensors": "got a file of codes; csrkern index makes an index of codes",
     "serve model": "model: expected an index, a folder written by index, got a model",
