@@ -377,7 +377,7 @@ def test_the_text_of_a_hit_is_its_documents(folder, tmp_path, capsys, ids, remov
     assert {hit["id"] for hit in found} == set(live)
     assert all(hit["text"] == f"document {hit['id']}" for hit in found)
     assert exit_code(*line, "--show", "3") == 0
-    shown = [row.split() for row in capsys.readouterr().out.splitlines()[1:-1]]
+    shown = [row.split() for row in capsys.readouterr().out.splitlines()[1:-2]]
     assert shown
     assert all(row[3] == row[5] for row in shown)
 

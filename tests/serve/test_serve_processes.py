@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -173,7 +174,10 @@ def test_workers_share_a_changing_index_and_lose_no_request(folder):
             if line.startswith("csrkern_requests_total{") and 'path="/search' in line
         )
         assert counted == len(statuses)  # of both processes
-        assert 'csrkern_loads_total{result="loaded"} 8.0' in metrics
+        # Two at first, then each change by one of them at least: one that is slow may pass it over.
+        (loads,) = re.findall(r'csrkern_loads_total\{result="loaded"\} (\d+)', metrics)
+        assert int(loads) >= 5
+        assert 'result="failed"' not in metrics
         maps = [Path(f"/proc/{pid}/maps").read_text() for pid in children(served.process.pid)]
         of_index = [text for text in maps if "libtorch" not in text and "_C." in text]
         assert len(of_index) >= 2

@@ -44,9 +44,10 @@ LARGEST_HEADER = 1 << 20
 def kind_of(path: str | Path) -> str | None:
     """Return what a path leads to, a key of `NOUNS`; None: nothing, or something else."""
     path = Path(path)
-    if path.is_dir():
+    # Unlike those of Path, these take words that are too long for a name.
+    if os.path.isdir(path):
         return _kind_of_folder(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
