@@ -181,10 +181,12 @@ class SparseCodes:
         Raises:
             TypeError, ValueError: if the mean is not a positive number.
         """
-        kept = int(check_positive("mean", mean) * len(self))
+        # 0.29 · 100 is a little less than 29 in floating point.
+        wanted = check_positive("mean", mean) * len(self) * (1 + 1e-12)
         values = self.values.detach().flatten()
-        if kept >= values.numel():
+        if wanted >= values.numel():
             return 0.0
+        kept = int(wanted)
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         return float(values.kthvalue(values.numel() - kept).values)
 
@@ -202,7 +204,11 @@ class SparseCodes:
             TypeError, ValueError: if it is neither, or negative or NaN.
         """
         if isinstance(threshold, (Tensor, np.ndarray)):
-            each = torch.as_tensor(threshold, device=self.device)
+            if isinstance(threshold, np.ndarray):
+                threshold = torch.from_numpy(np.ascontiguousarray(threshold))
+            if threshold.is_complex():
+                raise TypeError(f"threshold: expected real numbers, got {threshold.dtype}")
+            each = threshold.to(self.device)
             if each.shape != (self.dim,) or not bool((each >= 0).all()):
                 raise ValueError(
                     f"threshold: expected a number or [{self.dim}] numbers, none negative, got "
@@ -213,7 +219,8 @@ class SparseCodes:
             kept, values = kept.gather(1, order), self.values.gather(1, order)
             indices = self.indices.gather(1, order)
         else:
-            kept = ~(self.values <= check_not_negative("threshold", threshold))
+            wide = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
+            kept = ~(wide <= check_not_negative("threshold", threshold))
             values, indices = self.values, self.indices
         return self._with(torch.where(kept, values, 0), torch.where(kept, indices, 0))
 
@@ -547,6 +554,10 @@ class SparseCodes:
             TypeError, ValueError: if they are no such tensors, a value is not finite, or a latent
                 is out of range or comes twice in a row.
         """
+        if isinstance(indices, Tensor):
+            if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+                raise TypeError(f"indices: expected integers, got {indices.dtype}")
+            indices = indices.long()
         check_slots(values, indices.int() if isinstance(indices, Tensor) else indices)
         dim = check_dim(2 * as_int("dim", dim), values.shape[1]) // 2
         slots.check_entries("values", values.detach().abs())
@@ -558,7 +569,7 @@ class SparseCodes:
                 f"indices: expected latents in 0..{dim - 1}, got {int(indices[row, slot])} "
                 f"in row {row}"
             )
-        latents = torch.where(values < 0, indices + dim, indices).long()
+        latents = torch.where(values < 0, indices + dim, indices)
         codes = SparseCodes(*slots.in_order(values.abs(), latents, 2 * dim), 2 * dim)
         beyond = dim + torch.arange(codes.k, device=codes.device)
         signless = torch.where(codes.active, codes.indices % max(1, dim), beyond)

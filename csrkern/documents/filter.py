@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,6 +18,8 @@ FilterLike: TypeAlias = Mapping[str, Any]
 - `"$and": [...]`, `"$or": [...]`: filters; `"$not": {...}`: a filter.
 """
 
+# Not after a backslash of its own.
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _ORDERS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 OPERATORS = ("$eq", "$ne", "$in", "$nin", *_ORDERS, "$contains")
 _VALUES = "a string, a number, a bool or None"
@@ -47,27 +50,38 @@ def condition(chosen: FilterLike | None) -> Condition:
     """
     if chosen is None:
         return ALL
+    try:
+        return _all_entries(chosen)
+    except RecursionError:
+        raise ValueError("filter: expected one that is not nested that deeply") from None
+
+
+def _all_entries(chosen: Any) -> Condition:
     if not isinstance(chosen, Mapping):
         raise TypeError(f"filter: expected a mapping of fields, got {type(chosen).__name__}")
     return _joined("AND", [_entry(name, value) for name, value in chosen.items()])
 
 
 def _joined(word: str, conditions: list[Condition]) -> Condition:
+    """Join conditions by halves: SQLite allows a depth of 1,000."""
     if not conditions:
         return ALL if word == "AND" else _NONE
-    sql = f" {word} ".join(condition.sql for condition in conditions)
-    return Condition(f"({sql})", tuple(p for each in conditions for p in each.parameters))
+    if len(conditions) == 1:
+        return conditions[0]
+    half = len(conditions) // 2
+    first, second = (_joined(word, part) for part in (conditions[:half], conditions[half:]))
+    return Condition(f"({first.sql} {word} {second.sql})", first.parameters + second.parameters)
 
 
 def _entry(name: Any, value: Any) -> Condition:
     if not isinstance(name, str):
         raise TypeError(f"filter: expected strings as fields, got {type(name).__name__}")
     if name == "$not":
-        return ~condition(value)
+        return ~_all_entries(value)
     if name in ("$and", "$or"):
         if not isinstance(value, (list, tuple)):
             raise TypeError(f"filter: {name}: expected a list of filters, got {value!r:.60}")
-        return _joined(name[1:].upper(), [condition(part) for part in value])
+        return _joined(name[1:].upper(), [_all_entries(part) for part in value])
     if name.startswith("$") and name != "$id":
         raise ValueError(f"filter: expected a field, $id, $and, $or or $not, got {name!r}")
     if not isinstance(value, Mapping):
@@ -115,8 +129,11 @@ def _field(name: str) -> tuple[str, str, tuple[str, ...]]:
     """Return what gives a field's value and its type in SQL, and the parameter of each."""
     if name == "$id":
         return "documents.id", "'text'", ()
-    if '"' in name or not all(name.split(".")):
-        raise ValueError(f"filter: expected the name of a field, without quotes, got {name!r}")
+    if json.dumps(name, ensure_ascii=False) != f'"{name}"' or not all(name.split(".")):
+        raise ValueError(
+            "filter: expected the name of a field, without quotes, backslashes and control "
+            f"characters, got {name!r}"
+        )
     path = "$" + "".join(f'."{part}"' for part in name.split("."))
     return "json_extract(documents.metadata, ?)", "json_type(documents.metadata, ?)", (path,)
 
@@ -130,11 +147,26 @@ def _scalar(name: str, value: Any) -> Any:
     raise TypeError(f"filter: {name}: expected {_VALUES}, got {type(value).__name__}")
 
 
+def without_nul(written: str) -> str:
+    """Return JSON as it is.
+
+    Raises:
+        ValueError: if a string in it has the character NUL, at which SQLite would end it, or half
+            of a character.
+    """
+    if "\\u0000" in written and NUL.search(written):
+        raise ValueError("a string has the character NUL, which SQLite cannot compare")
+    written.encode()
+    return written
+
+
 def _as_json(name: str, value: Any) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return without_nul(json.dumps(value, ensure_ascii=False, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"filter: {name}: expected {_VALUES}, got {value!r:.60}") from error
+        raise ValueError(
+            f"filter: {name}: expected {_VALUES}, got {value!r:.60}: {error}"
+        ) from error
 
 
 __all__ = ["ALL", "Condition", "FilterLike", "condition"]

@@ -7,6 +7,8 @@ import json
 import os
 import threading
 import uuid
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from csrkern.arguments import check_choice, check_int, float32_array, float32_rows
-from csrkern.documents.filter import ALL, Condition, FilterLike, condition
+from csrkern.documents.filter import ALL, Condition, FilterLike, condition, without_nul
 from csrkern.documents.table import FILE, Table, of_ids, of_numbers, packed
 from csrkern.identity import check_same_model
 from csrkern.index.file import HEADER
@@ -95,6 +97,7 @@ class DocumentStore:
         self._embed, self._embed_query = embed, embed_query or embed
         self._index: InvertedIndex | None = None
         self._version: int | None = None  # of the file that the index follows; None: not known
+        self._closed = False
         self.path = None if path is None else Path(path)
         if self.path is not None:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -141,8 +144,8 @@ class DocumentStore:
         for name, parts in (("ids", ids), ("metadata", facts)):
             if len(parts) != len(texts):
                 raise ValueError(f"{name}: expected one for each of {len(texts)}, got {len(parts)}")
-        if len(set(ids)) < len(ids):
-            twice = next(name for place, name in enumerate(ids) if name in ids[:place])
+        twice = next((name for name, n in Counter(ids).items() if n > 1), None)
+        if twice is not None:
             raise ValueError(f"ids: expected distinct ids, got {twice!r} twice")
         written = [_as_json(number, fact) for number, fact in enumerate(facts)]
         if not texts:
@@ -245,27 +248,36 @@ class DocumentStore:
             raise TypeError(f"text: expected a str, got {type(text).__name__}")
         chosen = condition(filter)
         depth = max(top_k, _SHORTLIST) if by == "hybrid" else top_k
-        results = []
-        if by != "words":
-            query = self._query_code(text, embedding)
+        query = None if by == "words" else self._query_code(text, embedding)
+
+        def search() -> tuple[list[tuple[Document, float]], bool]:
+            """Return the hits, and whether all are there still."""
+            results = []
+            if query is not None:
+                with self._reading() as table:
+                    index = self._index
+                    numbers = None if chosen == ALL else table.numbers(chosen)
+                if index is None:
+                    results.append((np.zeros((1, 0), np.float32), np.zeros((1, 0), np.int64)))
+                else:  # without the lock, so that threads search side by side
+                    results.append(index.search(query, depth, filter=numbers))
             with self._reading() as table:
-                index = self._index
-                numbers = None if chosen == ALL else table.numbers(chosen)
-            if index is None:
-                results.append((np.zeros((1, 0), np.float32), np.zeros((1, 0), np.int64)))
-            else:  # without the lock, so that threads search side by side
-                results.append(index.search(query, depth, filter=numbers))
-        with self._reading() as table:
-            if by != "codes":
-                results.append(table.matching(text or "", depth, chosen))
-            if by == "hybrid":
-                results = [fuse(results, top_k, weights=weights, method=method)]
-            scores, found = results[0]
-            hits = found[found >= 0].tolist()
-            documents = {n: _document(*row) for n, *row in table.documents(of_numbers(hits))}
-        # What was deleted in the meantime is no hit.
-        ranked = zip(hits, scores[0].tolist(), strict=False)
-        return [(documents[n], score) for n, score in ranked if n in documents]
+                if by != "codes":
+                    results.append(table.matching(text or "", depth, chosen))
+                if by == "hybrid":
+                    results = [fuse(results, top_k, weights=weights, method=method)]
+                scores, found = results[0]
+                hits = found[found >= 0].tolist()
+                documents = {n: _document(*row) for n, *row in table.documents(of_numbers(hits))}
+            ranked = zip(hits, scores[0].tolist(), strict=False)
+            there = [(documents[n], score) for n, score in ranked if n in documents]
+            return there, len(there) == len(hits)
+
+        found, whole = search()
+        if not whole:  # replaced or deleted meanwhile: once more, with no change of ours between
+            with self._lock:
+                found, _ = search()
+        return found
 
     def codes(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the stored codes of documents: values float32 and indices int32, both [n, k].
@@ -292,10 +304,12 @@ class DocumentStore:
                     self._index.save(self.path)
 
     def close(self) -> None:
-        """Save the index and close the file."""
+        """Save the index and close the file; a second call does nothing."""
         with self._lock:
-            self.save()
-            self._table.close()
+            if not self._closed:
+                self.save()
+                self._table.close()
+                self._closed = True
 
     def __enter__(self) -> DocumentStore:
         return self
@@ -306,6 +320,7 @@ class DocumentStore:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Table]:
         with self._lock:
+            self._check_there()
             self._catch_up()
             yield self._table
 
@@ -313,6 +328,7 @@ class DocumentStore:
     def _changing(self) -> Iterator[Table]:
         """Hold the file for a change of it and of the index, which ends with the block."""
         with self._lock:
+            self._check_there()
             self._table.begin()
             try:
                 self._catch_up()
@@ -333,13 +349,25 @@ class DocumentStore:
                 self._table.roll_back()
                 raise
 
+    def _check_there(self) -> None:
+        """Refuse to go on with a file that nobody will find again."""
+        if self._closed:
+            raise ValueError("this store is closed; open it again")
+        if not self._table.is_there():
+            raise FileNotFoundError(
+                f"{self.path}: the store's file is gone, or another is in its place; open it again"
+            )
+
     def _catch_up(self) -> None:
         """Bring the index to the numbers that the file has."""
         version = self._table.version()
         if version == self._version:
             return
         if self._index is None and self.path is not None and (self.path / HEADER).exists():
-            self._index = InvertedIndex.load(self.path)
+            try:
+                self._index = InvertedIndex.load(self.path)
+            except ValueError as error:  # the documents have all codes
+                warnings.warn(f"the index is built again: {error}", stacklevel=2)
         numbers = self._table.numbers(ALL)
         if self._index is not None:
             held = self._index.ids
@@ -413,7 +441,8 @@ class DocumentStore:
         if self._index is not None and len(self._index):
             check_same_model("model", model.fingerprint, self._index.fingerprint)
         name = f"{model.fingerprint} k={model.k}"
-        if self.path is not None and table.setting("model") != name:
+        lost = self.path is not None and not (self.path / MODEL).exists()
+        if self.path is not None and (lost or table.setting("model") != name):
             model.save_pretrained(self.path / MODEL)
             table.set("model", name)
         return model
@@ -438,6 +467,12 @@ def _strings(name: str, given: Any) -> list[str]:
     for string in strings:
         if not isinstance(string, str):
             raise TypeError(f"{name}: expected a list of str, got a {type(string).__name__}")
+        try:
+            string.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{name}: expected Unicode, got {string!r:.60}") from error
+        if name == "ids" and "\0" in string:
+            raise ValueError(f"ids: expected ids without the character NUL, got {string!r:.60}")
     return strings
 
 
@@ -447,7 +482,7 @@ def _as_json(number: int, metadata: Any) -> str:
             f"metadata[{number}]: expected a mapping or None, got {type(metadata).__name__}"
         )
     try:
-        return json.dumps(dict(metadata or {}), ensure_ascii=False, allow_nan=False)
+        return without_nul(json.dumps(dict(metadata or {}), ensure_ascii=False, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"metadata[{number}]: expected what JSON can hold: {error}") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -68,6 +69,8 @@ class Table:
             self.begin()
             self._make(path)
             self.commit()
+            self._path = None if path == ":memory:" else path
+            self._place = _place(self._path)
         except sqlite3.DatabaseError as error:
             self._db.close()
             if isinstance(error, sqlite3.OperationalError):
@@ -112,6 +115,10 @@ class Table:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def is_there(self) -> bool:
+        """Return whether the path still leads to this file."""
+        return _place(self._path) == self._place
 
     def version(self) -> int:
         """Return a number that changes when another process or store changes the file."""
@@ -197,6 +204,16 @@ class Table:
 
     def _row(self, sql: str, parameters: Iterable[Any] = ()) -> Any:
         return self._db.execute(sql, tuple(parameters)).fetchone()
+
+
+def _place(path: str | None) -> tuple[int, int] | None:
+    if path is None:
+        return None
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def of_ids(ids: Sequence[str]) -> Condition:

@@ -14,14 +14,16 @@ import atexit
 import contextlib
 import functools
 import json
-import math
 import os
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
 from csrkern import _C, __version__
 from csrkern.storage import cache_folder, write_atomically
+
+_LARGEST = 1e12  # nanoseconds
 
 
 @functools.cache
@@ -43,13 +45,13 @@ def read_costs(path: Path) -> dict[str, float] | None:
         costs = json.loads(path.read_text())
         if costs.keys() == _C.USUAL_COSTS.keys() and all(map(_is_cost, costs.values())):
             return dict(costs)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         pass
     return None
 
 
-def _is_cost(cost: object) -> bool:
-    return isinstance(cost, (int, float)) and 0 < cost < math.inf
+def _is_cost(cost: Any) -> bool:
+    return type(cost) in (int, float) and 0 < cost < _LARGEST
 
 
 def costs_path() -> Path:

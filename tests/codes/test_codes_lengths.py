@@ -103,3 +103,27 @@ def test_no_rows():
     none = random_codes(0)
     assert none.threshold(3) == 0
     assert none.above(0.5).trim().shape == (0, 30)
+
+
+def test_means_that_rounding_would_miss():
+    values = torch.linspace(1, 2, 100).reshape(100, 1)
+    codes = SparseCodes(values, torch.zeros(100, 1, dtype=torch.int32), 1)
+    assert int(codes.above(codes.threshold(0.29)).active.sum()) == 29
+    assert codes.threshold(1e308) == 0
+
+
+def test_a_threshold_is_not_rounded_to_the_values():
+    codes = SparseCodes(
+        torch.tensor([[0.10009765625]], dtype=torch.bfloat16), torch.tensor([[3]]).int(), 30
+    )
+    assert bool(codes.above(0.1).active.all())
+
+
+def test_thresholds_by_latent_may_be_any_real_array():
+    codes = random_codes(5)
+    each = np.linspace(0, 1, 60, dtype=np.float32)[::-2]
+    torch.testing.assert_close(
+        codes.above(each).values, codes.above(torch.from_numpy(each.copy())).values
+    )
+    with pytest.raises(TypeError, match="expected real numbers"):
+        codes.above(torch.zeros(30, dtype=torch.complex64))

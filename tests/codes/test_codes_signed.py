@@ -115,3 +115,17 @@ def test_what_does_not_fit(values, indices, message):
         SparseCodes.from_signed(torch.tensor(values), torch.tensor(indices), H)
     with pytest.raises(ValueError, match="even number of latents, got 3"):
         SparseCodes(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32), 3).negate()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "latent", "dim"), [(torch.uint8, 200, 300), (torch.int16, 20_000, 20_001)]
+)
+def test_small_integers_do_not_overflow(dtype, latent, dim):
+    values = torch.tensor([[-1.0, 2.0]])
+    codes = SparseCodes.from_signed(values, torch.tensor([[latent, 3]], dtype=dtype), dim)
+    signed_values, latents = codes.to_signed()
+    assert signed_values.tolist() == [[2, -1]]
+    assert latents.tolist() == [[3, latent]]
+    for wrong in (torch.tensor([[1.7, 0.0]]), torch.tensor([[True, False]])):
+        with pytest.raises(TypeError, match="indices: expected integers"):
+            SparseCodes.from_signed(values, wrong, dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import threading
 
@@ -328,3 +329,96 @@ def test_a_newer_file_is_refused(tmp_path):
         db.execute("PRAGMA user_version = 7")
     with pytest.raises(ValueError, match="has format version 7; this release reads version 1"):
         DocumentStore(tmp_path)
+
+
+# ---- odd input and odd times ------------------------------------------------------------------
+
+
+def test_characters_that_sqlite_would_end_strings_at_are_refused():
+    store = DocumentStore()
+    with pytest.raises(ValueError, match="ids: expected ids without the character NUL"):
+        store.add(["t"], ids=["a\0b"], embeddings=[None])
+    with pytest.raises(ValueError, match=r"metadata\[0\].*NUL"):
+        store.add(["t"], metadata=[{"k": ["a\0b"]}], embeddings=[None])
+    with pytest.raises(ValueError, match="NUL"):
+        store.find({"k": "a\0b"})
+    store.add(["t"], ids=["a"], metadata=[{"k": "a\\u0000b"}], embeddings=[None])
+    assert len(store.find({"k": "a\\u0000b"})) == 1
+    with pytest.raises(ValueError, match="NUL"):
+        store.delete(["a\0b"])
+    with pytest.raises(ValueError, match="ids: expected Unicode"):
+        store.get(["\ud800"])
+    assert len(store) == 1
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a\nb", "tab\t", "\x01", 'a"b'])
+def test_names_that_a_path_cannot_have_are_refused(name):
+    store = DocumentStore()
+    store.add(["t"], metadata=[{name: 1}], embeddings=[None])
+    with pytest.raises(ValueError, match="without quotes, backslashes and control"):
+        store.delete(filter={name: {"$ne": 1}})
+    assert store.find()[0].metadata == {name: 1}
+
+
+def test_none_within_a_filter_is_no_filter():
+    store = DocumentStore()
+    store.add(["t", "u"], embeddings=[None] * 2)
+    for wrong in ({"$or": [None]}, {"$and": [None]}, {"$not": None}):
+        with pytest.raises(TypeError, match="expected a mapping"):
+            store.delete(filter=wrong)
+    assert len(store) == 2
+
+
+def test_filters_may_be_long_but_not_deep():
+    store = DocumentStore()
+    store.add(["t", "u"], metadata=[{"v": 1}, {"v": 5000}], embeddings=[None] * 2)
+    assert len(store.find({"$or": [{"v": i} for i in range(3000)]})) == 1
+    deep: dict = {"v": 1}
+    for _ in range(3000):
+        deep = {"$not": deep}
+    with pytest.raises(ValueError, match="nested"):
+        store.find(deep)
+
+
+def test_a_document_that_is_being_replaced_is_found():
+    store = DocumentStore(embed=words_codes)
+    store.add(["alpha beta"], ids=["a"])
+    stop = threading.Event()
+
+    def replace() -> None:
+        while not stop.is_set():
+            store.add(["alpha beta"], ids=["a"])
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    found = [store.search("alpha beta") for _ in range(300)]
+    stop.set()
+    writer.join()
+    assert all(len(hits) == 1 for hits in found)
+
+
+def test_a_store_whose_file_is_gone_takes_nothing_more(tmp_path):
+    store = DocumentStore(tmp_path / "store", embed=words_codes)
+    store.add(["alpha"], ids=["a"])
+    shutil.rmtree(tmp_path / "store")
+    for call in (lambda: store.add(["beta"]), lambda: store.search("alpha"), store.save):
+        with pytest.raises(FileNotFoundError, match="the store's file is gone"):
+            call()
+    assert not (tmp_path / "store").exists()
+
+
+def test_closing_twice_is_closing_once(tmp_path):
+    with DocumentStore(tmp_path / "store", embed=words_codes) as store:
+        store.add(["alpha"])
+        store.close()
+    with pytest.raises(ValueError, match="this store is closed"):
+        store.get(["a"])
+
+
+def test_a_damaged_index_is_built_again(tmp_path):
+    with DocumentStore(tmp_path / "store", embed=words_codes) as store:
+        store.add(["alpha", "beta"], ids=["a", "b"])
+    (tmp_path / "store/index.json").write_text("{")
+    with pytest.warns(UserWarning, match="built again"):
+        store = DocumentStore(tmp_path / "store", embed=words_codes)
+    assert [hit.id for hit, _ in store.search("beta")] == ["b"]

@@ -142,7 +142,13 @@ def test_costs_are_measured_once_and_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"posting": 1}', json.dumps(dict.fromkeys(_C.USUAL_COSTS, -1))]
+    "content",
+    [
+        *("", "[]", "{}", "[" * 200_000, '{"posting": 1}'),
+        json.dumps(dict.fromkeys(_C.USUAL_COSTS, -1)),
+        json.dumps(dict.fromkeys(_C.USUAL_COSTS, 10**400)),
+    ],
+    ids=range(7),
 )
 def test_damaged_costs_are_measured_again(tmp_path, content):
     path = tmp_path / "costs.json"

@@ -28,6 +28,14 @@ from csrtrain.serve.settings import Settings
 DIM, K = 64, 4
 
 
+_HEADER = {
+    "__metadata__": None,
+    "embeddings": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]},
+}
+_WRITTEN = json.dumps(_HEADER).encode()
+NO_METADATA = len(_WRITTEN).to_bytes(8, "little") + _WRITTEN + bytes(4)  # null, not absent
+
+
 def codes(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
     latents = random.permuted(np.tile(np.arange(DIM), (n, 1)), axis=1)[:, :K].astype(np.int32)
@@ -202,6 +210,7 @@ def test_embeddings_and_texts(with_model, monkeypatch):
             ([{"embedding": [1.0] * 23}], "embeddings of 24 numbers, got 23"),
             ([{"embedding": [1.0] * 24}, {"embedding": [1.0]}], "of 24 numbers, as the first"),
             ([{"embedding": [1.0] * 24}, {"text": "a"}], "expected embeddings, as before it"),
+            ([{"embedding": [3e38] * 24}], "expected finite numbers of at most 1e+15"),
         ):
             answer = client.post("/search", json={"queries": wrong})
             assert answer.status_code == 400
@@ -273,6 +282,7 @@ def test_a_file_of_codes_is_a_request_in_binary(client, folder, tmp_path):
         (save({"embeddings": np.zeros(4, np.float32)}), "expected two dimensions"),
         (save({"embeddings": np.zeros((1, 4), np.int32)}), "embeddings: expected floats"),
         (save({"embeddings": np.zeros((1, 4), np.float32)}), "takes codes, got embeddings"),
+        (NO_METADATA, "takes codes, got embeddings"),
         (
             save({"values": np.ones((2, 1), np.float32), "indices": np.zeros((1, 2), np.int32)}),
             "of one shape",

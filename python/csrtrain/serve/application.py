@@ -33,6 +33,7 @@ from csrtrain.serve.wire import (
     in_json,
 )
 
+LARGEST = 1e15  # of an embedding: sums of products of such do not overflow
 MOST_HITS = 20_000  # of an answer in JSON: a tenth of a second
 MOST_NUMBERS = 1_000_000  # of one in binary: 12 MB
 # Seconds: a thread would add 0.2 ms of processor time to a request.
@@ -263,8 +264,8 @@ class Desk:
             if asked.queries.shape[1] != width:
                 got = asked.queries.shape[1]
                 raise ValueError(f"queries: expected embeddings of {width} numbers, got {got}")
-            if not np.isfinite(asked.queries).all():
-                raise ValueError("queries: expected finite numbers")
+            if not (np.abs(asked.queries) <= LARGEST).all():
+                raise ValueError(f"queries: expected finite numbers of at most {LARGEST:g}")
 
 
 @contextlib.contextmanager

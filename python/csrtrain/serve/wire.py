@@ -145,7 +145,7 @@ def asked_in_binary(body: bytes) -> Asked:
     try:
         tensors = dict(deserialize(body))
         header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-        facts = json.loads(header.get("__metadata__", {}).get(KEY, "{}"))
+        facts = json.loads((header.get("__metadata__") or {}).get(KEY, "{}"))
     except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"expected a safetensors file, got something else: {error}") from error
     if set(tensors) not in (CODES, EMBEDDINGS):
