@@ -24,7 +24,7 @@ OURS = (BY_CODES, BY_DENSE, WITH_FINE, ALONE, PRINCIPAL, TAUGHT)
 FINE = {8: (2,), 11: (1, 2), 17: (4,), 33: (2, 4, 8)}
 FINE_PRODUCTS = {45: (4,), 57: (1,), 65: (8, 16)}
 # Bytes of a fine code that is searched alone, and the parts of the dimensions to try.
-ALONE_BYTES = {4: (1,), 6: (1,), 8: (1,), 12: (1,), 16: (1, 3), 32: (1,)}
+ALONE_BYTES = {4: (1,), 6: (1,), 8: (1,), 12: (1,), 16: (1, 3), 32: (1,), 61: (4,)}
 PRINCIPAL_BYTES = {8: (1,), 16: (1,), 32: (1,)}
 
 
