@@ -167,13 +167,9 @@ def test_workers_share_a_changing_index_and_lose_no_request(folder):
             client.join(30)
         assert {status for _, status in statuses} == {200}
         assert {path for path, _ in statuses} == {"/search", "/search/binary"}
+        # Of both processes; a request is counted a moment after its answer.
+        wait_for(lambda: searches_counted(served.get("/metrics")) == len(statuses))
         metrics = served.get("/metrics")
-        counted = sum(
-            float(line.split()[1])
-            for line in metrics.splitlines()
-            if line.startswith("csrkern_requests_total{") and 'path="/search' in line
-        )
-        assert counted == len(statuses)  # of both processes
         # Two at first, then each change by one of them at least: one that is slow may pass it over.
         (loads,) = re.findall(r'csrkern_loads_total\{result="loaded"\} (\d+)', metrics)
         assert int(loads) >= 5
@@ -181,6 +177,14 @@ def test_workers_share_a_changing_index_and_lose_no_request(folder):
         maps = [Path(f"/proc/{pid}/maps").read_text() for pid in children(served.process.pid)]
         of_index = [text for text in maps if "libtorch" not in text and "_C." in text]
         assert len(of_index) >= 2
+
+
+def searches_counted(metrics: str) -> float:
+    return sum(
+        float(line.split()[1])
+        for line in metrics.splitlines()
+        if line.startswith("csrkern_requests_total{") and 'path="/search' in line
+    )
 
 
 def all_have(served: Served, n: int) -> bool:
