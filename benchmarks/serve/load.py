@@ -1,4 +1,4 @@
-"""How fast `csrkern serve` answers: python -m benchmarks.serve.load [--workers N] [--save].
+"""Measure how fast `csrkern serve` answers: python -m benchmarks.serve.load [--save].
 
 Makes an index of the packaged definitions, starts the server, loads it with wrk, and prints a line
 for each case: queries that the index was not made of, in JSON or safetensors. wrk keeps every

@@ -122,7 +122,7 @@ class DocumentStore:
         metadata: Sequence[Mapping[str, Any] | None] | None = None,
         embeddings: Sequence[Any] | VectorsLike | CodesLike | None = None,
     ) -> list[str]:
-        """Add documents, in place of those with the same ids.
+        """Add documents, replacing those with the same ids.
 
         Args:
             texts: n texts.

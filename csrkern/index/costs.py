@@ -1,4 +1,4 @@
-"""What the parts of a search take on this processor: measured once, kept on disk.
+"""Costs of the parts of a search on this processor: measured once, kept on disk.
 
 A search may go different ways to the same hits: scan lists, look up blocks, score the documents
 of a filter one by one, answer queries in batches. It takes the one that should be fastest, by

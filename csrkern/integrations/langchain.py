@@ -76,7 +76,7 @@ class CSRVectorStore(VectorStore):
         ids: Sequence[str | None] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Add texts, in place of those with the same ids, and return the ids."""
+        """Add texts, replacing those with the same ids, and return the ids."""
         texts = list(texts)
         own = [id or uuid.uuid4().hex for id in ids or [None] * len(texts)]
         return self.store.add(texts, ids=own, metadata=metadatas, **kwargs)

@@ -76,7 +76,7 @@ class CSRVectorStore(BasePydanticVectorStore):
         return self._store
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Add nodes, in place of those with the same ids, and return the ids."""
+        """Add nodes, replacing those with the same ids, and return the ids."""
         return self._store.add(
             [node.get_content(metadata_mode=MetadataMode.NONE) for node in nodes],
             ids=[node.node_id for node in nodes],

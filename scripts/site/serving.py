@@ -1,4 +1,4 @@
-"""How fast the server answers, from serve.json of benchmarks.serve.load."""
+"""Tell how fast the server answers, from serve.json of benchmarks.serve.load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `csrkern serve` says before it serves; tests/serve asks it."""
+"""Messages of `csrkern serve` before it serves; tests/serve asks it."""
 
 from __future__ import annotations
 

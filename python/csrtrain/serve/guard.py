@@ -1,4 +1,4 @@
-"""What stands before an application: the key, limits, counts, and errors told in one line."""
+"""The middleware before the application: key, limits, counts, and errors told in one line."""
 
 from __future__ import annotations
 

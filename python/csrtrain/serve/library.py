@@ -1,4 +1,4 @@
-"""What a server holds: an index mapped from disk, its models and payloads, and their reload."""
+"""The library of a server: an index mapped from disk, its models and payloads; their reload."""
 
 from __future__ import annotations
 

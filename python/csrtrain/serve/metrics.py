@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus; of all its worker processes together."""
+"""Counts for Prometheus, of all worker processes of a server together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of each document, in JSON ready to be sent, and fields to filter by."""
+"""Payloads of documents, in JSON ready to be sent, and the fields to filter by."""
 
 from __future__ import annotations
 

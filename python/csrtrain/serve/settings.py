@@ -1,4 +1,4 @@
-"""What a server is told: the same for each of its worker processes."""
+"""The settings of a server, the same for each of its worker processes."""
 
 from __future__ import annotations
 
