@@ -50,7 +50,7 @@ end
 
 
 class Case(NamedTuple):
-    """What is asked: queries a request, connections, and the form that they have."""
+    """One load: queries in a request, connections, and the form that they have."""
 
     form: str
     batch: int

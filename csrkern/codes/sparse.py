@@ -541,7 +541,7 @@ class SparseCodes:
         - the inner product of signed codes a and b: similarity(a, b) − similarity(a, b.negate()).
 
         An index scores by the first of these two alone: latents of one sign on both sides add what
-        they did, and those of opposite signs 0 in place of what they took away.
+        they did, and those of opposite signs 0 instead of what they took away.
 
         Args:
             values: [n, k]; slots may come in any order, and a slot of value 0 is empty.
@@ -552,7 +552,7 @@ class SparseCodes:
 
         Raises:
             TypeError, ValueError: if they are no such tensors, a value is not finite, or a latent
-                is out of range or comes twice in a row.
+                is out of range or repeated in a row.
         """
         if isinstance(indices, Tensor):
             if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:

@@ -12,7 +12,7 @@ FilterLike: TypeAlias = Mapping[str, Any]
 
 - `"field": value`: the field equals a string, a number, a bool or a list; None: it is null or not
   there. `"a.b"` is the field b of the object a, `"$id"` the document's id.
-- `"field": {"$ne": value}`, and in place of "$ne": "$eq", "$in" and "$nin" (a list of values),
+- `"field": {"$ne": value}`, and instead of "$ne": "$eq", "$in" and "$nin" (a list of values),
   "$gt", "$gte", "$lt" and "$lte" (numbers among numbers, strings among strings), "$contains" (the
   field is a list that holds the value). Several of one field must all hold.
 - `"$and": [...]`, `"$or": [...]`: filters; `"$not": {...}`: a filter.

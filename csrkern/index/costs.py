@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import itertools
 import json
 import os
 import platform
@@ -61,11 +62,11 @@ def costs_path() -> Path:
 
 def _processor() -> str:
     """Return what tells processors apart: the name alone may be that of three generations."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    facts = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in reversed(lines) if ":" in line)
+    facts: dict[str, str] = {}
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in itertools.takewhile(str.strip, lines):  # of the first core: there may be many
+            name, _, value = line.partition(":")
+            facts[name.strip()] = value.strip()
     named = [facts.get(key, "") for key in ("model name", "cpu family", "model", "stepping")]
     name = " ".join(filter(None, named)) or platform.processor() or platform.machine()
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")

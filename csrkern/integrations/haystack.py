@@ -215,7 +215,7 @@ class CSRRetriever:
         Args:
             query_embedding: for by="codes" and "hybrid".
             query: its text, for by="words" and "hybrid".
-            filters, top_k: in place of those of the component.
+            filters, top_k: override those of the component.
         """
         found = self.document_store.search(
             query,

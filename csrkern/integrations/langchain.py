@@ -65,7 +65,7 @@ class CSRVectorStore(VectorStore):
 
     @property
     def embeddings(self) -> Embeddings:
-        """What embeds texts and queries."""
+        """The model that embeds texts and queries."""
         return self._embedding
 
     def add_texts(

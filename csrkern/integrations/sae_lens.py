@@ -220,7 +220,7 @@ class _Decoded(torch.autograd.Function):
 
 
 class _Known:
-    """What dense tensors were made of, for as long as they live and do not change."""
+    """The latents that dense tensors were made of, for as long as they live and do not change."""
 
     def __init__(self) -> None:
         self._of = WeakTensorKeyDictionary()
@@ -243,7 +243,7 @@ _some_of, _layer_of = _Known(), _Known()
 
 @dataclass(frozen=True)
 class _Package:
-    """What we need of SAELens: two activations, two functions and the autoencoders we know."""
+    """The parts of SAELens that are replaced or called, and the autoencoders that we know."""
 
     top_k: type[nn.Module]
     batch_top_k: type[nn.Module]

@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def run(monkeypatch) -> list[tuple]:
-    """What the processes would be started with."""
+    """Return what the processes would be started with."""
     calls: list[tuple] = []
     monkeypatch.delenv("CSRKERN_API_KEY", raising=False)
     monkeypatch.setattr(processes, "run", lambda *arguments: calls.append(arguments))

@@ -69,7 +69,7 @@ def assert_whole(store, texts):
 
 
 class Step:
-    """Calls what it wraps, but for one of all calls, at which it ends everything."""
+    """Pass calls on to what it wraps, except for one, at which it ends everything."""
 
     def __init__(self, last, end):
         self.last, self.end, self.count = last, end, 0

@@ -110,7 +110,7 @@ class Packaged:
 
 
 class Dense(Packaged):
-    """The same with an adapter whose codes are made dense, and mteb's own search."""
+    """Return the results with an adapter whose codes are made dense, and mteb's own search."""
 
     def __init__(self, adapter):
         super().__init__()

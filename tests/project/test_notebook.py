@@ -41,7 +41,7 @@ def test_its_cells_run_in_a_new_kernel(tmp_path, monkeypatch):
 
 
 def kinds(cell) -> list[str]:
-    """What a cell shows: types, not what depends on the machine."""
+    """Return what a cell shows: types, not what depends on the machine."""
     return sorted(
         kind for output in cell.outputs for kind in output.get("data", {output.get("name"): ""})
     )

@@ -14,7 +14,7 @@ KEY = "CSRKERN_API_KEY"
 
 @dataclass(frozen=True)
 class Settings:
-    """What to serve, and how much of it.
+    """The files to serve, and the limits of requests.
 
     Attributes:
         index: folder of the index.

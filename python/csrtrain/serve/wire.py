@@ -24,7 +24,7 @@ DocumentId = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Form(BaseModel):
-    """What a request is made of: a misspelt filter must not go unnoticed, nor "7" pass for 7."""
+    """Base of all parts of a request: refuses misspelt names, and "7" for 7."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -39,7 +39,7 @@ class Query(Form):
 
 
 class Search(Form):
-    """What is asked for."""
+    """A request: queries, and which hits are wanted."""
 
     queries: list[Query] = Field(min_length=1, description="All of one kind.")
     top_k: int = Field(10, ge=1, lt=2**31)
