@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from adversarial import adversarial_rows
 from digests import ISAS, assert_same_digests
 from opchecks import assert_compiles_whole, assert_threads_do_not_matter, opcheck_calls_of
 from sums import DTYPES, small_integers
@@ -65,6 +66,23 @@ def test_equals_specification(shape, dtype):
     codes = random_codes(n, h, k, dtype)
     for bias in (True, False):
         assert_equals_specification(codes, leaves_of(codes, d, bias))
+
+
+@pytest.mark.parametrize(("h", "k", "d"), [(257, 4, 5), (300, 32, 64), (40, 40, 100)])
+def test_equals_specification_on_adversarial_rows(h, k, d):
+    for name, pre in adversarial_rows(h, k).items():
+        codes = csrkern.topk_relu(pre, k)
+        x, weight, bias = torch.randn(len(pre), d), torch.randn(h, d), torch.randn(d)
+        got = csrkern.prefix_errors(x, codes, weight, bias)
+        exact = reference.prefix_errors(
+            x.double(), codes.to(torch.float64), weight.double(), bias.double()
+        )
+        # Squares that float32 cannot hold are infinite, and differences of infinities NaN.
+        fits = exact < 3e38
+        torch.testing.assert_close(
+            got[fits].double(), exact[fits], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+        assert not bool(got[~fits].isfinite().any()), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
