@@ -46,12 +46,14 @@ def tuned():
 
 def test_it_tries_fine_codes_alone_and_every_split_of_the_bytes(tuned):
     settings = [trial.setting for trial in tuned.trials]
-    alone = [Setting(None, None, 0, size, projected) for projected in (0, 1) for size in (17, 8, 4)]
-    assert settings[:6] == alone
-    with_lists = {(s.k, s.fine_bytes, s.projected) for s in settings[6:]}
-    assert with_lists == {(5, 0, False), (4, 5, False), (4, 5, True)}
+    alone = [(projected, size) for projected in (False, True) for size in (17, 8, 4)]
+    assert [(s.projected, s.fine_bytes) for s in settings[:6]] == alone
+    assert {(s.k, s.dtype) for s in settings[:6]} == {(0, None)}
+    with_lists = {(s.k, s.dtype, s.fine_bytes, s.projected) for s in settings[6:]}
+    refined = {(4, "uint4", 9, projected) for projected in (False, True)}
+    assert with_lists == {(8, "uint4", 0, False), (5, "uint8", 0, False), *refined}
     assert {s.whitening for s in settings[6:]} == {0.0, 0.3, -0.3}
-    assert len(tuned.trials) == 6 + 9
+    assert len(tuned.trials) == 6 + 12
     assert all(s.n_bytes <= 17 for s in settings)
     assert tuned.measure == "1-NN accuracy"
     assert all(0 <= trial.score <= 1 < trial.queries_per_second for trial in tuned.trials)
@@ -61,7 +63,7 @@ def test_it_takes_what_labels_favor(tuned):
     assert tuned.best.score == max(trial.score for trial in tuned.trials)
     # Classes differ in weak directions, which whitening raises and the projection keeps.
     scores = {trial.setting: trial.score for trial in tuned.trials}
-    assert scores[Setting(64, 0.3, 5, 0)] > scores[Setting(64, -0.3, 5, 0)]
+    assert scores[Setting(64, 0.3, 5, "uint8", 0)] > scores[Setting(64, -0.3, 5, "uint8", 0)]
     assert tuned.best.setting.projected
     assert tuned.best.score > tuned.dense + 0.5
     assert (tuned.config is None) == (tuned.best.setting.k == 0)
@@ -69,7 +71,7 @@ def test_it_takes_what_labels_favor(tuned):
 
 def test_it_builds_fine_codes_behind_the_projection(tuned):
     x, _ = rows()
-    (alone,) = (t for t in tuned.trials if t.setting == Setting(None, None, 0, 17, True))
+    (alone,) = (t for t in tuned.trials if t.setting == Setting(None, None, 0, None, 17, True))
     model, index = dataclasses.replace(tuned, best=alone, config=None).build(x, progress=False)
     assert model is None
     assert (len(index), index.k, index.quantizer.n_bytes) == (600, 0, 17)
@@ -77,8 +79,8 @@ def test_it_builds_fine_codes_behind_the_projection(tuned):
     assert (index.search_fine(x[:5], 1)[1] >= 0).all()
 
 
-@pytest.mark.parametrize("k", [5, 4])
-def test_it_builds_a_model_and_an_index_with_lists(tuned, k):
+@pytest.mark.parametrize(("k", "dtype"), [(5, "uint8"), (8, "uint4"), (4, "uint4")])
+def test_it_builds_a_model_and_an_index_with_lists(tuned, k, dtype):
     x, _ = rows()
     best = max((t for t in tuned.trials if t.setting.k == k), key=lambda trial: trial.score)
     config = dataclasses.replace(CONFIG, whitening=best.setting.whitening)
@@ -86,7 +88,7 @@ def test_it_builds_a_model_and_an_index_with_lists(tuned, k):
     model, index = dataclasses.replace(
         tuned, best=best, config=config, projection=projection
     ).build(x, progress=False)
-    assert (len(index), index.k) == (600, k)
+    assert (len(index), index.k, index.dtype) == (600, k, dtype)
     codes = model.encode(x[:5])
     rerank = Refine(x[:5]) if best.setting.fine_bytes else None
     assert (index.quantizer is None) == (rerank is None)
@@ -105,7 +107,7 @@ def test_where_nothing_is_gained_no_projection_is_tried():
     x, _ = rows()
     labels = np.arange(600) % 7  # tells nothing
     tuned = csrtrain.tune(x, labels, n_bytes=5, lists=False, progress=False)
-    assert [trial.setting for trial in tuned.trials] == [Setting(None, None, 0, 5)]
+    assert [trial.setting for trial in tuned.trials] == [Setting(None, None, 0, None, 5)]
     assert tuned.projection is None
 
 
@@ -121,7 +123,9 @@ def test_without_labels_dense_neighbors_judge():
     tuned = csrtrain.tune(x, n_bytes=12, whitenings=[0], config=CONFIG, progress=False)
     assert tuned.measure == "dense neighbors kept"
     assert tuned.dense == 1
-    expected = [*(Setting(None, None, 0, size) for size in (12, 6)), Setting(64, 0.0, 4, 0)]
+    alone = [Setting(None, None, 0, None, size) for size in (12, 6)]
+    lists = [Setting(64, 0.0, 6, "uint4", 0), Setting(64, 0.0, 4, "uint8", 0)]
+    expected = [*alone, *lists, Setting(64, 0.0, 4, "uint4", 4)]
     assert [trial.setting for trial in tuned.trials] == expected
 
 
@@ -129,21 +133,22 @@ def test_every_number_of_latents_is_tried():
     x, _ = rows()
     options = {"n_bytes": 12, "whitenings": [0], "config": CONFIG, "progress": False}
     tuned = csrtrain.tune(x, hidden_dims=[16, 96], **options)
-    assert [trial.setting.hidden_dim for trial in tuned.trials] == [None, None, 16, 96]
+    hidden_dims = [trial.setting.hidden_dim for trial in tuned.trials]
+    assert hidden_dims == [None] * 2 + [16] * 3 + [96] * 3
     alone = csrtrain.tune(x, hidden_dims=[16], **options)
-    assert [trial.score for trial in alone.trials] == [t.score for t in tuned.trials[:3]]
+    assert [trial.score for trial in alone.trials] == [t.score for t in tuned.trials[:5]]
 
 
 def test_the_config_is_that_of_the_best_model(monkeypatch):
     monkeypatch.setattr("csrtrain.tuning._Task.dense", lambda task: 0.0)
-    scores = iter([0.1, 0.1, 0.2, 0.9, 0.3, 0.4])
+    scores = iter([0.1] * 6 + [0.9] + [0.2] * 7)
     monkeypatch.setattr(
         "csrtrain.tuning._Task.trial", lambda task, setting, *_: Trial(setting, next(scores), 1.0)
     )
     config = dataclasses.replace(CONFIG, steps=2)
     options = {"n_bytes": 12, "hidden_dims": [16, 96], "whitenings": [0, 0.3], "config": config}
     tuned = csrtrain.tune(rows()[0], progress=False, **options)
-    assert tuned.best.setting == Setting(16, 0.3, 4, 0)
+    assert tuned.best.setting == Setting(16, 0.3, 4, "uint8", 0)
     assert tuned.config == dataclasses.replace(config, hidden_dim=16, whitening=0.3)
 
 
@@ -236,7 +241,7 @@ def test_few_rows_are_refused():
 
 def test_the_command_writes_model_index_and_charts(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
-    best_with_lists(monkeypatch)
+    best_of_lists_alone(monkeypatch)
     x, labels = rows()
     np.savez(tmp_path / "data.npz", x=x, y=labels)
     arguments = ("--bytes", "12", "--labels", f"{tmp_path}/data.npz:y", "--steps", "4", "--json")
@@ -259,15 +264,15 @@ def test_the_command_writes_model_index_and_charts(tmp_path, capsys, monkeypatch
     assert [hit["id"] for hit in first] == ids[0].tolist()
 
 
-def best_with_lists(monkeypatch) -> None:
-    """Make the best of the settings with lists the best of all."""
+def best_of_lists_alone(monkeypatch) -> None:
+    """Make the best of the settings with lists and no fine codes the best of all."""
     trial = tuning._Task.trial
 
-    def worse_alone(task, setting, *args):
+    def worse_with_fine_codes(task, setting, *args):
         made = trial(task, setting, *args)
-        return made if setting.k else dataclasses.replace(made, score=0.0)
+        return dataclasses.replace(made, score=0.0) if setting.fine_bytes else made
 
-    monkeypatch.setattr(tuning._Task, "trial", worse_alone)
+    monkeypatch.setattr(tuning._Task, "trial", worse_with_fine_codes)
 
 
 def test_the_command_writes_an_index_without_a_model(tmp_path, capsys):

@@ -14,6 +14,8 @@ from csrkern.typing import ArraySource, IdsLike
 from csrtrain.progress import working
 from csrtrain.training.quantizer import train_quantizer
 
+CHOOSING = "uint4"  # form of values in lists that only choose what fine codes score
+
 
 def build_index(
     model: SparseAutoencoder | None,
@@ -24,7 +26,7 @@ def build_index(
     projection: Projection | None = None,
     quantizer: FineQuantizer | None = None,
     ids: IdsLike | None = None,
-    dtype: str = "uint8",
+    dtype: str = CHOOSING,
     progress: bool = True,
     num_threads: int | None = None,
     **options: Any,
@@ -33,7 +35,8 @@ def build_index(
 
     With a model, lists choose a shortlist and fine codes put it in order; search with
     `index.search(model.encode(queries), rerank=csrkern.Refine(queries))`. A document takes k
-    entries of 3 bytes (dtype "uint8") and n_bytes, and the lists a directory.
+    entries of 2 bytes (dtype "uint4", for the lists only choose) and n_bytes, and the lists a
+    directory.
 
     Without, the index holds fine codes alone; search all of them with
     `index.search_fine(queries)`. A document takes n_bytes.

@@ -20,7 +20,7 @@ from csrkern.embeddings.labels import number_labels, read_integers, read_labels
 from csrkern.nn import SparseAutoencoder
 from csrkern.typing import ArraySource
 from csrtrain.evaluation.metrics import Judgments, search
-from csrtrain.indexing import build_index
+from csrtrain.indexing import CHOOSING, build_index
 from csrtrain.progress import working
 from csrtrain.training.config import TrainConfig
 from csrtrain.training.projection import (
@@ -33,7 +33,7 @@ from csrtrain.training.projection import (
 from csrtrain.training.quantizer import most_bytes, train_quantizers
 from csrtrain.training.train import train
 
-ENTRY_BYTES = 3  # of a latent in lists with uint8 values
+ENTRY_BYTES = {"uint4": 2, "uint8": 3}  # of a latent in lists, by the form of its value
 DEPTH = 10
 HELD, SHARE = 1000, 0.1  # rows that are held out: a share of them, at most so many
 LEAST_FINE = 4  # bytes of a fine code that are worth a codebook's words
@@ -53,6 +53,7 @@ class Setting:
         hidden_dim: of the model's `TrainConfig`; None: no lists and no model.
         whitening: of the model's `TrainConfig`; None: no lists and no model.
         k: latents of a document in the lists; 0: no lists, fine codes alone.
+        dtype: of the values in the lists; None: no lists.
         fine_bytes: of its fine code; 0: none, codes are compared with codes.
         projected: fine codes are of what a projection makes of embeddings.
     """
@@ -60,13 +61,15 @@ class Setting:
     hidden_dim: int | None
     whitening: float | None
     k: int
+    dtype: str | None
     fine_bytes: int
     projected: bool = False
 
     @property
     def n_bytes(self) -> int:
         """Bytes of a document, without the directory of the lists."""
-        return ENTRY_BYTES * self.k + self.fine_bytes
+        entries = 0 if self.dtype is None else ENTRY_BYTES[self.dtype] * self.k
+        return entries + self.fine_bytes
 
 
 @dataclass(frozen=True)
@@ -118,14 +121,16 @@ class Tuned:
         model = None
         if self.config is not None:
             model = train(embeddings, config=self.config, progress=progress)
+        dtype = setting.dtype or CHOOSING  # of no meaning without lists
         if model is not None and not setting.fine_bytes:
-            return model, InvertedIndex.build(model.encode(embeddings, setting.k), dtype="uint8")
+            return model, InvertedIndex.build(model.encode(embeddings, setting.k), dtype=dtype)
         return model, build_index(
             model,
             embeddings,
             setting.k,
             n_bytes=setting.fine_bytes,
             projection=self.projection,
+            dtype=dtype,
             progress=progress,
         )
 
@@ -148,7 +153,8 @@ def tune(
 
     First come fine codes alone, which need no model, of all bytes, a half of them, a quarter and so
     on. Then a model is trained for each whitening and number of latents; with it, every split of
-    the bytes between latents and fine codes is tried, and codes alone. With labels, or queries
+    the bytes between latents and fine codes is tried, and codes alone, with values of a byte and of
+    half a byte (beside fine codes lists only choose: half a byte). With labels, or queries
     enough to learn from, a projection is learned (`learn_projection`), and everything with fine
     codes is tried behind it, too; where none is learned, behind the principal directions that
     score best (`principal_projection`), if they score more than the embeddings. All are judged
@@ -166,8 +172,9 @@ def tune(
         embeddings: [n, d], a path or an array, that fit in memory; at least 512 rows, with
             queries 256.
         labels: [n] integers or strings.
-        n_bytes: of a document: 3 for a latent in the lists, and its fine code. The directory of
-            the lists comes on top: 16 bytes or so for each latent and window of documents.
+        n_bytes: of a document: 2 or 3 for a latent in the lists, by its value's form ("uint4",
+            "uint8"), and its fine code. The directory of the lists comes on top: 16 bytes or so
+            for each latent and window of documents.
         queries: [m, d].
         qrels: [p, 2] or [p, 3] rows (query, document, grade).
         lists: False: try fine codes alone; what is said of models then does not matter.
@@ -185,7 +192,7 @@ def tune(
         >>> tuned = csrtrain.tune(embeddings, n_bytes=32)  # doctest: +SKIP
         >>> model, index = tuned.build(embeddings)  # doctest: +SKIP
     """
-    n_bytes = check_int("n_bytes", n_bytes, ENTRY_BYTES, 4096)
+    n_bytes = check_int("n_bytes", n_bytes, max(ENTRY_BYTES.values()), 4096)
     check_at_least("shortlist", shortlist, DEPTH)
     check_bool("lists", lists)
     config = config or TrainConfig()
@@ -204,28 +211,30 @@ def tune(
     projections = [None, *([] if other is None else [other])]
     rows = task.database.numpy()
     trials = []
-    choices: list[tuple[int, FineCodes | None]] = [(min(n_bytes // ENTRY_BYTES, config.k), None)]
+    choices: list[tuple[int, str, FineCodes | None]] = [
+        (min(n_bytes // each, config.k), dtype, None) for dtype, each in ENTRY_BYTES.items()
+    ]
     for projection in projections:
         width = rows.shape[1] if projection is None else projection.width
         alone = {most_bytes(size, width) for size in _halves(n_bytes)}
         beside = {
-            k: most_bytes(n_bytes - ENTRY_BYTES * k, width)
+            k: most_bytes(n_bytes - ENTRY_BYTES[CHOOSING] * k, width)
             for k in (_ks(n_bytes, config.k) if lists else ())
         }
         with working(f"learning codebooks of {max(alone)} bytes", wanted=progress):
             made = train_quantizers(rows, {*alone, *beside.values()}, projection)
             fines = {size: quantizer.encode(rows) for size, quantizer in made.items()}
         for size in sorted(alone, reverse=True):
-            trials.append(task.trial(_setting(None, None, 0, fines[size]), fines[size]))
-        choices += ((k, fines[size]) for k, size in beside.items())
+            trials.append(task.trial(_setting(None, None, 0, None, fines[size]), fines[size]))
+        choices += ((k, CHOOSING, fines[size]) for k, size in beside.items())
     for settings in configs if lists else ():
         model = train(task.database, config=settings, progress=progress)
         h, whitening = model.hidden_dim, settings.whitening
         with working(f"trying h = {h}, whitening {whitening:g}", wanted=progress):
-            codes = model.encode(rows, max(k for k, _ in choices))
+            codes = model.encode(rows, max(k for k, *_ in choices))
             asked = model.encode(task.queries.numpy())
-            for k, fine_or_none in choices:
-                setting = _setting(h, whitening, k, fine_or_none)
+            for k, dtype, fine_or_none in choices:
+                setting = _setting(h, whitening, k, dtype, fine_or_none)
                 own = codes.truncate(k)
                 trials.append(task.trial(setting, fine_or_none, own, asked, shortlist))
     best = max(trials, key=lambda t: (t.score, -t.setting.n_bytes, -t.setting.k))
@@ -245,7 +254,7 @@ def tune(
 def _ks(n_bytes: int, most: int) -> Iterator[int]:
     """Yield the numbers of latents that leave enough of n_bytes for a fine code."""
     for k in KS:
-        if k <= most and n_bytes - ENTRY_BYTES * k >= LEAST_FINE:
+        if k <= most and n_bytes - ENTRY_BYTES[CHOOSING] * k >= LEAST_FINE:
             yield k
 
 
@@ -256,10 +265,13 @@ def _halves(n_bytes: int) -> Iterator[int]:
         yield n_bytes
 
 
-def _setting(h: int | None, whitening: float | None, k: int, fine: FineCodes | None) -> Setting:
+def _setting(
+    h: int | None, whitening: float | None, k: int, dtype: str | None, fine: FineCodes | None
+) -> Setting:
     if fine is None:
-        return Setting(h, whitening, k, 0)
-    return Setting(h, whitening, k, fine.quantizer.n_bytes, fine.quantizer.projection is not None)
+        return Setting(h, whitening, k, dtype, 0)
+    own = fine.quantizer
+    return Setting(h, whitening, k, dtype, own.n_bytes, own.projection is not None)
 
 
 @dataclass(frozen=True)
@@ -383,7 +395,8 @@ class _Task:
         shortlist: int = 0,
     ) -> Trial:
         """Try a setting: fine codes alone, or codes of rows and queries as well."""
-        index = InvertedIndex.build(codes, dtype="uint8", fine=fine)
+        dtype = setting.dtype or CHOOSING  # of no meaning without lists
+        index = InvertedIndex.build(codes, dtype=dtype, fine=fine)
         dense = self.queries.numpy()
 
         def find(some: slice) -> np.ndarray:

@@ -17,7 +17,7 @@ from csrtrain.progress import console, say
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from csrtrain.tuning import Trial, Tuned
+    from csrtrain.tuning import Setting, Trial, Tuned
 
 
 def tune(
@@ -54,12 +54,13 @@ def tune(
     """Find the best index in given bytes, with a model or without, and write both.
 
     Tries fine codes alone, of all bytes, a half, a quarter and so on; with models, how the bytes
-    are split between latents and fine codes, how weak directions of the embeddings are weighed,
-    and each --hidden-dim; and fine codes behind a projection learned from --labels or from
-    --queries with --qrels, or behind principal directions. Judges by rows or queries that are held
-    out: by their labels, their judgments or, without either, their dense neighbors. Writes
-    PATH/index, PATH/model where there are lists, and PATH/trials.html, charts of score against
-    bytes, latents and queries a second. Needs FAISS and matplotlib.
+    are split between latents, with values of a byte or half a byte, and fine codes, how weak
+    directions of the embeddings are weighed, and each --hidden-dim; and fine codes behind a
+    projection learned from --labels or from --queries with --qrels, or behind principal
+    directions. Judges by rows or queries that are held out: by their labels, their judgments or,
+    without either, their dense neighbors. Writes PATH/index, PATH/model where there are lists, and
+    PATH/trials.html, charts of score against bytes, latents and queries a second. Needs FAISS and
+    matplotlib.
 
     [bold]Examples[/bold]
 
@@ -104,7 +105,7 @@ def tune(
         return
     _print(tuned)
     setting = tuned.best.setting
-    latents = f", k = {setting.k}" if setting.k else ""
+    latents = f", k = {setting.k} ({setting.dtype})" if setting.k else ""
     say(
         f"Best: {_model(tuned.best)}{latents}, {setting.fine_bytes} bytes of fine code.\n"
         f"Wrote {output}: {'' if model is None else 'model, '}index and trials.html.\n"
@@ -123,7 +124,7 @@ def _print(tuned: Tuned) -> None:
         setting = trial.setting
         table.add_row(
             _model(trial),
-            str(setting.k),
+            f"{setting.k} {setting.dtype}" if setting.k else "",
             str(setting.fine_bytes),
             str(setting.n_bytes),
             f"{100 * trial.score:.1f}%",
@@ -140,6 +141,10 @@ def _model(trial: Trial) -> str:
         return f"fine codes alone{behind}"
     model = f"h = {setting.hidden_dim:,}, whitening {setting.whitening:g}"
     return f"{model}; fine codes{behind}" if behind else model
+
+
+def _point(setting: Setting) -> str:
+    return f"{setting.k}{'½' if setting.dtype == 'uint4' else ''}+{setting.fine_bytes}"
 
 
 def _page(tuned: Tuned) -> str:
@@ -161,7 +166,7 @@ def _page(tuned: Tuned) -> str:
         series = [Series("dense", gray, [1], [100 * tuned.dense], dashed=True)]
         for name, color in zip(models, itertools.cycle(colors)):
             points = sorted(
-                (of(trial), 100 * trial.score, f"{trial.setting.k}+{trial.setting.fine_bytes}")
+                (of(trial), 100 * trial.score, _point(trial.setting))
                 for trial in tuned.trials
                 if _model(trial) == name
             )
@@ -175,7 +180,6 @@ def _page(tuned: Tuned) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>csrkern tune</title>'
         f"<style>{STYLE}</style></head><body><h1>{tuned.measure}</h1>\n"
-        "<p>Points are named by latents + bytes of fine code.</p>\n"
-        + "\n".join(figures)
-        + "</body></html>\n"
+        "<p>Points are named by latents, ½ where a value takes half a byte, + bytes of fine code."
+        "</p>\n" + "\n".join(figures) + "</body></html>\n"
     )
