@@ -150,6 +150,7 @@ def test_an_index_in_one_call_finds_what_dense_search_finds(tmp_path):
     model = csrtrain.train(x, config=config, progress=False)
     np.save(tmp_path / "x.npy", x)
     index = csrtrain.build_index(model, tmp_path / "x.npy", 4, n_bytes=9, progress=False)
+    assert index.dtype == "uint4"
     scores, ids = index.search(model.encode(queries), rerank=csrkern.Refine(queries))
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     cosines = queries @ unit.T / np.linalg.norm(queries, axis=1, keepdims=True)
