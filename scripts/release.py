@@ -1,8 +1,9 @@
-"""Builds the sdist and this Python's wheel into a folder, and checks all that a release promises.
+"""Builds all that is published into a folder, and checks what a release promises.
 
 python scripts/release.py dist   # `make release` installs what it needs
 
-The wheel is built from the unpacked sdist, so that a file the sdist lacks is noticed here.
+That is the sdist and this Python's wheel of csrkern, and those of csrkern-demo-data. The wheel is
+built from the unpacked sdist, so that a file the sdist lacks is noticed here.
 """
 
 from __future__ import annotations
@@ -19,10 +20,8 @@ from pathlib import Path
 from elftools.elf.elffile import ELFFile
 
 ROOT = Path(__file__).resolve().parents[1]
-MOST_BYTES = 2_000_000  # of a wheel, packed, without the demo's data
-DATA = "csrkern/data/"
 EXECUTABLE = 1  # PF_X
-LICENSES = {"LICENSE", "NOTICE-wordnet.txt"}
+LICENSE = {"csrkern": "LICENSE", "csrkern_demo_data": "NOTICE-wordnet.txt"}
 
 
 def run(*command: str | Path) -> None:
@@ -46,9 +45,9 @@ def version() -> str:
 
 
 def build(folder: Path) -> tuple[Path, Path]:
-    """Return the sdist, and the wheel that is built from it alone."""
+    """Return the sdist and the wheel of csrkern, which is built from the sdist alone."""
     run(sys.executable, "-m", "build", "--sdist", "--outdir", folder)
-    (sdist,) = folder.glob("*.tar.gz")
+    (sdist,) = folder.glob("csrkern-*.tar.gz")
     with tempfile.TemporaryDirectory() as unpacked:
         with tarfile.open(sdist) as archive:
             archive.extractall(unpacked, filter="data")
@@ -58,28 +57,28 @@ def build(folder: Path) -> tuple[Path, Path]:
         run(*pip, "--wheel-dir", built, source)
         auditwheel = sys.executable, "-m", "auditwheel", "repair"
         run(*auditwheel, "--wheel-dir", folder, *built.glob("*.whl"))
-    (wheel,) = folder.glob("*.whl")
+    (wheel,) = folder.glob("csrkern-*.whl")
+    run(sys.executable, "-m", "build", "--outdir", folder, ROOT / "demo-data")
     return sdist, wheel
 
 
-def faults(sdist: Path, wheel: Path) -> Iterator[str]:
+def faults(folder: Path) -> Iterator[str]:
     """Yield a sentence for everything that a release may not have."""
-    with tarfile.open(sdist) as archive:
-        if not any(name.endswith("/LICENSE") for name in archive.getnames()):
-            yield f"{sdist.name} has no LICENSE"
-    with zipfile.ZipFile(wheel) as archive:
-        entries = archive.infolist()
-        names = {Path(entry.filename).name for entry in entries if "/licenses/" in entry.filename}
-        if lacking := LICENSES - names:
-            yield f"{wheel.name} lacks {', '.join(sorted(lacking))}"
-        code = sum(e.compress_size for e in entries if not e.filename.startswith(DATA))
-        print(f"{wheel.name}: {code / 1e6:.2f} MB without {DATA}")
-        if code > MOST_BYTES:
-            yield f"{wheel.name}: expected at most {MOST_BYTES:,} bytes without data, got {code:,}"
-        for entry in entries:
-            if entry.filename.endswith(".so"):
-                with archive.open(entry) as stream:
-                    yield from native_faults(entry.filename, ELFFile(stream))
+    for sdist in folder.glob("*.tar.gz"):
+        license = LICENSE[sdist.name.split("-")[0]]
+        with tarfile.open(sdist) as archive:
+            if not any(name.endswith(f"/{license}") for name in archive.getnames()):
+                yield f"{sdist.name} has no {license}"
+    for wheel in folder.glob("*.whl"):
+        license = LICENSE[wheel.name.split("-")[0]]
+        with zipfile.ZipFile(wheel) as archive:
+            names = archive.namelist()
+            if not any("/licenses/" in name and name.endswith(license) for name in names):
+                yield f"{wheel.name} has no {license} among its licenses"
+            for name in names:
+                if name.endswith(".so"):
+                    with archive.open(name) as stream:
+                        yield from native_faults(name, ELFFile(stream))
 
 
 def native_faults(name: str, module: ELFFile) -> Iterator[str]:
@@ -94,15 +93,22 @@ def native_faults(name: str, module: ELFFile) -> Iterator[str]:
 
 
 def try_installed(wheel: Path, bill: Path) -> None:
-    """Try the wheel with all that it depends on, and write what that is as a CycloneDX bill."""
+    """Try the wheel and its demo as a user installs them, and write a CycloneDX bill of the wheel.
+
+    The bill lists what csrkern depends on, the demo is installed after it.
+    """
     with tempfile.TemporaryDirectory() as environment:
-        run(sys.executable, "-m", "venv", environment)
+        run(sys.executable, "-m", "venv", "--without-pip", environment)
         python = Path(environment) / "bin/python"
-        run(python, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", wheel)
-        run(python.with_name("csrkern"), "doctor")
-        run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "pip", "setuptools")
+        command = python.with_name("csrkern")
+        pip = sys.executable, "-m", "pip", "--python", python, "install", "--quiet"
+        run(*pip, "-c", "constraints.txt", wheel)
+        run(command, "doctor")
         cyclonedx = sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible"
         run(*cyclonedx, "--pyproject", "pyproject.toml", "--output-file", bill, python)
+        demo = "--find-links", wheel.parent, f"{wheel}[demo]"
+        run(*pip, "-c", "constraints.txt", *demo)
+        run(command, "demo", "--quick", "--output", Path(environment) / "demo")
 
 
 def main() -> None:
@@ -115,16 +121,17 @@ def main() -> None:
         sys.exit(f"{folder}: expected an empty folder; an older release is there")
     name = f"csrkern {version()}"
     sdist, wheel = build(folder)
-    if found := list(faults(sdist, wheel)):
+    if found := list(faults(folder)):
         sys.exit("\n".join(found))
-    run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel)
+    built = sorted(folder.iterdir())
+    run(sys.executable, "-m", "twine", "check", "--strict", *built)
     contents = Path(sys.executable).with_name("check-wheel-contents")
-    # The notice of the data lies beside the data and among the licenses.
-    run(contents, "--toplevel", "csrkern,csrtrain", "--ignore", "W002", wheel)
+    run(contents, "--toplevel", "csrkern,csrtrain", wheel)
     run(sys.executable, ROOT / "scripts/try_wheel.py", folder)
     bill = folder / f"{sdist.name.removesuffix('.tar.gz')}.cdx.json"
     try_installed(wheel, bill)
-    print(f"{name} is ready: {sdist.name}, {wheel.name}, {bill.name}")
+    names = ", ".join(file.name for file in [*built, bill])
+    print(f"{name} is ready: {names}")
 
 
 if __name__ == "__main__":

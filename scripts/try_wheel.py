@@ -3,7 +3,7 @@
 python scripts/try_wheel.py dist       # in a new virtual environment with NumPy alone
 python scripts/try_wheel.py --here     # what is installed for this Python
 
-Builds, searches, changes, saves and loads an index, and prints the wheel's size.
+Builds, searches, changes, saves and loads an index, and prints the wheel's size, which has a limit.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
+
+MOST_BYTES = 2_000_000
 
 
 def try_here() -> None:
@@ -68,6 +70,8 @@ def try_wheel(wheel: Path) -> None:
         entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
     native = [entry for entry in entries if entry.filename.endswith(".so")]
+    size = wheel.stat().st_size
+    assert size <= MOST_BYTES, f"{wheel.name}: expected at most {MOST_BYTES:,} bytes, got {size:,}"
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         python = f"{folder}/bin/python"
@@ -80,7 +84,7 @@ def try_wheel(wheel: Path) -> None:
         subprocess.run(script, check=True, env=environment, cwd=folder)
         absent = subprocess.run([python, "-c", "import torch"], capture_output=True)
         assert absent.returncode != 0, "PyTorch was there to be found"
-    print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.2f} MB, unpacked {unpacked / 1e6:.2f} MB")
+    print(f"{wheel.name}: {size / 1e6:.2f} MB, unpacked {unpacked / 1e6:.2f} MB")
     for entry in native:
         packed, size = entry.compress_size / 1e6, entry.file_size / 1e6
         print(f"  {entry.filename.split('.')[0]}: {packed:.2f} MB, unpacked {size:.2f} MB")

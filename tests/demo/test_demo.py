@@ -45,11 +45,21 @@ def test_packaged_data_is_whole_and_small(data):
     assert len(data.label_names) == 45
     assert set(data.train_labels) == set(range(45))
     assert data.test_texts[0].words == "surveillance"
-    folder = files("csrkern") / "data"
+    folder = files("csrkern_demo_data")
     names = ("wordnet45.npz", "wordnet45.tsv.gz", "everyday.npz", "everyday.tsv.gz")
     assert sum((folder / name).stat().st_size for name in names) < 9e6
     notice = (folder / "NOTICE-wordnet.txt").read_text()
     assert "WordNet 3.0 Copyright 2006 by Princeton University" in notice
+
+
+def test_without_its_data_the_demo_says_how_to_get_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "csrkern_demo_data", None)
+    with pytest.raises(ImportError, match=r"pip install 'csrkern\[demo\]', or .* \./demo-data"):
+        load_demo()
+    with pytest.raises(SystemExit):
+        cli.main(["demo", "-o", str(tmp_path / "demo")])
+    assert "pip install 'csrkern[demo]'" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_dictionary_holds_an_answer_to_every_question(data):

@@ -99,7 +99,7 @@ def test_near_ties_are_put_in_their_true_order(way):
 
 
 def test_real_embeddings_keep_their_codes_and_fall_back_rarely():
-    stored = np.load(files("csrkern") / "data" / "wordnet45.npz")
+    stored = np.load(files("csrkern_demo_data") / "wordnet45.npz")
     x = F.normalize(torch.from_numpy(stored["train"][:2000]).float())
     weight = x[torch.randperm(2000)[:1536]]  # latents as alike as the embeddings are
     exact = (x.double() @ weight.double().T).float()

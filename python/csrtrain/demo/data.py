@@ -1,4 +1,4 @@
-"""The data inside the package: WordNet definitions, their words, classes and embeddings."""
+"""The data of csrkern-demo-data: WordNet definitions, their words, classes and embeddings."""
 
 from __future__ import annotations
 
@@ -71,7 +71,11 @@ class Everyday(NamedTuple):
 
 
 def load_demo() -> DemoData:
-    """Read the packaged data (WordNet 3.0, see csrkern/data/NOTICE-wordnet.txt)."""
+    """Read the definitions (WordNet 3.0; its license is in the package csrkern-demo-data).
+
+    Raises:
+        ImportError: without csrkern-demo-data; `pip install 'csrkern[demo]'`.
+    """
     arrays, texts = _read("wordnet45")
     return DemoData(
         train=_unit_scale(arrays["train"]),
@@ -84,7 +88,7 @@ def load_demo() -> DemoData:
 
 
 def load_everyday() -> Everyday:
-    """Read the packaged everyday things and questions."""
+    """Read the everyday things and questions."""
     arrays, texts = _read("everyday")
     return Everyday(_unit_scale(arrays["things"]), _unit_scale(arrays["questions"]), texts)
 
@@ -96,8 +100,14 @@ def dictionary() -> tuple[np.ndarray, list[Text]]:
 
 
 def _read(name: str) -> tuple[dict[str, np.ndarray], list[Text]]:
-    """Return the arrays and the texts of a packaged set."""
-    folder = files("csrkern") / "data"
+    """Return the arrays and the texts of a set."""
+    try:
+        folder = files("csrkern_demo_data")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "the demo's data is a package of its own: pip install 'csrkern[demo]', "
+            "or pip install ./demo-data in a checkout"
+        ) from error
     with as_file(folder / f"{name}.npz") as path, np.load(path, allow_pickle=False) as stored:
         arrays = dict(stored)
     lines = gzip.decompress((folder / f"{name}.tsv.gz").read_bytes()).decode().splitlines()

@@ -1,0 +1,1 @@
+"""The files that `csrtrain.demo.data` reads: WordNet definitions and their embeddings."""
