@@ -121,7 +121,7 @@ $(VENV)/.installed: $(NATIVE) $(PACKAGE) | $(BIN)/python
 # Editable: tests and benchmarks start Python in this folder, which must hold the built module.
 $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-check $(VENV)/.installed-paper $(VENV)/.installed-integrations: $(VENV)/.installed-%: $(NATIVE) | $(BIN)/python
 	$(NOTE)
-	$(PIP_INSTALL) ./demo-data -e '.[$*]'
+	$(PIP_INSTALL) -e '.[$*]'
 	@touch $@ $(VENV)/.installed $(if $(filter integrations,$*),$(VENV)/.installed-test)
 
 # The package is there already, and building it again would take longer than the site.

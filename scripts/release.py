@@ -106,7 +106,7 @@ def try_installed(wheel: Path, bill: Path) -> None:
         run(command, "doctor")
         cyclonedx = sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible"
         run(*cyclonedx, "--pyproject", "pyproject.toml", "--output-file", bill, python)
-        demo = "--find-links", wheel.parent, f"{wheel}[demo]"
+        demo = "--find-links", wheel.parent, f"{wheel}[demo]", "csrkern-demo-data"
         run(*pip, "-c", "constraints.txt", *demo)
         run(command, "demo", "--quick", "--output", Path(environment) / "demo")
 

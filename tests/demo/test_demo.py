@@ -5,7 +5,6 @@ import json
 import shutil
 import sys
 import types
-from importlib.resources import files
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from csrtrain.cli import app as cli
 from csrtrain.demo import ask as demo_ask
 from csrtrain.demo import run as demo
 from csrtrain.demo import search as demo_search
-from csrtrain.demo.data import QUESTIONS, dictionary, load_demo, load_everyday
+from csrtrain.demo.data import QUESTIONS, data_folder, dictionary, load_demo, load_everyday
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def test_packaged_data_is_whole_and_small(data):
     assert len(data.label_names) == 45
     assert set(data.train_labels) == set(range(45))
     assert data.test_texts[0].words == "surveillance"
-    folder = files("csrkern_demo_data")
+    folder = data_folder()
     names = ("wordnet45.npz", "wordnet45.tsv.gz", "everyday.npz", "everyday.tsv.gz")
     assert sum((folder / name).stat().st_size for name in names) < 9e6
     notice = (folder / "NOTICE-wordnet.txt").read_text()
@@ -54,11 +53,13 @@ def test_packaged_data_is_whole_and_small(data):
 
 def test_without_its_data_the_demo_says_how_to_get_it(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "csrkern_demo_data", None)
-    with pytest.raises(ImportError, match=r"pip install 'csrkern\[demo\]', or .* \./demo-data"):
+    assert len(load_demo().texts)  # that of the source tree
+    monkeypatch.setattr("csrtrain.demo.data.__file__", str(tmp_path / "a/b/c/data.py"))
+    with pytest.raises(ImportError, match=r"pip install csrkern-demo-data, or .* \./demo-data"):
         load_demo()
     with pytest.raises(SystemExit):
         cli.main(["demo", "-o", str(tmp_path / "demo")])
-    assert "pip install 'csrkern[demo]'" in capsys.readouterr().err
+    assert "pip install csrkern-demo-data" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-
 import numpy as np
 import pytest
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 import csrkern
 from csrkern import reference
 from csrkern.ops.encode import verified_rows
+from csrtrain.demo.data import data_folder
 
 
 def twelve_bits(*shape: int, seed: int = 0) -> Tensor:
@@ -99,7 +98,7 @@ def test_near_ties_are_put_in_their_true_order(way):
 
 
 def test_real_embeddings_keep_their_codes_and_fall_back_rarely():
-    stored = np.load(files("csrkern_demo_data") / "wordnet45.npz")
+    stored = np.load(data_folder() / "wordnet45.npz")
     x = F.normalize(torch.from_numpy(stored["train"][:2000]).float())
     weight = x[torch.randperm(2000)[:1536]]  # latents as alike as the embeddings are
     exact = (x.double() @ weight.double().T).float()

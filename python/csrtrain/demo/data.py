@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from importlib.resources import as_file, files
+from importlib.resources import files
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -74,7 +75,7 @@ def load_demo() -> DemoData:
     """Read the definitions (WordNet 3.0; its license is in the package csrkern-demo-data).
 
     Raises:
-        ImportError: without csrkern-demo-data; `pip install 'csrkern[demo]'`.
+        ImportError: without csrkern-demo-data, except where csrkern runs from its source tree.
     """
     arrays, texts = _read("wordnet45")
     return DemoData(
@@ -99,16 +100,28 @@ def dictionary() -> tuple[np.ndarray, list[Text]]:
     return np.concatenate([data.train, data.test, everyday.things]), data.texts + everyday.texts
 
 
-def _read(name: str) -> tuple[dict[str, np.ndarray], list[Text]]:
-    """Return the arrays and the texts of a set."""
+def data_folder() -> Path:
+    """Return the folder of csrkern-demo-data: installed, or in the source tree that this runs from.
+
+    Raises:
+        ImportError: if it is in neither.
+    """
     try:
-        folder = files("csrkern_demo_data")
+        return Path(str(files("csrkern_demo_data")))
     except ModuleNotFoundError as error:
+        tree = Path(__file__).resolve().parents[3] / "demo-data" / "csrkern_demo_data"
+        if tree.is_dir():
+            return tree
         raise ImportError(
-            "the demo's data is a package of its own: pip install 'csrkern[demo]', "
+            "the demo's data is a package of its own: pip install csrkern-demo-data, "
             "or pip install ./demo-data in a checkout"
         ) from error
-    with as_file(folder / f"{name}.npz") as path, np.load(path, allow_pickle=False) as stored:
+
+
+def _read(name: str) -> tuple[dict[str, np.ndarray], list[Text]]:
+    """Return the arrays and the texts of a set."""
+    folder = data_folder()
+    with np.load(folder / f"{name}.npz", allow_pickle=False) as stored:
         arrays = dict(stored)
     lines = gzip.decompress((folder / f"{name}.tsv.gz").read_bytes()).decode().splitlines()
     return arrays, [Text(*line.split("\t")) for line in lines]
