@@ -1,22 +1,27 @@
 """Measure how fast `csrkern serve` answers: python -m benchmarks.serve.load [--save].
 
 Makes an index of the packaged definitions, starts the server, loads it with wrk, and prints a line
-for each case: queries that the index was not made of, in JSON or safetensors. wrk keeps every
-connection busy, so latencies with many connections are mostly time in line. Server and wrk share
-the processors that this process may run on; `--save` writes benchmarks/results.
+for each case: queries that the index was not made of, in JSON or safetensors. The last case has the
+index written again and again meanwhile. wrk keeps every connection busy, so latencies with many
+connections are mostly time in line. Server and wrk share the processors that this process may run
+on; `--save` writes benchmarks/results.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import urlopen
@@ -26,6 +31,7 @@ import numpy as np
 from benchmarks.harness import provenance
 
 DISTINCT = 512  # requests that a run goes round in
+REWRITTEN_EVERY = 1.5  # seconds between two indexes; the server looks for new ones every second
 SCRIPT = """
 local bodies, turn = {}, 0
 for i = 0, %(distinct)d - 1 do
@@ -55,37 +61,47 @@ class Case(NamedTuple):
     form: str
     batch: int
     connections: int
+    reload: bool = False
 
 
+BATCHES = {"codes": (1, 32), "embeddings": (1,), "texts": (1,), "codes, binary": (32,)}
 CASES = [
-    Case(form, batch, connections)
-    for form, batch in (("codes", 1), ("embeddings", 1), ("codes", 32), ("codes, binary", 32))
-    for connections in (1, 8)
+    *(Case(form, n, c) for form, sizes in BATCHES.items() for n in sizes for c in (1, 8)),
+    Case("codes", 1, 8, reload=True),
 ]
 
 
 def prepare(folder: Path) -> dict[str, Any]:
-    """An index of the definitions with its adapter, payloads, and queries of both forms."""
+    """An index of the definitions with its models, payloads, and queries of every form."""
     import csrtrain
     from csrkern import InvertedIndex
     from csrtrain.demo.data import load_demo
     from csrtrain.recipe import Recipe
+    from csrtrain.texts import MINILM
 
     data = load_demo()
     model = csrtrain.train(data.train, config=csrtrain.TrainConfig(steps=60), progress=False)
     index = InvertedIndex.build(model.encode(data.train))
     index.save(folder / "index")
-    Recipe().save_to_index(folder / "index", model)
+    Recipe(text_model=MINILM).save_to_index(folder / "index", model)
     rows = [{"words": t.words, "definition": t.definition} for t in data.texts[: len(data.train)]]
     (folder / "payloads.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     queries = data.test[:DISTINCT]
-    return {"embeddings": np.asarray(queries), "codes": model.encode(queries), "index": index}
+    return {
+        "embeddings": np.asarray(queries),
+        "texts": [text.definition for text in data.test_texts[:DISTINCT]],
+        "codes": model.encode(queries),
+        "index": index,
+    }
 
 
 def body(held: dict[str, Any], case: Case, rows: np.ndarray) -> bytes:
     """One request."""
+    queries: list[dict[str, Any]]
     if case.form == "embeddings":
         queries = [{"embedding": row} for row in held["embeddings"][rows].tolist()]
+    elif case.form == "texts":
+        queries = [{"text": held["texts"][row]} for row in rows]
     else:
         values, indices = held["codes"].numpy()
         if case.form == "codes, binary":
@@ -124,6 +140,33 @@ def processor_seconds(pid: int) -> float:
     return own + sum(processor_seconds(int(child)) for child in children)
 
 
+def loads(url: str) -> int:
+    """How often the server's workers have loaded an index so far."""
+    with urlopen(f"{url}/metrics") as answer:
+        page = answer.read().decode()
+    found = re.search(r'^csrkern_loads_total\{.*"loaded".*\} (\S+)', page, re.MULTILINE)
+    assert found
+    return int(float(found[1]))
+
+
+@contextlib.contextmanager
+def rewriting(folder: Path, held: dict[str, Any]) -> Iterator[None]:
+    """Write the index again and again, until the block ends."""
+    ended = threading.Event()
+
+    def write() -> None:
+        while not ended.wait(REWRITTEN_EVERY):
+            held["index"].save(folder / "index")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        writer.join()
+
+
 def measure(
     folder: Path, held: dict[str, Any], case: Case, url: str, pid: int, seconds: float
 ) -> dict[str, Any]:
@@ -141,12 +184,14 @@ def measure(
     path = "/search/binary?top_k=10" if binary else "/search"
     command = ["wrk", "-t", "1", "-c", str(case.connections), "-s", script, url + path, "--latency"]
     subprocess.run([*command, "-d", "1s"], check=True, capture_output=True)
-    before = processor_seconds(pid)
-    done = subprocess.run([*command, "-d", f"{seconds:g}s"], check=True, capture_output=True)
+    before, loaded = processor_seconds(pid), loads(url)
+    with rewriting(folder, held) if case.reload else contextlib.nullcontext():
+        done = subprocess.run([*command, "-d", f"{seconds:g}s"], check=True, capture_output=True)
     busy = processor_seconds(pid) - before
     found = json.loads(done.stdout[done.stdout.index(b'{"requests"') :])
     return {
         **case._asdict(),
+        "loads": loads(url) - loaded,
         "requests_per_second": found["requests"] / found["seconds"],
         "queries_per_second": case.batch * found["requests"] / found["seconds"],
         "p50_ms": found["p50_ms"],
@@ -169,7 +214,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Load csrkern serve with wrk.")
     parser.add_argument("--seconds", type=float, default=10, help="for each case")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--save", action="store_true", help="write serve.json")
     options = parser.parse_args()
     if shutil.which("wrk") is None:
@@ -177,18 +222,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         held = prepare(folder)
-        server, url = start(folder, options.workers)
         rows = []
-        try:
-            for case in CASES:
-                rows.append(measure(folder, held, case, url, server.pid, options.seconds))
-                print(json.dumps(rows[-1]), flush=True)
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait(60)
-        facts = {"codes": len(held["index"]), "k": held["index"].k, "workers": options.workers}
+        for workers in options.workers:
+            server, url = start(folder, workers)
+            try:
+                for case in CASES:
+                    found = measure(folder, held, case, url, server.pid, options.seconds)
+                    rows.append({"workers": workers, **found})
+                    print(json.dumps(rows[-1]), flush=True)
+            finally:
+                server.send_signal(signal.SIGTERM)
+                server.wait(60)
+        facts = {"codes": len(held["index"]), "k": held["index"].k}
         facts |= {"dim": held["index"].dim, "search_us": search_us(held)}
-        facts |= {"load": os.getloadavg()[0], "system_cores": os.cpu_count()}
+        facts |= {"rewritten_every": REWRITTEN_EVERY, "load": os.getloadavg()[0]}
         print(json.dumps(facts))
         if options.save:
             print(provenance.save("serve.json", **facts, table=rows))

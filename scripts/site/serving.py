@@ -17,19 +17,22 @@ def serving() -> str:
 
 def _of_machine(held: dict) -> str:
     machine = held["machine"]
-    head = ["queries are", "queries a request", "connections", "requests/s", "queries/s"]
-    table = [[*head, "p50, ms", "p99, ms", "server's processor time, ms a request"]]
+    head = ["queries are", "queries a request", "workers", "connections", "requests/s"]
+    table = [[*head, "queries/s", "p50, ms", "p99, ms", "server's processor time, ms a request"]]
     names = ("requests_per_second", "queries_per_second", "p50_ms", "p99_ms", "server_ms")
     for row in held["table"]:
-        cells = [row["form"], str(row["batch"]), str(row["connections"])]
+        form = f"{row['form']}; {row['loads']} reloads" if row["reload"] else row["form"]
+        cells = [form, *(str(row[name]) for name in ("batch", "workers", "connections"))]
         table.append([*cells, *(digits(row[name]) for name in names)])
     failed = sum(row["failed"] for row in held["table"])
     text = (
         f"{held['codes']:,} definitions, codes of k = {held['k']} over {held['dim']:,} latents, "
-        f"with payloads; {machine['cpu']}, {machine['cores']} core for server and wrk together, "
-        f"{held['workers']} worker, Python {held['versions']['python']}; {failed} requests failed. "
-        f"A search alone takes {held['search_us']:.0f} µs. Meanwhile the load of the system was "
-        f"{held['load']:.1f} on {held['system_cores']} cores: rates and latencies are those of a "
-        "busy machine, the processor time is the server's own."
+        f"with payloads; {machine['cpu']} (family-model-stepping "
+        f"{machine['family_model_stepping']}), {machine['cores']} cores for server and wrk "
+        f"together, Python {held['versions']['python']}; {failed} requests failed. Reloads are "
+        "those of all workers together, while the index was written again every "
+        f"{held['rewritten_every']:g} s. A search alone takes {held['search_us']:.0f} µs. "
+        f"Other work ran on the machine meanwhile (load {held['load']:.1f}): rates and latencies "
+        "are those of a busy machine, the processor time is the server's own."
     )
     return f"{text}\n\n{table_of(table, left=(0,))}"
