@@ -6,12 +6,12 @@
   sparsify and of SAELens.
 - `sae_lens`, `sparsify`: `accelerate` for the sparse autoencoders of these packages.
 - `sklearn`: a transformer and neighbors with scikit-learn's manners.
-- `frames`: codes as list columns of pyarrow and pandas.
+- `frames`: codes as list columns of pyarrow and pandas, which DuckDB and LanceDB read, too.
 - `langchain`, `llama_index`, `haystack`: vector stores on a `DocumentStore`.
 - `mteb`: an adapter behind any of its models, and an index behind its searches.
 - `trec`: runs and relevance judgments in the files that evaluation tools read.
 - `big_ann`: the files of big-ann-benchmarks' sparse track.
-- `qdrant`, `milvus`, `elasticsearch`, `seismic`: codes to search engines and back.
+- `qdrant`, `milvus`, `pgvector`, `elasticsearch`, `seismic`: codes to search engines and back.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _MODULES = (
     "llama_index",
     "milvus",
     "mteb",
+    "pgvector",
     "qdrant",
     "sae_lens",
     "seismic",

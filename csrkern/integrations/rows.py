@@ -11,7 +11,7 @@ codes do not hold.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,7 +66,16 @@ def float32_rows(codes: SparseCodes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Return `rows_of` with values in float32, the form that engines keep.
 
     Raises:
-        TypeError, ValueError: as `flat_rows`, or if float32 does not hold a value; at once.
+        TypeError, ValueError: as `flat_float32_rows`, at once.
+    """
+    return _split(*flat_float32_rows(codes))
+
+
+def flat_float32_rows(codes: SparseCodes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return `flat_rows` with values in float32.
+
+    Raises:
+        TypeError, ValueError: as `flat_rows`, or if float32 does not hold a value.
     """
     latents, values, starts = flat_rows(codes)
     with np.errstate(over="ignore", under="ignore"):  # told below, with the row
@@ -77,7 +86,7 @@ def float32_rows(codes: SparseCodes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             f"codes: row {_row_of(wrong[0], starts)} holds {values[wrong[0]]:.4g}, which float32, "
             "the form of engines, does not hold; scale the values of all codes and queries"
         )
-    return _split(latents, narrow, starts)
+    return latents, narrow, starts
 
 
 def _split(
@@ -158,7 +167,12 @@ def batches(source: Iterable[Any], batch_size: int) -> Iterator[list[Any]]:
 
 
 def codes_of(
-    latents: np.ndarray, values: np.ndarray, lengths: np.ndarray, dim: int, k: int | None = None
+    latents: np.ndarray,
+    values: np.ndarray,
+    lengths: np.ndarray,
+    dim: int,
+    k: int | None = None,
+    name: Callable[[int], str] = "row {}".format,
 ) -> SparseCodes:
     """Return the codes [n, k] of rows that lie one after the other, as `rows_of` gives them.
 
@@ -168,6 +182,7 @@ def codes_of(
         dim: number of latents.
         k: slots a row; None: as many as the longest has, at least 1. Of longer rows the largest
             values stay.
+        name: what messages call a row.
 
     Raises:
         TypeError: if `dim` or `k` is not an integer.
@@ -178,7 +193,7 @@ def codes_of(
     k = None if k is None else check_int("k", k, 1, dim)
     if (slot := _wrong_slot(latents, values, dim)) is not None:
         row = _row_of(slot, starts_of(lengths))
-        raise ValueError(f"row {row}: {_complaint(latents[slot], values[slot], dim)}")
+        raise ValueError(f"{name(row)}: {_complaint(latents[slot], values[slot], dim)}")
     width = max(1, k or 0, int(lengths.max(initial=0)))
     floats = values if values.dtype.kind == "f" else values.astype(np.float32)
     codes = SparseCodes.from_numpy(*pad_rows(floats, latents, lengths, width), dim)

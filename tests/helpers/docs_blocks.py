@@ -31,6 +31,7 @@ ELSEWHERE = {
     "network": "needs a package index or a model hub; tests/integrations/test_hub.py has one",
     "minutes": "takes minutes; tests/demo/test_demo.py runs the demo",
     "cluster": "needs a cluster; tests/scale/test_scale_ray.py starts one",
+    "postgres": "needs PostgreSQL; tests/integrations/test_pgvector.py starts one and runs it",
     "engines": "needs running search engines; tests/integrations/test_engines.py has them",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from itertools import pairwise
@@ -302,6 +303,47 @@ def test_invalid_codes_are_not_written(message, write):
     codes = SparseCodes(torch.tensor(values), torch.tensor(indices, dtype=torch.int32), DIM)
     with pytest.raises(ValueError, match=message):
         write(codes)
+
+
+def test_duckdb_scores_as_the_index_does():
+    duckdb = pytest.importorskip("duckdb")
+    from docs_blocks import ROOT, blocks
+
+    (block,) = (b for b in blocks(ROOT / "docs/integrations.md") if b.needs == "duckdb")
+    search = re.search(r'best = """(.*?)"""', block.code, re.DOTALL)[1]
+    codes = SparseCodes.from_dense(torch.rand(300, DIM), k=8)
+    queries = SparseCodes.from_dense(torch.rand(9, DIM), k=5)
+    rows = to_arrow(codes).append_column("id", [np.arange(300)])
+    asked = to_arrow(queries).append_column("query", [np.arange(9)])
+    with duckdb.connect() as database:
+        database.execute("CREATE TABLE documents AS FROM rows")
+        database.register("asked", asked)
+        found = database.execute(search).fetchall()
+        stored = database.sql("SELECT indices, values FROM documents ORDER BY id DESC")
+        back = from_arrow(stored.to_arrow_table(), DIM, k=8)
+    assert back.equal(codes[np.arange(300)[::-1]])
+    assert rows.num_rows == 300  # which DuckDB found by its name
+    expected = InvertedIndex.build(codes, dtype="float32", metric="ip").search(queries, 10)
+    assert [query for query, _, _ in found] == np.repeat(np.arange(9), 10).tolist()
+    assert [id for _, id, _ in found] == expected[1].ravel().tolist()
+    np.testing.assert_allclose([score for *_, score in found], expected[0].ravel(), rtol=1e-6)
+
+
+def test_lancedb_keeps_codes_and_payload(tmp_path):
+    lancedb = pytest.importorskip("lancedb")
+    codes = SparseCodes.from_dense(torch.rand(300, DIM), k=8)
+    codes.fingerprint = "0123456789abcdef"
+    titles = [f"title {i}" for i in range(300)]
+    table = lancedb.connect(tmp_path).create_table(
+        "documents", to_arrow(codes).append_column("title", [titles])
+    )
+    stored = table.to_arrow()
+    back = from_arrow(stored, DIM, k=8)
+    assert back.equal(codes)
+    assert back.fingerprint == codes.fingerprint
+    assert stored["title"].to_pylist() == titles
+    found = table.search().where("title = 'title 7'").to_arrow()
+    assert from_arrow(found, DIM, k=8).equal(codes[7:8])
 
 
 def test_hugging_face_datasets_map():
