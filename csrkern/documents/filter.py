@@ -94,26 +94,26 @@ def _entry(name: Any, value: Any) -> Condition:
 def _compared(name: str, operator: Any, operand: Any) -> Condition:
     if operator in ("$ne", "$nin"):
         return ~_compared(name, "$eq" if operator == "$ne" else "$in", operand)
-    field, kind, path = _field(name)
+    field, kind = ("documents.id", "'text'") if name == "$id" else expressions(name)
     if operator == "$eq" and isinstance(operand, (list, tuple)):
         same = f"({kind} IS 'array' AND {field} IS json(?))"
-        return Condition(same, (*path, *path, _as_json(name, operand)))
+        return Condition(same, (_as_json(name, operand),))
     if operator == "$eq":
-        return Condition(f"({field} IS ?)", (*path, _scalar(name, operand)))
+        return Condition(f"({field} IS ?)", (_scalar(name, operand),))
     if operator == "$in":
         if not isinstance(operand, (list, tuple)):
             raise TypeError(f"filter: {name}: $in: expected a list, got {operand!r:.60}")
         values = [_scalar(name, value) for value in operand if value is not None]
         held = f"({field} IN (SELECT value FROM json_each(?)))"
-        some = Condition(f"({field} IS NOT NULL AND {held})", (*path, *path, json.dumps(values)))
-        none = Condition(f"({field} IS NULL)", path)
+        some = Condition(f"({field} IS NOT NULL AND {held})", (json.dumps(values),))
+        none = Condition(f"({field} IS NULL)")
         return _joined("OR", [some, none]) if None in operand else some
     if operator == "$contains":
         if name == "$id":
             raise ValueError("filter: $id: an id is no list that $contains could look into")
-        rows = "SELECT 1 FROM json_each(documents.metadata, ?) WHERE value IS ?"
-        sought = (*path, _scalar(name, operand))
-        return Condition(f"({kind} IS 'array' AND EXISTS ({rows}))", (*path, *sought))
+        items = f"json_each(documents.metadata, {_path(name)})"
+        held = f"EXISTS (SELECT 1 FROM {items} WHERE value IS ?)"
+        return Condition(f"({kind} IS 'array' AND {held})", (_scalar(name, operand),))
     if operator in _ORDERS:
         if isinstance(operand, bool) or not isinstance(operand, (int, float, str)):
             raise TypeError(
@@ -121,21 +121,28 @@ def _compared(name: str, operator: Any, operand: Any) -> Condition:
             )
         kinds = "('text')" if isinstance(operand, str) else "('integer', 'real')"
         within = f"({kind} IS NOT NULL AND {kind} IN {kinds} AND {field} {_ORDERS[operator]} ?)"
-        return Condition(within, (*path, *path, *path, _scalar(name, operand)))
+        return Condition(within, (_scalar(name, operand),))
     raise ValueError(f"filter: {name}: expected one of {', '.join(OPERATORS)}, got {operator!r}")
 
 
-def _field(name: str) -> tuple[str, str, tuple[str, ...]]:
-    """Return what gives a field's value and its type in SQL, and the parameter of each."""
-    if name == "$id":
-        return "documents.id", "'text'", ()
+def expressions(name: str, column: str = "documents.metadata") -> tuple[str, str]:
+    """Return a field's value and its type in SQL: the same text always, which an index needs.
+
+    Raises:
+        ValueError: if it is no name of a field.
+    """
+    path = _path(name)
+    return f"json_extract({column}, {path})", f"json_type({column}, {path})"
+
+
+def _path(name: str) -> str:
     if json.dumps(name, ensure_ascii=False) != f'"{name}"' or not all(name.split(".")):
         raise ValueError(
             "filter: expected the name of a field, without quotes, backslashes and control "
             f"characters, got {name!r}"
         )
-    path = "$" + "".join(f'."{part}"' for part in name.split("."))
-    return "json_extract(documents.metadata, ?)", "json_type(documents.metadata, ?)", (path,)
+    path = "".join(f'."{part}"' for part in name.replace("'", "''").split("."))
+    return f"'${path}'"
 
 
 def _scalar(name: str, value: Any) -> Any:
@@ -169,4 +176,4 @@ def _as_json(name: str, value: Any) -> str:
         ) from error
 
 
-__all__ = ["ALL", "Condition", "FilterLike", "condition"]
+__all__ = ["ALL", "Condition", "FilterLike", "condition", "expressions"]

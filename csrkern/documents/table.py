@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from csrkern.documents.filter import Condition
+from csrkern.documents.filter import Condition, expressions
 from csrkern.index.rows import Rows, starts_of
 
 FILE = "documents.sqlite"
@@ -51,6 +51,7 @@ _SCHEMA = (
     f"PRAGMA application_id = {_APPLICATION}",
     f"PRAGMA user_version = {VERSION}",
 )
+CODED = Condition("code IS NOT NULL")
 _AMONG = "IN (SELECT value FROM json_each(?))"
 
 
@@ -151,7 +152,7 @@ class Table:
 
     def delete(self, chosen: Condition) -> tuple[int, np.ndarray]:
         """Delete rows; return how many, and the numbers of those with a code, int64."""
-        coded = self.numbers(chosen)
+        coded = self.numbers(chosen & CODED)
         sql, parameters = chosen
         deleted = self._db.execute(f"DELETE FROM documents WHERE {sql}", parameters)
         return deleted.rowcount, coded
@@ -162,12 +163,17 @@ class Table:
         return int(self._row(f"SELECT count(*) FROM documents WHERE {sql}", parameters)[0])
 
     def numbers(self, chosen: Condition) -> np.ndarray:
-        """Return the numbers of rows with a code, int64, ascending."""
-        found = self._db.execute(
-            f"SELECT number FROM documents WHERE code IS NOT NULL AND {chosen.sql} ORDER BY number",
-            chosen.parameters,
-        )
-        return np.fromiter((number for (number,) in found), np.int64)
+        """Return the numbers of rows, int64, ascending."""
+        sql, parameters = chosen
+        found = self._db.execute(f"SELECT number FROM documents WHERE {sql}", parameters)
+        # Ordered by SQLite, some queries would not use the index of a field.
+        return np.sort(np.array(found.fetchall(), np.int64).ravel())
+
+    def index_field(self, name: str) -> None:
+        """Keep the values of a field of the metadata in order, for filters that compare it."""
+        value, kind = expressions(name, "metadata")
+        own = f"field_{name.encode().hex()}"  # SQLite takes "a" and "A" for one name
+        self._db.execute(f"CREATE INDEX IF NOT EXISTS {own} ON documents ({value}, {kind})")
 
     def documents(self, chosen: Condition) -> Iterator[tuple[int, str, str, str]]:
         """Yield number, id, text and metadata of rows, by number."""

@@ -64,6 +64,7 @@ class CSRVectorStore(BasePydanticVectorStore):
         """Open the store in a folder, or make one; `path` and `model` are of `DocumentStore`."""
         super().__init__(stores_text=True)
         self._store = DocumentStore(path, model)
+        self._store.index_field("ref_doc_id")  # by which `delete` finds the nodes of a document
 
     @classmethod
     def class_name(cls) -> str:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csrkern.documents import DocumentStore
+from csrkern.documents.filter import condition
 
 ROWS = [
     {"n": 1, "s": "b", "flag": True, "tags": ["x", "y"]},
@@ -18,9 +19,15 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def store():
+FIELDS = ("n", "s", "flag", "tags", "deep.n", "deep.tags", "with space")
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["all rows", "indexed fields"])
+def store(request):
     with DocumentStore() as store:
+        if request.param:
+            for name in FIELDS:
+                store.index_field(name)
         store.add(["text"] * len(ROWS), ids=list("abcdef"), metadata=ROWS, embeddings=[None] * 6)
         yield store
 
@@ -94,15 +101,17 @@ def holds(operator, have, value):
     return TESTS[operator](have, value)
 
 
-@settings(max_examples=150)
-@given(st.lists(VALUES, max_size=6), st.sampled_from(sorted(TESTS)), VALUES)
-def test_filters_compare_as_python_does(values, operator, value):
+@settings(max_examples=200)
+@given(st.lists(VALUES, max_size=6), st.sampled_from(sorted(TESTS)), VALUES, st.booleans())
+def test_filters_compare_as_python_does(values, operator, value, indexed):
     if operator in ("$gt", "$lte") and value is None:
         value = 0
     with DocumentStore() as store:
         metadata = [{"x": each} for each in values]
         ids = [str(n) for n in range(len(values))]
         store.add([""] * len(values), ids=ids, metadata=metadata, embeddings=[None] * len(values))
+        if indexed:
+            store.index_field("x")
         found = [int(document.id) for document in store.find({"x": {operator: value}})]
         expected = [n for n, have in enumerate(values) if holds(operator, have, value)]
         assert found == expected
@@ -134,3 +143,29 @@ def test_filters_compare_as_python_does(values, operator, value):
 def test_what_is_no_filter_is_refused(store, chosen, message):
     with pytest.raises((TypeError, ValueError), match=f"filter: {message}"):
         store.find(chosen)
+
+
+def plan(store, chosen) -> str:
+    sql, parameters = condition(chosen)
+    query = f"EXPLAIN QUERY PLAN SELECT number FROM documents WHERE {sql}"
+    return " ".join(row[3] for row in store._table._db.execute(query, parameters))
+
+
+def test_an_indexed_field_is_not_looked_for_in_all_documents(tmp_path):
+    with DocumentStore(tmp_path) as store:
+        for name in ("n", "it's", "a.b", "n"):
+            store.index_field(name)
+    with DocumentStore(tmp_path) as store:  # the index is in the file
+        for name in ("n", "it's", "a.b"):
+            for value in (3, "x", {"$in": [1, 2]}, {"$gt": 3}, {"$gte": "a", "$lt": "b"}):
+                assert plan(store, {name: value}).startswith("SEARCH documents USING"), value
+        assert plan(store, {"n": 1, "other": 2}).startswith("SEARCH documents USING")
+        assert plan(store, {"N": 1}).startswith("SCAN")
+        store.index_field("N")  # is another field
+        assert plan(store, {"N": 1}).startswith("SEARCH documents USING")
+
+
+@pytest.mark.parametrize("name", ["", "a..b", 'a"b', "$and", 3])
+def test_names_that_no_field_has_are_not_indexed(store, name):
+    with pytest.raises((TypeError, ValueError), match="filter: "):
+        store.index_field(name)
