@@ -11,17 +11,20 @@ FilterLike: TypeAlias = Mapping[str, Any]
 """A choice of documents by their metadata; all entries must hold.
 
 - `"field": value`: the field equals a string, a number, a bool or a list; None: it is null or not
-  there. `"a.b"` is the field b of the object a, `"$id"` the document's id.
+  there. `"a.b"` is the field b of the object a, `"$id"` the document's id, `"$text"` its text.
 - `"field": {"$ne": value}`, and instead of "$ne": "$eq", "$in" and "$nin" (a list of values),
   "$gt", "$gte", "$lt" and "$lte" (numbers among numbers, strings among strings), "$contains" (the
-  field is a list that holds the value). Several of one field must all hold.
+  field is a list that holds the value), "$substring" (the field is a string that holds the string,
+  upper and lower case apart). Several of one field must all hold.
 - `"$and": [...]`, `"$or": [...]`: filters; `"$not": {...}`: a filter.
 """
 
 # Not after a backslash of its own.
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _ORDERS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
-OPERATORS = ("$eq", "$ne", "$in", "$nin", *_ORDERS, "$contains")
+OPERATORS = ("$eq", "$ne", "$in", "$nin", *_ORDERS, "$contains", "$substring")
+# What every document has besides its metadata, and its type.
+_COLUMNS = {"$id": ("documents.id", "'text'"), "$text": ("documents.text", "'text'")}
 _VALUES = "a string, a number, a bool or None"
 
 
@@ -82,8 +85,8 @@ def _entry(name: Any, value: Any) -> Condition:
         if not isinstance(value, (list, tuple)):
             raise TypeError(f"filter: {name}: expected a list of filters, got {value!r:.60}")
         return _joined(name[1:].upper(), [_all_entries(part) for part in value])
-    if name.startswith("$") and name != "$id":
-        raise ValueError(f"filter: expected a field, $id, $and, $or or $not, got {name!r}")
+    if name.startswith("$") and name not in _COLUMNS:
+        raise ValueError(f"filter: expected a field, $id, $text, $and, $or or $not, got {name!r}")
     if not isinstance(value, Mapping):
         return _compared(name, "$eq", value)
     if not value:
@@ -94,33 +97,38 @@ def _entry(name: Any, value: Any) -> Condition:
 def _compared(name: str, operator: Any, operand: Any) -> Condition:
     if operator in ("$ne", "$nin"):
         return ~_compared(name, "$eq" if operator == "$ne" else "$in", operand)
-    field, kind = ("documents.id", "'text'") if name == "$id" else expressions(name)
+    value, kind = _COLUMNS.get(name) or expressions(name)
     if operator == "$eq" and isinstance(operand, (list, tuple)):
-        same = f"({kind} IS 'array' AND {field} IS json(?))"
+        same = f"({kind} IS 'array' AND {value} IS json(?))"
         return Condition(same, (_as_json(name, operand),))
     if operator == "$eq":
-        return Condition(f"({field} IS ?)", (_scalar(name, operand),))
+        return Condition(f"({value} IS ?)", (_scalar(name, operand),))
     if operator == "$in":
         if not isinstance(operand, (list, tuple)):
             raise TypeError(f"filter: {name}: $in: expected a list, got {operand!r:.60}")
-        values = [_scalar(name, value) for value in operand if value is not None]
-        held = f"({field} IN (SELECT value FROM json_each(?)))"
-        some = Condition(f"({field} IS NOT NULL AND {held})", (json.dumps(values),))
-        none = Condition(f"({field} IS NULL)")
+        values = [_scalar(name, each) for each in operand if each is not None]
+        held = f"({value} IN (SELECT value FROM json_each(?)))"
+        some = Condition(f"({value} IS NOT NULL AND {held})", (json.dumps(values),))
+        none = Condition(f"({value} IS NULL)")
         return _joined("OR", [some, none]) if None in operand else some
     if operator == "$contains":
-        if name == "$id":
-            raise ValueError("filter: $id: an id is no list that $contains could look into")
+        if name in _COLUMNS:
+            raise ValueError(f"filter: {name}: a string is no list that $contains could look into")
         items = f"json_each(documents.metadata, {_path(name)})"
         held = f"EXISTS (SELECT 1 FROM {items} WHERE value IS ?)"
         return Condition(f"({kind} IS 'array' AND {held})", (_scalar(name, operand),))
+    if operator == "$substring":
+        if not isinstance(operand, str):
+            raise TypeError(f"filter: {name}: $substring: expected a string, got {operand!r:.60}")
+        held = f"({kind} IS 'text' AND instr({value}, ?) > 0)"
+        return Condition(held, (_scalar(name, operand),))
     if operator in _ORDERS:
         if isinstance(operand, bool) or not isinstance(operand, (int, float, str)):
             raise TypeError(
                 f"filter: {name}: {operator}: expected a number or a string, got {operand!r:.60}"
             )
         kinds = "('text')" if isinstance(operand, str) else "('integer', 'real')"
-        within = f"({kind} IS NOT NULL AND {kind} IN {kinds} AND {field} {_ORDERS[operator]} ?)"
+        within = f"({kind} IS NOT NULL AND {kind} IN {kinds} AND {value} {_ORDERS[operator]} ?)"
         return Condition(within, (_scalar(name, operand),))
     raise ValueError(f"filter: {name}: expected one of {', '.join(OPERATORS)}, got {operator!r}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ _OPERATORS = {
     "not in": "$nin",
 }
 _ORDERS = (">", ">=", "<", "<=")
+_FIELDS = {"id": "$id", "content": "$text"}
+# Fields of a `Document` that a store does not keep.
+_NOT_KEPT = {field.name for field in dataclasses.fields(Document)} - {*_FIELDS, "meta"}
 
 
 class CSRDocumentStore:
@@ -264,12 +268,16 @@ def _comparison(part: dict[str, Any]) -> FilterLike:
         raise FilterError(f"filters: {operator}: expected a list, got {value!r:.60}")
     if operator in _ORDERS and value is None:
         return {"$or": []}  # as Haystack has it: nothing is more or less than None
+    if isinstance(value, datetime):
+        value = value.isoformat()
     if operator in _ORDERS and not isinstance(value, (int, float)) and not _is_date(value):
         raise FilterError(f"filters: {operator}: expected a number or date, got {value!r:.60}")
-    name = "$id" if field == "id" else field.removeprefix("meta.")
-    if field == "content":
-        raise FilterError("filters: content: filters compare id and meta; search content by words")
-    return {name: {_OPERATORS[operator]: value}}
+    if field.split(".")[0] in _NOT_KEPT:
+        raise FilterError(
+            f"filters: {field}: the store keeps id, content and meta; a field of meta with this "
+            f"name is 'meta.{field}'"
+        )
+    return {_FIELDS.get(field) or field.removeprefix("meta."): {_OPERATORS[operator]: value}}
 
 
 def _is_date(value: Any) -> bool:

@@ -42,6 +42,7 @@ _OPERATORS = {
     FilterOperator.IN: "$in",
     FilterOperator.NIN: "$nin",
     FilterOperator.CONTAINS: "$contains",
+    FilterOperator.TEXT_MATCH: "$substring",
 }
 
 
@@ -50,7 +51,7 @@ class CSRVectorStore(BasePydanticVectorStore):
 
     Query modes: "default" (codes), "sparse" and "text_search" (words: BM25) and "hybrid", where
     `alpha` is the weight of the codes and 1 - alpha that of the words. Filters take all operators
-    but those of text matching. A node without an embedding is found by words alone.
+    but "text_match_insensitive". A node without an embedding is found by words alone.
     """
 
     stores_text: bool = True
@@ -173,11 +174,16 @@ def _comparison(part: MetadataFilter) -> FilterLike:
     if operator in _OPERATORS:
         return {key: {_OPERATORS[operator]: value}}
     if operator == FilterOperator.IS_EMPTY:
-        return {"$or": [{key: None}, {key: []}]}
+        return {"$or": [{key: None}, {key: []}, {key: ""}]}
     if operator in (FilterOperator.ANY, FilterOperator.ALL) and isinstance(value, list):
         contains = [{key: {"$contains": each}} for each in value]
         return {"$or" if operator == FilterOperator.ANY else "$and": contains}
-    raise ValueError(f"filters: {key}: {operator.value} with {value!r:.60} is not supported")
+    if operator == FilterOperator.TEXT_MATCH_INSENSITIVE:
+        raise ValueError(
+            f"filters: {key}: text_match_insensitive is not supported, as SQLite folds the case of "
+            "ASCII letters alone; store a field in lower case and use text_match"
+        )
+    raise ValueError(f"filters: {key}: {operator.value}: expected a list, got {value!r:.60}")
 
 
 __all__ = ["CSRVectorStore"]

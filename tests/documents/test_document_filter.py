@@ -71,6 +71,14 @@ def store(request):
         ({"$not": {"n": {"$gt": 0}}}, "cdef"),
         ({"$not": {"tags": {"$contains": "x"}}}, "bcdef"),
         ({"$not": {"$not": {"n": 1}}}, "a"),
+        ({"s": {"$substring": "DROP"}}, "d"),
+        ({"s": {"$substring": "drop"}}, ""),
+        ({"s": {"$substring": ""}}, "abd"),
+        ({"tags": {"$substring": "x"}}, "d"),
+        ({"$not": {"s": {"$substring": "b"}}}, "bcdef"),
+        ({"$text": "text"}, "abcdef"),
+        ({"$text": {"$substring": "ex"}}, "abcdef"),
+        ({"$text": {"$in": ["other"]}}, ""),
         ({"$id": "b"}, "b"),
         ({"$id": {"$nin": ["b", "c"]}}, "adef"),
         ({"$id": {"$gt": "d"}}, "ef"),
@@ -124,7 +132,7 @@ def test_filters_compare_as_python_does(values, operator, value, indexed):
     [
         ([], "expected a mapping of fields, got list"),
         ({1: 2}, "expected strings as fields, got int"),
-        ({"$nor": []}, r"expected a field, \$id, \$and, \$or or \$not, got '\$nor'"),
+        ({"$nor": []}, r"expected a field, \$id, \$text, \$and, \$or or \$not, got '\$nor'"),
         ({"$or": {"n": 1}}, r"\$or: expected a list of filters"),
         ({"$not": []}, "expected a mapping of fields, got list"),
         ({"n": {}}, r"n: expected one of \$eq"),
@@ -137,7 +145,8 @@ def test_filters_compare_as_python_does(values, operator, value, indexed):
         ({"n": object()}, "n: expected a string, a number, a bool or None, got object"),
         ({'a"b': 1}, "expected the name of a field, without quotes"),
         ({"a..b": 1}, "expected the name of a field"),
-        ({"$id": {"$contains": "a"}}, r"\$id: an id is no list"),
+        ({"$id": {"$contains": "a"}}, r"\$id: a string is no list"),
+        ({"n": {"$substring": 3}}, r"n: \$substring: expected a string, got 3"),
     ],
 )
 def test_what_is_no_filter_is_refused(store, chosen, message):

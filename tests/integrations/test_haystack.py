@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import datetime, timedelta
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from haystack import Document, Pipeline  # noqa: E402
 from haystack.document_stores.errors import DuplicateDocumentError  # noqa: E402
 from haystack.document_stores.types import DuplicatePolicy  # noqa: E402
 from haystack.errors import FilterError  # noqa: E402
+from haystack.utils.filters import document_matches_filter  # noqa: E402
 
 from csrkern.integrations.haystack import CSRDocumentStore, CSRRetriever  # noqa: E402
 
@@ -114,13 +116,46 @@ def test_stores_in_memory_name_their_model(tmp_path):
     assert CSRDocumentStore.from_dict(CSRDocumentStore().to_dict()).count_documents() == 0
 
 
+DAY = datetime(2025, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("field", "operator", "value"),
+    [
+        ("content", "==", "red fox"),
+        ("content", "!=", "red fox"),
+        ("content", "in", ["red fox", "green tree"]),
+        ("content", "not in", ["red fox"]),
+        ("id", "in", ["d1"]),
+        ("n", ">=", 2),
+        ("meta.n", "not in", [1, 2]),
+        ("meta.day", "==", DAY),
+        ("meta.day", ">", DAY),
+        ("meta.day", "<=", DAY.isoformat()),
+        ("meta.nothing", "!=", 1),
+    ],
+)
+def test_filters_choose_what_haystack_chooses(field, operator, value):
+    given = documents()
+    for n, document in enumerate(given):
+        document.meta["day"] = (DAY + timedelta(n - 1)).isoformat()
+    store = CSRDocumentStore(None, model())
+    store.write_documents(given)
+    filters = {"field": field, "operator": operator, "value": value}
+    for chosen in (filters, {"operator": "NOT", "conditions": [filters]}):
+        expected = [each.id for each in given if document_matches_filter(chosen, each)]
+        assert [each.id for each in store.filter_documents(chosen)] == expected
+
+
 def test_what_is_refused(store):
     with pytest.raises(ValueError, match="expected texts, 'x' has none or a blob"):
         store.write_documents([Document(id="x")])
     with pytest.raises(TypeError, match="expected a CSRDocumentStore, got dict"):
         CSRRetriever({})
     for filters, message in (
-        ({"field": "content", "operator": "==", "value": "a"}, "content: filters compare"),
+        ({"field": "score", "operator": "==", "value": 1}, "score: the store keeps id, content"),
+        ({"field": "blob.data", "operator": "==", "value": 1}, "blob.data: the store keeps"),
+        ({"field": "content", "operator": ">", "value": "a"}, "expected a number or date, got 'a'"),
         ({"field": "meta.n", "operator": "~", "value": "a"}, "expected one of ==,"),
         ({"operator": "XOR", "conditions": []}, "expected AND, OR or NOT, got 'XOR'"),
     ):

@@ -50,6 +50,7 @@ def nodes():
     made = []
     for n, text in enumerate(TEXTS):
         metadata = {"n": n, "tags": ["even", str(n)] if n % 2 == 0 else ["odd"], "kind": text[:3]}
+        metadata["mood"] = "" if n == 1 else "calm"
         if n == 4:
             metadata["tags"] = []
         node = TextNode(text=text, id_=f"node-{n}", metadata=metadata)
@@ -111,6 +112,9 @@ def test_queries_in_all_modes(store):
         ("any", "tags", ["odd", "0"]),
         ("all", "tags", ["even", "2"]),
         ("is_empty", "tags", None),
+        ("is_empty", "mood", None),
+        ("text_match", "kind", "r"),
+        ("text_match", "kind", "R"),
         ("==", "nothing", 1),
         ("!=", "nothing", 1),
     ],
@@ -139,8 +143,8 @@ def test_nested_and_negated_filters(store):
     assert names == ["0", "4"]
     assert chosen(low, high, condition="not")[1] == ["1", "2", "3"]
     assert chosen(outside, high, condition="and")[1] == ["4"]
-    match = MetadataFilter(key="kind", value="r", operator="text_match")
-    with pytest.raises(ValueError, match="kind: text_match with 'r' is not supported"):
+    match = MetadataFilter(key="kind", value="r", operator="text_match_insensitive")
+    with pytest.raises(ValueError, match="text_match_insensitive is not supported, as SQLite"):
         chosen(match, condition="and")
 
 
