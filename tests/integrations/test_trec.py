@@ -98,3 +98,39 @@ def test_trec_eval_reads_what_is_written(tmp_path):
     judgments = Judgments(read_qrels(tmp_path / "qrels", QUERIES, DOCUMENTS), len(QUERIES))
     theirs = [found[query]["ndcg_cut_10"] for query in QUERIES[:2]]
     np.testing.assert_allclose(judgments.ndcg_each(IDS), theirs, rtol=1e-6)
+
+
+# ---- the packages themselves, where they are installed ----------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "qrels").write_text("q1 0 doc-2 2\nq1 0 doc-5 1\nq2 0 doc-0 1\nq2 0 doc-8 0\n")
+    found = SCORES[:2], IDS[:2]
+    write_run(tmp_path / "run.trec", found, queries=QUERIES, documents=DOCUMENTS)
+    rows = read_qrels(tmp_path / "qrels", QUERIES[:2], DOCUMENTS)
+    judgments = Judgments(rows, 2)
+    return tmp_path, [judgments.ndcg(IDS[:2], 3), judgments.recall(IDS[:2], 3)]
+
+
+def test_ranx_reads_runs_and_writes_them(files):
+    ranx = pytest.importorskip("ranx")
+    folder, scored = files
+    run = ranx.Run.from_file(str(folder / "run.trec"), kind="trec")
+    qrels = ranx.Qrels.from_file(str(folder / "qrels"), kind="trec")
+    theirs = ranx.evaluate(qrels, run, ["ndcg@3", "recall@3"])
+    assert list(theirs.values()) == pytest.approx(scored)
+    run.save(str(folder / "theirs.trec"), kind="trec")
+    scores, ids = read_run(folder / "theirs.trec", QUERIES[:2], DOCUMENTS)
+    np.testing.assert_array_equal(ids, IDS[:2])
+    np.testing.assert_allclose(scores, SCORES[:2], rtol=1e-6)
+
+
+def test_ir_measures_reads_runs(files):
+    ir_measures = pytest.importorskip("ir_measures")
+    folder, scored = files
+    run = list(ir_measures.read_trec_run(str(folder / "run.trec")))
+    qrels = list(ir_measures.read_trec_qrels(str(folder / "qrels")))
+    measures = [ir_measures.nDCG @ 3, ir_measures.R @ 3]
+    theirs = ir_measures.calc_aggregate(measures, qrels, run)
+    assert [theirs[m] for m in measures] == pytest.approx(scored)
