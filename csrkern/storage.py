@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,8 +39,14 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 def cache_folder() -> Path:
     """Return where measured choices are kept: CSRKERN_CACHE, or csrkern in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("CSRKERN_CACHE") or Path(base) / "csrkern")
+    if chosen := os.environ.get("CSRKERN_CACHE"):
+        return Path(chosen)
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "csrkern"
+    try:
+        return Path.home() / ".cache" / "csrkern"
+    except RuntimeError:  # a user without a name, as containers have
+        return Path(tempfile.gettempdir()) / f"csrkern-{os.getuid()}"
 
 
 def write_atomically(path: str | os.PathLike[str], payload: bytes | memoryview) -> None:
