@@ -223,6 +223,7 @@ class DocumentStore:
         by: str = "codes",
         weights: Sequence[float] | None = None,
         method: str = "ranks",
+        distinct: str | None = None,
     ) -> list[tuple[Document, float]]:
         """Return the best documents and their scores, best first.
 
@@ -236,6 +237,8 @@ class DocumentStore:
                 document needs one; "hybrid": both, fused.
             weights: of codes and words in "hybrid", two numbers; None: equal.
             method: of `csrkern.fuse`: "ranks" (reciprocal ranks) or "scores".
+            distinct: a field of the metadata: of documents with the same value, such as passages
+                of one source, only the best is returned. Those without the field all are.
 
         Raises:
             TypeError, ValueError: if an argument is not as expected.
@@ -247,11 +250,11 @@ class DocumentStore:
         if text is not None and not isinstance(text, str):
             raise TypeError(f"text: expected a str, got {type(text).__name__}")
         chosen = condition(filter)
-        depth = max(top_k, _SHORTLIST) if by == "hybrid" else top_k
         query = None if by == "words" else self._query_code(text, embedding)
 
-        def search() -> tuple[list[tuple[Document, float]], bool]:
-            """Return the hits, and whether all are there still."""
+        def search(n: int) -> tuple[list[tuple[Document, float]], bool]:
+            """Return n hits, if there are as many, and whether all are there still."""
+            depth = max(n, _SHORTLIST) if by == "hybrid" else n
             results = []
             if query is not None:
                 with self._reading() as table:
@@ -265,7 +268,7 @@ class DocumentStore:
                 if by != "codes":
                     results.append(table.matching(text or "", depth, chosen))
                 if by == "hybrid":
-                    results = [fuse(results, top_k, weights=weights, method=method)]
+                    results = [fuse(results, n, weights=weights, method=method)]
                 scores, found = results[0]
                 hits = found[found >= 0].tolist()
                 documents = {n: _document(*row) for n, *row in table.documents(of_numbers(hits))}
@@ -273,11 +276,23 @@ class DocumentStore:
             there = [(documents[n], score) for n, score in ranked if n in documents]
             return there, len(there) == len(hits)
 
-        found, whole = search()
-        if not whole:  # replaced or deleted meanwhile: once more, with no change of ours between
-            with self._lock:
-                found, _ = search()
-        return found
+        def best(n: int) -> list[tuple[Document, float]]:
+            found, whole = search(n)
+            if not whole:  # replaced or deleted meanwhile: again, with no change of ours between
+                with self._lock:
+                    found, _ = search(n)
+            return found
+
+        if distinct is None:
+            return best(top_k)
+        condition({distinct: None})
+        n = top_k
+        while True:
+            found = best(n)
+            apart = _distinct(found, distinct)
+            if len(apart) >= top_k or len(found) < n:
+                return apart[:top_k]
+            n *= 4
 
     def codes(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the stored codes of documents: values float32 and indices int32, both [n, k].
@@ -473,6 +488,18 @@ def _loaded(path: str | os.PathLike[str]) -> SparseAutoencoder:
     from csrkern.nn.modules import SparseAutoencoder
 
     return SparseAutoencoder.from_pretrained(os.fspath(path))
+
+
+def _distinct(hits: list[tuple[Document, float]], field: str) -> list[tuple[Document, float]]:
+    """Return the first hit of each value of a field, and all without one."""
+    first: dict[str, tuple[Document, float]] = {}
+    for hit in hits:
+        value: Any = hit[0].metadata
+        for part in field.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        name = f"id {hit[0].id}" if value is None else f"value {json.dumps(value, sort_keys=True)}"
+        first.setdefault(name, hit)
+    return list(first.values())
 
 
 def _strings(name: str, given: Any) -> list[str]:

@@ -97,6 +97,35 @@ def test_filters_hold_in_every_search(store, by):
     assert len(store.search("red", filter={}, by=by)) == 3
 
 
+@pytest.mark.parametrize("by", ["codes", "words", "hybrid"])
+def test_distinct_keeps_the_best_of_each_value(by):
+    random = np.random.default_rng(0)
+    values = [None, "a", "b", 1, 1.5, True, {"deep": 1}, ["a"]]
+    some = [values[i] for i in random.integers(0, len(values), 300)]
+    facts = [{"of": {"source": value}} for value in some]
+    texts = [" ".join(random.choice(list("abcdefgh"), 4)) for _ in some]
+    with DocumentStore(embed=words_codes) as store:
+        store.add(texts, ids=[f"d{n}" for n in range(300)], metadata=facts)
+        ranked = store.search("a b c", 300, by=by)
+        expected = []
+        for document, score in ranked:
+            value = document.metadata["of"]["source"]
+            before = [d.metadata["of"]["source"] for d, _ in expected]
+            if value is None or not any(
+                value is b or (value == b and type(value) is type(b)) for b in before
+            ):
+                expected.append((document, score))
+        found = store.search("a b c", 300, by=by, distinct="of.source")
+        assert found == expected
+        assert len(found) > len(values)
+        # Fewer ask the store for as many as it takes; with ranks fused, scores depend on depth.
+        if by != "hybrid":
+            assert store.search("a b c", 5, by=by, distinct="of.source") == expected[:5]
+        assert len(store.search("a b c", 5, by=by, distinct="of.source")) == 5
+        assert store.search("a b c", 7, by=by, distinct="other") == store.search("a b c", 7, by=by)
+        assert store.search("nothing", 5, by="words", distinct="of.source") == []
+
+
 def test_a_document_is_replaced_by_its_id(store):
     assert store.add(["yellow sun"], ids=["a"]) == ["a"]
     assert len(store) == 5
@@ -281,6 +310,7 @@ def test_bytes_of_codes():
         (lambda s: s.search("a", by="magic"), "by: expected"),
         (lambda s: s.search("a", by="hybrid", method="magic"), "method: expected"),
         (lambda s: s.search("a", filter=["n"]), "filter: expected a mapping of fields, got list"),
+        (lambda s: s.search("a", distinct="a..b"), "expected the name of a field"),
         (lambda s: s.search(embedding=words_codes(["a", "b"])), "embedding: expected one, got 2"),
         (lambda s: s.delete(), "expected ids or a filter"),
         (lambda s: s.delete(["a"], filter={}), "expected ids or a filter"),
