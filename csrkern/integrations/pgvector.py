@@ -165,7 +165,7 @@ def download(
         if id == before:
             raise ValueError(f"{table}: id {id} occurs twice")
     nothing = np.array([dim, 0, 0], ">i4").tobytes()
-    held = [vector or nothing for _, vector in rows]
+    held = [one or nothing for _, one in rows]
     words = np.frombuffer(b"".join(held), ">i4")  # of a row: dim, n, 0, n latents, n values
     lengths = np.array([len(row) // 8 - 1 for row in held], np.int64)
     starts = starts_of(3 + 2 * lengths)
