@@ -7,7 +7,6 @@ Everything declarative is in pyproject.toml.
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -32,8 +31,8 @@ COMMON_FLAGS = [
     "-Wall",
     "-Wextra",
 ]
-# Files named *_avx2.cpp and *_avx512.cpp are compiled for that instruction set and
-# reached only through the run-time choice in csrc/cpu/isa/kernels.cpp.
+# Files named *_avx2.cpp and so on are compiled for that instruction set and reached only through
+# the run-time choice in csrc/cpu/isa/kernels.cpp.
 ISA_FLAGS = {
     "_avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt"],
     "_avx512": [
@@ -43,19 +42,20 @@ ISA_FLAGS = {
         # Its intrinsics pass "undefined" registers on purpose; gcc 12 warns of them.
         *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
     ],
+    "_neon": ["-march=armv8-a+crc"],
 }
+# Those of each processor family; elsewhere there are the portable kernels alone.
+FAMILIES = {"x86_64": {"_avx2", "_avx512"}, "aarch64": {"_neon"}, "arm64": {"_neon"}}
 # Machine code for these (each serves the later minor versions of its generation), and for what is
 # newer than all of them an intermediate form that the driver compiles.
 CUDA_TARGETS = {"80": "80", "90": "90a", "100": "100"}
+CXX = os.environ.get("CXX", "c++")
 NVCC_FLAGS = [
     *("-std=c++17", "-O3", "--threads=4", "-cudart=static"),
     # Products are rounded before they are added, as on the CPU.
     "-fmad=false",
     "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra",
 ]
-IS_X86 = platform.machine().lower() in {"x86_64", "amd64"}
-
-
 INCLUDES = [ROOT / "csrc/include", pybind11.get_include(), sysconfig.get_path("include")]
 
 
@@ -64,10 +64,16 @@ def isa_of(source: str) -> str | None:
 
 
 def native_sources() -> list[str]:
-    """Every C++ file under csrc/ that this processor family can run, relative to the root."""
+    """Every C++ file of the CPU part, for all processor families, relative to the root."""
     found = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.cpp"))
-    found = [s for s in found if not s.startswith(("csrc/tests/", "csrc/cuda/"))]
-    return found if IS_X86 else [s for s in found if isa_of(s) is None]
+    return [s for s in found if not s.startswith(("csrc/tests/", "csrc/cuda/"))]
+
+
+def foreign_isas(compiler: str) -> set[str]:
+    """The instruction sets that are not of the processor family that a compiler compiles for."""
+    command = [*shlex.split(compiler), "-dumpmachine"]
+    triple = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return set(ISA_FLAGS) - FAMILIES.get(triple.partition("-")[0], set())
 
 
 def cuda_sources() -> list[str]:
@@ -122,12 +128,11 @@ class NinjaBuildExt(build_ext):
     def cpu_rules() -> list[str]:
         includes = [*INCLUDES, ROOT / "csrc/cpu"]
         flags = [*COMMON_FLAGS, *(f"-I{Path(i).resolve()}" for i in includes)]
-        if IS_X86:
-            flags.append("-DCSRKERN_X86=1")
+        on_mac = sys.platform == "darwin"
         return [
-            f"compiler = {os.environ.get('CXX', 'c++')}",
+            f"compiler = {CXX}",
             f"flags = {shlex.join(flags)} {os.environ.get('CXXFLAGS', '')}",
-            "link = -shared -pthread -s",
+            f"link = {'-bundle -undefined dynamic_lookup' if on_mac else '-shared -pthread -s'}",
             "libraries = -ldl",
         ]
 
@@ -160,7 +165,8 @@ class NinjaBuildExt(build_ext):
             "  description = LINK $out",
         ]
         objects = []
-        for source in ext.sources:
+        foreign = foreign_isas(CXX)
+        for source in (s for s in ext.sources if isa_of(s) not in foreign):
             obj = build_dir / (source.replace("/", "_") + ".o")
             lines.append(f"build {escape(obj)}: compile {escape((ROOT / source).resolve())}")
             lines.append(f"  isa = {shlex.join(ISA_FLAGS.get(isa_of(source) or '', []))}")

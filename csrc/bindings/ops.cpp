@@ -361,7 +361,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of csrkern.";
   m.def(
       "isa", [] { return csrkern::isa_name(csrkern::isa()); },
-      "The instruction set in use: 'portable', 'avx2' or 'avx512'.");
+      "The instruction set in use: 'portable', 'avx2', 'avx512' or 'neon'.");
   m.def("multiplies_bfloat16", &csrkern::multiplies_bfloat16,
         "Whether this processor has instructions that multiply bfloat16.");
   m.def("available_threads", &csrkern::available_threads,

@@ -38,18 +38,32 @@ struct Job {
 // that share the work would differ otherwise.
 class Denormals {
  public:
-#ifdef CSRKERN_X86
-  Denormals() : saved_(__builtin_ia32_stmxcsr()) {
-    __builtin_ia32_ldmxcsr(saved_ & ~(kFlushToZero | kDenormalsAreZero));
-  }
-  ~Denormals() { __builtin_ia32_ldmxcsr(saved_); }
+  Denormals() : saved_(control()) { set_control(saved_ & ~kFlush); }
+  ~Denormals() { set_control(saved_); }
 
  private:
-  static constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x40;
-  unsigned saved_;
+#if defined(__x86_64__)
+  using Control = unsigned;
+  static constexpr Control kFlush = 0x8000 | 0x40;  // flush to zero, denormals are zero
+  static Control control() { return __builtin_ia32_stmxcsr(); }
+  static void set_control(Control word) { __builtin_ia32_ldmxcsr(word); }
+#elif defined(__aarch64__)
+  using Control = uint64_t;
+  static constexpr Control kFlush = 1 << 24;
+  static Control control() {
+    Control word;
+    asm volatile("mrs %0, fpcr" : "=r"(word));
+    return word;
+  }
+  static void set_control(Control word) { asm volatile("msr fpcr, %0" : : "r"(word)); }
 #else
-  Denormals() {}
+  using Control = int;
+  static constexpr Control kFlush = 0;
+  static Control control() { return 0; }
+  static void set_control(Control) {}
 #endif
+
+  Control saved_;
 };
 
 // Runs chunks until none is left. The mutex guards the error.
@@ -174,8 +188,10 @@ void parallel_for(int64_t n, int64_t grain, int num_threads, const Body& body) {
 }
 
 int available_threads() {
+#ifdef __linux__
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
   return std::max(1u, std::thread::hardware_concurrency());
 }
 

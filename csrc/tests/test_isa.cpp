@@ -10,8 +10,15 @@ int main() {
   using csrkern::isa;
   const char* asked = std::getenv("CSRKERN_ISA");
   const std::string wanted = asked != nullptr ? asked : "";
-  setenv("CSRKERN_ISA", "sse9", 1);
-  CHECK_THROWS(isa(), std::runtime_error);
+#ifdef __x86_64__
+  const char* foreign = "neon";
+#else
+  const char* foreign = "avx2";
+#endif
+  for (const char* unknown : {"sse9", foreign}) {
+    setenv("CSRKERN_ISA", unknown, 1);
+    CHECK_THROWS(isa(), std::runtime_error);
+  }
   setenv("CSRKERN_ISA", wanted.c_str(), 1);
   const std::string name = csrkern::isa_name(isa());
   CHECK(wanted.empty() || name == wanted);

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import platform
 import subprocess
 import sys
 from typing import Any
@@ -24,7 +25,8 @@ import csrkern
 from csrkern import SparseCodes
 from csrkern.ops.transpose import transpose
 
-ISAS = ["portable", "avx2", "avx512"]
+ON_ARM = platform.machine() in {"aarch64", "arm64"}
+ISAS = ["portable", "neon"] if ON_ARM else ["portable", "avx2", "avx512"]
 NARROW = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -147,7 +149,7 @@ def _run_with(isa: str, *arguments: str) -> str | None:
         capture_output=True,
         text=True,
     )
-    if "this processor supports at most" in run.stderr:
+    if f"CSRKERN_ISA={isa}: expected one that this processor has" in run.stderr:
         return None
     assert run.returncode == 0, run.stderr
     return run.stdout

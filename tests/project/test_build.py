@@ -24,16 +24,15 @@ def test_native_tests_are_compiled_like_the_module():
         for node in ast.parse((ROOT / "setup.py").read_text()).body
         if isinstance(node, ast.Assign) and node.targets[0].id in wanted
     }
-    show = "show: ; @$(foreach f,CXXFLAGS AVX2 AVX512,echo $($f);)"
+    show = "show: ; @$(foreach f,CXXFLAGS FLAGS_avx2 FLAGS_avx512 FLAGS_neon,echo $($f);)"
     made = subprocess.run(
         ["make", "--no-print-directory", "-C", ROOT / "csrc/tests", "--eval", show, "show"],
         capture_output=True,
         text=True,
         check=True,
     )
-    common, avx2, avx512 = (line.split() for line in made.stdout.splitlines())
-    assert avx2 == constants["ISA_FLAGS"]["_avx2"]
-    assert avx512 == constants["ISA_FLAGS"]["_avx512"]
+    common, *isas = (line.split() for line in made.stdout.splitlines())
+    assert isas == list(constants["ISA_FLAGS"].values())
     arithmetic = {"-std=c++17", "-fno-math-errno", "-ffp-contract=off"}
     assert arithmetic <= set(common) & set(constants["COMMON_FLAGS"])
     assert {"-fmad=false", "-std=c++17"} <= set(constants["NVCC_FLAGS"])

@@ -1,4 +1,4 @@
-// The loops of a search that vector instruction sets share, for isa/kernels_avx*.cpp.
+// The loops of a search that vector instruction sets share, for isa/kernels_*.cpp.
 // Internal linkage: each of these files is compiled for another instruction set.
 #pragma once
 

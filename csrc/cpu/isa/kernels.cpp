@@ -3,16 +3,29 @@
 #include "csrkern/isa.hpp"
 
 namespace csrkern {
+namespace {
+
+const Kernels& kernels_of(Isa isa) {
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::avx512:
+      return kAvx512;
+    case Isa::avx2:
+      return kAvx2;
+#elif defined(__aarch64__)
+    case Isa::neon:
+      return kNeon;
+#endif
+    default:
+      return kPortable;
+  }
+}
+
+}  // namespace
 
 const Kernels& kernels() {
-#ifdef CSRKERN_X86
-  static const Kernels& chosen = isa() == Isa::avx512 ? kAvx512
-                                 : isa() == Isa::avx2 ? kAvx2
-                                                      : kPortable;
+  static const Kernels& chosen = kernels_of(isa());
   return chosen;
-#else
-  return kPortable;
-#endif
 }
 
 }  // namespace csrkern

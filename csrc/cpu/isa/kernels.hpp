@@ -246,9 +246,11 @@ struct Kernels {
 };
 
 extern const Kernels kPortable;
-#ifdef CSRKERN_X86
+#if defined(__x86_64__)
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
+#elif defined(__aarch64__)
+extern const Kernels kNeon;
 #endif
 
 // Returns the kernels of isa().

@@ -2,165 +2,20 @@
 #include <immintrin.h>
 
 #include "generic/batch.hpp"
+#include "generic/eight_lanes.hpp"
 #include "generic/encode.hpp"
 #include "generic/fine.hpp"
 #include "generic/gather.hpp"
-#include "generic/groups.hpp"
-#include "generic/index.hpp"
 #include "generic/info_nce.hpp"
 #include "generic/prefix_errors.hpp"
 #include "generic/products.hpp"
 #include "generic/topk_relu.hpp"
-#include "isa/crc32c_x86.hpp"
+#include "isa/crc32c.hpp"
 #include "isa/kernels.hpp"
 #include "isa/simd_avx2.hpp"
 
 namespace csrkern {
 namespace {
-
-// Slices of uint8 values may begin at odd addresses.
-uint16_t load_short(const uint8_t* at) {
-  uint16_t two;
-  __builtin_memcpy(&two, at, 2);
-  return two;
-}
-
-struct HalfValues {
-  static constexpr uint64_t kBytes = 2;
-  static __m256 load8(const uint8_t* at) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-  }
-  static float load(const uint8_t* at) { return _cvtsh_ss(load_short(at)); }
-};
-
-struct FloatValues {
-  static constexpr uint64_t kBytes = 4;
-  static __m256 load8(const uint8_t* at) {
-    return _mm256_loadu_ps(reinterpret_cast<const float*>(at));
-  }
-  static float load(const uint8_t* at) {
-    float value;
-    __builtin_memcpy(&value, at, 4);
-    return value;
-  }
-};
-
-// In units; see index_values.hpp.
-__m256 squares(__m256i numbers) {
-  const __m256 roots = _mm256_cvtepi32_ps(_mm256_add_epi32(numbers, _mm256_set1_epi32(1)));
-  return _mm256_mul_ps(roots, roots);
-}
-
-float square(uint32_t number) {
-  const float root = static_cast<float>(number + 1);
-  return root * root;
-}
-
-struct ByteValues {
-  static constexpr uint64_t kBytes = 1;
-  static __m256 load8(const uint8_t* at) {
-    const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
-    return squares(_mm256_cvtepu8_epi32(eight));
-  }
-  static float load(const uint8_t* at) { return square(*at); }
-};
-
-// Scores the postings [from, to) of a slice of n, and prefetches what is `ahead` bytes after them.
-template <class Value>
-struct Postings {
-  static constexpr uint64_t kBytes = Value::kBytes;
-  static void score(const uint8_t* slice, uint64_t n, uint64_t from, uint64_t to, float weight,
-                    uint64_t ahead, int32_t spare, float unit, float* scores) {
-    add(slice, slice + 2 * n, from, to, weight, ahead, spare, unit, scores);
-  }
-  // Of ids and values that stand anywhere.
-  static inline __attribute__((always_inline)) void add(const uint8_t* ids, const uint8_t* values,
-                                                        uint64_t from, uint64_t to, float weight,
-                                                        uint64_t ahead, int32_t, float unit,
-                                                        float* scores) {
-    alignas(32) float products[8];
-    weight *= unit;
-    uint64_t i = from;
-    for (const uint64_t whole = from + (to - from) / 8 * 8; i < whole; i += 8) {
-      prefetch(ids + ahead + 2 * i);
-      prefetch(values + ahead + i * kBytes);
-      const __m256 loaded = Value::load8(values + i * kBytes);
-      _mm256_store_ps(products, _mm256_mul_ps(loaded, _mm256_set1_ps(weight)));
-#pragma GCC unroll 8
-      for (int j = 0; j < 8; ++j) scores[load_short(ids + 2 * (i + j))] += products[j];
-    }
-    for (; i < to; ++i) {
-      scores[load_short(ids + 2 * i)] += Value::load(values + i * kBytes) * weight;
-    }
-  }
-};
-
-template <class Value>
-void add_dense(const uint8_t* values, int64_t n, float weight, float* scores) {
-  const __m256 weights = _mm256_set1_ps(weight);
-#pragma GCC unroll 4
-  for (int64_t i = 0; i < n; i += 8) {
-    const __m256 products = _mm256_mul_ps(Value::load8(values + i * Value::kBytes), weights);
-    _mm256_store_ps(scores + i, _mm256_add_ps(_mm256_load_ps(scores + i), products));
-  }
-}
-
-template <class Value>
-void read(const uint8_t* stored, int64_t n, float unit, float* values) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256 loaded = Value::load8(stored + i * Value::kBytes);
-    _mm256_storeu_ps(values + i, _mm256_mul_ps(loaded, _mm256_set1_ps(unit)));
-  }
-  for (; i < n; ++i) values[i] = Value::load(stored + i * Value::kBytes) * unit;
-}
-
-template <class Value>
-constexpr ValueKernels kOf = {score<Postings<Value>>, score_ranges<Postings<Value>>,
-                              add_dense<Value>, read<Value>};
-
-constexpr ValueKernels kGrouped = {score_groups<Postings<ByteValues>>, nullptr, nullptr,
-                                   read<ByteValues>};
-
-void keep(float* scores, int64_t n, const uint64_t* bits) {
-  const __m256i lane_bit = _mm256_set_epi32(128, 64, 32, 16, 8, 4, 2, 1);
-  for (int64_t i = 0; i < n; i += 8) {
-    const __m256i eight = _mm256_set1_epi32(static_cast<int>(bits[i / 64] >> i % 64 & 0xff));
-    const __m256i kept = _mm256_cmpeq_epi32(_mm256_and_si256(eight, lane_bit), lane_bit);
-    _mm256_store_ps(scores + i,
-                    _mm256_and_ps(_mm256_castsi256_ps(kept), _mm256_load_ps(scores + i)));
-  }
-}
-
-int64_t take(float* scores, int64_t n, uint32_t bar, uint16_t* ids, float* taken) {
-  // bar >= 1, so "greater than bar - 1" is "at least bar".
-  const __m256i below = _mm256_set1_epi32(static_cast<int>(bar - 1));
-  const __m256i zero = _mm256_setzero_si256();
-  int64_t count = 0;
-  for (int64_t i = 0; i < n; i += 32) {
-    __m256i over[4];
-    for (int j = 0; j < 4; ++j) {
-      const __m256i s = _mm256_load_si256(reinterpret_cast<const __m256i*>(scores + i + 8 * j));
-      over[j] = _mm256_cmpgt_epi32(s, below);
-    }
-    const __m256i any =
-        _mm256_or_si256(_mm256_or_si256(over[0], over[1]), _mm256_or_si256(over[2], over[3]));
-    if (!_mm256_testz_si256(any, any)) {
-      for (int j = 0; j < 4; ++j) {
-        uint32_t mask = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(over[j])));
-        for (; mask != 0; mask &= mask - 1) {
-          const int64_t at = i + 8 * j + __builtin_ctz(mask);
-          ids[count] = static_cast<uint16_t>(at);
-          taken[count++] = scores[at];
-        }
-      }
-    }
-    for (int j = 0; j < 4; ++j) {
-      _mm256_store_si256(reinterpret_cast<__m256i*>(scores + i + 8 * j), zero);
-    }
-  }
-  return count;
-}
 
 void add_bounds(const uint8_t* const* rows, const uint16_t* weights, int n_rows, int64_t n,
                 uint16_t* bounds) {
@@ -264,18 +119,6 @@ struct FineSums {
   }
 };
 
-void to_half(const float* values, int64_t n, uint16_t* halves) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(halves + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(values + i),
-                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  }
-  for (; i < n; ++i) {
-    halves[i] = _cvtss_sh(values[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
-}
-
 }  // namespace
 
 const Kernels kAvx2 = {
@@ -284,14 +127,15 @@ const Kernels kAvx2 = {
     kGather<Avx2>,
     kPrefixErrors<Avx2>,
     kInfoNce<Avx2>,
-    {{kOf<HalfValues>, kOf<FloatValues>, kOf<ByteValues>, kGrouped},
-     keep,
+    {{kOf<HalfValues<Avx2>>, kOf<FloatValues<Avx2>>, kOf<ByteValues<Avx2>>,
+      kGrouped<ByteValues<Avx2>>},
+     keep<Avx2>,
      lane_maxima<Avx2>,
-     take,
+     take<Avx2>,
      add_bounds,
      find_bounds,
      find_row<BatchSums>,
-     to_half,
+     to_half<Avx2>,
      crc32c},
     kFine<FineSums>,
     block_products_of<Avx2>,

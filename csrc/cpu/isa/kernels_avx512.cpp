@@ -11,7 +11,7 @@
 #include "generic/prefix_errors.hpp"
 #include "generic/products.hpp"
 #include "generic/topk_relu.hpp"
-#include "isa/crc32c_x86.hpp"
+#include "isa/crc32c.hpp"
 #include "isa/kernels.hpp"
 #include "isa/simd_avx512.hpp"
 

@@ -4,8 +4,7 @@
 
 #include <immintrin.h>
 
-#include <cstring>
-
+#include "isa/simd_lanes.hpp"
 #include "isa/small_floats.hpp"
 
 namespace csrkern {
@@ -24,11 +23,10 @@ struct PackingOrders {
 };
 constexpr PackingOrders kPackingOrders;
 
-struct Avx2 {
+struct Avx2 : EightLanes<Avx2> {
   using I = __m256i;
   using Mask = __m256i;
   using Flag = __m256;
-  static constexpr int64_t width = 8;
 
   static I splat(int32_t x) { return _mm256_set1_epi32(x); }
   static I max(I a, I b) { return _mm256_max_epi32(a, b); }
@@ -36,6 +34,9 @@ struct Avx2 {
   static void store(int32_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<I*>(p), x); }
   static I load_bits(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const I*>(p)); }
 
+  static I load_bytes(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
   static I load(const float* p) { return _mm256_loadu_si256(reinterpret_cast<const I*>(p)); }
   static I load(const BFloat* p) {
     const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -45,14 +46,7 @@ struct Avx2 {
     const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castps_si256(_mm256_cvtph_ps(narrow));
   }
-  // Loads the first n lanes; the rest are 0, which is never selected.
-  template <class T>
-  static I load_partial(const T* p, int64_t n) {
-    T lanes[width] = {};
-    std::memcpy(static_cast<void*>(lanes), p, n * sizeof(T));
-    return load(lanes);
-  }
-  static float to_float(float x) { return x; }
+  using EightLanes<Avx2>::to_float;
   static float to_float(BFloat x) {
     return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(x.bits << 16)));
   }
@@ -86,12 +80,11 @@ struct Avx2 {
     return _mm256_srli_epi32(gt(numbers, splat(static_cast<int32_t>(lane))), 31);
   }
   // Moves the lanes of `set` to the front.
-  static I packing_order(int set) {
-    return _mm256_cvtepu8_epi32(
-        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPackingOrders.lanes[set])));
-  }
+  static I packing_order(int set) { return load_bytes(kPackingOrders.lanes[set]); }
+  // Returns the lanes of a mask as bits.
+  static int set_of(Mask mask) { return _mm256_movemask_ps(_mm256_castsi256_ps(mask)); }
   static int64_t append(int32_t* bits, int32_t* index, I x, int64_t first, Mask hit) {
-    const int set = _mm256_movemask_ps(_mm256_castsi256_ps(hit));
+    const int set = set_of(hit);
     const I order = packing_order(set);
     store(bits, _mm256_permutevar8x32_epi32(x, order));
     store(index, add(order, splat(static_cast<int32_t>(first))));
@@ -99,15 +92,12 @@ struct Avx2 {
   }
 
   using F = __m256;
+  static F convert(I x) { return _mm256_cvtepi32_ps(x); }
   static F zero() { return _mm256_setzero_ps(); }
   static F splat(float x) { return _mm256_set1_ps(x); }
   static F load_f(const float* p) { return _mm256_loadu_ps(p); }
   static F load_f(const BFloat* p) { return _mm256_castsi256_ps(load(p)); }
   static F load_f(const Half* p) { return _mm256_castsi256_ps(load(p)); }
-  template <class T>
-  static F load_partial_f(const T* p, int64_t n) {
-    return _mm256_castsi256_ps(load_partial(p, n));
-  }
   static constexpr bool stretched = true;
   static constexpr int tile = 8;  // vectors that the gather kernels hold at once
   static void store_f(float* p, F x) { _mm256_storeu_ps(p, x); }
@@ -141,12 +131,6 @@ struct Avx2 {
     const I low = _mm256_srli_epi32(rounded(even), 16);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_blend_epi16(low, rounded(odd), 0xaa));
   }
-  template <class T>
-  static void store_partial_f(T* p, F x, int64_t n) {
-    T lanes[width];
-    store_f(lanes, x);
-    for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
-  }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
@@ -161,6 +145,12 @@ struct Avx2 {
   static bool all_zero(F x) {
     return _mm256_testz_si256(_mm256_castps_si256(x), _mm256_castps_si256(x)) != 0;
   }
+  // x in the lanes of `set`, 0 elsewhere.
+  static F where_set(int32_t set, F x) {
+    const I lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const I kept = _mm256_cmpeq_epi32(_mm256_and_si256(splat(set), lane_bit), lane_bit);
+    return _mm256_and_ps(_mm256_castsi256_ps(kept), x);
+  }
   // a where labels are equal, 0 elsewhere.
   static F where_equal(I x, I y, F a) {
     return _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(x, y)), a);
@@ -171,24 +161,12 @@ struct Avx2 {
     const I biased = _mm256_add_epi32(_mm256_cvtps_epi32(x), splat(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
   }
-  static I load_partial_bits(const int32_t* p, int64_t n) {
-    int32_t lanes[width] = {};
-    std::memcpy(lanes, p, n * sizeof(int32_t));
-    return load_bits(lanes);
-  }
   // Packs the lanes that are not 0 and returns their number. `out` has room for a whole vector.
   static int64_t pack_nonzero(float* out, F x) {
     const I zero = _mm256_cmpeq_epi32(_mm256_castps_si256(x), _mm256_setzero_si256());
-    const int hit = ~_mm256_movemask_ps(_mm256_castsi256_ps(zero)) & 255;
+    const int hit = ~set_of(zero) & 255;
     store_f(out, _mm256_permutevar8x32_ps(x, packing_order(hit)));
     return __builtin_popcount(hit);
-  }
-  static float max_lane(F x) {
-    float lanes[width];
-    store_f(lanes, x);
-    float best = lanes[0];
-    for (float lane : lanes) best = lane > best ? lane : best;
-    return best;
   }
   // The upper half of the lanes is added to the lower, until one is left.
   static float sum_halves(F x) {

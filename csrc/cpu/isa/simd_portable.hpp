@@ -16,7 +16,7 @@ struct Portable {
     int32_t lane[width];
   };
   using Mask = uint32_t;
-  using Flag = bool;
+  using Flag = uint32_t;
 
   static I splat(int32_t x) {
     I out;
@@ -54,14 +54,14 @@ struct Portable {
   static float to_float(BFloat x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
   static float to_float(Half x) { return half_to_float(x.bits); }
 
-  static Flag no_flag() { return false; }
-  static bool nan_in(const I& x) {
-    bool found = false;
+  static Flag no_flag() { return 0; }
+  static Flag nan_in(const I& x) {
+    Flag found = 0;
     for (int32_t lane : x.lane) found |= (lane & 0x7fffffff) > kInfinityBits;
     return found;
   }
   static Flag flag_nan(Flag flag, const I& x, const I& y) { return flag | nan_in(x) | nan_in(y); }
-  static bool any(Flag flag) { return flag; }
+  static bool any(Flag flag) { return flag != 0; }
 
   static Mask ge(const I& a, const I& b) {
     Mask out = 0;

@@ -3,10 +3,10 @@
 
 namespace csrkern {
 
-enum class Isa { portable, avx2, avx512 };
+enum class Isa { portable, avx2, avx512, neon };
 
 // Returns the best instruction set of this processor, or the one that the environment variable
-// CSRKERN_ISA names. Throws std::runtime_error if that is unknown or this processor lacks it.
+// CSRKERN_ISA names. Throws std::runtime_error if this processor lacks that.
 Isa isa();
 
 const char* isa_name(Isa isa);

@@ -109,7 +109,9 @@ def _advice(gpu: bool, index_on_gpu: str) -> list[str]:
             "the best that this processor has would be taken."
         )
     elif instruction_set() == "portable":
-        advice.append("No AVX2 here: the portable kernels are several times slower.")
+        advice.append(
+            "No vector kernels for this processor: the portable ones are several times slower."
+        )
     threads, processors = torch.get_num_threads(), thread_count(None)
     if threads < processors:
         advice.append(
