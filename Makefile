@@ -27,7 +27,7 @@ NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast integrations oldest bench race paper compare check docs wheel release sanitize fuzz attack aot kernels clean
+.PHONY: help demo test test-fast integrations oldest bench race paper compare check docs wheel release sanitize emulate fuzz attack aot kernels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,10 @@ release: | $(BIN)/python ## Build sdist and wheel into an empty dist/, check and
 
 sanitize: ## Run the native tests under sanitizers, on every instruction set
 	$(NATIVE_TESTS)
+
+emulate: ## Run the native tests on an emulated 64-bit ARM and an x86 without AVX; needs QEMU, a cross compiler
+	$(NATIVE_TESTS) aarch64
+	$(NATIVE_TESTS) nehalem
 
 fuzz: ## Attack the index with forged files for FUZZ_SECONDS=60; needs clang
 	$(NATIVE_TESTS) fuzz
