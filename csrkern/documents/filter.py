@@ -21,6 +21,7 @@ FilterLike: TypeAlias = Mapping[str, Any]
 
 # Not after a backslash of its own.
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_HALF = re.compile("[\ud800-\udfff]")  # of a character
 _ORDERS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 OPERATORS = ("$eq", "$ne", "$in", "$nin", *_ORDERS, "$contains", "$substring")
 # What every document has besides its metadata, and its type.
@@ -144,10 +145,11 @@ def expressions(name: str, column: str = "documents.metadata") -> tuple[str, str
 
 
 def _path(name: str) -> str:
-    if json.dumps(name, ensure_ascii=False) != f'"{name}"' or not all(name.split(".")):
+    plain = json.dumps(name, ensure_ascii=False) == f'"{name}"' and not _HALF.search(name)
+    if not plain or not all(name.split(".")):
         raise ValueError(
-            "filter: expected the name of a field, without quotes, backslashes and control "
-            f"characters, got {name!r}"
+            "filter: expected the name of a field, without quotes, backslashes, control characters "
+            f"and halves of characters, got {name!r}"
         )
     path = "".join(f'."{part}"' for part in name.replace("'", "''").split("."))
     return f"'${path}'"
@@ -156,7 +158,10 @@ def _path(name: str) -> str:
 def _scalar(name: str, value: Any) -> Any:
     if value is None or isinstance(value, (str, bool, int, float)):
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            return float(value)  # as SQLite reads such numbers
+            try:
+                return float(value)  # as SQLite reads such numbers
+            except OverflowError as error:
+                raise ValueError(f"filter: {name}: expected a number that floats reach") from error
         _as_json(name, value)
         return value
     raise TypeError(f"filter: {name}: expected {_VALUES}, got {type(value).__name__}")

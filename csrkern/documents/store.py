@@ -9,7 +9,7 @@ import threading
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from csrkern.arguments import check_choice, check_int, float32_array, float32_rows
 from csrkern.documents.filter import ALL, FilterLike, condition, without_nul
-from csrkern.documents.table import CODED, FILE, Table, of_ids, of_numbers, packed
+from csrkern.documents.table import CODED, FILE, Table, naming, of_ids, of_numbers, packed
 from csrkern.identity import check_same_model
 from csrkern.index.file import HEADER
 from csrkern.index.fuse import fuse
@@ -57,7 +57,8 @@ class DocumentStore:
     the file, so that the next opening need not build it.
 
     Methods may be called from any number of threads. Several processes, or several stores, may
-    have one folder open: each sees the changes of the others with its next call.
+    have one folder open: each sees the changes of the others with its next call. A process that
+    forks does so before it opens the store.
 
     Attributes:
         path: the folder; None: in memory.
@@ -87,6 +88,7 @@ class DocumentStore:
                 for a new one.
 
         Raises:
+            OSError: if the folder or its file cannot be read and written.
             ValueError: if a file in the folder is damaged, if the store has another metric, or
                 (ModelMismatchError) if it holds codes of another model.
             RuntimeError: if this Python's SQLite has no full-text search.
@@ -98,10 +100,12 @@ class DocumentStore:
         self._index: InvertedIndex | None = None
         self._version: int | None = None  # of the file that the index follows; None: not known
         self._closed = False
+        self._process = os.getpid()
         self.path = None if path is None else Path(path)
         if self.path is not None:
             self.path.mkdir(parents=True, exist_ok=True)
-        self._table = Table(":memory:" if self.path is None else str(self.path / FILE))
+        self._file = ":memory:" if self.path is None else str(self.path / FILE)
+        self._table = Table(self._file)
         try:
             with self._changing() as table:
                 has = table.setting("metric")
@@ -150,6 +154,10 @@ class DocumentStore:
         written = [_as_json(number, fact) for number, fact in enumerate(facts)]
         if not texts:
             return []
+        with self._reading() as table:
+            deep = table.cannot_hold(written)
+        if deep is not None:
+            raise ValueError(f"metadata[{deep}]: expected JSON that is not nested that deeply")
         rows, places = self._codes_of(texts, embeddings)
         codes: list[bytes | None] = [None] * len(texts)
         if rows is not None:
@@ -279,7 +287,7 @@ class DocumentStore:
         def best(n: int) -> list[tuple[Document, float]]:
             found, whole = search(n)
             if not whole:  # replaced or deleted meanwhile: again, with no change of ours between
-                with self._lock:
+                with self._held():
                     found, _ = search(n)
             return found
 
@@ -335,7 +343,7 @@ class DocumentStore:
 
     def close(self) -> None:
         """Save the index and close the file; a second call does nothing."""
-        with self._lock:
+        with self._held():
             if not self._closed:
                 self.save()
                 self._table.close()
@@ -348,8 +356,20 @@ class DocumentStore:
         self.close()
 
     @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold the store, and name its file in what SQLite says."""
+        # SQLite loses track of its locks in a forked process, and the lock may be held forever.
+        if self.path is not None and os.getpid() != self._process:
+            raise RuntimeError(
+                f"{self.path}: this store was opened by another process, before it forked; open "
+                "the folder in each process after that"
+            )
+        with self._lock, naming(self._file):
+            yield
+
+    @contextlib.contextmanager
     def _reading(self) -> Iterator[Table]:
-        with self._lock:
+        with self._held():
             self._check_there()
             self._catch_up()
             yield self._table
@@ -357,7 +377,7 @@ class DocumentStore:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[Table]:
         """Hold the file for a change of it and of the index, which ends with the block."""
-        with self._lock:
+        with self._held():
             self._check_there()
             self._table.begin()
             try:
@@ -395,7 +415,12 @@ class DocumentStore:
             return
         if self._index is None and self.path is not None and (self.path / HEADER).exists():
             try:
-                self._index = InvertedIndex.load(self.path)
+                self._index = InvertedIndex.load(self.path, verify=True)
+                if int(self._index.ids.max(initial=0)) > self._table.last():
+                    # This file, an older one that was restored, will give the numbers again.
+                    self._index = None
+                    (self.path / HEADER).unlink()
+                    raise ValueError("it has documents that its file has not had")
             except ValueError as error:  # the documents have all codes
                 warnings.warn(f"the index is built again: {error}", stacklevel=2)
         numbers = self._table.numbers(CODED)
@@ -478,7 +503,7 @@ class DocumentStore:
         return model
 
     def _adapter(self) -> SparseAutoencoder | None:
-        with self._lock:
+        with self._held():
             if self._model is None and self.path is not None and (self.path / MODEL).exists():
                 self._model = _loaded(self.path / MODEL)
             return self._model
@@ -505,6 +530,8 @@ def _distinct(hits: list[tuple[Document, float]], field: str) -> list[tuple[Docu
 def _strings(name: str, given: Any) -> list[str]:
     if isinstance(given, str):
         raise TypeError(f"{name}: expected a list of str, got one str")
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{name}: expected a list of str, got {type(given).__name__}")
     strings = list(given)
     for string in strings:
         if not isinstance(string, str):

@@ -6,6 +6,7 @@ row had before it. So an index holds the right codes as soon as it holds the rig
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -52,7 +53,32 @@ _SCHEMA = (
     f"PRAGMA user_version = {VERSION}",
 )
 CODED = Condition("code IS NOT NULL")
+_DAMAGED = ("malformed", "no such", "Could not decode")
+# Accents that follow their letters belong to a word, as in the file.
+_WORD = re.compile("[\\w\u0300-\u0331]+")
 _AMONG = "IN (SELECT value FROM json_each(?))"
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Raise what SQLite says of a file as errors that name it.
+
+    Raises:
+        OSError: if it cannot be read or written.
+        ValueError: if it is damaged.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        said = str(error)
+        if said.startswith(_DAMAGED):
+            raise ValueError(f"{path} is damaged: {said}") from error
+        raise OSError(
+            f"{path}: {said}; expected a file that this process may write, on a disk with room, "
+            f"which no other process keeps for more than {_SECONDS:.0f} s"
+        ) from error
+    except (sqlite3.DatabaseError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 class Table:
@@ -61,25 +87,21 @@ class Table:
     def __init__(self, path: str) -> None:
         # Transactions are begun by name. Those that are committed survive a loss of power:
         # otherwise a number in a saved index could come again with another code.
-        self._db = sqlite3.connect(
-            path, timeout=_SECONDS, isolation_level=None, check_same_thread=False
-        )
-        try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self.begin()
-            self._make(path)
-            self.commit()
-            self._path = None if path == ":memory:" else path
-            self._place = _place(self._path)
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            if isinstance(error, sqlite3.OperationalError):
+        with naming(path):
+            self._db = sqlite3.connect(
+                path, timeout=_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                self.begin()
+                self._make(path)
+                self.commit()
+                self._path = None if path == ":memory:" else path
+                self._place = _place(self._path)
+            except BaseException:
+                self._db.close()
                 raise
-            raise ValueError(f"{path} is damaged: {error}") from error
-        except BaseException:
-            self._db.close()
-            raise
 
     def _make(self, path: str) -> None:
         (application,) = self._row("PRAGMA application_id")
@@ -142,13 +164,23 @@ class Table:
         codes: Sequence[bytes | None],
     ) -> np.ndarray:
         """Insert rows and return their numbers, int64 [n]."""
-        (last,) = self._row("SELECT seq FROM sqlite_sequence WHERE name = 'documents'")
-        numbers = range(last + 1, last + 1 + len(ids))
+        first = self.last() + 1
+        numbers = range(first, first + len(ids))
         self._db.executemany(
             "INSERT INTO documents VALUES (?, ?, ?, ?, ?)",
             zip(numbers, ids, texts, metadata, codes, strict=True),
         )
         return np.array(numbers, np.int64)
+
+    def last(self) -> int:
+        """Return the greatest number that a row has had."""
+        (last,) = self._row("SELECT seq FROM sqlite_sequence WHERE name = 'documents'")
+        return int(last)
+
+    def cannot_hold(self, metadata: Sequence[str]) -> int | None:
+        """Return the place of the first JSON that is too deep for SQLite, or None."""
+        tests = (self._row("SELECT json_valid(?)", (written,)) for written in metadata)
+        return next((place for place, (valid,) in enumerate(tests) if not valid), None)
 
     def delete(self, chosen: Condition) -> tuple[int, np.ndarray]:
         """Delete rows; return how many, and the numbers of those with a code, int64."""
@@ -194,7 +226,7 @@ class Table:
 
         A row needs one of the words of `text`.
         """
-        words = dict.fromkeys(re.findall(r"\w+", text))
+        words = dict.fromkeys(_WORD.findall(text))
         if not words:
             return np.zeros((1, 0), np.float32), np.zeros((1, 0), np.int64)
         sought = " OR ".join(f'"{word}"' for word in words)

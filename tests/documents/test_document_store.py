@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import sys
 import threading
 
 import numpy as np
@@ -73,6 +74,16 @@ def test_search_by_words_ranks_by_bm25(store):
     assert ids_of(hits) == sorted(expected, key=lambda name: (-expected[name], name))
     assert store.search("?!", by="words") == []
     assert ids_of(store.search('fox" OR NEAR(* green_tree', by="words")) == ["d", "a", "b"]
+
+
+def test_words_are_found_however_their_accents_are_written():
+    store = DocumentStore()
+    store.add(
+        ["re\u0301sume\u0301s x\u0302y", "r\u00e9sum\u00e9s"], ids=["a", "b"], embeddings=[None] * 2
+    )
+    for word in ("re\u0301sume\u0301s", "r\u00e9sum\u00e9s", "resumes"):
+        assert sorted(ids_of(store.search(word, by="words"))) == ["a", "b"]
+    assert ids_of(store.search("x\u0302y", by="words")) == ["a"]
 
 
 def test_hybrid_search_fuses_both(store):
@@ -315,6 +326,8 @@ def test_bytes_of_codes():
         (lambda s: s.delete(), "expected ids or a filter"),
         (lambda s: s.delete(["a"], filter={}), "expected ids or a filter"),
         (lambda s: s.get("a"), "ids: expected a list of str, got one str"),
+        (lambda s: s.get(None), "ids: expected a list of str, got NoneType"),
+        (lambda s: s.add(7), "texts: expected a list of str, got int"),
     ],
 )
 def test_what_is_wrong_is_said_and_changes_nothing(store, call, message):
@@ -385,7 +398,7 @@ def test_characters_that_sqlite_would_end_strings_at_are_refused():
 def test_names_that_a_path_cannot_have_are_refused(name):
     store = DocumentStore()
     store.add(["t"], metadata=[{name: 1}], embeddings=[None])
-    with pytest.raises(ValueError, match="without quotes, backslashes and control"):
+    with pytest.raises(ValueError, match="without quotes, backslashes, control"):
         store.delete(filter={name: {"$ne": 1}})
     assert store.find()[0].metadata == {name: 1}
 
@@ -408,6 +421,22 @@ def test_filters_may_be_long_but_not_deep():
         deep = {"$not": deep}
     with pytest.raises(ValueError, match="nested"):
         store.find(deep)
+
+
+def test_metadata_may_not_be_so_deep_that_no_filter_could_read_it():
+    store = DocumentStore()
+    store.add(["t"], ids=["t"], metadata=[{"v": 1}], embeddings=[None])
+    deep: dict = {}
+    for _ in range(2500):
+        deep = {"a": deep}
+    usual = sys.getrecursionlimit()
+    sys.setrecursionlimit(10_000)
+    try:
+        with pytest.raises(ValueError, match=r"metadata\[1\]: expected .*nested"):
+            store.add(["u", "v"], metadata=[{}, deep], embeddings=[None] * 2)
+    finally:
+        sys.setrecursionlimit(usual)
+    assert [document.id for document in store.find({"v": 1})] == ["t"]
 
 
 def test_a_document_that_is_being_replaced_is_found():
