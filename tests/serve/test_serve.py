@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -391,6 +393,25 @@ def test_a_request_of_another_type(client):
     answer = client.post("/search", content=b"x" * 10**6, headers={"Content-Type": "text/plain"})
     assert answer.status_code == 422
     assert len(answer.content) < 1000
+    asked = {"queries": as_json(codes(1))}
+    for kind in ("application/x-www-form-urlencoded", "text/plain", ""):  # the first: of curl -d
+        answer = client.post("/search", content=json.dumps(asked), headers={"Content-Type": kind})
+        assert answer.status_code == 422
+        assert "expected Content-Type: application/json" in answer.json()["detail"][0]["msg"]
+
+
+def test_one_long_query_does_not_make_all_long(client):
+    """Each query has as many slots as the longest: 1,000 of these would be a gigabyte."""
+    long = {"values": [0.0] * 60_000, "indices": [0] * 60_000}
+    short = as_json(codes(1))[0]
+    tracemalloc.start()
+    answer = client.post("/search", json={"queries": [long, *[short] * 1000]})
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert answer.status_code == 400
+    assert "queries: expected at most" in answer.json()["detail"]
+    assert most < 300e6
+    assert client.post("/search", json={"queries": [long, short]}).status_code == 200
 
 
 def test_a_request_that_never_ends_is_not_read_to_its_end(folder):
@@ -537,6 +558,21 @@ def test_a_changed_index_is_taken_up_and_a_damaged_one_is_not(client, folder):
     assert found(client.post("/search", json=asked)) == expected(new, codes(1, seed=3), 3)
     (folder / "index" / "index.json").write_text(whole)
     wait_for(lambda: client.get("/index").json()["reload_error"] is None)
+
+
+def test_lists_that_are_copied_after_their_header_are_waited_for(folder, monkeypatch):
+    monkeypatch.setattr(library, "LOOK_EVERY", 0.02)
+    InvertedIndex.build(codes(300, seed=5), dim=DIM).save(folder / "new")
+    names = sorted(path.name for path in (folder / "new").iterdir())
+    with serve(folder, payloads=None) as client:
+        until_ready(client)
+        for name in sorted(names, key=lambda name: name != "index.json"):
+            shutil.copy(folder / "new" / name, folder / "index" / name)
+            if name == "index.json":
+                wait_for(lambda: client.get("/index").json()["reload_error"] is not None)
+                assert client.get("/index").json()["documents"] == 200
+        wait_for(lambda: client.get("/index").json()["documents"] == 300)
+        assert client.get("/index").json()["reload_error"] is None
 
 
 def test_payloads_that_lag_behind_their_index_are_waited_for(client, folder):

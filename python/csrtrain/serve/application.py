@@ -82,6 +82,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def refuse(request: Any, error: RequestValidationError) -> JSONResponse:
+        if isinstance(error.body, bytes):  # which nothing has parsed
+            expected = "expected Content-Type: application/json, and a request in JSON"
+            return JSONResponse({"detail": [{"loc": ["body"], "msg": expected}]}, status_code=422)
         # The first few, without the input, which may be megabytes.
         faults = [
             {"loc": [_cut(part) for part in fault["loc"]], "msg": _cut(fault["msg"])}

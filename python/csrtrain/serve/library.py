@@ -222,13 +222,14 @@ class Shelf:
         return self.library
 
     def _watch(self) -> None:
-        seen: list[Any] | None = None
+        seen = lists_seen = None
         while True:
             # Read before the files are, so that a change meanwhile is seen the next time.
-            state = self._state()
-            if state != seen:
+            state, lists = self._state(), self._lists()
+            # Lists may be copied here after the header that names them.
+            if state != seen or (self.error is not None and lists != lists_seen):
                 self._load()
-                seen = state
+                seen, lists_seen = state, lists
             if self._stopped.wait(LOOK_EVERY):
                 return
 
@@ -256,6 +257,12 @@ class Shelf:
         if self._settings.payloads is not None:
             files.append(self._settings.payloads)
         return [_stamp(file) for file in files]
+
+    def _lists(self) -> list[Any]:
+        """Return what changes when the files change that the header of the index names."""
+        return [
+            (file, _stamp(str(file))) for file in sorted(Path(self._settings.index).glob("*.bin"))
+        ]
 
 
 def _stamp(file: str) -> tuple[int, ...] | None:

@@ -13,6 +13,7 @@ from csrkern.codes.file import KEY
 from csrkern.identity import check_fingerprint
 from csrtrain.serve.library import Library
 
+MOST_SLOTS = 4_000_000  # of a request in JSON: 64 MB
 LARGEST = float(np.finfo(np.float32).max)
 DTYPES = {"F32": "<f4", "F16": "<f2", "U16": "<u2", "I32": "<i4"}
 CODES, EMBEDDINGS = {"values", "indices"}, {"embeddings"}
@@ -119,6 +120,11 @@ def _kind(row: int, query: Query) -> str:
 def _padded(queries: list[Query]) -> tuple[np.ndarray, np.ndarray]:
     """Return values float64 and indices int64, both [m, k], empty slots filled with 0."""
     width = max(1, *(len(query.indices or ()) for query in queries))
+    if len(queries) * width > MOST_SLOTS:
+        raise ValueError(
+            f"queries: expected at most {MOST_SLOTS} numbers of queries times latents of the "
+            f"longest, got {len(queries)} times {width}; ask with long queries on their own"
+        )
     values = np.zeros((len(queries), width))
     indices = np.zeros((len(queries), width), np.int64)
     for row, query in enumerate(queries):
