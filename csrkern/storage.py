@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import stat
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,14 +38,13 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 def cache_folder() -> Path:
     """Return where measured choices are kept: CSRKERN_CACHE, or csrkern in the user's cache."""
-    if chosen := os.environ.get("CSRKERN_CACHE"):
-        return Path(chosen)
-    if cache := os.environ.get("XDG_CACHE_HOME"):
-        return Path(cache) / "csrkern"
-    try:
-        return Path.home() / ".cache" / "csrkern"
-    except RuntimeError:  # a user without a name, as containers have
-        return Path(tempfile.gettempdir()) / f"csrkern-{os.getuid()}"
+    named = os.environ.get("CSRKERN_CACHE")
+    if named:
+        return Path(named)
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if base.parts[0] == "~":  # a user without a home, as in a container: nothing is kept
+        base = Path(os.devnull)
+    return base / "csrkern"
 
 
 def write_atomically(path: str | os.PathLike[str], payload: bytes | memoryview) -> None:

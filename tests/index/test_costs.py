@@ -161,3 +161,16 @@ def test_damaged_costs_are_measured_again(tmp_path, content):
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
     (tmp_path / "file").write_text("")
     assert "True" in run(CHOOSE, tmp_path / "file/cache")
+
+
+def test_a_user_without_a_home_keeps_nothing(tmp_path):
+    """Containers run as users whom the system does not know."""
+    nobody = """
+import os, pwd
+def unknown(uid): raise KeyError(uid)
+pwd.getpwuid = unknown
+for name in ("HOME", "XDG_CACHE_HOME"): os.environ.pop(name, None)
+"""
+    assert "True" in run(nobody + CHOOSE, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert "True" in run(nobody + "del os.environ['CSRKERN_CACHE']\n" + CHOOSE, tmp_path)
