@@ -15,9 +15,13 @@ from typing import Any
 
 from csrkern._version import __version__
 
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# As the Hub has it; other names can only be those of folders.
+REPOSITORY = re.compile(
+    r"(?=.{3,96}$)(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]*/\w(?:[\w.-]*\w)?", re.ASCII
+)
 MODEL_FILES = ("config.json", "model.safetensors")
-INDEX_FILES = ("index.json", "*.bin")
+# A repository may have a pytorch_model.bin beside it.
+INDEX_FILES = ("index.json", "*-" + "[0-9a-f]" * 16 + ".bin")
 CARD = "README.md"
 
 
@@ -66,14 +70,20 @@ def push(
         path = Path(folder) / CARD
         if not path.exists():
             path.write_text(card, "utf-8")
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            revision=revision,
-            commit_message=message or f"Upload with csrkern {__version__}",
-            delete_patterns=list(files),
-        )
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=message or f"Upload with csrkern {__version__}",
+                delete_patterns=list(files),
+            )
+        except Exception as error:
+            # The HTTP client, which differs by release, has errors that are no OSError.
+            if not type(error).__module__.startswith("httpx"):
+                raise
+            raise OSError(f"{repo_id}: the Hub cannot be reached: {error}") from error
     return str(commit.commit_url)
 
 

@@ -83,6 +83,37 @@ def test_models_and_indexes_come_back(stand_in, tmp_path):
     assert offline.returncode == 0, offline.stderr
 
 
+def test_an_index_leaves_and_fetches_no_other_files(stand_in, tmp_path):
+    """A repository may hold a model in pytorch_model.bin beside it."""
+    code = """
+import os, huggingface_hub
+huggingface_hub.HfApi().create_repo("org/both")
+huggingface_hub.HfApi().upload_file(
+    repo_id="org/both", path_in_repo="pytorch_model.bin", path_or_fileobj=b"weights"
+)
+index.push_to_hub("org/both")
+from csrkern import hub
+names = os.listdir(hub.pull("org/both", hub.INDEX_FILES))
+assert "index.json" in names and "pytorch_model.bin" not in names, names
+"""
+    done = run(stand_in, tmp_path, START + code)
+    assert done.returncode == 0, done.stderr
+    assert stand_in.commits["org/both"][-1]["pytorch_model.bin"] == b"weights"
+
+
+def test_a_hub_that_cannot_be_reached_is_an_oserror(stand_in, tmp_path):
+    code = """
+for ask in SparseAutoencoder.from_pretrained, InvertedIndex.from_pretrained, model.push_to_hub:
+    try:
+        ask("org/model")
+    except OSError as error:
+        print(error)
+"""
+    done = run(stand_in, tmp_path, START + code, HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("refused") == 3
+
+
 def test_a_revision_is_what_it_was(stand_in, tmp_path):
     assert run(stand_in, tmp_path, START + PUSH).returncode == 0
     sha = stand_in.sha("org/index", -2)
@@ -118,7 +149,8 @@ def test_folders_come_first(tmp_path, monkeypatch):
     assert SparseAutoencoder.from_pretrained("org/model").fingerprint == model.fingerprint
     InvertedIndex.build(([[1.0]], [[0]]), dim=3).save("org/index")
     assert len(InvertedIndex.from_pretrained("org/index")) == 1
-    for name in ("model", "a/b/c", "/org/model", "./model", "", tmp_path / "a"):
+    names = "model", "a/b/c", "/org/model", "./model", "", tmp_path / "a", "org/..", "a..b/c"
+    for name in (*names, "org/.x", "org/a--b", "org/a.", "org/a\n", "org/m\u00f6", "o/" + "x" * 95):
         assert not hub.is_repository(name)
 
 
