@@ -184,11 +184,13 @@ def _setup_context(ctx, inputs, output) -> None:
     _, residual = output
     ctx.mark_non_differentiable(residual)
     ctx.dtypes = [None if t is None else t.dtype for t in (x, values, weight, bias)]
-    ctx.save_for_backward(residual, values, indices, weight)
+    # The gradients of x and bias depend on them by the residual alone, which has no gradient.
+    in_residual = [t for t in (x, bias) if t is not None and t.requires_grad]
+    ctx.save_for_backward(residual, values, indices, weight, *in_residual)
 
 
 def _backward(ctx, grad_errors: Tensor, _grad_residual):
-    residual, *codes_and_weight = ctx.saved_tensors
+    residual, *codes_and_weight = ctx.saved_tensors[:4]
     x, values, weight, bias = ctx.dtypes
     weights = 2 * grad_errors / residual.numel()
     grad_values, grad_weight, grad_x = ops.prefix_errors_backward(

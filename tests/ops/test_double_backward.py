@@ -36,3 +36,14 @@ def test_a_second_derivative_is_an_error(name):
     assert torch.equal(grad, plain)  # making the graph is no error, using it is
     with pytest.raises(RuntimeError, match=rf"csrkern\.{name} cannot be differentiated twice"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("of_bias", [False, True])
+def test_errors_are_squares_of_x_and_bias_too(of_bias):
+    """Nothing else asks for a gradient, and yet this one depends on x, or on the bias."""
+    leaf = (W[0] if of_bias else X).clone().requires_grad_()
+    x, bias = (X, leaf) if of_bias else (leaf, None)
+    errors = csrkern.prefix_errors(x, _codes(VALUES), W, bias)
+    (grad,) = torch.autograd.grad(errors.sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        grad.sum().backward()
