@@ -410,6 +410,19 @@ def test_autocast(name):
     assert {grad.dtype for grad in grads} == {torch.float32}
 
 
+@every_operator
+def test_autocast_takes_what_another_operator_left(name):
+    """The first argument comes in bfloat16 from a layer before, the parameters are float32."""
+    leaves = OPERATORS[name].leaves(N)
+    first, *rest = single(leaves)
+    given = [leaf.requires_grad_() for leaf in (first.bfloat16(), *rest)]
+    with torch.autocast("cpu", torch.bfloat16):
+        outs = OPERATORS[name].call(csrkern, *given)
+    close(outs, OPERATORS[name].call(reference, *leaves), rtol=0.05, atol=0.05 * D)
+    grads = torch.autograd.grad(sum(out.float().sum() for out in outs), given)
+    assert [grad.dtype for grad in grads] == [leaf.dtype for leaf in given]
+
+
 @pytest.mark.parametrize("fake", [False, True], ids=["meta", "fake"])
 @every_operator
 def test_shapes_without_data(name, fake):
@@ -656,6 +669,10 @@ def test_autocast_of_modules(name):
     grads = torch.autograd.grad(sum(out.float().sum() for out in found), leaves)
     assert {grad.dtype for grad in grads} == {torch.float32}
     assert all(bool(grad.isfinite().all()) for grad in grads)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = tensors(module(x.detach().bfloat16()))  # as a layer before it leaves them
+    for a, b in zip(found, want, strict=True):
+        assert float((a.double() - b).norm()) < 0.1 * float(b.norm())
 
 
 @pytest.mark.parametrize("fake", [False, True], ids=["meta", "fake"])

@@ -15,7 +15,7 @@ from torch import Tensor
 from csrkern import _C, reference
 from csrkern._native import NATIVE_DTYPES, call
 from csrkern.codes.sparse import SparseCodes, check_codes
-from csrkern.ops._registry import LIBRARY, autocast, implement, on_gpu, register_autograd
+from csrkern.ops._registry import LIBRARY, autocast, autocasts, implement, on_gpu, register_autograd
 from csrkern.ops.gather import adjacent_columns
 from csrkern.ops.latents import latents_of
 from csrkern.ops.similarity import codes_arguments, contiguous_codes
@@ -65,10 +65,12 @@ def prefix_errors(
     if bias is not None:
         check_tensor("bias", bias, (d,))
         check_same("bias", bias, "x", x)
+        x = x.to(torch.promote_types(x.dtype, bias.dtype))  # unlike under autocast alone
+        bias = bias.to(x.dtype)
     values, table = autocast(codes.values, weight)
     check_same("weight", table, "codes.values", values)
     errors, _ = ops.prefix_errors(x, values, codes.indices, table, bias)
-    return errors if table.dtype != weight.dtype else errors.to(x.dtype)
+    return errors if autocasts(x.device.type) else errors.to(x.dtype)
 
 
 # Returns errors [k] and the residuals of the last prefix [n, d], which the backward pass begins

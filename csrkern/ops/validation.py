@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from csrkern.arguments import as_int, shown
+from csrkern.ops._registry import autocasts
 
 MAX_PREFIXES = 8
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+AUTOCAST = (torch.float32, torch.float16, torch.bfloat16)
+FLOATS = (*AUTOCAST, torch.float64)
 
 
 def check_tensor(name: str, value: Any, shape: tuple[Any, ...]) -> Tensor:
@@ -143,10 +145,12 @@ def check_ends(ends: Sequence[int], k: int) -> None:
 
 
 def check_same(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
-    """`value` has the device and dtype of `like`."""
+    """`value` has the device of `like`, and its dtype, which autocast need not care about."""
     if value.device != like.device:
         raise ValueError(f"{name} is on {value.device} but {like_name} is on {like.device}")
-    if value.dtype != like.dtype:
+    if value.dtype != like.dtype and not (
+        autocasts(like.device.type) and {value.dtype, like.dtype} <= set(AUTOCAST)
+    ):
         raise TypeError(f"{name} is {value.dtype} but {like_name} is {like.dtype}; use one dtype")
 
 
