@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -119,7 +120,10 @@ def _read_torch(path: Path, key: str | None, check: files.Check) -> tuple[str, A
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = files.damaged(str(path), "weights-only PyTorch", error)
+        # PyTorch's own words advise to read such a file all the same, code and all.
+        pickled = isinstance(error, pickle.UnpicklingError)
+        said = ValueError("it is damaged, or holds more than tensors") if pickled else error
+        reason = files.damaged(str(path), "weights-only PyTorch", said)
         raise ValueError(f"{reason}; save a plain tensor with torch.save(tensor, path)") from error
     if isinstance(content, Tensor):
         _no_key(path, key)

@@ -65,7 +65,7 @@ WRONG = {
     "encode model index -o new": "index: expected a file of embeddings, got an index",
     "encode modelx rows.npy -o new": "modelx: expected a model, a folder written by train, found "
     "nothing; did you mean model?",
-    "index model -o new": "model: expected a file of codes or a file of lines, got a model",
+    "index model -o new": "model: expected a file of codes, got a model",
     "index rows.npy -o new": "got a file of embeddings; csrkern encode makes codes",
     "index codes.safetensors --model index -o new": "index: expected a model",
     "index codes.safetensors --embeddings model -o new": "model: expected a file of embeddings",

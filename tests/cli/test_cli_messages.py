@@ -42,6 +42,7 @@ def folder(tmp_path_factory) -> Path:
         queries=np.array([[40, 0]]),
     )
     np.save(folder / "none.npy", np.array([None, "a"] * 20, object))
+    torch.save(folder, folder / "pickled.pt")
     (folder / "lines.txt").write_text("".join(f"línea {i} 日\n" for i in range(40)), "utf-8")
     return folder
 
@@ -75,7 +76,12 @@ BAD = {
     "serve index --api-key-file missing": "missing: No such file or directory",
     "serve index --api-key-file lines.txt": "lines.txt: expected a key of ASCII",
     "serve index --timeout nan": "Invalid value for '--timeout'",
-    "serve index --host 192.0.2.1": "192.0.2.1:8000: Cannot assign requested address",
+    "serve index --host 192.0.2.1": "192.0.2.1:8000: Cannot assign requested address; choose "
+    "another --host or --port",
+    "index lines.txt -o new": "lines.txt: expected a file of codes, got a file of lines; csrkern "
+    "embed makes codes or embeddings of texts",
+    "encode model pickled.pt -o new": "pickled.pt is not a readable weights-only PyTorch file: "
+    "it is damaged, or holds more than tensors; save a plain tensor with torch.save(tensor, path)",
     "embed rows.npy": "rows.npy: expected a file of lines, got a file of embeddings",
 }
 

@@ -86,8 +86,9 @@ def index(
         raise ValueError("--labels, --queries, --qrels: expected --embeddings with them")
     if (queries is None) != (qrels is None):
         raise ValueError("--queries, --qrels: expected both or neither")
+    of_lines = codes is not None and (codes == "-" or codes.lower().endswith(JSON_LINES))
     if codes not in (None, "-"):
-        expect(codes, "codes", "lines")
+        expect(codes, "codes", *(["lines"] if of_lines else []))
     if embeddings is not None:
         expect(embeddings, "embeddings")
     if model is not None:
@@ -96,7 +97,7 @@ def index(
     loaded = adapter = None
     if codes is not None:
         with working("reading the codes"):
-            if codes == "-" or codes.lower().endswith(JSON_LINES):
+            if of_lines:
                 records = list(read_records(codes))
                 loaded = codes_of_records(records)
                 recipe = recipe.over(recipe_of_records(records))

@@ -31,6 +31,7 @@ ADVICE = {
     ): "convert it: np.save('rows.npy', np.loadtxt('rows.csv', delimiter=','))",
     ("embeddings", "lines"): "csrkern embed makes embeddings of texts",
     ("embeddings", "codes"): "name the embeddings that the codes were made of",
+    ("codes", "lines"): "csrkern embed makes codes or embeddings of texts",
     ("codes", "embeddings"): "csrkern encode makes codes of embeddings",
     ("index", "codes"): "csrkern index makes an index of codes",
     ("index", "corpus"): "csrkern ray build makes an index of it",

@@ -31,7 +31,7 @@ def free_port(host: str, port: int) -> int:
             probe.bind((host, port))
         except OSError as error:
             raise OSError(
-                error.errno, f"{error.strerror}; choose another --port", f"{host}:{port}"
+                error.errno, f"{error.strerror}; choose another --host or --port", f"{host}:{port}"
             ) from error
         return int(probe.getsockname()[1])
 
