@@ -11,6 +11,7 @@ OLDEST_ST := 5.1.0
 PAPER_DATA ?= data
 PAPER_SETS ?=
 PAPER_OUT ?= paper-results
+IMAGENET ?= imagenet
 DIST ?= dist
 PAPER_SCRIPTS := quality hidden_dim dead_latents search_time accuracy_time training_time \
                  text_tasks captions
@@ -27,7 +28,7 @@ NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast integrations oldest bench race paper compare check docs wheel release sanitize emulate fuzz attack aot kernels clean
+.PHONY: help demo test test-fast integrations oldest bench race paper compare imagenet check docs wheel release sanitize emulate fuzz attack aot kernels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +64,10 @@ paper: $(VENV)/.installed-paper ## The paper's figures and tables, reduced; PAPE
 compare: $(VENV)/.installed-paper ## Score and speed in whole-system bytes, ours and every peer's; PAPER_DATA and PAPER_SETS as above
 	$(BIN)/python benchmarks/paper/compare.py --data $(PAPER_DATA) -o $(PAPER_OUT) \
 	  $(if $(PAPER_SETS),--sets $(PAPER_SETS))
+
+imagenet: $(VENV)/.installed-paper ## 1-NN on ImageNet-1k beside the paper's; IMAGENET=folder of train.npz and val.npz
+	$(BIN)/python benchmarks/paper/imagenet.py --train $(IMAGENET)/train.npz --val $(IMAGENET)/val.npz \
+	  -o $(PAPER_OUT)
 
 check: $(VENV)/.installed-check ## Lint, formatting and types
 	$(BIN)/ruff check .
