@@ -153,6 +153,43 @@ def of_entries(
     return torch.nn.functional.pad(all_values, pad), torch.nn.functional.pad(all_indices, pad)
 
 
+def largest_of_groups(
+    values: Tensor, latents: Tensor, active: Tensor, counts: Tensor, dim: int, k: int
+) -> tuple[Tensor, Tensor]:
+    """Slots [n, k] of the largest value of each latent in groups of rows that follow each other.
+
+    Args:
+        values, latents, active: of the rows' slots, [t, k'].
+        counts: int64 [n], rows of each group.
+    """
+    n = len(counts)
+    group = torch.repeat_interleave(torch.arange(n, device=values.device), counts)
+    row, slot = active.nonzero(as_tuple=True)
+    entries, group, latents = values[row, slot], group[row], latents[row, slot]
+    place = group * dim + latents
+    # By place, in each the largest value first, of equal ones that of the first row.
+    order = entries.detach().argsort(descending=True, stable=True)
+    order = order[place[order].argsort(stable=True)]
+    place = place[order]
+    first = torch.ones_like(place, dtype=torch.bool)
+    first[1:] = place[1:] != place[:-1]
+    largest = order[first]
+    # By group, in each by value and then by latent.
+    largest = largest[entries.detach()[largest].argsort(descending=True, stable=True)]
+    largest = largest[group[largest].argsort(stable=True)]
+    group = group[largest]
+    held = torch.bincount(group, minlength=n)
+    slot = torch.arange(len(group), device=group.device) - (held.cumsum(0) - held)[group]
+    kept = slot < k
+    at = group[kept], slot[kept]
+    largest = largest[kept]
+    indices = torch.zeros(n, k, dtype=torch.int32, device=values.device)
+    return (
+        values.new_zeros(n, k).index_put(at, entries[largest]),
+        indices.index_put(at, latents[largest].int()),
+    )
+
+
 def _sum_duplicates(
     rows: Tensor, latents: Tensor, values: Tensor, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,6 +21,7 @@ from csrkern.arguments import (
     check_not_negative,
     check_places,
     check_positive,
+    int64_array,
     integers,
     matrix_entries,
     row_numbers,
@@ -229,6 +230,37 @@ class SparseCodes:
         if not self.k:
             return self
         return self.truncate(max(1, int(self.active.sum(1).max()) if len(self) else 1))
+
+    def max_pool(
+        self, lengths: Tensor | np.ndarray | Sequence[int], k: int | None = None
+    ) -> SparseCodes:
+        """Return one code for each run of rows: the largest value of each latent, of them the k.
+
+        Rows are the tokens of texts, one text after the other. This is the max-pooling of SPLADE,
+        without the matrix [tokens, dim]. Gradients flow to the values that were kept, of equal
+        ones to that of the first row.
+
+        Args:
+            lengths: [n] integers, the rows of each text; a text of none has an empty code.
+            k: slots of a text; None: as many as a row has.
+
+        Raises:
+            TypeError, ValueError: if a length is negative or no integer, they do not add up to
+                the number of rows, or k is not in 1..dim.
+        """
+        counts = int64_array("lengths", lengths)
+        if counts.ndim != 1 or (counts < 0).any() or int(counts.sum()) != len(self):
+            raise ValueError(
+                f"lengths: expected [n] numbers of rows that add up to {len(self)}, none negative, "
+                f"got shape {list(counts.shape)} and a sum of {int(counts.sum())}"
+            )
+        k = self.k if k is None else as_int("k", k)
+        if not 1 <= k <= self.dim:
+            raise ValueError(f"k: expected 1 <= k <= dim = {self.dim}, got {shown(k)}")
+        rows = torch.from_numpy(counts).to(self.device)
+        return self._with(
+            *slots.largest_of_groups(self.values, self.latents(), self.active, rows, self.dim, k)
+        )
 
     def to(self, *args: Any, **kwargs: Any) -> SparseCodes:
         """Like `Tensor.to`: a device moves both tensors, a dtype converts the values.
