@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ if VERSION >= (6, 2):
 else:
     from sentence_transformers.models import StaticEmbedding
     from sentence_transformers.sparse_encoder.models import SparseAutoEncoder
-from sentence_transformers import SparseEncoder  # noqa: E402
+from sentence_transformers import SentenceTransformer, SparseEncoder  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 
 D, H, K = 16, 64, 4
@@ -27,6 +29,32 @@ def words_backbone() -> StaticEmbedding:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return StaticEmbedding(tokenizer, embedding_weights=torch.randn(len(vocabulary), D).numpy())
+
+
+def tiny_transformer(folder: Path, dropout: float = 0.0) -> SentenceTransformer:
+    """A transformer of two layers and random weights over the same words, mean-pooled."""
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "?", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=D,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    BertModel(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="?"
+    ).save_pretrained(folder)
+    transformer = Transformer(str(folder))
+    return SentenceTransformer(modules=[transformer, Pooling(D)], device="cpu")
 
 
 def adapter(**options) -> SparseAutoEncoder:

@@ -164,6 +164,33 @@ def test_lightning_counts_the_batches_of_a_step_as_one(rows, tmp_path):
     assert seen == [True, False, False, True, False] * 2
 
 
+def test_through_backbone(tmp_path):
+    st_models = pytest.importorskip("st_models")
+    if st_models.VERSION < (6, 2):
+        pytest.skip("sentence-transformers 6.2 or later")
+    pytest.importorskip("datasets")
+    pytest.importorskip("accelerate")
+    module = example("through_backbone")
+    model = st_models.tiny_transformer(tmp_path / "tiny")
+    lines = st_models.texts(192)
+    pairs = [module.Text(line, " ".join(reversed(line.split()))) for line in lines]
+    adapter = module.frozen_adapter(model, pairs, k=9, hidden_dim=64, steps=40)
+    before = module.scores(model, adapter, pairs)
+    module.through_backbone(
+        model,
+        adapter,
+        pairs,
+        str(tmp_path / "run"),
+        num_train_epochs=20,
+        per_device_train_batch_size=96,
+        learning_rate=3e-3,
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    after = module.scores(model, adapter, pairs)
+    assert all(after[k] > before[k] for k in module.KS), (before, after)
+
+
 @pytest.mark.parametrize(
     ("package", "needs"),
     [("sae_lens", "sae_lens.saes.topk_sae"), ("sparsify", "sparsify.sparse_coder")],
