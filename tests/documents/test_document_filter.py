@@ -73,7 +73,7 @@ def store(request):
         ({"$not": {"$not": {"n": 1}}}, "a"),
         ({"s": {"$substring": "DROP"}}, "d"),
         ({"s": {"$substring": "drop"}}, ""),
-        ({"s": {"$substring": ""}}, "abd"),
+        ({"s": {"$substring": ""}}, "abd"),  # codespell:ignore
         ({"tags": {"$substring": "x"}}, "d"),
         ({"$not": {"s": {"$substring": "b"}}}, "bcdef"),
         ({"$text": "text"}, "abcdef"),
