@@ -30,7 +30,7 @@ def fuse(
 
     Args:
         results: pairs (scores [n, k], ids [n, k]) as searches return them, best first; k may
-            differ. -1 is no hit; an id counts once for each query and result.
+            differ. -1 is no hit; an id may come once for each query and result.
         top_k: hits of a query.
         weights: one for each result, at least 0; None: 1 for all.
         method: "ranks" or "scores".

@@ -110,31 +110,35 @@ def read_qrels(
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: that names the line that is no judgment, or whose document is not known.
+        ValueError: that names the line that is no judgment, or whose document is not known or
+            comes twice.
     """
     row_of, id_of = _numbers("queries", queries), _numbers("documents", documents)
-    rows = []
+    grades: dict[tuple[int, int], int] = {}
     for where, (query, _, document, grade) in _lines(path, QRELS):
-        if query in row_of:
-            try:
-                number = int(grade)
-            except ValueError:
-                raise ValueError(f"{where}: expected a whole number, got {grade!r}") from None
-            rows.append((row_of[query], _number(where, document, id_of), number))
-    return np.array(rows, np.int64).reshape(-1, 3)
+        if query not in row_of:
+            continue
+        pair = row_of[query], _number(where, document, id_of)
+        if pair in grades:
+            raise ValueError(f"{where}: expected a document once for each query, got {document}")
+        grades[pair] = _grade(where, grade)
+    return np.array([(*pair, grade) for pair, grade in grades.items()], np.int64).reshape(-1, 3)
 
 
 def _lines(path: str | os.PathLike[str], form: str) -> Iterator[tuple[str, list[str]]]:
     """Yield where each line stands, and its fields, as many as `form` has."""
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            fields = line.split()
-            if fields and len(fields) != len(form.split()):
-                raise ValueError(
-                    f"{os.fsdecode(path)}, line {number}: expected {form!r}, got {line.strip()!r}"
-                )
-            if fields:
-                yield f"{os.fsdecode(path)}, line {number}", fields
+    name = os.fsdecode(path)
+    with open(path, encoding="utf-8-sig") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                fields = line.split()
+                if fields and len(fields) != len(form.split()):
+                    got = line.strip()
+                    raise ValueError(f"{name}, line {number}: expected {form!r}, got {got!r:.100}")
+                if fields:
+                    yield f"{name}, line {number}", fields
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name}: expected UTF-8: {error}") from error
 
 
 def _numbers(argument: str, names: Sequence[str]) -> dict[str, int]:
@@ -149,6 +153,13 @@ def _number(where: str, document: str, id_of: Mapping[str, int]) -> int:
     if document not in id_of:
         raise ValueError(f"{where}: expected a document among those named, got {document!r}")
     return id_of[document]
+
+
+def _grade(where: str, grade: str) -> int:
+    try:
+        return int(np.int64(int(grade)))
+    except (ValueError, OverflowError):
+        raise ValueError(f"{where}: expected a whole number, got {grade!r:.60}") from None
 
 
 def _float(where: str, score: str) -> float:

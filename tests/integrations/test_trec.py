@@ -100,6 +100,29 @@ def test_trec_eval_reads_what_is_written(tmp_path):
     np.testing.assert_allclose(judgments.ndcg_each(IDS), theirs, rtol=1e-6)
 
 
+def test_a_mark_of_the_byte_order_is_no_part_of_the_first_name(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("q1 Q0 doc-4 1 0.5 mine\n", "utf-8-sig")
+    assert read_run(path, QUERIES, DOCUMENTS)[1].tolist() == [[4], [-1], [-1]]
+    path.write_text("q1 0 doc-4 1\n", "utf-8-sig")
+    assert read_qrels(path, QUERIES, DOCUMENTS).tolist() == [[0, 4, 1]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"q1 0 doc-1 1\nq1 0 doc-1 2\n", "line 2: expected a document once for each query"),
+        (b"q1 0 doc-1 " + b"9" * 30, "line 1: expected a whole number"),
+        (b"q1 0 doc-1 -" + b"9" * 30, "line 1: expected a whole number"),
+        (b"q1 0 doc-1 1\nq1 0 d\xff 1\n", "file: expected UTF-8"),
+    ],
+)
+def test_judgments_that_are_none_are_named(tmp_path, content, message):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_qrels(tmp_path / "file", QUERIES, DOCUMENTS)
+
+
 # ---- the packages themselves, where they are installed ----------------------------------------
 
 
