@@ -22,8 +22,6 @@ ROOT = Path(__file__).parent
 COMMON_FLAGS = [
     "-std=c++17",
     "-O3",
-    "-fPIC",
-    "-pthread",
     "-fvisibility=hidden",
     "-fno-math-errno",
     # No silent fused multiply-add: every instruction set must give the same bits.
@@ -49,13 +47,20 @@ FAMILIES = {"x86_64": {"_avx2", "_avx512"}, "aarch64": {"_neon"}, "arm64": {"_ne
 # Machine code for these (each serves the later minor versions of its generation), and for what is
 # newer than all of them an intermediate form that the driver compiles.
 CUDA_TARGETS = {"80": "80", "90": "90a", "100": "100"}
-CXX = os.environ.get("CXX", "c++")
 NVCC_FLAGS = [
     *("-std=c++17", "-O3", "--threads=4", "-cudart=static"),
     # Products are rounded before they are added, as on the CPU.
     "-fmad=false",
     "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra",
 ]
+# Windows is built by clang++, not by cl: the sources use the builtins of gcc and clang.
+CXX = os.environ.get("CXX", "clang++" if sys.platform == "win32" else "c++")
+PLATFORM_FLAGS = [] if sys.platform == "win32" else ["-fPIC", "-pthread"]
+LINK_FLAGS = {
+    "win32": ["-shared", f"-L{Path(sys.base_prefix) / 'libs'}"],
+    "darwin": ["-bundle", "-undefined", "dynamic_lookup"],
+}.get(sys.platform, ["-shared", "-pthread", "-s"])
+LIBRARIES = ["-ldl"] if sys.platform == "linux" else []
 INCLUDES = [ROOT / "csrc/include", pybind11.get_include(), sysconfig.get_path("include")]
 
 
@@ -127,13 +132,12 @@ class NinjaBuildExt(build_ext):
     @staticmethod
     def cpu_rules() -> list[str]:
         includes = [*INCLUDES, ROOT / "csrc/cpu"]
-        flags = [*COMMON_FLAGS, *(f"-I{Path(i).resolve()}" for i in includes)]
-        on_mac = sys.platform == "darwin"
+        flags = [*COMMON_FLAGS, *PLATFORM_FLAGS, *(f"-I{Path(i).resolve()}" for i in includes)]
         return [
             f"compiler = {CXX}",
             f"flags = {shlex.join(flags)} {os.environ.get('CXXFLAGS', '')}",
-            f"link = {'-bundle -undefined dynamic_lookup' if on_mac else '-shared -pthread -s'}",
-            "libraries = -ldl",
+            f"link = {shlex.join(LINK_FLAGS)}",
+            f"libraries = {shlex.join(LIBRARIES)}",
         ]
 
     @staticmethod

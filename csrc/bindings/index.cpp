@@ -4,7 +4,6 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <map>
@@ -20,6 +19,7 @@
 #include "csrkern/costs.hpp"
 #include "csrkern/fine.hpp"
 #include "csrkern/index_rows.hpp"
+#include "csrkern/memory.hpp"
 
 namespace py = pybind11;
 
@@ -49,8 +49,8 @@ py::array_t<uint8_t> adopt(csrkern::Buffer owner) {
 // Maps the bytes of an open file, read-only. The descriptor may be closed at once. Python's mmap
 // keeps a copy of it as long as the array lives, and a process may have only 1,024.
 py::array map_file(int descriptor, size_t bytes) {
-  void* data = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, descriptor, 0);
-  if (data == MAP_FAILED) {
+  void* data = csrkern::map_file(descriptor, bytes);
+  if (data == nullptr) {
     PyErr_SetFromErrno(PyExc_OSError);
     throw py::error_already_set();
   }
@@ -60,7 +60,7 @@ py::array map_file(int descriptor, size_t bytes) {
   };
   const py::capsule unmap(new Mapping{data, bytes}, [](void* p) {
     const std::unique_ptr<Mapping> mapping(static_cast<Mapping*>(p));
-    munmap(mapping->data, mapping->bytes);
+    csrkern::unmap_file(mapping->data, mapping->bytes);
   });
   py::array array = py::array_t<uint8_t>(static_cast<py::ssize_t>(bytes),
                                          static_cast<const uint8_t*>(data), unmap);

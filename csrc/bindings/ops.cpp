@@ -357,7 +357,9 @@ void bind_encode(py::module_& m) {
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+// Whatever the module shares is behind a lock or atomic: the pool, the OpenMP runtime that was
+// found, measured costs. Threads may share an index, with the GIL or without.
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Native kernels of csrkern.";
   m.def(
       "isa", [] { return csrkern::isa_name(csrkern::isa()); },

@@ -1,8 +1,12 @@
 #include "csrkern/parallel.hpp"
 
+#ifndef _WIN32
 #include <dlfcn.h>
 #include <pthread.h>
+#endif
+#ifdef __linux__
 #include <sched.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -128,17 +132,22 @@ class Pool {
 // Leaked on purpose: workers outlive static destruction, and a forked child, which has none of its
 // parent's threads, gets a new pool instead of locks in an unknown state.
 Pool* g_pool = new Pool;
+#ifndef _WIN32
 bool g_forked = false;
 const int g_watched = pthread_atfork(nullptr, nullptr, [] {
   g_pool = new Pool;
   g_forked = true;
 });
+#endif
 
 // Returns the OpenMP runtime that is already loaded, PyTorch's, or null. Its threads spin for a
 // while after each operator of PyTorch, and a pool of our own would compete with them for
 // processors: a gather of 2.5 ms on one thread took 4.2 ms on two. It hangs in a forked child.
 using GompParallel = void (*)(void (*)(void*), void*, unsigned num_threads, unsigned flags);
 GompParallel openmp() {
+#ifdef _WIN32
+  return nullptr;  // PyTorch's runtime there has another interface
+#else
   static std::atomic<GompParallel> found{nullptr};
   if (g_forked) return nullptr;
   GompParallel known = found.load(std::memory_order_relaxed);
@@ -147,6 +156,7 @@ GompParallel openmp() {
     found.store(known, std::memory_order_relaxed);
   }
   return known;
+#endif
 }
 
 void run_with_openmp(GompParallel parallel, Job& job, int num_threads) {

@@ -6,6 +6,7 @@ import ast
 import csv
 import importlib.util
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,28 @@ def test_native_tests_are_compiled_like_the_module():
     assert arithmetic <= set(common) & set(constants["COMMON_FLAGS"])
     assert {"-fmad=false", "-std=c++17"} <= set(constants["NVCC_FLAGS"])
     assert not {"-ffast-math", "-Ofast"} & {*common, *constants["COMMON_FLAGS"]}
+
+
+@pytest.mark.parametrize(
+    ("system", "compiler", "absent", "link"),
+    [
+        ("win32", "clang++", {"-fPIC", "-pthread"}, "-shared"),
+        ("darwin", "c++", {"-s"}, "-bundle"),
+    ],
+)
+def test_other_systems_are_built_with_flags_of_their_own(
+    monkeypatch, system, compiler, absent, link
+):
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setenv("CSRKERN_CUDA", "0")
+    monkeypatch.delenv("CXX", raising=False)
+    build = runpy.run_path(str(ROOT / "setup.py"))["NinjaBuildExt"]
+    rules = dict(rule.split(" =", 1) for rule in build.cpu_rules())
+    assert rules["compiler"].strip() == compiler
+    assert not absent & {*rules["flags"].split(), *rules["link"].split()}
+    assert rules["link"].split()[0] == link
+    assert not rules["libraries"].strip()
 
 
 def test_table_of_cuda_kernels_has_every_target_and_no_spills():

@@ -1,15 +1,13 @@
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 #include <string>
 
 #include "csrkern/index.hpp"
 #include "csrkern/index_rows.hpp"
+#include "csrkern/memory.hpp"
 #include "csrkern/parallel.hpp"
 #include "index/query.hpp"
 #include "isa/kernels.hpp"
@@ -17,19 +15,11 @@
 namespace csrkern {
 
 Buffer::Buffer(size_t bytes) : bytes_(bytes) {
-  if (bytes == 0) return;
-  data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (data_ == MAP_FAILED) {
-    data_ = nullptr;
-    throw std::bad_alloc();
-  }
-#ifdef MADV_HUGEPAGE
-  madvise(data_, bytes, MADV_HUGEPAGE);  // searches gain 2 to 15% from fewer page-table walks
-#endif
+  if (bytes != 0) data_ = allocate_pages(bytes);
 }
 
 Buffer::~Buffer() {
-  if (data_ != nullptr) munmap(data_, bytes_);
+  if (data_ != nullptr) free_pages(data_, bytes_);
 }
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {

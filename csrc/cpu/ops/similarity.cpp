@@ -1,11 +1,10 @@
 #include "csrkern/similarity.hpp"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <memory>
 #include <vector>
 
+#include "csrkern/memory.hpp"
 #include "csrkern/parallel.hpp"
 #include "ops/similarity_rows.hpp"
 
@@ -24,13 +23,11 @@ constexpr int64_t kStagedRow = Windows::kRows + 16;
 
 // Asks for huge pages for memory that is about to be written completely. Without them, a fresh
 // result of 64 MiB spends 25 of 29 ms in page faults.
-void advise_huge_pages([[maybe_unused]] float* data, [[maybe_unused]] int64_t size) {
-#ifdef MADV_HUGEPAGE
+void advise_huge_result(float* data, int64_t size) {
   constexpr uintptr_t kPage = 2 << 20;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const uintptr_t end = reinterpret_cast<uintptr_t>(data + size) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
+  if (begin < end) advise_huge_pages(reinterpret_cast<void*>(begin), end - begin);
 }
 
 // Copies a tile of n x m elements to rows kStagedRow apart.
@@ -51,7 +48,7 @@ void stage(const float* from, const Strided& grad, int64_t n, int64_t m, float* 
 void similarity(const Codes& a, const Postings& b, int64_t m, float* out, int num_threads) {
   check_latents(a, num_threads);
   const Windows windows(b, a.dim, m);
-  advise_huge_pages(out, a.n * m);
+  advise_huge_result(out, a.n * m);
   parallel_for(a.n, kBlock, num_threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t w = 0; w < windows.count(); ++w) {
       for (int64_t i = begin; i < end; ++i) {
