@@ -8,6 +8,7 @@ BENCH_ARGS ?=
 # The oldest that pyproject.toml allows; the environment has the newest.
 OLDEST_TRITON := 3.6.0
 OLDEST_ST := 5.1.0
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13 python3.14 python3.14t
 PAPER_DATA ?= data
 PAPER_SETS ?=
 PAPER_OUT ?= paper-results
@@ -28,7 +29,7 @@ NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast integrations oldest bench race paper compare imagenet check docs wheel release sanitize emulate fuzz attack aot kernels clean
+.PHONY: help demo test test-fast integrations oldest oldest-st newest pythons portability bench race paper compare imagenet check docs wheel release sanitize emulate fuzz attack aot kernels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,9 +45,21 @@ test-fast: $(VENV)/.installed-test ## Run the tests that take no time, for the d
 
 integrations: $(VENV)/.installed-integrations ## The same with every package that csrkern works with: 3.3 GB in all
 	$(PYTEST) $(TEST_ARGS)
-	$(MAKE) --no-print-directory oldest
+	$(MAKE) --no-print-directory oldest-st
 
-oldest: $(VENV)/.installed-integrations ## Test the integration with the oldest sentence-transformers
+oldest: $(VENV)/.installed-test ## Run the fast tests with the oldest dependencies that pyproject.toml allows
+	$(PIP_INSTALL) uv
+	PYTHON=$(BIN)/python scripts/dependency_tests.sh oldest
+
+newest: $(VENV)/.installed-test ## Run the fast tests with the newest dependencies that there are
+	$(PIP_INSTALL) uv
+	PYTHON=$(BIN)/python scripts/dependency_tests.sh newest
+
+pythons: | $(BIN)/python ## Build and test with each Python of PYTHONS that is there
+	$(PIP_INSTALL) uv
+	PYTHON=$(BIN)/python scripts/python_tests.sh $(PYTHONS)
+
+oldest-st: $(VENV)/.installed-integrations ## Test the integration with the oldest sentence-transformers
 	PYTHON=$(BIN)/python scripts/sentence_transformers_tests.sh $(OLDEST_ST)
 
 bench: docs ## Draw the page of what was measured, build/site/speed.html, from the committed CSVs
@@ -97,6 +110,10 @@ sanitize: ## Run the native tests under sanitizers, on every instruction set
 emulate: ## Run the native tests on an emulated 64-bit ARM and an x86 without AVX; needs QEMU, a cross compiler
 	$(NATIVE_TESTS) aarch64
 	$(NATIVE_TESTS) nehalem
+
+portability: | $(BIN)/python ## Compile the native code by clang, and for Windows and macOS, where the compilers are
+	$(PIP_INSTALL) pybind11 ziglang
+	$(NATIVE_TESTS) portability PYTHON=$(abspath $(BIN)/python)
 
 fuzz: ## Attack the index with forged files for FUZZ_SECONDS=60; needs clang
 	$(NATIVE_TESTS) fuzz

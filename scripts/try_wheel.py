@@ -3,7 +3,8 @@
 python scripts/try_wheel.py dist       # in a new virtual environment with NumPy alone
 python scripts/try_wheel.py --here     # what is installed for this Python
 
-Builds, searches, changes, saves and loads an index, and prints the wheel's size, which has a limit.
+Builds, searches, changes, saves and loads an index, in several threads too, and prints the wheel's
+size, which has a limit.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import importlib.util
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,11 @@ def try_here() -> None:
     random = np.random.default_rng(0)
     latents = np.argsort(random.random((2000, 256)), axis=1)[:, :16].astype(np.int32)
     values = random.random((2000, 16), np.float32) + 0.01
-    index = csrkern.InvertedIndex.build((values, latents), dim=256, metric="cosine")
+
+    def build() -> csrkern.InvertedIndex:
+        return csrkern.InvertedIndex.build((values, latents), dim=256, metric="cosine")
+
+    index = build()
     queries = values[:100], latents[:100]
     scores, ids = index.search(queries, top_k=5)
     assert (ids[:, 0] == np.arange(100)).all(), "a code was not nearest to itself"
@@ -44,10 +52,56 @@ def try_here() -> None:
         assert (again[1] == ids).all()
         loaded.remove([0])
         assert loaded.search(queries, top_k=1)[1][0, 0] != 0
+    try_threads(build, queries, ids)
     assert "torch" not in sys.modules, "the index has loaded PyTorch"
     cuda = try_cuda(index, queries, ids)
     isa = csrkern._C.isa()
-    print(f"csrkern {csrkern.__version__}, {isa}: built, searched, saved, loaded; {cuda}")
+    python = f"Python {sys.version.split()[0]} {'without' if without_gil() else 'with'} the GIL"
+    print(f"csrkern {csrkern.__version__}, {isa}, {python}: built, searched, saved, loaded; {cuda}")
+
+
+def without_gil() -> bool:
+    """Return whether this Python has no GIL; to import csrkern may not have brought it back."""
+    free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+    assert not (free_threaded and sys._is_gil_enabled()), "csrkern has enabled the GIL"
+    return free_threaded
+
+
+def try_threads(build: Callable[[], Any], queries: Any, expected: Any) -> None:
+    """Search, build and change indexes in six threads at once; all find what one thread does."""
+    index, changing = build(), build()
+
+    def search() -> None:
+        assert (index.search(queries, top_k=5)[1] == expected).all()
+
+    def rebuild() -> None:
+        assert (build().search(queries, top_k=5)[1] == expected).all()
+
+    def search_changing() -> None:
+        assert set(changing.search(queries, top_k=1)[1][:, 0]) <= {*range(100), 5000}
+
+    def change() -> None:
+        changing.add((queries[0][:1], queries[1][:1]), ids=[5000])
+        changing.remove([5000])
+
+    start, failed = threading.Barrier(6), []
+
+    def repeat(work: Callable[[], None]) -> None:
+        start.wait()
+        try:
+            for _ in range(20):
+                work()
+        except BaseException as error:
+            failed.append(error)
+
+    works = search, search, rebuild, search_changing, search_changing, change
+    threads = [threading.Thread(target=repeat, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
 
 
 def try_cuda(index: Any, queries: Any, ids: Any) -> str:

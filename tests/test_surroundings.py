@@ -203,9 +203,16 @@ def test_jacobians_in_reverse_mode(name):
         close(found, want)
 
 
+def needs_view_rule(name: str) -> None:
+    """Skip what normalizes codes under vmap, which has no rule for view(dtype) before 2.13."""
+    if name.startswith(("info_nce", "loss")) and torch.__version__ < (2, 13):
+        pytest.skip("needs PyTorch 2.13")
+
+
 @every_operator
 def test_vmap_and_gradients_of_each_sample(name):
     """Each of five samples is a batch, or each has parameters of its own."""
+    needs_view_rule(name)
     leaves = [torch.stack([leaf, 1.1 * leaf, leaf.flip(0)]) for leaf in OPERATORS[name].leaves(N)]
     call, every = OPERATORS[name].call, tuple(range(len(leaves)))
     for dims in {(0,) * len(leaves), OPERATORS[name].batched}:
@@ -572,6 +579,7 @@ def test_modules_equal_plain_pytorch(name):
 
 @every_module
 def test_gradients_of_each_sample_of_a_module(name):
+    needs_view_rule(name)
     module, exactly = pair(name)
     x = torch.stack([rows(name), rows(name).flip(0), 2 * rows(name)])
 
@@ -586,6 +594,7 @@ def test_gradients_of_each_sample_of_a_module(name):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith("TopKReLU")])
 def test_ensembles_of_modules(name):
+    needs_view_rule(name)
     members = [MODULES[name]().eval() for _ in range(3)]
     for i, member in enumerate(members):
         with torch.no_grad():

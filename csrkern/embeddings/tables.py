@@ -108,9 +108,10 @@ def _kind_of(kind: Any) -> str:
     import pyarrow.types as types
 
     is_text = types.is_string(kind) or types.is_large_string(kind)
+    is_view = getattr(types, "is_string_view", lambda kind: False)(kind)  # pyarrow 16 or later
     if types.is_floating(kind) or types.is_decimal(kind):
         return "float"
-    if is_text or getattr(types, "is_string_view", bool)(kind):
+    if is_text or is_view:
         return "str"
     return "int" if types.is_integer(kind) else "other"
 

@@ -48,7 +48,8 @@ def load(kind: type[SparseAutoencoder], directory: str | os.PathLike[str]) -> Sp
     if isinstance(config, dict) and _PUBLISHED_NAME in config:
         config["standardize"] = config.pop(_PUBLISHED_NAME)
     try:
-        tensors = load_file(folder / WEIGHTS_NAME)
+        with torch.device("cpu"):  # safetensors 0.4 reads to the default device
+            tensors = load_file(folder / WEIGHTS_NAME)
     except SafetensorError as error:
         raise ValueError(f"{folder} is damaged: {error}") from error
     if not isinstance(config, dict):

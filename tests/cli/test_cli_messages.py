@@ -75,7 +75,7 @@ BAD = {
     "serve index --filter-by color": "--filter-by: expected --payloads with it",
     "serve index --api-key-file missing": "missing: No such file or directory",
     "serve index --api-key-file lines.txt": "lines.txt: expected a key of ASCII",
-    "serve index --timeout nan": "Invalid value for '--timeout'",
+    "serve index --timeout nan": "--timeout",
     "serve index --host 192.0.2.1": "192.0.2.1:8000: Cannot assign requested address; choose "
     "another --host or --port",
     "index lines.txt -o new": "lines.txt: expected a file of codes, got a file of lines; csrkern "

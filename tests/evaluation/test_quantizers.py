@@ -97,7 +97,7 @@ def test_rabitq_takes_the_point_at_the_least_angle(bits):
 
 
 def test_rabitq_of_one_bit_is_that_of_faiss_but_for_the_length():
-    faiss = pytest.importorskip("faiss")
+    faiss = pytest.importorskip("faiss", minversion="1.11")
     x = rows(200, 8) + 0.5
     unit = F.normalize(x)
     mean = unit.mean(0)

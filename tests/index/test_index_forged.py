@@ -269,7 +269,7 @@ def forged_arrays():
 
     n = int(offsets[1])
     yield "local number beyond the window", with_half(n - 1, 65_535)
-    yield "local number beyond the last document", with_half(offsets[2] + offsets[3] - 1, 1023)
+    yield "local number beyond the last document", with_half(int(offsets[2] + offsets[3]) - 1, 1023)
     yield "local numbers out of order", with_half(1, half[0])
     yield "value not finite", with_half(n, 0x7C00)
     yield "value negative", with_half(n, 0x8001)

@@ -74,6 +74,7 @@ def serve(
                 f"{sys.executable} -m pip install 'csrkern[serve]'"
             )
     from csrkern import InvertedIndex
+    from csrkern.arguments import check_number
     from csrtrain.serve import processes
     from csrtrain.serve.settings import Settings
 
@@ -92,7 +93,7 @@ def serve(
         max_queries=max_queries,
         max_top_k=max_top_k,
         concurrency=concurrency,
-        timeout=timeout,
+        timeout=check_number("--timeout", timeout),  # typer 0.19 lets NaN pass
     )
     # What can be told at once; processes that load them say the rest in their logs.
     documents = len(InvertedIndex.load(folder))
