@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from csrkern import _C
+from csrkern.arguments import check_choice
 
 
 def crc32c(data: Any) -> int:
@@ -34,6 +35,16 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)} is damaged: {error}") from error
+
+
+TUNE_MODES = ("cached", "off", "measure")
+
+
+def tune_mode() -> str:
+    """Return how measured choices are taken, by CSRKERN_TUNE."""
+    mode = os.environ.get("CSRKERN_TUNE") or "cached"
+    check_choice("CSRKERN_TUNE", mode, TUNE_MODES)
+    return mode
 
 
 def cache_folder() -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from csrkern.storage import cache_folder, check_file, check_folder, write_atomically
+from csrkern.storage import cache_folder, check_file, check_folder, tune_mode, write_atomically
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
@@ -53,6 +53,14 @@ def test_places_are_tried_without_a_trace(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "folder", "link"]
     assert file.stat().st_mtime_ns == before
     assert file.read_bytes() == b"old"
+
+
+def test_how_choices_are_taken_is_one_of_three_ways(monkeypatch):
+    monkeypatch.setenv("CSRKERN_TUNE", "")
+    assert tune_mode() == "cached"
+    monkeypatch.setenv("CSRKERN_TUNE", "OFF")
+    with pytest.raises(ValueError, match="CSRKERN_TUNE: expected one of 'cached', 'off', "):
+        tune_mode()
 
 
 def test_the_cache_is_that_of_the_user(monkeypatch):

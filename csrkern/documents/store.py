@@ -550,6 +550,9 @@ def _as_json(number: int, metadata: Any) -> str:
         raise TypeError(
             f"metadata[{number}]: expected a mapping or None, got {type(metadata).__name__}"
         )
+    for name in metadata or ():
+        if not isinstance(name, str):
+            raise TypeError(f"metadata[{number}]: expected names that are str, got {name!r:.60}")
     try:
         return without_nul(json.dumps(dict(metadata or {}), ensure_ascii=False, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:

@@ -15,14 +15,13 @@ import contextlib
 import functools
 import itertools
 import json
-import os
 import platform
 import re
 from pathlib import Path
 from typing import Any
 
 from csrkern import _C, __version__
-from csrkern.storage import cache_folder, write_atomically
+from csrkern.storage import cache_folder, tune_mode, write_atomically
 
 _LARGEST = 1e12  # nanoseconds
 
@@ -30,7 +29,7 @@ _LARGEST = 1e12  # nanoseconds
 @functools.cache
 def prepare() -> None:
     """Hand the costs over that are on disk, or see to it that measured ones are kept."""
-    if os.environ.get("CSRKERN_TUNE") == "off":
+    if tune_mode() == "off":
         _C.set_costs(_C.USUAL_COSTS)
         return
     known = read_costs(costs_path())

@@ -30,11 +30,11 @@ import torch
 import triton
 from triton.runtime.errors import OutOfResources
 
-from csrkern.storage import cache_folder
+from csrkern.arguments import check_choice
+from csrkern.storage import TUNE_MODES, cache_folder, tune_mode
 
 Config = dict[str, Any]  # a kernel's constants, and num_warps
 
-MODES = ("cached", "off", "measure")
 REPEATS = 9
 _mode: str | None = None  # what `tuning_mode` has set
 
@@ -43,7 +43,8 @@ _mode: str | None = None  # what `tuning_mode` has set
 def tuning_mode(mode: str) -> Iterator[None]:
     """CSRKERN_TUNE for a while: "cached", "off" or "measure"."""
     global _mode
-    before, _mode = _mode, _checked(mode, "mode")
+    check_choice("mode", mode, TUNE_MODES)
+    before, _mode = _mode, mode
     try:
         yield
     finally:
@@ -52,13 +53,7 @@ def tuning_mode(mode: str) -> Iterator[None]:
 
 def current_mode() -> str:
     """How launches find their configuration now."""
-    return _mode or _checked(os.environ.get("CSRKERN_TUNE") or "cached", "CSRKERN_TUNE")
-
-
-def _checked(mode: str, name: str) -> str:
-    if mode not in MODES:
-        raise ValueError(f"{name}: expected one of {', '.join(MODES)}, got {mode!r}")
-    return mode
+    return _mode or tune_mode()
 
 
 def bucket(size: int) -> int:

@@ -309,6 +309,10 @@ def test_bytes_of_codes():
         (lambda s: s.add(["a"], ids=["a", "b"]), "ids: expected one for each of 1, got 2"),
         (lambda s: s.add(["x", "y"], ids=["n", "n"]), "expected distinct ids, got 'n' twice"),
         (lambda s: s.add(["a"], metadata=[3]), r"metadata\[0\]: expected a mapping or None"),
+        (
+            lambda s: s.add(["a"], metadata=[{1: "x"}]),
+            r"metadata\[0\]: expected names that are",
+        ),
         (lambda s: s.add(["a"], metadata=[{"x": {1}}]), r"metadata\[0\]: expected what JSON"),
         (lambda s: s.add(["a"], metadata=[{"x": np.nan}]), r"metadata\[0\]: expected what JSON"),
         (lambda s: s.add(["a"], embeddings=words_codes(["a", "b"])), "expected 1, got 2"),

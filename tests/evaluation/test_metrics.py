@@ -124,6 +124,13 @@ def test_search_is_by_cosine_on_either_kind():
     assert search(x, torch.zeros(1, 16), 3).tolist() == [[-1, -1, -1]]
 
 
+def test_rows_of_a_norm_beyond_float32_are_named():
+    rows = torch.ones(3, 4)
+    rows[1] = 1e30
+    with pytest.raises(ValueError, match=r"embeddings: expected norms .* row 1 has more"):
+        search(rows, torch.ones(1, 4), 2)
+
+
 def test_int8_keeps_all_but_a_step():
     x, _ = clusters(500, 1)
     kept = int8(x, x)

@@ -115,6 +115,9 @@ def search(
             finds nothing: -1.
         top_k: capped by N.
         norms: [N], to divide dense rows by; None: their own norms.
+
+    Raises:
+        ValueError: if the norm of a dense row is more than float32 holds.
     """
     top_k = min(top_k, len(database))
     if isinstance(database, SparseCodes):
@@ -124,7 +127,11 @@ def search(
     assert isinstance(queries, Tensor)
     # Normalizing by max(norm, eps) leaves zero rows zero, where dividing would give NaN.
     if norms is None:
-        unit = torch.nn.functional.normalize(database.float(), dim=1, eps=1e-30)
+        own = database.float().norm(dim=1, keepdim=True)
+        if (large := own.isinf().flatten()).any():
+            row = int(large.nonzero()[0])
+            raise ValueError(f"embeddings: expected norms that float32 holds, row {row} has more")
+        unit = database.float() / own.clamp_min(1e-30)
     else:
         unit = database.float() / norms[:, None]
     block = max(1, _BLOCK_SCORES // len(database))
