@@ -16,7 +16,7 @@ folder=build/$which
 if [ ! -f "$folder/.installed" ]; then
     "$PYTHON" -m uv venv --quiet --clear --python "$PYTHON" "$folder"
     "$PYTHON" -m uv pip install --quiet --python "$folder" --resolution "$resolution" \
-        -r pyproject.toml --extra test ./demo-data
+        -r pyproject.toml --extra test
     touch "$folder/.installed"
 fi
 "$PYTHON" -m uv pip list --quiet --python "$folder" |

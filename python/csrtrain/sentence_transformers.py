@@ -85,7 +85,7 @@ class CachedCSRLoss(CachedLossMixin, nn.Module):
         if len(columns) > 2:
             raise ValueError(f"dataset: expected one or two columns of texts, got {len(columns)}")
         self.adapter.train(self.model.training)
-        total = self.forward_cached(columns, labels)
+        total: Tensor = CachedLossMixin.forward_cached(self, columns, labels)
         if not torch.is_grad_enabled():
             return total
         trained, self._gradients = self._gradients, ()
