@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from csrkern import _C
-from csrkern.arguments import check_choice
 
 
 def crc32c(data: Any) -> int:
@@ -41,9 +40,14 @@ TUNE_MODES = ("cached", "off", "measure")
 
 
 def tune_mode() -> str:
-    """Return how measured choices are taken, by CSRKERN_TUNE."""
+    """Return how measured choices are taken, by CSRKERN_TUNE.
+
+    Raises:
+        ValueError: if it is none of these ways.
+    """
     mode = os.environ.get("CSRKERN_TUNE") or "cached"
-    check_choice("CSRKERN_TUNE", mode, TUNE_MODES)
+    if mode not in TUNE_MODES:
+        raise ValueError(f"CSRKERN_TUNE: expected one of {', '.join(TUNE_MODES)}, got {mode!r}")
     return mode
 
 

@@ -240,5 +240,5 @@ def test_another_program_has_the_port(folder):
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == (
-        f"csrkern: 127.0.0.1:{port}: Address already in use; choose another --port\n"
+        f"csrkern: 127.0.0.1:{port}: Address already in use; choose another --host or --port\n"
     )
