@@ -66,7 +66,7 @@ void check_exceptions(int num_threads) {
 
 // Neither a thread sanitizer nor QEMU can follow a fork of a process with threads.
 #if defined(__SANITIZE_THREAD__) || defined(CSRKERN_EMULATED)
-void check_fork() {}
+[[maybe_unused]] void check_fork() {}
 #else
 void check_fork() {
   const pid_t child = fork();
