@@ -189,7 +189,10 @@ def searches_counted(metrics: str) -> float:
 
 def all_have(served: Served, n: int) -> bool:
     """Whether whichever worker answers serves n documents: asked often enough to meet both."""
-    return all(json.loads(served.get("/index"))["documents"] == n for _ in range(20))
+    try:
+        return all(json.loads(served.get("/index"))["documents"] == n for _ in range(20))
+    except HTTPError:  # the second has not loaded yet
+        return False
 
 
 def children(pid: int) -> list[int]:
