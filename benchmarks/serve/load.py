@@ -219,6 +219,7 @@ def main() -> None:
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("needs wrk: apt-get install wrk")
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         held = prepare(folder)
@@ -235,7 +236,7 @@ def main() -> None:
                 server.wait(60)
         facts = {"codes": len(held["index"]), "k": held["index"].k}
         facts |= {"dim": held["index"].dim, "search_us": search_us(held)}
-        facts |= {"rewritten_every": REWRITTEN_EVERY, "load": os.getloadavg()[0]}
+        facts |= {"rewritten_every": REWRITTEN_EVERY, "load_before": load_before}
         print(json.dumps(facts))
         if options.save:
             print(provenance.save("serve.json", **facts, table=rows))

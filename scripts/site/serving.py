@@ -32,7 +32,6 @@ def _of_machine(held: dict) -> str:
         f"together, Python {held['versions']['python']}; {failed} requests failed. Reloads are "
         "those of all workers together, while the index was written again every "
         f"{held['rewritten_every']:g} s. A search alone takes {held['search_us']:.0f} µs. "
-        f"Other work ran on the machine meanwhile (load {held['load']:.1f}): rates and latencies "
-        "are those of a busy machine, the processor time is the server's own."
+        f"The machine's load was {held['load_before']:.1f} before."
     )
     return f"{text}\n\n{table_of(table, left=(0,))}"
