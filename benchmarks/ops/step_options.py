@@ -1,4 +1,4 @@
-"""What each option of the loss adds to a training step, against two bare encoder products.
+"""Time that each option of the loss adds to a training step, against two bare encoder products.
 
 python -m benchmarks.ops.step_options
 

@@ -120,7 +120,7 @@ def accuracy(
 
 
 def finding(rows: output.Rows, n_train: int, n_val: int) -> str:
-    """What the rows say, and whether they can say it of the paper's table."""
+    """A sentence with the accuracies; of other rows than ImageNet's, why they do not compare."""
     listed = "; ".join(
         f"k = {row['k']}: {row['accuracy']} here, {row['paper']} in the paper, "
         f"{row['difference']:+}"

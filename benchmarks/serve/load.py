@@ -141,7 +141,7 @@ def processor_seconds(pid: int) -> float:
 
 
 def loads(url: str) -> int:
-    """How often the server's workers have loaded an index so far."""
+    """The number of times that workers of the server have loaded an index."""
     with urlopen(f"{url}/metrics") as answer:
         page = answer.read().decode()
     found = re.search(r'^csrkern_loads_total\{.*"loaded".*\} (\S+)', page, re.MULTILINE)

@@ -110,8 +110,8 @@ def read_qrels(
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: that names the line that is no judgment, or whose document is not known or
-            comes twice.
+        ValueError: if a line is no judgment, its document is not known, or the same document was
+            judged for the query before; it names the line.
     """
     row_of, id_of = _numbers("queries", queries), _numbers("documents", documents)
     grades: dict[tuple[int, int], int] = {}

@@ -14,7 +14,7 @@ from csrkern.typing import ArraySource, IdsLike
 from csrtrain.progress import working
 from csrtrain.training.quantizer import train_quantizer
 
-CHOOSING = "uint4"  # form of values in lists that only choose what fine codes score
+SHORTLIST_DTYPE = "uint4"  # form of values in lists that only choose what fine codes score
 
 
 def build_index(
@@ -26,7 +26,7 @@ def build_index(
     projection: Projection | None = None,
     quantizer: FineQuantizer | None = None,
     ids: IdsLike | None = None,
-    dtype: str = CHOOSING,
+    dtype: str = SHORTLIST_DTYPE,
     progress: bool = True,
     num_threads: int | None = None,
     **options: Any,

@@ -20,7 +20,7 @@ from csrkern.embeddings.labels import number_labels, read_integers, read_labels
 from csrkern.nn import SparseAutoencoder
 from csrkern.typing import ArraySource
 from csrtrain.evaluation.metrics import Judgments, search
-from csrtrain.indexing import CHOOSING, build_index
+from csrtrain.indexing import SHORTLIST_DTYPE, build_index
 from csrtrain.progress import working
 from csrtrain.training.config import TrainConfig
 from csrtrain.training.projection import (
@@ -121,7 +121,7 @@ class Tuned:
         model = None
         if self.config is not None:
             model = train(embeddings, config=self.config, progress=progress)
-        dtype = setting.dtype or CHOOSING  # of no meaning without lists
+        dtype = setting.dtype or SHORTLIST_DTYPE  # of no meaning without lists
         if model is not None and not setting.fine_bytes:
             return model, InvertedIndex.build(model.encode(embeddings, setting.k), dtype=dtype)
         return model, build_index(
@@ -218,7 +218,7 @@ def tune(
         width = rows.shape[1] if projection is None else projection.width
         alone = {most_bytes(size, width) for size in _halves(n_bytes)}
         beside = {
-            k: most_bytes(n_bytes - ENTRY_BYTES[CHOOSING] * k, width)
+            k: most_bytes(n_bytes - ENTRY_BYTES[SHORTLIST_DTYPE] * k, width)
             for k in (_ks(n_bytes, config.k) if lists else ())
         }
         with working(f"learning codebooks of {max(alone)} bytes", wanted=progress):
@@ -226,7 +226,7 @@ def tune(
             fines = {size: quantizer.encode(rows) for size, quantizer in made.items()}
         for size in sorted(alone, reverse=True):
             trials.append(task.trial(_setting(None, None, 0, None, fines[size]), fines[size]))
-        choices += ((k, CHOOSING, fines[size]) for k, size in beside.items())
+        choices += ((k, SHORTLIST_DTYPE, fines[size]) for k, size in beside.items())
     for settings in configs if lists else ():
         model = train(task.database, config=settings, progress=progress)
         h, whitening = model.hidden_dim, settings.whitening
@@ -254,7 +254,7 @@ def tune(
 def _ks(n_bytes: int, most: int) -> Iterator[int]:
     """Yield the numbers of latents that leave enough of n_bytes for a fine code."""
     for k in KS:
-        if k <= most and n_bytes - ENTRY_BYTES[CHOOSING] * k >= LEAST_FINE:
+        if k <= most and n_bytes - ENTRY_BYTES[SHORTLIST_DTYPE] * k >= LEAST_FINE:
             yield k
 
 
@@ -395,7 +395,7 @@ class _Task:
         shortlist: int = 0,
     ) -> Trial:
         """Try a setting: fine codes alone, or codes of rows and queries as well."""
-        dtype = setting.dtype or CHOOSING  # of no meaning without lists
+        dtype = setting.dtype or SHORTLIST_DTYPE  # of no meaning without lists
         index = InvertedIndex.build(codes, dtype=dtype, fine=fine)
         dense = self.queries.numpy()
 

@@ -127,11 +127,12 @@ def search(
     assert isinstance(queries, Tensor)
     # Normalizing by max(norm, eps) leaves zero rows zero, where dividing would give NaN.
     if norms is None:
-        own = database.float().norm(dim=1, keepdim=True)
+        rows = database.float()
+        own = rows.norm(dim=1, keepdim=True)
         if (large := own.isinf().flatten()).any():
             row = int(large.nonzero()[0])
             raise ValueError(f"embeddings: expected norms that float32 holds, row {row} has more")
-        unit = database.float() / own.clamp_min(1e-30)
+        unit = rows / own.clamp_min(1e-30)
     else:
         unit = database.float() / norms[:, None]
     block = max(1, _BLOCK_SCORES // len(database))
