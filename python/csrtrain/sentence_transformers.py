@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,9 @@ class CachedCSRLoss(CachedLossMixin, nn.Module):
     of the model train that require gradients: all, or those of a LoRA. Each batch counts as
     one step in the adapter's use statistics.
 
+    Started by torchrun, with the same adapter in each process and `CSRLoss(gather=True)`, they
+    train on their joint batch.
+
     Args:
         model: the backbone.
         adapter: trained on embeddings of the model already, as by `csrtrain.train`.
@@ -47,7 +50,7 @@ class CachedCSRLoss(CachedLossMixin, nn.Module):
 
     Raises:
         ValueError: if the model begins with a StaticEmbedding, whose batches cannot be split, or
-            several processes train together.
+            several processes train without `gather`.
 
     Source: Gao et al. 2021 (arXiv 2101.06983), by the machinery of sentence-transformers'
     CachedMultipleNegativesRankingLoss.
@@ -70,16 +73,16 @@ class CachedCSRLoss(CachedLossMixin, nn.Module):
         self.adapter = adapter
         self.loss = loss
         self.mini_batch_size = check_at_least("mini_batch_size", mini_batch_size, 1)
-        self._gradients: tuple[Tensor | None, ...] = ()
+        self._gradients: Sequence[Tensor | None] = ()
 
     def forward(
         self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
     ) -> Tensor:
         """Return the loss of a batch, as the trainer asks for it."""
-        if distributed.active():
+        if distributed.active() and not self.loss.gather:
             raise ValueError(
-                f"CachedCSRLoss trains in one process, got {distributed.world_size()}, among which "
-                "no trainer averages the gradients of an adapter; start it without torchrun"
+                f"loss: expected CSRLoss(gather=True) in {distributed.world_size()} processes: "
+                "without it each counts dead latents, and contrasts rows, of its own share only"
             )
         columns = list(sentence_features)
         if len(columns) > 2:
@@ -106,7 +109,8 @@ class CachedCSRLoss(CachedLossMixin, nn.Module):
         gradients = torch.autograd.grad(total, [*embedded, *self._trained()], allow_unused=True)
         for rep, gradient in zip(embedded, gradients, strict=False):
             rep.grad = gradient
-        self._gradients = gradients[len(embedded) :]
+        # The trainer averages those of the backbone.
+        self._gradients = distributed.averaged(self._trained(), gradients[len(embedded) :])
         return total.detach()
 
     def _trained(self) -> list[nn.Parameter]:
@@ -126,7 +130,7 @@ class _WithGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, total: Tensor, gradients: tuple[Tensor | None, ...], *parameters: Tensor
+        ctx: Any, total: Tensor, gradients: Sequence[Tensor | None], *parameters: Tensor
     ) -> Tensor:
         ctx.gradients = gradients
         return total.clone()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,5 +151,72 @@ def test_what_it_cannot_train_is_refused(backbone, monkeypatch):
         CachedCSRLoss(backbone, small_adapter(), loss)(columns(backbone, 5, 1))
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match="trains in one process, got 2"):
+    with pytest.raises(ValueError, match=r"expected CSRLoss\(gather=True\) in 2 processes"):
         CachedCSRLoss(backbone, small_adapter(), loss)(columns(backbone, 5, 2))
+
+
+def train_from(folder: Path, batch_size: int) -> list[torch.Tensor]:
+    """Three steps on what is in the folder; returns the weights of backbone and adapter."""
+    from datasets import Dataset
+
+    backbone = SentenceTransformer(str(folder / "backbone"), device="cpu")
+    adapter, pairs = torch.load(folder / "start", weights_only=False)
+    arguments: dict[str, Any] = {"report_to": [], "save_strategy": "no", "disable_tqdm": True}
+    SentenceTransformerTrainer(
+        backbone,
+        SentenceTransformerTrainingArguments(
+            str(folder / "run"),
+            max_steps=3,
+            per_device_train_batch_size=batch_size,
+            learning_rate=1.0,
+            optim="sgd",
+            use_cpu=True,
+            **arguments,
+        ),
+        train_dataset=Dataset.from_dict(pairs),
+        loss=CachedCSRLoss(
+            backbone, adapter, CSRLoss(0.3, 0.7, contrast="clip", gather=True), mini_batch_size=4
+        ),
+    ).train()
+    return [t.detach() for module in (backbone, adapter) for t in module.state_dict().values()]
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+from test_sentence_transformers_cached import train_from
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+weights = train_from(folder, 8)
+torch.save(weights, folder / f"rank{torch.distributed.get_rank()}")
+"""
+
+
+def test_two_processes_train_as_one_with_the_joint_batch(backbone, tmp_path):
+    pytest.importorskip("datasets")
+    pytest.importorskip("accelerate")
+    backbone.save(str(tmp_path / "backbone"))
+    ours = texts(48)
+    pairs = {"anchor": ours, "positive": [text[::-1] for text in ours]}
+    torch.save((small_adapter(), pairs), tmp_path / "start")
+    (tmp_path / "worker.py").write_text(WORKER)
+    places = [*sys.path, str(Path(__file__).parent)]
+    done = subprocess.run(
+        [
+            *[sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+            *[str(tmp_path / "worker.py"), str(tmp_path)],
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}") for rank in range(2))
+    start = [*backbone.state_dict().values()]
+    whole = train_from(tmp_path, 16)
+    assert not torch.equal(start[0], whole[0])
+    for one, other, wanted in zip(first, second, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+        torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ batch has the same positives and negatives as on one process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -58,12 +58,20 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     if not active():
         return
     trained = [p for p in parameters if p.requires_grad]
-    flat = torch.cat(
-        [(p.new_zeros(p.shape) if p.grad is None else p.grad).flatten() for p in trained]
-    )
-    mean_(flat)
-    for p, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
-        p.grad = part.view_as(p)
+    for p, gradient in zip(trained, averaged(trained, [p.grad for p in trained]), strict=True):
+        p.grad = gradient
+
+
+def averaged(
+    parameters: Sequence[torch.nn.Parameter], gradients: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
+    """Return the gradients' means over all processes, found in one message."""
+    if not active() or not parameters:
+        return gradients
+    pairs = zip(parameters, gradients, strict=True)
+    flat = torch.cat([(p.new_zeros(p.shape) if g is None else g).flatten() for p, g in pairs])
+    parts = mean_(flat).split([p.numel() for p in parameters])
+    return [part.view_as(p) for p, part in zip(parameters, parts, strict=True)]
 
 
 def from_first(value: Any) -> Any:
