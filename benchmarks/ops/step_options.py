@@ -24,7 +24,10 @@ SHAPES = ((512, 384, 4096), (1024, 768, 8192))  # rows, width, latents
 SERVED = (4, 8, 16)
 OPTIONS: dict[str, dict[str, Any]] = {
     "the paper's loss at one k": {},
+    "k_aux of 128": {"k_aux": 128},
     "without the auxiliary term": {"k_aux": 0},
+    "in bfloat16 (autocast)": {"autocast": True},
+    "in bfloat16, k_aux of 128": {"autocast": True, "k_aux": 128},
     "without the contrast": {"contrast": None},
     "reconstruction at k = 4, 8, 16, 32, no contrast": {"contrast": None, "ks": SERVED},
     "reconstruction at every k, no contrast": {"contrast": None, "ks": range(1, K)},
@@ -47,11 +50,16 @@ def step_of(shape: tuple[int, int, int], changes: dict[str, Any]) -> Callable[[]
     model = SparseAutoencoder(d, h, K, k_aux=changes.pop("k_aux", K_AUX))
     kill_a_quarter(model)
     x, labels = torch.randn(n, d), torch.arange(n) % 45
+    autocast = changes.pop("autocast", False)
     loss = CSRLoss(BETA, GAMMA, TEMPERATURE, **changes)
-    if loss.contrast == "clip":  # as many rows in all
-        return stepper(model, lambda: loss(model, x[: n // 2], partners=x[n // 2 :])["loss"])
-    given = labels if loss.contrast == "label" else None
-    return stepper(model, lambda: loss(model, x, given)["loss"])
+
+    def total() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            if loss.contrast == "clip":  # as many rows in all
+                return loss(model, x[: n // 2], partners=x[n // 2 :])["loss"]
+            return loss(model, x, labels if loss.contrast == "label" else None)["loss"]
+
+    return stepper(model, total)
 
 
 def two_products(shape: tuple[int, int, int]) -> Callable[[], None]:

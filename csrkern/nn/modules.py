@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -336,8 +337,24 @@ class SparseAutoencoder(nn.Module):
         latents = dead.nonzero().squeeze(1)
         if len(latents) == 0:
             return None
-        _, out = self._autoencode(x, latents, [min(k, len(latents))], "fast")
+        k = min(k, len(latents))
+        if len(latents) <= 2 * k:
+            return self._reconstruct_densely(x, latents, k)
+        _, out = self._autoencode(x, latents, [k], "fast")
         return out[0] - self.pre_bias
+
+    def _reconstruct_densely(self, x: Tensor, latents: Tensor, k: int) -> Tensor:
+        """Return what each row's k strongest of these latents add to its reconstruction.
+
+        With half of them active, dense products of all take three quarters of the time.
+        """
+        weight = self.encoder.weight[latents]
+        # The bias passes the gradient on to pre_bias, which saves a product over all rows.
+        fixed = self.pre_bias.detach()
+        bias = self.latent_bias[latents] - weight @ (self.pre_bias - fixed)
+        pre = F.linear(x - fixed, weight, bias)
+        active = topk_relu(pre, k).to_dense() if k < len(latents) else pre.relu()
+        return active @ (weight if self.tied else self.dictionary[latents])
 
     def decode(self, codes: SparseCodes) -> Tensor:
         """Return the reconstructions [n, d] of codes.
