@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import csrkern
 
@@ -156,6 +157,45 @@ def test_quality_goes_on_where_it_was_stopped(paper, monkeypatch, capsys):
     ]
     published = [row for row in table(out / "training.csv") if row["run"] == "published"]
     assert [row["k"] for row in published] == ["8", "32"] * 2
+
+
+def test_options_go_on_where_they_were_stopped(paper, monkeypatch, capsys):
+    load, folder = paper
+    options = load("options")
+    command = f"options --data {folder} --sets classes,questions,missing -o {folder}/out --steps 3"
+
+    def measured(more: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", f"{command} {more}".split())
+        options.main()
+        return [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+
+    assert measured("--options whitened") == ["classes whitened 0", "questions whitened 0"]
+    found = measured("--options whitened,default --seeds 0,1")
+    assert found[:2] == ["classes whitened 1", "questions whitened 1"]
+    assert found[2:] == [
+        f"{name} default {seed}" for seed in (0, 1) for name in ("classes", "questions")
+    ]
+    rows = table(folder / "out/options.csv")
+    each = [{(row["k"], row["way"]) for row in rows if row["option"] == o} for o in options.OPTIONS]
+    assert [len(pairs) for pairs in each[:2]] == [25, 5]  # five sizes, by five ways or one
+    assert {row["measure"] for row in rows} == {"1-nn", "ndcg@10"}
+    assert {row["steps"] for row in rows} == {"3"}
+
+
+def test_ways_keep_as_many_latents_on_average(paper):
+    load, _ = paper
+    options = load("options")
+    rng = np.random.default_rng(0)
+    codes = csrkern.SparseCodes.from_dense(torch.from_numpy(rng.random((50, 64)) ** 4), 64)
+    seen = {way: (stored, asked) for way, stored, asked in options.ways(codes, codes, 4)}
+    lengths = {way: stored.active.sum(1).float() for way, (stored, _) in seen.items()}
+    assert all(abs(float(length.mean()) - 4) < 0.05 for length in lengths.values())
+    assert [way for way, length in lengths.items() if length.max() > 4] == [
+        way for way in seen if way.startswith("documents by")
+    ]
+    assert {way: asked.k for way, (_, asked) in seen.items() if asked.k == 8} == {
+        way: 8 for way in seen if way.endswith("queries at 2k")
+    }
 
 
 def test_verdicts_follow_from_the_rows(paper):
