@@ -56,7 +56,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-ALWAYS_DIVISIBLE = ("depth", "pitch")  # by 16: lengths of rows that are padded
+ALWAYS_DIVISIBLE = ("depth", "pitch", "groups")  # by 16: lengths of rows that are padded
 SECONDS = 15  # of processor time that a kernel may take to compile; none takes 3 here
 
 

@@ -132,19 +132,17 @@ def encode_cases(everything: bool) -> Iterator[Case]:
     product = {**codes, **scored, "x": "*fp16", "weight": "*fp16", "products": "*fp16"}
     product |= {"inverses": FLOATS}
     # Each where it fits: the registers of Hopper, others, an AMD unit's shared memory.
-    fits = (("sm_90",), ("sm_80", "sm_90", "sm_100"), ("gfx942",), ())
+    fits = (("sm_90",), ("sm_90",), ("sm_80", "sm_90", "sm_100"), ("gfx942",), ())
     for tile, on in zip(encode_propose.TILES, fits, strict=True):
         arguments = {**product, **tile, "GROUP": encode_propose.GROUP}
         warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
-        name = f"encode: product {tile['BM']}x{tile['BN']}x{tile['BK']}"
+        name = f"encode: product {tile['BM'] + tile['MORE']}x{tile['BN']}x{tile['BK']}"
         kernel = encode_propose.product_kernel
-        yield Case(name, kernel, arguments, warps, 255, 60_000, 147_456, stages, on)
+        yield Case(name, kernel, arguments, warps, 255, 60_000, 172_032, stages, on)
     lists = {"candidates": INTS, "counts": INTS, "unproved": INTS, "n_unproved": INTS}
-    chosen = {**codes, **scored, **lists, "norms": FLOATS, "residuals": FLOATS}
-    chosen |= {"scratch": INTS, "products": "*fp16"}
-    summed = {**codes, **layer, **scored, **lists, "scratch": LONGS}
-    summed |= {"LANES": encode_verified.LANES, "TILE": encode_verified.SUMMED_AT_ONCE}
-    summed |= {"ROWS": encode_verified.ROWS_AT_ONCE, "BLOCK": 512}
+    summed = {**codes, **layer, **scored, **lists, "norms": FLOATS, "residuals": FLOATS}
+    summed |= {"products": "*fp16", "scratch": INTS, "keys": LONGS}
+    summed |= {"LANES": encode_verified.LANES, "ROWS": encode_verified.ROWS_AT_ONCE, "BLOCK": 512}
     shapes = [(16_384, 32), (65_536, 1024)]
     if everything:
         shapes += [(4096, 16), (65_536, 64), (131_072, 256)]
@@ -153,17 +151,16 @@ def encode_cases(everything: bool) -> Iterator[Case]:
         of = f" h={h} k={k}" * ((h, k) != shapes[0])
         plan = encode_propose.candidates_plan(h, k, encode_verified.capacity_of(k))
         warps = plan.pop("num_warps")
-        most = encode_propose.CANDIDATE_REGISTERS
-        kernel = encode_propose.candidates_kernel
-        arguments = {**chosen, **plan}
-        name = f"encode: candidates{of}"
-        yield Case(name, kernel, arguments, warps, most, 50_000, 32_768, limited=True)
+        most = encode_verified.DECIDE_REGISTERS
         for even in (True, False) if everything else (True,):
             arguments = {**summed, **plan, "K_PAD": power_of_2(k), "EVEN": even}
             odd = ", odd" * (not even)
-            kernel = encode_verified.settle_kernel
-            warps = encode_verified.SETTLE_WARPS
-            yield Case(f"encode: settle{of}{odd}", kernel, arguments, warps, 128, 60_000)
+            unproved = encode_verified.decide_unproved_kernel, encode_verified.UNPROVED_WARPS
+            for kernel, some in ((encode_verified.decide_kernel, warps), unproved):
+                name = "encode: unproved" if kernel is unproved[0] else "encode: decide"
+                arguments["TILE"] = encode_verified.SUMMED_AT_ONCE * some
+                name += of + odd
+                yield Case(name, kernel, dict(arguments), some, most, 80_000, 8192, limited=True)
             if (h, k) == shapes[0]:
                 kernel = encode_verified.exact_maxima_kernel
                 name = f"encode: exact maxima{odd}"

@@ -10,8 +10,8 @@ KERNELS = Path(__file__).parents[2] / "csrkern" / "kernels"
 # float32 in double, which are exact.
 UNCHANGED = {
     "topk_relu_kernel", "topk_relu_backward_kernel", "count_kernel", "offsets_kernel",
-    "place_kernel", "round_rows_kernel", "product_kernel", "candidates_kernel",
-    "exact_maxima_kernel", "settle_kernel",
+    "place_kernel", "round_rows_kernel", "product_kernel", "decide_kernel",
+    "exact_maxima_kernel", "decide_unproved_kernel",
 }  # fmt: skip
 
 

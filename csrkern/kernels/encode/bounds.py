@@ -1,9 +1,8 @@
 """Bounds on the error of a product of float16 factors, from the norms of its rows.
 
 Rows are scaled by powers of two, so that a product fits in float16, too, and so are norms and
-bounds. |error| <= ‖x − x̃‖ ‖w‖ + ‖x̃‖ ‖w − w̃‖, the rounding of float32 sums (Higham, Accuracy and
-Stability of Numerical Algorithms, 3.1, with four times the unit, as tensor cores may truncate), and
-that of a product stored in float16.
+bounds. |error| <= ‖x − x̃‖ ‖w‖ + ‖x̃‖ ‖w − w̃‖, the rounding of float32 sums (`sum_share`), and that
+of a product stored in float16.
 """
 
 from __future__ import annotations
@@ -199,10 +198,24 @@ def upper(norm, d):
 
 
 @triton.jit
-def slack_of(norm, residual, scale, limits, weight_scale, d, relative):
+def sum_share(d):
+    """Return s: a float32 sum of d products errs by at most s (‖x‖ ‖w‖ + |sum|), in any order.
+
+    A sum of some of the products and that of all others are at most ‖x‖ ‖w‖ together, and differ
+    by at most |sum|: so a partial sum is at most half of ‖x‖ ‖w‖ + |sum|. An addition errs by at
+    most that times four units, where a processor would round to one: tensor cores may truncate.
+    The divisor is for partial sums that err, too.
+    """
+    additions = (tl.cast(d, tl.float64) + 4) * 2.0**-22
+    return tl.where(additions < 0.5, 0.5 * additions / (1 - 1.5 * additions), float("inf"))
+
+
+@triton.jit
+def slack_of(norm, residual, scale, limits, weight_scale, d, share, relative):
     """Return e: a scaled product errs by at most e + `relative` times itself; inf: no bound.
 
-    `scale` is that of the row, `weight_scale` that of all rows of the weight.
+    `scale` is that of the row, `weight_scale` that of all rows of the weight; `share` is that of
+    `sum_share`, and part of `relative`.
     """
     of_weight = weight_scale.to(tl.float64)
     unit = scale.to(tl.float64) * of_weight
@@ -213,19 +226,20 @@ def slack_of(norm, residual, scale, limits, weight_scale, d, relative):
     bias_norm = tl.load(limits + 2).to(tl.float64) * unit
     size = norm * weight_norm + bias_norm
     slack = residual * weight_norm + (norm + residual) * weight_residual
-    # Tensor cores may truncate where a processor rounds: four units instead of one.
-    slack += (tl.cast(d, tl.float64) + 4) * (1.01 * 2.0**-22) * size + relative * bias_norm
+    slack += share * (norm + residual) * (weight_norm + weight_residual) + relative * bias_norm
     # Subnormal numbers: of products in float16, and of exact values in float32.
     slack += 2.0**-24 + 2.0**-140 * unit
     # Exact values that overflow are ties, and products that do have no order.
-    bounded = (size < 1e38 * unit) & (norm * weight_norm < 6e4)
+    bounded = (size < 1e38 * unit) & (norm * weight_norm < 6e4) & (slack < float("inf"))
     return tl.where(bounded, slack, float("inf"))
 
 
 @triton.jit
 def least(kth, slack, relative):
     """Return the lower bound, here, of entries that exactly exceed the k-th best, `kth` here."""
-    bound = (kth.to(tl.float64) * (1 - relative) - 2 * slack) / (1 + relative)
+    relative += 2.0**-21  # exact values are rounded, and bias is added in float32
+    bound = kth.to(tl.float64) * (1 - relative) - 2 * slack
+    bound /= tl.where(bound < 0, 1 - relative, 1 + relative)
     near = bound.to(tl.float32)
     # Below it in float32, too.
     return near - tl.abs(near) * 2.0**-22 - 2.0**-140

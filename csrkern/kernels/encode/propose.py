@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from csrkern.kernels import tuning
-from csrkern.kernels._common import batched_jit, power_of_2, registers
+from csrkern.kernels._common import batched_jit, power_of_2
 from csrkern.kernels.encode.bounds import (
     WEIGHT_NORM,
     Rounded,
@@ -27,11 +27,11 @@ from csrkern.kernels.encode.bounds import (
     least,
     scale_of,
     slack_of,
+    sum_share,
 )
 from csrkern.kernels.topk_relu import kth_largest, places
 
 GROUP = 16  # columns that share a maximum, at most: k groups fill no more than a row's candidates
-CANDIDATE_REGISTERS = 200  # of rows of odd length, with the most groups
 MOST_GROUPS = 4096  # maxima a program holds: those of further groups are joined
 SIFTED = 8192  # candidates that a second bound is taken from, at most
 # Of the products, maxima and candidates of a block of rows. Four launches a block: the fewer, the
@@ -39,13 +39,16 @@ SIFTED = 8192  # candidates that a second bound is taken from, at most
 BLOCK_BYTES = 3 * 2**28
 LEAST_ROWS = 128  # of a block, and what its rows are a multiple of
 FEW_ROWS = 64
-PITCH = 16  # products of a row are a multiple of this, all written 16 bytes at a time
+PITCH = 256  # products of a row are a multiple of this, so that tiles are written whole
 
+# A tile has BM + MORE rows. The largest takes three quarters of the registers for its sums, and
+# reads the fewest bytes for each.
 TILES: list[tuning.Config] = [
-    {"BM": 128, "BN": 256, "BK": 64, "num_warps": 8, "num_stages": 3},
-    {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 4},
-    {"BM": 128, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 2},
-    {"BM": 64, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},  # of few rows
+    {"BM": 128, "MORE": 64, "BN": 256, "BK": 64, "num_warps": 8, "num_stages": 3},
+    {"BM": 128, "MORE": 0, "BN": 256, "BK": 64, "num_warps": 8, "num_stages": 3},
+    {"BM": 128, "MORE": 0, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 4},
+    {"BM": 128, "MORE": 0, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 2},
+    {"BM": 64, "MORE": 0, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},  # of few rows
 ]
 
 
@@ -54,30 +57,54 @@ def tiles(n: int, device: torch.device) -> list[tuning.Config]:
     *wide, few = TILES
     if device.type == "cuda":
         if torch.version.hip:  # 64 KiB of shared memory
-            wide = wide[2:]
+            wide = wide[3:]
         else:  # others than Hopper lack registers for the widest
             hopper = torch.cuda.get_device_capability(device)[0] == 9
-            wide = wide[:2] if hopper else wide[1:2]
+            wide = wide[:3] if hopper else wide[2:3]
     return [few, *wide] if n <= FEW_ROWS else wide
+
+
+@triton.jit
+def write_tile(
+    total, begin_m, begin_n, products, scales, inverses, weight_scale, bias, maxima, n, h, pitch,
+    groups, OFFSET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Write sums of rows begin_m + OFFSET..., and the maxima of their groups."""
+    i = OFFSET + tl.arange(0, BM)
+    j = tl.arange(0, BN)
+    column = begin_n + j
+    inside = column < h
+    # All in units of the largest row of the weight.
+    total *= (tl.load(inverses + column, mask=inside, other=0.0) * weight_scale)[None, :]
+    to = products + begin_m.to(tl.int64) * pitch + begin_n
+    tl.store(to + (i[:, None] * pitch + j[None, :]), total.to(tl.float16))
+    if bias is not None:
+        scale = tl.load(scales + tl.minimum(begin_m + i, n - 1))
+        shift = tl.load(bias + column, mask=inside, other=0.0) * weight_scale
+        total += shift[None, :] * scale[:, None]
+    best = tl.max(tl.reshape(total, [BM, BN // GROUP, GROUP]), axis=2)
+    to = maxima + begin_m.to(tl.int64) * groups + begin_n // GROUP
+    tl.store(to + (i[:, None] * groups + tl.arange(0, BN // GROUP)[None, :]), best)
 
 
 @batched_jit
 def product_kernel(
     x,  # [n, depth] float16, and so are the next two
     weight,  # [h, depth]
-    products,  # [n, pitch], scaled, without the bias; 0 beyond h
+    products,  # [n to whole tiles, pitch], scaled, without the bias
     scales,  # [n] float32, of rows of x
     inverses,  # [h] float32, of scales of rows of the weight
     limits,  # [4] float32, of the weight
     bias,  # [h] float32, or None
-    maxima,  # [n, groups] float32, scaled, with the bias, of sums that are not rounded
+    maxima,  # [n to whole tiles, groups] float32, scaled, with the bias, not rounded
     n,
     h,
     pitch,
     depth,
-    groups,
+    groups,  # pitch / GROUP
     exponent,  # of an entry of the weight
     BM: tl.constexpr,
+    MORE: tl.constexpr,  # rows of a second product with the same columns
     BN: tl.constexpr,
     BK: tl.constexpr,
     GROUP: tl.constexpr,
@@ -85,39 +112,46 @@ def product_kernel(
     """x @ weight.T, and the maximum of every GROUP columns of it + bias.
 
     Programs stay, and take tiles column by column of tiles, so that those that run together
-    share tiles of the weight, the larger factor.
+    share tiles of the weight, the larger factor. Tiles are written whole. Beyond the last column
+    they are 0, which is the least bound of a group; what lies beyond the last row nobody reads.
     """
-    tiles_m = tl.cdiv(n, BM)
+    tiles_m = tl.cdiv(n, BM + MORE)
     weight_scale = scale_of(tl.load(limits + 3), exponent)
-    for tile in range(tl.program_id(0), tiles_m * tl.cdiv(h, BN), tl.num_programs(0)):
-        i = tile % tiles_m * BM + tl.arange(0, BM)
-        j = tile // tiles_m * BN + tl.arange(0, BN)
+    tiles = tiles_m * tl.cdiv(h, BN)
+    # What a tile needs is computed anew: kept across tiles it would not fit in registers.
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
+        begin_m = tile % tiles_m * (BM + MORE)
+        begin_n = tile // tiles_m * BN
+        from_x = x + begin_m.to(tl.int64) * depth
+        from_weight = weight + begin_n.to(tl.int64) * depth
         in_k = tl.arange(0, BK)
-        # Beyond the last row and column they are read again: no masks.
-        from_x = x + tl.minimum(i, n - 1).to(tl.int64)[:, None] * depth + in_k[None, :]
-        from_weight = weight + tl.minimum(j, h - 1).to(tl.int64)[None, :] * depth + in_k[:, None]
+        of_x = (tl.minimum(tl.arange(0, BM), n - 1 - begin_m) * depth)[:, None] + in_k[None, :]
+        of_weight = tl.minimum(tl.arange(0, BN), h - 1 - begin_n) * depth
+        of_weight = of_weight[None, :] + in_k[:, None]
         total = tl.zeros([BM, BN], tl.float32)
+        if MORE:
+            of_more = tl.minimum(BM + tl.arange(0, MORE), n - 1 - begin_m) * depth
+            of_more = of_more[:, None] + in_k[None, :]
+            more = tl.zeros([MORE, BN], tl.float32)
         for begin in range(0, depth, BK):
-            total = tl.dot(tl.load(from_x + begin), tl.load(from_weight + begin), total)
-        in_rows, in_columns = i < n, j < h
-        # All in units of the largest row of the weight.
-        total *= (tl.load(inverses + j, mask=in_columns, other=0.0) * weight_scale)[None, :]
-        to = products + i.to(tl.int64)[:, None] * pitch + j[None, :]
-        tl.store(to, total.to(tl.float16), mask=in_rows[:, None] & (j < pitch)[None, :])
-        if bias is None:
-            shift = tl.where(in_columns, 0.0, float("-inf"))
-        else:
-            shift = tl.load(bias + j, mask=in_columns, other=float("-inf")) * weight_scale
-        scale = tl.load(scales + i, mask=in_rows, other=1.0)
-        scores = total + shift[None, :] * scale[:, None]
-        scores = tl.reshape(scores, [BM, BN // GROUP, GROUP])
-        g = tile // tiles_m * (BN // GROUP) + tl.arange(0, BN // GROUP)
-        to = maxima + i.to(tl.int64)[:, None] * groups + g[None, :]
-        tl.store(to, tl.max(scores, axis=2), mask=in_rows[:, None] & (g < groups)[None, :])
+            columns = tl.load(from_weight + begin + of_weight)
+            total = tl.dot(tl.load(from_x + begin + of_x), columns, total)
+            if MORE:
+                more = tl.dot(tl.load(from_x + begin + of_more), columns, more)
+        if MORE:
+            write_tile(
+                more, begin_m, begin_n, products, scales, inverses, weight_scale, bias, maxima, n,
+                h, pitch, groups, BM, MORE, BN, GROUP,
+            )  # fmt: skip
+        write_tile(
+            total, begin_m, begin_n, products, scales, inverses, weight_scale, bias, maxima, n,
+            h, pitch, groups, 0, BM, BN, GROUP,
+        )  # fmt: skip
 
 
-@batched_jit
-def candidates_kernel(
+@triton.jit
+def find_candidates(
+    row,  # int64
     products,  # [n, pitch] float16, scaled
     bias,  # [h] float32, or None
     maxima,  # [n, groups] float32, scaled
@@ -125,11 +159,9 @@ def candidates_kernel(
     norms,  # [n] float32
     residuals,  # [n] float32
     limits,  # [4] float32, of the weight
-    scratch,  # [n, 2 CAPACITY + 4] int32: columns, bits, and the numbers of three lists
-    candidates,  # [n, CAPACITY] int32
-    counts,  # [n] int32: candidates, or -1 for rows to sum in full
-    unproved,  # [n] int32: rows to sum in full
-    n_unproved,  # [1] int32
+    found,  # [2 CAPACITY] int32: columns, bits
+    counters,  # [3] int32, 0
+    listed,  # [CAPACITY] int32: groups first, candidates last
     h,
     pitch,
     depth,
@@ -143,33 +175,33 @@ def candidates_kernel(
     BLOCK: tl.constexpr,
     SIFTED: tl.constexpr,  # of candidates, for the second bound
 ):
-    """Return the columns of each row that may be among its k best, in any order."""
-    row = tl.program_id(0).to(tl.int64)
-    found = scratch + row * (2 * CAPACITY + 4)
+    """List the columns of a row that may be among its k best, in any order; return their number.
+
+    -1: there is no bound, or more columns than there is room for.
+    """
     found_bits = found + CAPACITY
-    counters = found_bits + CAPACITY
-    listed = candidates + row * CAPACITY  # groups first, candidates last
     # What is stored is off by at most 2^-11 of what it becomes.
-    relative = 1.01 * 2.0**-11
-    tl.store(counters + tl.arange(0, 4), tl.zeros([4], tl.int32))
+    rounding = 1.01 * 2.0**-11
+    share = sum_share(depth)
+    relative = share + 1.01 * rounding
     scale = tl.load(scales + row)
     weight_scale = scale_of(tl.load(limits + 3), exponent)
     norm, residual = tl.load(norms + row), tl.load(residuals + row)
-    slack = slack_of(norm, residual, scale, limits, weight_scale, depth, relative)
+    slack = slack_of(norm, residual, scale, limits, weight_scale, depth, share, relative)
     count = -1
     if slack < float("inf"):
         held = tl.arange(0, HELD)
         best = tl.full([HELD], float("-inf"), tl.float32)
         for fold in tl.static_range(FOLDS):
             g = fold * HELD + held
-            here = tl.load(maxima + row * groups + g, mask=g < groups, other=float("-inf"))
+            here = tl.load(maxima + row * groups + g, mask=g * GROUP < h, other=float("-inf"))
             best = tl.maximum(best, here)
         bits = tl.maximum(best.to(tl.int32, bitcast=True), 0)
         kth = kth_largest(bits, k, k // 8, 0).to(tl.float32, bitcast=True)
-        # Maxima are of sums before they are stored: `relative` counts for entries only.
-        bound = least(kth, slack, 0.0)
+        # Maxima are of sums before they are stored.
+        bound = least(kth, slack, share)
         hit = best >= bound
-        bound -= tl.abs(bound) * (1.01 * relative)
+        bound -= tl.abs(bound) * (1.01 * rounding)
         tl.debug_barrier()  # the counters are 0
         place = places(counters, hit)
         tl.store(listed + place, held, mask=hit & (place < CAPACITY))
@@ -210,10 +242,7 @@ def candidates_kernel(
                 tl.store(listed + places(counters + 2, kept), column, mask=kept)
             tl.debug_barrier()
             count = tl.load(counters + 2)
-    tl.store(counts + row, count)
-    if count < 0:
-        to = tl.atomic_add(n_unproved, 1, sem="relaxed")
-        tl.store(unproved + to, row.to(tl.int32))
+    return count
 
 
 def grouping(h: int, k: int) -> dict[str, int]:
@@ -227,9 +256,9 @@ def grouping(h: int, k: int) -> dict[str, int]:
 
 
 def candidates_plan(h: int, k: int, capacity: int) -> dict[str, int]:
-    """Return constants of `candidates_kernel`, and its warps: a thread holds 32 at most."""
+    """Return constants of `find_candidates`, and its warps: a thread holds 32 at most."""
     folds, sifted = grouping(h, k), min(capacity, SIFTED)
-    warps = 4 if max(folds["HELD"], sifted) <= 1024 else 8
+    warps = min(max(folds["HELD"], sifted, 2048) // 1024, 8)
     return {**folds, "CAPACITY": capacity, "BLOCK": 512, "SIFTED": sifted, "num_warps": warps}
 
 
@@ -241,45 +270,41 @@ def blocks(n: int, row_bytes: int) -> Iterator[tuple[int, int]]:
 
 
 class Proposer:
-    """The candidates of a layer for a block of its rows, from float16 factors.
+    """The product of a layer for a block of its rows, and room for their candidates.
 
-    `propose` leaves those of a block in `candidates` [rows, CAPACITY], and their number in its part
-    of `counts` [n]: -1 for rows that it lists in `unproved`, of which there are `n_unproved`.
+    Numbers of candidates are left in `counts` [n]: -1 for rows listed in `unproved`.
     """
 
-    def __init__(self, n: int, h: int, k: int, capacity: int, device: torch.device) -> None:
-        self.k = k
+    def __init__(
+        self, n: int, h: int, k: int, capacity: int, tile: tuning.Config, device: torch.device
+    ) -> None:
+        self.tile = tile
         self.plan = candidates_plan(h, k, capacity)
-        self.group = self.plan["GROUP"]
-        self.groups = triton.cdiv(h, self.group)
-        pitch = triton.cdiv(h, PITCH) * PITCH
-        self.blocks = list(blocks(n, 2 * pitch + 4 * self.groups + 12 * capacity))
+        self.pitch = triton.cdiv(h, PITCH) * PITCH
+        self.groups = self.pitch // self.plan["GROUP"]
+        self.blocks = list(blocks(n, 2 * self.pitch + 4 * self.groups + 12 * capacity))
         rows = self.blocks[0][1]  # the others are no longer
-        self.products = torch.empty(rows, pitch, dtype=torch.float16, device=device)
-        self.maxima = torch.empty(rows, self.groups, device=device)
+        whole = tile["BM"] + tile["MORE"]
+        whole *= triton.cdiv(rows, whole)
+        self.products = torch.empty(whole, self.pitch, dtype=torch.float16, device=device)
+        self.maxima = torch.empty(whole, self.groups, device=device)
         self.counts = torch.empty(n, dtype=torch.int32, device=device)
         self.candidates = self.counts.new_empty(rows, capacity)
-        self.scratch = self.counts.new_empty(rows, 2 * capacity + 4)
+        self.scratch = self.counts.new_empty(rows, 2 * capacity + 8)
         self.unproved = self.counts.new_empty(rows)
 
-    def propose(
-        self, begin: int, end: int, x: Rounded, weight: RoundedWeight, bias: Tensor | None,
-        n_unproved: Tensor, tile: tuning.Config,
-    ) -> None:  # fmt: skip
-        """Find those of rows begin..end of x."""
+    def multiply(
+        self, begin: int, end: int, x: Rounded, weight: RoundedWeight, bias: Tensor | None
+    ) -> tuple[int, int, int, int]:
+        """Multiply rows begin..end of x. Returns pitch, depth, groups and exponent."""
         h, depth = weight.rows.shape
-        rows, *of_rows = (part[begin:end] for part in x)
-        exponent = entry_exponent(WEIGHT_NORM, depth)
-        sizes = h, self.products.shape[1], depth, self.groups, exponent
+        sizes = self.pitch, depth, self.groups, entry_exponent(WEIGHT_NORM, depth)
+        rows = x.rows[begin:end]
         product_kernel[(_processors(rows.device),)](
-            rows, weight.rows, self.products, of_rows[0], *weight[1:], bias, self.maxima,
-            end - begin, *sizes, **tile, GROUP=self.group,
+            rows, weight.rows, self.products, x.scales[begin:end], *weight[1:], bias, self.maxima,
+            end - begin, h, *sizes, **self.tile, GROUP=self.plan["GROUP"],
         )  # fmt: skip
-        lists = self.scratch, self.candidates, self.counts[begin:end], self.unproved, n_unproved
-        candidates_kernel[(end - begin,)](
-            self.products, bias, self.maxima, *of_rows, weight.limits, *lists, *sizes, self.k,
-            **self.plan, **registers(CANDIDATE_REGISTERS),
-        )  # fmt: skip
+        return sizes
 
 
 def _processors(device: torch.device) -> int:
