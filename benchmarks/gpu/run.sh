@@ -7,9 +7,10 @@
 #
 # Needs what a CUDA machine with PyTorch has: python3 with torch, triton, pytest, setuptools and
 # ninja, a C++ compiler, and nothing from the network. State lies in build/gpu: a part that passed is not
-# done again for the same commit unless FRESH=1. Two files go to OUT (default build/gpu) at the end, or
-# when the run is cut: results.json, and run.tar.gz with all logs and results. Where there is no GPU
-# the same steps go through the Triton interpreter, at tiny sizes and without times.
+# done again for the same commit unless FRESH=1. All parts together end after 530 seconds: the last ones get
+# what is left. Two files go to OUT (default build/gpu) at the end, or when the run is cut: results.json,
+# and run.tar.gz with all logs and results. Where there is no GPU the same steps go through the Triton
+# interpreter, at tiny sizes and without times.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHON=${PYTHON:-python3}
@@ -23,6 +24,12 @@ stamp=$(git rev-parse --short HEAD 2>/dev/null || echo none)
 failed=0
 marker=gpu
 slower=1 # what limits are multiplied by
+parts=("$@")
+end=99999 # in seconds
+if [ $# -eq 0 ]; then
+    parts=(build smoke bench_first profile test bench sanitize pytest)
+    end=530
+fi
 size=(--out "$state/results.json")
 first=(--shapes S1 S4 flex-sae-32 flex-sae-64 flex-sae-128 TwELL)
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
@@ -30,6 +37,7 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
     export TRITON_INTERPRET=1
     marker=interpret
     slower=8
+    end=99999
     size=(--tiny --out "$state/tiny.json")
     first=(--only topk_relu)
 fi
@@ -52,7 +60,11 @@ part() {
         echo "$name: done before"
         return
     fi
-    if timeout $((seconds * slower)) "$@" >"$state/$name.log" 2>&1; then
+    seconds=$((seconds * slower < end - began ? seconds * slower : end - began))
+    if [ "$seconds" -lt 5 ]; then
+        echo "$name: left out, no time is left"
+        failed=1
+    elif timeout "$seconds" "$@" >"$state/$name.log" 2>&1; then
         echo "$stamp" >"$state/$name.done"
         echo "$name: passed in $((SECONDS - began)) s"
     else
@@ -71,8 +83,6 @@ with_tool() {
     fi
 }
 
-parts=("$@")
-[ $# -eq 0 ] && parts=(build smoke bench_first profile test bench sanitize pytest)
 for name in "${parts[@]}"; do
     case $name in
         build) part build 90 "$PYTHON" benchmarks/gpu/build.py ;;
