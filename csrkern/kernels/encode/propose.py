@@ -258,7 +258,8 @@ def grouping(h: int, k: int) -> dict[str, int]:
 def candidates_plan(h: int, k: int, capacity: int) -> dict[str, int]:
     """Return constants of `find_candidates`, and its warps: a thread holds 32 at most."""
     folds, sifted = grouping(h, k), min(capacity, SIFTED)
-    warps = min(max(folds["HELD"], sifted, 2048) // 1024, 8)
+    most = max(folds["HELD"], sifted)
+    warps = 2 if most <= 1024 else 4 if most <= 4096 else 8
     return {**folds, "CAPACITY": capacity, "BLOCK": 512, "SIFTED": sifted, "num_warps": warps}
 
 
