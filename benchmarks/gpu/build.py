@@ -2,21 +2,48 @@
 """Builds csrkern._C in place with what a machine with PyTorch has.
 
 As `setup.py build_ext --inplace`; but pybind11's headers come from PyTorch where the package is
-missing, and ninja may be a program instead of a package.
+missing, and ninja may be a program instead of a package. Modules that were built from the same
+sources for this Python are kept: bring them and build/native.txt along to save a minute.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import runpy
 import shutil
+import subprocess
 import sys
+import sysconfig
 import tempfile
 import types
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+BUILT = ROOT / "build" / "native.txt"  # what the modules were built from
+
+
+def modules() -> str:
+    """The modules to build: csrkern._cuda where nvcc is."""
+    return "csrkern._C" + ", csrkern._cuda" * (shutil.which("nvcc") is not None)
+
+
+def sources() -> str:
+    """A digest of what the modules are built from, and for which Python."""
+    made = hashlib.sha256(f"{sysconfig.get_config_var('EXT_SUFFIX')} {modules()}".encode())
+    for path in sorted([ROOT / "setup.py", *(ROOT / "csrc").rglob("*")]):
+        if path.is_file():
+            made.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return made.hexdigest()
+
+
+def is_built() -> bool:
+    """Whether the modules are there, of these sources, and can be loaded."""
+    if not BUILT.exists() or BUILT.read_text() != sources():
+        return False
+    loads = subprocess.run([sys.executable, "-c", f"import {modules()}"], cwd=ROOT)
+    return loads.returncode == 0
 
 
 def lend_pybind11() -> None:
@@ -50,13 +77,18 @@ def lend_ninja(folder: Path) -> None:
 
 
 def main() -> None:
-    """Builds."""
+    """Builds, unless it was done."""
     os.chdir(ROOT)
+    if is_built():
+        print("built before")
+        return
     with tempfile.TemporaryDirectory() as folder:
         lend_pybind11()
         lend_ninja(Path(folder))
         sys.argv = ["setup.py", "-q", "build_ext", "--inplace"]
         runpy.run_path("setup.py", run_name="__main__")
+    BUILT.parent.mkdir(exist_ok=True)
+    BUILT.write_text(sources())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ state=build/gpu
 OUT=${OUT:-$state}
 export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
 export CSRKERN_CACHE="$PWD/$state/choices"
+export TRITON_CACHE_DIR="$PWD/build/triton" # kept, or brought along
 mkdir -p "$state" "$OUT"
 [ "${FRESH:-0}" = 1 ] && rm -f "$state"/*.done
 stamp=$(git rev-parse --short HEAD 2>/dev/null || echo none)

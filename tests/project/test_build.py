@@ -86,12 +86,28 @@ def test_cuda_kernels_stay_within_their_budgets():
     assert run.returncode == 0, run.stderr
 
 
-def test_a_gpu_machine_may_lack_the_build_packages(monkeypatch, tmp_path):
-    # benchmarks/gpu/build.py borrows pybind11's headers from PyTorch, and ninja as a program.
+@pytest.fixture
+def build():
     spec = importlib.util.spec_from_file_location("build", ROOT / "benchmarks/gpu/build.py")
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
+
+def test_modules_of_the_same_sources_are_kept(monkeypatch, tmp_path, build):
+    monkeypatch.setattr(build, "BUILT", tmp_path / "native.txt")
+    monkeypatch.setattr(build, "modules", lambda: "csrkern._C")
+    assert not build.is_built()
+    build.BUILT.write_text(build.sources())
+    assert build.is_built()
+    monkeypatch.setattr(build, "modules", lambda: "csrkern._C, csrkern._other")
+    assert not build.is_built()  # other modules
+    build.BUILT.write_text(build.sources())
+    assert not build.is_built()  # one that cannot be loaded
+
+
+def test_a_gpu_machine_may_lack_the_build_packages(monkeypatch, tmp_path, build):
+    # benchmarks/gpu/build.py borrows pybind11's headers from PyTorch, and ninja as a program.
     find = importlib.util.find_spec
     missing = {"pybind11", "ninja"}
     monkeypatch.setattr(
