@@ -179,8 +179,9 @@ int main() {
   using namespace csrkern;
   for (DType dtype : kDTypes) {
     check_out_of_range(dtype);
-    for (int64_t d : {1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 300}) {
-      for (int64_t k : {1, 6, 24}) {
+    for (int64_t d :
+         {1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 300, 400, 800}) {
+      for (int64_t k : {1, 6, 16, 24}) {
         const OwnedCodes codes = with_wild_padding(random_codes(9, k, 30, d * 100 + k));
         const int64_t extra = d % 3;
         const int threads = 1 + static_cast<int>(d % 3);

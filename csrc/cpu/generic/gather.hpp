@@ -16,6 +16,10 @@ namespace {
 // are held as their even and their odd columns where that is faster.
 constexpr int kStretch = -1;
 
+// The cache that a row is prefetched into. Few lines at once can be on their way to the L1, which
+// makes a gather of rows from beyond the L2 up to 1.8 times slower; a scatter is then 2% faster.
+enum Level { kL2 = 2, kL1 = 3 };
+
 template <class V, class T, int kTile>
 constexpr bool kPaired = V::pairs && std::is_same_v<T, BFloat> && kTile % 2 == 0 && kTile > 0;
 
@@ -51,19 +55,14 @@ struct Sums {
   void clear(int64_t) {
     for (auto& v : vector) v = V::zero();
   }
-  inline __attribute__((always_inline)) void add_scaled(float scale, const T* row,
-                                                        int64_t columns) {
-    const auto s = V::splat(scale);
-    each_vector<V, T, kTile>(row, columns,
-                             [&](int v, typename V::F x) { vector[v] = V::fma(s, x, vector[v]); });
-  }
-  // Also prefetches the row `next`: each of its lines beside the sums of the same columns.
+  // Prefetches the row `next`, too: each of its lines beside the sums of the same columns.
+  template <Level kLevel>
   inline __attribute__((always_inline)) void add_scaled(float scale, const T* row, const T* next,
                                                         int64_t columns) {
     constexpr int kInLine = 64 / (V::width * sizeof(T));  // vectors
     const auto s = V::splat(scale);
     each_vector<V, T, kTile>(row, columns, [&](int v, typename V::F x) {
-      if (v % kInLine == 0) __builtin_prefetch(next + v * V::width);
+      if (v % kInLine == 0) __builtin_prefetch(next + v * V::width, 0, kLevel);
       vector[v] = V::fma(s, x, vector[v]);
     });
   }
@@ -72,6 +71,14 @@ struct Sums {
                              [&](int v, typename V::F x) { vector[v] = V::add(vector[v], x); });
   }
   void finish(int64_t) {}
+  void load(const float* from, int64_t columns) {
+    for (int v = 0; v < kTile; ++v) vector[v] = V::load_f(from + v * V::width);
+    if constexpr (kTile == 0) vector[0] = V::load_partial_f(from, columns);
+  }
+  void keep(float* to, int64_t columns) const {
+    for (int v = 0; v < kTile; ++v) V::store_f(to + v * V::width, vector[v]);
+    if constexpr (kTile == 0) V::store_partial_f(to, vector[0], columns);
+  }
   void store(T* to, const T* bias, int64_t columns) const {
     Sums<V, T, kTile> shifted = *this;
     if (bias) shifted.add(bias, columns);
@@ -136,11 +143,12 @@ struct Sums<V, T, kStretch> {
       Tile sum = tile(c);
 #pragma GCC unroll 4
       for (int g = 0; g < kCount; ++g) {
-        sum.add_scaled(scale[g], from[g] + c, next[g] + c, kTileColumns);
+        sum.template add_scaled<kL1>(scale[g], from[g] + c, next[g] + c, kTileColumns);
       }
       keep(c, sum);
     }
   }
+  template <Level>
   inline __attribute__((always_inline)) void add_scaled(float scale, const T* row, const T* next,
                                                         int64_t columns) {
     scales[count] = scale;
@@ -163,10 +171,8 @@ struct Sums<V, T, kStretch> {
   }
 };
 
-// Slots between a prefetch and its use: in a gather those of 4 KB of tiles, 16 KB are up to 1.1
-// times slower; in a scatter 16, and 2 to 4 are 1.8 times slower, 12 and 24 a few percent.
-template <class V, class T>
-constexpr int64_t kGatherAhead = 4096 / (V::tile * V::width * sizeof(T));
+// Entries between a prefetch and its use in a scatter: 2 to 4 are 1.8 times slower, 12 and 24 a few
+// percent.
 constexpr int64_t kScatterAhead = 16;
 
 // Calls body(kTile, column, columns) as long as a whole tile is left; returns the first column that
@@ -181,9 +187,9 @@ inline int64_t whole_tiles(int64_t column, int64_t d, const Body& body) {
 
 // Calls body(kTile, column, columns) over stretches, or over tiles of the columns up to d, the
 // widest first, then over single vectors, then, with kTile 0, over the rest.
-template <class V, class T, class Body>
-inline void tiles(bool stretch, int64_t column, int64_t d, Body&& body) {
-  if (V::stretched && stretch) {
+template <class V, class T, bool kStretches, class Body>
+inline void tiles(int64_t column, int64_t d, Body&& body) {
+  if constexpr (V::stretched && kStretches) {
     using Stretch = Sums<V, T, kStretch>;
     while (d - column >= Stretch::kTileColumns) {
       const int64_t whole = (d - column) / Stretch::kTileColumns * Stretch::kTileColumns;
@@ -199,35 +205,57 @@ inline void tiles(bool stretch, int64_t column, int64_t d, Body&& body) {
   if (column < d) body(std::integral_constant<int, 0>{}, column, d - column);
 }
 
-// The loop over columns is outermost, so that the slot to prefetch is some indices later, across
-// the ends of rows.
+// Slots of a code that are added at a time: each tile of columns adds these rows while they are in
+// the L1 cache and their pages in its TLB (all of a code's at k = 128: 1.3 times slower), and
+// prefetches those of as many slots further on, across the ends of codes.
+constexpr int64_t kChunk = 16;
+
+template <class T>
+struct Chunk {
+  const T *rows[kChunk], *nexts[kChunk];
+  float scales[kChunk];
+  int count = 0;
+};
+
+// The columns are at most kGatherBytes of a row.
 template <class V, class T>
 void gather_sum_rows(const GatherSum& args, int64_t begin, int64_t end, int64_t first_column,
                      int64_t last_column) {
   const T* table = static_cast<const T*>(args.table.data);
   const T* bias = static_cast<const T*>(args.bias);
-  const int64_t k = args.codes.k, d = args.d, stride = args.table.row_stride;
+  const int64_t k = args.codes.k, stride = args.table.row_stride;
   const int64_t last = end * k - 1;
-  constexpr int64_t kAhead = kGatherAhead<V, T>;
-  tiles<V, T>(true, first_column, last_column, [&](auto tile, int64_t column, int64_t columns) {
-    for (int64_t i = begin; i < end; ++i) {
-      Sums<V, T, tile()> sums;
-      sums.clear(columns);
-      int64_t slot = i * k;
-      for (int q = 0; q < args.num_prefixes; ++q) {
-        for (; slot < i * k + args.ends[q]; ++slot) {
-          const float value = args.codes.values[slot];
-          if (value == 0) continue;
-          const int64_t ahead = slot + kAhead < last ? slot + kAhead : last;
-          sums.add_scaled(value, table + args.codes.indices[slot] * stride + column,
-                          table + args.codes.indices[ahead] * stride + column, columns);
+  alignas(64) float between[kGatherBytes / sizeof(T)];  // sums from one chunk to the next
+  for (int64_t i = begin; i < end; ++i) {
+    int64_t slot = i * k;
+    bool first = true;
+    for (int q = 0; q < args.num_prefixes; ++q) {
+      const int64_t stop = i * k + args.ends[q];
+      T* out = static_cast<T*>(args.outs[q]) + i * args.d;
+      do {
+        Chunk<T> chunk;
+        for (; slot < stop && chunk.count < kChunk; ++slot) {
+          const int64_t ahead = slot + kChunk < last ? slot + kChunk : last;
+          chunk.scales[chunk.count] = args.codes.values[slot];
+          chunk.rows[chunk.count] = table + args.codes.indices[slot] * stride;
+          chunk.nexts[chunk.count] = table + args.codes.indices[ahead] * stride;
+          chunk.count += args.codes.values[slot] != 0;
         }
-        sums.finish(columns);
-        sums.store(static_cast<T*>(args.outs[q]) + i * d + column, bias ? bias + column : nullptr,
-                   columns);
-      }
+        const bool whole = slot == stop, more = !whole || q + 1 < args.num_prefixes;
+        tiles<V, T, false>(first_column, last_column, [&](auto tile, int64_t c, int64_t columns) {
+          Sums<V, T, tile()> sums;
+          first ? sums.clear(columns) : sums.load(between + (c - first_column), columns);
+          for (int g = 0; g < chunk.count; ++g) {
+            sums.template add_scaled<kL2>(chunk.scales[g], chunk.rows[g] + c, chunk.nexts[g] + c,
+                                          columns);
+          }
+          if (whole) sums.store(out + c, bias ? bias + c : nullptr, columns);
+          if (more) sums.keep(between + (c - first_column), columns);
+        });
+        first = false;
+      } while (slot < stop);
     }
-  });
+  }
 }
 
 // Returns ⟨a, b⟩ by 64 partial sums, element j in sum j mod 64, then by a tree: the same on every
@@ -293,8 +321,8 @@ inline int64_t add_entries(const ScatterSum& args, int64_t first, int64_t last, 
       const Source& source = args.sources[q];
       const T* data = static_cast<const T*>(source.rows.data) + column;
       if (slot < source.begin || slot >= source.end) continue;
-      sums.add_scaled(source.scale[e], data + args.rows[e] * source.rows.row_stride,
-                      data + ahead * source.rows.row_stride, columns);
+      sums.template add_scaled<kL1>(source.scale[e], data + args.rows[e] * source.rows.row_stride,
+                                    data + ahead * source.rows.row_stride, columns);
     }
   }
   sums.finish(columns);
@@ -307,8 +335,8 @@ template <class V, class T>
 void scatter_sum_latents(const ScatterSum& args, int64_t begin, int64_t end, int64_t first_column,
                          int64_t last_column) {
   int64_t next[kScatterLatents];
-  tiles<V, T>(
-      sizeof(T) == 2, first_column, last_column, [&](auto tile, int64_t column, int64_t columns) {
+  tiles<V, T, sizeof(T) == 2>(
+      first_column, last_column, [&](auto tile, int64_t column, int64_t columns) {
         for (int64_t latent = begin; latent < end; ++latent) {
           next[latent - begin] = args.starts[latent];
         }

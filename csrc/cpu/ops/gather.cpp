@@ -16,26 +16,20 @@ int64_t grain(int64_t work_per_row) {
   return std::max<int64_t>(1, (1 << 22) / std::max<int64_t>(1, work_per_row));
 }
 
-constexpr int64_t kGatherColumns = 256;
-constexpr int64_t kMeetings = 16;
-
 }  // namespace
 
-// The more rows a kernel takes at once, the more often it meets columns of the table that are still
-// in a cache, kMeetings times here: tables that no cache holds are summed up to twice as fast. So
-// threads share the columns first, and the rows only as far as there are more threads.
+// All rows of a stripe of columns before the next stripe, which the shared cache holds rather than
+// the whole table.
 void gather_sum(const GatherSum& args, int num_threads) {
   check_latents(args.codes, num_threads);
-  const int64_t stripes = (args.d + kGatherColumns - 1) / kGatherColumns;
-  const int64_t wanted = num_threads > 1 ? (4 * num_threads + stripes - 1) / stripes : 1;
-  const int64_t enough = kMeetings * args.codes.dim / std::max<int64_t>(1, args.codes.k);
-  const int64_t rows = std::max(grain(args.codes.k * kGatherColumns),
-                                std::min(enough, (args.codes.n + wanted - 1) / wanted));
+  const int64_t columns = kGatherBytes / (args.dtype == DType::float32 ? 4 : 2);
+  const int64_t rows = grain(args.codes.k * columns);
   const int64_t pieces = (args.codes.n + rows - 1) / rows;
+  const int64_t stripes = (args.d + columns - 1) / columns;
   parallel_for(pieces * stripes, 1, num_threads, [&](int64_t index, int64_t, int) {
-    const int64_t begin = index / stripes * rows, column = index % stripes * kGatherColumns;
+    const int64_t begin = index % pieces * rows, column = index / pieces * columns;
     kernels().gather.sum(args, begin, std::min(begin + rows, args.codes.n), column,
-                         std::min(column + kGatherColumns, args.d));
+                         std::min(column + columns, args.d));
   });
 }
 
