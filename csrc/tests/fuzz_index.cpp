@@ -170,6 +170,7 @@ void search_otherwise(FuzzedDataProvider& input, const Index& index, const Queri
   options.shortlist = input.ConsumeIntegralInRange<int64_t>(0, 40);
   options.kept = input.ConsumeFloatingPointInRange<double>(0, 1);
   options.bound_share = input.ConsumeFloatingPointInRange<double>(0, 1);
+  options.strong = input.ConsumeBool();
   const Exact<float> dense(index.view().dim < 100 ? queries.rows.n * index.view().dim : 0, 0.5f);
   if (dense.size() > 0 && input.ConsumeBool()) options.dense = dense.data();
   const Exact<float> scores(queries.rows.n * options.top_k);

@@ -179,6 +179,28 @@ void check_scored_densely(const Library& library, SearchOptions options) {
   check_found(library, options, want);
 }
 
+// A strong list is the first hits of a query for its latent alone.
+void check_strong_lists(ValueType type, int32_t block) {
+  const OwnedCodes codes = random_codes(1030, 6, kDim, 4);
+  const OwnedIndex owned(rows_of(codes), 256, block, type, false, {}, 1);
+  const Index index(owned.view(), false);
+  const int64_t most = is_grouped(type) ? codes.n : codes.n / 25;
+  const OwnedCodes queries{Exact<float>(kDim, 1), Exact<int32_t>(kDim), kDim, 1, kDim};
+  for (int32_t latent = 0; latent < kDim; ++latent) queries.indices[latent] = latent;
+  SearchOptions options;
+  options.top_k = codes.n;
+  options.num_threads = 2;
+  const Exact<float> want(kDim * codes.n), got(kDim * codes.n);
+  const Exact<int64_t> want_ids(kDim * codes.n), ids(kDim * codes.n);
+  search({{&index}}, rows_of(queries), options, want.data(), want_ids.data());
+  options.strong = true;
+  search({{&index}}, rows_of(queries), options, got.data(), ids.data());
+  for (int64_t i = 0; i < kDim * codes.n; ++i) {
+    const bool kept = i % codes.n < most;
+    CHECK(ids[i] == (kept ? want_ids[i] : -1) && got[i] == (kept ? want[i] : -INFINITY));
+  }
+}
+
 // Queries may use every latent there is, be it more than 65,536.
 void check_very_long_query() {
   const int64_t k = 66'000;
@@ -212,4 +234,9 @@ int main() {
   }
   check_filter_of_blocks();
   check_very_long_query();
+  for (ValueType type : {ValueType::float32, ValueType::float16, ValueType::uint8}) {
+    check_strong_lists(type, 0);
+    check_strong_lists(type, 64);
+  }
+  check_strong_lists(ValueType::uint4, 0);
 }

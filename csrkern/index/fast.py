@@ -1,8 +1,9 @@
 """Fast search: the strongest latents of a query make a shortlist, which all of them score again;
-of clustered codes, blocks are left out whose bounds hardly reach the bar.
+they may read the strongest postings of their lists alone. Of clustered codes, blocks are left out
+whose bounds hardly reach the bar.
 
-How many latents, how long a shortlist and how much of a bound is measured: on queries that are
-given, or on a sample of the index's own codes.
+How many latents, how long a shortlist, which postings and how much of a bound is measured: on
+queries that are given, or on a sample of the index's own codes.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Plan(NamedTuple):
         own: whether these were codes of the index.
         kept: share of a query's squared norm whose latents, the strongest ones, make it.
         factor: its length over top_k; 0: nothing is scored again.
+        strong: whether they read the strongest postings of each list only.
         bound_share: of the bound of a block of clustered codes, what is compared with the bar.
         found: mean share of the best 10 that was found.
         at_least: what is found of the best 10 of such queries; see `_at_least`.
@@ -51,6 +53,7 @@ class Plan(NamedTuple):
     own: bool
     kept: float = 1.0
     factor: int = 0
+    strong: bool = False
     bound_share: float = 1.0
     found: float = 1.0
     at_least: float = 1.0
@@ -59,9 +62,9 @@ class Plan(NamedTuple):
 
     def options(self, top_k: int) -> dict[str, Any]:
         """For the native search. Fewer hits than were measured are the first of as many."""
-        names = ("kept", "bound_share", "fewest", "most")
+        names = ("kept", "strong", "bound_share", "fewest", "most")
         options = {name: getattr(self, name) for name in names}
-        approximate = self.kept < 1 or self.bound_share < 1
+        approximate = self.kept < 1 or self.strong or self.bound_share < 1
         if self.factor or (approximate and top_k < _TOP_K):
             options["shortlist"] = max(self.factor, 1) * max(top_k, _TOP_K)
         return options
@@ -191,7 +194,8 @@ def _measure(
         options = plan.options(_TOP_K) | {"fewest": 0, "most": _ALL}
         return float(_C.expected_ns(*given, top_k=_TOP_K, **limits, **options))
 
-    shortlists: dict[float, np.ndarray] = {}  # the longest, by the share of latents that made it
+    # The longest, by the share of latents and the postings that made it.
+    shortlists: dict[tuple[float, bool], np.ndarray] = {}
 
     def shortlist(plan: Plan) -> np.ndarray:
         """Documents that a plan scores again; the best of them are found."""
@@ -199,10 +203,11 @@ def _measure(
         if plan.bound_share < 1 or plan.factor == 0:
             length = length if plan.factor else _TOP_K + more
             return search(queries, length, kept=plan.kept, bound_share=plan.bound_share)
-        if plan.kept not in shortlists:
+        made_by = plan.kept, plan.strong
+        if made_by not in shortlists:
             longest = max(_FACTORS) * _TOP_K + more
-            shortlists[plan.kept] = search(queries, longest, kept=plan.kept)
-        return shortlists[plan.kept][:, :length]
+            shortlists[made_by] = search(queries, longest, kept=plan.kept, strong=plan.strong)
+        return shortlists[made_by][:, :length]
 
     truth = search(queries, _TOP_K + more)
     if own is not None:
@@ -210,12 +215,17 @@ def _measure(
     least = cost(best)
     clustered = any(segment.block > 0 for segment in segments)
     shares = _BOUND_SHARES if clustered else (1.0,)
-    for factor in (0, *_FACTORS) if clustered else _FACTORS:
+    ways = ((False, factor) for factor in (0, *_FACTORS))
+    if not clustered:
+        ways = ((strong, factor) for strong in (False, True) for factor in _FACTORS)
+    for strong, factor in ways:
         # More latents allow less of the bounds: along that frontier, from one to the other.
         share = 0
         for kept in _KEPT if factor else (1.0,):
             while share < len(shares):
-                plan = best._replace(kept=kept, factor=factor, bound_share=shares[share])
+                plan = best._replace(
+                    kept=kept, factor=factor, strong=strong, bound_share=shares[share]
+                )
                 ns = cost(plan)
                 if ns < least:
                     found = _found(truth, shortlist(plan))

@@ -58,6 +58,7 @@ QUANTIZER_DTYPES = dict.fromkeys(("codebooks", "mean", "lengths", *sorted(PROJEC
 QUANTIZER_OPTIONAL = {"lengths", *PROJECTION}
 # Of the plan of a fast search.
 PLAN_SHARES = {"recall", "kept", "bound_share", "found", "at_least"}
+PLAN_FLAGS = {"own", "strong"}
 PLAN_COUNTS = {"codes": 2**63, "queries": 2**31, "factor": 1024, "fewest": 2**62, "most": 2**62}
 ALL_DTYPES = {**DTYPES, **QUANTIZER_DTYPES}
 _FILE_NAME = re.compile(rf"({'|'.join(ALL_DTYPES)})-[0-9a-f]{{16}}\.bin")
@@ -308,12 +309,12 @@ def _sane_plans(plans: Any) -> bool:
 
 def _sane_plan(plan: Any) -> bool:
     """Whether it has the fields of `csrkern.index.fast.Plan`."""
-    if not isinstance(plan, dict) or {*plan} != {*PLAN_SHARES, *PLAN_COUNTS, "own"}:
+    if not isinstance(plan, dict) or {*plan} != {*PLAN_SHARES, *PLAN_COUNTS, *PLAN_FLAGS}:
         return False
     return (
         all(type(plan[name]) in (int, float) and 0 <= plan[name] <= 1 for name in PLAN_SHARES)
         and all(_count(plan[name], most) for name, most in PLAN_COUNTS.items())
-        and type(plan["own"]) is bool
+        and all(type(plan[name]) is bool for name in PLAN_FLAGS)
     )
 
 

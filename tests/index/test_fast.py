@@ -207,3 +207,68 @@ def test_less_of_the_bounds_reads_less_and_finds_less():
     assert costs[-1] < 0.8 * costs[0]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == 1 > shares[-1] > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8", "uint4"])
+def test_strong_lists_hold_the_largest_values(dtype):
+    """The scores of a search of one latent each are the values that its list holds."""
+    n, most = 3_000, 3_000 // 25
+    rng = np.random.default_rng(0)
+    values = rng.integers(1, 9, (n, 2)).astype(np.float32)  # many are equal
+    indices = np.tile(np.array([0, 1], np.int32), (n, 1))
+    indices[100:, 1] = 2  # the list of latent 1 is short enough to stay whole
+    index = InvertedIndex.build((values, indices), dim=3, metric="ip", dtype=dtype)
+    index.remove([5])
+    native = [(segment.native, segment.alive) for segment in index.snapshot().segments]
+    queries = np.ones((3, 1), np.float32), np.arange(3, dtype=np.int32)[:, None]
+    limits = {"top_k": n, "normalize": False, "query_k": 1, "min_score": 0.0}
+    given = native, *queries, None, 3
+    for threads in (1, 3):
+        scores, ids = _C.search(*given, **limits, num_threads=threads, strong=True)
+        whole, all_ids = _C.search(*given, **limits, num_threads=threads)
+        kept = (ids >= 0).sum(1)
+        if dtype == "uint4":  # lists in groups stay whole
+            assert_same((scores, ids), (whole, all_ids))
+            continue
+        assert kept[1] == 99
+        for i in (0, 2):
+            # Removed documents have a place in the lists.
+            assert kept[i] in (most - 1, most)
+            assert_same(
+                (scores[i, : kept[i]], ids[i, : kept[i]]),
+                (whole[i, : kept[i]], all_ids[i, : kept[i]]),
+            )
+    one = [side[:1] for side in queries]
+    assert expected_ns(index, one, strong=True) <= expected_ns(index, one)
+    assert (expected_ns(index, one, strong=True) < expected_ns(index, one)) == (dtype != "uint4")
+
+
+def test_plans_with_strong_lists_keep_their_promises(tmp_path):
+    """Latents that many codes have: a plan reads the strongest of their postings."""
+    codes = generators.skewed(20_000, 256, 48)
+    index = InvertedIndex.build(codes, dim=256, metric="ip", cluster=False)
+    others, queries = (generators.skewed(n, 256, 48, seed=n) for n in (400, 200))
+    index.calibrate(others, 0.8)
+    assert index._plans.facts()[0]["strong"]
+    want = index.search(queries, mode="fast", recall=0.8)
+    truth = index.search(queries)
+    assert 0.8 <= share_found(truth[1], want[1]) < 1
+    # What is found has its exact score; other queries, threads and files do not matter.
+    for i in range(0, 200, 40):
+        one = tuple(side[i : i + 1] for side in queries)
+        assert_same(index.search(one, mode="fast", recall=0.8), [s[i : i + 1] for s in want])
+        exact = dict(zip(truth[1][i].tolist(), truth[0][i].tolist(), strict=True))
+        hits = zip(want[1][i].tolist(), want[0][i].tolist(), strict=True)
+        assert all(exact.get(id, score) == score for id, score in hits)
+    assert_same(index.search(queries, mode="fast", recall=0.8, num_threads=3), want)
+    index.save(tmp_path / "index")
+    loaded = InvertedIndex.load(tmp_path / "index")
+    assert_same(loaded.search(queries, mode="fast", recall=0.8), want)
+    # Queries of other lengths are searched exactly.
+    short = tuple(side[:, :5] for side in queries)
+    assert_same(index.search(short, mode="fast", recall=0.8), index.search(short))
+    # Under a filter, lists or the documents that it names, the hits are of the filter.
+    few = np.arange(0, 20_000, 977)
+    for _ in range(3):
+        ids = index.search(queries, filter=few, mode="fast", recall=0.8)[1]
+        assert np.isin(ids[ids >= 0], few).all()

@@ -13,6 +13,7 @@
 #include "index/forward.hpp"
 #include "index/query.hpp"
 #include "index/rounded.hpp"
+#include "index/strong_lists.hpp"
 #include "isa/kernels.hpp"
 
 namespace csrkern {
@@ -162,6 +163,7 @@ Index::Index(const IndexView& view, bool trusted) : view_(view), finder_(view.te
 }
 
 Index::~Index() {
+  delete strong_.load();
   delete dense_.load();
   delete rounded_.load();
   delete forward_.load();
@@ -250,11 +252,24 @@ const ForwardIndex& Index::forward(int num_threads) const {
   return *forward_.load();
 }
 
+const Index& Index::strong(int num_threads) const {
+  if (is_grouped(view_.type)) return *this;
+  if (const StrongLists* made = strong_.load(std::memory_order_acquire)) return made->index();
+  const std::lock_guard<std::mutex> lock(making_strong_);
+  if (strong_.load() == nullptr) {
+    verify(num_threads);
+    strong_.store(new StrongLists(view_, num_threads), std::memory_order_release);
+  }
+  return strong_.load()->index();
+}
+
 int64_t Index::forward_bytes() const {
   const ForwardIndex* made = forward_.load(std::memory_order_acquire);
   const Directory* directory = directory_.load(std::memory_order_acquire);
   const RoundedRows* rounded = rounded_.load(std::memory_order_acquire);
-  return (made == nullptr ? 0 : made->bytes()) + (rounded == nullptr ? 0 : rounded->bytes()) +
+  const StrongLists* strong = strong_.load(std::memory_order_acquire);
+  return (strong == nullptr ? 0 : strong->bytes()) + (made == nullptr ? 0 : made->bytes()) +
+         (rounded == nullptr ? 0 : rounded->bytes()) +
          (directory == nullptr ? 0 : directory->bytes());
 }
 

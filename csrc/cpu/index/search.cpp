@@ -38,6 +38,7 @@ struct Asked {
   bool rescored;
   int64_t wanted;  // hits, before they are scored again
   double bound_share;
+  bool strong;
 };
 
 // A search of several indexes together; one thread or several work on a query.
@@ -56,6 +57,7 @@ class Search {
       if (options.shortlist > 0 && options.tables == nullptr) {
         segment.index->forward(options.num_threads);
       }
+      if (options.strong) segment.index->strong(options.num_threads);
       // With and without it, different documents are scored beside those that reach the bar.
       if (options.bound_share < 1 && segment.index->view().block > 0) segment.index->directory();
     }
@@ -198,7 +200,7 @@ class Search {
       TopHits best = no_hits(asked[i]);
       for (int64_t g = 0; g < n_segments; ++g) {
         SegmentSearch search = segment_search(g, i, asked[i], true);
-        const IndexView& view = segments_[g].index->view();
+        const IndexView& view = lists(g, asked[i]).view();
         const bool known = view.block == 0;  // without searching
         ns[g * n + i] =
             known ? search.ns_of_scans() : ns_of(kUsualCosts, view, search.run_counted(best, s));
@@ -209,7 +211,8 @@ class Search {
     for (int64_t g = 0; g < n_segments; ++g) {
       const double alone = std::accumulate(ns.begin() + g * n, ns.begin() + (g + 1) * n, 0.0);
       const IndexView& view = segments_[g].index->view();
-      const bool batched = fits_batches(view, segments_[g].allowed, most_wanted()) &&
+      const bool batched = !options_.strong &&
+                           fits_batches(view, segments_[g].allowed, most_wanted()) &&
                            std::all_of(asked.begin(), asked.end(), [](const Asked& query) {
                              return query.entries.size() <= RowScorer::kMostTerms;
                            });
@@ -238,7 +241,7 @@ class Search {
   // them, which the first few queries tell.
   std::vector<const RoundedRows*> rounded_rows(int64_t batch) const {
     std::vector<const RoundedRows*> rounded(segments_.size(), nullptr);
-    if (batch < kFewestTogether || queries_.is_signed) return rounded;
+    if (batch < kFewestTogether || queries_.is_signed || options_.strong) return rounded;
     const int64_t n_sample = std::min(batch, kSample);
     std::vector<Asked> asked;
     std::vector<TopHits> best;
@@ -275,15 +278,22 @@ class Search {
     std::vector<Entry> entries = all_entries(i);
     const auto n = static_cast<int64_t>(entries.size());
     if (n < options_.fewest || n > options_.most) {
-      return {std::move(entries), false, at_most_all(options_.top_k), 1};
+      return {std::move(entries), false, at_most_all(options_.top_k), 1, false};
     }
     if (options_.kept < 1) entries = strongest(entries, options_.kept);
-    return {std::move(entries), options_.shortlist > 0, most_wanted(), options_.bound_share};
+    const bool rescored = options_.shortlist > 0;
+    return {std::move(entries), rescored, most_wanted(), options_.bound_share, options_.strong};
   }
 
   int64_t at_most_all(int64_t n) const { return std::min(n, std::max<int64_t>(n_docs_, 1)); }
   int64_t most_wanted() const {
     return at_most_all(options_.shortlist > 0 ? options_.shortlist : options_.top_k);
+  }
+
+  // Returns the index whose lists are read for a query.
+  const Index& lists(size_t g, const Asked& query) const {
+    const Index& whole = *segments_[g].index;
+    return query.strong ? whole.strong(1) : whole;
   }
 
   // `plans`: to find a plan, which may not depend on the processor. Nor may what is left out where
@@ -293,8 +303,9 @@ class Search {
     const Segment& segment = segments_[g];
     const uint64_t* allowed =
         segment.allowed == nullptr ? nullptr : segment.allowed + i * segment.allowed_stride;
-    return SegmentSearch(*segment.index, find_terms(*segment.index, query.entries), allowed,
-                         first_docs_[g], query.bound_share, costs);
+    const Index& index = lists(g, query);
+    return SegmentSearch(index, find_terms(index, query.entries), allowed, first_docs_[g],
+                         query.bound_share, costs);
   }
 
   // Returns no hits, with the initial bar.

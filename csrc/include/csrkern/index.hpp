@@ -168,6 +168,7 @@ class DenseLists;
 class Directory;
 class ForwardIndex;
 class RoundedRows;
+class StrongLists;
 
 struct OwnedRows {
   std::vector<int64_t> starts;
@@ -225,8 +226,11 @@ class Index {
   // The same for the lists of many postings, of which searches use the ones they need.
   const DenseLists* dense_if_worth(double ns_lost) const;
   int64_t dense_bytes() const;
-  // Bytes of the forward index, its rounded values and the directory of blocks, where they have
-  // been built.
+  // Returns an index of the strongest postings of each list, see strong_lists.hpp; of lists in
+  // groups this one. The first call builds it.
+  const Index& strong(int num_threads) const;
+  // Bytes of the forward index, its rounded values, the directory of blocks and the strongest
+  // postings, where they have been built.
   int64_t forward_bytes() const;
 
   const IndexView& view() const { return view_; }
@@ -260,6 +264,8 @@ class Index {
   mutable std::mutex making_directory_;
   mutable std::atomic<const Directory*> directory_{nullptr};
   mutable std::atomic<int64_t> ns_lost_in_blocks_{0};
+  mutable std::mutex making_strong_;
+  mutable std::atomic<const StrongLists*> strong_{nullptr};
 };
 
 // One of the indexes that are searched together. Only documents whose bits are set are found.
@@ -279,7 +285,8 @@ struct SearchOptions {
   int64_t shortlist = 0;
   double kept = 1;         // share of a query's squared norm that finds the shortlist
   double bound_share = 1;  // factor on the bounds of blocks; 1: no hit is missed
-  // Queries of fewer or more entries are searched exactly, without `shortlist`.
+  bool strong = false;     // read the strongest postings of each list only
+  // Queries of fewer or more entries are searched exactly, without `shortlist` and `strong`.
   int64_t fewest = 0, most = std::numeric_limits<int64_t>::max();
   const float* dense = nullptr;    // [queries, dim] new scores, or null: by the whole query
   const float* offsets = nullptr;  // [queries] added to dense and fine scores, or null
