@@ -251,13 +251,16 @@ def search_fine(
     ids: np.ndarray | None = None,
     allowed: np.ndarray | None = None,
     min_score: float = -np.inf,
+    probes: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Search by the fine codes uint8 [n, bytes] of all documents, as `InvertedIndex` defines it.
 
     A score is the float32 sum of a code's entries in a query's tables [m, books, 256], from the
     first book on, plus the query's offset; times what the code's last byte chooses of `scales`
     [256], where given. NaN counts as the least number. Documents that are not `allowed`, bool
-    [m, n], or score below `min_score`, are left out. Returns scores [m, top_k] and ids [m, top_k]:
+    [m, n], or score below `min_score`, are left out, and with `probes` those whose first byte is
+    not among that many of the largest entries of a query's first table (NaN last, equal ones by
+    lower byte). Returns scores [m, top_k] and ids [m, top_k]:
     best first, equal scores by lower id, missing places (-inf, -1).
     """
     n, books = len(codes), tables.shape[1]
@@ -276,6 +279,9 @@ def search_fine(
         hits = np.flatnonzero(score >= np.float32(min_score))
         if allowed is not None:
             hits = hits[allowed[i][hits]]
+        if probes is not None:
+            best_words = np.argsort(-table[0], kind="stable")[:probes]  # NaN is last
+            hits = hits[np.isin(codes[hits, 0], best_words)]
         best = hits[np.lexsort((ids[hits], -score[hits]))][:top_k]
         scores_out[i, : len(best)] = score[best]
         ids_out[i, : len(best)] = ids[best]

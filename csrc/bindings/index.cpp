@@ -343,18 +343,18 @@ void bind_searches(py::module_& m) {
       "search_fine",
       [](const std::vector<std::pair<const PyIndex*, Bits>>& segments, const Array<float>& tables,
          const Array<float>& offsets, const std::optional<Array<float>>& scales, int64_t top_k,
-         float min_score, int num_threads) {
+         float min_score, int num_threads, int64_t probes) {
         const int64_t n = offsets.size();
         const std::vector<csrkern::Segment> read = read_segments(segments, n);
         const int64_t books = read_tables(tables, scales, read, n);
-        if (top_k < 1 || num_threads < 1) {
-          throw std::invalid_argument("expected top_k and threads of at least 1");
+        if (top_k < 1 || num_threads < 1 || probes < 1 || probes > csrkern::kWords) {
+          throw std::invalid_argument("expected top_k, threads and probes in their ranges");
         }
         py::array_t<float> scores({n, top_k});
         py::array_t<int64_t> ids({n, top_k});
         const csrkern::FineQueries queries{
             n,     books,     tables.data(), offsets.data(), scales ? scales->data() : nullptr,
-            top_k, min_score, num_threads};
+            top_k, min_score, num_threads,   probes};
         float* scores_out = scores.mutable_data();
         int64_t* ids_out = ids.mutable_data();
         {
@@ -363,9 +363,10 @@ void bind_searches(py::module_& m) {
         }
         return py::make_tuple(scores, ids);
       },
-      "The same by the fine codes of all documents.", py::arg("segments"), py::kw_only(),
-      py::arg("tables"), py::arg("offsets"), py::arg("scales"), py::arg("top_k"),
-      py::arg("min_score"), py::arg("num_threads"));
+      "The same by the fine codes of all documents, or of those in the best cells.",
+      py::arg("segments"), py::kw_only(), py::arg("tables"), py::arg("offsets"), py::arg("scales"),
+      py::arg("top_k"), py::arg("min_score"), py::arg("num_threads"),
+      py::arg("probes") = csrkern::kWords);
   def_search(m, "expected_ns", "What a query should take on one thread, the mean.",
              [](const PySearch& search) {
                py::gil_scoped_release release;

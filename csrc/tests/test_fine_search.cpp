@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -67,13 +68,11 @@ void check_limits_and_rounding() {
       CHECK(lows[m] == *std::min_element(table, table + kWords));
       CHECK(highs[m] == *std::max_element(table, table + kWords));
       const float per_step = 65'532 / (highs[m] - lows[m]);
-      const Exact<uint16_t> numbers(kWords * kFineBatch);
-      kernels().fine.round(table, lows[m], per_step, numbers.data() + 5);
+      const Exact<uint16_t> numbers(kWords);
+      kernels().fine.round(table, lows[m], per_step, numbers.data());
       for (int64_t w = 0; w < kWords; ++w) {
         const double exact = (static_cast<double>(table[w]) - lows[m]) * per_step;
-        const uint16_t* line = numbers.data() + w * kFineBatch;
-        CHECK(line[5] <= exact + 1.0 / 64 && exact < line[5] + 1 + 1.0 / 64);
-        CHECK(line[4] == 0 && line[6] == 0);
+        CHECK(numbers[w] <= exact + 1.0 / 64 && exact < numbers[w] + 1 + 1.0 / 64);
       }
     }
     for (float odd : {std::nanf(""), kInf, -kInf}) {
@@ -84,6 +83,20 @@ void check_limits_and_rounding() {
         CHECK(std::isnan(highs[1]) && std::isfinite(highs[0]) && std::isfinite(highs[2]));
         tables[kWords + w] = kept;
       }
+    }
+  }
+}
+
+void check_interleave() {
+  Random random(5);
+  for (int64_t n : {8, 24, 256}) {
+    const Exact<uint16_t> numbers(kFineBatch * n), lines(n * kFineBatch);
+    for (uint16_t& x : numbers) x = static_cast<uint16_t>(random.below(65'536));
+    const uint16_t* rows[kFineBatch];
+    for (int64_t q = 0; q < kFineBatch; ++q) rows[q] = numbers.data() + q * n;
+    kernels().fine.interleave(rows, n, lines.data());
+    for (int64_t q = 0; q < kFineBatch; ++q) {
+      for (int64_t i = 0; i < n; ++i) CHECK(lines[i * kFineBatch + q] == rows[q][i]);
     }
   }
 }
@@ -177,12 +190,23 @@ struct Asked {
     search_fine(segments, own, scores.data(), ids.data());
     for (int64_t i = 0; i < own.n; ++i) {
       std::vector<Hit> want;
+      const float* first = own.tables + i * own.books * kWords;
+      std::vector<uint8_t> words(kWords);
+      std::iota(words.begin(), words.end(), uint8_t{0});
+      std::stable_sort(words.begin(), words.end(), [&](uint8_t a, uint8_t b) {
+        return first[a] > first[b] || (first[a] == first[a] && first[b] != first[b]);
+      });
+      const auto is_read = [&](uint8_t word) {
+        return std::find(words.begin(), words.begin() + own.probes, word) !=
+               words.begin() + own.probes;
+      };
       for (const Segment& segment : segments) {
         const IndexView& view = segment.index->view();
         for (int64_t doc = 0; doc < view.n_docs; ++doc) {
           const uint64_t* bits = segment.allowed;
           if (bits != nullptr && (bits[i * segment.allowed_stride + doc / 64] >> doc % 64 & 1) == 0)
             continue;
+          if (!is_read(view.fine[doc * view.fine_bytes])) continue;
           const float score =
               fine_score(view.fine + doc * view.fine_bytes, own.books,
                          own.tables + i * own.books * kWords, own.offsets[i], own.scales);
@@ -246,6 +270,11 @@ void check_search(int64_t n, int64_t books, bool with_scales, Kind kind, float s
         Asked{{{&first.index}, {&second.index}}, queries}.check(threads);
         Asked{{{&first.index, masks.data(), words}, {&second.index, mask.data(), 0}}, queries}
             .check(threads);
+        for (int64_t probes : {1, 20}) {
+          FineQueries in_cells = queries;
+          in_cells.probes = probes;
+          Asked{{{&first.index, masks.data(), words}, {&second.index}}, in_cells}.check(threads);
+        }
       }
       if (top_k > n) break;  // sorting all for all is slow
     }
@@ -254,6 +283,9 @@ void check_search(int64_t n, int64_t books, bool with_scales, Kind kind, float s
   queries.n = m;
   for (float least : {-kInf, -size, 0.0f, size, kInf}) {
     queries.min_score = least;
+    queries.probes = kWords;
+    Asked{{{&first.index}, {&second.index}}, queries}.check(2);
+    queries.probes = 8;
     Asked{{{&first.index}, {&second.index}}, queries}.check(2);
   }
 }
@@ -343,6 +375,7 @@ int main() {
     check_find(books, true, 2);
   }
   check_limits_and_rounding();
+  check_interleave();
   check_raise();
   check_add();
   check_searches();

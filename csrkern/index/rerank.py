@@ -136,13 +136,15 @@ def search_fine(
     segments: list[tuple[Any, np.ndarray | None]],
     top_k: int,
     min_score: float,
+    probes: int,
     threads: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return scores and ids of the native search by fine codes alone."""
     n = len(queries)
     scores, ids = np.empty((n, top_k), np.float32), np.empty((n, top_k), np.int64)
-    # Few enough for the last cache.
-    step = max(32, threads * _TABLES_CACHED // (quantizer.books * WORDS * 4))
+    # Few enough for the last cache; in cells many, so that each is read for a whole batch.
+    room = threads * (_TABLES_CACHED if probes == WORDS else 4 * _TABLES_CACHED)
+    step = max(32, room // (quantizer.books * WORDS * 4))
     for first in range(0, n, step):
         some = slice(first, min(first + step, n))
         tables, offsets = quantizer.tables(queries[some], threads)
@@ -154,6 +156,7 @@ def search_fine(
             scales=quantizer.scales,
             top_k=top_k,
             min_score=min_score,
+            probes=probes,
             num_threads=threads,
         )
     return scores, ids

@@ -37,6 +37,7 @@ class Case:
     segments: int
     removed: int
     seed: int
+    probes: int | None
 
     @classmethod
     def drawn(cls, rng: np.random.Generator) -> Case:
@@ -62,6 +63,7 @@ class Case:
             segments=int(rng.integers(1, 4)),
             removed=int(one([0, 0, 1, n // 2, n])),
             seed=int(rng.integers(2**32)),
+            probes=one([None, None, 1, 2, 8, 100, 256]),
         )
 
 
@@ -87,13 +89,16 @@ def check(case: Case) -> None:
         **twin,
         allowed=allowed,
         min_score=-np.inf if least is None else least,
+        probes=case.probes,
     )
     for threads in (1, 2):
         options = {"filter": chosen, "min_score": least, "num_threads": threads}
-        assert_same(index.search_fine(queries, case.top_k, **options), want, case)
+        got = index.search_fine(queries, case.top_k, probes=case.probes, **options)
+        assert_same(got, want, case)
     for i in range(min(case.queries, 3)):
         own = None if allowed is None else allowed[i]
-        got = index.search_fine(queries[i : i + 1], case.top_k, filter=own, min_score=least)
+        options = {"probes": case.probes, "filter": own, "min_score": least}
+        got = index.search_fine(queries[i : i + 1], case.top_k, **options)
         assert_same(got, (want[0][i : i + 1], want[1][i : i + 1]), case)
 
 

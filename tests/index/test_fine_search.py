@@ -41,6 +41,7 @@ cases = st.builds(
     segments=st.integers(1, 3),
     removed=st.just(0) | st.integers(0, 20),
     seed=st.integers(0, 2**32 - 1),
+    probes=st.none() | st.integers(1, 256),
 ).filter(lambda case: case.removed <= case.n)
 
 
@@ -164,6 +165,31 @@ def test_tables_that_are_not_finite(odd):
                 num_threads=1,
             )
             assert_same(found, reference.search_fine(codes, tables[:m], offsets[:m], 50), place)
+
+
+def test_a_search_in_cells_reads_those_of_the_best_words():
+    """Of three segments, the first of two windows of 65,536; the cells are counted once made."""
+    rng = np.random.default_rng(3)
+    n = 80_000
+    codes = rng.integers(0, 256, (n, 4), np.uint8)
+    codes[:, 0] = np.minimum(codes[:, 0], rng.integers(0, 256, n))  # cells of unequal size
+    quantizer = FineQuantizer(rng.standard_normal((4, 256, D)), rng.standard_normal(D))
+    fine = FineCodes(codes, quantizer)
+    index = InvertedIndex.build(None, fine=fine[:70_000])
+    index.add(None, fine=fine[70_000:78_000])
+    index.add(None, fine=fine[78_000:])
+    index.remove(np.arange(0, n, 3))
+    assert index.stats()["forward_bytes"] == 0
+    queries = rng.standard_normal((300, D)).astype(np.float32)
+    tables, offsets = quantizer.tables(queries)
+    for m, probes in ((1, 7), (300, 1), (300, 7)):
+        want = reference.search_fine(
+            *(codes[index.ids], tables[:m], offsets[:m], 10), ids=index.ids, probes=probes
+        )
+        for threads in (1, 2):
+            options = {"probes": probes, "num_threads": threads}
+            assert_same(index.search_fine(queries[:m], 10, **options), want, (m, probes))
+    assert 2 * n < index.stats()["forward_bytes"] < 2.2 * n
 
 
 def listless(n: int = 300, projection: bool = True, **options) -> tuple[InvertedIndex, FineCodes]:
@@ -305,6 +331,8 @@ def test_what_does_not_go_together_says_why(tmp_path):
         (QUERIES, {"filter": [[1], [2]]}, "filter: expected one for each of 9 queries, got 2"),
         (QUERIES, {"min_score": np.nan}, "min_score: expected a number, got nan"),
         (QUERIES, {"num_threads": 0}, "num_threads: expected"),
+        (QUERIES, {"probes": 0}, "probes: expected 1 <= probes <= 256, got 0"),
+        (QUERIES, {"probes": 257}, "probes: expected 1 <= probes <= 256, got 257"),
     ],
 )
 def test_arguments_that_are_wrong_say_why(queries, options, message):

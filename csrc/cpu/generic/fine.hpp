@@ -61,7 +61,29 @@ void find_limits(const float* tables, int64_t books, float* lows, float* highs) 
 void round_table(const float* table, float low, float per_step, uint16_t* numbers) {
   int32_t whole[kWords];
   for (int64_t w = 0; w < kWords; ++w) whole[w] = static_cast<int32_t>((table[w] - low) * per_step);
-  for (int64_t w = 0; w < kWords; ++w) numbers[w * kFineBatch] = static_cast<uint16_t>(whole[w]);
+  for (int64_t w = 0; w < kWords; ++w) numbers[w] = static_cast<uint16_t>(whole[w]);
+}
+
+// Turns squares of 8 words and 8 queries over, by three rounds of pairing what is 4 rows apart.
+void interleave_rows(const uint16_t* const* rows, int64_t n, uint16_t* lines) {
+  typedef uint16_t Row __attribute__((vector_size(16)));
+  for (int64_t i = 0; i < n; i += 8) {
+    for (int64_t q = 0; q < kFineBatch; q += 8) {
+      Row square[8], paired[8];
+      for (int64_t j = 0; j < 8; ++j) __builtin_memcpy(&square[j], rows[q + j] + i, 16);
+      for (int round = 0; round < 3; ++round) {
+        for (int j = 0; j < 4; ++j) {
+          const Row a = square[j], b = square[j + 4];
+          paired[2 * j] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+          paired[2 * j + 1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+        }
+        for (int j = 0; j < 8; ++j) square[j] = paired[j];
+      }
+      for (int64_t j = 0; j < 8; ++j) {
+        __builtin_memcpy(lines + (i + j) * kFineBatch + q, &square[j], 16);
+      }
+    }
+  }
 }
 
 void raise_bars(const double* slopes, const double* starts, const double* lengths, int64_t n,
@@ -94,7 +116,8 @@ void add_codes(const uint8_t* codes, int64_t bytes, int64_t books, const float* 
 }
 
 template <class Sums>
-constexpr FineKernels kFine = {find_code<Sums>, find_limits, round_table, raise_bars, add_codes};
+constexpr FineKernels kFine = {find_code<Sums>, find_limits, round_table,
+                               interleave_rows, raise_bars,  add_codes};
 
 }  // namespace
 }  // namespace csrkern

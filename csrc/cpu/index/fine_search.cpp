@@ -1,4 +1,4 @@
-// Search by fine codes alone: every document is scored.
+// Search by fine codes alone: every document is scored, or those of some cells.
 //
 // A batch of queries is added up at once, in whole numbers of 16 bits; documents whose sums may
 // belong to a hit are scored again in float32. A table entry t becomes the number
@@ -21,13 +21,17 @@
 // scan: there float32 overflows, or loses what the bounds rely on.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <functional>
 #include <limits>
 #include <mutex>
+#include <numeric>
 #include <vector>
 
 #include "csrkern/fine.hpp"
 #include "csrkern/index.hpp"
 #include "csrkern/parallel.hpp"
+#include "index/fine_cells.hpp"
 #include "index/scan.hpp"
 #include "isa/kernels.hpp"
 
@@ -40,9 +44,24 @@ constexpr double kMargin = 0x1p-20;  // of a product's size
 constexpr int64_t kFewestTogether = 4;
 // Documents that are worth a thread.
 constexpr int64_t kWorthSplitting = 16'384;
-// Documents after which bars are raised: twice as many each time, up to the last.
+// Documents after which bars are raised: four times as many each time, up to the last.
 constexpr int64_t kFirstRound = 32, kLastRound = 4096;
 constexpr int64_t kScoredTogether = 256;
+// Queries whose cells are read together.
+constexpr int64_t kCellQueries = 1024;
+
+// Fine codes of documents of one segment.
+struct Run {
+  const Segment& segment;
+  const uint8_t* codes;  // [n, fine_bytes]
+  int64_t n;
+  int64_t first;                  // document, if they follow each other
+  const int64_t* docs = nullptr;  // [n] if not
+
+  const IndexView& view() const { return segment.index->view(); }
+  const uint8_t* code(int64_t row) const { return codes + row * view().fine_bytes; }
+  int64_t doc(int64_t row) const { return docs == nullptr ? first + row : docs[row]; }
+};
 
 // The best documents of one query, a heap with the worst of them in front.
 class Best {
@@ -62,10 +81,9 @@ class Best {
     std::push_heap(hits_.begin(), hits_.end(), better);
   }
   const std::vector<Hit>& hits() const { return hits_; }
-
- private:
   bool full() const { return static_cast<int64_t>(hits_.size()) == wanted_; }
 
+ private:
   int64_t wanted_;
   float least_;
   std::vector<Hit> hits_;
@@ -107,7 +125,7 @@ class Query {
     return true;
   }
 
-  // Writes the whole numbers of a book, a column of [kWords, kFineBatch].
+  // Writes the whole numbers of a book, [kWords].
   void round(int64_t book, uint16_t* numbers) const {
     const float* table = tables_ + book * kWords;
     kernels().fine.round(table, lows_[book], static_cast<float>(1 / step_), numbers);
@@ -132,17 +150,17 @@ class Query {
   }
 
   // Takes note of a document with this sum.
-  void consider(int64_t doc, uint16_t sum, const uint8_t* code) {
+  void consider(const Run& run, int64_t row, uint16_t sum) {
+    if (!allows(run, row)) return;
     double score = low_ + step_ * sum;
-    if (all_.scales != nullptr) score *= all_.scales[code[all_.books]];
-    found_.push_back({doc, score - std::fabs(score) * kMargin});
+    if (all_.scales != nullptr) score *= all_.scales[run.code(row)[all_.books]];
+    found_.push_back({row, score - std::fabs(score) * kMargin});
   }
 
-  // Scores the documents that were noted, all of one segment.
-  void settle(const IndexView& view) {
+  // Scores the documents that were noted, all of one run.
+  void settle(const Run& run) {
     for (const Noted& noted : found_) {
-      const uint8_t* code = view.fine + noted.doc * view.fine_bytes;
-      best.add({score(code), id_of(view, noted.doc), 0});
+      best.add({score(run.code(noted.row)), id_of(run.view(), run.doc(noted.row)), 0});
     }
     found_.clear();
     bar_ = std::max<double>(bar_, best.bar());
@@ -152,33 +170,55 @@ class Query {
     return fine_score(code, all_.books, tables_, offset(), all_.scales);
   }
 
-  // Scores documents [begin, end) one after the other.
-  void scan(const Segment& segment, int64_t begin, int64_t end) {
-    const IndexView& view = segment.index->view();
+  // Scores documents one after the other.
+  void scan(const Run& run) {
+    const int64_t bytes = run.view().fine_bytes;
     float sums[kScoredTogether];
-    for (; begin < end; begin += kScoredTogether) {
-      const int64_t n = std::min(kScoredTogether, end - begin);
-      const uint8_t* code = view.fine + begin * view.fine_bytes;
-      kernels().fine.add(code, view.fine_bytes, all_.books, tables_, n, sums);
-      for (int64_t j = 0; j < n; ++j, code += view.fine_bytes) {
+    for (int64_t row = 0; row < run.n; row += kScoredTogether) {
+      const int64_t n = std::min(kScoredTogether, run.n - row);
+      const uint8_t* code = run.code(row);
+      kernels().fine.add(code, bytes, all_.books, tables_, n, sums);
+      for (int64_t j = 0; j < n; ++j, code += bytes) {
         const float score = finished_score(sums[j], code, all_.books, offset(), all_.scales);
-        if (score >= best.bar() && allows(segment, begin + j)) {
-          best.add({score, id_of(view, begin + j), 0});
+        if (score >= best.bar() && allows(run, row + j)) {
+          best.add({score, id_of(run.view(), run.doc(row + j)), 0});
         }
       }
     }
   }
 
-  bool allows(const Segment& segment, int64_t doc) const {
-    if (segment.allowed == nullptr) return true;
-    return segment.allowed[i_ * segment.allowed_stride + doc / 64] >> (doc % 64) & 1;
+  // Returns the words whose documents it reads, the best one first.
+  std::vector<uint8_t> words() const {
+    // Keys ascend with the entry, NaN least; of equal ones, with lower words.
+    uint64_t keys[kWords];
+    for (int64_t w = 0; w < kWords; ++w) {
+      const float entry = tables_[w] + 0.0f;  // -0 is 0
+      uint32_t bits = 0;
+      if (entry == entry) {
+        std::memcpy(&bits, &entry, sizeof(bits));
+        bits ^= bits >> 31 != 0 ? ~uint32_t{0} : uint32_t{1} << 31;
+      }
+      keys[w] = uint64_t{bits} << 8 | (kWords - 1 - w);
+    }
+    std::nth_element(keys, keys + all_.probes - 1, keys + kWords, std::greater<>());
+    std::swap(keys[0], *std::max_element(keys, keys + all_.probes));
+    std::vector<uint8_t> words(all_.probes);
+    for (int64_t i = 0; i < all_.probes; ++i) words[i] = kWords - 1 - (keys[i] & (kWords - 1));
+    return words;
   }
 
  private:
   struct Noted {
-    int64_t doc;
+    int64_t row;
     double score;  // at least this
   };
+
+  bool allows(const Run& run, int64_t row) const {
+    const Segment& segment = run.segment;
+    if (segment.allowed == nullptr) return true;
+    const int64_t doc = run.doc(row);
+    return segment.allowed[i_ * segment.allowed_stride + doc / 64] >> (doc % 64) & 1;
+  }
 
   float offset() const { return all_.offsets[i_]; }
 
@@ -195,21 +235,26 @@ class Query {
   Best best;
 };
 
-// Returns memory for bars [kWords, kFineBatch] and for numbers [books, kWords, kFineBatch].
-uint16_t* lines_of_thread(int64_t books) {
-  static thread_local Buffer memory;
-  const size_t bytes = (books + 1) * kWords * kFineBatch * sizeof(uint16_t);
-  if (memory.bytes() < bytes) memory = Buffer(bytes);
-  return reinterpret_cast<uint16_t*>(memory.data());
-}
+// What a thread needs for batches, in memory that stays.
+struct Lines {
+  Lines(int64_t books, int64_t queries) {
+    static thread_local Buffer memory;
+    const size_t bytes = ((books + 1) * kFineBatch + books * queries) * kWords * sizeof(uint16_t);
+    if (memory.bytes() < bytes) memory = Buffer(bytes);
+    bars = reinterpret_cast<uint16_t*>(memory.data());
+    numbers = bars + kWords * kFineBatch;
+    rows = numbers + books * kWords * kFineBatch;
+  }
+  uint16_t* bars;     // [kWords, kFineBatch]
+  uint16_t* numbers;  // [books, kWords, kFineBatch], of a batch
+  uint16_t* rows;     // [queries, books, kWords], of all
+};
 
-// Scans documents [begin, end) of a segment for queries with `numbers`.
-void scan_together(const Segment& segment, int64_t begin, int64_t end, const FineQueries& all,
-                   const std::vector<double>& lengths, const uint16_t* numbers,
-                   std::vector<Query*>& queries, uint16_t* bars) {
-  const IndexView& view = segment.index->view();
+// Scans a run for queries with `lines`; null: not for this one.
+void scan_together(const Run& run, const FineQueries& all, const std::vector<double>& lengths,
+                   const Lines& lines, const std::vector<Query*>& queries) {
   const auto n_bars = static_cast<int64_t>(lengths.size());
-  const FineLines lines = {view.fine, view.fine_bytes, all.books, numbers, bars};
+  const FineLines read = {run.codes, run.view().fine_bytes, all.books, lines.numbers, lines.bars};
   const FineKernels& fine = kernels().fine;
   alignas(64) uint16_t sums[kFineBatch];
   double slopes[kFineBatch], starts[kFineBatch];
@@ -217,24 +262,27 @@ void scan_together(const Segment& segment, int64_t begin, int64_t end, const Fin
   std::fill_n(slopes, kFineBatch, 0.0);
   std::fill_n(starts, kFineBatch, -2 * kMostSum);
   uint32_t live = 0;
-  for (size_t q = 0; q < queries.size(); ++q) live |= uint32_t{queries[q] != nullptr} << q;
+  bool have_bars = true;
+  for (size_t q = 0; q < queries.size(); ++q) {
+    if (queries[q] == nullptr) continue;
+    live |= uint32_t{1} << q;
+    have_bars &= queries[q]->best.full();
+  }
   if (live == 0) return;
-  int64_t round = kFirstRound;
-  for (int64_t doc = begin; doc < end; round = std::min(2 * round, kLastRound)) {
+  int64_t round = have_bars ? kLastRound : kFirstRound;
+  for (int64_t row = 0; row < run.n; round = std::min(4 * round, kLastRound)) {
     for (size_t q = 0; q < queries.size(); ++q) {
       if (queries[q] != nullptr) queries[q]->raise(slopes + q, starts + q);
     }
-    fine.raise(slopes, starts, lengths.data(), n_bars, bars);
-    const int64_t stop = std::min(end, doc + round);
-    for (; doc < stop; ++doc) {
+    fine.raise(slopes, starts, lengths.data(), n_bars, lines.bars);
+    const int64_t stop = std::min(run.n, row + round);
+    for (; row < stop; ++row) {
       uint32_t reached = 0;
-      doc = fine.find(lines, doc, stop, sums, &reached);
-      if (doc == stop) break;
+      row = fine.find(read, row, stop, sums, &reached);
+      if (row == stop) break;
       for (reached &= live; reached != 0; reached &= reached - 1) {
         const int q = __builtin_ctz(reached);
-        if (queries[q]->allows(segment, doc)) {
-          queries[q]->consider(doc, sums[q], view.fine + doc * view.fine_bytes);
-        }
+        queries[q]->consider(run, row, sums[q]);
       }
     }
   }
@@ -242,7 +290,89 @@ void scan_together(const Segment& segment, int64_t begin, int64_t end, const Fin
   for (Query* query : queries) {
     if (query == nullptr) continue;
     query->raise(&slope, &start);
-    query->settle(view);
+    query->settle(run);
+  }
+}
+
+// Queries that a thread searches for, with the numbers of those that batches can bound.
+class Group {
+ public:
+  Group(const FineQueries& all, int64_t first, int64_t n, int64_t wanted,
+        const std::vector<double>& lengths)
+      : all_(all), lengths_(lengths), bounded_(n, false), lines_(all.books, n) {
+    queries_.reserve(n);
+    for (int64_t i = first; i < first + n; ++i) queries_.emplace_back(all, i, wanted);
+    if (n < kFewestTogether) return;
+    for (int64_t q = 0; q < n; ++q) {
+      bounded_[q] = queries_[q].bound(lengths);
+      for (int64_t m = 0; bounded_[q] && m < all.books; ++m) {
+        queries_[q].round(m, numbers_of(q) + m * kWords);
+      }
+    }
+  }
+
+  // Makes lines of up to kFineBatch queries, for `scan`.
+  void take(const int32_t* chosen, int64_t n) {
+    together_.clear();
+    alone_.clear();
+    const uint16_t* rows[kFineBatch];
+    std::fill_n(rows, kFineBatch, lines_.rows);
+    for (int64_t j = 0; j < n; ++j) {
+      Query* query = &queries_[chosen[j]];
+      if (n < kFewestTogether || !bounded_[chosen[j]]) {
+        alone_.push_back(query);
+      } else {
+        rows[together_.size()] = numbers_of(chosen[j]);
+        together_.push_back(query);
+      }
+    }
+    if (!together_.empty()) kernels().fine.interleave(rows, all_.books * kWords, lines_.numbers);
+  }
+
+  void scan(const Run& run) {
+    scan_together(run, all_, lengths_, lines_, together_);
+    for (Query* query : alone_) query->scan(run);
+  }
+
+  const std::vector<Query>& queries() const { return queries_; }
+
+ private:
+  uint16_t* numbers_of(int64_t q) { return lines_.rows + q * all_.books * kWords; }
+
+  const FineQueries& all_;
+  const std::vector<double>& lengths_;
+  std::vector<Query> queries_;
+  std::vector<bool> bounded_;  // by whole numbers, for batches
+  Lines lines_;
+  std::vector<Query*> together_, alone_;
+};
+
+// Scans the cells of each query's words; those of its best word first, so that the bars are high
+// in the others.
+void scan_cells(const std::vector<Segment>& segments, Group& group) {
+  std::vector<std::vector<int32_t>> asked(2 * kWords);
+  for (size_t q = 0; q < group.queries().size(); ++q) {
+    int64_t rank = 0;
+    for (const uint8_t word : group.queries()[q].words()) {
+      asked[(rank++ == 0 ? 0 : kWords) + word].push_back(static_cast<int32_t>(q));
+    }
+  }
+  std::vector<std::vector<int64_t>> docs(segments.size());
+  std::vector<std::vector<uint8_t>> codes(segments.size());
+  for (size_t i = 0; i < asked.size(); ++i) {
+    const auto n = static_cast<int64_t>(asked[i].size());
+    if (n == 0) continue;
+    for (size_t s = 0; s < segments.size(); ++s) {
+      const Index& index = *segments[s].index;
+      index.cells().read(index.view(), i % kWords, &docs[s], &codes[s]);
+    }
+    for (int64_t q = 0; q < n; q += kFineBatch) {
+      group.take(asked[i].data() + q, std::min(kFineBatch, n - q));
+      for (size_t s = 0; s < segments.size(); ++s) {
+        const auto held = static_cast<int64_t>(docs[s].size());
+        group.scan({segments[s], codes[s].data(), held, 0, docs[s].data()});
+      }
+    }
   }
 }
 
@@ -256,45 +386,34 @@ void search_fine(const std::vector<Segment>& segments, const FineQueries& all, f
   std::vector<double> lengths(all.scales == nullptr ? 1 : kWords, 1.0);
   for (size_t b = 0; all.scales != nullptr && b < lengths.size(); ++b) lengths[b] /= all.scales[b];
   const int64_t threads = all.num_threads;
-  const int64_t group = std::clamp<int64_t>((all.n + threads - 1) / threads, 1, kFineBatch);
-  const int64_t n_groups = (all.n + group - 1) / group;
-  const int64_t n_ranges =
-      n_groups >= threads ? 1 : std::clamp<int64_t>(n_docs / kWorthSplitting, 1, threads);
+  const bool in_cells = all.probes < kWords;
+  const int64_t most = in_cells ? kCellQueries : kFineBatch;
+  const int64_t size = std::clamp<int64_t>((all.n + threads - 1) / threads, 1, most);
+  const int64_t n_groups = (all.n + size - 1) / size;
+  const int64_t n_ranges = n_groups >= threads || in_cells
+                               ? 1
+                               : std::clamp<int64_t>(n_docs / kWorthSplitting, 1, threads);
   std::vector<std::vector<Hit>> found(all.n);
   std::vector<std::mutex> guards(n_groups);
   parallel_for(n_groups * n_ranges, 1, static_cast<int>(threads), [&](int64_t t, int64_t, int) {
-    const int64_t first = t / n_ranges * group, range = t % n_ranges;
-    std::vector<Query> queries;
-    for (int64_t i = first; i < std::min(first + group, all.n); ++i) {
-      queries.emplace_back(all, i, wanted);
-    }
-    std::vector<Query*> together(queries.size(), nullptr);
-    uint16_t *bars = nullptr, *numbers = nullptr;
-    if (static_cast<int64_t>(queries.size()) >= kFewestTogether) {
-      bars = lines_of_thread(all.books);
-      numbers = bars + kWords * kFineBatch;
-      for (size_t q = 0; q < queries.size(); ++q) {
-        if (queries[q].bound(lengths)) together[q] = &queries[q];
-      }
-      for (int64_t m = 0; m < all.books; ++m) {  // a book stays in the nearest cache
-        uint16_t* of_book = numbers + m * kWords * kFineBatch;
-        for (size_t q = 0; q < queries.size(); ++q) {
-          if (together[q] != nullptr) together[q]->round(m, of_book + q);
-        }
-      }
-    }
-    for (const Segment& segment : segments) {
-      const int64_t docs = segment.index->view().n_docs;
-      const int64_t begin = docs * range / n_ranges, end = docs * (range + 1) / n_ranges;
-      if (bars != nullptr)
-        scan_together(segment, begin, end, all, lengths, numbers, together, bars);
-      for (size_t q = 0; q < queries.size(); ++q) {
-        if (together[q] == nullptr) queries[q].scan(segment, begin, end);
+    const int64_t first = t / n_ranges * size, range = t % n_ranges;
+    Group group(all, first, std::min(size, all.n - first), wanted, lengths);
+    if (in_cells) {
+      scan_cells(segments, group);
+    } else {
+      std::vector<int32_t> everyone(group.queries().size());
+      std::iota(everyone.begin(), everyone.end(), 0);
+      group.take(everyone.data(), static_cast<int64_t>(everyone.size()));
+      for (const Segment& segment : segments) {
+        const IndexView& view = segment.index->view();
+        const int64_t begin = view.n_docs * range / n_ranges;
+        const int64_t end = view.n_docs * (range + 1) / n_ranges;
+        group.scan({segment, view.fine + begin * view.fine_bytes, end - begin, begin});
       }
     }
     const std::lock_guard<std::mutex> lock(guards[t / n_ranges]);
-    for (size_t q = 0; q < queries.size(); ++q) {
-      const std::vector<Hit>& hits = queries[q].best.hits();
+    for (size_t q = 0; q < group.queries().size(); ++q) {
+      const std::vector<Hit>& hits = group.queries()[q].best.hits();
       std::vector<Hit>& of_all = found[first + static_cast<int64_t>(q)];
       of_all.insert(of_all.end(), hits.begin(), hits.end());
     }

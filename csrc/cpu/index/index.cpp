@@ -10,6 +10,7 @@
 #include "csrkern/parallel.hpp"
 #include "index/dense_lists.hpp"
 #include "index/directory.hpp"
+#include "index/fine_cells.hpp"
 #include "index/forward.hpp"
 #include "index/query.hpp"
 #include "index/rounded.hpp"
@@ -163,6 +164,7 @@ Index::Index(const IndexView& view, bool trusted) : view_(view), finder_(view.te
 }
 
 Index::~Index() {
+  delete cells_.load();
   delete strong_.load();
   delete dense_.load();
   delete rounded_.load();
@@ -264,13 +266,11 @@ const Index& Index::strong(int num_threads) const {
 }
 
 int64_t Index::forward_bytes() const {
-  const ForwardIndex* made = forward_.load(std::memory_order_acquire);
-  const Directory* directory = directory_.load(std::memory_order_acquire);
-  const RoundedRows* rounded = rounded_.load(std::memory_order_acquire);
-  const StrongLists* strong = strong_.load(std::memory_order_acquire);
-  return (strong == nullptr ? 0 : strong->bytes()) + (made == nullptr ? 0 : made->bytes()) +
-         (rounded == nullptr ? 0 : rounded->bytes()) +
-         (directory == nullptr ? 0 : directory->bytes());
+  const auto bytes = [](const auto& pointer) -> int64_t {
+    const auto* made = pointer.load(std::memory_order_acquire);
+    return made == nullptr ? 0 : made->bytes();
+  };
+  return bytes(forward_) + bytes(rounded_) + bytes(directory_) + bytes(strong_) + bytes(cells_);
 }
 
 const ForwardIndex* Index::forward_if_worth(int64_t ns_lost) const {
@@ -343,6 +343,13 @@ const Directory& Index::directory() const {
     directory_.store(new Directory(view_, 1), std::memory_order_release);
   }
   return *directory_.load();
+}
+
+const FineCells& Index::cells() const {
+  if (const FineCells* made = cells_.load(std::memory_order_acquire)) return *made;
+  const std::lock_guard<std::mutex> lock(making_cells_);
+  if (cells_.load() == nullptr) cells_.store(new FineCells(view_), std::memory_order_release);
+  return *cells_.load();
 }
 
 }  // namespace csrkern

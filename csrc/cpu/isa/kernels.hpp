@@ -226,8 +226,10 @@ struct FineKernels {
   // lows[b] and highs[b] = the least and the largest entry of tables [books, kWords]; highs[b] is
   // NaN where an entry is not finite.
   void (*limits)(const float* tables, int64_t books, float* lows, float* highs);
-  // numbers[w * kFineBatch] = (table[w] - low) * per_step, rounded down, for the kWords of a book.
+  // numbers[w] = (table[w] - low) * per_step, rounded down, for the kWords of a book.
   void (*round)(const float* table, float low, float per_step, uint16_t* numbers);
+  // lines[i, q] = rows[q][i] for i < n, a multiple of 8, and q < kFineBatch.
+  void (*interleave)(const uint16_t* const* rows, int64_t n, uint16_t* lines);
   // bars[b, q] = slopes[q] * lengths[b] - starts[q], rounded down, within 0..65,535; n lines.
   void (*raise)(const double* slopes, const double* starts, const double* lengths, int64_t n,
                 uint16_t* bars);

@@ -66,10 +66,13 @@ struct FineQueries {
   int64_t top_k;
   float min_score = -std::numeric_limits<float>::infinity();
   int num_threads = 1;
+  // Documents whose first word is not among this many of a query's best are left out: those of the
+  // largest entries of its first table, of equal ones the lower words.
+  int64_t probes = kWords;
 };
 
-// Finds the best `top_k` documents of each query by fine_score, exactly: scores and ids
-// [n, top_k], best first, ties by lower id; missing places hold (-inf, -1).
+// Finds the best `top_k` documents of each query by fine_score, exactly among those that `probes`
+// leaves: scores and ids [n, top_k], best first, ties by lower id; missing places hold (-inf, -1).
 void search_fine(const std::vector<Segment>& segments, const FineQueries& queries, float* scores,
                  int64_t* ids);
 

@@ -166,6 +166,7 @@ struct SearchCost {
 struct Costs;
 class DenseLists;
 class Directory;
+class FineCells;
 class ForwardIndex;
 class RoundedRows;
 class StrongLists;
@@ -229,8 +230,11 @@ class Index {
   // Returns an index of the strongest postings of each list, see strong_lists.hpp; of lists in
   // groups this one. The first call builds it.
   const Index& strong(int num_threads) const;
-  // Bytes of the forward index, its rounded values, the directory of blocks and the strongest
-  // postings, where they have been built.
+  // Returns the documents by the first word of their fine codes, made now if need be; of an index
+  // with fine codes.
+  const FineCells& cells() const;
+  // Bytes of the forward index, its rounded values, the directory of blocks, the strongest postings
+  // and the cells, where they have been built.
   int64_t forward_bytes() const;
 
   const IndexView& view() const { return view_; }
@@ -266,6 +270,8 @@ class Index {
   mutable std::atomic<int64_t> ns_lost_in_blocks_{0};
   mutable std::mutex making_strong_;
   mutable std::atomic<const StrongLists*> strong_{nullptr};
+  mutable std::mutex making_cells_;
+  mutable std::atomic<const FineCells*> cells_{nullptr};
 };
 
 // One of the indexes that are searched together. Only documents whose bits are set are found.
