@@ -64,18 +64,34 @@ void round_table(const float* table, float low, float per_step, uint16_t* number
   for (int64_t w = 0; w < kWords; ++w) numbers[w] = static_cast<uint16_t>(whole[w]);
 }
 
+typedef uint16_t Row __attribute__((vector_size(16)));
+
+// Returns the first, or the last, four numbers of two rows in turn.
+Row pairs_of_first(Row a, Row b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+  return __builtin_shuffle(a, b, Row{0, 8, 1, 9, 2, 10, 3, 11});
+#endif
+}
+Row pairs_of_last(Row a, Row b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+  return __builtin_shuffle(a, b, Row{4, 12, 5, 13, 6, 14, 7, 15});
+#endif
+}
+
 // Turns squares of 8 words and 8 queries over, by three rounds of pairing what is 4 rows apart.
 void interleave_rows(const uint16_t* const* rows, int64_t n, uint16_t* lines) {
-  typedef uint16_t Row __attribute__((vector_size(16)));
   for (int64_t i = 0; i < n; i += 8) {
     for (int64_t q = 0; q < kFineBatch; q += 8) {
       Row square[8], paired[8];
       for (int64_t j = 0; j < 8; ++j) __builtin_memcpy(&square[j], rows[q + j] + i, 16);
       for (int round = 0; round < 3; ++round) {
         for (int j = 0; j < 4; ++j) {
-          const Row a = square[j], b = square[j + 4];
-          paired[2 * j] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-          paired[2 * j + 1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+          paired[2 * j] = pairs_of_first(square[j], square[j + 4]);
+          paired[2 * j + 1] = pairs_of_last(square[j], square[j + 4]);
         }
         for (int j = 0; j < 8; ++j) square[j] = paired[j];
       }
