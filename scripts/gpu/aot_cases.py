@@ -151,10 +151,10 @@ def encode_cases(everything: bool) -> Iterator[Case]:
         of = f" h={h} k={k}" * ((h, k) != shapes[0])
         plan = encode_propose.candidates_plan(h, k, encode_verified.capacity_of(k))
         warps = plan.pop("num_warps")
-        most = encode_verified.DECIDE_REGISTERS
         for even in (True, False) if everything else (True,):
             arguments = {**summed, **plan, "K_PAD": power_of_2(k), "EVEN": even}
             odd = ", odd" * (not even)
+            most = encode_verified.DECIDE_REGISTERS if even else encode_verified.ODD_REGISTERS
             unproved = encode_verified.decide_unproved_kernel, encode_verified.UNPROVED_WARPS
             for kernel, some in ((encode_verified.decide_kernel, warps), unproved):
                 name = "encode: unproved" if kernel is unproved[0] else "encode: decide"

@@ -41,6 +41,7 @@ LEAST_CAPACITY = 512
 SUMMED_AT_ONCE = 8  # rows of the weight, by a warp
 UNPROVED_WARPS = 4
 DECIDE_REGISTERS = 128
+ODD_REGISTERS = 144  # of rows whose length is no multiple of what is read at once
 ROWS_AT_ONCE = 8  # without candidates, that share a read of the weight
 MAXIMA_PROGRAMS = 4 * 132
 
@@ -300,8 +301,10 @@ def encode(
         rows, rounded = round_rows(x, shift, numbers)
         rounded_weight = kept(weight, bias, lambda: round_weight(weight, bias, numbers[0]))
         keys = proposer.scratch.view(torch.int64)
-        constants = {"LANES": LANES, "EVEN": d % (4 * LANES) == 0}
-        summed = {"K_PAD": power_of_2(k), **constants, **registers(DECIDE_REGISTERS)}
+        even = d % (4 * LANES) == 0
+        constants = {"LANES": LANES, "EVEN": even}
+        limit = registers(DECIDE_REGISTERS if even else ODD_REGISTERS)
+        summed = {"K_PAD": power_of_2(k), **constants, **limit}
         for n_unproved, (begin, end) in zip(numbers[1:], blocks, strict=True):
             sizes = proposer.multiply(begin, end, rounded, rounded_weight, bias)
             layer = rows[begin:end], rows.stride(0), weight, weight.stride(0), bias
