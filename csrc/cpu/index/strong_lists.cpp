@@ -16,26 +16,40 @@ struct Bar {
   int64_t equal = 0;
 };
 
+// Calls body(slice, number, stored value, value) for the postings of a list.
+template <class Body>
+void each_of_list(const IndexView& view, int64_t term, const Body& body) {
+  const float unit = view.unit();
+  const int64_t first = term * view.n_windows, size = value_bytes(view.type);
+  for (int64_t slice = first; slice < first + view.n_windows; ++slice) {
+    const uint64_t n = view.offsets[slice + 1] - view.offsets[slice];
+    const uint8_t* numbers = view.slice(view.offsets[slice]);
+    const uint8_t* values = numbers + 2 * n;
+    for (uint64_t i = 0; i < n; ++i) {
+      body(slice, numbers + 2 * i, values + size * i, value_at(values, i, view.type, unit));
+    }
+  }
+}
+
 Bar bar_of(const IndexView& view, int64_t term, int64_t most) {
   std::vector<float> values;
-  each_posting(view, term, [&](int64_t, float value) { values.push_back(value); });
+  each_of_list(view, term, [&](int64_t, const uint8_t*, const uint8_t*, float value) {
+    values.push_back(value);
+  });
   if (static_cast<int64_t>(values.size()) <= most) return {};
   const auto last = values.begin() + (most - 1);
   std::nth_element(values.begin(), last, values.end(), std::greater<float>());
   return {*last, std::count(values.begin(), last + 1, *last)};
 }
 
-// Calls body(slice, document, stored value) for the postings of a list that are kept.
+// Calls body(slice, number, stored value) for the postings of a list that are kept.
 template <class Body>
 void each_kept(const IndexView& view, int64_t term, Bar bar, const Body& body) {
-  const float unit = view.unit();
-  for (int64_t w = 0; w < view.n_windows; ++w) {
-    each_stored(view, term, w, [&](int64_t doc, const uint8_t* stored) {
-      const float value = value_at(stored, 0, view.type, unit);
-      const bool kept = value > bar.least || (value == bar.least && bar.equal-- > 0);
-      if (kept) body(term * view.n_windows + w, doc, stored);
-    });
-  }
+  each_of_list(view, term,
+               [&](int64_t slice, const uint8_t* number, const uint8_t* stored, float value) {
+                 const bool last_kept = value == bar.least && bar.equal-- > 0;
+                 if (value > bar.least || last_kept) body(slice, number, stored);
+               });
 }
 
 }  // namespace
@@ -48,7 +62,7 @@ StrongLists::StrongLists(const IndexView& whole, int num_threads)
     for (int64_t t = begin; t < end; ++t) {
       bars[t] = bar_of(whole, t, most);
       each_kept(whole, t, bars[t],
-                [&](int64_t slice, int64_t, const uint8_t*) { ++offsets_[slice + 1]; });
+                [&](int64_t slice, const uint8_t*, const uint8_t*) { ++offsets_[slice + 1]; });
     }
   });
   for (size_t i = 1; i < offsets_.size(); ++i) offsets_[i] += offsets_[i - 1];
@@ -59,18 +73,18 @@ StrongLists::StrongLists(const IndexView& whole, int num_threads)
     for (int64_t t = begin; t < end; ++t) {
       int64_t filling = -1;
       uint8_t *ids = nullptr, *values = nullptr;
-      each_kept(whole, t, bars[t], [&](int64_t slice, int64_t doc, const uint8_t* stored) {
-        if (slice != filling) {
-          filling = slice;
-          ids = postings_.data() + offsets_[slice] * posting_bytes(whole.type);
-          values = ids + 2 * (offsets_[slice + 1] - offsets_[slice]);
-        }
-        const auto local = static_cast<uint16_t>(doc % whole.window);
-        std::memcpy(ids, &local, 2);
-        std::memcpy(values, stored, size);
-        ids += 2;
-        values += size;
-      });
+      each_kept(whole, t, bars[t],
+                [&](int64_t slice, const uint8_t* number, const uint8_t* stored) {
+                  if (slice != filling) {
+                    filling = slice;
+                    ids = postings_.data() + offsets_[slice] * posting_bytes(whole.type);
+                    values = ids + 2 * (offsets_[slice + 1] - offsets_[slice]);
+                  }
+                  std::memcpy(ids, number, 2);
+                  std::memcpy(values, stored, size);
+                  ids += 2;
+                  values += size;
+                });
     }
   });
   IndexView view = whole;
