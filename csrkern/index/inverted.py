@@ -591,12 +591,13 @@ class InvertedIndex(Collection):
             quantizer), mapped_bytes (of files, read when first needed), resident_bytes (all
             others, with the next two), forward_bytes (what is made in memory when needed: the
             copy by document, which `Rerank`, fast search and batches over dense codes read, the
-            places of clustered documents in the lists, and the cells that `search_fine` probes),
-            dense_bytes (also made when needed: the values of all documents for latents that more
-            than a quarter of them have); longest_list (the most documents that share a latent);
-            hottest_share (of all postings, in the hottest 1% of the latents in use);
-            postings_per_query (expected for queries drawn like the documents); recall (for each
-            that `calibrate` or a fast search was asked for: what was measured, see `calibrate`).
+            places of clustered documents in the lists, the strongest postings of each list, which
+            some fast searches read, and the cells that `search_fine` probes), dense_bytes (also
+            made when needed: the values of all documents for latents that more than a quarter of
+            them have); longest_list (the most documents that share a latent); hottest_share (of
+            all postings, in the hottest 1% of the latents in use); postings_per_query (expected
+            for queries drawn like the documents); recall (for each that `calibrate` or a fast
+            search was asked for: what was measured, see `calibrate`).
         """
         now = self.snapshot()
         return {
