@@ -163,14 +163,7 @@ Index::Index(const IndexView& view, bool trusted) : view_(view), finder_(view.te
   if (!trusted) verified_.reset(new std::atomic<uint8_t>[view.n_terms]());
 }
 
-Index::~Index() {
-  delete cells_.load();
-  delete strong_.load();
-  delete dense_.load();
-  delete rounded_.load();
-  delete forward_.load();
-  delete directory_.load();
-}
+Index::~Index() = default;
 
 void Index::verify_term(int64_t term) const {
   if (verified_ == nullptr || verified_[term].load(std::memory_order_acquire)) return;
@@ -214,7 +207,7 @@ OwnedRows Index::rows_of(const int64_t* docs, int64_t n) const {
   const uint64_t postings = view_.offsets[view_.n_terms * view_.n_windows];
   const int64_t groups = is_grouped(view_.type) ? kGroups : 1;
   const double searches = kNsPerSearch * static_cast<double>(n * view_.n_terms * groups);
-  const bool few = forward_.load(std::memory_order_acquire) == nullptr &&
+  const bool few = forward_.get() == nullptr &&
                    searches < costs().forward_posting * static_cast<double>(postings);
   if (few) verify(1);
   for (int64_t i = 0; i < n; ++i) {
@@ -245,61 +238,50 @@ float Index::value(int64_t doc, int32_t latent) const {
 }
 
 const ForwardIndex& Index::forward(int num_threads) const {
-  if (const ForwardIndex* made = forward_.load(std::memory_order_acquire)) return *made;
-  const std::lock_guard<std::mutex> lock(making_forward_);
-  if (forward_.load() == nullptr) {
+  return forward_.get_or_make([&] {
     verify(num_threads);
-    forward_.store(new ForwardIndex(view_, num_threads), std::memory_order_release);
-  }
-  return *forward_.load();
+    return ForwardIndex(view_, num_threads);
+  });
 }
 
 const Index& Index::strong(int num_threads) const {
   if (is_grouped(view_.type)) return *this;
-  if (const StrongLists* made = strong_.load(std::memory_order_acquire)) return made->index();
-  const std::lock_guard<std::mutex> lock(making_strong_);
-  if (strong_.load() == nullptr) {
+  const auto make = [&] {
     verify(num_threads);
-    strong_.store(new StrongLists(view_, num_threads), std::memory_order_release);
-  }
-  return strong_.load()->index();
+    return StrongLists(view_, num_threads);
+  };
+  return strong_.get_or_make(make).index();
+}
+
+const FineCells& Index::cells() const {
+  return cells_.get_or_make([&] { return FineCells(view_); });
 }
 
 int64_t Index::forward_bytes() const {
-  const auto bytes = [](const auto& pointer) -> int64_t {
-    const auto* made = pointer.load(std::memory_order_acquire);
-    return made == nullptr ? 0 : made->bytes();
-  };
-  return bytes(forward_) + bytes(rounded_) + bytes(directory_) + bytes(strong_) + bytes(cells_);
+  return forward_.bytes() + rounded_.bytes() + directory_.bytes() + strong_.bytes() +
+         cells_.bytes();
 }
 
 const ForwardIndex* Index::forward_if_worth(int64_t ns_lost) const {
-  if (const ForwardIndex* made = forward_.load(std::memory_order_acquire)) return made;
+  if (const ForwardIndex* made = forward_.get()) return made;
   const uint64_t postings = view_.offsets[view_.n_terms * view_.n_windows];
   const double cost = costs().forward_posting * static_cast<double>(postings);
-  if (ns_lost_.fetch_add(ns_lost, std::memory_order_relaxed) < cost) return nullptr;
-  return &forward(1);
+  return forward_.lose(ns_lost) - ns_lost < cost ? nullptr : &forward(1);
 }
 
 const RoundedRows* Index::rounded_if_worth(int64_t ns_lost, int num_threads) const {
-  if (const RoundedRows* made = rounded_.load(std::memory_order_acquire)) return made;
+  if (const RoundedRows* made = rounded()) return made;
   const uint64_t postings = view_.offsets[view_.n_terms * view_.n_windows];
-  const bool has_forward = forward_.load(std::memory_order_acquire) != nullptr;
+  const bool has_forward = forward_.get() != nullptr;
   const double cost = (has_forward ? 0 : costs().forward_posting) + costs().rounded_posting;
-  const int64_t lost = ns_lost_in_batches_.fetch_add(ns_lost, std::memory_order_relaxed) + ns_lost;
-  if (lost < cost * static_cast<double>(postings)) return nullptr;
+  if (rounded_.lose(ns_lost) < cost * static_cast<double>(postings)) return nullptr;
   const ForwardIndex& rows = forward(num_threads);
-  const std::lock_guard<std::mutex> lock(making_rounded_);
-  if (rounded_.load() == nullptr) {
-    rounded_.store(new RoundedRows(rows, view_.n_docs, num_threads), std::memory_order_release);
-  }
-  return rounded_.load();
+  return &rounded_.get_or_make([&] { return RoundedRows(rows, view_.n_docs, num_threads); });
 }
 
 const DenseLists* Index::dense_if_worth(double ns_lost) const {
-  if (const DenseLists* made = dense_.load(std::memory_order_acquire)) return made;
-  const auto n = static_cast<int64_t>(ns_lost);
-  const int64_t lost = ns_lost_in_lists_.fetch_add(n, std::memory_order_relaxed) + n;
+  if (const DenseLists* made = dense_.get()) return made;
+  const int64_t lost = dense_.lose(static_cast<int64_t>(ns_lost));
   const auto takes = [this](int64_t t) {
     const uint64_t* offsets = view_.offsets + t * view_.n_windows;
     return DenseLists::takes(view_, offsets[view_.n_windows] - offsets[0]);
@@ -310,46 +292,31 @@ const DenseLists* Index::dense_if_worth(double ns_lost) const {
     if (takes(t)) cost += kNsPerDenseDocument * static_cast<double>(view_.n_docs);
   }
   if (lost < cost) return nullptr;
-  const std::lock_guard<std::mutex> lock(making_dense_);
-  if (dense_.load() == nullptr) {
+  return &dense_.get_or_make([&] {
     for (int64_t t = 0; t < view_.n_terms; ++t) {
       if (takes(t)) verify_term(t);
     }
-    dense_.store(new DenseLists(view_), std::memory_order_release);
-  }
-  return dense_.load();
+    return DenseLists(view_);
+  });
 }
 
-int64_t Index::dense_bytes() const {
-  const DenseLists* made = dense_.load(std::memory_order_acquire);
-  return made == nullptr ? 0 : made->bytes();
-}
+int64_t Index::dense_bytes() const { return dense_.bytes(); }
 
 const Directory* Index::directory_if_worth() const {
-  if (const Directory* made = directory_.load(std::memory_order_acquire)) return made;
+  if (const Directory* made = directory_.get()) return made;
   const uint64_t postings = view_.offsets[view_.n_terms * view_.n_windows];
   const double cost = costs().directory_posting * static_cast<double>(postings);
-  if (verified_ != nullptr && ns_lost_in_blocks_.load(std::memory_order_relaxed) < cost) {
+  if (verified_ != nullptr && directory_.ns_lost() < cost) {
     return nullptr;
   }
   return &directory();
 }
 
 const Directory& Index::directory() const {
-  if (const Directory* made = directory_.load(std::memory_order_acquire)) return *made;
-  const std::lock_guard<std::mutex> lock(making_directory_);
-  if (directory_.load() == nullptr) {
+  return directory_.get_or_make([&] {
     verify(1);
-    directory_.store(new Directory(view_, 1), std::memory_order_release);
-  }
-  return *directory_.load();
-}
-
-const FineCells& Index::cells() const {
-  if (const FineCells* made = cells_.load(std::memory_order_acquire)) return *made;
-  const std::lock_guard<std::mutex> lock(making_cells_);
-  if (cells_.load() == nullptr) cells_.store(new FineCells(view_), std::memory_order_release);
-  return *cells_.load();
+    return Directory(view_, 1);
+  });
 }
 
 }  // namespace csrkern

@@ -6,11 +6,11 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "csrkern/index_groups.hpp"
 #include "csrkern/index_values.hpp"
+#include "csrkern/made_once.hpp"
 
 namespace csrkern {
 
@@ -223,7 +223,7 @@ class Index {
   // Returns the rows for batches of queries if they exist, or if searches have lost as much time
   // without them as building them takes. Otherwise notes the loss and returns null.
   const RoundedRows* rounded_if_worth(int64_t ns_lost, int num_threads) const;
-  const RoundedRows* rounded() const { return rounded_.load(std::memory_order_acquire); }
+  const RoundedRows* rounded() const { return rounded_.get(); }
   // The same for the lists of many postings, of which searches use the ones they need.
   const DenseLists* dense_if_worth(double ns_lost) const;
   int64_t dense_bytes() const;
@@ -249,29 +249,18 @@ class Index {
   const ForwardIndex* forward_if_worth(int64_t ns_lost) const;
   // The same for the directory of blocks; an index that was just built has one from the start.
   const Directory* directory_if_worth() const;
-  void note_blocks(int64_t ns_lost) const { ns_lost_in_blocks_ += ns_lost; }
+  void note_blocks(int64_t ns_lost) const { directory_.lose(ns_lost); }
 
   IndexView view_;
   bool ids_ascend_ = true;
   TermFinder finder_;
   std::unique_ptr<std::atomic<uint8_t>[]> verified_;  // [n_terms], null: all trusted
-  mutable std::mutex making_forward_;
-  mutable std::atomic<const ForwardIndex*> forward_{nullptr};
-  // Time that searches would have saved with a forward index.
-  mutable std::atomic<int64_t> ns_lost_{0};
-  mutable std::mutex making_rounded_;
-  mutable std::atomic<const RoundedRows*> rounded_{nullptr};
-  mutable std::atomic<int64_t> ns_lost_in_batches_{0};
-  mutable std::mutex making_dense_;
-  mutable std::atomic<const DenseLists*> dense_{nullptr};
-  mutable std::atomic<int64_t> ns_lost_in_lists_{0};
-  mutable std::mutex making_directory_;
-  mutable std::atomic<const Directory*> directory_{nullptr};
-  mutable std::atomic<int64_t> ns_lost_in_blocks_{0};
-  mutable std::mutex making_strong_;
-  mutable std::atomic<const StrongLists*> strong_{nullptr};
-  mutable std::mutex making_cells_;
-  mutable std::atomic<const FineCells*> cells_{nullptr};
+  MadeOnce<ForwardIndex> forward_;
+  MadeOnce<RoundedRows> rounded_;  // points into forward_
+  MadeOnce<DenseLists> dense_;
+  MadeOnce<Directory> directory_;
+  MadeOnce<StrongLists> strong_;
+  MadeOnce<FineCells> cells_;
 };
 
 // One of the indexes that are searched together. Only documents whose bits are set are found.
