@@ -29,6 +29,7 @@ Search = Callable[[np.ndarray], np.ndarray]
 
 STEPS = 400
 HIDDEN = (4096, 1024)
+LARGE = 50_000  # documents from which fewer settings are tried, with more lists
 PRODUCTS = 4  # parts of the dimensions for codes of more bytes
 MOST = 32, 16  # codebooks of one part, and of each of several
 DIRECTIONS = ((80, 0.0), (192, 0.0), (192, 0.5))
@@ -113,7 +114,7 @@ class Case:
 
     def behind_principal(self) -> Iterator[tuple[str, Projection, Case]]:
         """Yield a setting, its principal directions, and this case behind them."""
-        for width, whitening in DIRECTIONS[:1] if self.quick else DIRECTIONS:
+        for width, whitening in DIRECTIONS[:1] if self.quick or self.large else DIRECTIONS:
             width = min(width, self.d)
             setting = f"{width} directions" + (f" whitened by {whitening:g}" if whitening else "")
             turn = principal_projection(self.fitted.numpy(), width, whitening=whitening)
@@ -141,7 +142,17 @@ class Case:
     @property
     def depth(self) -> int:
         """Results of a query."""
-        return self.data.task.depth
+        return self.data.task.depth if self.data.nearest is None else self.data.nearest.shape[1]
+
+    @property
+    def large(self) -> bool:
+        """Whether fewer settings are tried: codes and graphs of so many documents take minutes."""
+        return len(self.database) > LARGE
+
+    @property
+    def lists(self) -> int:
+        """Lists of an inverted file."""
+        return 256 if self.large else 64
 
     @property
     def d(self) -> int:
@@ -151,7 +162,7 @@ class Case:
     @property
     def hidden(self) -> tuple[int, ...]:
         """Numbers of latents to try."""
-        return HIDDEN[-1:] if self.quick else HIDDEN
+        return HIDDEN[-1:] if self.quick or self.large else HIDDEN
 
     def model(self, hidden_dim: int) -> SparseAutoencoder:
         """The default recipe with this number of latents."""
@@ -166,6 +177,8 @@ class Case:
     def codebooks(self, parts: int) -> Tensor:
         """Residual codebooks of the sample about its mean, [parts, books, 256, d / parts]."""
         books = 8 if self.quick else MOST[parts > 1] if parts in (1, PRODUCTS) else 5
+        if self.large:
+            books = min(books, MOST[1])
         path = self._kept(f"rq{parts}x{books}", ".npy")
         if not path.exists():
             centered = self.sample - self.sample.mean(0)

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import output
 import sets
 import summary
@@ -35,6 +36,7 @@ from peer_systems import BEHIND
 
 BUDGETS = (16, 32, 64, 128)
 NEAR = 0.99  # of the dense score
+RECALLS = (50, 60, 70, 80)
 ALLOWED = 0.3
 FASTER = 2.0
 TIMED_SEED = "0"
@@ -47,7 +49,7 @@ NOT_MEASURED = "not measured"
 
 def measure(case: Case, family: str, note: Any) -> list[dict[str, Any]]:
     """The rows of a family: scores of all settings, times of those that no other beats."""
-    task = case.data.task
+    task, nearest = case.data.task, case.data.nearest
     queries = unit(task.queries).numpy()
     rows: list[dict[str, Any]] = []
     searches = []
@@ -59,7 +61,7 @@ def measure(case: Case, family: str, note: Any) -> list[dict[str, Any]]:
                     "set": case.data.name,
                     "family": family,
                     "seed": case.seed,
-                    "measure": "1-nn" if case.depth == 1 else "ndcg@10",
+                    "measure": "1-nn" if task.depth == 1 else "ndcg@10",
                     "method": system.method,
                     "setting": f"{system.setting} {setting}".strip(),
                     "bytes": round(system.n_bytes, 2),
@@ -67,6 +69,7 @@ def measure(case: Case, family: str, note: Any) -> list[dict[str, Any]]:
                     "score": round(100 * next(iter(task.scores(ids).values())), 2),
                     "per_s": round(len(queries) / spent),
                     "per_s_single": "",
+                    "recall": "" if nearest is None else round(100 * _share(ids, nearest), 2),
                 }
             )
             searches.append(search)
@@ -87,6 +90,11 @@ def measure(case: Case, family: str, note: Any) -> list[dict[str, Any]]:
     return [row for row in timed if not any(_beats(other, row) for other in timed)]
 
 
+def _share(ids: np.ndarray, wanted: np.ndarray) -> float:
+    """The share of the wanted ids [n, w] of each query that its own [n, k] hold."""
+    return float((wanted[:, :, None] == ids[:, None, :]).any(2).mean())
+
+
 def _timed(search: Search, queries: Any) -> tuple[float, Any]:
     """(seconds of the processor in all threads, ids): other processes do not count."""
     began = time.process_time()
@@ -95,11 +103,11 @@ def _timed(search: Search, queries: Any) -> tuple[float, Any]:
 
 
 def _beats(one: Mapping[str, Any], other: Mapping[str, Any], slack: float = 1.0) -> bool:
-    """Whether a setting of the same method is as good in all three, and better in one."""
+    """Whether a setting of the same method is as good in everything, and better in something."""
     if one["method"] != other["method"]:
         return False
-    ours = -one["bytes"], one["score"], one["per_s"] / slack
-    theirs = -other["bytes"], other["score"], other["per_s"]
+    ours = -one["bytes"], one["score"], one.get("recall") or 0, one["per_s"] / slack
+    theirs = -other["bytes"], other["score"], other.get("recall") or 0, other["per_s"]
     return all(a >= b for a, b in zip(ours, theirs, strict=True)) and ours != theirs
 
 
@@ -113,6 +121,7 @@ class Row(NamedTuple):
     score: float
     per_s: float | None
     per_s_single: float | None
+    recall: float | None = None
 
 
 WHO: dict[str, Callable[[str], bool]] = {
@@ -152,7 +161,11 @@ class Table:
                     float(timed["per_s_single"]),
                 )
             )
-            self.rows[name].append(Row(method, setting, n_bytes, int(shared), score, *times))
+            found_near = [float(row["recall"]) for row in same if row.get("recall")]
+            recall = statistics.median(found_near) if found_near else None
+            self.rows[name].append(
+                Row(method, setting, n_bytes, int(shared), score, *times, recall=recall)
+            )
         scores = summary.Scores(quality)
         for (name, method, active), score in scores.median.items():
             if name in self.rows and method in SCORES_ONLY:
@@ -270,6 +283,30 @@ def tables(table: Table) -> Iterator[str]:
             )
             lines.append(f"| {method} | {' | '.join(cells)} |")
         yield "\n".join(lines)
+        if any(row.recall for row in table.rows[name]):
+            yield _recalls(name, table.rows[name])
+
+
+def _recalls(name: str, rows: Sequence[Row]) -> str:
+    """The best recall of the nearest rows, and the most queries a second at some of it."""
+    heads = [*(f"{budget} bytes" for budget in BUDGETS), *(f"at {r:g}%" for r in RECALLS)]
+    lines = [
+        f"| {name}, recall of the ten nearest in %, at most so many bytes; queries a second at a "
+        f"recall | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
+    for method in dict.fromkeys(row.method for row in rows if row.recall):
+        own = [row for row in rows if row.method == method]
+        cells = []
+        for budget in BUDGETS:
+            best = max((row.recall or 0.0 for row in own if row.n_bytes <= budget), default=0.0)
+            cells.append(f"{best:.1f}" if best else "–")
+        for least in RECALLS:
+            near = [row for row in own if row.per_s and (row.recall or 0.0) >= least]
+            quick = max(near, key=_speed, default=None)
+            cells.append("–" if quick is None else f"{quick.per_s:,.0f} in {quick.n_bytes:.1f}")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _speed(row: Row) -> float:

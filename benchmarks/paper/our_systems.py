@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import PRODUCTS, Case, System
+from cases import MOST, PRODUCTS, Case, System
 
 from csrkern import FineQuantizer, InvertedIndex, Projection, Refine, Rerank, SparseCodes
 from csrkern.nn import SparseAutoencoder
@@ -26,6 +26,7 @@ FINE_PRODUCTS = {45: (4,), 57: (1,), 65: (8, 16)}
 # Bytes of a fine code that is searched alone, and the parts of the dimensions to try.
 ALONE_BYTES = {4: (1,), 6: (1,), 8: (1,), 12: (1,), 16: (1, 3), 32: (1,), 61: (4,)}
 PRINCIPAL_BYTES = {8: (1,), 16: (1,), 32: (1,)}
+CELLS = (2, 4, 8, 16, 32)  # of 256, that a search reads
 
 
 def one_stage(case: Case) -> Iterator[System]:
@@ -43,6 +44,8 @@ def two_stages(case: Case) -> Iterator[System]:
     """Ours: lists that choose, and fine codes of up to 33 bytes that score."""
     books = case.codebooks(1)
     for n_bytes, ks in {8: (1, 2)}.items() if case.quick else FINE.items():
+        if n_bytes - 1 > books.shape[1]:
+            continue
         quantizer = fitted_quantizer(books[:, : n_bytes - 1], case.sample)
         yield from _two_stages(case, quantizer, ks)
 
@@ -75,25 +78,32 @@ def _fine_alone(
 ) -> Iterator[System]:
     for n_bytes, parts in {8: (1,)}.items() if case.quick else sizes.items():
         for part in parts:
-            if own.d % part:
-                continue
             each = (n_bytes - 1) // part
-            books = own.codebooks(part)[:, :each]
+            if own.d % part or (case.large and (part > 1 or each > MOST[1])):
+                continue
+            books = own.codebooks(part)
+            books = books[:, :each]
             quantizer = fitted_quantizer(books, own.sample, projection=projection)
             fine = quantizer.encode(case.database)
             index = InvertedIndex.build(None, fine=fine)
+            size = f"{quantizer.n_bytes} bytes" + (f", {part} parts" if part > 1 else "")
+            n_bytes = index.stats()["bytes_per_code"]
+            shared = sum(array.nbytes for array in quantizer.arrays.values())
             search = partial(_by_fine_codes, index, case.depth)
-            yield System(
-                method,
-                f"{setting}{quantizer.n_bytes} bytes" + (f", {part} parts" if part > 1 else ""),
-                index.stats()["bytes_per_code"],
-                sum(array.nbytes for array in quantizer.arrays.values()),
-                {"": search},
-            )
+            whole = {"": partial(search, None)}
+            yield System(method, setting + size, n_bytes, shared, whole)
+            if part > 1:
+                continue
+            search(1, case.database[:1])  # notes in memory which documents begin with which word
+            n_bytes += index.stats()["forward_bytes"] / len(index)
+            some = {f"{probes} cells": partial(search, probes) for probes in CELLS}
+            yield System(method, f"{setting}{size},", n_bytes, shared, some)
 
 
-def _by_fine_codes(index: InvertedIndex, depth: int, queries: np.ndarray) -> np.ndarray:
-    return index.search_fine(queries, depth, num_threads=1)[1]
+def _by_fine_codes(
+    index: InvertedIndex, depth: int, probes: int | None, queries: np.ndarray
+) -> np.ndarray:
+    return index.search_fine(queries, depth, probes=probes, num_threads=1)[1]
 
 
 def two_stages_of_products(case: Case) -> Iterator[System]:

@@ -20,7 +20,6 @@ from csrtrain.training.matryoshka import train_matryoshka
 BEHIND = ", behind our projection"
 """At the end of a peer's name: it learns from what our projection makes of the rows."""
 CODEWORDS = 256
-LISTS = 64  # of an inverted file
 PROBES = (1, 2, 4, 8, 16, 32)
 EFFORTS = (16, 32, 64, 128, 256)
 
@@ -47,7 +46,7 @@ def faiss_additive_fast(case: Case) -> Iterator[System]:
         yield from _factory(case, "FAISS RQ fast scan", [f"RQ{m}x4fs" for m in (32, 64)], "i")
         specs = [f"RQ{m}x4fs_32_Nrq2x4" for m in (30, 62)]
         yield from _factory(case, "FAISS RQ fast scan", specs)
-        specs = [f"IVF{LISTS},RQ{m}x4fs_32_Nrq2x4" for m in (14, 46)]
+        specs = [f"IVF{case.lists},RQ{m}x4fs_32_Nrq2x4" for m in (14, 46)]
         yield from _factory(case, "FAISS IVF-RQ fast scan", specs)
     spec = "LSQ8x4fs" if case.quick else "LSQ32x4fs"
     yield from _factory(case, "FAISS LSQ fast scan", [spec], "i")
@@ -58,7 +57,7 @@ def faiss_rabitq(case: Case) -> Iterator[System]:
     for bits in (1, 2, 4):
         overhead = 8 if bits == 1 else 20  # float factors of a code
         for n_bytes in (16, 32, 64, 128):
-            for lists in (0, LISTS):
+            for lists in (0, case.lists):
                 room = n_bytes - overhead - (8 if lists else 0)  # of an id
                 dims = min(case.d, 8 * room // bits // 8 * 8)
                 if dims < 8:
@@ -73,13 +72,13 @@ def faiss_lists(case: Case) -> Iterator[System]:
     """FAISS: PQ of 4 bits, and one-byte numbers, in inverted lists."""
     d = case.d
     pairs = sorted({divisor(d, 2 * (n - 8)) for n in (16, 32, 64, 128)})
-    specs = [f"IVF{LISTS},PQ{m}x4fsr" for m in pairs]
+    specs = [f"IVF{case.lists},PQ{m}x4fsr" for m in pairs]
     yield from _factory(case, "FAISS IVF-PQ fast scan", specs)
-    specs = [f"PCA{p},L2norm,IVF{LISTS},SQ8" for p in (24, 56, 120) if p <= d]
+    specs = [f"PCA{p},L2norm,IVF{case.lists},SQ8" for p in (24, 56, 120) if p <= d]
     yield from _factory(case, "FAISS PCA + IVF-SQ8", specs, "i")
-    specs = [f"IVF{LISTS},PQ{m}x4fs" for m in pairs]
+    specs = [f"IVF{case.lists},PQ{m}x4fs" for m in pairs]
     yield from _factory(case, "FAISS IVF-PQ fast scan, rows", specs)
-    specs = [f"OPQ{m},IVF{LISTS},PQ{m}x4fsr" for m in pairs[:2]]
+    specs = [f"OPQ{m},IVF{case.lists},PQ{m}x4fsr" for m in pairs[:2]]
     yield from _factory(case, "FAISS OPQ + IVF-PQ fast scan", specs)
 
 
@@ -87,20 +86,21 @@ def faiss_pq(case: Case) -> Iterator[System]:
     """FAISS: PQ of 8 bits, which takes minutes to train, flat and in lists."""
     d = case.d
     yield from _factory(case, "FAISS PQ", [f"PQ{divisor(d, 16)}x8"], "il")
-    yield from _factory(case, "FAISS IVF-PQ", [f"IVF{LISTS},PQ{divisor(d, 8)}x8"])
+    yield from _factory(case, "FAISS IVF-PQ", [f"IVF{case.lists},PQ{divisor(d, 8)}x8"])
 
 
 def faiss_graphs(case: Case) -> Iterator[System]:
     """FAISS: HNSW over one-byte numbers, of all dimensions and of principal directions."""
     d = case.d
-    specs = [f"HNSW{m},SQ8" for m in (8, 16)]
-    specs += [f"PCA{p},L2norm,HNSW{m},SQ8" for p in (32, 64) if p <= d for m in (4, 8)]
+    links, widths = ((16,), (64,)) if case.large else ((8, 16), (32, 64))
+    specs = [f"HNSW{m},SQ8" for m in links]
+    specs += [f"PCA{p},L2norm,HNSW{m // 2},SQ8" for p in widths if p <= d for m in links]
     yield from _factory(case, "FAISS HNSW + SQ8", specs, "i")
 
 
 def faiss_residual(case: Case) -> Iterator[System]:
     """FAISS: scans of RQ of 8 bits."""
-    for books in (7,) if case.quick else (15, 31):
+    for books in (7,) if case.quick else (15,) if case.large else (15, 31):
         yield _additive(case, case.codebooks(1)[:, :books], lists=False)
 
 
@@ -113,13 +113,13 @@ def faiss_residual_principal(case: Case) -> Iterator[System]:
 
 def faiss_residual_lists(case: Case) -> Iterator[System]:
     """FAISS: RQ of 8 bits in lists (of rows, not of residuals)."""
-    for books in (7,) if case.quick else (7, 23):
+    for books in (7,) if case.quick else (7, 15) if case.large else (7, 23):
         yield _additive(case, case.codebooks(1)[:, :books], lists=True)
 
 
 def faiss_products(case: Case) -> Iterator[System]:
     """FAISS: RQ of 8 bits for each of four parts of the dimensions."""
-    for books in (2,) if case.quick else (7, 15):
+    for books in (2,) if case.quick else (7,) if case.large else (7, 15):
         yield _additive(case, case.codebooks(PRODUCTS)[:, :books], lists=False)
 
 
@@ -153,15 +153,15 @@ def _additive(case: Case, words: Tensor, lists: bool) -> System:
     if not lists:
         return _centered_system(case, f"FAISS {kind}", setting, flat, mean)
     coarse = faiss.IndexFlatL2(case.d)
-    index = faiss.IndexIVFResidualQuantizer(coarse, case.d, LISTS, *shape, *form)
+    index = faiss.IndexIVFResidualQuantizer(coarse, case.d, case.lists, *shape, *form)
     index.by_residual = False
-    centroids = faiss.Kmeans(case.d, LISTS, seed=1234 + case.seed)
+    centroids = faiss.Kmeans(case.d, case.lists, seed=1234 + case.seed)
     with quiet():
         centroids.train(rows)
     coarse.add(centroids.centroids)
     index.rq = flat.rq
     index.is_trained = True
-    return _centered_system(case, "FAISS IVF-RQ", f"IVF{LISTS},{setting}", index, mean)
+    return _centered_system(case, "FAISS IVF-RQ", f"IVF{case.lists},{setting}", index, mean)
 
 
 def _centered_system(case: Case, method: str, setting: str, index: Any, mean: np.ndarray) -> System:
@@ -295,7 +295,7 @@ def _projected_scans(case: Case) -> Iterator[System]:
     if case.quick:
         halves = halves[:1]
     yield from _factory(case, "FAISS PQ fast scan", [f"PQ{m}x4fs" for m in halves], "il")
-    specs = [f"IVF{LISTS},PQ{m}x4fs" for m in halves]
+    specs = [f"IVF{case.lists},PQ{m}x4fs" for m in halves]
     yield from _factory(case, "FAISS IVF-PQ fast scan, rows", specs)
 
 
@@ -354,7 +354,7 @@ def usearch(case: Case) -> Iterator[System]:
     pca = _principal(case)
     for width in sorted({case.d, min(case.d, 64)}):
         turn = partial(_turned, pca, width) if width < case.d else np.asarray
-        for connectivity in (4, 8, 16):
+        for connectivity in (16,) if case.large else (4, 8, 16):
             index = Index(
                 ndim=width, metric=MetricKind.Cos, dtype=ScalarKind.I8, connectivity=connectivity
             )
@@ -373,7 +373,7 @@ def usearch(case: Case) -> Iterator[System]:
     scale = 127 / np.abs(case.database).max()
     rows = np.rint(case.database * scale).astype(np.int8)
     signs = partial(_signs, mean)
-    for connectivity in (8, 16):
+    for connectivity in (16,) if case.large else (8, 16):
         index = Index(
             ndim=case.d, metric=MetricKind.Hamming, dtype=ScalarKind.B1, connectivity=connectivity
         )
@@ -445,8 +445,8 @@ def scann(case: Case) -> Iterator[System]:
     from scann import ScannBuilder, scann_ops_pybind
 
     n, d = case.database.shape
-    for block in (12, 6, 3, 2):
-        for leaves in (0, 64):
+    for block in (6, 3, 2) if case.large else (12, 6, 3, 2):
+        for leaves in (case.lists,) if case.large else (0, case.lists):
             for again in (0, 50):
                 builder: ScannBuilder = scann_ops_pybind.builder(
                     case.database, case.depth, "dot_product"

@@ -1,6 +1,7 @@
 """The embeddings that the scripts here run on: .npz files of one layout, or any two arrays.
 
-A set with labels holds train_emb, train_label, test_emb, test_label; one for retrieval holds
+A set with labels holds train_emb, train_label, test_emb, test_label and, where recall is wanted,
+nearest_test: the ten rows of train_emb nearest to each of test_emb. One for retrieval holds
 corpus_emb, query_test_emb, qrels_test [m, 3] and, where they exist, query_train_emb,
 qrels_train, train_emb.
 """
@@ -36,6 +37,7 @@ class Set:
         alike: those of `train` that are like what is searched, which linear baselines fit better
             to (None: all of them).
         preset: of the paper's settings, the one for embeddings of this kind.
+        nearest: [n, 10] rows of the database nearest to each query, to find besides; or None.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Set:
     pairs: Tensor | None = None
     alike: Tensor | None = None
     preset: str = "text"
+    nearest: np.ndarray | None = None
 
 
 PACKAGED = "wordnet45"
@@ -78,7 +81,8 @@ def load(path: Path) -> Set | None:
     if "train_label" in arrays:
         train, labels = rows("train_emb"), numbers("train_label")
         task = Task(train, rows("test_emb"), labels, numbers("test_label"))
-        return Set(path.stem, train, task, labels, preset=_preset(path.stem))
+        nearest = arrays.get("nearest_test")
+        return Set(path.stem, train, task, labels, preset=_preset(path.stem), nearest=nearest)
     corpus, queries = rows("corpus_emb"), rows("query_test_emb")
     task = Task(corpus, queries, judgments=Judgments(arrays["qrels_test"], len(queries)))
     if "query_train_emb" in arrays:

@@ -316,6 +316,46 @@ def test_systems_are_compared_in_bytes_of_the_whole(paper, monkeypatch, capsys):
     assert compare.NOT_MEASURED in text
 
 
+def test_recall_is_measured_where_a_set_names_the_nearest_rows(paper, monkeypatch):
+    pytest.importorskip("faiss")
+    load, folder = paper
+    (x, y), (q, q_labels) = clusters(300, 1), clusters(40, 2)
+    near = np.argsort(-(q.astype(np.float32) @ x.T.astype(np.float32)), axis=1)[:, :10]
+    near[:, 9] = -1  # a row that nobody finds
+    arrays = {"train_emb": x, "train_label": y, "test_emb": q, "test_label": q_labels}
+    np.savez(folder / "near.npz", **arrays, nearest_test=near)
+    compare = load("compare")
+    out = folder / "out"
+    command = f"compare --data {folder} --sets near --quick -o {out} --families dense,alone"
+    monkeypatch.setattr(sys, "argv", command.split())
+    compare.main()
+    rows = table(out / "compare.csv")
+    assert {row["measure"] for row in rows} == {"1-nn"}
+    (dense,) = (row for row in rows if row["method"] == "FAISS dense, float32")
+    assert 85 < float(dense["recall"]) <= 90
+    sizes = {"cells" in r["setting"]: float(r["bytes"]) for r in rows if "bytes" in r["setting"]}
+    assert sizes[True] - sizes[False] == pytest.approx(2 + 8 * 257 / 300, abs=0.02)
+    text = (out / "compare.md").read_text()
+    assert "near, recall of the ten nearest in %" in text
+    assert f"| FAISS dense, float32 | {float(dense['recall']):.1f}" not in text  # 64 bytes and more
+    assert "– | – | – | –" not in text.split("recall of the ten")[1].splitlines()[2]
+
+
+def test_definitions_of_wordnet_are_read_without_examples(paper, tmp_path):
+    load, _ = paper
+    lines = {
+        "noun": "  1 the license | of it\n00001740 03 n 01 entity 0 000 | what is; a thing  \n",
+        "verb": '00001740 29 v 01 breathe 0 000 | draw air; "I can breathe"; "breathe!"  \n',
+        "adj": "00001740 00 a 01 able 0 000 | having power  \n",
+        "adv": "00001740 02 r 01 a_cappella 0 000 | without music  \n",
+    }
+    for part, text in lines.items():
+        (tmp_path / f"data.{part}").write_text(text)
+    texts, labels = load("wordnet").definitions(tmp_path)
+    assert texts == ["what is; a thing", "draw air", "having power", "without music"]
+    assert labels.tolist() == [3, 29, 0, 2]
+
+
 def test_no_setting_that_another_beats_is_kept(paper):
     load, _ = paper
     compare = load("compare")
