@@ -309,12 +309,13 @@ def _sane_plans(plans: Any) -> bool:
 
 def _sane_plan(plan: Any) -> bool:
     """Whether it has the fields of `csrkern.index.fast.Plan`."""
-    if not isinstance(plan, dict) or {*plan} != {*PLAN_SHARES, *PLAN_COUNTS, *PLAN_FLAGS}:
+    fields = {*PLAN_SHARES, *PLAN_COUNTS, *PLAN_FLAGS}
+    if not isinstance(plan, dict) or {*plan, "strong"} != fields:  # the first plans lacked it
         return False
     return (
         all(type(plan[name]) in (int, float) and 0 <= plan[name] <= 1 for name in PLAN_SHARES)
         and all(_count(plan[name], most) for name, most in PLAN_COUNTS.items())
-        and all(type(plan[name]) is bool for name in PLAN_FLAGS)
+        and all(type(plan.get(name, False)) is bool for name in PLAN_FLAGS)
     )
 
 

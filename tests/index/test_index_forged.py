@@ -383,3 +383,43 @@ def test_damage_spoils_no_other_index(copy, saved):
         use(copy)
     for got, good in zip(use(saved), want, strict=True):
         np.testing.assert_array_equal(got[0], good[0])
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """A saved index with the plan of a fast search."""
+    index = clustered()
+    index.calibrate(QUERIES, 0.7)
+    index.save(tmp_path / "planned")
+    return tmp_path / "planned"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kept": 1.5},
+        {"found": "all"},
+        {"factor": -1},
+        {"queries": 2.0},
+        {"own": 1},
+        {"strong": None},
+        {"more": 0},
+        {"own": ...},
+    ],
+    ids=str,
+)
+def test_forged_plan(planned, change):
+    def forge_plan(body):
+        (plan,) = body["fast"]
+        plan |= change
+        body["fast"] = [{name: value for name, value in plan.items() if value is not ...}]
+
+    forge(planned, forge_plan)
+    with pytest.raises(ValueError, match="damaged"):
+        InvertedIndex.load(planned)
+
+
+def test_the_first_plans_did_not_say_which_postings_they_read(planned):
+    want = InvertedIndex.load(planned)._plans.facts()
+    forge(planned, lambda body: body["fast"][0].pop("strong"))
+    assert InvertedIndex.load(planned)._plans.facts() == want
