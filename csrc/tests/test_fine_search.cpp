@@ -191,22 +191,20 @@ struct Asked {
     for (int64_t i = 0; i < own.n; ++i) {
       std::vector<Hit> want;
       const float* first = own.tables + i * own.books * kWords;
-      std::vector<uint8_t> words(kWords);
-      std::iota(words.begin(), words.end(), uint8_t{0});
-      std::stable_sort(words.begin(), words.end(), [&](uint8_t a, uint8_t b) {
+      std::vector<int64_t> words(kWords);
+      std::iota(words.begin(), words.end(), 0);
+      std::stable_sort(words.begin(), words.end(), [&](int64_t a, int64_t b) {
         return first[a] > first[b] || (first[a] == first[a] && first[b] != first[b]);
       });
-      const auto is_read = [&](uint8_t word) {
-        return std::find(words.begin(), words.begin() + own.probes, word) !=
-               words.begin() + own.probes;
-      };
+      std::vector<uint8_t> is_read(kWords);
+      for (int64_t j = 0; j < own.probes; ++j) is_read[words[j]] = 1;
       for (const Segment& segment : segments) {
         const IndexView& view = segment.index->view();
         for (int64_t doc = 0; doc < view.n_docs; ++doc) {
           const uint64_t* bits = segment.allowed;
           if (bits != nullptr && (bits[i * segment.allowed_stride + doc / 64] >> doc % 64 & 1) == 0)
             continue;
-          if (!is_read(view.fine[doc * view.fine_bytes])) continue;
+          if (!is_read[view.fine[doc * view.fine_bytes]]) continue;
           const float score =
               fine_score(view.fine + doc * view.fine_bytes, own.books,
                          own.tables + i * own.books * kWords, own.offsets[i], own.scales);
@@ -270,11 +268,9 @@ void check_search(int64_t n, int64_t books, bool with_scales, Kind kind, float s
         Asked{{{&first.index}, {&second.index}}, queries}.check(threads);
         Asked{{{&first.index, masks.data(), words}, {&second.index, mask.data(), 0}}, queries}
             .check(threads);
-        for (int64_t probes : {1, 20}) {
-          FineQueries in_cells = queries;
-          in_cells.probes = probes;
-          Asked{{{&first.index, masks.data(), words}, {&second.index}}, in_cells}.check(threads);
-        }
+        FineQueries in_cells = queries;
+        in_cells.probes = threads == 1 ? 20 : 1;
+        Asked{{{&first.index, masks.data(), words}, {&second.index}}, in_cells}.check(threads);
       }
       if (top_k > n) break;  // sorting all for all is slow
     }
