@@ -3,7 +3,8 @@
 python -m benchmarks.ops.step_options
 
 A step is zero, forward, backward and a fused Adam, with a quarter of the latents dead, as in
-bench_train_step.py. Sides take turns; times are those of the processor, of one thread.
+bench_train_step.py. Sides take turns; times are those of the processor, of one thread. The table is
+printed, and kept in benchmarks/results/<machine>/step-options.json.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness import provenance
 from benchmarks.ops.bench_train_step import BETA, GAMMA, TEMPERATURE, kill_a_quarter, stepper
 from csrkern.nn import SparseAutoencoder
 from csrtrain import CSRLoss
@@ -90,7 +92,7 @@ def measure(shape: tuple[int, int, int]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print a table, a column for each shape."""
+    """Print a table, a column for each shape, and keep it."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     columns = [measure(shape) for shape in SHAPES]
@@ -98,6 +100,8 @@ def main() -> None:
     print(f"| | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
     for name in OPTIONS:
         print(f"| {name} | {' | '.join(f'{column[name]:.2f}' for column in columns)} |")
+    table = dict(zip(heads, columns, strict=True))
+    print(provenance.save("step-options.json", times_of_two_products=table))
 
 
 if __name__ == "__main__":

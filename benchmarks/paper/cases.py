@@ -142,7 +142,7 @@ class Case:
     @property
     def depth(self) -> int:
         """Results of a query."""
-        return self.data.task.depth if self.data.nearest is None else self.data.nearest.shape[1]
+        return self.data.task.depth if self.data.near is None else sets.NEAREST
 
     @property
     def large(self) -> bool:

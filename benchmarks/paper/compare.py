@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import output
 import sets
 import summary
@@ -49,7 +48,7 @@ NOT_MEASURED = "not measured"
 
 def measure(case: Case, family: str, note: Any) -> list[dict[str, Any]]:
     """The rows of a family: scores of all settings, times of those that no other beats."""
-    task, nearest = case.data.task, case.data.nearest
+    task, near = case.data.task, case.data.near
     queries = unit(task.queries).numpy()
     rows: list[dict[str, Any]] = []
     searches = []
@@ -69,7 +68,7 @@ def measure(case: Case, family: str, note: Any) -> list[dict[str, Any]]:
                     "score": round(100 * next(iter(task.scores(ids).values())), 2),
                     "per_s": round(len(queries) / spent),
                     "per_s_single": "",
-                    "recall": "" if nearest is None else round(100 * _share(ids, nearest), 2),
+                    "recall": "" if near is None else round(100 * near.recall(ids, case.depth), 2),
                 }
             )
             searches.append(search)
@@ -88,11 +87,6 @@ def measure(case: Case, family: str, note: Any) -> list[dict[str, Any]]:
         rows[i]["per_s_single"] = round(statistics.median(alone))
     timed = [rows[i] for i in kept]
     return [row for row in timed if not any(_beats(other, row) for other in timed)]
-
-
-def _share(ids: np.ndarray, wanted: np.ndarray) -> float:
-    """The share of the wanted ids [n, w] of each query that its own [n, k] hold."""
-    return float((wanted[:, :, None] == ids[:, None, :]).any(2).mean())
 
 
 def _timed(search: Search, queries: Any) -> tuple[float, Any]:

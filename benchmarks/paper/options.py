@@ -40,18 +40,20 @@ OPTIONS: dict[str, Callable[[sets.Set, int, int], SparseAutoencoder]] = {
     "subspace": partial(trained, input_subspace=128),
     "k_aux 128": partial(trained, k_aux=128),
 }
-K_EACH = "k each"
 LENGTHS = "default"  # the option whose codes are scored at other lengths as well
 
 
 def ways(
     database: SparseCodes, queries: SparseCodes, k: int
 ) -> Iterator[tuple[str, SparseCodes, SparseCodes]]:
-    """Documents of k latents on average and queries of k or 2k, by the name of the way."""
+    """Documents of k latents on average and queries of k or 2k, by the name of the way.
+
+    The first one is k of both.
+    """
     short, asked, longer = database.truncate(k), queries.truncate(k), queries.truncate(2 * k)
+    yield "k each", short, asked
     shares = database.normalize()
     by_share = shares.above(shares.threshold(k)).trim()
-    yield K_EACH, short, asked
     yield "documents by value", database.above(database.threshold(k)).trim(), asked
     yield "documents by share of the norm", by_share, asked
     yield "queries at 2k", short, longer
@@ -70,11 +72,12 @@ def measure(data: sets.Set, option: str, seed: int, steps: int) -> Iterator[dict
     )
     for k in KS:
         for way, stored, asked in ways(database, queries, k):
-            if way == K_EACH or option == LENGTHS:
-                scores = data.task.scores(search(stored, asked, data.task.depth))
-                (name, score), *_ = scores.items()
-                key = {"set": data.name, "option": option, "seed": seed, "k": k, "way": way}
-                yield {**key, "measure": name, "score": round(100 * score, 2), **about}
+            scores = data.task.scores(search(stored, asked, data.task.depth))
+            (name, score), *_ = scores.items()
+            key = {"set": data.name, "option": option, "seed": seed, "k": k, "way": way}
+            yield {**key, "measure": name, "score": round(100 * score, 2), **about}
+            if option != LENGTHS:
+                break
 
 
 def main() -> None:

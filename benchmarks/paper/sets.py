@@ -37,7 +37,7 @@ class Set:
         alike: those of `train` that are like what is searched, which linear baselines fit better
             to (None: all of them).
         preset: of the paper's settings, the one for embeddings of this kind.
-        nearest: [n, 10] rows of the database nearest to each query, to find besides; or None.
+        near: the NEAREST rows of the database to each query, to find besides; or None.
     """
 
     name: str
@@ -49,10 +49,11 @@ class Set:
     pairs: Tensor | None = None
     alike: Tensor | None = None
     preset: str = "text"
-    nearest: np.ndarray | None = None
+    near: Judgments | None = None
 
 
 PACKAGED = "wordnet45"
+NEAREST = 10
 
 
 def available(folder: Path) -> list[str]:
@@ -81,8 +82,11 @@ def load(path: Path) -> Set | None:
     if "train_label" in arrays:
         train, labels = rows("train_emb"), numbers("train_label")
         task = Task(train, rows("test_emb"), labels, numbers("test_label"))
-        nearest = arrays.get("nearest_test")
-        return Set(path.stem, train, task, labels, preset=_preset(path.stem), nearest=nearest)
+        near = None
+        if (found := arrays.get("nearest_test")) is not None:
+            query, _ = np.indices(found.shape)
+            near = Judgments(np.stack([query.ravel(), found.ravel()], axis=1), len(found))
+        return Set(path.stem, train, task, labels, preset=_preset(path.stem), near=near)
     corpus, queries = rows("corpus_emb"), rows("query_test_emb")
     task = Task(corpus, queries, judgments=Judgments(arrays["qrels_test"], len(queries)))
     if "query_train_emb" in arrays:

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sets import NEAREST
 
 from csrkern.storage import write_atomically
 from csrtrain.evaluation.metrics import search
 
 PARTS = ("noun", "verb", "adj", "adv")
-TESTED, NEAREST = 4000, 10
+TESTED = 4000
 
 
 def definitions(folder: Path) -> tuple[list[str], np.ndarray]:

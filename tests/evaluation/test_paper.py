@@ -321,7 +321,7 @@ def test_recall_is_measured_where_a_set_names_the_nearest_rows(paper, monkeypatc
     load, folder = paper
     (x, y), (q, q_labels) = clusters(300, 1), clusters(40, 2)
     near = np.argsort(-(q.astype(np.float32) @ x.T.astype(np.float32)), axis=1)[:, :10]
-    near[:, 9] = -1  # a row that nobody finds
+    near[:, 9] = 300  # a row that nobody finds
     arrays = {"train_emb": x, "train_label": y, "test_emb": q, "test_label": q_labels}
     np.savez(folder / "near.npz", **arrays, nearest_test=near)
     compare = load("compare")

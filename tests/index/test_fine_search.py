@@ -168,7 +168,7 @@ def test_tables_that_are_not_finite(odd):
 
 
 def test_a_search_in_cells_reads_those_of_the_best_words():
-    """Of three segments, the first of two windows of 65,536; the cells are counted once made."""
+    """The first of three segments has more than 65,536 documents; stats counts what was made."""
     rng = np.random.default_rng(3)
     n = 80_000
     codes = rng.integers(0, 256, (n, 4), np.uint8)

@@ -66,19 +66,14 @@ void round_table(const float* table, float low, float per_step, uint16_t* number
 
 typedef uint16_t Row __attribute__((vector_size(16)));
 
-// Returns the first, or the last, four numbers of two rows in turn.
-Row pairs_of_first(Row a, Row b) {
+// Returns four numbers of two rows in turn, from number kFirst on.
+template <int kFirst>
+Row in_turn(Row a, Row b) {
+  constexpr int i = kFirst, j = kFirst + 8;
 #ifdef __clang__
-  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  return __builtin_shufflevector(a, b, i, j, i + 1, j + 1, i + 2, j + 2, i + 3, j + 3);
 #else
-  return __builtin_shuffle(a, b, Row{0, 8, 1, 9, 2, 10, 3, 11});
-#endif
-}
-Row pairs_of_last(Row a, Row b) {
-#ifdef __clang__
-  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-#else
-  return __builtin_shuffle(a, b, Row{4, 12, 5, 13, 6, 14, 7, 15});
+  return __builtin_shuffle(a, b, Row{i, j, i + 1, j + 1, i + 2, j + 2, i + 3, j + 3});
 #endif
 }
 
@@ -90,8 +85,8 @@ void interleave_rows(const uint16_t* const* rows, int64_t n, uint16_t* lines) {
       for (int64_t j = 0; j < 8; ++j) __builtin_memcpy(&square[j], rows[q + j] + i, 16);
       for (int round = 0; round < 3; ++round) {
         for (int j = 0; j < 4; ++j) {
-          paired[2 * j] = pairs_of_first(square[j], square[j + 4]);
-          paired[2 * j + 1] = pairs_of_last(square[j], square[j + 4]);
+          paired[2 * j] = in_turn<0>(square[j], square[j + 4]);
+          paired[2 * j + 1] = in_turn<4>(square[j], square[j + 4]);
         }
         for (int j = 0; j < 8; ++j) square[j] = paired[j];
       }

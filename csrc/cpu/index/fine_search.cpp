@@ -250,9 +250,11 @@ struct Lines {
   uint16_t* rows;     // [queries, books, kWords], of all
 };
 
-// Scans a run for queries with `lines`; null: not for this one.
+// Scans a run for the queries of `lines`, of which there are at most kFineBatch.
 void scan_together(const Run& run, const FineQueries& all, const std::vector<double>& lengths,
                    const Lines& lines, const std::vector<Query*>& queries) {
+  const auto n_queries = static_cast<int>(queries.size());
+  if (n_queries == 0) return;
   const auto n_bars = static_cast<int64_t>(lengths.size());
   const FineLines read = {run.codes, run.view().fine_bytes, all.books, lines.numbers, lines.bars};
   const FineKernels& fine = kernels().fine;
@@ -261,26 +263,19 @@ void scan_together(const Run& run, const FineQueries& all, const std::vector<dou
   // Of unused columns, where anything may stand.
   std::fill_n(slopes, kFineBatch, 0.0);
   std::fill_n(starts, kFineBatch, -2 * kMostSum);
-  uint32_t live = 0;
-  bool have_bars = true;
-  for (size_t q = 0; q < queries.size(); ++q) {
-    if (queries[q] == nullptr) continue;
-    live |= uint32_t{1} << q;
-    have_bars &= queries[q]->best.full();
-  }
-  if (live == 0) return;
+  const uint32_t used = ~uint32_t{0} >> (kFineBatch - n_queries);
+  const bool have_bars = std::all_of(queries.begin(), queries.end(),
+                                     [](const Query* query) { return query->best.full(); });
   int64_t round = have_bars ? kLastRound : kFirstRound;
   for (int64_t row = 0; row < run.n; round = std::min(4 * round, kLastRound)) {
-    for (size_t q = 0; q < queries.size(); ++q) {
-      if (queries[q] != nullptr) queries[q]->raise(slopes + q, starts + q);
-    }
+    for (int q = 0; q < n_queries; ++q) queries[q]->raise(slopes + q, starts + q);
     fine.raise(slopes, starts, lengths.data(), n_bars, lines.bars);
     const int64_t stop = std::min(run.n, row + round);
     for (; row < stop; ++row) {
       uint32_t reached = 0;
       row = fine.find(read, row, stop, sums, &reached);
       if (row == stop) break;
-      for (reached &= live; reached != 0; reached &= reached - 1) {
+      for (reached &= used; reached != 0; reached &= reached - 1) {
         const int q = __builtin_ctz(reached);
         queries[q]->consider(run, row, sums[q]);
       }
@@ -288,7 +283,6 @@ void scan_together(const Run& run, const FineQueries& all, const std::vector<dou
   }
   double slope, start;
   for (Query* query : queries) {
-    if (query == nullptr) continue;
     query->raise(&slope, &start);
     query->settle(run);
   }
