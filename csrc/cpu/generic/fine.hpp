@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <utility>
 
 #include "isa/kernels.hpp"
 
@@ -11,102 +13,161 @@ namespace csrkern {
 namespace {
 
 // `Sums` holds the sums of a document for all queries of a batch: add(line) adds the numbers of a
-// word; reached(bars) returns the queries, as bits, whose sums reach their bars.
+// word; below(limits) returns the queries, as bits, whose sums are below their limits.
 template <class Sums>
-int64_t find_code(const FineLines& lines, int64_t doc, int64_t end, uint16_t* sums,
-                  uint32_t* reached) {
+int64_t find_code(const FineLines& lines, int64_t doc, int64_t end, uint64_t* below) {
   constexpr int64_t kBook = kWords * kFineBatch;
   const uint8_t* code = lines.codes + doc * lines.bytes;
   for (; doc < end; ++doc, code += lines.bytes) {
     Sums sum;
-    const uint16_t* book = lines.numbers;
+    const uint8_t* book = lines.numbers;
     for (int64_t m = 0; m < lines.books; ++m, book += kBook) sum.add(book + code[m] * kFineBatch);
-    const int64_t bar = lines.bytes > lines.books ? code[lines.books] : 0;
-    *reached = sum.reached(lines.bars + bar * kFineBatch);
-    if (*reached != 0) {
-      sum.store(sums);
-      return doc;
-    }
+    const int64_t chosen = lines.bytes > lines.books ? code[lines.books] : 0;
+    *below = sum.below(lines.limits + chosen * kFineBatch);
+    if (*below != 0) return doc;
   }
   return end;
 }
 
-void find_limits(const float* tables, int64_t books, float* lows, float* highs) {
-  constexpr int64_t kLanes = 16;
+void find_extremes(const float* tables, int64_t books, float* lows, float* highs) {
+  constexpr int64_t kLanes = 64;
   for (int64_t m = 0; m < books; ++m) {
     const float* table = tables + m * kWords;
     float low[kLanes], high[kLanes], odd[kLanes];
-    for (int64_t j = 0; j < kLanes; ++j) {
-      low[j] = high[j] = table[j];
-      odd[j] = table[j] - table[j];
-    }
+    for (int64_t j = 0; j < kLanes; ++j) low[j] = high[j] = table[j];
+    for (int64_t j = 0; j < kLanes; ++j) odd[j] = table[j] - table[j];
     for (int64_t w = kLanes; w < kWords; w += kLanes) {
-      for (int64_t j = 0; j < kLanes; ++j) {
-        const float x = table[w + j];
-        low[j] = x < low[j] ? x : low[j];
-        high[j] = x > high[j] ? x : high[j];
-        odd[j] += x - x;  // comparisons pass over NaN
+      const float* x = table + w;
+      for (int64_t j = 0; j < kLanes; ++j) low[j] = x[j] < low[j] ? x[j] : low[j];
+      for (int64_t j = 0; j < kLanes; ++j) high[j] = x[j] > high[j] ? x[j] : high[j];
+      for (int64_t j = 0; j < kLanes; ++j) odd[j] += x[j] - x[j];  // comparisons pass over NaN
+    }
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+      for (int64_t j = 0; j < half; ++j) {
+        low[j] = low[j + half] < low[j] ? low[j + half] : low[j];
+        high[j] = high[j + half] > high[j] ? high[j + half] : high[j];
+        odd[j] += odd[j + half];
       }
     }
     lows[m] = low[0];
-    highs[m] = high[0];
-    for (int64_t j = 1; j < kLanes; ++j) {
-      lows[m] = low[j] < lows[m] ? low[j] : lows[m];
-      highs[m] = high[j] > highs[m] ? high[j] : highs[m];
-    }
-    for (int64_t j = 0; j < kLanes; ++j) highs[m] += odd[j];
+    highs[m] = high[0] + odd[0];
   }
 }
 
-void round_table(const float* table, float low, float per_step, uint16_t* numbers) {
+void round_table(const float* table, float high, float per_step, uint8_t* numbers) {
   int32_t whole[kWords];
-  for (int64_t w = 0; w < kWords; ++w) whole[w] = static_cast<int32_t>((table[w] - low) * per_step);
-  for (int64_t w = 0; w < kWords; ++w) numbers[w] = static_cast<uint16_t>(whole[w]);
+  for (int64_t w = 0; w < kWords; ++w) {
+    const float number = (high - table[w]) * per_step;
+    whole[w] = static_cast<int32_t>(number < 255 ? number : 255);
+  }
+  for (int64_t w = 0; w < kWords; ++w) numbers[w] = static_cast<uint8_t>(whole[w]);
 }
 
-typedef uint16_t Row __attribute__((vector_size(16)));
+void find_limits(double start, double slope, const double* lengths, int64_t n, uint8_t* limits) {
+  for (int64_t b = 0; b < n; ++b) {
+    double limit = start - slope * lengths[b];
+    limit = limit < 255 ? limit : 255;  // NaN becomes 255
+    limits[b] = static_cast<uint8_t>(static_cast<int32_t>(limit > 0 ? limit : 0));
+  }
+}
 
-// Returns four numbers of two rows in turn, from number kFirst on.
-template <int kFirst>
-Row in_turn(Row a, Row b) {
-  constexpr int i = kFirst, j = kFirst + 8;
+typedef uint8_t Bytes16 __attribute__((vector_size(16)));
+typedef uint8_t Bytes32 __attribute__((vector_size(32)));
+typedef uint8_t Bytes64 __attribute__((vector_size(64)));
+
+// A `Row` holds 16 bytes of one row or of several.
+template <class Row>
+struct Turned {
+  static constexpr int kLanes = sizeof(Row) / 16;
+
+  // Returns eight bytes of each lane of two rows in turn, from byte First of the lane on.
+  template <int First, int... I>
+  static Row in_turn(Row a, Row b, std::integer_sequence<int, I...>) {
+    constexpr int kOther = sizeof(Row);
 #ifdef __clang__
-  return __builtin_shufflevector(a, b, i, j, i + 1, j + 1, i + 2, j + 2, i + 3, j + 3);
+    return __builtin_shufflevector(a, b, (I / 16 * 16 + First + I % 16 / 2 + I % 2 * kOther)...);
 #else
-  return __builtin_shuffle(a, b, Row{i, j, i + 1, j + 1, i + 2, j + 2, i + 3, j + 3});
+    return __builtin_shuffle(a, b, Row{(I / 16 * 16 + First + I % 16 / 2 + I % 2 * kOther)...});
 #endif
-}
+  }
 
-// Turns squares of 8 words and 8 queries over, by three rounds of pairing what is 4 rows apart.
-void interleave_rows(const uint16_t* const* rows, int64_t n, uint16_t* lines) {
-  for (int64_t i = 0; i < n; i += 8) {
-    for (int64_t q = 0; q < kFineBatch; q += 8) {
-      Row square[8], paired[8];
-      for (int64_t j = 0; j < 8; ++j) __builtin_memcpy(&square[j], rows[q + j] + i, 16);
-      for (int round = 0; round < 3; ++round) {
-        for (int j = 0; j < 4; ++j) {
-          paired[2 * j] = in_turn<0>(square[j], square[j + 4]);
-          paired[2 * j + 1] = in_turn<4>(square[j], square[j + 4]);
+  // Turns squares of 16 bytes over, by four rounds of pairing what is 8 rows apart.
+  static void turn(const uint8_t* const* rows, int64_t n, uint8_t* lines, int64_t pitch) {
+    constexpr auto kAll = std::make_integer_sequence<int, sizeof(Row)>();
+    for (int64_t q = 0; q < 64; q += 16 * kLanes) {
+      for (int64_t i = 0; i < n; i += 16) {
+        Row square[16], paired[16];
+        for (int64_t j = 0; j < 16; ++j) {
+          for (int lane = 0; lane < kLanes; ++lane) {
+            __builtin_memcpy(reinterpret_cast<uint8_t*>(&square[j]) + 16 * lane,
+                             rows[q + 16 * lane + j] + i, 16);
+          }
         }
-        for (int j = 0; j < 8; ++j) square[j] = paired[j];
-      }
-      for (int64_t j = 0; j < 8; ++j) {
-        __builtin_memcpy(lines + (i + j) * kFineBatch + q, &square[j], 16);
+        for (int round = 0; round < 4; ++round) {
+          for (int j = 0; j < 8; ++j) {
+            paired[2 * j] = in_turn<0>(square[j], square[j + 8], kAll);
+            paired[2 * j + 1] = in_turn<8>(square[j], square[j + 8], kAll);
+          }
+          for (int j = 0; j < 16; ++j) square[j] = paired[j];
+        }
+        for (int64_t j = 0; j < 16; ++j) {
+          __builtin_memcpy(lines + (i + j) * pitch + q, &square[j], 16 * kLanes);
+        }
       }
     }
   }
+};
+
+// Whole numbers in the order of floats, and back; 0 and -0 are one.
+inline int32_t order_of(float x) {
+  int32_t bits;
+  x += 0.0f;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  return bits ^ (bits >> 31 & 0x7fffffff);
+}
+inline float at_order(int32_t order) {
+  order ^= order >> 31 & 0x7fffffff;
+  float x;
+  __builtin_memcpy(&x, &order, sizeof(x));
+  return x;
 }
 
-void raise_bars(const double* slopes, const double* starts, const double* lengths, int64_t n,
-                uint16_t* bars) {
-  for (int64_t b = 0; b < n; ++b, bars += kFineBatch) {
-    for (int64_t q = 0; q < kFineBatch; ++q) {
-      double bar = slopes[q] * lengths[b] - starts[q];
-      bar = bar > 0 ? bar : 0;  // NaN becomes 0
-      bar = bar < 65'535 ? bar : 65'535;
-      bars[q] = static_cast<uint16_t>(static_cast<int32_t>(bar));
+// n is a multiple of 16.
+int32_t count_from(const float* x, int64_t n, float bar) {
+  int32_t reached[16] = {};
+  for (int64_t i = 0; i < n; i += 16) {
+    for (int64_t j = 0; j < 16; ++j) reached[j] += x[i + j] >= bar;
+  }
+  for (int half = 8; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) reached[j] += reached[j + half];
+  }
+  return reached[0];
+}
+
+float of_rank(const float* x, int64_t n, int64_t rank) {
+  float least = x[0], most = x[0];
+  for (int64_t i = 0; i < n; ++i) {
+    least = x[i] < least ? x[i] : least;
+    most = x[i] > most ? x[i] : most;
+  }
+  // What is not a whole vector, with numbers that reach nothing.
+  constexpr float kNone = -std::numeric_limits<float>::infinity();
+  float tail[16];
+  const int64_t whole = n / 16 * 16;
+  for (int64_t j = 0; j < 16; ++j) {
+    tail[j] = whole + j < n ? x[whole + j] : kNone;
+  }
+  int64_t low = order_of(least), high = order_of(most);
+  while (low < high) {
+    const int64_t middle = low + (high - low + 1) / 2;
+    const float bar = at_order(static_cast<int32_t>(middle));
+    if (count_from(x, whole, bar) + count_from(tail, 16, bar) >= rank) {
+      low = middle;
+    } else {
+      high = middle - 1;
     }
   }
+  return at_order(static_cast<int32_t>(low));
 }
 
 void add_codes(const uint8_t* codes, int64_t bytes, int64_t books, const float* tables, int64_t n,
@@ -126,9 +187,11 @@ void add_codes(const uint8_t* codes, int64_t bytes, int64_t books, const float* 
   }
 }
 
-template <class Sums>
-constexpr FineKernels kFine = {find_code<Sums>, find_limits, round_table,
-                               interleave_rows, raise_bars,  add_codes};
+template <class Sums, class Row = Bytes16>
+constexpr FineKernels fine_kernels(decltype(FineKernels::look_up) look_up = nullptr) {
+  return {find_code<Sums>, look_up,           find_extremes, round_table,
+          find_limits,     Turned<Row>::turn, add_codes,     of_rank};
+}
 
 }  // namespace
 }  // namespace csrkern

@@ -1,6 +1,7 @@
 #include "index/fine_cells.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 namespace csrkern {
 namespace {
@@ -28,15 +29,28 @@ void FineCells::read(const IndexView& view, int64_t word, std::vector<int64_t>* 
   docs->clear();
   for (size_t p = word; p + 1 < starts_.size(); p += kWords) {
     const int64_t first = static_cast<int64_t>(p) / kWords * kWindow;
-    for (int64_t i = starts_[p]; i < starts_[p + 1]; ++i) docs->push_back(first + numbers_[i]);
+    const int64_t held = docs->size(), more = starts_[p + 1] - starts_[p];
+    docs->resize(held + more);
+    for (int64_t i = 0; i < more; ++i) (*docs)[held + i] = first + numbers_[starts_[p] + i];
   }
-  const int64_t bytes = view.fine_bytes;
-  codes->resize(docs->size() * bytes);
+  // Whole steps are faster to copy. What is written too much is overwritten, or cut off; what is
+  // read too much is still of the codes.
+  constexpr int64_t kCopied = 16;
+  const int64_t bytes = view.fine_bytes, all = view.n_docs * bytes;
+  codes->resize(docs->size() * bytes + kCopied);
   uint8_t* to = codes->data();
   for (const int64_t doc : *docs) {
-    const uint8_t* from = view.fine + doc * bytes;
-    to = std::copy(from, from + bytes, to);
+    const int64_t from = doc * bytes;
+    for (int64_t b = 0; b < bytes; b += kCopied) {
+      if (from + b + kCopied <= all) {
+        std::memcpy(to + b, view.fine + from + b, kCopied);
+      } else {
+        std::copy(view.fine + from + b, view.fine + from + bytes, to + b);
+      }
+    }
+    to += bytes;
   }
+  codes->resize(docs->size() * bytes);
 }
 
 }  // namespace csrkern

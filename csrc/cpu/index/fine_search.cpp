@@ -1,28 +1,27 @@
 // Search by fine codes alone: every document is scored, or those of some cells.
 //
-// A batch of queries is added up at once, in whole numbers of 16 bits; documents whose sums may
-// belong to a hit are scored again in float32. A table entry t becomes the number
-// n = (t - low) / step, rounded down, where low is the least entry of its book, in float32, whose
-// rounding moves n by less than 1/64:
+// What a document lacks to the best score that there could be is added up first, in whole numbers
+// of 8 bits: of one query by looking bytes up in registers, or of a batch at once. Documents that
+// may be hits are scored again in float32. A table entry t becomes the number n = (high - t) /
+// step, rounded down and at most 255, where high is the largest entry of its book, in float32,
+// whose rounding moves n by less than 2^-10 (three roundings of 2^-24 of at most 256):
 //
-//   low + step (n - 1/64)  <=  t  <  low + step (n + 1 + 1/64).
+//   t  <=  high - step (n - 2^-10).
 //
 // The float32 sum of the entries of a document, plus the offset, differs from the exact one by at
 // most error = books * 2^-24 (1 + 2^-8) * (sum over the books of the largest |t|, plus |offset|).
-// With N the sum of n over the books, a document scores
+// With N the sum of n over the books, or 255 if that is less, a document scores at most
 //
-//   at least (sum of low + offset - error + step (N - books / 64)) * scale, and
-//   at most  (sum of low + offset + error + step (N + books + books / 64)) * scale,
+//   (sum of high + offset + error - step (N - books * 2^-10)) * scale,
 //
-// each off by 2^-23 of its size at most, for the product is rounded and scales are. As many
-// documents as are wanted reach the best of the former; it is the bar, and the latter solved for N
-// says which sums reach it. Of that number 1 is taken off for the rounding of these formulas in
-// double. Sums beyond 2^100, and steps below 2^-100, alone or times some scale, are left to a plain
-// scan: there float32 overflows, or loses what the bounds rely on.
+// off by 2^-23 of its size, for the product is rounded and scales are. With the score that a hit
+// must reach this says what N is at most; the limit is the next whole number, after 2^-10 is added
+// for the rounding of these formulas in double. Any step is right. The one that is taken makes the
+// largest limit 254; as that falls, others are. Sums beyond 2^100, and steps below 2^-100, alone or
+// times some scale, are left to a plain scan: there float32 overflows, or loses what the bounds
+// rely on. No step is below 2^-30 of the entries, so that double has bits to spare.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <functional>
 #include <limits>
 #include <mutex>
 #include <numeric>
@@ -30,6 +29,7 @@
 
 #include "csrkern/fine.hpp"
 #include "csrkern/index.hpp"
+#include "csrkern/isa.hpp"
 #include "csrkern/parallel.hpp"
 #include "index/fine_cells.hpp"
 #include "index/scan.hpp"
@@ -38,17 +38,22 @@
 namespace csrkern {
 namespace {
 
-constexpr double kMostSum = 65'534;  // a bar may be above it
-constexpr double kMargin = 0x1p-20;  // of a product's size
-// Fewer queries are faster one by one.
-constexpr int64_t kFewestTogether = 4;
+constexpr int kMost = 255;             // a number, and a limit
+constexpr double kMargin = 0x1p-20;    // of a product's size
+constexpr double kRounding = 0x1p-10;  // of a number
+// Steps that are coarser than they could be by this are taken anew.
+constexpr double kCoarser = 1.25;
+// Fewer queries are faster one by one, where bytes are looked up and where not.
+constexpr int64_t kFewestLookedUp = 40, kFewestTogether = 4;
 // Documents that are worth a thread.
 constexpr int64_t kWorthSplitting = 16'384;
-// Documents after which bars are raised: four times as many each time, up to the last.
-constexpr int64_t kFirstRound = 32, kLastRound = 4096;
+// Documents after which limits are brought up to date: a query's first ones, and the most.
+constexpr int64_t kFirstRound = 64, kLastRound = 2048;
 constexpr int64_t kScoredTogether = 256;
 // Queries whose cells are read together.
-constexpr int64_t kCellQueries = 1024;
+constexpr int64_t kCellQueries = 512;
+// Bytes from one column to the next: not a power of two, so that they share the cache.
+constexpr int64_t kPitch = kLastRound + 64;
 
 // Fine codes of documents of one segment.
 struct Run {
@@ -63,155 +68,220 @@ struct Run {
   int64_t doc(int64_t row) const { return docs == nullptr ? first + row : docs[row]; }
 };
 
-// The best documents of one query, a heap with the worst of them in front.
+// The best documents of one query: in order if they are few.
 class Best {
  public:
-  Best(int64_t wanted, float least) : wanted_(wanted), least_(least) {}
+  Best(int64_t wanted, float least) : wanted_(wanted), bar_(least) {
+    hits_.reserve(std::min(wanted, kFew) + 1);
+  }
 
   // A score that is no hit unless it reaches this.
-  float bar() const { return full() ? hits_.front().score : least_; }
+  float bar() const { return bar_; }
 
-  void add(const Hit& hit) {
-    if (!(hit.score >= least_) || (full() && !better(hit, hits_.front()))) return;
-    if (full()) {
-      std::pop_heap(hits_.begin(), hits_.end(), better);
-      hits_.pop_back();
-    }
+  void add(float score, int64_t id) {
+    const Hit hit = {score, id, 0};
     hits_.push_back(hit);
-    std::push_heap(hits_.begin(), hits_.end(), better);
+    if (wanted_ > kFew) {
+      if (static_cast<int64_t>(hits_.size()) == settled_ + kRarely) settle();
+      return;
+    }
+    auto at = hits_.end() - 1;
+    for (; at != hits_.begin() && better(hit, at[-1]); --at) *at = at[-1];
+    *at = hit;
+    if (static_cast<int64_t>(hits_.size()) > wanted_) hits_.pop_back();
+    if (full()) bar_ = hits_.back().score;
   }
+
   const std::vector<Hit>& hits() const { return hits_; }
-  bool full() const { return static_cast<int64_t>(hits_.size()) == wanted_; }
+  bool full() const { return static_cast<int64_t>(hits_.size()) >= wanted_; }
 
  private:
-  int64_t wanted_;
-  float least_;
+  static constexpr int64_t kFew = 64, kRarely = 256;
+
+  // Drops all but as many as are wanted, and raises the bar.
+  void settle() {
+    settled_ = std::min<int64_t>(hits_.size(), wanted_);
+    if (!full()) return;
+    // Unlike a function, this is inlined.
+    const auto first = [](const Hit& a, const Hit& b) { return better(a, b); };
+    std::nth_element(hits_.begin(), hits_.begin() + (wanted_ - 1), hits_.end(), first);
+    hits_.resize(wanted_);
+    bar_ = hits_.back().score;
+  }
+
+  int64_t wanted_, settled_ = 0;
+  float bar_;
   std::vector<Hit> hits_;
 };
 
-// One query: its tables, its hits, and, in a batch, the documents that may become some.
+// The lengths 1 / scale that a document may have.
+struct Lengths {
+  explicit Lengths(const float* scales) : all(scales == nullptr ? 1 : kWords, 1.0) {
+    for (size_t b = 0; scales != nullptr && b < all.size(); ++b) all[b] /= scales[b];
+    const auto [least, most] = std::minmax_element(all.begin(), all.end());
+    shortest = *least;
+    longest = *most;
+  }
+  std::vector<double> all;
+  double shortest, longest;
+};
+
+// One query: its tables, numbers and limits, and its hits.
 class Query {
  public:
-  Query(const FineQueries& all, int64_t i, int64_t wanted)
+  // What an update changed.
+  enum class Changed { nothing, limits, numbers };
+
+  // numbers: room for [books + 1, kWords], aligned.
+  Query(const FineQueries& all, const Lengths& lengths, int64_t i, int64_t wanted, uint8_t* numbers)
       : all_(all),
+        lengths_(lengths),
         i_(i),
-        wanted_(wanted),
         tables_(all.tables + i * all.books * kWords),
-        bar_(all.min_score),
-        best(wanted, all.min_score) {}
+        numbers_(numbers),
+        best(wanted, all.min_score) {
+    // None is below such a limit.
+    std::fill_n(limits(), kWords, uint8_t{0});
+    bound();
+  }
 
-  // Finds the bounds, for scales of 1 / lengths. Returns false if they would say nothing.
-  bool bound(const std::vector<double>& lengths) {
-    lows_.resize(all_.books);
-    std::vector<float> highs(all_.books);
-    kernels().fine.limits(tables_, all_.books, lows_.data(), highs.data());
-    double sum = 0, range = 0, largest = std::fabs(offset());
-    for (int64_t m = 0; m < all_.books; ++m) {
-      sum += lows_[m];
-      range += static_cast<double>(highs[m]) - lows_[m];
-      largest += std::max(std::fabs(lows_[m]), std::fabs(highs[m]));
-    }
+  // Brings numbers and limits up to the score that a hit must reach.
+  // Numbers change only if they `may`.
+  Changed update(bool may) {
+    const double bar = best.bar();
+    if (bar < enough_ || !(bounded_ && std::fabs(bar) < 0x1p100)) return Changed::nothing;
+    const double least = bar - std::fabs(bar) * kMargin;
+    const double longest_reach =
+        reach_ - least * (least < 0 ? lengths_.longest : lengths_.shortest);
     const auto books = static_cast<double>(all_.books);
-    step_ = range / (kMostSum - 2 * books);
-    const auto [shortest, longest] = std::minmax_element(lengths.begin(), lengths.end());
-    const double most = largest * std::max(1.0, 1 / *shortest);
-    const double least = step_ * std::min(1.0, 1 / *longest);
-    // NaN fails the comparisons, too.
-    if (!(most < 0x1p100 && least > 0x1p-100 && books < 10'000)) return false;
-    const double error = books * 0x1.01p-24 * largest;
-    low_ = sum + offset() - error - step_ * books / 64;
-    high_ = sum + offset() + error + step_ * (books + books / 64 + 1);
-    slack_ = (high_ - low_) / *shortest;
-    return true;
-  }
-
-  // Writes the whole numbers of a book, [kWords].
-  void round(int64_t book, uint16_t* numbers) const {
-    const float* table = tables_ + book * kWords;
-    kernels().fine.round(table, lows_[book], static_cast<float>(1 / step_), numbers);
-  }
-
-  // Raises the bar to what as many documents as are wanted reach for sure, and forgets those that
-  // cannot reach it. The least sum that matters is slope * length - start for a scale of 1 /
-  // length.
-  void raise(double* slope, double* start) {
-    if (static_cast<int64_t>(found_.size()) >= wanted_) {
-      const auto last = found_.begin() + wanted_ - 1;
-      std::nth_element(found_.begin(), last, found_.end(),
-                       [](const Noted& a, const Noted& b) { return a.score > b.score; });
-      bar_ = std::max(bar_, last->score);
-      const double least = bar_ - slack_ - (std::fabs(bar_) + slack_) * 4 * kMargin;
-      found_.erase(std::remove_if(found_.begin(), found_.end(),
-                                  [=](const Noted& noted) { return noted.score < least; }),
-                   found_.end());
+    const double step =
+        std::max(longest_reach / (kMost - 2 - books * kRounding), largest_ * 0x1p-30);
+    const bool again = (may || !ready_) && !(step_ <= kCoarser * step);
+    if (again) {
+      step_ = step;
+      // NaN fails the comparison, too.
+      if (!(step_ * std::min(1.0, 1 / lengths_.longest) > 0x1p-100 && step_ < 0x1p100)) {
+        bounded_ = ready_ = false;
+        std::fill_n(limits(), kWords, uint8_t{0});
+        return Changed::limits;
+      }
+      for (int64_t m = 0; m < all_.books; ++m) {
+        const auto per_step = static_cast<float>(1 / step_);
+        kernels().fine.round(tables_ + m * kWords, highs_[m], per_step, numbers_ + m * kWords);
+      }
+      ready_ = true;
     }
-    *slope = (bar_ - std::fabs(bar_) * kMargin) / step_;
-    *start = high_ / step_;
+    kernels().fine.limit(reach_ / step_ + (books + 1) * kRounding + 1, least / step_,
+                         lengths_.all.data(), static_cast<int64_t>(lengths_.all.size()), limits());
+    // No limit would fall by a whole number before.
+    enough_ = bar + step_ / lengths_.longest;
+    return again ? Changed::numbers : Changed::limits;
   }
 
-  // Takes note of a document with this sum.
-  void consider(const Run& run, int64_t row, uint16_t sum) {
-    if (!allows(run, row)) return;
-    double score = low_ + step_ * sum;
-    if (all_.scales != nullptr) score *= all_.scales[run.code(row)[all_.books]];
-    found_.push_back({row, score - std::fabs(score) * kMargin});
+  // Whether numbers and limits say anything yet.
+  bool ready() const { return ready_; }
+  const uint8_t* numbers() const { return numbers_; }
+
+  void prefetch() const {
+    for (int64_t b = 0; b < (all_.books + 1) * kWords; b += 64) __builtin_prefetch(numbers_ + b);
   }
 
-  // Scores the documents that were noted, all of one run.
-  void settle(const Run& run) {
-    for (const Noted& noted : found_) {
-      best.add({score(run.code(noted.row)), id_of(run.view(), run.doc(noted.row)), 0});
+  // Fetches what a document's score is made of.
+  void prefetch(const uint8_t* code) const {
+    for (int64_t m = 0; m < all_.books; ++m) __builtin_prefetch(tables_ + m * kWords + code[m]);
+  }
+
+  // Scores documents that may be hits.
+  void score(const Run& run, const std::vector<int64_t>& rows) {
+    for (const int64_t row : rows) {
+      const float score = fine_score(run.code(row), all_.books, tables_, offset(), all_.scales);
+      if (score >= best.bar() && allows(run, row)) add(run, row, score);
     }
-    found_.clear();
-    bar_ = std::max<double>(bar_, best.bar());
   }
 
-  float score(const uint8_t* code) const {
-    return fine_score(code, all_.books, tables_, offset(), all_.scales);
-  }
-
-  // Scores documents one after the other.
-  void scan(const Run& run) {
+  // Scores documents [row, end) one after the other.
+  void scan(const Run& run, int64_t row, int64_t end) {
     const int64_t bytes = run.view().fine_bytes;
     float sums[kScoredTogether];
-    for (int64_t row = 0; row < run.n; row += kScoredTogether) {
-      const int64_t n = std::min(kScoredTogether, run.n - row);
+    for (; row < end; row += kScoredTogether) {
+      const int64_t n = std::min(kScoredTogether, end - row);
       const uint8_t* code = run.code(row);
       kernels().fine.add(code, bytes, all_.books, tables_, n, sums);
       for (int64_t j = 0; j < n; ++j, code += bytes) {
         const float score = finished_score(sums[j], code, all_.books, offset(), all_.scales);
-        if (score >= best.bar() && allows(run, row + j)) {
-          best.add({score, id_of(run.view(), run.doc(row + j)), 0});
-        }
+        if (score >= best.bar() && allows(run, row + j)) add(run, row + j, score);
       }
+    }
+  }
+
+  // Scans documents [row, end), at most kLastRound, whose codes lie in columns, too.
+  void look_up(const Run& run, int64_t row, int64_t end, const uint8_t* columns,
+               std::vector<int64_t>& noted) {
+    uint64_t below[kLastRound / 64];
+    while (row < end) {
+      const int64_t n = std::min(end - row, std::clamp(seen_, kFirstRound, kLastRound));
+      update(true);
+      if (ready_) {
+        const bool scaled = all_.scales != nullptr;
+        kernels().fine.look_up({columns, kPitch, all_.books, scaled, numbers_, limits()}, n, below);
+        for (int64_t i = 0; i < n; i += 64) {
+          uint64_t bits =
+              below[i / 64] & (n - i < 64 ? (uint64_t{1} << (n - i)) - 1 : ~uint64_t{0});
+          for (; bits != 0; bits &= bits - 1) {
+            noted.push_back(row + i + __builtin_ctzll(bits));
+            prefetch(run.code(noted.back()));
+          }
+        }
+        score(run, noted);
+        noted.clear();
+      } else {
+        scan(run, row, row + n);
+      }
+      row += n;
+      columns += n;
+      seen_ = round_up(seen_ + n, 64);
     }
   }
 
   // Returns the words whose documents it reads, the best one first.
   std::vector<uint8_t> words() const {
-    // Keys ascend with the entry, NaN least; of equal ones, with lower words.
-    uint64_t keys[kWords];
-    for (int64_t w = 0; w < kWords; ++w) {
-      const float entry = tables_[w] + 0.0f;  // -0 is 0
-      uint32_t bits = 0;
-      if (entry == entry) {
-        std::memcpy(&bits, &entry, sizeof(bits));
-        bits ^= bits >> 31 != 0 ? ~uint32_t{0} : uint32_t{1} << 31;
+    const float none = -std::numeric_limits<float>::infinity();
+    float entries[kWords];
+    for (int64_t w = 0; w < kWords; ++w) entries[w] = tables_[w] == tables_[w] ? tables_[w] : none;
+    const float least = kernels().fine.of_rank(entries, kWords, all_.probes);
+    // Better than `least` at most probes - 1 are; of the others, the lower words, NaN last.
+    std::vector<uint8_t> words;
+    words.reserve(all_.probes);
+    const auto take = [&](const auto& chosen) {
+      for (int64_t w = 0; w < kWords && static_cast<int64_t>(words.size()) < all_.probes; ++w) {
+        if (chosen(w)) words.push_back(static_cast<uint8_t>(w));
       }
-      keys[w] = uint64_t{bits} << 8 | (kWords - 1 - w);
-    }
-    std::nth_element(keys, keys + all_.probes - 1, keys + kWords, std::greater<>());
-    std::swap(keys[0], *std::max_element(keys, keys + all_.probes));
-    std::vector<uint8_t> words(all_.probes);
-    for (int64_t i = 0; i < all_.probes; ++i) words[i] = kWords - 1 - (keys[i] & (kWords - 1));
+    };
+    take([&](int64_t w) { return entries[w] > least; });
+    take([&](int64_t w) { return tables_[w] == least; });
+    take([&](int64_t w) { return tables_[w] != tables_[w]; });
+    const auto lower = [&](uint8_t a, uint8_t b) { return entries[a] < entries[b]; };
+    std::swap(words[0], *std::max_element(words.begin(), words.end(), lower));
     return words;
   }
 
  private:
-  struct Noted {
-    int64_t row;
-    double score;  // at least this
-  };
+  // Finds what bounds its scores. `bounded_` is false if that would say nothing.
+  void bound() {
+    std::vector<float> lows(all_.books);
+    highs_.resize(all_.books);
+    kernels().fine.extremes(tables_, all_.books, lows.data(), highs_.data());
+    largest_ = std::fabs(offset());
+    reach_ = offset();
+    for (int64_t m = 0; m < all_.books; ++m) {
+      reach_ += highs_[m];
+      largest_ += std::max(std::fabs(lows[m]), std::fabs(highs_[m]));
+    }
+    const auto books = static_cast<double>(all_.books);
+    reach_ += books * 0x1.01p-24 * largest_;
+    // NaN fails the comparison, too.
+    bounded_ = largest_ * std::max(1.0, 1 / lengths_.shortest) < 0x1p100 && books < 10'000;
+  }
 
   bool allows(const Run& run, int64_t row) const {
     const Segment& segment = run.segment;
@@ -220,129 +290,162 @@ class Query {
     return segment.allowed[i_ * segment.allowed_stride + doc / 64] >> (doc % 64) & 1;
   }
 
+  void add(const Run& run, int64_t row, float score) {
+    best.add(score, id_of(run.view(), run.doc(row)));
+  }
+
   float offset() const { return all_.offsets[i_]; }
+  uint8_t* limits() { return numbers_ + all_.books * kWords; }
 
   const FineQueries& all_;
-  int64_t i_, wanted_;
+  const Lengths& lengths_;
+  int64_t i_;
   const float* tables_;
-  double step_ = 0, low_ = 0, high_ = 0;  // of a document with N = 0, for a scale of 1
-  std::vector<float> lows_;               // the least entry of each book
-  double slack_ = 0;                      // between what a document scores at least and at most
-  double bar_;
-  std::vector<Noted> found_;
+  uint8_t* numbers_;
+  std::vector<float> highs_;  // the largest entry of each book
+  double largest_, reach_;    // a sum of entries in size, and the most that it can be
+  bool bounded_, ready_ = false;
+  double step_ = std::numeric_limits<double>::infinity();
+  double enough_ = -std::numeric_limits<double>::infinity();  // a score that is worth an update
+  int64_t seen_ = 0;                                          // documents
 
  public:
   Best best;
 };
 
-// What a thread needs for batches, in memory that stays.
+// What a thread needs, in memory that stays.
 struct Lines {
   Lines(int64_t books, int64_t queries) {
     static thread_local Buffer memory;
-    const size_t bytes = ((books + 1) * kFineBatch + books * queries) * kWords * sizeof(uint16_t);
-    if (memory.bytes() < bytes) memory = Buffer(bytes);
-    bars = reinterpret_cast<uint16_t*>(memory.data());
-    numbers = bars + kWords * kFineBatch;
-    rows = numbers + books * kWords * kFineBatch;
+    const int64_t row = (books + 1) * kWords, wide = round_up(books + 1, 16);
+    const int64_t bytes = row * (kFineBatch + 1 + queries) + wide * (kPitch + kFineBatch) + 64;
+    if (memory.bytes() < static_cast<size_t>(bytes)) memory = Buffer(bytes);
+    numbers = memory.data();
+    unused = numbers + row * kFineBatch;
+    rows = unused + row;
+    columns = rows + row * queries;
+    tail = columns + wide * kPitch;
+    std::fill_n(unused, row, uint8_t{0});
   }
-  uint16_t* bars;     // [kWords, kFineBatch]
-  uint16_t* numbers;  // [books, kWords, kFineBatch], of a batch
-  uint16_t* rows;     // [queries, books, kWords], of all
+  uint8_t* numbers;  // [books + 1, kWords, kFineBatch], of a batch; the last are limits
+  uint8_t* unused;   // [books + 1, kWords], for columns without a query
+  uint8_t* rows;     // [queries, books + 1, kWords]
+  uint8_t* columns;  // [books + 1, kPitch], of codes
+  uint8_t* tail;     // the last codes of a run
 };
 
-// Scans a run for the queries of `lines`, of which there are at most kFineBatch.
-void scan_together(const Run& run, const FineQueries& all, const std::vector<double>& lengths,
-                   const Lines& lines, const std::vector<Query*>& queries) {
-  const auto n_queries = static_cast<int>(queries.size());
-  if (n_queries == 0) return;
-  const auto n_bars = static_cast<int64_t>(lengths.size());
-  const FineLines read = {run.codes, run.view().fine_bytes, all.books, lines.numbers, lines.bars};
-  const FineKernels& fine = kernels().fine;
-  alignas(64) uint16_t sums[kFineBatch];
-  double slopes[kFineBatch], starts[kFineBatch];
-  // Of unused columns, where anything may stand.
-  std::fill_n(slopes, kFineBatch, 0.0);
-  std::fill_n(starts, kFineBatch, -2 * kMostSum);
-  const uint32_t used = ~uint32_t{0} >> (kFineBatch - n_queries);
-  const bool have_bars = std::all_of(queries.begin(), queries.end(),
-                                     [](const Query* query) { return query->best.full(); });
-  int64_t round = have_bars ? kLastRound : kFirstRound;
-  for (int64_t row = 0; row < run.n; round = std::min(4 * round, kLastRound)) {
-    for (int q = 0; q < n_queries; ++q) queries[q]->raise(slopes + q, starts + q);
-    fine.raise(slopes, starts, lengths.data(), n_bars, lines.bars);
-    const int64_t stop = std::min(run.n, row + round);
-    for (; row < stop; ++row) {
-      uint32_t reached = 0;
-      row = fine.find(read, row, stop, sums, &reached);
-      if (row == stop) break;
-      for (reached &= used; reached != 0; reached &= reached - 1) {
-        const int q = __builtin_ctz(reached);
-        queries[q]->consider(run, row, sums[q]);
-      }
+// Writes the columns of documents [row, end) of a run.
+void turn_codes(const Run& run, int64_t row, int64_t end, const Lines& lines) {
+  const int64_t bytes = run.view().fine_bytes, all = run.n * bytes;
+  const uint8_t* codes[64];
+  for (int64_t first = row; first < end; first += 64) {
+    const uint8_t* from = run.code(first);
+    if ((first + 64) * bytes + 16 > all) {  // more would be read than there is
+      std::copy(from, run.codes + all, lines.tail);
+      from = lines.tail;
     }
-  }
-  double slope, start;
-  for (Query* query : queries) {
-    query->raise(&slope, &start);
-    query->settle(run);
+    for (int64_t j = 0; j < 64; ++j) codes[j] = from + j * bytes;
+    kernels().fine.turn(codes, bytes, lines.columns + first - row, kPitch);
   }
 }
 
-// Queries that a thread searches for, with the numbers of those that batches can bound.
+// Scans a run for a batch of at most kFineBatch queries.
+void scan_together(const Run& run, const FineQueries& all, const Lines& lines,
+                   const std::vector<Query*>& queries, std::vector<int64_t>* noted) {
+  const uint8_t* rows[kFineBatch];
+  std::fill_n(rows, kFineBatch, lines.unused);
+  for (size_t q = 0; q < queries.size(); ++q) rows[q] = queries[q]->numbers();
+  const int64_t size = all.books * kWords;
+  const uint8_t* limits[kFineBatch];
+  for (int64_t q = 0; q < kFineBatch; ++q) limits[q] = rows[q] + size;
+  uint8_t* const lines_of_limits = lines.numbers + size * kFineBatch;
+  const FineLines read = {run.codes, run.view().fine_bytes, all.books, lines.numbers,
+                          lines_of_limits};
+  const bool full = std::all_of(queries.begin(), queries.end(),
+                                [](const Query* query) { return query->best.full(); });
+  int64_t round = full ? kLastRound : kFirstRound;
+  bool first = true;
+  int64_t may_from = 0;  // turning numbers over takes a while
+  for (int64_t row = 0; row < run.n; round = std::min(2 * round, kLastRound)) {
+    const int64_t stop = std::min(run.n, row + round);
+    bool numbers = first, any = first;
+    const bool may = row >= may_from;
+    if (may) may_from = 2 * row;
+    for (Query* query : queries) {
+      const Query::Changed changed = query->update(may);
+      numbers |= changed == Query::Changed::numbers;
+      any |= changed != Query::Changed::nothing;
+      if (!query->ready()) query->scan(run, row, stop);
+    }
+    if (numbers) kernels().fine.turn(rows, size, lines.numbers, kFineBatch);
+    if (any) kernels().fine.turn(limits, kWords, lines_of_limits, kFineBatch);
+    first = false;
+    uint64_t below = 0;
+    while ((row = kernels().fine.find(read, row, stop, &below)) < stop) {
+      for (; below != 0; below &= below - 1) {
+        const int q = __builtin_ctzll(below);
+        queries[q]->prefetch(run.code(row));
+        noted[q].push_back(row);
+      }
+      ++row;
+    }
+    for (size_t q = 0; q < queries.size(); ++q) {
+      queries[q]->score(run, noted[q]);
+      noted[q].clear();
+    }
+  }
+}
+
+// Queries that a thread searches for.
 class Group {
  public:
-  Group(const FineQueries& all, int64_t first, int64_t n, int64_t wanted,
-        const std::vector<double>& lengths)
-      : all_(all), lengths_(lengths), bounded_(n, false), lines_(all.books, n) {
+  Group(const FineQueries& all, const Lengths& lengths, int64_t first, int64_t n, int64_t wanted)
+      : all_(all), lines_(all.books, n), looks_up_(looks_up_bytes()) {
     queries_.reserve(n);
-    for (int64_t i = first; i < first + n; ++i) queries_.emplace_back(all, i, wanted);
-    if (n < kFewestTogether) return;
     for (int64_t q = 0; q < n; ++q) {
-      bounded_[q] = queries_[q].bound(lengths);
-      for (int64_t m = 0; bounded_[q] && m < all.books; ++m) {
-        queries_[q].round(m, numbers_of(q) + m * kWords);
-      }
+      uint8_t* const numbers = lines_.rows + q * (all.books + 1) * kWords;
+      queries_.emplace_back(all, lengths, first + q, wanted, numbers);
     }
   }
 
-  // Makes lines of up to kFineBatch queries, for `scan`.
-  void take(const int32_t* chosen, int64_t n) {
-    together_.clear();
-    alone_.clear();
-    const uint16_t* rows[kFineBatch];
-    std::fill_n(rows, kFineBatch, lines_.rows);
-    for (int64_t j = 0; j < n; ++j) {
-      Query* query = &queries_[chosen[j]];
-      if (n < kFewestTogether || !bounded_[chosen[j]]) {
-        alone_.push_back(query);
-      } else {
-        rows[together_.size()] = numbers_of(chosen[j]);
-        together_.push_back(query);
+  // Scans a run for some of the queries.
+  void scan(const Run& run, const int32_t* chosen, int64_t n) {
+    const int64_t fewest = looks_up_ ? kFewestLookedUp : kFewestTogether;
+    for (; n >= fewest; chosen += std::min(n, kFineBatch), n -= std::min(n, kFineBatch)) {
+      together_.clear();
+      for (int64_t j = 0; j < std::min(n, kFineBatch); ++j) {
+        together_.push_back(&queries_[chosen[j]]);
+      }
+      scan_together(run, all_, lines_, together_, noted_);
+    }
+    for (int64_t row = 0; n > 0 && row < run.n; row += kLastRound) {
+      const int64_t end = std::min(run.n, row + kLastRound);
+      if (looks_up_) turn_codes(run, row, end, lines_);
+      for (int64_t j = 0; j < n; ++j) {
+        Query& query = queries_[chosen[j]];
+        if (j + 1 < n) queries_[chosen[j + 1]].prefetch();
+        if (looks_up_) {
+          query.look_up(run, row, end, lines_.columns, noted_[0]);
+        } else {
+          query.scan(run, row, end);
+        }
       }
     }
-    if (!together_.empty()) kernels().fine.interleave(rows, all_.books * kWords, lines_.numbers);
-  }
-
-  void scan(const Run& run) {
-    scan_together(run, all_, lengths_, lines_, together_);
-    for (Query* query : alone_) query->scan(run);
   }
 
   const std::vector<Query>& queries() const { return queries_; }
 
  private:
-  uint16_t* numbers_of(int64_t q) { return lines_.rows + q * all_.books * kWords; }
-
   const FineQueries& all_;
-  const std::vector<double>& lengths_;
-  std::vector<Query> queries_;
-  std::vector<bool> bounded_;  // by whole numbers, for batches
   Lines lines_;
-  std::vector<Query*> together_, alone_;
+  bool looks_up_;
+  std::vector<Query> queries_;
+  std::vector<Query*> together_;
+  std::vector<int64_t> noted_[kFineBatch];  // rows that may be hits, of each of `together_`
 };
 
-// Scans the cells of each query's words; those of its best word first, so that the bars are high
-// in the others.
+// Scans the cells of each query's words; those of its best word first, so that little is scored in
+// the others.
 void scan_cells(const std::vector<Segment>& segments, Group& group) {
   std::vector<std::vector<int32_t>> asked(2 * kWords);
   for (size_t q = 0; q < group.queries().size(); ++q) {
@@ -351,21 +454,16 @@ void scan_cells(const std::vector<Segment>& segments, Group& group) {
       asked[(rank++ == 0 ? 0 : kWords) + word].push_back(static_cast<int32_t>(q));
     }
   }
-  std::vector<std::vector<int64_t>> docs(segments.size());
-  std::vector<std::vector<uint8_t>> codes(segments.size());
+  std::vector<int64_t> docs;
+  std::vector<uint8_t> codes;
   for (size_t i = 0; i < asked.size(); ++i) {
     const auto n = static_cast<int64_t>(asked[i].size());
     if (n == 0) continue;
-    for (size_t s = 0; s < segments.size(); ++s) {
-      const Index& index = *segments[s].index;
-      index.cells().read(index.view(), i % kWords, &docs[s], &codes[s]);
-    }
-    for (int64_t q = 0; q < n; q += kFineBatch) {
-      group.take(asked[i].data() + q, std::min(kFineBatch, n - q));
-      for (size_t s = 0; s < segments.size(); ++s) {
-        const auto held = static_cast<int64_t>(docs[s].size());
-        group.scan({segments[s], codes[s].data(), held, 0, docs[s].data()});
-      }
+    for (const Segment& segment : segments) {
+      const Index& index = *segment.index;
+      index.cells().read(index.view(), i % kWords, &docs, &codes);
+      const auto held = static_cast<int64_t>(docs.size());
+      group.scan({segment, codes.data(), held, 0, docs.data()}, asked[i].data(), n);
     }
   }
 }
@@ -377,8 +475,7 @@ void search_fine(const std::vector<Segment>& segments, const FineQueries& all, f
   int64_t n_docs = 0;
   for (const Segment& segment : segments) n_docs += segment.index->view().n_docs;
   const int64_t wanted = std::max<int64_t>(std::min(all.top_k, n_docs), 1);
-  std::vector<double> lengths(all.scales == nullptr ? 1 : kWords, 1.0);
-  for (size_t b = 0; all.scales != nullptr && b < lengths.size(); ++b) lengths[b] /= all.scales[b];
+  const Lengths lengths(all.scales);
   const int64_t threads = all.num_threads;
   const bool in_cells = all.probes < kWords;
   const int64_t most = in_cells ? kCellQueries : kFineBatch;
@@ -391,18 +488,18 @@ void search_fine(const std::vector<Segment>& segments, const FineQueries& all, f
   std::vector<std::mutex> guards(n_groups);
   parallel_for(n_groups * n_ranges, 1, static_cast<int>(threads), [&](int64_t t, int64_t, int) {
     const int64_t first = t / n_ranges * size, range = t % n_ranges;
-    Group group(all, first, std::min(size, all.n - first), wanted, lengths);
+    Group group(all, lengths, first, std::min(size, all.n - first), wanted);
     if (in_cells) {
       scan_cells(segments, group);
     } else {
       std::vector<int32_t> everyone(group.queries().size());
       std::iota(everyone.begin(), everyone.end(), 0);
-      group.take(everyone.data(), static_cast<int64_t>(everyone.size()));
       for (const Segment& segment : segments) {
         const IndexView& view = segment.index->view();
         const int64_t begin = view.n_docs * range / n_ranges;
         const int64_t end = view.n_docs * (range + 1) / n_ranges;
-        group.scan({segment, view.fine + begin * view.fine_bytes, end - begin, begin});
+        group.scan({segment, view.fine + begin * view.fine_bytes, end - begin, begin},
+                   everyone.data(), static_cast<int64_t>(everyone.size()));
       }
     }
     const std::lock_guard<std::mutex> lock(guards[t / n_ranges]);

@@ -96,4 +96,12 @@ bool multiplies_bfloat16() {
 #endif
 }
 
+bool looks_up_bytes() {
+#ifdef __x86_64__
+  return isa() == Isa::avx512 && __builtin_cpu_supports("avx512vbmi");
+#else
+  return isa() == Isa::neon;
+#endif
+}
+
 }  // namespace csrkern

@@ -154,16 +154,25 @@ struct ByteRows {
 };
 
 // Queries of one batch over fine codes: a line of 64 bytes holds a number of each.
-constexpr int64_t kFineBatch = 32;
+constexpr int64_t kFineBatch = 64;
 
-// Fine codes of `bytes` each, and a batch of queries. A number for each word of each book; no sum
-// of a number from each book exceeds 65,535. Bars for each value of a code's last byte, or, if
-// there are as many books as bytes, for all documents. Lines are aligned.
+// Fine codes of `bytes` each, and a batch of queries: a number for each word of each book, and
+// limits for each value of a code's last byte, or, if there are as many books as bytes, for all
+// documents. Lines are aligned.
 struct FineLines {
   const uint8_t* codes;
   int64_t bytes, books;
-  const uint16_t* numbers;  // [books, kWords, kFineBatch]
-  const uint16_t* bars;     // [kWords or 1, kFineBatch]
+  const uint8_t* numbers;  // [books, kWords, kFineBatch]
+  const uint8_t* limits;   // [kWords or 1, kFineBatch]
+};
+
+// Fine codes that lie column by column, each the same byte of all codes, and one query.
+struct FineColumns {
+  const uint8_t* columns;  // [books, pitch], and one more for the limits if `scaled`
+  int64_t pitch, books;
+  bool scaled;
+  const uint8_t* numbers;  // [books, kWords], aligned
+  const uint8_t* limits;   // [kWords], aligned; unless `scaled`, the first is that of all
 };
 
 // Slots after a window's scores, for the unused lanes of an incomplete vector.
@@ -217,25 +226,30 @@ struct IndexKernels {
   uint32_t (*crc32c)(uint32_t crc, const uint8_t* data, size_t bytes);
 };
 
+// Sums of numbers that exceed 255 become 255.
 struct FineKernels {
-  // Adds up the numbers of documents [doc, end) for kFineBatch queries at once, until a sum reaches
-  // its bar. Returns that document, with all its sums (an aligned line) and the queries that
-  // `reached` their bars as bits, or `end`.
-  int64_t (*find)(const FineLines& lines, int64_t doc, int64_t end, uint16_t* sums,
-                  uint32_t* reached);
+  // Adds up the numbers of documents [doc, end) for kFineBatch queries at once, until a sum is
+  // below its limit. Returns that document, and the queries of which this is so as bits, or `end`.
+  int64_t (*find)(const FineLines& lines, int64_t doc, int64_t end, uint64_t* below);
+  // Adds up the numbers of n documents; bits of `below` [ceil(n / 64)] say whose sums are below
+  // their limits. Columns may be read, and bits be anything, up to a multiple of 64. Null where
+  // single queries are not faster by it, and to be called only if looks_up_bytes().
+  void (*look_up)(const FineColumns& columns, int64_t n, uint64_t* below);
   // lows[b] and highs[b] = the least and the largest entry of tables [books, kWords]; highs[b] is
   // NaN where an entry is not finite.
-  void (*limits)(const float* tables, int64_t books, float* lows, float* highs);
-  // numbers[w] = (table[w] - low) * per_step, rounded down, for the kWords of a book.
-  void (*round)(const float* table, float low, float per_step, uint16_t* numbers);
-  // lines[i, q] = rows[q][i] for i < n, a multiple of 8, and q < kFineBatch.
-  void (*interleave)(const uint16_t* const* rows, int64_t n, uint16_t* lines);
-  // bars[b, q] = slopes[q] * lengths[b] - starts[q], rounded down, within 0..65,535; n lines.
-  void (*raise)(const double* slopes, const double* starts, const double* lengths, int64_t n,
-                uint16_t* bars);
+  void (*extremes)(const float* tables, int64_t books, float* lows, float* highs);
+  // numbers[w] = (high - table[w]) * per_step, rounded down, at most 255, for the kWords of a book.
+  void (*round)(const float* table, float high, float per_step, uint8_t* numbers);
+  // limits[b] = start - slope * lengths[b], rounded down, within 0..255.
+  void (*limit)(double start, double slope, const double* lengths, int64_t n, uint8_t* limits);
+  // lines[i * pitch + q] = rows[q][i] for i < n and q < 64. Rows are read, and lines written, up to
+  // a multiple of 16.
+  void (*turn)(const uint8_t* const* rows, int64_t n, uint8_t* lines, int64_t pitch);
   // sums[i] = the sum that fine_score finishes, of n documents that follow each other.
   void (*add)(const uint8_t* codes, int64_t bytes, int64_t books, const float* tables, int64_t n,
               float* sums);
+  // Returns the largest number that at least `rank` of n > 0 numbers reach, none of them NaN.
+  float (*of_rank)(const float* x, int64_t n, int64_t rank);
 };
 
 struct Kernels {

@@ -100,22 +100,20 @@ struct BatchSums {
 struct FineSums {
   __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
 
-  static __m256i half(const uint16_t* line, int i) {
+  static __m256i half(const uint8_t* line, int i) {
     return _mm256_load_si256(reinterpret_cast<const __m256i*>(line) + i);
   }
-  void add(const uint16_t* line) {
-    for (int i = 0; i < 2; ++i) sum[i] = _mm256_add_epi16(sum[i], half(line, i));
+  void add(const uint8_t* line) {
+    for (int i = 0; i < 2; ++i) sum[i] = _mm256_adds_epu8(sum[i], half(line, i));
   }
-  uint32_t reached(const uint16_t* bars) const {
-    __m256i over[2];
+  uint64_t below(const uint8_t* limits) const {
+    uint64_t bits = 0;
     for (int i = 0; i < 2; ++i) {
-      over[i] = _mm256_cmpeq_epi16(_mm256_max_epu16(sum[i], half(bars, i)), sum[i]);
+      const __m256i room = _mm256_subs_epu8(half(limits, i), sum[i]);
+      const __m256i none = _mm256_cmpeq_epi8(room, _mm256_setzero_si256());
+      bits |= uint64_t{~static_cast<uint32_t>(_mm256_movemask_epi8(none))} << (32 * i);
     }
-    const __m256i packed = _mm256_packs_epi16(over[0], over[1]);
-    return static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_permute4x64_epi64(packed, 0xd8)));
-  }
-  void store(uint16_t* sums) const {
-    for (int i = 0; i < 2; ++i) _mm256_store_si256(reinterpret_cast<__m256i*>(sums) + i, sum[i]);
+    return bits;
   }
 };
 
@@ -137,7 +135,7 @@ const Kernels kAvx2 = {
      find_row<BatchSums>,
      to_half<Avx2>,
      crc32c},
-    kFine<FineSums>,
+    fine_kernels<FineSums, Bytes32>(),
     block_products_of<Avx2>,
 };
 

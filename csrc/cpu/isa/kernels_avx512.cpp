@@ -256,12 +256,58 @@ struct BatchSums {
 struct FineSums {
   __m512i sum = _mm512_setzero_si512();
 
-  void add(const uint16_t* line) { sum = _mm512_add_epi16(sum, _mm512_load_si512(line)); }
-  uint32_t reached(const uint16_t* bars) const {
-    return _mm512_cmpge_epu16_mask(sum, _mm512_load_si512(bars));
+  void add(const uint8_t* line) { sum = _mm512_adds_epu8(sum, _mm512_load_si512(line)); }
+  uint64_t below(const uint8_t* limits) const {
+    return _mm512_cmplt_epu8_mask(sum, _mm512_load_si512(limits));
   }
-  void store(uint16_t* sums) const { _mm512_store_si512(sums, sum); }
 };
+
+// The 256 bytes of a book in registers.
+#define CSRKERN_VBMI __attribute__((target("avx512vbmi")))
+struct ByteTable {
+  __m512i part[4];
+
+  CSRKERN_VBMI explicit ByteTable(const uint8_t* table) {
+    for (int i = 0; i < 4; ++i) part[i] = _mm512_load_si512(table + 64 * i);
+  }
+  CSRKERN_VBMI __m512i operator[](__m512i bytes) const {
+    const __m512i low = _mm512_permutex2var_epi8(part[0], bytes, part[1]);
+    const __m512i high = _mm512_permutex2var_epi8(part[2], bytes, part[3]);
+    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(bytes), low, high);
+  }
+};
+
+// Book after book over documents whose sums stay in the first cache, so that a book is loaded once.
+CSRKERN_VBMI void look_up(const FineColumns& columns, int64_t n, uint64_t* below) {
+  constexpr int64_t kTogether = 2048;
+  alignas(64) uint8_t sums[kTogether];
+  for (int64_t first = 0; first < n; first += kTogether, below += kTogether / 64) {
+    const int64_t some = n - first < kTogether ? n - first : kTogether;
+    const uint8_t* column = columns.columns + first;
+    for (int64_t m = 0; m < columns.books; ++m, column += columns.pitch) {
+      const ByteTable book(columns.numbers + m * kWords);
+      for (int64_t i = 0; i < some; i += 64) {
+        const __m512i numbers = book[_mm512_loadu_si512(column + i)];
+        const __m512i sum =
+            m == 0 ? numbers : _mm512_adds_epu8(numbers, _mm512_load_si512(sums + i));
+        _mm512_store_si512(sums + i, sum);
+      }
+    }
+    if (columns.scaled) {
+      const ByteTable limits(columns.limits);
+      for (int64_t i = 0; i < some; i += 64) {
+        const __m512i limit = limits[_mm512_loadu_si512(column + i)];
+        below[i / 64] = _mm512_cmplt_epu8_mask(_mm512_load_si512(sums + i), limit);
+      }
+    } else {
+      const __m512i limit = _mm512_set1_epi8(static_cast<char>(columns.limits[0]));
+      for (int64_t i = 0; i < some; i += 64) {
+        below[i / 64] = _mm512_cmplt_epu8_mask(_mm512_load_si512(sums + i), limit);
+      }
+    }
+  }
+}
+#undef CSRKERN_VBMI
 
 void to_half(const float* values, int64_t n, uint16_t* halves) {
   for (int64_t i = 0; i < n; i += 16) {
@@ -289,7 +335,7 @@ const Kernels kAvx512 = {
      find_row<BatchSums>,
      to_half,
      crc32c},
-    kFine<FineSums>,
+    fine_kernels<FineSums, Bytes64>(look_up),
     block_products_of<Avx512>,
 };
 

@@ -92,22 +92,72 @@ struct BatchSums {
 };
 
 struct FineSums {
-  static constexpr int kVectors = kFineBatch / 8;
+  static constexpr int kVectors = kFineBatch / 16;
 
-  uint16x8_t sum[kVectors] = {};
+  uint8x16_t sum[kVectors] = {};
 
-  void add(const uint16_t* line) {
-    for (int i = 0; i < kVectors; ++i) sum[i] = vaddq_u16(sum[i], vld1q_u16(line + 8 * i));
+  void add(const uint8_t* line) {
+    for (int i = 0; i < kVectors; ++i) sum[i] = vqaddq_u8(sum[i], vld1q_u8(line + 16 * i));
   }
-  uint32_t reached(const uint16_t* bars) const {
-    uint16x8_t over[kVectors];
-    for (int i = 0; i < kVectors; ++i) over[i] = vcgeq_u16(sum[i], vld1q_u16(bars + 8 * i));
-    return static_cast<uint32_t>(set_of<kVectors>(over));
-  }
-  void store(uint16_t* sums) const {
-    for (int i = 0; i < kVectors; ++i) vst1q_u16(sums + 8 * i, sum[i]);
+  uint64_t below(const uint8_t* limits) const {
+    uint16x8_t under[2 * kVectors];
+    for (int i = 0; i < kVectors; ++i) {
+      const int8x16_t is = vreinterpretq_s8_u8(vcltq_u8(sum[i], vld1q_u8(limits + 16 * i)));
+      under[2 * i] = vreinterpretq_u16_s16(vmovl_s8(vget_low_s8(is)));
+      under[2 * i + 1] = vreinterpretq_u16_s16(vmovl_s8(vget_high_s8(is)));
+    }
+    return set_of<2 * kVectors>(under);
   }
 };
+
+// The 256 bytes of a book in registers. Bytes that are not of a part find 0 there.
+struct ByteTable {
+  uint8x16x4_t part[4];
+
+  explicit ByteTable(const uint8_t* table) {
+    for (int i = 0; i < 4; ++i) part[i] = vld1q_u8_x4(table + 64 * i);
+  }
+  uint8x16_t operator[](uint8x16_t bytes) const {
+    uint8x16_t found = vqtbl4q_u8(part[0], bytes);
+    for (int i = 1; i < 4; ++i) {
+      const uint8x16_t own = vsubq_u8(bytes, vdupq_n_u8(static_cast<uint8_t>(64 * i)));
+      found = vorrq_u8(found, vqtbl4q_u8(part[i], own));
+    }
+    return found;
+  }
+};
+
+// Book after book over documents whose sums stay in the first cache, so that a book is loaded once.
+void look_up(const FineColumns& columns, int64_t n, uint64_t* below) {
+  constexpr int64_t kTogether = 2048;
+  uint8_t sums[kTogether], under[64];
+  const ByteTable limits(columns.limits);
+  for (int64_t first = 0; first < n; first += kTogether, below += kTogether / 64) {
+    const int64_t some = n - first < kTogether ? (n - first + 63) / 64 * 64 : kTogether;
+    const uint8_t* column = columns.columns + first;
+    for (int64_t m = 0; m < columns.books; ++m, column += columns.pitch) {
+      const ByteTable book(columns.numbers + m * kWords);
+      for (int64_t i = 0; i < some; i += 16) {
+        const uint8x16_t numbers = book[vld1q_u8(column + i)];
+        vst1q_u8(sums + i, m == 0 ? numbers : vqaddq_u8(numbers, vld1q_u8(sums + i)));
+      }
+    }
+    for (int64_t i = 0; i < some; i += 64) {
+      for (int64_t j = i; j < i + 64; j += 16) {
+        const uint8x16_t limit =
+            columns.scaled ? limits[vld1q_u8(column + j)] : vdupq_n_u8(columns.limits[0]);
+        vst1q_u8(under + j - i, vcltq_u8(vld1q_u8(sums + j), limit));
+      }
+      uint64_t bits = 0;
+      for (int64_t j = 0; j < 64; j += 8) {
+        uint64_t eight;
+        __builtin_memcpy(&eight, under + j, 8);
+        bits |= (eight & 0x0101010101010101) * 0x0102040810204080 >> 56 << j;
+      }
+      below[i / 64] = bits;
+    }
+  }
+}
 
 }  // namespace
 
@@ -127,7 +177,7 @@ const Kernels kNeon = {
      find_row<BatchSums>,
      to_half<Neon>,
      crc32c},
-    kFine<FineSums>,
+    fine_kernels<FineSums>(look_up),
     block_products_of<Neon>,
 };
 

@@ -146,17 +146,19 @@ struct BatchSums {
 };
 
 struct FineSums {
-  uint16_t sum[kFineBatch] = {};
+  uint8_t sum[kFineBatch] = {};
 
-  void add(const uint16_t* line) {
-    for (int64_t q = 0; q < kFineBatch; ++q) sum[q] = static_cast<uint16_t>(sum[q] + line[q]);
+  void add(const uint8_t* line) {
+    for (int64_t q = 0; q < kFineBatch; ++q) {
+      const int total = sum[q] + line[q];
+      sum[q] = static_cast<uint8_t>(total < 255 ? total : 255);
+    }
   }
-  uint32_t reached(const uint16_t* bars) const {
-    uint32_t bits = 0;
-    for (int64_t q = 0; q < kFineBatch; ++q) bits |= uint32_t{sum[q] >= bars[q]} << q;
+  uint64_t below(const uint8_t* limits) const {
+    uint64_t bits = 0;
+    for (int64_t q = 0; q < kFineBatch; ++q) bits |= uint64_t{sum[q] < limits[q]} << q;
     return bits;
   }
-  void store(uint16_t* sums) const { std::copy_n(sum, kFineBatch, sums); }
 };
 
 void to_half(const float* values, int64_t n, uint16_t* halves) {
@@ -236,7 +238,7 @@ const Kernels kPortable = {
      find_row<BatchSums>,
      to_half,
      crc32c},
-    kFine<FineSums>,
+    fine_kernels<FineSums>(),
     block_products_of<Portable>,
 };
 

@@ -15,4 +15,7 @@ const char* isa_name(Isa isa);
 // as float32.
 bool multiplies_bfloat16();
 
+// Returns whether the kernels in use look bytes up in tables of 256 bytes in registers.
+bool looks_up_bytes();
+
 }  // namespace csrkern
