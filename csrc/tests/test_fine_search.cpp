@@ -144,6 +144,20 @@ void check_turn() {
   }
 }
 
+void check_to_columns() {
+  if (!looks_up_bytes()) return;
+  Random random(12);
+  for (int64_t bytes = 1; bytes < 40; ++bytes) {
+    const int64_t pitch = bytes % 2 == 0 ? 64 : 100;
+    const Exact<uint8_t> codes(64 * bytes + 15), columns((bytes + 15) * pitch);
+    for (uint8_t& x : codes) x = static_cast<uint8_t>(random.below(256));
+    kernels().fine.to_columns(codes.data(), bytes, columns.data(), pitch);
+    for (int64_t j = 0; j < 64; ++j) {
+      for (int64_t m = 0; m < bytes; ++m) CHECK(columns[m * pitch + j] == codes[j * bytes + m]);
+    }
+  }
+}
+
 void check_limit() {
   const double inf = std::numeric_limits<double>::infinity();
   const Exact<double> lengths{1, 2, 1e-30, 1e30};
@@ -422,6 +436,7 @@ int main() {
   }
   check_extremes_and_rounding();
   check_turn();
+  check_to_columns();
   check_limit();
   check_of_rank();
   check_add();

@@ -171,7 +171,11 @@ class FineQuantizer:
             tables float32 [m, books, 256], inner products with words, and offsets float32 [m],
             those with the mean. With `lengths`, queries are brought to norm 1 before.
         """
-        rows = self._rows("queries", queries, num_threads)
+        return self.tables_of(self.checked("queries", queries), num_threads)
+
+    def tables_of(self, rows: np.ndarray, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the same for queries that `checked` returned."""
+        rows = self._projected(rows, num_threads)
         if self.lengths is not None and self.projection is None:
             rows = unit_rows(rows)
         mean = self.mean[None, :, None]
@@ -238,15 +242,18 @@ class FineQuantizer:
         ]
         return np.concatenate(parts)
 
-    def _rows(self, name: str, rows: Any, threads: int) -> np.ndarray:
-        array = bounded(name, float32_rows(name, rows, self.dim))
-        return array if self.projection is None else self.projection.apply(array, threads)
+    def checked(self, name: str, rows: Any) -> np.ndarray:
+        """Return embeddings as float32 [n, d], finite and not too large."""
+        return bounded(name, float32_rows(name, rows, self.dim))
+
+    def _projected(self, rows: np.ndarray, threads: int) -> np.ndarray:
+        return rows if self.projection is None else self.projection.apply(rows, threads)
 
     def _pieces(self, name: str, given: Any, threads: int) -> Iterator[np.ndarray]:
         if not isinstance(given, np.ndarray):
             given = float32_array(name, given)
         for start in range(0, max(len(given), 1), _ROWS):
-            yield self._rows(name, given[start : start + _ROWS], threads)
+            yield self._projected(self.checked(name, given[start : start + _ROWS]), threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return restore_quantizer, (self.parts, self.arrays)

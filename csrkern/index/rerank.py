@@ -95,7 +95,7 @@ def fine_queries(name: str, queries: VectorsLike, quantizer: FineQuantizer | Non
             f"{name}: this index holds no fine codes; build it with "
             "fine=quantizer.encode(embeddings), or search by codes"
         )
-    return float32_rows("queries", queries, quantizer.dim)
+    return quantizer.checked("queries", queries)
 
 
 def search_refined(
@@ -116,7 +116,7 @@ def search_refined(
     step = max(1, _TABLES_BYTES // (quantizer.books * WORDS * 4))
     for first in range(0, max(rows.n, 1), step):
         some = slice(first, min(first + step, rows.n))
-        tables, offsets = quantizer.tables(queries[some], options["num_threads"])
+        tables, offsets = quantizer.tables_of(queries[some], options["num_threads"])
         own = [(native, bits_of(bits, some)) for native, bits in segments]
         scores[some], ids[some] = _C.search(
             own,
@@ -147,7 +147,7 @@ def search_fine(
     step = max(32, room // (quantizer.books * WORDS * 4))
     for first in range(0, n, step):
         some = slice(first, min(first + step, n))
-        tables, offsets = quantizer.tables(queries[some], threads)
+        tables, offsets = quantizer.tables_of(queries[some], threads)
         own = [(native, bits_of(bits, some)) for native, bits in segments]
         scores[some], ids[some] = _C.search_fine(
             own,

@@ -118,6 +118,13 @@ struct Turned {
   }
 };
 
+template <class Row>
+void codes_to_columns(const uint8_t* codes, int64_t bytes, uint8_t* columns, int64_t pitch) {
+  const uint8_t* rows[64];
+  for (int64_t j = 0; j < 64; ++j) rows[j] = codes + j * bytes;
+  Turned<Row>::turn(rows, bytes, columns, pitch);
+}
+
 // Whole numbers in the order of floats, and back; 0 and -0 are one.
 inline int32_t order_of(float x) {
   int32_t bits;
@@ -188,9 +195,11 @@ void add_codes(const uint8_t* codes, int64_t bytes, int64_t books, const float* 
 }
 
 template <class Sums, class Row = Bytes16>
-constexpr FineKernels fine_kernels(decltype(FineKernels::look_up) look_up = nullptr) {
-  return {find_code<Sums>, look_up,           find_extremes, round_table,
-          find_limits,     Turned<Row>::turn, add_codes,     of_rank};
+constexpr FineKernels fine_kernels(
+    decltype(FineKernels::look_up) look_up = nullptr,
+    decltype(FineKernels::to_columns) to_columns = codes_to_columns<Row>) {
+  return {find_code<Sums>, look_up,           to_columns, find_extremes, round_table,
+          find_limits,     Turned<Row>::turn, add_codes,  of_rank};
 }
 
 }  // namespace

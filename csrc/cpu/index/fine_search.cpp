@@ -337,15 +337,13 @@ struct Lines {
 // Writes the columns of documents [row, end) of a run.
 void turn_codes(const Run& run, int64_t row, int64_t end, const Lines& lines) {
   const int64_t bytes = run.view().fine_bytes, all = run.n * bytes;
-  const uint8_t* codes[64];
   for (int64_t first = row; first < end; first += 64) {
-    const uint8_t* from = run.code(first);
+    const uint8_t* codes = run.code(first);
     if ((first + 64) * bytes + 16 > all) {  // more would be read than there is
-      std::copy(from, run.codes + all, lines.tail);
-      from = lines.tail;
+      std::copy(codes, run.codes + all, lines.tail);
+      codes = lines.tail;
     }
-    for (int64_t j = 0; j < 64; ++j) codes[j] = from + j * bytes;
-    kernels().fine.turn(codes, bytes, lines.columns + first - row, kPitch);
+    kernels().fine.to_columns(codes, bytes, lines.columns + first - row, kPitch);
   }
 }
 

@@ -235,6 +235,9 @@ struct FineKernels {
   // their limits. Columns may be read, and bits be anything, up to a multiple of 64. Null where
   // single queries are not faster by it, and to be called only if looks_up_bytes().
   void (*look_up)(const FineColumns& columns, int64_t n, uint64_t* below);
+  // Writes the columns of 64 codes that follow each other; up to 15 columns and bytes more may be
+  // written and read. To be called if look_up may be.
+  void (*to_columns)(const uint8_t* codes, int64_t bytes, uint8_t* columns, int64_t pitch);
   // lows[b] and highs[b] = the least and the largest entry of tables [books, kWords]; highs[b] is
   // NaN where an entry is not finite.
   void (*extremes)(const float* tables, int64_t books, float* lows, float* highs);

@@ -307,6 +307,29 @@ CSRKERN_VBMI void look_up(const FineColumns& columns, int64_t n, uint64_t* below
     }
   }
 }
+// A column of few bytes is picked from vectors of codes, two at a time: byte `position` of all is
+// the column's for the documents that `mask` says.
+CSRKERN_VBMI void to_columns(const uint8_t* codes, int64_t bytes, uint8_t* columns, int64_t pitch) {
+  if (bytes > 16) return codes_to_columns<Bytes64>(codes, bytes, columns, pitch);
+  alignas(64) uint8_t first[64];
+  for (int64_t j = 0; j < 64; ++j) first[j] = static_cast<uint8_t>(j * bytes);
+  const auto before = [](int64_t n) { return n < 64 ? (uint64_t{1} << n) - 1 : ~uint64_t{0}; };
+  for (int64_t m = 0; m < bytes; ++m) {
+    const __m512i position =
+        _mm512_add_epi8(_mm512_load_si512(first), _mm512_set1_epi8(static_cast<char>(m)));
+    __m512i column = _mm512_setzero_si512();
+    uint64_t done = 0;
+    for (int64_t at = 0; at < 64 * bytes; at += 128) {
+      const uint64_t until = before((at + 128 - m + bytes - 1) / bytes);
+      const __m512i low = _mm512_loadu_si512(codes + at);
+      const __m512i high = at + 64 < 64 * bytes ? _mm512_loadu_si512(codes + at + 64) : low;
+      const __m512i picked = _mm512_permutex2var_epi8(low, position, high);
+      column = _mm512_mask_mov_epi8(column, until & ~done, picked);
+      done = until;
+    }
+    _mm512_storeu_si512(columns + m * pitch, column);
+  }
+}
 #undef CSRKERN_VBMI
 
 void to_half(const float* values, int64_t n, uint16_t* halves) {
@@ -335,7 +358,7 @@ const Kernels kAvx512 = {
      find_row<BatchSums>,
      to_half,
      crc32c},
-    fine_kernels<FineSums, Bytes64>(look_up),
+    fine_kernels<FineSums, Bytes64>(look_up, to_columns),
     block_products_of<Avx512>,
 };
 
