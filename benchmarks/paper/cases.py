@@ -7,6 +7,7 @@ rows, all rows are at norm 1.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,7 @@ STEPS = 400
 HIDDEN = (4096, 1024)
 LARGE = 50_000  # documents from which fewer settings are tried, with more lists
 PRODUCTS = 4  # parts of the dimensions for codes of more bytes
+A_LIST = 39  # rows that k-means wants for each
 MOST = 32, 16  # codebooks of one part, and of each of several
 DIRECTIONS = ((80, 0.0), (192, 0.0), (192, 0.5))
 """Principal directions, and by how much they are whitened."""
@@ -150,9 +152,14 @@ class Case:
         return len(self.database) > LARGE
 
     @property
-    def lists(self) -> int:
-        """Lists of an inverted file."""
-        return 256 if self.large else 64
+    def lists(self) -> tuple[int, ...]:
+        """Numbers of lists of inverted files."""
+        return (256, 1024) if self.large else (64,)
+
+    def rows(self, lists: int) -> Tensor:
+        """Rows that so many lists, and what is stored in them, are learned from."""
+        n = A_LIST * lists
+        return self.sample if n <= ROWS else self.fitted[:: math.ceil(len(self.fitted) / n)]
 
     @property
     def d(self) -> int:

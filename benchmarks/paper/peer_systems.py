@@ -21,6 +21,7 @@ BEHIND = ", behind our projection"
 """At the end of a peer's name: it learns from what our projection makes of the rows."""
 CODEWORDS = 256
 PROBES = (1, 2, 4, 8, 16, 32)
+LEAVES = (2, 4, 8, 16)  # that ScaNN searches
 EFFORTS = (16, 32, 64, 128, 256)
 
 
@@ -43,21 +44,27 @@ def faiss_flat(case: Case) -> Iterator[System]:
 def faiss_additive_fast(case: Case) -> Iterator[System]:
     """FAISS: RQ and LSQ of 4 bits with fast scan, flat and in lists."""
     if not case.quick:
-        yield from _factory(case, "FAISS RQ fast scan", [f"RQ{m}x4fs" for m in (32, 64)], "i")
+        if not case.large:
+            yield from _factory(case, "FAISS RQ fast scan", [f"RQ{m}x4fs" for m in (32, 64)], "i")
         specs = [f"RQ{m}x4fs_32_Nrq2x4" for m in (30, 62)]
         yield from _factory(case, "FAISS RQ fast scan", specs)
-        specs = [f"IVF{case.lists},RQ{m}x4fs_32_Nrq2x4" for m in (14, 46)]
+        specs = _in_lists(case, [f"RQ{m}x4fs_32_Nrq2x4" for m in (14, 46)])
         yield from _factory(case, "FAISS IVF-RQ fast scan", specs)
-    spec = "LSQ8x4fs" if case.quick else "LSQ32x4fs"
-    yield from _factory(case, "FAISS LSQ fast scan", [spec], "i")
+    if not case.large:
+        spec = "LSQ8x4fs" if case.quick else "LSQ32x4fs"
+        yield from _factory(case, "FAISS LSQ fast scan", [spec], "i")
+
+
+def _in_lists(case: Case, stored: Sequence[str]) -> list[str]:
+    return [f"IVF{lists},{spec}" for lists in case.lists for spec in stored]
 
 
 def faiss_rabitq(case: Case) -> Iterator[System]:
     """FAISS: RaBitQ of 1, 2 and 4 bits on the principal directions that fit, flat and in lists."""
-    for bits in (1, 2, 4):
+    for bits in (1, 2) if case.large else (1, 2, 4):
         overhead = 8 if bits == 1 else 20  # float factors of a code
-        for n_bytes in (16, 32, 64, 128):
-            for lists in (0, case.lists):
+        for n_bytes in (32, 64) if case.large else (16, 32, 64, 128):
+            for lists in (0, *case.lists):
                 room = n_bytes - overhead - (8 if lists else 0)  # of an id
                 dims = min(case.d, 8 * room // bits // 8 * 8)
                 if dims < 8:
@@ -72,13 +79,14 @@ def faiss_lists(case: Case) -> Iterator[System]:
     """FAISS: PQ of 4 bits, and one-byte numbers, in inverted lists."""
     d = case.d
     pairs = sorted({divisor(d, 2 * (n - 8)) for n in (16, 32, 64, 128)})
-    specs = [f"IVF{case.lists},PQ{m}x4fsr" for m in pairs]
+    specs = _in_lists(case, [f"PQ{m}x4fsr" for m in pairs])
     yield from _factory(case, "FAISS IVF-PQ fast scan", specs)
-    specs = [f"PCA{p},L2norm,IVF{case.lists},SQ8" for p in (24, 56, 120) if p <= d]
+    widths = [p for p in (24, 56, 120) if p <= d]
+    specs = [f"PCA{p},L2norm,{spec}" for p in widths for spec in _in_lists(case, ["SQ8"])]
     yield from _factory(case, "FAISS PCA + IVF-SQ8", specs, "i")
-    specs = [f"IVF{case.lists},PQ{m}x4fs" for m in pairs]
+    specs = _in_lists(case, [f"PQ{m}x4fs" for m in pairs])
     yield from _factory(case, "FAISS IVF-PQ fast scan, rows", specs)
-    specs = [f"OPQ{m},IVF{case.lists},PQ{m}x4fsr" for m in pairs[:2]]
+    specs = [f"OPQ{m},{spec}" for m in pairs[:2] for spec in _in_lists(case, [f"PQ{m}x4fsr"])]
     yield from _factory(case, "FAISS OPQ + IVF-PQ fast scan", specs)
 
 
@@ -86,7 +94,7 @@ def faiss_pq(case: Case) -> Iterator[System]:
     """FAISS: PQ of 8 bits, which takes minutes to train, flat and in lists."""
     d = case.d
     yield from _factory(case, "FAISS PQ", [f"PQ{divisor(d, 16)}x8"], "il")
-    yield from _factory(case, "FAISS IVF-PQ", [f"IVF{case.lists},PQ{divisor(d, 8)}x8"])
+    yield from _factory(case, "FAISS IVF-PQ", _in_lists(case, [f"PQ{divisor(d, 8)}x8"]))
 
 
 def faiss_graphs(case: Case) -> Iterator[System]:
@@ -100,8 +108,8 @@ def faiss_graphs(case: Case) -> Iterator[System]:
 
 def faiss_residual(case: Case) -> Iterator[System]:
     """FAISS: scans of RQ of 8 bits."""
-    for books in (7,) if case.quick else (15,) if case.large else (15, 31):
-        yield _additive(case, case.codebooks(1)[:, :books], lists=False)
+    for books in (7,) if case.quick else (3, 7, 15) if case.large else (15, 31):
+        yield _additive(case, case.codebooks(1)[:, :books])
 
 
 def faiss_residual_principal(case: Case) -> Iterator[System]:
@@ -111,19 +119,29 @@ def faiss_residual_principal(case: Case) -> Iterator[System]:
             yield system._replace(method="FAISS PCA + RQ", setting=f"{setting}, {system.setting}")
 
 
+def faiss_principal_lists(case: Case) -> Iterator[System]:
+    """FAISS: PQ of 4 bits of principal directions, in lists."""
+    for setting, turn, own in case.behind_principal():
+        halves = [m for m in (16, 40, 48) if own.d % m == 0]
+        specs = [f"OPQ{m},{spec}" for m in halves for spec in _in_lists(case, [f"PQ{m}x4fsr"])]
+        for system in _behind(turn, _factory(own, "FAISS PCA + OPQ + IVF-PQ fast scan", specs)):
+            yield system._replace(setting=f"{setting}, {system.setting}")
+
+
 def faiss_residual_lists(case: Case) -> Iterator[System]:
     """FAISS: RQ of 8 bits in lists (of rows, not of residuals)."""
     for books in (7,) if case.quick else (7, 15) if case.large else (7, 23):
-        yield _additive(case, case.codebooks(1)[:, :books], lists=True)
+        for lists in case.lists:
+            yield _additive(case, case.codebooks(1)[:, :books], lists)
 
 
 def faiss_products(case: Case) -> Iterator[System]:
     """FAISS: RQ of 8 bits for each of four parts of the dimensions."""
     for books in (2,) if case.quick else (7,) if case.large else (7, 15):
-        yield _additive(case, case.codebooks(PRODUCTS)[:, :books], lists=False)
+        yield _additive(case, case.codebooks(PRODUCTS)[:, :books])
 
 
-def _additive(case: Case, words: Tensor, lists: bool) -> System:
+def _additive(case: Case, words: Tensor, lists: int = 0) -> System:
     """Scored by distances, with a byte for the norm: inner products alone rank less well."""
     import faiss
 
@@ -153,15 +171,15 @@ def _additive(case: Case, words: Tensor, lists: bool) -> System:
     if not lists:
         return _centered_system(case, f"FAISS {kind}", setting, flat, mean)
     coarse = faiss.IndexFlatL2(case.d)
-    index = faiss.IndexIVFResidualQuantizer(coarse, case.d, case.lists, *shape, *form)
+    index = faiss.IndexIVFResidualQuantizer(coarse, case.d, lists, *shape, *form)
     index.by_residual = False
-    centroids = faiss.Kmeans(case.d, case.lists, seed=1234 + case.seed)
+    centroids = faiss.Kmeans(case.d, lists, seed=1234 + case.seed)
     with quiet():
-        centroids.train(rows)
+        centroids.train(case.rows(lists).numpy() - mean)
     coarse.add(centroids.centroids)
     index.rq = flat.rq
     index.is_trained = True
-    return _centered_system(case, "FAISS IVF-RQ", f"IVF{case.lists},{setting}", index, mean)
+    return _centered_system(case, "FAISS IVF-RQ", f"IVF{lists},{setting}", index, mean)
 
 
 def _centered_system(case: Case, method: str, setting: str, index: Any, mean: np.ndarray) -> System:
@@ -169,7 +187,7 @@ def _centered_system(case: Case, method: str, setting: str, index: Any, mean: np
 
     empty = len(faiss.serialize_index(index))
     index.add(case.database - mean)
-    probes = [n for n in PROBES if n <= index.nlist] if "IVF" in setting else [0]
+    probes = (PROBES[:4] if case.large else PROBES) if "IVF" in setting else (0,)
     return System(
         method,
         setting,
@@ -206,7 +224,7 @@ def _factory(case: Case, method: str, specs: Sequence[str], metrics: str = "l") 
             quantizer = faiss.ProductQuantizer(case.d, rotation.M, 4)
             rotation.niter, rotation.pq = 10, quantizer
         with quiet():
-            index.train(case.sample.numpy())
+            index.train(case.rows(inverted.nlist if inverted is not None else 0).numpy())
         empty = len(faiss.serialize_index(index))
         index.add(case.database)
         name, settings = "", [0]
@@ -291,12 +309,22 @@ def _behind(turn: Projection, systems: Iterator[System]) -> Iterator[System]:
 
 
 def _projected_scans(case: Case) -> Iterator[System]:
-    halves = [m for m in (16, 24, 32) if case.d % m == 0]
+    """The first two tell what is to be had of the projection."""
+    yield from _factory(case, "FAISS dense, float32", ["Flat"], "i")
+    yield from _factory(case, "FAISS SQ8", ["SQ8"], "i")
+    halves = [m for m in (8, 16, 24, 32) if case.d % m == 0]
     if case.quick:
         halves = halves[:1]
+    else:
+        specs = [f"RQ{m}x4fs_32_Nrq2x4" for m in (6, 14, 30)]
+        yield from _factory(case, "FAISS RQ fast scan", specs)
     yield from _factory(case, "FAISS PQ fast scan", [f"PQ{m}x4fs" for m in halves], "il")
-    specs = [f"IVF{case.lists},PQ{m}x4fs" for m in halves]
+    specs = _in_lists(case, [f"PQ{m}x4fs" for m in halves])
     yield from _factory(case, "FAISS IVF-PQ fast scan, rows", specs)
+    specs = [f"OPQ{m},{spec}" for m in halves for spec in _in_lists(case, [f"PQ{m}x4fsr"])]
+    yield from _factory(case, "FAISS OPQ + IVF-PQ fast scan", specs)
+    yield from _factory(case, "FAISS IVF-SQ8", _in_lists(case, ["SQ8"]), "i")
+    yield from _factory(case, "FAISS HNSW + SQ8", ["HNSW16,SQ8"], "i")
 
 
 def _search_behind(projection: Projection, search: Search, queries: np.ndarray) -> np.ndarray:
@@ -445,8 +473,11 @@ def scann(case: Case) -> Iterator[System]:
     from scann import ScannBuilder, scann_ops_pybind
 
     n, d = case.database.shape
-    for block in (6, 3, 2) if case.large else (12, 6, 3, 2):
-        for leaves in (case.lists,) if case.large else (0, case.lists):
+    blocks = (12, 6, 3, 2)
+    if case.large:
+        blocks = (6, 3) if d > 128 else (4, 2) if d > 32 else (2, 1)
+    for block in blocks:
+        for leaves in case.lists if case.large else (0, *case.lists):
             for again in (0, 50):
                 builder: ScannBuilder = scann_ops_pybind.builder(
                     case.database, case.depth, "dot_product"
@@ -460,7 +491,7 @@ def scann(case: Case) -> Iterator[System]:
                     searcher = builder.set_n_training_threads(1).build()
                 codes = math.ceil(math.ceil(d / block) / 2)
                 size = codes + (4 if leaves else 0) + (d if again else 0)
-                tries = (2, 4, 8, 16) if leaves else (0,)
+                tries = LEAVES if leaves else (0,)
                 yield System(
                     "ScaNN" + (", re-scored int8" if again else ""),
                     f"{block} dims a block" + (f", {leaves} leaves" if leaves else ""),
@@ -473,6 +504,14 @@ def scann(case: Case) -> Iterator[System]:
                         for probes in tries
                     },
                 )
+
+
+def scann_principal(case: Case) -> Iterator[System]:
+    """ScaNN of principal directions."""
+    for setting, turn, own in case.behind_principal():
+        for system in _behind(turn, scann(own)):
+            method = system.method.replace("ScaNN", "PCA + ScaNN")
+            yield system._replace(method=method, setting=f"{setting}, {system.setting}")
 
 
 def scann_projected(case: Case) -> Iterator[System]:

@@ -287,22 +287,23 @@ def test_systems_are_compared_in_bytes_of_the_whole(paper, monkeypatch, capsys):
         "classes alone-projected 0",
         "classes projected 0",
     ]
-    assert measured("alone-principal,residual-principal") == [
+    assert measured("alone-principal,residual-principal,principal-lists") == [
         "classes alone-principal 0",
         "classes residual-principal 0",
+        "classes principal-lists 0",
     ]
     rows = table(out / "compare.csv")
     methods = {row["method"] for row in rows}
     assert {load("our_systems").PRINCIPAL, "FAISS PCA + RQ"} <= methods
     assert {compare.TAUGHT, "fine codes alone", "FAISS RQ" + compare.BEHIND} <= methods
     assert {"CSR + fine codes", "FAISS SQ8", "FAISS RQ", "FAISS IVF-RQ"} <= methods
-    assert "FAISS HNSW + SQ8" in methods
+    assert {"FAISS HNSW + SQ8", "FAISS PCA + OPQ + IVF-PQ fast scan"} <= methods
     assert all(float(row["per_s"]) > 0 and float(row["per_s_single"]) > 0 for row in rows)
     by_setting = {row["setting"]: float(row["bytes"]) for row in rows}
     assert any("directions, 8 bytes" in setting for setting in by_setting)
     assert any("directions, RQ1x7" in setting for setting in by_setting)
     # A byte for each codebook and one of the norm. In lists an id of 8 bytes comes on top.
-    for start, n_bytes in (("RQ1x7", 8), ("IVF", 16)):
+    for start, n_bytes in (("RQ1x7", 8), ("IVF64,RQ1x7", 16)):
         found = [size for name, size in by_setting.items() if name.startswith(start)]
         assert found
         assert all(size == n_bytes for size in found), found
@@ -314,6 +315,20 @@ def test_systems_are_compared_in_bytes_of_the_whole(paper, monkeypatch, capsys):
     assert "points" in text
     assert "not measured" in text  # quantizers of quality.csv
     assert compare.NOT_MEASURED in text
+
+
+def test_a_large_set_has_more_lists_and_more_rows_to_learn_them_from(paper, monkeypatch):
+    load, folder = paper
+    cases = load("cases")
+    data = load("sets").load(folder / "classes.npz")
+    case = cases.Case(data, 0, folder / "kept", quick=True)
+    monkeypatch.setattr(cases, "ROWS", 50)
+    assert case.lists == (64,)
+    assert torch.equal(case.rows(1), case.sample)
+    assert torch.equal(case.rows(3), case.fitted[::3])  # of 300, to the last
+    monkeypatch.setattr(cases, "LARGE", 299)
+    assert case.lists == (256, 1024)
+    assert torch.equal(case.rows(256), case.fitted)
 
 
 def test_recall_is_measured_where_a_set_names_the_nearest_rows(paper, monkeypatch):
