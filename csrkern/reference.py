@@ -47,11 +47,19 @@ def decode(
     *,
     ks: Sequence[int] | None = None,
 ) -> Tensor:
-    """Σ_j values_j · weight[indices_j] + bias, [n, d] (or [len(ks), n, d]); weight [h, d]."""
+    """Σ_j values_j · weight[indices_j] + bias, [n, d] (or [len(ks), n, d]); weight [h, d].
+
+    The sum is over active slots: an empty one adds nothing, whatever its row of weight holds.
+    """
     if ks is not None:
         return torch.stack([decode(codes.truncate(k), weight, bias) for k in ks])
-    out = codes.to_dense() @ weight
+    out = (codes.values[:, :, None] * _active_rows(codes, weight)).sum(1)
     return out if bias is None else out + bias
+
+
+def _active_rows(codes: SparseCodes, weight: Tensor) -> Tensor:
+    """Rows of weight by slot, [n, k, d]; 0 in empty slots."""
+    return weight[codes.latents()].masked_fill(~codes.active[:, :, None], 0)
 
 
 def autoencode(
@@ -71,8 +79,7 @@ def prefix_errors(
     x: Tensor, codes: SparseCodes, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     """Mean squared error of decode(codes.truncate(k), weight, bias) to x, for each k, [codes.k]."""
-    values = torch.where(codes.active, codes.values, torch.zeros_like(codes.values))
-    parts = values[:, :, None] * weight[codes.latents()]
+    parts = codes.values[:, :, None] * _active_rows(codes, weight)
     centered = x if bias is None else x - bias
     return (centered[:, None] - parts.cumsum(1)).square().mean((0, 2))
 

@@ -40,6 +40,10 @@ def decode(
     Returns:
         [n, d]; with `ks`, [len(ks), n, d].
 
+    An empty slot adds nothing, whatever its row of the dictionary holds. Where the slots are more
+    than half of the latents (on a GPU, a hundredth), the sum is a dense product, in which NaN or
+    infinity in any row of the dictionary reaches the sums of all codes.
+
     Differentiable in the values, weight and bias. Under autocast it runs in the autocast
     dtype, as a linear layer does.
 

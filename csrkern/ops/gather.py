@@ -7,7 +7,7 @@
   postings (`transpose`), so it needs no atomics and is bitwise deterministic.
 
 Several prefixes of one code are served by one pass: see `ends`. Tables may be float32,
-float16 or bfloat16, sums run in float32; float64 goes through dense products.
+float16 or bfloat16, sums run in float32; float64 is summed by PyTorch, a slot at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from csrkern import _C
 from csrkern._native import NATIVE_DTYPES, address, call
-from csrkern.codes.sparse import SparseCodes
 from csrkern.ops._registry import LIBRARY, implement, on_gpu
 from csrkern.ops.latents import latents_of
 from csrkern.ops.validation import check_dim, check_ends, check_operand, check_slots, check_tensor
@@ -58,10 +57,6 @@ def check_gather_sum(
     check_ends(ends, values.shape[1])
 
 
-def _dense(values: Tensor, indices: Tensor, dim: int) -> Tensor:
-    return SparseCodes(values, indices, dim).to_dense()
-
-
 @implement("gather_sum")
 def gather_sum(
     values: Tensor, indices: Tensor, table: Tensor, bias: Tensor | None, ends: Sequence[int]
@@ -71,8 +66,13 @@ def gather_sum(
     n, k = values.shape
     dim, d = table.shape
     if table.dtype not in NATIVE_DTYPES:
-        sums = [_dense(values[:, :end], indices[:, :end], dim) @ table for end in ends]
-        return torch.stack([s if bias is None else s + bias for s in sums])
+        latents, total, sums = latents_of(values, indices, dim), table.new_zeros(n, d), []
+        for begin, end in zip(interval_begins(ends), ends, strict=True):
+            for s in range(begin, end):
+                value = values[:, s, None]
+                total = total.addcmul(value, table[latents[:, s]].masked_fill(value == 0, 0))
+            sums.append(total if bias is None else total + bias)
+        return torch.stack(sums)
     if on_gpu(values):
         from csrkern.kernels import gather as kernels
 
@@ -107,7 +107,7 @@ def gather_dot(
         for part, begin, end in zip(rows, begins, ends, strict=True):
             every = part @ table.T
             out[:, begin:end] = every.gather(1, latents[:, begin:end])
-        return out * (values != 0)
+        return out.masked_fill(values == 0, 0)
     if on_gpu(values):
         from csrkern.kernels import gather as kernels
 
@@ -167,8 +167,8 @@ def scatter_sum(
         latents = torch.repeat_interleave(every, starts.diff())
         i, s = rows[: len(latents)].long(), slots[: len(latents)].long()
         for source, scale, begin, end in zip(sources, scales, begins, ends, strict=True):
-            factor = scale[i, s] * ((s >= begin) & (s < end))
-            out.index_add_(0, latents, factor[:, None] * source[i])
+            part = (s >= begin) & (s < end)
+            out.index_add_(0, latents[part], scale[i, s][part, None] * source[i[part]])
         return out
     sources = [adjacent_columns(source) for source in sources]
     scales = [scale.float().contiguous() for scale in scales]

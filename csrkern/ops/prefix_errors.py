@@ -114,7 +114,7 @@ def _prefix_errors(
     if weight.dtype not in NATIVE_DTYPES:
         code = SparseCodes(values, indices, dim)
         errors = reference.prefix_errors(residual, code, weight)
-        return errors, residual - code.to_dense() @ weight
+        return errors, residual - reference.decode(code, weight)
     table = adjacent_columns(weight)
     if on_gpu(values):
         from csrkern.kernels import prefix_errors as kernels

@@ -124,20 +124,34 @@ def test_gradients_are_exactly_zero_where_nothing_is_active(h, dtype):
     assert bool((values.grad[~empty] != 0).any())
 
 
-def test_padding_means_nothing_even_where_its_row_of_the_dictionary_is_not_a_number():
-    weight = torch.randn(200, 20)
-    weight[0] = torch.nan
-    pre = torch.randn(9, 200)
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_padding_means_nothing_whatever_its_row_of_the_dictionary_holds(dtype, odd):
+    weight = torch.randn(200, 20).to(dtype)
+    weight[0] = odd
+    pre = torch.randn(9, 200).to(dtype)
     pre[:, 0] = -1.0
     pre[4] = -1.0
     codes = csrkern.topk_relu(pre, 12)
     padded = SparseCodes.from_dense(codes.to_dense() * (torch.rand(9, 200) < 0.5), 12)
     out = csrkern.decode(padded, weight)
-    assert torch.equal(out[4], torch.zeros(20))
-    assert bool(out.isfinite().all())
-    padded.values.requires_grad_()
-    csrkern.decode(padded, weight).sum().backward()
-    assert bool(padded.values.grad.isfinite().all())
+    assert torch.equal(out[4], torch.zeros(20, dtype=dtype))
+    exact = reference.decode(as_float64(padded), weight.double())
+    for sums in (out, exact):
+        assert bool(sums.isfinite().all())
+    torch.testing.assert_close(out.double(), exact, rtol=0.02, atol=0.02)
+    x = torch.randn(9, 20).to(dtype)
+    for work in (
+        lambda: csrkern.decode(padded, weight).sum(),
+        lambda: csrkern.decode(padded, weight, ks=[3, 12]).sum(),
+        lambda: csrkern.prefix_errors(x, padded, weight).sum(),
+    ):
+        padded.values.grad = None
+        padded.values.requires_grad_()
+        result = work()
+        result.backward()
+        assert bool(result.isfinite())
+        assert bool(padded.values.grad.isfinite().all())
 
 
 @pytest.mark.usefixtures("poisoned_empty")
