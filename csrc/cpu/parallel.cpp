@@ -1,5 +1,7 @@
 #include "csrkern/parallel.hpp"
 
+#include "csrkern/fork_mutex.hpp"
+
 #ifndef _WIN32
 #include <dlfcn.h>
 #include <pthread.h>
@@ -132,11 +134,11 @@ class Pool {
 // Leaked on purpose: workers outlive static destruction, and a forked child, which has none of its
 // parent's threads, gets a new pool instead of locks in an unknown state.
 Pool* g_pool = new Pool;
+int64_t g_forks = 0;
 #ifndef _WIN32
-bool g_forked = false;
 const int g_watched = pthread_atfork(nullptr, nullptr, [] {
   g_pool = new Pool;
-  g_forked = true;
+  ++g_forks;
 });
 #endif
 
@@ -149,7 +151,7 @@ GompParallel openmp() {
   return nullptr;  // PyTorch's runtime there has another interface
 #else
   static std::atomic<GompParallel> found{nullptr};
-  if (g_forked) return nullptr;
+  if (n_forks() > 0) return nullptr;
   GompParallel known = found.load(std::memory_order_relaxed);
   if (!known) {
     known = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
@@ -176,6 +178,8 @@ void run_with_openmp(GompParallel parallel, Job& job, int num_threads) {
 }
 
 }  // namespace
+
+int64_t n_forks() { return g_forks; }
 
 void parallel_for(int64_t n, int64_t grain, int num_threads, const Body& body) {
   if (n <= 0) return;

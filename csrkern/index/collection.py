@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -27,6 +26,7 @@ from csrkern.index.segment import (
     merge,
     restore_segment,
 )
+from csrkern.locks import ForkLock
 
 if TYPE_CHECKING:
     from csrkern.index.fine import FineCodes, FineQuantizer
@@ -110,7 +110,7 @@ class Collection:
     dtype: str
     fingerprint: str | None
     _snapshot: Snapshot
-    _changing: threading.Lock
+    _changing: ForkLock
     _plans: Plans
 
     @classmethod
@@ -122,7 +122,7 @@ class Collection:
         index.dtype = snapshot.form.dtype
         index.fingerprint = fingerprint
         index._snapshot = snapshot
-        index._changing = threading.Lock()  # held by whoever replaces the snapshot
+        index._changing = ForkLock()  # held by whoever replaces the snapshot
         index._plans = Plans()
         return index
 

@@ -8,7 +8,6 @@ queries that are given, or on a sample of the index's own codes.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from csrkern.arguments import as_float, check_choice, check_int, least_float, th
 from csrkern.index.rerank import Refine, Rerank
 from csrkern.index.rows import Rows, concatenate_rows
 from csrkern.index.segment import Segment
+from csrkern.locks import ForkLock
 
 _SAMPLE, _COSTED = 400, 100  # queries that recall and cost are measured on
 _TOP_K = 10
@@ -84,7 +84,7 @@ class Plans:
     def __init__(self, facts: Iterable[dict[str, Any]] = ()) -> None:
         plans = [Plan(**entry) for entry in facts]
         self._known = {plan.recall: plan for plan in plans}
-        self._measuring = threading.Lock()
+        self._measuring = ForkLock()
 
     def facts(self) -> list[dict[str, Any]]:
         """Return what the file of an index keeps: the plans as JSON."""

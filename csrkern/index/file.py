@@ -7,7 +7,6 @@ import json
 import os
 import re
 import stat
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from csrkern.index.segment import (
     arrays_of,
     restore_segment,
 )
+from csrkern.locks import ForkLock
 from csrkern.storage import crc32c, flush_folder, write_atomically, write_durably
 
 FORMAT = "csrkern-index"
@@ -68,7 +68,7 @@ _LEAST_MAPPED = 1 << 16
 
 # Held by whoever writes to a directory, from taking the state of its index on: an older state
 # must not replace a newer one, nor one thread remove the files that another is about to name.
-SAVING = threading.Lock()
+SAVING = ForkLock()
 
 
 def write(path: str | os.PathLike[str], facts: dict[str, Any], segments: Sequence[Segment]) -> None:

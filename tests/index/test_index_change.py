@@ -378,6 +378,40 @@ assert (index.search(codes, 3)[1] == want).all()
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_wait_for_threads_that_it_lacks(tmp_path):
+    """Forked while another thread changes an index, saves one, and measures a plan."""
+    script = f"""
+import os, signal, sys, threading
+import numpy as np
+from csrkern import InvertedIndex
+from csrkern.index import file
+codes = np.eye(40, 30) + 0.1, np.argsort(np.eye(40, 30) * 9 + np.arange(30), 1)
+index = InvertedIndex.build(codes, dim=30)
+held, done = threading.Event(), threading.Event()
+def hold():
+    with index._changing, index._plans._measuring, file.SAVING:
+        held.set()
+        done.wait()
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    index.search(codes, 3, mode="fast")
+    index.add(codes)
+    index.save({str(tmp_path)!r})
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert thread.is_alive() and file.SAVING._lock.locked()
+done.set()
+thread.join()
+index.add(codes)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
 def test_ids_reach_the_largest_integer():
     last = 2**63 - 1
     index = InvertedIndex.build(some(np.arange(1)), [last - 2], dim=DIM)

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 
+#include "csrkern/fork_mutex.hpp"
 #include "index/dense_lists.hpp"
 #include "index/directory.hpp"
 #include "index/forward.hpp"
@@ -263,16 +264,18 @@ namespace {
 
 std::atomic<const Costs*> in_force{nullptr};
 std::atomic<bool> measured{false};
-std::mutex changing;
+ForkMutex changing;
+// All that were ever in force. Leaked on purpose: searches may read them until the process ends.
+std::list<Costs>& kept = *new std::list<Costs>;
 
 }  // namespace
 
 const Costs& costs() {
   if (const Costs* found = in_force.load(std::memory_order_acquire)) return *found;
-  const std::lock_guard<std::mutex> lock(changing);
+  const std::lock_guard<ForkMutex> lock(changing);
   if (in_force.load() == nullptr) {
-    static const Costs of_this_process = measure_costs();
-    in_force.store(&of_this_process, std::memory_order_release);
+    kept.push_back(measure_costs());
+    in_force.store(&kept.back(), std::memory_order_release);
     measured.store(true);
   }
   return *in_force.load();
@@ -281,15 +284,14 @@ const Costs& costs() {
 bool costs_were_measured() { return measured.load(); }
 
 void set_costs(const Costs& costs) {
-  static std::list<Costs> given;  // searches may still read earlier ones
   const auto same = [&](const Costs& other) {
     return std::all_of(std::begin(kCosts), std::end(kCosts), [&](const NamedCost& named) {
       return costs.*named.cost == other.*named.cost;
     });
   };
-  const std::lock_guard<std::mutex> lock(changing);
-  auto found = std::find_if(given.begin(), given.end(), same);
-  if (found == given.end()) found = given.insert(found, costs);
+  const std::lock_guard<ForkMutex> lock(changing);
+  auto found = std::find_if(kept.begin(), kept.end(), same);
+  if (found == kept.end()) found = kept.insert(found, costs);
   in_force.store(&*found, std::memory_order_release);
 }
 

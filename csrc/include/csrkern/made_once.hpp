@@ -5,9 +5,12 @@
 #include <cstdint>
 #include <mutex>
 
+#include "csrkern/fork_mutex.hpp"
+
 namespace csrkern {
 
-// Several threads may ask for it: one makes it, and the others wait.
+// Several threads may ask for it: one makes it, and the others wait. In a child that is forked
+// meanwhile it has not been made.
 template <class T>
 class MadeOnce {
  public:
@@ -23,7 +26,7 @@ class MadeOnce {
   template <class Make>
   const T& get_or_make(const Make& make) const {
     if (const T* made = get()) return *made;
-    const std::lock_guard<std::mutex> lock(making_);
+    const std::lock_guard<ForkMutex> lock(making_);
     if (made_.load() == nullptr) made_.store(new T(make()), std::memory_order_release);
     return *made_.load();
   }
@@ -38,7 +41,7 @@ class MadeOnce {
   int64_t ns_lost() const { return ns_lost_.load(std::memory_order_relaxed); }
 
  private:
-  mutable std::mutex making_;
+  mutable ForkMutex making_;
   mutable std::atomic<const T*> made_{nullptr};
   mutable std::atomic<int64_t> ns_lost_{0};
 };
