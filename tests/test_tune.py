@@ -95,6 +95,24 @@ def test_it_builds_a_model_and_an_index_with_lists(tuned, k, dtype):
     assert (index.search(codes, 1, rerank=rerank)[1] >= 0).all()
 
 
+@pytest.mark.parametrize("fewer_is_faster", [True, False])
+def test_it_names_cells_that_are_faster_at_the_same_score(fewer_is_faster, monkeypatch):
+    class Clock:
+        now, next = 0.0, 1000.0
+
+        def perf_counter(self) -> float:
+            """Return a time that passes ever faster, or ever slower."""
+            self.now += self.next
+            self.next *= 0.9 if fewer_is_faster else 1.1
+            return self.now
+
+    monkeypatch.setattr(tuning, "time", Clock())
+    monkeypatch.setattr(tuning, "PROBES", (256, 128, 1))
+    x, labels = rows()
+    tuned = csrtrain.tune(x, labels, n_bytes=5, lists=False, progress=False)
+    assert {trial.probes for trial in tuned.trials} == {128 if fewer_is_faster else None}
+
+
 def test_without_lists_no_model_is_trained(monkeypatch):
     monkeypatch.setattr("csrtrain.tuning.train", None)
     x, labels = rows()

@@ -40,6 +40,7 @@ LEAST_FINE = 4  # bytes of a fine code that are worth a codebook's words
 KS = (4, 8, 16, 32)  # of lists with fine codes beside them
 WHITENINGS = (0.0, 0.3, -0.3)
 PRINCIPAL_WHITENINGS = (0.0, 0.3, 0.6)
+PROBES = (8, 16, 32, 64)  # cells of 256
 
 Judge = Callable[[np.ndarray], np.ndarray]
 """From ids [m, DEPTH] that queries find to scores of queries, 0..1; as many in each call."""
@@ -80,11 +81,14 @@ class Trial:
         setting: what was tried.
         score: of held-out rows or queries, 0..1.
         queries_per_second: of batches on one thread, without their encoding.
+        probes: of `InvertedIndex.search_fine`: the cells that give this score in the least time;
+            None: no fewer than all do, or there are lists.
     """
 
     setting: Setting
     score: float
     queries_per_second: float
+    probes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,9 @@ class Tuned:
         """Return a model and an index of all embeddings with the best setting.
 
         The model is None where the best setting has no lists (k = 0). Search then with
-        `index.search_fine(queries)`; else with `index.search(model.encode(queries),
-        rerank=Refine(queries))`, without `rerank` where the setting has no fine codes.
+        `index.search_fine(queries, probes=tuned.best.probes)`; else with
+        `index.search(model.encode(queries), rerank=Refine(queries))`, without `rerank` where the
+        setting has no fine codes.
         """
         setting = self.best.setting
         model = None
@@ -399,14 +404,22 @@ class _Task:
         index = InvertedIndex.build(codes, dtype=dtype, fine=fine)
         dense = self.queries.numpy()
 
-        def find(some: slice) -> np.ndarray:
+        def find(some: slice, probes: int | None) -> np.ndarray:
             if asked is None:
-                return index.search_fine(dense[some], DEPTH, num_threads=1)[1]
+                return index.search_fine(dense[some], DEPTH, probes=probes, num_threads=1)[1]
             rerank = None if fine is None else Refine(dense[some], shortlist)
             return index.search(asked[some], DEPTH, rerank=rerank, num_threads=1)[1]
 
-        find(slice(1))  # makes what is made at first use
-        began = time.perf_counter()
-        ids = find(slice(None))
-        spent = time.perf_counter() - began
-        return Trial(setting, float(self.judge(ids).mean()), len(dense) / spent)
+        def measured(probes: int | None) -> Trial:
+            find(slice(1), probes)  # makes what is made at first use
+            began = time.perf_counter()
+            ids = find(slice(None), probes)
+            spent = time.perf_counter() - began
+            return Trial(setting, float(self.judge(ids).mean()), len(dense) / spent, probes)
+
+        whole = measured(None)
+        if asked is not None:
+            return whole
+        as_good = [t for t in map(measured, PROBES) if t.score >= whole.score]
+        fastest = max([whole, *as_good], key=lambda trial: trial.queries_per_second)
+        return dataclasses.replace(fastest, score=whole.score)

@@ -125,6 +125,10 @@ def test_an_index_of_fine_codes_alone_is_searched_by_embeddings(alone, capsys):
         hits = np.load("found.npz")
         assert np.array_equal(hits["scores"], expected[0])
         assert np.array_equal(hits["ids"], expected[1])
+    assert exit_code("search alone queries.npy --probes 2 --top-k 50 -o found.npz --force") == 0
+    some = alone.search_fine(queries, 50, probes=2)[1]
+    assert (some < 0).any()  # two cells of 256 hold fewer
+    assert np.array_equal(np.load("found.npz")["ids"], some)
     capsys.readouterr()
     assert exit_code("search alone asked.jsonl --json") == 0
     first = json.loads(capsys.readouterr().out.splitlines()[0])

@@ -65,6 +65,7 @@ BAD = {
     "train rows.npy -o new --epochs inf": "epochs: expected a finite number, got inf",
     f"train rows.npy -o new --seed {2**70}": "seed: expected 0 <= seed <= 4294967295",
     f"train rows.npy -o new --hidden-dim {2**70}": "--hidden-dim",
+    "search index codes.safetensors --probes 4": "--probes: index has lists",
     f"search index codes.safetensors --top-k {2**70}": "top_k: expected 1 <= top_k <= ",
     "ray search http://127.0.0.1:1 codes.safetensors --deadline nan": "--deadline",
     "ray encode model rows.npy -o new --gpus nan": "--gpus",

@@ -113,12 +113,15 @@ def test_embeddings_are_compared_with_fine_codes(cluster: Any, tmp_path: Path) -
     for answer, (scores, ids) in (
         (served.search(codes[:7], 5, rerank=rerank), whole.search(codes[:7], 5, rerank=rerank)),
         (served.search_fine(rows[:7], 5), whole.search_fine(rows[:7], 5)),
+        (served.search_fine(rows[:7], 5, probes=2), whole.search_fine(rows[:7], 5, probes=2)),
     ):
         assert answer.complete
         np.testing.assert_array_equal(answer.ids, ids)
         np.testing.assert_array_equal(answer.scores, scores)
     with pytest.raises(ValueError, match="embeddings: expected 7 rows"):
         served.search(codes[:7], 5, rerank=Refine(rows[:6]))
+    with pytest.raises(ValueError, match="probes: expected 1 <= probes <= 256, got 0"):
+        served.search_fine(rows[:7], 5, probes=0)
     serve.delete("fine")
 
 

@@ -369,6 +369,23 @@ def test_shards_answer_embeddings_by_fine_codes(tmp_path: Path) -> None:
     assert told["ids"] == ids.tolist()
 
 
+def test_shards_read_the_cells_that_one_index_reads(tmp_path: Path) -> None:
+    whole, queries = with_fine_codes(tmp_path)
+    folder = Folder.of(tmp_path / "index")
+    ids = whole.search_fine(queries, 5, probes=3)[1]
+    assert (ids != whole.search_fine(queries, 5)[1]).any()
+    body = json.dumps({"embeddings": queries.tolist(), "top_k": 5, "probes": 3}).encode()
+    status, told = over_http(folder, HttpRequest(body), [])
+    assert status == 200
+    assert told["ids"] == [row[row >= 0].tolist() for row in ids]
+    holder = Holder(folder, 1)
+    lookups = [Lookup(3, (0, 1, 2), queries, None, 5, probes=probes) for probes in (3, None, 3)]
+    for lookup, found in zip(lookups, holder.search_all(lookups), strict=True):
+        want = whole.search_fine(queries, 5, probes=lookup.probes)
+        np.testing.assert_array_equal(found.hits.ids, want[1])
+        np.testing.assert_array_equal(found.hits.scores, want[0])
+
+
 def with_lists_and_fine_codes(folder: Path) -> tuple[InvertedIndex, Any, np.ndarray]:
     """Three shards of codes with fine codes; return one index of all, and queries of both kinds."""
     documents, generator = random_codes(300), np.random.default_rng(1)

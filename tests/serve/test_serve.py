@@ -250,8 +250,23 @@ def test_an_index_of_fine_codes_alone_takes_embeddings(tmp_path):
         asked = {"queries": [{"embedding": row} for row in rows[:3].tolist()]}
         answer = client.post("/search", json=asked)
         assert found(answer) == listed(*index.search_fine(rows[:3], 10))
+        answer = client.post("/search", json={**asked, "top_k": 50, "probes": 2})
+        some = index.search_fine(rows[:3], 50, probes=2)
+        assert (some[1] < 0).any()  # two cells of 256 hold fewer
+        assert found(answer) == listed(*some)
+        body = save({"embeddings": rows[:3]})
+        answer = client.post("/search/binary", content=body, params={"top_k": 50, "probes": 2})
+        np.testing.assert_array_equal(hits_of(answer)[1], some[1])
+        assert client.post("/search", json={**asked, "probes": 257}).status_code == 422
         answer = client.post("/search", json={"queries": as_json(codes(1))})
         assert answer.json()["detail"] == "queries: this server takes embeddings, got codes"
+
+
+def test_an_index_with_lists_has_no_cells_to_probe(client):
+    asked = {"queries": as_json(codes(1)), "probes": 3}
+    answer = client.post("/search", json=asked)
+    assert answer.status_code == 400
+    assert "probes: this server's index has lists" in answer.json()["detail"]
 
 
 def hits_of(answer) -> tuple[np.ndarray, np.ndarray]:

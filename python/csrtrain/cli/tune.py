@@ -59,8 +59,9 @@ def tune(
     projection learned from --labels or from --queries with --qrels, or behind principal
     directions. Judges by rows or queries that are held out: by their labels, their judgments or,
     without either, their dense neighbors. Writes PATH/index, PATH/model where there are lists, and
-    PATH/trials.html, charts of score against bytes, latents and queries a second. Needs FAISS and
-    matplotlib.
+    PATH/trials.html, charts of score against bytes, latents and queries a second. Where fine codes
+    alone score as high by some of their cells in less time, it names how many (--probes of csrkern
+    search). Needs FAISS and matplotlib.
 
     [bold]Examples[/bold]
 
@@ -110,6 +111,7 @@ def tune(
         f"Best: {_model(tuned.best)}{latents}, {setting.fine_bytes} bytes of fine code.\n"
         f"Wrote {output}: {'' if model is None else 'model, '}index and trials.html.\n"
         f"Next: csrkern search {shared.quoted(output / 'index', 'queries.npy')}"
+        + (f" --probes {tuned.best.probes}" if tuned.best.probes else "")
     )
 
 
@@ -118,7 +120,7 @@ def _print(tuned: Tuned) -> None:
 
     table = Table(title=f"{tuned.measure}; dense: {100 * tuned.dense:.1f}%", title_justify="left")
     table.add_column("model")
-    for name in ("k", "fine bytes", "bytes", "score", "queries/s"):
+    for name in ("k", "fine bytes", "bytes", "score", "queries/s", "probes"):
         table.add_column(name, justify="right")
     for trial in sorted(tuned.trials, key=lambda trial: -trial.score):
         setting = trial.setting
@@ -129,6 +131,7 @@ def _print(tuned: Tuned) -> None:
             str(setting.n_bytes),
             f"{100 * trial.score:.1f}%",
             f"{trial.queries_per_second:,.0f}",
+            str(trial.probes or ""),
             style="bold cyan" if trial is tuned.best else None,
         )
     console().print(table)

@@ -16,7 +16,7 @@ from csrkern.index.rows import pad_rows, read_rows
 from csrtrain.scale.cluster import import_ray
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits
-from csrtrain.scale.serving import PATIENCE, Answer, Request
+from csrtrain.scale.serving import PATIENCE, Answer, Request, check_probes
 from csrtrain.scale.shards import Generation, newest
 
 APPLICATION = "csrkern"
@@ -147,18 +147,27 @@ class ShardedIndex:
             fingerprint = None
         return self._answer(values, indices, top_k, deadline, fingerprint, rerank)
 
-    def search_fine(self, queries: Any, top_k: int = 10, *, deadline: float = 10.0) -> Answer:
+    def search_fine(
+        self,
+        queries: Any,
+        top_k: int = 10,
+        *,
+        probes: int | None = None,
+        deadline: float = 10.0,
+    ) -> Answer:
         """Return the best codes for embeddings, by the fine codes of all shards.
 
         Args:
             queries: [m, d], finite; see `InvertedIndex.search_fine`.
+            probes: 1 to 256 cells to read, of all shards the same; see there, too. None: all.
             top_k, deadline: as for `search`.
 
         Raises:
             TypeError, ValueError: if a query or an argument is not valid, or the shards hold no
                 fine codes.
         """
-        return self._answer(float32_array("queries", queries), None, top_k, deadline, None)
+        rows, probes = float32_array("queries", queries), check_probes(probes)
+        return self._answer(rows, None, top_k, deadline, None, probes=probes)
 
     def _answer(
         self,
@@ -168,6 +177,7 @@ class ShardedIndex:
         deadline: float,
         fingerprint: str | None,
         rerank: Refine | None = None,
+        probes: int | None = None,
     ) -> Answer:
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
@@ -181,9 +191,8 @@ class ShardedIndex:
         patience = PATIENCE * deadline  # then ask another gateway: this one's node may be gone
         while (remaining := until - time.monotonic()) > 0:
             try:
-                request = Request(
-                    values, indices, top_k, remaining, fingerprint, embeddings, shortlist
-                )
+                facts = top_k, remaining, fingerprint, embeddings, shortlist, probes
+                request = Request(values, indices, *facts)
                 response = self._handle.search.remote(request)
                 answer: Answer = response.result(timeout_s=patience or remaining + GRACE)
             except (ValueError, TypeError):

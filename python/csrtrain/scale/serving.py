@@ -42,7 +42,10 @@ KEPT_GENERATIONS = 3
 PATIENCE = 0.25
 # Limits of a request over HTTP.
 MOST_BYTES, MOST_QUERIES, MOST_HITS = 16 << 20, 4096, 1_000_000
-FIELDS = {"values", "indices", "embeddings", "shortlist", "top_k", "deadline", "fingerprint"}
+FIELDS = {
+    *("values", "indices", "embeddings", "shortlist"),
+    *("top_k", "probes", "deadline", "fingerprint"),
+}
 log = logging.getLogger(__name__)
 
 
@@ -62,6 +65,7 @@ class Lookup:
             all fine codes are compared with.
         top_k: hits a query.
         embeddings: [m, d], to score the hits of codes by fine codes, too; None: not asked for.
+        probes: of embeddings alone; see `InvertedIndex.search_fine`.
     """
 
     generation: int
@@ -70,6 +74,7 @@ class Lookup:
     indices: np.ndarray | None
     top_k: int
     embeddings: np.ndarray | None = None
+    probes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Holder:
         """Return the best hits of each lookup; lookups in equal sets of shards share a search."""
         batches: dict[Any, list[int]] = {}
         for i, lookup in enumerate(lookups):
-            kind = lookup.indices is None, lookup.embeddings is None
+            kind = lookup.indices is None, lookup.embeddings is None, lookup.probes
             shape = (lookup.generation, lookup.shards, lookup.values.shape[1], kind)
             batches.setdefault(shape, []).append(i)
         answers: dict[int, Found] = {}
@@ -131,7 +136,8 @@ class Holder:
         shards = self._generation(lookups[0].generation).shards
         parts, missing = [], []
         for position in lookups[0].shards:
-            part = self._search_one(shards[position], values, indices, embeddings, top_k)
+            shard, probes = shards[position], lookups[0].probes
+            part = self._search_one(shard, values, indices, embeddings, top_k, probes)
             if part is None:
                 missing.append(position)
             else:
@@ -151,6 +157,7 @@ class Holder:
         indices: np.ndarray | None,
         embeddings: np.ndarray | None,
         top_k: int,
+        probes: int | None,
     ) -> Hits | None:
         """Return hits in one shard, None if it is damaged or gone."""
         index = self._index(shard)
@@ -158,7 +165,8 @@ class Holder:
             return None
         try:
             if indices is None:
-                return Hits(*index.search_fine(values, top_k, num_threads=self._threads))
+                options = {"probes": probes, "num_threads": self._threads}
+                return Hits(*index.search_fine(values, top_k, **options))
             hits = Hits(*index.search((values, indices), top_k, num_threads=self._threads))
             if embeddings is None:
                 return hits
@@ -223,6 +231,7 @@ class Request:
     fingerprint: str | None = None  # of the model that made the queries
     embeddings: np.ndarray | None = None  # with codes: they put a shortlist in order
     shortlist: int = Refine.shortlist
+    probes: int | None = None  # of embeddings alone
 
 
 @dataclass(frozen=True)
@@ -338,6 +347,7 @@ class Gateway:
                         request.indices,
                         top_k,
                         request.embeddings,
+                        request.probes,
                     ),
                     until,
                 )
@@ -479,5 +489,13 @@ def _request_of(body: Any, form: Mapping[str, Any]) -> Request:
     if not 0 < deadline <= 3600:
         raise ValueError(f"deadline: expected seconds, 0 to 3600, got {deadline}")
     fingerprint = check_fingerprint("fingerprint", body.get("fingerprint"))
+    probes = check_probes(body.get("probes"))
+    if probes is not None and coded:
+        raise ValueError("probes: expected none with values and indices; give embeddings alone")
     _check_queries(values, indices, embeddings, form)
-    return Request(values, indices, top_k, deadline, fingerprint, embeddings, shortlist)
+    return Request(values, indices, top_k, deadline, fingerprint, embeddings, shortlist, probes)
+
+
+def check_probes(probes: Any) -> int | None:
+    """Return how many cells of each shard to read; None: all."""
+    return None if probes is None else check_int("probes", probes, 1, 256)

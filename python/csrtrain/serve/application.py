@@ -129,13 +129,15 @@ def create_app(settings: Settings) -> FastAPI:
         request: Request,
         top_k: Annotated[int, Query(ge=1, lt=2**31)] = 10,
         min_score: Annotated[float | None, Query(allow_inf_nan=False)] = None,
+        probes: Annotated[int | None, Query(ge=1, le=256)] = None,
     ) -> Response:
         """Take and return safetensors: codes as `csrkern encode` writes them, or embeddings.
 
         The answer has ids int64 and scores float32, both [m, top_k]; missing hits are -1 and -inf.
         """
         body = await request.body()
-        return Response(await desk.in_binary(body, top_k, min_score), media_type=BINARY)
+        options = _options(min_score, probes)
+        return Response(await desk.in_binary(body, top_k, options), media_type=BINARY)
 
     return app
 
@@ -156,7 +158,7 @@ class Desk:
         def work(library: Library, asked: Asked) -> bytes:
             with _refusing():
                 chosen = self._allowed(library, search)
-            options = {"filter": chosen, "min_score": search.min_score}
+            options = {"filter": chosen, **_options(search.min_score, search.probes)}
             hits = self._hits(library, asked, search.top_k, MOST_HITS, options)
             return in_json(library, *hits, search.payloads)
 
@@ -164,11 +166,10 @@ class Desk:
             asked = asked_in_json(search)
         return await self._answer(asked, search.top_k, work)
 
-    async def in_binary(self, body: bytes, top_k: int, min_score: float | None) -> bytes:
+    async def in_binary(self, body: bytes, top_k: int, options: dict[str, Any]) -> bytes:
         """Return the answer to a request in safetensors."""
 
         def work(library: Library, asked: Asked) -> bytes:
-            options = {"min_score": min_score}
             return in_binary(*self._hits(library, asked, top_k, MOST_NUMBERS, options))
 
         with _refusing():
@@ -233,6 +234,11 @@ class Desk:
     ) -> tuple[np.ndarray, np.ndarray]:
         with _refusing():
             self._check(library, asked, top_k, most)
+            if "probes" in options and not library.index.only_fine:
+                raise ValueError(
+                    "probes: this server's index has lists, and only one of fine codes alone has "
+                    "cells to read; leave it out"
+                )
         searches: tuple[Callable[..., Hits], ...] = (
             library.of_codes,
             library.of_embeddings,
@@ -269,6 +275,11 @@ class Desk:
                 raise ValueError(f"queries: expected embeddings of {width} numbers, got {got}")
             if not (np.abs(asked.queries) <= LARGEST).all():
                 raise ValueError(f"queries: expected finite numbers of at most {LARGEST:g}")
+
+
+def _options(min_score: float | None, probes: int | None) -> dict[str, Any]:
+    """Return options of a search; `probes` is there only if it is asked for."""
+    return {"min_score": min_score} | ({} if probes is None else {"probes": probes})
 
 
 @contextlib.contextmanager

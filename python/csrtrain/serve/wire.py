@@ -45,6 +45,9 @@ class Search(Form):
     queries: list[Query] = Field(min_length=1, description="All of one kind.")
     top_k: int = Field(10, ge=1, lt=2**31)
     min_score: float | None = Field(None, allow_inf_nan=False)
+    probes: int | None = Field(
+        None, ge=1, le=256, description="Cells to read of an index of fine codes alone; null: all."
+    )
     where: dict[str, str | int | bool] | None = Field(
         None, description="Fields of payloads, and the values that they must have."
     )
