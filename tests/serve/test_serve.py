@@ -575,6 +575,24 @@ def test_a_changed_index_is_taken_up_and_a_damaged_one_is_not(client, folder):
     wait_for(lambda: client.get("/index").json()["reload_error"] is None)
 
 
+def test_lists_are_looked_at_only_while_the_index_cannot_be_loaded(folder, monkeypatch):
+    shelf = library.Shelf(Settings(str(folder / "index")), lambda result: None)
+    errors, waits = [], []  # what was wrong at each look at the lists
+    monkeypatch.setattr(shelf, "_lists", lambda: errors.append(shelf.error))
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        if len(waits) == 5:
+            (folder / "index" / "index.json").write_text("{}")
+        return len(waits) == 10
+
+    monkeypatch.setattr(shelf._stopped, "wait", wait)
+    shelf._watch()
+    assert errors[:2] == [None, None]  # before the first load, and that of the changed header
+    assert len(errors) == 6
+    assert None not in errors[2:]
+
+
 def test_lists_that_are_copied_after_their_header_are_waited_for(folder, monkeypatch):
     monkeypatch.setattr(library, "LOOK_EVERY", 0.02)
     InvertedIndex.build(codes(300, seed=5), dim=DIM).save(folder / "new")

@@ -225,11 +225,13 @@ class Shelf:
         seen = lists_seen = None
         while True:
             # Read before the files are, so that a change meanwhile is seen the next time.
-            state, lists = self._state(), self._lists()
-            # Lists may be copied here after the header that names them.
-            if state != seen or (self.error is not None and lists != lists_seen):
-                self._load()
-                seen, lists_seen = state, lists
+            state = self._state()
+            if state != seen or self.error is not None:
+                lists = self._lists()
+                # Lists may be copied here after the header that names them.
+                if state != seen or lists != lists_seen:
+                    self._load()
+                    seen, lists_seen = state, lists
             if self._stopped.wait(LOOK_EVERY):
                 return
 
