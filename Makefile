@@ -19,6 +19,7 @@ PAPER_SCRIPTS := quality hidden_dim dead_latents search_time accuracy_time train
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
+BUILD_REQUIRES := $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr '"' "'" | tr -d ,)
 NATIVE := pyproject.toml setup.py constraints.txt $(shell find csrc -type f ! -path 'csrc/tests/*')
 PACKAGE := $(shell find csrkern demo-data python -type f ! -name '*.so' ! -name '*.py[cod]')
 # A worker for each processor, a file of tests at a time, long ones first (tests/conftest.py); more
@@ -144,10 +145,12 @@ $(VENV)/.installed: $(NATIVE) $(PACKAGE) | $(BIN)/python
 	@rm -f $@-*
 	@touch $@
 
-# Editable: tests and benchmarks start Python in this folder, which must hold the built module.
+# Editable: tests and benchmarks start Python in this folder, which must hold the built module. Without
+# isolation: pip would put pybind11 into another folder each time, and have all that sees it compiled again.
 $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-check $(VENV)/.installed-paper $(VENV)/.installed-integrations: $(VENV)/.installed-%: $(NATIVE) | $(BIN)/python
 	$(NOTE)
-	$(PIP_INSTALL) -e '.[$*]'
+	$(PIP_INSTALL) $(BUILD_REQUIRES)
+	$(PIP_INSTALL) --no-build-isolation -e '.[$*]'
 	@touch $@ $(VENV)/.installed $(if $(filter integrations,$*),$(VENV)/.installed-test)
 
 # The package is there already, and building it again would take longer than the site.
