@@ -23,8 +23,8 @@ BUILD_REQUIRES := $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml 
 NATIVE := pyproject.toml setup.py constraints.txt $(shell find csrc -type f ! -path 'csrc/tests/*')
 PACKAGE := $(shell find csrkern demo-data python -type f ! -name '*.so' ! -name '*.py[cod]')
 # A worker for each processor, a file of tests at a time, long ones first (tests/conftest.py); more
-# threads would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+# threads would wait for each other, and where a test has some, wait without spinning.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 NATIVE_TESTS := $(MAKE) --no-print-directory -C csrc/tests -j$(shell nproc)
 NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a few minutes.'
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import numpy as np
@@ -60,6 +61,7 @@ def stored(values: np.ndarray, form: str, largest: float | None) -> np.ndarray:
 KINDS = {"uniform": uniform, "skewed": skewed, "ties": ties}
 
 
+@functools.cache
 def digest() -> str:
     """Of results that touch every kernel; run in a process of its own per instruction set."""
     result = hashlib.sha256()
