@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import threading
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from csrkern.arguments import check_choice, check_int, float32_array, float32_rows
+from csrkern.arguments import check_bool, check_choice, check_int, float32_array, float32_rows
 from csrkern.documents.filter import ALL, FilterLike, condition, without_nul
 from csrkern.documents.table import CODED, FILE, Table, naming, of_ids, of_numbers, packed
 from csrkern.identity import check_same_model
@@ -58,7 +59,8 @@ class DocumentStore:
 
     Methods may be called from any number of threads. Several processes, or several stores, may
     have one folder open: each sees the changes of the others with its next call. A process that
-    forks does so before it opens the store.
+    forks does so before it opens the store. A store in a folder can be pickled, to be opened where
+    it is unpickled: there the same path must lead to the folder.
 
     Attributes:
         path: the folder; None: in memory.
@@ -74,6 +76,7 @@ class DocumentStore:
         embed: Embed | None = None,
         embed_query: Embed | None = None,
         metric: str | None = None,
+        read_only: bool = False,
     ) -> None:
         """Open the store in a folder, or make one.
 
@@ -86,9 +89,14 @@ class DocumentStore:
             embed_query: the same for texts that are searched for; None: `embed`.
             metric: "cosine" or "ip", by which codes are scored; None: that of the store, "cosine"
                 for a new one.
+            read_only: open a store that is there, perhaps on a disk that cannot be written, and
+                write nothing: no index, no copy of `model`. What would change it raises
+                io.UnsupportedOperation. The store follows the changes of others, if the disk
+                can be written.
 
         Raises:
-            OSError: if the folder or its file cannot be read and written.
+            OSError: if the folder or its file cannot be read and written, or (FileNotFoundError)
+                there is none to be read.
             ValueError: if a file in the folder is damaged, if the store has another metric, or
                 (ModelMismatchError) if it holds codes of another model.
             RuntimeError: if this Python's SQLite has no full-text search.
@@ -97,17 +105,20 @@ class DocumentStore:
             check_choice("metric", metric, METRICS)
         self._lock = threading.RLock()
         self._embed, self._embed_query = embed, embed_query or embed
+        self._read_only = check_bool("read_only", read_only)
         self._index: InvertedIndex | None = None
         self._version: int | None = None  # of the file that the index follows; None: not known
         self._closed = False
         self._process = os.getpid()
-        self.path = None if path is None else Path(path)
-        if self.path is not None:
-            self.path.mkdir(parents=True, exist_ok=True)
+        self.path = None if path is None else Path(path).absolute()
         self._file = ":memory:" if self.path is None else str(self.path / FILE)
-        self._table = Table(self._file)
+        if read_only:
+            self._check_readable()
+        elif self.path is not None:
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._table = Table(self._file, read_only)
         try:
-            with self._changing() as table:
+            with self._reading() if read_only else self._changing() as table:
                 has = table.setting("metric")
                 if has is None:
                     table.set("metric", metric or "cosine")
@@ -335,7 +346,11 @@ class DocumentStore:
             table.index_field(name)
 
     def save(self) -> None:
-        """Write the index, if the store has a folder; documents are there already."""
+        """Write the index, if the store has a folder; documents are there already.
+
+        Raises:
+            io.UnsupportedOperation: if the store is read-only.
+        """
         if self.path is not None:
             with self._changing():
                 if self._index is not None:
@@ -345,9 +360,19 @@ class DocumentStore:
         """Save the index and close the file; a second call does nothing."""
         with self._held():
             if not self._closed:
-                self.save()
+                if not self._read_only:
+                    self.save()
                 self._table.close()
                 self._closed = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.path is None:
+            raise TypeError(
+                "a DocumentStore in memory cannot be pickled: nothing of it is in a file; open one "
+                "in a folder"
+            )
+        model = self._model if self._read_only else None  # else the folder has a copy
+        return _reopened, (self.path, model, self._embed, self._embed_query, self._read_only)
 
     def __enter__(self) -> DocumentStore:
         return self
@@ -379,6 +404,11 @@ class DocumentStore:
         """Hold the file for a change of it and of the index, which ends with the block."""
         with self._held():
             self._check_there()
+            if self._read_only:
+                raise io.UnsupportedOperation(
+                    f"{self.path}: this store was opened to be read; open it without "
+                    "read_only=True to change it"
+                )
             self._table.begin()
             try:
                 self._catch_up()
@@ -398,6 +428,14 @@ class DocumentStore:
             except BaseException:
                 self._table.roll_back()
                 raise
+
+    def _check_readable(self) -> None:
+        if self.path is None:
+            raise ValueError("read_only: expected False for a store in memory, which begins empty")
+        if not Path(self._file).exists():
+            raise FileNotFoundError(
+                f"{self.path}: expected a store, found none; without read_only=True one is made"
+            )
 
     def _check_there(self) -> None:
         """Refuse to go on with a file that nobody will find again."""
@@ -419,7 +457,8 @@ class DocumentStore:
                 if int(self._index.ids.max(initial=0)) > self._table.last():
                     # This file, an older one that was restored, will give the numbers again.
                     self._index = None
-                    (self.path / HEADER).unlink()
+                    if not self._read_only:
+                        (self.path / HEADER).unlink()
                     raise ValueError("it has documents that its file has not had")
             except ValueError as error:  # the documents have all codes
                 warnings.warn(f"the index is built again: {error}", stacklevel=2)
@@ -496,6 +535,8 @@ class DocumentStore:
         if self._index is not None and len(self._index):
             check_same_model("model", model.fingerprint, self._index.fingerprint)
         name = f"{model.fingerprint} k={model.k}"
+        if self._read_only:
+            return model
         lost = self.path is not None and not (self.path / MODEL).exists()
         if self.path is not None and (lost or table.setting("model") != name):
             model.save_pretrained(self.path / MODEL)
@@ -507,6 +548,16 @@ class DocumentStore:
             if self._model is None and self.path is not None and (self.path / MODEL).exists():
                 self._model = _loaded(self.path / MODEL)
             return self._model
+
+
+def _reopened(
+    path: Path, model: Any, embed: Any, embed_query: Any, read_only: bool
+) -> DocumentStore:
+    if not (path / FILE).exists():
+        raise FileNotFoundError(
+            f"{path}: expected the folder of the store that was pickled; put it at this path, too"
+        )
+    return DocumentStore(path, model, embed=embed, embed_query=embed_query, read_only=read_only)
 
 
 def _loaded(path: str | os.PathLike[str]) -> SparseAutoencoder:

@@ -13,6 +13,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,36 +85,42 @@ def naming(path: str) -> Iterator[None]:
 class Table:
     """Rows in one SQLite file, or in memory; the caller sees to threads and transactions."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, read_only: bool = False) -> None:
         # Transactions are begun by name. Those that are committed survive a loss of power:
         # otherwise a number in a saved index could come again with another code.
         with naming(path):
-            self._db = sqlite3.connect(
-                path, timeout=_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            self._db = _opened_to_read(path) if read_only else _connected(path)
             try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
-                self.begin()
-                self._make(path)
-                self.commit()
+                if not read_only:
+                    self._db.execute("PRAGMA journal_mode = WAL")
+                    self._db.execute("PRAGMA synchronous = FULL")
+                    self.begin()
+                    if not self._is_made(path):
+                        self._make()
+                    self.commit()
+                elif not self._is_made(path):
+                    raise ValueError(f"{path}: expected a file of a DocumentStore, found no tables")
                 self._path = None if path == ":memory:" else path
                 self._place = _place(self._path)
             except BaseException:
                 self._db.close()
                 raise
 
-    def _make(self, path: str) -> None:
+    def _is_made(self, path: str) -> bool:
+        """Return whether the file holds the tables, or nothing yet."""
         (application,) = self._row("PRAGMA application_id")
         (version,) = self._row("PRAGMA user_version")
         if (application, version) == (_APPLICATION, VERSION):
-            return
+            return True
         if application == _APPLICATION:
             raise ValueError(
                 f"{path} has format version {version}; this release reads version {VERSION}"
             )
         if self._row("SELECT count(*) FROM sqlite_master") != (0,):
             raise ValueError(f"{path}: expected a file of a DocumentStore, found other tables")
+        return False
+
+    def _make(self) -> None:
         try:
             for statement in _SCHEMA:
                 self._db.execute(statement)
@@ -242,6 +249,31 @@ class Table:
 
     def _row(self, sql: str, parameters: Iterable[Any] = ()) -> Any:
         return self._db.execute(sql, tuple(parameters)).fetchone()
+
+
+def _connected(path: str, **options: Any) -> sqlite3.Connection:
+    return sqlite3.connect(
+        path, timeout=_SECONDS, isolation_level=None, check_same_thread=False, **options
+    )
+
+
+def _opened_to_read(path: str) -> sqlite3.Connection:
+    """Open a file that is there.
+
+    SQLite keeps track of readers in a file beside it. Where none can be made, nothing can be
+    written, and the file is read as one that does not change.
+    """
+    address = f"{Path(path).absolute().as_uri()}?mode=ro"
+    file = _connected(address, uri=True)
+    try:
+        file.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.OperationalError:
+        file.close()
+        # Changes that are still in a file of their own cannot be read without that of readers.
+        if os.access(Path(path).parent, os.W_OK) or Path(f"{path}-wal").exists():
+            raise
+        return _connected(f"{address}&immutable=1", uri=True)
+    return file
 
 
 def _place(path: str | None) -> tuple[int, int] | None:
