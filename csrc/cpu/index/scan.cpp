@@ -8,6 +8,7 @@ namespace csrkern {
 namespace {
 
 constexpr int64_t kEnoughForABar = 8192;
+constexpr uint64_t kFirstBytes = 256;   // of a slice, fetched while another query is scored
 constexpr double kBlocksExpected = 20;  // that a search of clustered codes scores, unfiltered
 
 }  // namespace
@@ -117,6 +118,17 @@ void SegmentSearch::scan(int64_t window, TopHits& best, Scratch& s,
   if (terms_.empty() || !any_allowed(window * view_.window, n)) return;
   score_window(window, n, scores(s));
   take(window, 0, n, best, s, bounds);
+}
+
+void SegmentSearch::fetch_slices(int64_t window) const {
+  const auto bytes = static_cast<uint64_t>(posting_bytes(view_.type));
+  for (const QueryTerm& t : terms_) {
+    if (dense_ != nullptr && dense_->find(t.term, window) != nullptr) continue;
+    const uint64_t* offset = t.offsets + window;
+    const uint8_t* slice = view_.slice(offset[0]);
+    const uint64_t n = std::min((offset[1] - offset[0]) * bytes, kFirstBytes);
+    for (uint64_t i = 0; i < n; i += 64) __builtin_prefetch(slice + i, 0, 2);
+  }
 }
 
 void SegmentSearch::score_window(int64_t window, int64_t n, float* scores) const {

@@ -102,6 +102,8 @@ class SegmentSearch {
   double ns_of_scans() const;
   int64_t n_postings() const;  // in the lists of the terms
 
+  // Fetches the first postings of each slice that a scan of the window reads.
+  void fetch_slices(int64_t window) const;
   // Scores a whole window; blocks that are done according to `bounds` are left out of `best`.
   void scan(int64_t window, TopHits& best, Scratch& s, const BlockBounds* bounds = nullptr) const;
 

@@ -140,7 +140,10 @@ class Search {
       if (shares_lists(segment)) {
         // Window by window: what queries share stays in a cache, 1.2 times as fast at a million.
         for (int64_t w = 0; w < segment.index->view().n_windows; ++w) {
-          for (int64_t i = 0; i < end - begin; ++i) searches[i].scan(w, best[i], s);
+          for (int64_t i = 0; i < end - begin; ++i) {
+            if (i + 1 < end - begin) searches[i + 1].fetch_slices(w);
+            searches[i].scan(w, best[i], s);
+          }
         }
         continue;
       }
