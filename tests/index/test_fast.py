@@ -243,6 +243,21 @@ def test_strong_lists_hold_the_largest_values(dtype):
     assert (expected_ns(index, one, strong=True) < expected_ns(index, one)) == (dtype != "uint4")
 
 
+def test_threads_share_the_windows_of_strong_lists():
+    """Which are smaller than those of the whole lists."""
+    n, dim = 640_000, 16
+    rng = np.random.default_rng(0)
+    codes = rng.random((n, 1), np.float32) + 0.1, rng.integers(0, dim, (n, 1), np.int32)
+    index = InvertedIndex.build(codes, dim=dim, metric="ip", dtype="float32", cluster=False)
+    native = [(segment.native, segment.alive) for segment in index.snapshot().segments]
+    query = np.ones((1, dim), np.float32), np.arange(dim, dtype=np.int32)[None]
+    limits = {"top_k": 500, "normalize": False, "query_k": dim, "min_score": 0.0}
+    want = index.search(query, 500)
+    for threads in (1, 4):
+        given = {**limits, "num_threads": threads}
+        assert_same(_C.search(native, *query, None, dim, **given, strong=True), want)
+
+
 def test_plans_with_strong_lists_keep_their_promises(tmp_path):
     """Latents that many codes have: a plan reads the strongest of their postings."""
     codes = generators.skewed(20_000, 256, 48)

@@ -57,6 +57,7 @@ void ForwardIndex::prefetch(int64_t doc) const {
   const Row wanted = row(doc);
   const uint8_t* end = wanted.values + wanted.n * value_bytes_;
   for (const uint8_t* at = wanted.terms; at < end; at += 64) __builtin_prefetch(at);
+  __builtin_prefetch(end - 1);
 }
 
 RowScorer::RowScorer(const ForwardIndex& forward, const std::vector<QueryTerm>& terms,

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "csrkern/float_bits.hpp"
@@ -12,10 +13,17 @@
 
 namespace csrkern {
 
-// Returns a threshold that at least k, and few more, of n scores (as bits) reach. A binary search
-// without branches on data: less than half the time of std::nth_element for 64 scores.
+// Returns a threshold that at least k, and few more, of n >= k scores (as bits, none negative)
+// reach. A binary search without branches on data: less than half the time of std::nth_element for
+// 64 scores.
 inline uint32_t reached_by(const uint32_t* scores, int64_t n, int64_t k) {
-  uint32_t low = 0, high = 0x7f800001;  // reached by k, and by fewer
+  int32_t least = std::numeric_limits<int32_t>::max(), most = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    least = std::min(least, static_cast<int32_t>(scores[i]));
+    most = std::max(most, static_cast<int32_t>(scores[i]));
+  }
+  // Reached by k, and by fewer.
+  uint32_t low = static_cast<uint32_t>(least), high = static_cast<uint32_t>(most) + 1;
   while (high - low > 1) {
     const uint32_t middle = low + (high - low) / 2;
     int32_t count = 0;
@@ -63,11 +71,24 @@ class TopHits {
   // Drops all but the best top_k hits and raises the bar.
   void settle() {
     if (!full()) return;
-    std::nth_element(hits_.begin(), hits_.begin() + (top_k_ - 1), hits_.end(), better);
-    hits_.resize(top_k_);
+    bits_.resize(hits_.size());
+    for (size_t i = 0; i < hits_.size(); ++i) bits_[i] = bits_of(hits_[i].score);
+    const uint32_t least = reached_by(bits_.data(), static_cast<int64_t>(bits_.size()), top_k_);
+    last_ = std::numeric_limits<uint32_t>::max();
+    size_t n = 0;
+    for (size_t i = 0; i < bits_.size(); ++i) {
+      hits_[n] = hits_[i];
+      n += bits_[i] >= least ? 1 : 0;
+      last_ = bits_[i] >= least ? std::min(last_, bits_[i]) : last_;
+    }
+    hits_.resize(n);
+    if (static_cast<int64_t>(n) > top_k_) {  // of equal scores, those of the lowest ids
+      std::nth_element(hits_.begin(), hits_.begin() + (top_k_ - 1), hits_.end(), better);
+      hits_.resize(top_k_);
+    }
     settled_ = hits_.size();
     // A later document with a higher id loses every tie, so its score must be greater.
-    raise(bits_of(hits_.back().score) + (in_order_ ? 1 : 0));
+    raise(last_ + (in_order_ ? 1 : 0));
   }
 
   // Settles if there are enough new hits that the cost for each is small.
@@ -80,7 +101,7 @@ class TopHits {
   void raise_by_sums(uint32_t bar) { raise(std::min(bar, bits_of(most_))); }
   uint32_t bar() const { return bar_; }
   // A bar for documents of any id.
-  uint32_t shared_bar() const { return full() ? bits_of(hits_.back().score) : 1; }
+  uint32_t shared_bar() const { return full() ? last_ : 1; }
   bool full() const { return static_cast<int64_t>(hits_.size()) >= top_k_; }
   int64_t top_k() const { return top_k_; }
   float most() const { return most_; }
@@ -93,8 +114,10 @@ class TopHits {
   bool in_order_;
   float most_;
   size_t settled_ = 0;
-  uint32_t bar_ = 1;  // any score above 0
+  uint32_t last_ = 1;  // of the hits, when they were settled
+  uint32_t bar_ = 1;   // any score above 0
   std::vector<Hit> hits_;
+  std::vector<uint32_t> bits_;
 };
 
 // Upper bounds on the scores in each block of documents, in steps of 1 / steps_per_score_.
