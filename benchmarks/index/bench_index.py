@@ -38,6 +38,7 @@ APPROXIMATE = (
 AT_EVERY_SIZE = ("csrkern uint8", "SINDI float32", "Seismic", "sparse_dot_topn")
 # Clusters of which exact search makes less and less.
 LOOSE_CLUSTERS = [(100_000, h, k, "skewed") for h, k in ((4096, 32), (4096, 64), (1024, 64))]
+MANY = [(1_000_000, 8192, 32, "skewed")]
 TEXT = [(n, 30_522, 120, "text") for n in (100_000, 1_000_000)]
 ADAPTER = 16_060  # definitions, all but those that ask
 
@@ -136,7 +137,7 @@ def bench_index(race: Race, request: pytest.FixtureRequest, case: Any) -> None:
     quick=[(*one, 0.99, "one") for one in adapters(4096, 32)],
     full=[
         (*one, recall, threads)
-        for one in (*adapters(4096, 32, 64), *LOOSE_CLUSTERS, *TEXT)
+        for one in (*adapters(4096, 32, 64), *LOOSE_CLUSTERS, *MANY, *TEXT)
         for recall in (0.99, 0.95)
         for threads in ("one", "all")
         if threads == "one" or (one[2] == 32 and one[3] != "skewed")
