@@ -362,7 +362,7 @@ void check_search(int64_t n, int64_t books, bool with_scales, Kind kind, float s
         Asked{{{&first.index, masks.data(), words}, {&second.index, mask.data(), 0}}, queries}
             .check(threads, plain);
         FineQueries in_cells = queries;
-        in_cells.probes = top_k == 1 ? 20 : 1;
+        in_cells.probes = top_k == 10 ? 20 : 1;
         Asked{{{&first.index, masks.data(), words}, {&second.index}}, in_cells}.check(threads,
                                                                                       plain);
       }
