@@ -481,8 +481,9 @@ class InvertedIndex(Collection):
         """Return the best documents of embeddings by the fine codes of all documents, exactly.
 
         Needs no lists and misses nothing that the fine codes tell. Takes time in proportion to
-        the documents: 0.3 to 1 ns a byte of code and document for a query in batches of 32. With
-        `probes` it takes a fraction of that, and misses documents whose first word is another.
+        the documents: 0.03 to 0.04 ns a byte of code and document for each query of a batch of 64,
+        0.1 for one alone (Zen 4). With `probes` it takes a fraction of that, and misses documents
+        whose first word is another.
 
         Args:
             queries: embeddings [m, d] of any real dtype, finite.
