@@ -87,6 +87,12 @@ folder = pathlib.Path({str(folder)!r})
 for file in folder.iterdir():
     os.chmod(file, 0o444)
 os.chmod(folder, 0o555)
+# That user may not read where Python's packages are: what a search imports is there before.
+other = {str(tmp_path / "other")!r}
+with DocumentStore(other, embed=words_codes) as store:
+    store.add(["a fox", "a dog"])
+with DocumentStore(other, embed=words_codes, read_only=True) as store:
+    store.search("fox")
 for above in folder.parents:
     os.chmod(above, above.stat().st_mode | 0o555)
 os.setuid(65534)
