@@ -25,7 +25,8 @@ PACKAGE := $(shell find csrkern demo-data python -type f ! -name '*.so' ! -name 
 # A worker for each processor, a file of tests at a time, long ones first (tests/conftest.py); more
 # threads would wait for each other, and where a test has some, wait without spinning.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
-NATIVE_TESTS := $(MAKE) --no-print-directory -C csrc/tests -j$(shell nproc)
+# nproc obeys OMP_NUM_THREADS, which is for the tests alone.
+NATIVE_TESTS := $(MAKE) --no-print-directory -C csrc/tests -j$(shell env -u OMP_NUM_THREADS nproc)
 NOTE := @echo 'Installing csrkern into $(VENV); the first time, PyTorch takes a few minutes.'
 
 .DEFAULT_GOAL := help
