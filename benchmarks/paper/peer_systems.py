@@ -309,7 +309,7 @@ def _behind(turn: Projection, systems: Iterator[System]) -> Iterator[System]:
 
 
 def _projected_scans(case: Case) -> Iterator[System]:
-    """The first two tell what is to be had of the projection."""
+    """The first two say how well the projected rows themselves score."""
     yield from _factory(case, "FAISS dense, float32", ["Flat"], "i")
     yield from _factory(case, "FAISS SQ8", ["SQ8"], "i")
     halves = [m for m in (8, 16, 24, 32) if case.d % m == 0]

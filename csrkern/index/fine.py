@@ -170,17 +170,11 @@ class FineQuantizer:
         Returns:
             tables float32 [m, books, 256], inner products with words, and offsets float32 [m],
             those with the mean. With `lengths`, queries are brought to norm 1 before.
-        """
-        return self.tables_of(self.checked("queries", queries), num_threads)
 
-    def tables_of(self, rows: np.ndarray, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the same for queries that `checked` returned."""
-        rows = self._projected(rows, num_threads)
-        if self.lengths is not None and self.projection is None:
-            rows = unit_rows(rows)
-        mean = self.mean[None, :, None]
-        offsets = _C.block_products(rows, mean, np.zeros(1, np.int64), num_threads)[:, 0, 0]
-        return self._products(rows, num_threads), offsets
+        Raises:
+            TypeError, ValueError: if queries are not finite numbers [m, d] of at most 1e15.
+        """
+        return tables_of(self, checked_rows("queries", queries, self), num_threads)
 
     @cached_property
     def scales(self) -> np.ndarray | None:
@@ -242,10 +236,6 @@ class FineQuantizer:
         ]
         return np.concatenate(parts)
 
-    def checked(self, name: str, rows: Any) -> np.ndarray:
-        """Return embeddings as float32 [n, d], finite and not too large."""
-        return bounded(name, float32_rows(name, rows, self.dim))
-
     def _projected(self, rows: np.ndarray, threads: int) -> np.ndarray:
         return rows if self.projection is None else self.projection.apply(rows, threads)
 
@@ -253,7 +243,8 @@ class FineQuantizer:
         if not isinstance(given, np.ndarray):
             given = float32_array(name, given)
         for start in range(0, max(len(given), 1), _ROWS):
-            yield self._projected(self.checked(name, given[start : start + _ROWS]), threads)
+            rows = checked_rows(name, given[start : start + _ROWS], self)
+            yield self._projected(rows, threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return restore_quantizer, (self.parts, self.arrays)
@@ -264,6 +255,28 @@ class FineQuantizer:
             f"projection={self.projection}, "
             f"fingerprint={self.fingerprint!r})"
         )
+
+
+def checked_rows(name: str, given: Any, quantizer: FineQuantizer) -> np.ndarray:
+    """Return embeddings as float32 [n, d], finite and not too large for sums of squares."""
+    return bounded(name, float32_rows(name, given, quantizer.dim))
+
+
+def tables_of(
+    quantizer: FineQuantizer, rows: np.ndarray, threads: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `quantizer.tables` of rows that `checked_rows` returned."""
+    rows = quantizer._projected(rows, threads)
+    if quantizer.lengths is not None and quantizer.projection is None:
+        rows = unit_rows(rows)
+    mean = quantizer.mean[None, :, None]
+    offsets = _C.block_products(rows, mean, np.zeros(1, np.int64), threads)[:, 0, 0]
+    return quantizer._products(rows, threads), offsets
+
+
+def check_probes(probes: Any) -> int | None:
+    """Return how many cells a search by fine codes reads; None: all."""
+    return None if probes is None else check_int("probes", probes, 1, WORDS)
 
 
 def restore_quantizer(parts: int, arrays: Mapping[str, np.ndarray]) -> FineQuantizer:

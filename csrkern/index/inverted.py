@@ -21,7 +21,7 @@ from csrkern.index import file as index_file
 from csrkern.index.collection import Collection, Snapshot, rows_to_store, stats
 from csrkern.index.fast import check_mode, check_recall, search_limits
 from csrkern.index.filter import allowed_bits
-from csrkern.index.fine import WORDS, FineCodes, check_fine, quantizer_of
+from csrkern.index.fine import FineCodes, check_fine, check_probes, quantizer_of
 from csrkern.index.rerank import (
     Refine,
     Rerank,
@@ -510,7 +510,7 @@ class InvertedIndex(Collection):
         natives = [(s.native, b) for s, b in zip(now.segments, bits, strict=True)]
         least = search_limits(self.metric, None, min_score)["min_score"]
         threads = thread_count(num_threads)
-        read = WORDS if probes is None else check_int("probes", probes, 1, WORDS)
+        read = check_probes(probes)
         return search_fine(rows, now.form.quantizer, natives, width, least, read, threads)
 
     def explain(

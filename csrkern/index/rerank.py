@@ -9,7 +9,7 @@ import numpy as np
 
 from csrkern import _C
 from csrkern.arguments import check_int, float32_array, float32_rows
-from csrkern.index.fine import WORDS, FineQuantizer
+from csrkern.index.fine import WORDS, FineQuantizer, checked_rows, tables_of
 
 if TYPE_CHECKING:
     from csrkern.index.rows import Rows
@@ -95,7 +95,7 @@ def fine_queries(name: str, queries: VectorsLike, quantizer: FineQuantizer | Non
             f"{name}: this index holds no fine codes; build it with "
             "fine=quantizer.encode(embeddings), or search by codes"
         )
-    return quantizer.checked("queries", queries)
+    return checked_rows("queries", queries, quantizer)
 
 
 def search_refined(
@@ -116,7 +116,7 @@ def search_refined(
     step = max(1, _TABLES_BYTES // (quantizer.books * WORDS * 4))
     for first in range(0, max(rows.n, 1), step):
         some = slice(first, min(first + step, rows.n))
-        tables, offsets = quantizer.tables_of(queries[some], options["num_threads"])
+        tables, offsets = tables_of(quantizer, queries[some], options["num_threads"])
         own = [(native, bits_of(bits, some)) for native, bits in segments]
         scores[some], ids[some] = _C.search(
             own,
@@ -136,18 +136,18 @@ def search_fine(
     segments: list[tuple[Any, np.ndarray | None]],
     top_k: int,
     min_score: float,
-    probes: int,
+    probes: int | None,
     threads: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return scores and ids of the native search by fine codes alone."""
     n = len(queries)
     scores, ids = np.empty((n, top_k), np.float32), np.empty((n, top_k), np.int64)
     # Few enough for the last cache; in cells many, so that each is read for a whole batch.
-    room = threads * (_TABLES_CACHED if probes == WORDS else 4 * _TABLES_CACHED)
+    room = threads * (_TABLES_CACHED if probes is None else 4 * _TABLES_CACHED)
     step = max(32, room // (quantizer.books * WORDS * 4))
     for first in range(0, n, step):
         some = slice(first, min(first + step, n))
-        tables, offsets = quantizer.tables_of(queries[some], threads)
+        tables, offsets = tables_of(quantizer, queries[some], threads)
         own = [(native, bits_of(bits, some)) for native, bits in segments]
         scores[some], ids[some] = _C.search_fine(
             own,
@@ -156,7 +156,7 @@ def search_fine(
             scales=quantizer.scales,
             top_k=top_k,
             min_score=min_score,
-            probes=probes,
+            probes=probes or WORDS,
             num_threads=threads,
         )
     return scores, ids

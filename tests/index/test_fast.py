@@ -244,7 +244,7 @@ def test_strong_lists_hold_the_largest_values(dtype):
 
 
 def test_threads_share_the_windows_of_strong_lists():
-    """Which are smaller than those of the whole lists."""
+    """Strong lists have smaller windows than the index, and more of them."""
     n, dim = 640_000, 16
     rng = np.random.default_rng(0)
     codes = rng.random((n, 1), np.float32) + 0.1, rng.integers(0, dim, (n, 1), np.int32)

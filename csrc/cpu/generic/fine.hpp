@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <utility>
 
 #include "isa/kernels.hpp"
@@ -125,58 +124,6 @@ void codes_to_columns(const uint8_t* codes, int64_t bytes, uint8_t* columns, int
   Turned<Row>::turn(rows, bytes, columns, pitch);
 }
 
-// Whole numbers in the order of floats, and back; 0 and -0 are one.
-inline int32_t order_of(float x) {
-  int32_t bits;
-  x += 0.0f;
-  __builtin_memcpy(&bits, &x, sizeof(bits));
-  return bits ^ (bits >> 31 & 0x7fffffff);
-}
-inline float at_order(int32_t order) {
-  order ^= order >> 31 & 0x7fffffff;
-  float x;
-  __builtin_memcpy(&x, &order, sizeof(x));
-  return x;
-}
-
-// n is a multiple of 16.
-int32_t count_from(const float* x, int64_t n, float bar) {
-  int32_t reached[16] = {};
-  for (int64_t i = 0; i < n; i += 16) {
-    for (int64_t j = 0; j < 16; ++j) reached[j] += x[i + j] >= bar;
-  }
-  for (int half = 8; half > 0; half /= 2) {
-    for (int j = 0; j < half; ++j) reached[j] += reached[j + half];
-  }
-  return reached[0];
-}
-
-float of_rank(const float* x, int64_t n, int64_t rank) {
-  float least = x[0], most = x[0];
-  for (int64_t i = 0; i < n; ++i) {
-    least = x[i] < least ? x[i] : least;
-    most = x[i] > most ? x[i] : most;
-  }
-  // What is not a whole vector, with numbers that reach nothing.
-  constexpr float kNone = -std::numeric_limits<float>::infinity();
-  float tail[16];
-  const int64_t whole = n / 16 * 16;
-  for (int64_t j = 0; j < 16; ++j) {
-    tail[j] = whole + j < n ? x[whole + j] : kNone;
-  }
-  int64_t low = order_of(least), high = order_of(most);
-  while (low < high) {
-    const int64_t middle = low + (high - low + 1) / 2;
-    const float bar = at_order(static_cast<int32_t>(middle));
-    if (count_from(x, whole, bar) + count_from(tail, 16, bar) >= rank) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return at_order(static_cast<int32_t>(low));
-}
-
 void add_codes(const uint8_t* codes, int64_t bytes, int64_t books, const float* tables, int64_t n,
                float* sums) {
   constexpr int64_t kTogether = 8;  // sums that wait for each other's additions
@@ -198,8 +145,8 @@ template <class Sums, class Row = Bytes16>
 constexpr FineKernels fine_kernels(
     decltype(FineKernels::look_up) look_up = nullptr,
     decltype(FineKernels::to_columns) to_columns = codes_to_columns<Row>) {
-  return {find_code<Sums>, look_up,           to_columns, find_extremes, round_table,
-          find_limits,     Turned<Row>::turn, add_codes,  of_rank};
+  return {find_code<Sums>, look_up,     to_columns,        find_extremes,
+          round_table,     find_limits, Turned<Row>::turn, add_codes};
 }
 
 }  // namespace

@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "csrkern/fine.hpp"
+#include "csrkern/float_bits.hpp"
 #include "csrkern/index.hpp"
 #include "csrkern/isa.hpp"
 #include "csrkern/parallel.hpp"
@@ -129,7 +130,7 @@ struct Lengths {
 // One query: its tables, numbers and limits, and its hits.
 class Query {
  public:
-  // What an update changed.
+  // What an update changed; with numbers, limits as well.
   enum class Changed { nothing, limits, numbers };
 
   // numbers: room for [books + 1, kWords], aligned.
@@ -145,8 +146,7 @@ class Query {
     bound();
   }
 
-  // Brings numbers and limits up to the score that a hit must reach.
-  // Numbers change only if they `may`.
+  // Brings limits up to the score that a hit must reach, and numbers, if they `may` change.
   Changed update(bool may) {
     const double bar = best.bar();
     if (bar < enough_ || !(bounded_ && std::fabs(bar) < 0x1p100)) return Changed::nothing;
@@ -165,8 +165,8 @@ class Query {
         std::fill_n(limits(), kWords, uint8_t{0});
         return Changed::limits;
       }
+      const auto per_step = static_cast<float>(1 / step_);
       for (int64_t m = 0; m < all_.books; ++m) {
-        const auto per_step = static_cast<float>(1 / step_);
         kernels().fine.round(tables_ + m * kWords, highs_[m], per_step, numbers_ + m * kWords);
       }
       ready_ = true;
@@ -245,11 +245,14 @@ class Query {
 
   // Returns the words whose documents it reads, the best one first.
   std::vector<uint8_t> words() const {
-    const float none = -std::numeric_limits<float>::infinity();
-    float entries[kWords];
-    for (int64_t w = 0; w < kWords; ++w) entries[w] = tables_[w] == tables_[w] ? tables_[w] : none;
-    const float least = kernels().fine.of_rank(entries, kWords, all_.probes);
-    // Better than `least` at most probes - 1 are; of the others, the lower words, NaN last.
+    // Keys ascend with the entry; 0 and -0 are one, and NaN is least.
+    int32_t keys[kWords];
+    for (int64_t w = 0; w < kWords; ++w) {
+      const auto bits = static_cast<int32_t>(bits_of(tables_[w] + 0.0f));
+      const bool number = tables_[w] == tables_[w];
+      keys[w] = number ? bits ^ (bits >> 31 & 0x7fffffff) : std::numeric_limits<int32_t>::min();
+    }
+    const int32_t least = reached_by(keys, kWords, all_.probes);
     std::vector<uint8_t> words;
     words.reserve(all_.probes);
     const auto take = [&](const auto& chosen) {
@@ -257,10 +260,9 @@ class Query {
         if (chosen(w)) words.push_back(static_cast<uint8_t>(w));
       }
     };
-    take([&](int64_t w) { return entries[w] > least; });
-    take([&](int64_t w) { return tables_[w] == least; });
-    take([&](int64_t w) { return tables_[w] != tables_[w]; });
-    const auto lower = [&](uint8_t a, uint8_t b) { return entries[a] < entries[b]; };
+    take([&](int64_t w) { return keys[w] > least; });
+    take([&](int64_t w) { return keys[w] == least; });  // the lower ones of equal words
+    const auto lower = [&](uint8_t a, uint8_t b) { return keys[a] < keys[b]; };
     std::swap(words[0], *std::max_element(words.begin(), words.end(), lower));
     return words;
   }
@@ -330,7 +332,7 @@ struct Lines {
   uint8_t* numbers;  // [books + 1, kWords, kFineBatch], of a batch; the last are limits
   uint8_t* unused;   // [books + 1, kWords], for columns without a query
   uint8_t* rows;     // [queries, books + 1, kWords]
-  uint8_t* columns;  // [books + 1, kPitch], of codes
+  uint8_t* columns;  // [books + 1 or up to 15 more, kPitch], of codes
   uint8_t* tail;     // the last codes of a run
 };
 
@@ -362,22 +364,22 @@ void scan_together(const Run& run, const FineQueries& all, const Lines& lines,
   const bool full = std::all_of(queries.begin(), queries.end(),
                                 [](const Query* query) { return query->best.full(); });
   int64_t round = full ? kLastRound : kFirstRound;
-  bool first = true;
   int64_t may_from = 0;  // turning numbers over takes a while
   for (int64_t row = 0; row < run.n; round = std::min(2 * round, kLastRound)) {
     const int64_t stop = std::min(run.n, row + round);
-    bool numbers = first, any = first;
+    auto changed = row == 0 ? Query::Changed::numbers : Query::Changed::nothing;
     const bool may = row >= may_from;
     if (may) may_from = 2 * row;
     for (Query* query : queries) {
-      const Query::Changed changed = query->update(may);
-      numbers |= changed == Query::Changed::numbers;
-      any |= changed != Query::Changed::nothing;
+      changed = std::max(changed, query->update(may));
       if (!query->ready()) query->scan(run, row, stop);
     }
-    if (numbers) kernels().fine.turn(rows, size, lines.numbers, kFineBatch);
-    if (any) kernels().fine.turn(limits, kWords, lines_of_limits, kFineBatch);
-    first = false;
+    if (changed == Query::Changed::numbers) {
+      kernels().fine.turn(rows, size, lines.numbers, kFineBatch);
+    }
+    if (changed != Query::Changed::nothing) {
+      kernels().fine.turn(limits, kWords, lines_of_limits, kFineBatch);
+    }
     uint64_t below = 0;
     while ((row = kernels().fine.find(read, row, stop, &below)) < stop) {
       for (; below != 0; below &= below - 1) {

@@ -251,8 +251,6 @@ struct FineKernels {
   // sums[i] = the sum that fine_score finishes, of n documents that follow each other.
   void (*add)(const uint8_t* codes, int64_t bytes, int64_t books, const float* tables, int64_t n,
               float* sums);
-  // Returns the largest number that at least `rank` of n > 0 numbers reach, none of them NaN.
-  float (*of_rank)(const float* x, int64_t n, int64_t rank);
 };
 
 struct Kernels {

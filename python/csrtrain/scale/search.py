@@ -11,12 +11,13 @@ import numpy as np
 
 from csrkern import Refine
 from csrkern.arguments import check_int, float32_array
+from csrkern.index.fine import check_probes
 from csrkern.index.inverted import hits_width
 from csrkern.index.rows import pad_rows, read_rows
 from csrtrain.scale.cluster import import_ray
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits
-from csrtrain.scale.serving import PATIENCE, Answer, Request, check_probes
+from csrtrain.scale.serving import PATIENCE, Answer, Request
 from csrtrain.scale.shards import Generation, newest
 
 APPLICATION = "csrkern"

@@ -28,6 +28,7 @@ import numpy as np
 from csrkern import InvertedIndex, Refine
 from csrkern.arguments import check_int, check_number, float32_array, float32_rows
 from csrkern.identity import ModelMismatchError, check_fingerprint, check_same_model
+from csrkern.index.fine import check_probes
 from csrkern.index.inverted import hits_width
 from csrkern.index.projection import bounded
 from csrkern.index.rows import read_rows
@@ -494,8 +495,3 @@ def _request_of(body: Any, form: Mapping[str, Any]) -> Request:
         raise ValueError("probes: expected none with values and indices; give embeddings alone")
     _check_queries(values, indices, embeddings, form)
     return Request(values, indices, top_k, deadline, fingerprint, embeddings, shortlist, probes)
-
-
-def check_probes(probes: Any) -> int | None:
-    """Return how many cells of each shard to read; None: all."""
-    return None if probes is None else check_int("probes", probes, 1, 256)

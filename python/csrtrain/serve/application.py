@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, Response
 
 from csrkern import InvertedIndex, ModelMismatchError, __version__
 from csrkern.identity import check_same_model
+from csrkern.index.fine import WORDS
 from csrtrain.serve.guard import Guard
 from csrtrain.serve.library import KINDS, Hits, Library, Shelf
 from csrtrain.serve.metrics import Metrics
@@ -129,7 +130,7 @@ def create_app(settings: Settings) -> FastAPI:
         request: Request,
         top_k: Annotated[int, Query(ge=1, lt=2**31)] = 10,
         min_score: Annotated[float | None, Query(allow_inf_nan=False)] = None,
-        probes: Annotated[int | None, Query(ge=1, le=256)] = None,
+        probes: Annotated[int | None, Query(ge=1, le=WORDS)] = None,
     ) -> Response:
         """Take and return safetensors: codes as `csrkern encode` writes them, or embeddings.
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from csrkern.codes.file import KEY
 from csrkern.identity import check_fingerprint
+from csrkern.index.fine import WORDS
 from csrtrain.serve.library import Library
 
 MOST_SLOTS = 4_000_000  # of a request in JSON: 64 MB
@@ -46,7 +47,10 @@ class Search(Form):
     top_k: int = Field(10, ge=1, lt=2**31)
     min_score: float | None = Field(None, allow_inf_nan=False)
     probes: int | None = Field(
-        None, ge=1, le=256, description="Cells to read of an index of fine codes alone; null: all."
+        None,
+        ge=1,
+        le=WORDS,
+        description="Cells to read of an index of fine codes alone; null: all.",
     )
     where: dict[str, str | int | bool] | None = Field(
         None, description="Fields of payloads, and the values that they must have."
