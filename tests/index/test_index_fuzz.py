@@ -369,7 +369,8 @@ class Machine(RuleBasedStateMachine):
         all_ids = self.index.search(pair, shortlist)[1]
         for i in range(len(queries)):
             assert set(ids[i]) - {-1} <= set(all_ids[i])
-            assert (np.diff(scores[i][ids[i] >= 0]) <= 0).all()
+            found = scores[i][ids[i] >= 0]
+            assert (found[1:] <= found[:-1]).all()  # infinite ones may be equal, too
 
     @rule(data=st.data(), recall=st.sampled_from([None, 0.5, 0.999]))
     def fast(self, data, recall):
