@@ -6,22 +6,15 @@ import os
 
 
 def run() -> None:
-    """Return the command line, in a process group where torchrun started this process."""
+    """Run the command line, in a process group where torchrun started this process."""
     from csrtrain.cli.app import main
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         main()
-    import torch
-    import torch.distributed as dist
+    from csrtrain.training import distributed
 
-    gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if gpu else "gloo")
-    try:
+    with distributed.process_group():
         main()
-    finally:
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

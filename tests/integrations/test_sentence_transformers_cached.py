@@ -182,7 +182,7 @@ def train_from(folder: Path, batch_size: int) -> list[torch.Tensor]:
 
 
 WORKER = """
-import sys
+import os, sys
 from pathlib import Path
 import torch
 from test_sentence_transformers_cached import train_from
@@ -190,6 +190,8 @@ torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 weights = train_from(folder, 8)
 torch.save(weights, folder / f"rank{torch.distributed.get_rank()}")
+torch.distributed.barrier()
+os._exit(0)  # accelerate keeps gloo's threads, which may abort in the interpreter's last moments
 """
 
 

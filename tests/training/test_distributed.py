@@ -26,7 +26,7 @@ VARIANTS = {
 }
 
 WORKER = """
-import dataclasses, sys
+import dataclasses, sys, weakref
 from pathlib import Path
 import numpy as np, torch
 import torch.distributed as dist
@@ -49,7 +49,9 @@ try:
 except Killed:
     pass
 dist.barrier()
+group = weakref.ref(dist.group.WORLD)
 dist.destroy_process_group()
+assert group() is None, "something keeps the process group: its threads outlive the interpreter"
 """
 
 

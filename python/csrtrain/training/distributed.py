@@ -7,7 +7,9 @@ batch has the same positives and negatives as on one process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,25 @@ import torch.distributed as dist
 from torch import Tensor
 
 from csrkern.codes.sparse import SparseCodes
+
+if dist.is_available():
+    # PyTorch's optimizers import it later, and functions of it that are defined while a process
+    # group exists keep the group in their defaults: its threads would then outlive the
+    # interpreter, and one that is just freeing a tensor aborts a process that has done its work.
+    import torch.distributed.nn.functional
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Hold the group of the processes that torchrun started, this one among them."""
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if gpu else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def active() -> bool:
