@@ -143,6 +143,8 @@ def _lists(
         ("", "uint8", 1.0, (8, 32)),
         (" roots", "uint8", 0.5, (32,)),
         (" float16", "float16", 1.0, (32,)),
+        (" uint4", "uint4", 1.0, (32,)),
+        (" roots uint4", "uint4", 0.5, (32,)),
     ):
         index = InvertedIndex.build(codes.power(power), dtype=dtype)
         yield System(
