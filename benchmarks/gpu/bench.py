@@ -233,10 +233,15 @@ def encoder_timings(x: Tensor, weight: Tensor, k: int, device: str) -> Iterator[
 
     if n * h <= DENSE_SCORES:
         pre = x @ weight.T
+        peers = {"torch.topk + relu": lambda: (torch.topk(pre, k)[0].relu_(),)}
+        if device == "cuda" and importlib.util.find_spec("flashinfer"):
+            import flashinfer
+
+            peers["FlashInfer"] = lambda: (flashinfer.top_k(pre, k, sorted=True)[0].relu_(),)
         yield Timing(
             "topk_relu",
             lambda: topk_relu.topk_relu(pre, k, None),
-            {"torch.topk + relu": lambda: (torch.topk(pre, k)[0].relu_(),)},
+            peers,
             roofline.topk_relu(n, h, k, size),
             same_values,
         )
