@@ -43,7 +43,7 @@ def one_stage(case: Case) -> Iterator[System]:
 def two_stages(case: Case) -> Iterator[System]:
     """Ours: lists that choose, and fine codes of up to 33 bytes that score."""
     books = case.codebooks(1)
-    for n_bytes, ks in {8: (1, 2)}.items() if case.quick else FINE.items():
+    for n_bytes, ks in {8: (1,)}.items() if case.quick else FINE.items():
         if n_bytes - 1 > books.shape[1]:
             continue
         quantizer = fitted_quantizer(books[:, : n_bytes - 1], case.sample)
@@ -87,17 +87,17 @@ def _fine_alone(
             fine = quantizer.encode(case.database)
             index = InvertedIndex.build(None, fine=fine)
             size = f"{quantizer.n_bytes} bytes" + (f", {part} parts" if part > 1 else "")
-            n_bytes = index.stats()["bytes_per_code"]
+            stored = index.stats()["bytes_per_code"]
             shared = sum(array.nbytes for array in quantizer.arrays.values())
             search = partial(_by_fine_codes, index, case.depth)
             whole = {"": partial(search, None)}
-            yield System(method, setting + size, n_bytes, shared, whole)
+            yield System(method, setting + size, stored, shared, whole)
             if part > 1:
                 continue
             search(1, case.database[:1])  # notes in memory which documents begin with which word
-            n_bytes += index.stats()["forward_bytes"] / len(index)
+            stored += index.stats()["forward_bytes"] / len(index)
             some = {f"{probes} cells": partial(search, probes) for probes in CELLS}
-            yield System(method, f"{setting}{size},", n_bytes, shared, some)
+            yield System(method, f"{setting}{size},", stored, shared, some)
 
 
 def _by_fine_codes(

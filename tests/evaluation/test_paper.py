@@ -317,6 +317,16 @@ def test_systems_are_compared_in_bytes_of_the_whole(paper, monkeypatch, capsys):
     assert compare.NOT_MEASURED in text
 
 
+def test_fine_codes_of_several_parts_have_their_own_bytes(paper, monkeypatch):
+    load, folder = paper
+    monkeypatch.setattr(load("cases"), "MOST", (7, 5))
+    case = load("cases").Case(load("sets").load(folder / "classes.npz"), 0, folder, quick=False)
+    systems = load("our_systems")._fine_alone(case, "alone", case, sizes={8: (1, 2)})
+    sizes = {system.setting: round(system.n_bytes) for system in systems}
+    # With cells 2 bytes and 8 of a list come on top; of 7 bytes two halves have three each.
+    assert sizes == {"8 bytes": 8, "8 bytes,": 17, "7 bytes, 2 parts": 7}
+
+
 def test_a_large_set_has_more_lists_and_more_rows_to_learn_them_from(paper, monkeypatch):
     load, folder = paper
     cases = load("cases")
