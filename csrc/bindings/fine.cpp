@@ -3,6 +3,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 
@@ -11,6 +12,24 @@
 namespace py = pybind11;
 
 namespace {
+
+py::array_t<float> unit_rows(const Array<float>& x, const std::optional<Array<float>>& center,
+                             int num_threads) {
+  if (x.ndim() != 2 || (center && center->size() != x.shape(1)) || num_threads < 1) {
+    throw std::invalid_argument("expected x [n, width] and a center [width]");
+  }
+  py::array_t<float> out({x.shape(0), x.shape(1)});
+  float* const to = out.mutable_data();
+  py::gil_scoped_release release;
+  csrkern::unit_rows(x.data(), x.shape(0), x.shape(1), center ? center->data() : nullptr, to,
+                     num_threads);
+  return out;
+}
+
+bool within(const Array<float>& x, float limit) {
+  py::gil_scoped_release release;
+  return csrkern::within(x.data(), x.size(), limit);
+}
 
 py::array_t<float> block_products(const Array<float>& x, const Array<float>& blocks,
                                   const Array<int64_t>& first, int num_threads) {
@@ -57,6 +76,10 @@ py::array_t<uint8_t> fine_encode(const Array<float>& products, const Array<float
 
 void bind_fine(py::module_& m) {
   using py::arg;
+  m.def("unit_rows", &unit_rows, "Rows x [n, width] at norm 1, less the center [width].", arg("x"),
+        arg("center") = py::none(), arg("num_threads") = 1);
+  m.def("within", &within, "Whether all numbers are at most `limit` in magnitude.", arg("x"),
+        arg("limit"));
   m.def("block_products", &block_products,
         "Products [n, b, columns] of rows x [n, width] with blocks [b, rows, columns].", arg("x"),
         arg("blocks"), arg("first"), arg("num_threads"));

@@ -113,6 +113,16 @@ uint32_t products() {
   return digest.value();
 }
 
+uint32_t units() {
+  const int64_t width = 43;
+  const Exact<float> x = numbers(kRows * width, 20), center = numbers(width, 21);
+  const Exact<float> out(kRows * width);
+  unit_rows(x.data(), kRows, width, center.data(), out.data(), 2);
+  Digest digest;
+  digest.add(out);
+  return digest.value();
+}
+
 uint32_t gathers(DType dtype) {
   Digest digest;
   const OwnedCodes codes = random_codes(kRows, kSlots, kDim, 12);
@@ -179,6 +189,7 @@ int main() {
   check("similarities", similarities(), 0x10dbd0e6);
   check("searches", searches(), 0xd1796576);
   check("products", products(), 0x3c8ab36d);
+  check("unit rows", units(), 0x75717c0a);
   // The vector kernels fuse each multiplication with its addition, the portable ones do not.
   const bool fused = isa() != Isa::portable;
   check("gathers, float32", gathers(DType::float32), fused ? 0x7f73e704 : 0x5419f9d1);

@@ -43,6 +43,43 @@ void check_products(int64_t n, int64_t rows, int64_t columns, int threads) {
   }
 }
 
+void check_unit_rows(int64_t width) {
+  const int64_t n = 70;  // more than one thread takes at once
+  const Exact<float> x(n * width), center(width), whole(n * width), moved(n * width);
+  fill(x, 5);
+  fill(center, 6);
+  std::fill_n(x.data() + width, width, 0.0f);
+  for (int64_t j = 0; j < width; ++j) x.data()[2 * width + j] *= 1e15f;
+  unit_rows(x.data(), n, width, nullptr, whole.data(), 3);
+  unit_rows(x.data(), n, width, center.data(), moved.data(), 1);
+  for (int64_t i = 0; i < n; ++i) {
+    double square = 0;
+    for (int64_t j = 0; j < width; ++j) square += std::pow(double{x.data()[i * width + j]}, 2);
+    for (int64_t j = i * width; j < (i + 1) * width; ++j) {
+      const double wanted = square == 0 ? 0 : x.data()[j] / std::sqrt(square);
+      CHECK(std::fabs(whole.data()[j] - wanted) <= 6.1e-8 * std::fabs(wanted));
+      CHECK(moved.data()[j] == whole.data()[j] - center.data()[j - i * width]);
+    }
+  }
+}
+
+void check_within() {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (int64_t n : {0, 1, 7, 64, 100}) {
+    const Exact<float> x(n);
+    fill(x, 7);
+    CHECK(within(x.data(), n, 10));
+    for (int64_t i = 0; i < n; ++i) {
+      const float kept = x.data()[i];
+      for (float wrong : {nan, 10.5f, -10.5f, -std::numeric_limits<float>::infinity()}) {
+        x.data()[i] = wrong;
+        CHECK(!within(x.data(), n, 10));
+      }
+      x.data()[i] = kept;
+    }
+  }
+}
+
 double error_of(const std::vector<float>& x, const Exact<float>& words, const uint8_t* code,
                 int64_t books, int64_t parts) {
   const int64_t width = static_cast<int64_t>(x.size()) / parts;
@@ -130,6 +167,8 @@ int main() {
       csrkern::check_products(n, 11, columns, n % 2 == 0 ? 1 : 3);
     }
   }
+  for (int64_t width : {1, 3, 8, 9, 16, 131}) csrkern::check_unit_rows(width);
+  csrkern::check_within();
   csrkern::check_encoding(1);
   csrkern::check_encoding(2);
 }

@@ -18,7 +18,7 @@ import numpy as np
 from csrkern import _C
 from csrkern.arguments import check_int, float32_array, float32_rows, thread_count
 from csrkern.identity import digest
-from csrkern.index.projection import Projection, bounded, bounded_array, unit_rows
+from csrkern.index.projection import LARGEST, Projection, bounded_array
 
 if TYPE_CHECKING:
     from csrkern.typing import VectorsLike
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 WORDS = 256  # of a codebook
 LEAST_LENGTH = np.finfo(np.float32).tiny  # its inverse is finite
 _ROWS = 4096  # coded at a time
+_START = np.zeros(1, np.int64)
 
 
 class FineQuantizer:
@@ -259,7 +260,7 @@ class FineQuantizer:
 
 def checked_rows(name: str, given: Any, quantizer: FineQuantizer) -> np.ndarray:
     """Return embeddings as float32 [n, d], finite and not too large for sums of squares."""
-    return bounded(name, float32_rows(name, given, quantizer.dim))
+    return float32_rows(name, given, quantizer.dim, LARGEST)
 
 
 def tables_of(
@@ -268,9 +269,8 @@ def tables_of(
     """Return `quantizer.tables` of rows that `checked_rows` returned."""
     rows = quantizer._projected(rows, threads)
     if quantizer.lengths is not None and quantizer.projection is None:
-        rows = unit_rows(rows)
-    mean = quantizer.mean[None, :, None]
-    offsets = _C.block_products(rows, mean, np.zeros(1, np.int64), threads)[:, 0, 0]
+        rows = _C.unit_rows(rows, None, threads)
+    offsets = _C.block_products(rows, quantizer.mean[None, :, None], _START, threads)[:, 0, 0]
     return quantizer._products(rows, threads), offsets
 
 

@@ -31,15 +31,9 @@ def bounded_array(name: str, given: VectorsLike, axes: int) -> np.ndarray:
 
 def bounded(name: str, array: np.ndarray) -> np.ndarray:
     """Return the array if its numbers are finite and at most `LARGEST`."""
-    if not (np.abs(array) <= LARGEST).all():
+    if not _C.within(array, LARGEST):
         raise ValueError(f"{name}: expected finite numbers up to {LARGEST:g}")
     return array
-
-
-def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Return rows at L2 norm 1, float32; zeros stay zeros."""
-    norms = np.sqrt(np.square(rows, dtype=np.float64).sum(1, keepdims=True))
-    return (rows / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
 class Projection:
@@ -93,14 +87,15 @@ class Projection:
         Raises:
             TypeError, ValueError: if embeddings are not finite numbers [n, d].
         """
-        rows = bounded("embeddings", float32_rows("embeddings", embeddings, self.dim))
+        rows = float32_rows("embeddings", embeddings, self.dim, LARGEST)
         return self.apply(rows, thread_count(num_threads))
 
     def apply(self, rows: np.ndarray, threads: int) -> np.ndarray:
         """Return the same for rows float32 [n, d] that have been checked."""
-        first = np.zeros(1, np.int64)
-        products = _C.block_products(unit_rows(rows) - self.center, self._block, first, threads)
-        return unit_rows(products[:, 0])
+        rows = _C.unit_rows(rows, self.center, threads)
+        products = _C.block_products(rows, self._block, np.zeros(1, np.int64), threads)
+        projected: np.ndarray = _C.unit_rows(products[:, 0], None, threads)
+        return projected
 
     @cached_property
     def _block(self) -> np.ndarray:

@@ -2,7 +2,9 @@
 // Internal linkage: each file that includes this is compiled for another instruction set.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "csrkern/fine.hpp"
 
@@ -40,6 +42,11 @@ void product_rows(const float* x, int64_t width, const float* block, int64_t row
   for (; j + Vectors * V::width <= columns; j += Vectors * V::width) {
     product_tile<V, Rows, Vectors>(x, width, block + j, rows, columns, out + j, pitch);
   }
+  if constexpr (Vectors > 2) {  // two at a time: an addition waits for the one before
+    for (; j + 2 * V::width <= columns; j += 2 * V::width) {
+      product_tile<V, Rows, 2>(x, width, block + j, rows, columns, out + j, pitch);
+    }
+  }
   for (; j + V::width <= columns; j += V::width) {
     product_tile<V, Rows, 1>(x, width, block + j, rows, columns, out + j, pitch);
   }
@@ -50,6 +57,25 @@ void product_rows(const float* x, int64_t width, const float* block, int64_t row
       out[i * pitch + j] = sum;
     }
   }
+}
+
+// Brings a row to norm 1 and takes the center away; see csrkern/fine.hpp. Eight sums, of which a
+// processor adds up several at once; squares of floats are exact in double.
+inline void unit_row(const float* x, int64_t width, const float* center, float* out) {
+  constexpr int64_t kSums = 8;
+  constexpr double kLeast = std::numeric_limits<float>::min();
+  double sums[kSums] = {};
+  const int64_t whole = width / kSums * kSums;
+  for (int64_t j = 0; j < whole; j += kSums) {
+    for (int64_t i = 0; i < kSums; ++i) sums[i] += double{x[j + i]} * x[j + i];
+  }
+  for (int64_t j = whole; j < width; ++j) sums[j - whole] += double{x[j]} * x[j];
+  const double square =
+      ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+  const double norm = std::sqrt(square);
+  const double factor = 1 / (norm > kLeast ? norm : kLeast);
+  for (int64_t j = 0; j < width; ++j) out[j] = static_cast<float>(x[j] * factor);
+  for (int64_t j = 0; center != nullptr && j < width; ++j) out[j] -= center[j];
 }
 
 // Rows begin..end-1 with all blocks.

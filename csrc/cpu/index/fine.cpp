@@ -1,6 +1,7 @@
 #include "csrkern/fine.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -79,6 +80,21 @@ class Beam {
 };
 
 }  // namespace
+
+void unit_rows(const float* x, int64_t n, int64_t width, const float* center, float* out,
+               int num_threads) {
+  parallel_for(n, kRowsTogether, num_threads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      kernels().unit_row(x + i * width, width, center, out + i * width);
+    }
+  });
+}
+
+bool within(const float* x, int64_t n, float limit) {
+  int32_t beyond = 0;
+  for (int64_t i = 0; i < n; ++i) beyond |= !(std::fabs(x[i]) <= limit);
+  return beyond == 0;
+}
 
 void block_products(const BlockProducts& args, int num_threads) {
   const int64_t grain = std::clamp<int64_t>(args.n / num_threads, 1, kRowsTogether);

@@ -263,6 +263,7 @@ struct Kernels {
   FineKernels fine;
   // Rows begin..end-1.
   void (*block_products)(const BlockProducts& args, int64_t begin, int64_t end);
+  void (*unit_row)(const float* x, int64_t width, const float* center, float* out);
 };
 
 extern const Kernels kPortable;

@@ -137,6 +137,7 @@ const Kernels kAvx2 = {
      crc32c},
     fine_kernels<FineSums, Bytes32>(),
     block_products_of<Avx2>,
+    unit_row,
 };
 
 }  // namespace csrkern

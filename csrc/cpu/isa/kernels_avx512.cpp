@@ -360,6 +360,7 @@ const Kernels kAvx512 = {
      crc32c},
     fine_kernels<FineSums, Bytes64>(look_up, to_columns),
     block_products_of<Avx512>,
+    unit_row,
 };
 
 }  // namespace csrkern

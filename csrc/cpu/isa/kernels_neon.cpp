@@ -179,6 +179,7 @@ const Kernels kNeon = {
      crc32c},
     fine_kernels<FineSums>(look_up),
     block_products_of<Neon>,
+    unit_row,
 };
 
 }  // namespace csrkern

@@ -240,6 +240,7 @@ const Kernels kPortable = {
      crc32c},
     fine_kernels<FineSums>(),
     block_products_of<Portable>,
+    unit_row,
 };
 
 }  // namespace csrkern

@@ -10,6 +10,14 @@ namespace csrkern {
 
 constexpr int64_t kWords = 256;  // of a codebook
 
+// Brings rows x [n, width] to L2 norm 1 and takes the center [width] away (null: nothing); zeros
+// become what is left of zeros. A norm is a sum in double, in an order that depends on the width.
+void unit_rows(const float* x, int64_t n, int64_t width, const float* center, float* out,
+               int num_threads);
+
+// Returns whether all numbers are at most `limit` in magnitude; NaN is not.
+bool within(const float* x, int64_t n, float limit);
+
 // Products of n rows with blocks [rows, columns]: out[i, b * columns + j] is the sum over r, from 0
 // on, of x[i, first[b] + r] times blocks[b, r, j]. Each product is rounded before it is added.
 struct BlockProducts {

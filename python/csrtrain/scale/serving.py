@@ -30,7 +30,7 @@ from csrkern.arguments import check_int, check_number, float32_array, float32_ro
 from csrkern.identity import ModelMismatchError, check_fingerprint, check_same_model
 from csrkern.index.fine import check_probes
 from csrkern.index.inverted import hits_width
-from csrkern.index.projection import bounded
+from csrkern.index.projection import LARGEST
 from csrkern.index.rows import read_rows
 from csrtrain.scale.folder import Folder
 from csrtrain.scale.merging import Hits, merge_hits
@@ -439,7 +439,7 @@ def _check_queries(
     quantizer = form.get("quantizer")
     if quantizer is None:
         raise ValueError("embeddings: the shards hold no fine codes to compare them with")
-    bounded("embeddings", float32_rows("embeddings", embeddings, int(quantizer["dim"])))
+    float32_rows("embeddings", embeddings, int(quantizer["dim"]), LARGEST)
     if len(embeddings) != len(values):
         raise ValueError(
             f"embeddings: expected {len(values)} rows, one a query, got {len(embeddings)}"
