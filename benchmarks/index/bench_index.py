@@ -116,8 +116,11 @@ def able(names: Sequence[str], threads: int) -> list[str]:
             *TEXT,
         ),
         *[
-            (100_000, h, k, kind, "one")
-            for h, k in ((8192, 16), (8192, 64), (1024, 64))
+            (n, h, k, kind, "one")
+            for n, h, k in (
+                *((100_000, 8192, 16), (100_000, 8192, 64), (100_000, 4096, 64)),
+                *((100_000, 1024, 64), (50_000, 4096, 256), (50_000, 8192, 256)),
+            )
             for kind in ("skewed", "uniform")
         ],
     ],
