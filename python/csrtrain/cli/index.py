@@ -31,7 +31,7 @@ def index(
     dtype: shared.IndexDtype = "float16",
     text_model: shared.TextModelName = None,
     embeddings: Annotated[
-        str | None, shared.array("Embeddings, for fine codes; those that CODES were made of.")
+        str | None, shared.array("Embeddings to make fine codes of, those CODES were made from.")
     ] = None,
     fine_bytes: Annotated[
         int, shared.whole("Bytes of a fine code; needs --embeddings and FAISS.", max=4096)
@@ -55,13 +55,13 @@ def index(
 ) -> None:
     """Build an index over codes, over embeddings, or over both, for exact search.
 
-    CODES go into inverted lists. With --embeddings the index also holds fine codes, by which search
-    scores queries that are embedded; without CODES it holds these alone. Fine codes of labels, or
-    of queries with judgments, are made behind a projection learned from them, where held-out rows
-    gain by it.
+    CODES go into inverted lists. With --embeddings the index also holds fine codes, a few bytes for
+    each embedding, and search scores embedded queries by them. Without CODES it holds fine codes
+    alone. --labels, or --queries with --qrels, teach a projection that the fine codes are made
+    behind, if held-out rows gain by it.
 
-    The index keeps a copy of the adapter that made the codes and the name of the text model, and so
-    search takes words.
+    The index keeps a copy of the adapter that made the codes, and the name of the text model, so
+    search can take words.
 
     [bold]Examples[/bold]
 

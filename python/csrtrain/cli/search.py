@@ -49,8 +49,8 @@ def search(
         typer.Option(
             min=1,
             max=256,
-            help="Of an index of fine codes alone, read only so many cells: 8 to 16 find nearly "
-            "all (default: read all).",
+            help="With an index of fine codes alone: how many cells to read; 8 to 16 find nearly "
+            "everything (default: all cells).",
         ),
     ] = None,
     texts: Annotated[
@@ -75,11 +75,11 @@ def search(
 ) -> None:
     """Find the best matches in an index, exactly.
 
-    Where the index holds fine codes, embedded queries are scored by them. An index of fine codes
-    alone is searched by embeddings or words, without an adapter.
+    If the index holds fine codes, embedded queries are scored by them. An index of fine codes alone
+    takes embeddings or words and needs no adapter.
 
-    With --json a line for each query: {"query": 0, "text": ..., "hits": [...]}. A field query or
-    hits of the query's own JSON line is printed as query_ or hits_.
+    --json prints a line for each query: {"query": 0, "text": ..., "hits": [...]}. Fields called
+    query or hits in a query's own JSON line are printed as query_ and hits_.
 
     [bold]Examples[/bold]
 

@@ -51,16 +51,18 @@ def tune(
     as_json: shared.Json = False,
     force: shared.Force = False,
 ) -> None:
-    """Find the best index in given bytes, with a model or without, and write both.
+    """Find the best index in a given number of bytes, with or without a model, and write it.
 
-    Tries fine codes alone, of all bytes, a half, a quarter and so on; with models, how the bytes
-    are split between latents, with values of a byte or half a byte, and fine codes, how weak
-    directions of the embeddings are weighed, and each --hidden-dim; and fine codes behind a
-    projection learned from --labels or from --queries with --qrels, or behind principal
-    directions. Judges by rows or queries that are held out: by their labels, their judgments or,
-    without either, their dense neighbors. Writes PATH/index, PATH/model where there are lists, and
-    PATH/trials.html, charts of score against bytes, latents and queries a second. Where fine codes
-    alone score as high by some of their cells in less time, it names how many (--probes of csrkern
+    It tries fine codes alone in all of the bytes, in a half, a quarter and so on: as they are,
+    behind principal directions, and behind a projection learned from --labels or from --queries
+    with --qrels. With lists it trains models and tries each --hidden-dim, several weights of weak
+    directions, and several splits of the bytes between latents (values of a byte or half a byte)
+    and fine codes.
+
+    It judges by rows or queries that are held out: by their labels, by their judgments or, without
+    either, by their dense neighbors. It writes PATH/index, PATH/trials.html with charts of score
+    against bytes, latents and queries a second, and PATH/model if there are lists. If reading only
+    some cells of fine codes is faster and scores as high, it says how many (--probes of csrkern
     search). Needs FAISS and matplotlib.
 
     [bold]Examples[/bold]
