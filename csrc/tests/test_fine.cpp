@@ -50,6 +50,7 @@ void check_unit_rows(int64_t width) {
   fill(center, 6);
   std::fill_n(x.data() + width, width, 0.0f);
   for (int64_t j = 0; j < width; ++j) x.data()[2 * width + j] *= 1e15f;
+  std::fill_n(x.data() + 3 * width, width, std::numeric_limits<float>::denorm_min());
   unit_rows(x.data(), n, width, nullptr, whole.data(), 3);
   unit_rows(x.data(), n, width, center.data(), moved.data(), 1);
   for (int64_t i = 0; i < n; ++i) {

@@ -32,7 +32,8 @@ def plain(projection: Projection, x: np.ndarray) -> np.ndarray:
 def test_it_is_what_numpy_makes(p):
     projection = made(p=p)
     assert (projection.width, projection.dim) == (p, D)
-    for x in (rows(), rows() * np.float32(1e14), rows() * np.float32(1e-30), rows().astype("f8")):
+    largest, least = rows() * np.float32(1e14), np.rint(rows() * 9) * np.float32(2.0**-149)
+    for x in (rows(), largest, rows() * np.float32(1e-30), least, rows().astype("f8")):
         out = projection(x)
         assert out.dtype == np.float32
         np.testing.assert_allclose(out, plain(projection, x), atol=1e-5)

@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 #include "csrkern/fine.hpp"
 
@@ -63,7 +62,6 @@ void product_rows(const float* x, int64_t width, const float* block, int64_t row
 // processor adds up several at once; squares of floats are exact in double.
 inline void unit_row(const float* x, int64_t width, const float* center, float* out) {
   constexpr int64_t kSums = 8;
-  constexpr double kLeast = std::numeric_limits<float>::min();
   double sums[kSums] = {};
   const int64_t whole = width / kSums * kSums;
   for (int64_t j = 0; j < whole; j += kSums) {
@@ -73,7 +71,7 @@ inline void unit_row(const float* x, int64_t width, const float* center, float* 
   const double square =
       ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
   const double norm = std::sqrt(square);
-  const double factor = 1 / (norm > kLeast ? norm : kLeast);
+  const double factor = norm > 0 ? 1 / norm : 0;
   for (int64_t j = 0; j < width; ++j) out[j] = static_cast<float>(x[j] * factor);
   for (int64_t j = 0; center != nullptr && j < width; ++j) out[j] -= center[j];
 }
