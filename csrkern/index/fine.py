@@ -189,7 +189,7 @@ class FineQuantizer:
         )
         if self.lengths is None:
             return codes
-        norms = np.linalg.norm(self._decode(codes), axis=1)
+        norms = np.sqrt(np.square(self._decode(codes), dtype=np.float64).sum(1))
         middles = np.sqrt(self.lengths[1:].astype(np.float64) * self.lengths[:-1])
         return np.column_stack([codes, np.searchsorted(middles, norms).astype(np.uint8)])
 
@@ -219,7 +219,8 @@ class FineQuantizer:
 
     @cached_property
     def _squares(self) -> np.ndarray:
-        return np.square(self.codebooks, dtype=np.float64).sum(2).astype(np.float32)
+        with np.errstate(all="ignore"):  # the least squares become 0
+            return np.square(self.codebooks, dtype=np.float64).sum(2).astype(np.float32)
 
     @cached_property
     def _crossed(self) -> np.ndarray:

@@ -119,6 +119,20 @@ def test_codes_and_scores_are_those_of_the_specification(quantizer):
         assert ids[i].tolist() == np.lexsort((np.arange(60), -twin[i])).tolist()
 
 
+@pytest.mark.parametrize("size", [1e-34, 1e-22, 1.0, 1e13])
+def test_the_nearest_length_is_stored(size):
+    """Float32 holds no square of the least of these."""
+    rng = np.random.default_rng(7)
+    lengths = size * np.geomspace(0.5, 20, 256)
+    words = size * rng.standard_normal((M, 256, D))
+    quantizer = FineQuantizer(words, np.zeros(D), lengths=lengths)
+    with np.errstate(all="raise"):
+        fine = quantizer.encode(words[0])
+    norms = np.linalg.norm(fine.decode().astype(np.float64), axis=1)
+    off = np.abs(np.log(norms[:, None] / quantizer.lengths.astype(np.float64)))
+    assert fine.codes[:, M].tolist() == off.argmin(1).tolist()
+
+
 def test_of_equal_words_the_lower_is_taken():
     codebooks = np.tile(np.random.default_rng(0).standard_normal((2, 4, D)), (1, 64, 1))
     codes = FineQuantizer(codebooks, np.zeros(D)).encode(rows_of(20), beam=4).codes
