@@ -126,8 +126,14 @@ def array_of(name: str, given: Any) -> np.ndarray:
     """Return an array, a torch tensor wherever it is, nested lists, or what only speaks DLPack."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(given, torch.Tensor):
-        given = given.detach().cpu()
-        given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
+        try:
+            given = given.detach().cpu()
+            given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
+        except (NotImplementedError, TypeError) as error:
+            raise TypeError(
+                f"{name}: a tensor of {given.dtype} does not fit NumPy ({error}); "
+                "expected dense numbers of a type that NumPy has"
+            ) from error
     if hasattr(given, "__dlpack__") and not hasattr(given, "__array__"):
         try:
             return np.from_dlpack(given)
@@ -155,12 +161,14 @@ def float32_array(name: str, given: Any) -> np.ndarray:
     Those that are too large become infinite, and none but 0 becomes 0: a weak latent stays active.
     """
     array = array_of(name, given)
-    if (
-        array.dtype == np.float32
-    ):  # the rest takes microseconds, which a search of one query notices
+    # The rest takes microseconds, which a search of one query notices.
+    if array.dtype == np.float32:
         return np.ascontiguousarray(array)
     if _of_python_integers(array):
-        raise ValueError(f"{name}: expected float32 numbers, got {shown(max(array.flat, key=abs))}")
+        largest = max(map(int, array.flat), key=abs)
+        if abs(largest) >= 2**63:
+            raise ValueError(f"{name}: expected float32 numbers, got {shown(largest)}")
+        array = array.astype(np.int64)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
     with np.errstate(all="ignore"):  # the caller says which number it was
@@ -174,12 +182,31 @@ def float32_array(name: str, given: Any) -> np.ndarray:
 def float32_rows(name: str, given: Any, width: int, largest: float = _LARGEST) -> np.ndarray:
     """Return `given` as finite float32 [n, width], up to `largest`; raises as `float32_array`."""
     rows = float32_array(name, given)
+    check_width(name, rows, width)
+    check_within(name, rows, largest)
+    return rows
+
+
+def check_width(name: str, rows: np.ndarray, width: int) -> None:
+    """Rows are of shape [n, width]."""
     if rows.ndim != 2 or rows.shape[1] != width:
         raise ValueError(f"{name}: expected shape [n, {width}], got {list(rows.shape)}")
+
+
+def check_within(name: str, rows: np.ndarray, largest: float = _LARGEST, first: int = 0) -> None:
+    """All numbers of a contiguous float32 array are finite and at most `largest` in magnitude.
+
+    Args:
+        first: what an error adds to the number of a row.
+    """
     if not _C.within(rows, largest):
+        wrong = ~(np.abs(rows) <= largest)
         limit = f" up to {largest:g}" if largest < _LARGEST else ""
-        raise ValueError(f"{name}: expected finite numbers{limit}")
-    return rows
+        row, *column = np.argwhere(wrong)[0].tolist()
+        raise ValueError(
+            f"{name}: expected finite numbers{limit}, got {rows[wrong][0]!s} at "
+            f"{[first + row, *column]}"
+        )
 
 
 def integers(name: str, given: Any) -> np.ndarray:

@@ -8,7 +8,7 @@ of the query's tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from csrkern import _C
-from csrkern.arguments import check_int, float32_array, float32_rows, thread_count
+from csrkern.arguments import (
+    array_of,
+    check_int,
+    check_width,
+    check_within,
+    float32_array,
+    float32_rows,
+    row_numbers,
+    thread_count,
+)
 from csrkern.identity import digest
-from csrkern.index.projection import LARGEST, Projection, bounded_array
+from csrkern.index.projection import FIRST, LARGEST, Projection, bounded_array
 
 if TYPE_CHECKING:
     from csrkern.typing import VectorsLike
@@ -26,7 +35,6 @@ if TYPE_CHECKING:
 WORDS = 256  # of a codebook
 LEAST_LENGTH = np.finfo(np.float32).tiny  # its inverse is finite
 _ROWS = 4096  # coded at a time
-_START = np.zeros(1, np.int64)
 
 
 class FineQuantizer:
@@ -74,10 +82,11 @@ class FineQuantizer:
         books, words, width = self.codebooks.shape
         self.parts = check_int("parts", parts, 1, max(books, 1))
         whole = len(self.mean)
-        if books == 0 or words != WORDS or books % self.parts or width * self.parts != whole:
+        shaped = books > 0 and words == WORDS and width > 0
+        if not shaped or books % self.parts or width * self.parts != whole:
             raise ValueError(
-                f"codebooks: expected [books, {WORDS}, w] with parts = {self.parts} a divisor of "
-                f"books and parts * w = {whole}, the length of mean, got "
+                f"codebooks: expected [books, {WORDS}, w], none of them 0, with parts = "
+                f"{self.parts} a divisor of books and parts * w = {whole}, the length of mean, got "
                 f"{list(self.codebooks.shape)}"
             )
         self.lengths = None if lengths is None else bounded_array("lengths", lengths, 1)
@@ -159,13 +168,26 @@ class FineQuantizer:
         """Return the embeddings float32 [n, d] that codes uint8 [n, n_bytes] stand for.
 
         With a projection: what it makes of them, [n, p].
+
+        Raises:
+            TypeError, ValueError: if codes are not as expected, or another quantizer made them.
         """
-        chosen = codes.codes if isinstance(codes, FineCodes) else check_codes(codes, self)
+        if isinstance(codes, FineCodes):
+            made_by = codes.quantizer
+            if made_by is not self and made_by.fingerprint != self.fingerprint:
+                raise ValueError(
+                    f"codes: expected those of quantizer {self.fingerprint}, got those of "
+                    f"{made_by.fingerprint}; codes.decode() decodes them"
+                )
+            codes = codes.codes
+        chosen = check_codes(codes, self)
         return np.concatenate(
             [self._decode(chosen[i : i + _ROWS]) for i in range(0, max(len(chosen), 1), _ROWS)]
         )
 
-    def tables(self, queries: VectorsLike, num_threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    def tables(
+        self, queries: VectorsLike, *, num_threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return what scores of codes are added up from, for queries [m, d].
 
         Returns:
@@ -175,7 +197,8 @@ class FineQuantizer:
         Raises:
             TypeError, ValueError: if queries are not finite numbers [m, d] of at most 1e15.
         """
-        return tables_of(self, checked_rows("queries", queries, self), num_threads)
+        rows = checked_rows("queries", queries, self)
+        return tables_of(self, rows, thread_count(num_threads))
 
     @cached_property
     def scales(self) -> np.ndarray | None:
@@ -244,8 +267,10 @@ class FineQuantizer:
     def _pieces(self, name: str, given: Any, threads: int) -> Iterator[np.ndarray]:
         if not isinstance(given, np.ndarray):
             given = float32_array(name, given)
+        check_width(name, given, self.dim)
         for start in range(0, max(len(given), 1), _ROWS):
-            rows = checked_rows(name, given[start : start + _ROWS], self)
+            rows = float32_array(name, given[start : start + _ROWS])
+            check_within(name, rows, LARGEST, start)
             yield self._projected(rows, threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -271,7 +296,7 @@ def tables_of(
     rows = quantizer._projected(rows, threads)
     if quantizer.lengths is not None and quantizer.projection is None:
         rows = _C.unit_rows(rows, None, threads)
-    offsets = _C.block_products(rows, quantizer.mean[None, :, None], _START, threads)[:, 0, 0]
+    offsets = _C.block_products(rows, quantizer.mean[None, :, None], FIRST, threads)[:, 0, 0]
     return quantizer._products(rows, threads), offsets
 
 
@@ -292,7 +317,7 @@ def restore_quantizer(parts: int, arrays: Mapping[str, np.ndarray]) -> FineQuant
     return FineQuantizer(**own, parts=parts, projection=projection)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FineCodes:
     """Fine codes of n embeddings, as `InvertedIndex.build(fine=)` takes them.
 
@@ -314,9 +339,19 @@ class FineCodes:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, rows: Any) -> FineCodes:
-        """Return the codes of a slice, or of rows in an array."""
-        return FineCodes(self.codes[rows], self.quantizer)
+    def __getitem__(self, rows: int | slice | np.ndarray | Sequence[int]) -> FineCodes:
+        """Return rows by number, slice, list of numbers or boolean mask, as FineCodes [m].
+
+        Raises:
+            IndexError: if `rows` is anything else, or names a row that is not there.
+        """
+        return FineCodes(self.codes[row_numbers(rows, len(self))], self.quantizer)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        """Say what to call: NumPy would make an array of objects of them, row by row."""
+        raise TypeError(
+            "FineCodes are no array: fine.codes are their bytes, fine.decode() embeddings"
+        )
 
     def decode(self) -> np.ndarray:
         """Return the embeddings float32 [n, d] that they stand for."""
@@ -325,7 +360,7 @@ class FineCodes:
 
 def check_codes(codes: Any, quantizer: FineQuantizer) -> np.ndarray:
     """Return codes uint8 [n, quantizer.n_bytes] as an array."""
-    array = np.asarray(codes)
+    array = array_of("codes", codes)
     if array.dtype != np.uint8:
         raise TypeError(f"codes: expected uint8, got {array.dtype}")
     if array.ndim != 2 or array.shape[1] != quantizer.n_bytes:

@@ -503,7 +503,7 @@ class InvertedIndex(Collection):
             TypeError, ValueError: as `search`, or if the index holds no fine codes.
         """
         now = self.snapshot()
-        rows = fine_queries("search_fine", queries, now.form.quantizer)
+        rows = fine_queries("queries", queries, now.form.quantizer)
         assert now.form.quantizer is not None
         width = hits_width(check_int("top_k", top_k, 1, 2**40), now.n)
         bits = allowed_bits(filter, now.segments, len(rows))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from csrkern import _C
-from csrkern.arguments import float32_array, float32_rows, thread_count
+from csrkern.arguments import check_within, float32_array, float32_rows, thread_count
 from csrkern.storage import write_atomically
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 LARGEST = 1e15  # entries up to here cannot overflow in a sum of squares
+FIRST = np.zeros(1, np.int64)  # the column at which the only block of a product begins
 
 
 def bounded_array(name: str, given: VectorsLike, axes: int) -> np.ndarray:
@@ -26,13 +27,7 @@ def bounded_array(name: str, given: VectorsLike, axes: int) -> np.ndarray:
     array = float32_array(name, given)
     if array.ndim != axes:
         raise ValueError(f"{name}: expected {axes} axes, got {array.ndim}")
-    return bounded(name, array)
-
-
-def bounded(name: str, array: np.ndarray) -> np.ndarray:
-    """Return the array if its numbers are finite and at most `LARGEST`."""
-    if not _C.within(array, LARGEST):
-        raise ValueError(f"{name}: expected finite numbers up to {LARGEST:g}")
+    check_within(name, array, LARGEST)
     return array
 
 
@@ -93,7 +88,7 @@ class Projection:
     def apply(self, rows: np.ndarray, threads: int) -> np.ndarray:
         """Return the same for rows float32 [n, d] that have been checked."""
         rows = _C.unit_rows(rows, self.center, threads)
-        products = _C.block_products(rows, self._block, np.zeros(1, np.int64), threads)
+        products = _C.block_products(rows, self._block, FIRST, threads)
         projected: np.ndarray = _C.unit_rows(products[:, 0], None, threads)
         return projected
 

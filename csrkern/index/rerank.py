@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from csrkern.typing import VectorsLike
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rerank:
     """How `InvertedIndex.search` scores its best documents again.
 
@@ -65,7 +65,7 @@ class Rerank:
 _TABLES_BYTES, _TABLES_CACHED = 128 << 20, 4 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Refine:
     """Score the best documents of `InvertedIndex.search` again, by their fine codes.
 
@@ -95,7 +95,7 @@ def fine_queries(name: str, queries: VectorsLike, quantizer: FineQuantizer | Non
             f"{name}: this index holds no fine codes; build it with "
             "fine=quantizer.encode(embeddings), or search by codes"
         )
-    return checked_rows("queries", queries, quantizer)
+    return checked_rows(name, queries, quantizer)
 
 
 def search_refined(
@@ -106,11 +106,13 @@ def search_refined(
     options: dict[str, Any],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return scores and ids of the native search for `rows`, refined."""
-    queries = fine_queries("rerank", refine.queries, quantizer)
+    queries = fine_queries("queries of rerank", refine.queries, quantizer)
     assert quantizer is not None
     check_int("shortlist", refine.shortlist, 1, 2**40)
     if len(queries) != rows.n:
-        raise ValueError(f"queries: expected {rows.n} rows, one a query, got {len(queries)}")
+        raise ValueError(
+            f"queries of rerank: expected {rows.n} rows, one a query, got {len(queries)}"
+        )
     scores = np.empty((rows.n, options["top_k"]), np.float32)
     ids = np.empty((rows.n, options["top_k"]), np.int64)
     step = max(1, _TABLES_BYTES // (quantizer.books * WORDS * 4))

@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from digests import ISAS, assert_same_digests
 
 from csrkern import FineCodes, FineQuantizer, InvertedIndex, Refine, reference
@@ -281,7 +282,7 @@ def test_misuse_says_what_to_do(quantizer):
         lengths=quantizer.lengths,
     )
     queries = codes_of(2)
-    with pytest.raises(ValueError, match="rerank: this index holds no fine codes"):
+    with pytest.raises(ValueError, match="queries of rerank: this index holds no fine codes"):
         plain.search(queries, rerank=Refine(rows_of(2)))
     with pytest.raises(ValueError, match="fine: expected None"):
         plain.add(codes_of(2), fine=fine[:2])
@@ -293,9 +294,9 @@ def test_misuse_says_what_to_do(quantizer):
         index.add(codes_of(3), fine=fine[:2])
     with pytest.raises(TypeError, match="fine: expected FineCodes"):
         InvertedIndex.build(codes_of(2), dim=H, fine=fine.codes[:2])
-    with pytest.raises(ValueError, match="queries: expected 2 rows, one a query"):
+    with pytest.raises(ValueError, match="queries of rerank: expected 2 rows, one a query"):
         index.search(queries, rerank=Refine(rows_of(3)))
-    with pytest.raises(ValueError, match=f"queries: expected shape \\[n, {D}\\]"):
+    with pytest.raises(ValueError, match=f"queries of rerank: expected shape \\[n, {D}\\]"):
         index.search(queries, rerank=Refine(np.zeros((2, D + 1))))
     with pytest.raises(ValueError, match="shortlist: expected"):
         index.search(queries, rerank=Refine(rows_of(2), 0))
@@ -305,12 +306,59 @@ def test_misuse_says_what_to_do(quantizer):
         quantizer.encode(np.full((2, D), np.nan))
     with pytest.raises(TypeError, match="codes: expected uint8"):
         FineCodes(np.zeros((2, quantizer.n_bytes)), quantizer)
+    with pytest.raises(ValueError, match="codes: expected an array without masked values"):
+        FineCodes(np.ma.array(fine.codes, mask=fine.codes > 3), quantizer)
+    with pytest.raises(TypeError, match=r"FineCodes are no array: fine\.codes are their bytes"):
+        FineCodes(fine, quantizer)
+    with pytest.raises(ValueError, match=r"codes: expected those of quantizer .*codes\.decode\(\)"):
+        other.decode(fine)
+    with pytest.raises(ValueError, match="num_threads: expected 1 <= num_threads"):
+        quantizer.tables(rows_of(2), num_threads=0)
     with pytest.raises(ValueError, match="codebooks: expected"):
         FineQuantizer(np.zeros((3, 255, D)), np.zeros(D))
+    with pytest.raises(ValueError, match=r"codebooks: .*, none of them 0, .* got \[3, 256, 0\]"):
+        FineQuantizer(np.zeros((3, 256, 0)), np.zeros(0))
     with pytest.raises(ValueError, match=f"parts \\* w = {D}, the length of mean"):
         FineQuantizer(np.zeros((2, 256, 3)), np.zeros(D))
     with pytest.raises(ValueError, match="lengths: expected 256 ascending"):
         FineQuantizer(np.zeros((2, 256, D)), np.zeros(D), lengths=np.zeros(256))
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "message"),
+    [
+        (np.array(3.0), rf"embeddings: expected shape \[n, {D}\], got \[\]"),
+        (np.zeros(9000), rf"embeddings: expected shape \[n, {D}\], got \[9000\]"),
+        (np.zeros((9000, 2)), rf"embeddings: expected shape \[n, {D}\], got \[9000, 2\]"),
+        (
+            np.where(np.arange(9000) == 8500, -1e16, 0)[:, None].repeat(D, 1),
+            r"-1e\+16 at \[8500, 0\]",
+        ),
+    ],
+)
+def test_embeddings_are_refused_as_a_whole(quantizer, embeddings, message):
+    """They are coded in pieces of 4,096 rows."""
+    with pytest.raises(ValueError, match=message):
+        quantizer.encode(embeddings)
+
+
+def test_rows_of_fine_codes_are_chosen_as_those_of_codes(quantizer):
+    fine = quantizer.encode(rows_of(5))
+    for rows in (slice(None, None, -2), [3, -1], np.arange(5) > 2, torch.tensor([0, 4])):
+        assert fine[rows].codes.tolist() == fine.codes[rows].tolist()
+    assert (fine[3].codes == fine.codes[3:4]).all()
+    assert [len(row) for row in fine] == [1] * 5
+    for rows in (5, [0, 5], (0, 1), None, [True], "a"):
+        with pytest.raises(IndexError, match="row"):
+            fine[rows]
+
+
+def test_fine_codes_and_refine_compare_by_identity(quantizer):
+    for made in (lambda: quantizer.encode(rows_of(3)), lambda: Refine(rows_of(3))):
+        one, other = made(), made()
+        assert one == one
+        assert one != other
+        assert len({one, other}) == 2
 
 
 def test_an_empty_index_fills_up(quantizer):

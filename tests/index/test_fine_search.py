@@ -12,6 +12,7 @@ import pickle
 import numpy as np
 import pytest
 import scipy.sparse
+import torch
 from digests import ISAS, assert_runs_with, assert_same_digests
 from fine_cases import CODES, FILTERS, LENGTHS, MIN_SCORES, WORDS, Case, assert_same, check
 from hypothesis import HealthCheck, given, settings
@@ -298,7 +299,7 @@ def test_what_does_not_go_together_says_why(tmp_path):
     ):
         with pytest.raises(ValueError, match=r"holds no lists to search by codes; search_fine"):
             search()
-    with pytest.raises(ValueError, match="search_fine: this index holds no fine codes; build it"):
+    with pytest.raises(ValueError, match="queries: this index holds no fine codes; build it"):
         plain.search_fine(QUERIES)
     with pytest.raises(ValueError, match="codes: expected codes, or fine codes in their place"):
         InvertedIndex.build(None)
@@ -324,8 +325,8 @@ def test_what_does_not_go_together_says_why(tmp_path):
     [
         (np.zeros((2, 7)), {}, r"queries: expected shape \[n, 8\], got \[2, 7\]"),
         (np.zeros(8), {}, r"queries: expected shape \[n, 8\], got \[8\]"),
-        (np.full((2, 8), np.nan), {}, "queries: expected finite numbers"),
-        (np.full((2, 8), 1e16), {}, r"queries: expected finite numbers up to 1e\+15"),
+        (np.full((2, 8), np.nan), {}, r"queries: expected finite numbers up to 1e\+15, got nan"),
+        (np.diag([1e15, -1e16])[:, [0] * 4 + [1] * 4], {}, r"got -1e\+16 at \[1, 4\]"),
         (QUERIES, {"top_k": 0}, "top_k: expected 1 <= top_k"),
         (QUERIES, {"filter": np.ones(3, bool)}, "filter: expected a mask of 300 codes"),
         (QUERIES, {"filter": [[1], [2]]}, "filter: expected one for each of 9 queries, got 2"),
@@ -338,6 +339,38 @@ def test_what_does_not_go_together_says_why(tmp_path):
 def test_arguments_that_are_wrong_say_why(queries, options, message):
     with pytest.raises(ValueError, match=message):
         listless()[0].search_fine(queries, **options)
+
+
+def test_queries_may_have_any_form():
+    index, _ = listless()
+    whole = np.random.default_rng(8).integers(-8, 9, (9, 8))  # that every dtype holds
+    want = index.search_fine(whole.astype(np.float32))
+    for dtype in ("f2", "f8", ">f4", ">f8", "g", "i1", "i8", "O"):
+        assert_same(index.search_fine(whole.astype(dtype)), want, dtype)
+    floats = whole.astype(np.float32)
+    spread = np.zeros((18, 24), np.float32)
+    spread[::2, ::3] = floats
+    unaligned = np.ndarray((9, 8), np.float32, b"." + floats.tobytes(), 1)
+    for queries in (
+        *(spread[::2, ::3], floats[::-1].copy()[::-1], np.asfortranarray(floats), unaligned),
+        *(np.ma.array(floats), whole.tolist(), list(floats)),
+        torch.tensor(floats, dtype=torch.bfloat16, requires_grad=True),
+        torch.tensor(floats.T.copy()).T,
+    ):
+        assert_same(index.search_fine(queries), want)
+
+
+@pytest.mark.parametrize(
+    "queries",
+    [
+        torch.zeros(2, 8, device="meta"),
+        torch.zeros(2, 8).to_sparse(),
+        torch.zeros(2, 8).to(torch.float8_e4m3fn),
+    ],
+)
+def test_tensors_that_numpy_does_not_hold_say_so(queries):
+    with pytest.raises(TypeError, match=r"queries: a tensor of torch\..* expected dense numbers"):
+        listless()[0].search_fine(queries)
 
 
 def test_an_index_without_lists_describes_itself():

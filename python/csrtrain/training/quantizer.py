@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from csrkern import FineQuantizer, Projection
-from csrkern.arguments import check_bool, check_int
+from csrkern.arguments import check_bool, check_int, check_within
 from csrkern.embeddings.dataset import open_embeddings
 from csrkern.index.fine import WORDS
-from csrkern.index.projection import bounded
+from csrkern.index.projection import LARGEST
 from csrkern.typing import ArraySource
 from csrtrain.progress import working
 
@@ -103,7 +103,8 @@ def _learned_from(embeddings: ArraySource, projection: Projection | None) -> Ten
     if n < WORDS:
         raise ValueError(f"embeddings: expected at least {WORDS} rows to learn from, got {n}")
     step = max(1, n // ROWS)
-    rows = bounded("embeddings", opened.rows(torch.arange(0, n, step)[:ROWS]).float().numpy())
+    rows = opened.rows(torch.arange(0, n, step)[:ROWS]).float().numpy()
+    check_within("embeddings", rows, LARGEST)
     return torch.from_numpy(rows if projection is None else projection(rows))
 
 
