@@ -90,7 +90,8 @@ class Snapshot(NamedTuple):
             ids = self.next_id + np.arange(rows.n, dtype=np.int64)
         if norms is not None:
             norms = check_norms(norms, rows.n)
-        beside = Beside(norms, check_fine(fine, rows.n, self.form.quantizer))
+        codes = check_fine(fine, rows.n, self.form.quantizer)
+        beside = Beside(norms, None if codes is None else np.array(codes, order="C"))
         form = self.form.holding(rows.values)
         normalize = form.metric == "cosine"
         return build_segment(rows, ids, beside, form, threads, normalize=normalize), form

@@ -47,7 +47,7 @@ class FineQuantizer:
 
     Args:
         codebooks: [books, 256, d / parts], finite; book b belongs to part b // (books / parts).
-            Kept in float32, as are the others. With a projection, p stands for d here.
+            Kept in float32, a copy, as are the others. With a projection, p stands for d here.
         mean: [d], finite.
         parts: a divisor of the number of codebooks.
         lengths: [256], ascending, from 1.2e-38 on: the norms that one byte more of a code
@@ -404,7 +404,8 @@ def check_fine(fine: Any, n: int, quantizer: FineQuantizer | None) -> np.ndarray
         )
     if len(fine) != n:
         raise ValueError(f"fine: expected one for each of {n} codes, got {len(fine)}")
-    return np.ascontiguousarray(fine.codes)
+    codes: np.ndarray = fine.codes
+    return codes
 
 
 __all__ = ["FineCodes", "FineQuantizer"]

@@ -23,8 +23,8 @@ FIRST = np.zeros(1, np.int64)  # the column at which the only block of a product
 
 
 def bounded_array(name: str, given: VectorsLike, axes: int) -> np.ndarray:
-    """Return a float32 array of so many axes, of finite numbers up to `LARGEST`."""
-    array = float32_array(name, given)
+    """Return a float32 array of so many axes, of finite numbers up to `LARGEST`; a copy."""
+    array = np.array(float32_array(name, given))
     if array.ndim != axes:
         raise ValueError(f"{name}: expected {axes} axes, got {array.ndim}")
     check_within(name, array, LARGEST)

@@ -342,6 +342,22 @@ def test_embeddings_are_refused_as_a_whole(quantizer, embeddings, message):
         quantizer.encode(embeddings)
 
 
+def test_arrays_may_be_used_again(quantizer):
+    """What an index and a quantizer hold does not change with the arrays that they came from."""
+    bytes_of = quantizer.encode(rows_of(N)).codes
+    index = InvertedIndex.build(codes_of(N), dim=H, fine=FineCodes(bytes_of, quantizer))
+    want = index.search_fine(rows_of(7), 12)
+    bytes_of[:] = 0
+    assert [part.tobytes() for part in index.search_fine(rows_of(7), 12)] == [
+        part.tobytes() for part in want
+    ]
+    arrays = {name: array.copy() for name, array in quantizer.arrays.items()}
+    twin = FineQuantizer(**arrays, parts=quantizer.parts)
+    for array in arrays.values():
+        array[:] = 1
+    assert twin.fingerprint == quantizer.fingerprint
+
+
 def test_rows_of_fine_codes_are_chosen_as_those_of_codes(quantizer):
     fine = quantizer.encode(rows_of(5))
     for rows in (slice(None, None, -2), [3, -1], np.arange(5) > 2, torch.tensor([0, 4])):
