@@ -55,7 +55,7 @@ class FineQuantizer:
         projection: that embeddings and queries go through first; None: as they are.
 
     Raises:
-        TypeError, ValueError: if shapes disagree or a number is not finite.
+        TypeError, ValueError: if shapes disagree or a number is not finite or beyond 1e15.
 
     Source: additive codebooks searched with a beam, as Babenko & Lempitsky (CVPR 2014) and Liu et
         al. (arXiv 1509.05195) use them.
@@ -149,7 +149,7 @@ class FineQuantizer:
         """Return the fine codes of embeddings [n, d].
 
         Args:
-            embeddings: finite; of any length, mapped arrays are read in pieces.
+            embeddings: finite, up to 1e15; of any length, mapped arrays are read in pieces.
             beam: beginnings of a code that are kept from one codebook to the next.
             num_threads: None: as many as the process may run on.
 

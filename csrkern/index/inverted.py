@@ -486,7 +486,7 @@ class InvertedIndex(Collection):
         whose first word is another.
 
         Args:
-            queries: embeddings [m, d] of any real dtype, finite.
+            queries: embeddings [m, d] of any real dtype, finite, up to 1e15.
             top_k, filter, min_score: as for `search`.
             probes: 1 to 256: read only documents whose codes begin with one of so many words, for
                 each query those of the largest inner product with it (equal ones: the lower

@@ -43,7 +43,7 @@ class Projection:
         center: [d], finite.
 
     Raises:
-        TypeError, ValueError: if shapes disagree or a number is not finite.
+        TypeError, ValueError: if shapes disagree or a number is not finite or beyond 1e15.
 
     Source: learned whitening (Mikolajczyk & Matas, ICCV 2007; Radenovic et al., arXiv 1711.02512).
 
@@ -80,7 +80,7 @@ class Projection:
         A row that all directions miss becomes zeros.
 
         Raises:
-            TypeError, ValueError: if embeddings are not finite numbers [n, d].
+            TypeError, ValueError: if embeddings are not finite numbers [n, d] of at most 1e15.
         """
         rows = float32_rows("embeddings", embeddings, self.dim, LARGEST)
         return self.apply(rows, thread_count(num_threads))

@@ -75,7 +75,7 @@ class Refine:
     plus the inner product with the quantizer's mean, times the scale.
 
     Attributes:
-        queries: embeddings [n, d] of any real dtype, finite; one row a query.
+        queries: embeddings [n, d] of any real dtype, finite, up to 1e15; one row a query.
         shortlist: documents a query that are scored again.
 
     Example:
