@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from csrkern import _C
-from csrkern.arguments import check_int, float32_array, float32_rows
+from csrkern.arguments import check_int, check_within, float32_array, float32_rows
 from csrkern.index.fine import WORDS, FineQuantizer, checked_rows, tables_of
 
 if TYPE_CHECKING:
@@ -56,8 +56,11 @@ class Rerank:
         if self.offsets is None:
             return dense, None
         offsets = float32_array("offsets", self.offsets)
-        if offsets.shape != (n,) or not np.isfinite(offsets).all():
-            raise ValueError(f"offsets: expected {n} finite numbers, got {list(offsets.shape)}")
+        if offsets.shape != (n,):
+            raise ValueError(
+                f"offsets: expected {n} numbers, one a query, got {list(offsets.shape)}"
+            )
+        check_within("offsets", offsets)
         return dense, offsets
 
 

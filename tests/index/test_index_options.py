@@ -266,7 +266,10 @@ def test_bad_rerank():
         "dense_queries: expected 25 rows": Rerank(np.ones((3, DIM))),
         "dense_queries: expected finite": Rerank(np.full((25, DIM), np.inf)),
         "shortlist: expected 1 <=": Rerank(np.ones((25, DIM)), 0),
-        "offsets: expected 25 finite": Rerank(np.ones((25, DIM)), 5, np.ones(2)),
+        "offsets: expected 25 numbers, one a query, got": Rerank(np.ones((25, DIM)), 5, np.ones(2)),
+        "offsets: expected finite numbers, got nan at": Rerank(
+            np.ones((25, DIM)), 5, np.where(np.arange(25) == 7, np.nan, 0)
+        ),
     }.items():
         with pytest.raises(ValueError, match=message):
             index.search(QUERIES, rerank=rerank)
