@@ -18,8 +18,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 
 from csrkern import InvertedIndex, ModelMismatchError, __version__
+from csrkern.arguments import check_within
 from csrkern.identity import check_same_model
 from csrkern.index.fine import WORDS
+from csrkern.index.projection import LARGEST
 from csrtrain.serve.guard import Guard
 from csrtrain.serve.library import KINDS, Hits, Library, Shelf
 from csrtrain.serve.metrics import Metrics
@@ -34,7 +36,6 @@ from csrtrain.serve.wire import (
     in_json,
 )
 
-LARGEST = 1e15  # of an embedding: sums of products of such do not overflow
 MOST_HITS = 20_000  # of an answer in JSON: a tenth of a second
 MOST_NUMBERS = 1_000_000  # of one in binary: 12 MB
 # Seconds: a thread would add 0.2 ms of processor time to a request.
@@ -274,8 +275,7 @@ class Desk:
             if asked.queries.shape[1] != width:
                 got = asked.queries.shape[1]
                 raise ValueError(f"queries: expected embeddings of {width} numbers, got {got}")
-            if not (np.abs(asked.queries) <= LARGEST).all():
-                raise ValueError(f"queries: expected finite numbers of at most {LARGEST:g}")
+            check_within("queries", np.ascontiguousarray(asked.queries, np.float32), LARGEST)
 
 
 def _options(min_score: float | None, probes: int | None) -> dict[str, Any]:
