@@ -26,6 +26,8 @@ FINE_PRODUCTS = {45: (4,), 57: (1,), 65: (8, 16)}
 # Bytes of a fine code that is searched alone, and the parts of the dimensions to try.
 ALONE_BYTES = {4: (1,), 6: (1,), 8: (1,), 12: (1,), 16: (1, 3), 32: (1,), 61: (4,)}
 PRINCIPAL_BYTES = {8: (1,), 16: (1,), 32: (1,)}
+NARROW = (16, 32, 64)
+NARROW_BYTES = {4: (1,), 6: (1,), 8: (1,), 12: (1,)}
 CELLS = (2, 4, 8, 16, 32)  # of 256, that a search reads
 
 
@@ -66,6 +68,16 @@ def fine_alone_projected(case: Case) -> Iterator[System]:
     own = case.behind_projection()
     if own is not None:
         yield from _fine_alone(case, TAUGHT, own, case.projection)
+
+
+def fine_alone_narrow(case: Case) -> Iterator[System]:
+    """Ours: the same behind the strongest directions of the projection alone."""
+    whole = case.projection
+    for width in NARROW:
+        if whole is not None and width < whole.width:
+            turn = whole.truncate(width)
+            own = case.behind(turn, f"projected-to-{width}")
+            yield from _fine_alone(case, TAUGHT, own, turn, f"{width} directions, ", NARROW_BYTES)
 
 
 def _fine_alone(

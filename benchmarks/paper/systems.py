@@ -15,6 +15,7 @@ FAMILIES: dict[str, tuple[Build, str]] = {
     "alone": (our_systems.fine_alone, "faiss"),
     "alone-principal": (our_systems.fine_alone_principal, "faiss"),
     "alone-projected": (our_systems.fine_alone_projected, "faiss"),
+    "alone-narrow": (our_systems.fine_alone_narrow, "faiss"),
     "residual": (peer_systems.faiss_residual, "faiss"),
     "residual-principal": (peer_systems.faiss_residual_principal, "faiss"),
     "principal-lists": (peer_systems.faiss_principal_lists, "faiss"),

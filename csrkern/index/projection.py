@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from csrkern import _C
-from csrkern.arguments import check_within, float32_array, float32_rows, thread_count
+from csrkern.arguments import check_int, check_within, float32_array, float32_rows, thread_count
 from csrkern.storage import write_atomically
 
 if TYPE_CHECKING:
@@ -84,6 +84,20 @@ class Projection:
         """
         rows = float32_rows("embeddings", embeddings, self.dim, LARGEST)
         return self.apply(rows, thread_count(num_threads))
+
+    def truncate(self, width: int) -> Projection:
+        """Return the projection to its first `width` directions, the strongest of a learned one.
+
+        Fine codes of fewer dimensions are learned and searched faster, and tell less.
+
+        Args:
+            width: from 1 to `self.width`.
+
+        Raises:
+            TypeError, ValueError: if `width` is anything else.
+        """
+        width = check_int("width", width, 1, self.width)
+        return Projection(self.directions[:width], self.center)
 
     def apply(self, rows: np.ndarray, threads: int) -> np.ndarray:
         """Return the same for rows float32 [n, d] that have been checked."""

@@ -389,7 +389,7 @@ class _Task:
         if best is None:
             return None
         how, width = best
-        return Projection(wholes[how].directions[:width], wholes[how].center)
+        return wholes[how].truncate(width)
 
     def trial(
         self,

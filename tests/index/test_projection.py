@@ -50,6 +50,18 @@ def test_a_row_is_the_same_alone_among_others_and_with_more_threads():
     assert projection(x[:0]).shape == (0, P)
 
 
+def test_the_first_directions_are_a_projection_of_their_own():
+    projection, x = made(), rows()
+    first = projection.truncate(2)
+    assert (first.width, first.dim) == (2, D)
+    np.testing.assert_array_equal(first.directions, projection.directions[:2])
+    np.testing.assert_allclose(first(x), plain(first, x), atol=1e-5)
+    assert projection.truncate(P)(x).tobytes() == projection(x).tobytes()
+    for wrong in (0, P + 1):
+        with pytest.raises(ValueError, match=f"width: expected 1 <= width <= {P}, got {wrong}"):
+            projection.truncate(wrong)
+
+
 def test_rows_that_all_directions_miss_are_zeros():
     projection = Projection([[0.0, 1.0, 0.0]], np.zeros(3))
     assert projection([[1.0, 0.0, 5.0], [0.0, 0.0, 0.0]]).tolist() == [[0.0], [0.0]]
