@@ -38,6 +38,19 @@ def narrow_beam() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def learned(monkeypatch) -> list[dict]:
+    """The arguments of each call of `learn_projection`."""
+    learned: list[dict] = []
+
+    def learn(*args, **options):
+        learned.append(options)
+        return csrtrain.learn_projection(*args, **options)
+
+    monkeypatch.setattr("csrtrain.tuning.learn_projection", learn)
+    return learned
+
+
 @pytest.fixture(scope="module")
 def tuned():
     x, labels = rows()
@@ -46,12 +59,12 @@ def tuned():
 
 def test_it_tries_fine_codes_alone_and_every_split_of_the_bytes(tuned):
     settings = [trial.setting for trial in tuned.trials]
-    alone = [(projected, size) for projected in (False, True) for size in (17, 8, 4)]
-    assert [(s.projected, s.fine_bytes) for s in settings[:6]] == alone
+    alone = [(directions, size) for directions in (None, 12) for size in (17, 8, 4)]
+    assert [(s.directions, s.fine_bytes) for s in settings[:6]] == alone
     assert {(s.k, s.dtype) for s in settings[:6]} == {(0, None)}
-    with_lists = {(s.k, s.dtype, s.fine_bytes, s.projected) for s in settings[6:]}
-    refined = {(4, "uint4", 9, projected) for projected in (False, True)}
-    assert with_lists == {(8, "uint4", 0, False), (5, "uint8", 0, False), *refined}
+    with_lists = {(s.k, s.dtype, s.fine_bytes, s.directions) for s in settings[6:]}
+    refined = {(4, "uint4", 9, directions) for directions in (None, 12)}
+    assert with_lists == {(8, "uint4", 0, None), (5, "uint8", 0, None), *refined}
     assert {s.whitening for s in settings[6:]} == {0.0, 0.3, -0.3}
     assert len(tuned.trials) == 6 + 12
     assert all(s.n_bytes <= 17 for s in settings)
@@ -64,14 +77,14 @@ def test_it_takes_what_labels_favor(tuned):
     # Classes differ in weak directions, which whitening raises and the projection keeps.
     scores = {trial.setting: trial.score for trial in tuned.trials}
     assert scores[Setting(64, 0.3, 5, "uint8", 0)] > scores[Setting(64, -0.3, 5, "uint8", 0)]
-    assert tuned.best.setting.projected
+    assert tuned.best.setting.directions
     assert tuned.best.score > tuned.dense + 0.5
     assert (tuned.config is None) == (tuned.best.setting.k == 0)
 
 
 def test_it_builds_fine_codes_behind_the_projection(tuned):
     x, _ = rows()
-    (alone,) = (t for t in tuned.trials if t.setting == Setting(None, None, 0, None, 17, True))
+    (alone,) = (t for t in tuned.trials if t.setting == Setting(None, None, 0, None, 17, 12))
     model, index = dataclasses.replace(tuned, best=alone, config=None).build(x, progress=False)
     assert model is None
     assert (len(index), index.k, index.quantizer.n_bytes) == (600, 0, 17)
@@ -84,7 +97,7 @@ def test_it_builds_a_model_and_an_index_with_lists(tuned, k, dtype):
     x, _ = rows()
     best = max((t for t in tuned.trials if t.setting.k == k), key=lambda trial: trial.score)
     config = dataclasses.replace(CONFIG, whitening=best.setting.whitening)
-    projection = tuned.projection if best.setting.projected else None
+    projection = tuned.projection if best.setting.directions else None
     model, index = dataclasses.replace(
         tuned, best=best, config=config, projection=projection
     ).build(x, progress=False)
@@ -117,8 +130,21 @@ def test_without_lists_no_model_is_trained(monkeypatch):
     monkeypatch.setattr("csrtrain.tuning.train", None)
     x, labels = rows()
     tuned = csrtrain.tune(x, labels, n_bytes=5, lists=False, progress=False)
-    assert [trial.setting.projected for trial in tuned.trials] == [False, True]
+    assert [trial.setting.directions for trial in tuned.trials] == [None, 12]
     assert {(t.setting.k, t.setting.n_bytes) for t in tuned.trials} == {(0, 5)}
+
+
+def test_few_bytes_are_tried_behind_fewer_directions(learned):
+    x, labels = rows(d=80)
+    tuned = csrtrain.tune(x, labels, n_bytes=12, lists=False, progress=False)
+    tried = [(t.setting.directions, t.setting.fine_bytes) for t in tuned.trials]
+    assert tried == [(None, 12), (None, 6), (32, 12), (32, 6), (16, 6)]
+    assert tuned.trials[3].score == tuned.trials[4].score == 1
+    assert tuned.best is tuned.trials[4]
+    assert len(learned) == 2  # from all rows for the index, and cut
+    assert (tuned.projection.width, tuned.projection.dim) == (16, 80)
+    _, index = tuned.build(x, progress=False)
+    assert index.quantizer.projection is tuned.projection
 
 
 def test_where_nothing_is_gained_no_projection_is_tried():
@@ -181,25 +207,12 @@ def test_queries_judge_by_what_is_relevant():
     assert 0.2 < tuned.best.score <= 1
 
 
-@pytest.fixture
-def learned(monkeypatch) -> list[dict]:
-    """The arguments of each call of `learn_projection`."""
-    learned: list[dict] = []
-
-    def learn(*args, **options):
-        learned.append(options)
-        return csrtrain.learn_projection(*args, **options)
-
-    monkeypatch.setattr("csrtrain.tuning.learn_projection", learn)
-    return learned
-
-
 def test_a_projection_learns_from_rows_that_do_not_judge(learned):
     x, labels = rows()
     tuned = csrtrain.tune(x, labels, n_bytes=5, lists=False, progress=False)
     first, last = learned
     assert [len(first["embeddings"]), len(first["labels"])] == [540, 540]
-    assert tuned.best.setting.projected
+    assert tuned.best.setting.directions
     assert len(last["embeddings"]) == 600  # for the index, from all
 
 
@@ -221,14 +234,14 @@ def test_a_projection_learns_from_queries_that_do_not_judge(learned):
     qrels = given["qrels"]
     relevant = {(q, d) for q, d, grade in qrels.tolist() if grade}
     assert {tuple(pair) for pair in last.tolist()} == relevant
-    assert tuned.best.setting.projected
+    assert tuned.best.setting.directions
     # Held queries alone, given to judge by, say the same.
     own = qrels[np.isin(qrels[:, 0], held)]
     own[:, 0] = np.searchsorted(held, own[:, 0])
     alone = {**given, "queries": given["queries"][held], "qrels": own}
     again = csrtrain.tune(**alone, n_bytes=5, lists=False, progress=False)
     assert len(learned) == 2  # too few to learn from, but not to choose principal directions by
-    assert [trial.setting.projected for trial in again.trials] == [False, True]
+    assert [trial.setting.directions for trial in again.trials] == [None, 12]
     assert again.dense == pytest.approx(tuned.dense)
     assert again.trials[0].score == pytest.approx(tuned.trials[0].score)
 
@@ -302,7 +315,9 @@ def test_the_command_writes_an_index_without_a_model(tmp_path, capsys):
     line = ("tune", f"{tmp_path}/data.npz:x", "--labels", f"{tmp_path}/data.npz:y", "--bytes", "6")
     assert exit_code(*line, "--no-lists", "-o", out, "--force") == 0
     said = capsys.readouterr().out
-    assert "Best: fine codes alone behind a projection, 6 bytes of fine code." in said
+    assert (
+        "Best: fine codes alone behind a projection to 12 dimensions, 6 bytes of fine code." in said
+    )
     assert "index and trials.html" in said
     assert f"csrkern search {out}/index queries.npy" in said
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index", "trials.html"]

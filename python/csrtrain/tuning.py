@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ KS = (4, 8, 16, 32)  # of lists with fine codes beside them
 WHITENINGS = (0.0, 0.3, -0.3)
 PRINCIPAL_WHITENINGS = (0.0, 0.3, 0.6)
 PROBES = (8, 16, 32, 64)  # cells of 256
+LEAST_DIRECTIONS = 16  # of a projection
 
 Judge = Callable[[np.ndarray], np.ndarray]
 """From ids [m, DEPTH] that queries find to scores of queries, 0..1; as many in each call."""
@@ -56,7 +57,7 @@ class Setting:
         k: latents of a document in the lists; 0: no lists, fine codes alone.
         dtype: of the values in the lists; None: no lists.
         fine_bytes: of its fine code; 0: none, codes are compared with codes.
-        projected: fine codes are of what a projection makes of embeddings.
+        directions: of the projection behind which fine codes are made; None: no projection.
     """
 
     hidden_dim: int | None
@@ -64,7 +65,7 @@ class Setting:
     k: int
     dtype: str | None
     fine_bytes: int
-    projected: bool = False
+    directions: int | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -99,7 +100,8 @@ class Tuned:
         measure: what scores are: "1-NN accuracy", "nDCG@10" or "dense neighbors kept".
         dense: the score of the embeddings themselves.
         trials: all that were made.
-        best: of the highest score; of equals, the one of fewer bytes, then of fewer latents.
+        best: of the highest score; of equals, the one of fewer bytes, then of fewer latents, then
+            of fewer directions.
         config: settings to train the model of `best` with; None: it has none.
         projection: of `best`, learned from all labels or judgments, or principal directions;
             None: it has none.
@@ -162,7 +164,9 @@ def tune(
     half a byte (beside fine codes lists only choose: half a byte). With labels, or queries
     enough to learn from, a projection is learned (`learn_projection`), and everything with fine
     codes is tried behind it, too; where none is learned, behind the principal directions that
-    score best (`principal_projection`), if they score more than the embeddings. All are judged
+    score best (`principal_projection`), if they score more than the embeddings. Fine codes alone
+    are also tried behind the first half of its directions, a quarter and so on, of at most a byte
+    for two directions: faster, and of few bytes at times better. All are judged
 
     - by `labels`: 1-NN accuracy of held-out rows (a tenth, at most 1,000);
     - by `queries` with `qrels`: nDCG@10 over all embeddings; by all queries if fewer than 500 have
@@ -213,18 +217,21 @@ def tune(
     task = _Task.of(embeddings, labels, queries, qrels)
     learned = learn_projection(**task.known[0], progress=progress) if task.known else None
     other = learned or task.principal(progress)
-    projections = [None, *([] if other is None else [other])]
     rows = task.database.numpy()
     trials = []
     choices: list[tuple[int, str, FineCodes | None]] = [
         (min(n_bytes // each, config.k), dtype, None) for dtype, each in ENTRY_BYTES.items()
     ]
-    for projection in projections:
+    for projection in (None, *_narrower(other)):
         width = rows.shape[1] if projection is None else projection.width
-        alone = {most_bytes(size, width) for size in _halves(n_bytes)}
+        whole = projection in (None, other)
+        sizes = [size for size in _halves(n_bytes) if whole or size <= width // 2]
+        if not sizes:
+            continue
+        alone = {most_bytes(size, width) for size in sizes}
         beside = {
             k: most_bytes(n_bytes - ENTRY_BYTES[SHORTLIST_DTYPE] * k, width)
-            for k in (_ks(n_bytes, config.k) if lists else ())
+            for k in (_ks(n_bytes, config.k) if lists and whole else ())
         }
         with working(f"learning codebooks of {max(alone)} bytes", wanted=progress):
             made = train_quantizers(rows, {*alone, *beside.values()}, projection)
@@ -242,17 +249,21 @@ def tune(
                 setting = _setting(h, whitening, k, dtype, fine_or_none)
                 own = codes.truncate(k)
                 trials.append(task.trial(setting, fine_or_none, own, asked, shortlist))
-    best = max(trials, key=lambda t: (t.score, -t.setting.n_bytes, -t.setting.k))
+    best = max(trials, key=partial(_rank, rows.shape[1]))
     chosen = best.setting
     trained = None
     if chosen.whitening is not None:
         trained = dataclasses.replace(
             config, whitening=chosen.whitening, hidden_dim=chosen.hidden_dim
         )
-    projection = other if chosen.projected else None
-    if chosen.projected and learned and task.known:
-        # All judgments may say that nothing is gained where some said that something is.
-        projection = learn_projection(**task.known[1], progress=progress) or learned
+    projection = None
+    if chosen.directions is not None and other is not None:
+        projection = other
+        if learned and task.known:
+            # All judgments may say that nothing is gained where some said that something is.
+            projection = learn_projection(**task.known[1], progress=progress) or learned
+        if chosen.directions < other.width:
+            projection = projection.truncate(min(chosen.directions, projection.width))
     return Tuned(task.measure, task.dense(), tuple(trials), best, trained, projection)
 
 
@@ -270,13 +281,28 @@ def _halves(n_bytes: int) -> Iterator[int]:
         yield n_bytes
 
 
+def _rank(d: int, trial: Trial) -> tuple[float, int, int, int]:
+    """Return what `best` has most of, for embeddings of width d."""
+    setting = trial.setting
+    return trial.score, -setting.n_bytes, -setting.k, -(setting.directions or d)
+
+
+def _narrower(projection: Projection | None) -> Iterator[Projection]:
+    """Yield a projection, and the first half of its directions again and again."""
+    while projection is not None:
+        yield projection
+        half = projection.width // 2
+        projection = projection.truncate(half) if half >= LEAST_DIRECTIONS else None
+
+
 def _setting(
     h: int | None, whitening: float | None, k: int, dtype: str | None, fine: FineCodes | None
 ) -> Setting:
     if fine is None:
         return Setting(h, whitening, k, dtype, 0)
     own = fine.quantizer
-    return Setting(h, whitening, k, dtype, own.n_bytes, own.projection is not None)
+    directions = None if own.projection is None else own.projection.width
+    return Setting(h, whitening, k, dtype, own.n_bytes, directions)
 
 
 @dataclass(frozen=True)

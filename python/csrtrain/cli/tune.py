@@ -141,7 +141,8 @@ def _print(tuned: Tuned) -> None:
 
 def _model(trial: Trial) -> str:
     setting = trial.setting
-    behind = " behind a projection" if setting.projected else ""
+    n = setting.directions
+    behind = "" if n is None else f" behind a projection to {n} dimensions"
     if setting.whitening is None:
         return f"fine codes alone{behind}"
     model = f"h = {setting.hidden_dim:,}, whitening {setting.whitening:g}"
