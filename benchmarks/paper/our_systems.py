@@ -45,7 +45,7 @@ def one_stage(case: Case) -> Iterator[System]:
 def two_stages(case: Case) -> Iterator[System]:
     """Ours: lists that choose, and fine codes of up to 33 bytes that score."""
     books = case.codebooks(1)
-    for n_bytes, ks in {8: (1,)}.items() if case.quick else FINE.items():
+    for n_bytes, ks in {8: (1, 2)}.items() if case.quick else FINE.items():
         if n_bytes - 1 > books.shape[1]:
             continue
         quantizer = fitted_quantizer(books[:, : n_bytes - 1], case.sample)

@@ -343,7 +343,7 @@ def test_embeddings_are_refused_as_a_whole(quantizer, embeddings, message):
 
 
 def test_arrays_may_be_used_again(quantizer):
-    """What an index and a quantizer hold does not change with the arrays that they came from."""
+    """Writing to the arrays that an index or a quantizer was made from leaves it as it was."""
     bytes_of = quantizer.encode(rows_of(N)).codes
     index = InvertedIndex.build(codes_of(N), dim=H, fine=FineCodes(bytes_of, quantizer))
     want = index.search_fine(rows_of(7), 12)

@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 
 from csrkern import InvertedIndex, ModelMismatchError, __version__
-from csrkern.arguments import check_within
+from csrkern.arguments import check_within, float32_array
 from csrkern.identity import check_same_model
 from csrkern.index.fine import WORDS
 from csrkern.index.projection import LARGEST
@@ -275,7 +275,7 @@ class Desk:
             if asked.queries.shape[1] != width:
                 got = asked.queries.shape[1]
                 raise ValueError(f"queries: expected embeddings of {width} numbers, got {got}")
-            check_within("queries", np.ascontiguousarray(asked.queries, np.float32), LARGEST)
+            check_within("queries", float32_array("queries", asked.queries), LARGEST)
 
 
 def _options(min_score: float | None, probes: int | None) -> dict[str, Any]:
