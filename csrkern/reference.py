@@ -194,7 +194,8 @@ def fine_encode(x: np.ndarray, codebooks: np.ndarray, parts: int, beam: int) -> 
 
     codebooks [books, 256, d / parts] are float32. Codebook by codebook of a part, the `beam` best
     choices of words so far are kept: those of the least |sum|² - 2 ⟨x, sum⟩, of equal ones that of
-    the better beginning, then of the lower word. Sums are of float32, from the first term on.
+    the better beginning, then of the lower word. Sums are of float32, from the first term on, those
+    of products rounded with each product at once.
     """
     books, words, width = codebooks.shape
     each = books // parts
@@ -296,11 +297,30 @@ def search_fine(
 
 
 def _dots(rows: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Inner products float32 of rows [n, d] with x [d], from the first column on."""
+    """Inner products float32 of rows [n, d] with x [d], from the first column on.
+
+    A product and the sum that it is added to are rounded at once (fused multiply-add).
+    """
     total = np.zeros(len(rows), np.float32)
     for column, value in zip(rows.T, x, strict=True):
-        total += column * value
+        total = _fused(column, value, total)
     return total
+
+
+def _fused(a: np.ndarray, b: np.float32, c: np.ndarray) -> np.ndarray:
+    """Return a * b + c of float32, rounded once.
+
+    A product is exact in float64. A sum that is not is made odd in its last bit, so that rounding
+    it to float32 rounds what it stands for (Boldo & Melquiond, IEEE Trans. Computers 2008).
+    """
+    product = a.astype(np.float64) * np.float64(b)
+    total = product + c
+    added = total - product
+    lost = (product - (total - added)) + (c - added)
+    bits = total.view(np.int64)
+    odd = (lost != 0) & (bits % 2 == 0)
+    bits[odd] += np.where((lost > 0) == (total > 0), 1, -1)[odd]
+    return total.astype(np.float32)
 
 
 def stored_values(values: np.ndarray, form: str, largest: float = 1.0) -> np.ndarray:

@@ -33,11 +33,27 @@ void check_products(int64_t n, int64_t rows, int64_t columns, int threads) {
       for (int64_t j = 0; j < columns; ++j) {
         float sum = 0;
         for (int64_t r = 0; r < rows; ++r) {
-          const float product = x.data()[i * width + first.data()[b] + r] *
-                                blocks.data()[(b * rows + r) * columns + j];
-          sum += product;
+          sum = std::fma(x.data()[i * width + first.data()[b] + r],
+                         blocks.data()[(b * rows + r) * columns + j], sum);
         }
         CHECK(out.data()[(i * n_blocks + b) * columns + j] == sum);
+      }
+    }
+  }
+}
+
+// Sums that are wrong if they are rounded twice: a product of nearly half of the last place.
+void check_rounded_once() {
+  const float half = 0x1p-12f * (1 + 0x1p-23f), other = 0x1p-12f * (1 - 0x1p-23f);
+  for (const float start : {1 + 0x1p-23f, -1 - 0x1p-23f, 1.0f, 1 + 0x1p-22f}) {
+    for (const float sign : {1.0f, -1.0f}) {
+      for (const int64_t columns : {1, 16, 100}) {
+        const Exact<float> x{1.0f, sign * half}, blocks(2 * columns), out(columns);
+        std::fill_n(blocks.data(), columns, start);
+        std::fill_n(blocks.data() + columns, columns, other);
+        const Exact<int64_t> first{0};
+        block_products({1, 2, x.data(), 1, 2, columns, blocks.data(), first.data(), out.data()}, 1);
+        for (float sum : out) CHECK(sum == std::fma(sign * half, other, start));
       }
     }
   }
@@ -168,6 +184,7 @@ int main() {
       csrkern::check_products(n, 11, columns, n % 2 == 0 ? 1 : 3);
     }
   }
+  csrkern::check_rounded_once();
   for (int64_t width : {1, 3, 8, 9, 16, 131}) csrkern::check_unit_rows(width);
   csrkern::check_within();
   csrkern::check_encoding(1);

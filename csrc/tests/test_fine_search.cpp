@@ -164,18 +164,42 @@ void check_to_columns() {
 }
 
 void check_limit() {
-  const double inf = std::numeric_limits<double>::infinity();
-  const Exact<double> lengths{1, 2, 1e-30, 1e30};
+  const Exact<float> shares{1, 2, 1e-30f, 1e30f};
   // Just below, at and above whole numbers, and the ends.
-  for (double start : {0.5, 1.5000001, 1.4999999, 255.4, 255.5, 256.5, 1e300, -1e300, inf, -inf}) {
-    for (double slope : {0.5, -0.5, inf, -inf, 1e300, -1e300, std::nan("")}) {
-      const Exact<uint8_t> limits(lengths.size());
-      kernels().fine.limit(start, slope, lengths.data(), lengths.size(), limits.data());
-      for (size_t b = 0; b < lengths.size(); ++b) {
-        const double limit = start - slope * lengths[b];
-        const double want = std::isnan(limit) ? 255 : std::floor(std::clamp(limit, 0.0, 255.0));
+  for (float start :
+       {0.5f, 1.50001f, 1.49999f, 255.4f, 255.5f, 256.5f, 1e38f, -1e38f, kInf, -kInf}) {
+    for (float slope : {0.5f, -0.5f, kInf, -kInf, 1e38f, -1e38f, std::nanf("")}) {
+      const Exact<uint8_t> limits(shares.size());
+      kernels().fine.limit(start, slope, shares.data(), shares.size(), limits.data());
+      for (size_t b = 0; b < shares.size(); ++b) {
+        const float limit = start - slope * shares[b];
+        const float want = std::isnan(limit) ? 255 : std::floor(std::clamp(limit, 0.0f, 255.0f));
         CHECK(limits[b] == want);
       }
+    }
+  }
+}
+
+// Words by a plain sort, where entries are equal, of either sign of 0, infinite or NaN, too.
+void check_choose() {
+  Random random(13);
+  for (int kind = 0; kind < 6; ++kind) {
+    const Exact<float> table(kWords);
+    for (float& x : table) x = kind == 1 ? random.below(3) - 1.0f : random.symmetric();
+    if (kind == 2) std::fill(table.begin(), table.end(), std::nanf(""));
+    if (kind == 3) table[9] = std::nanf(""), table[70] = kInf, table[200] = -kInf;
+    if (kind == 4) table[1] = -0.0f, table[2] = 0.0f, table[3] = 1e38f, table[255] = -1e38f;
+    for (int64_t w = 0; kind == 5 && w < kWords; ++w) table[w] = w % 2 == 0 ? 0.0f : -0.0f;
+    std::vector<int64_t> order(kWords);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+      return table[a] > table[b] || (table[a] == table[a] && table[b] != table[b]);
+    });
+    for (int64_t n = 1; n <= kWords; ++n) {
+      uint64_t want[kWords / 64] = {}, chosen[kWords / 64];
+      for (int64_t i = 0; i < n; ++i) want[order[i] / 64] |= uint64_t{1} << order[i] % 64;
+      CHECK(kernels().fine.choose(table.data(), n, chosen) == order[0]);
+      CHECK(std::equal(chosen, chosen + kWords / 64, want));
     }
   }
 }
@@ -457,6 +481,22 @@ void check_sums_that_round_up() {
   }
 }
 
+// As many pairs of queries and documents as are scanned in lines on every processor.
+void check_lines() {
+  Random random(14);
+  const int64_t n = 9000, books = 3, m = kFineBatch, words = (n + 63) / 64;
+  const OwnedFine fine(n, books + 1, descending(n, 0));
+  fill(fine, Kind::random, 0, random);
+  const Exact<float> tables(m * books * kWords), offsets(m), scales(kWords);
+  for (float& x : tables) x = random.symmetric();
+  for (int64_t w = 0; w < kWords; ++w) scales[w] = std::exp2(static_cast<float>(w) / 64 - 2);
+  const Exact<uint64_t> masks(m * words);
+  for (uint64_t& bits : masks) bits = random.next();
+  const FineQueries queries{m, books, tables.data(), offsets.data(), scales.data(), 10};
+  Asked{{{&fine.index}}, queries}.check(1);
+  Asked{{{&fine.index, masks.data(), words}}, queries}.check(1);
+}
+
 // One query is divided by documents, from several threads that search at once.
 void check_division() {
   Random random(9);
@@ -493,11 +533,13 @@ int main() {
   check_turn();
   check_to_columns();
   check_limit();
+  check_choose();
   check_reached_by();
   check_add();
   check_searches();
   check_scales();
   check_odd_words();
   check_sums_that_round_up();
+  check_lines();
   check_division();
 }

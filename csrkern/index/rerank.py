@@ -65,7 +65,7 @@ class Rerank:
 
 
 # Of the tables of queries that are searched at once, and of a thread.
-_TABLES_BYTES, _TABLES_CACHED = 128 << 20, 4 << 20
+_TABLES_BYTES, _TABLES_CACHED = 128 << 20, 1 << 20
 
 
 @dataclass(frozen=True, eq=False)

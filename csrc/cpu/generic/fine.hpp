@@ -62,12 +62,77 @@ void round_table(const float* table, float high, float per_step, uint8_t* number
   for (int64_t w = 0; w < kWords; ++w) numbers[w] = static_cast<uint8_t>(whole[w]);
 }
 
-void find_limits(double start, double slope, const double* lengths, int64_t n, uint8_t* limits) {
+void find_limits(float start, float slope, const float* shares, int64_t n, uint8_t* limits) {
   for (int64_t b = 0; b < n; ++b) {
-    double limit = start - slope * lengths[b];
-    limit = limit < 255 ? limit : 255;  // NaN becomes 255
+    float limit = start - slope * shares[b];
+    limit = limit < 255 ? limit : 255;
     limits[b] = static_cast<uint8_t>(static_cast<int32_t>(limit > 0 ? limit : 0));
   }
+}
+
+// Keys ascend with the number that they stand for; 0 and -0 are one, and NaN is least.
+inline int32_t key_of(float x) {
+  const float unsigned_zero = x + 0.0f;
+  int32_t bits;
+  __builtin_memcpy(&bits, &unsigned_zero, sizeof(bits));
+  return x == x ? bits ^ (bits >> 31 & 0x7fffffff) : INT32_MIN;
+}
+
+inline float number_of(int32_t key) {
+  const int32_t bits = key ^ (key >> 31 & 0x7fffffff);
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+// Returns 64 bytes, each 0 or 1, as bits.
+inline uint64_t packed(const uint8_t* bytes) {
+  uint64_t bits = 0;
+  for (int i = 0; i < 8; ++i) {
+    uint64_t eight;
+    __builtin_memcpy(&eight, bytes + 8 * i, 8);
+    bits |= (eight * 0x0102040810204080) >> 56 << 8 * i;
+  }
+  return bits;
+}
+
+int64_t choose_words(const float* table, int64_t n, uint64_t* chosen) {
+  // Entries lie more evenly than their keys, so that halves of them need fewer rounds.
+  constexpr int kByNumber = 16;
+  int32_t keys[kWords];
+  for (int64_t w = 0; w < kWords; ++w) keys[w] = key_of(table[w]);
+  int32_t least = keys[0], most = keys[0];
+  for (int64_t w = 1; w < kWords; ++w) least = keys[w] < least ? keys[w] : least;
+  for (int64_t w = 1; w < kWords; ++w) most = keys[w] > most ? keys[w] : most;
+  uint8_t best[kWords], over[kWords], equal[kWords];
+  for (int64_t w = 0; w < kWords; ++w) best[w] = keys[w] == most;
+  int64_t low = least, high = int64_t{most} + 1;  // reached by n keys, and by fewer
+  for (int32_t round = 0, count = 0; high - low > 1 && count != n; ++round) {
+    int64_t middle = low + (high - low) / 2;
+    const int64_t even = key_of(number_of(static_cast<int32_t>(low)) / 2 + number_of(most) / 2);
+    if (round < kByNumber && low < even && even < high) middle = even;
+    const auto bar = static_cast<int32_t>(middle);
+    count = 0;
+    for (int64_t w = 0; w < kWords; ++w) count += keys[w] >= bar;
+    if (count < n) most = bar;
+    (count < n ? high : low) = middle;
+  }
+  const auto bar = static_cast<int32_t>(low);
+  for (int64_t w = 0; w < kWords; ++w) over[w] = keys[w] > bar;
+  for (int64_t w = 0; w < kWords; ++w) equal[w] = keys[w] == bar;
+  int64_t missing = n;
+  for (int64_t w = 0; w < kWords; w += 64) {
+    chosen[w / 64] = packed(over + w);
+    missing -= __builtin_popcountll(chosen[w / 64]);
+  }
+  for (int64_t w = 0; w < kWords && missing > 0; w += 64) {
+    for (uint64_t bits = packed(equal + w); bits != 0 && missing > 0; bits &= bits - 1, --missing) {
+      chosen[w / 64] |= bits & -bits;
+    }
+  }
+  int64_t first = 0;
+  while (packed(best + first) == 0) first += 64;
+  return first + __builtin_ctzll(packed(best + first));
 }
 
 typedef uint8_t Bytes16 __attribute__((vector_size(16)));
@@ -145,8 +210,8 @@ template <class Sums, class Row = Bytes16>
 constexpr FineKernels fine_kernels(
     decltype(FineKernels::look_up) look_up = nullptr,
     decltype(FineKernels::to_columns) to_columns = codes_to_columns<Row>) {
-  return {find_code<Sums>, look_up,     to_columns,        find_extremes,
-          round_table,     find_limits, Turned<Row>::turn, add_codes};
+  return {find_code<Sums>, look_up,           to_columns,   find_extremes, round_table,
+          find_limits,     Turned<Row>::turn, choose_words, add_codes};
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ void product_tile(const float* x, int64_t width, const float* block, int64_t row
     for (int i = 0; i < Rows; ++i) {
       const F entry = V::splat(x[i * width + r]);
       for (int v = 0; v < Vectors; ++v) {
-        sums[i][v] = V::add(sums[i][v], V::mul(entry, words[v]));
+        sums[i][v] = V::fused(entry, words[v], sums[i][v]);
       }
     }
   }
@@ -34,27 +34,19 @@ void product_tile(const float* x, int64_t width, const float* block, int64_t row
   }
 }
 
+// n rows times `Vectors` vectors of a block's columns, `Rows` rows at a time.
 template <class V, int Rows, int Vectors>
-void product_rows(const float* x, int64_t width, const float* block, int64_t rows, int64_t columns,
-                  float* out, int64_t pitch) {
-  int64_t j = 0;
-  for (; j + Vectors * V::width <= columns; j += Vectors * V::width) {
-    product_tile<V, Rows, Vectors>(x, width, block + j, rows, columns, out + j, pitch);
+void product_columns(const BlockProducts& args, const float* x, const float* block, float* out,
+                     int64_t n) {
+  const int64_t pitch = args.n_blocks * args.columns;
+  int64_t i = 0;
+  for (; i + Rows <= n; i += Rows) {
+    product_tile<V, Rows, Vectors>(x + i * args.width, args.width, block, args.rows, args.columns,
+                                   out + i * pitch, pitch);
   }
-  if constexpr (Vectors > 2) {  // two at a time: an addition waits for the one before
-    for (; j + 2 * V::width <= columns; j += 2 * V::width) {
-      product_tile<V, Rows, 2>(x, width, block + j, rows, columns, out + j, pitch);
-    }
-  }
-  for (; j + V::width <= columns; j += V::width) {
-    product_tile<V, Rows, 1>(x, width, block + j, rows, columns, out + j, pitch);
-  }
-  for (; j < columns; ++j) {
-    for (int i = 0; i < Rows; ++i) {
-      float sum = 0;
-      for (int64_t r = 0; r < rows; ++r) sum += x[i * width + r] * block[r * columns + j];
-      out[i * pitch + j] = sum;
-    }
+  for (; i < n; ++i) {
+    product_tile<V, 1, Vectors>(x + i * args.width, args.width, block, args.rows, args.columns,
+                                out + i * pitch, pitch);
   }
 }
 
@@ -76,20 +68,38 @@ inline void unit_row(const float* x, int64_t width, const float* center, float* 
   for (int64_t j = 0; center != nullptr && j < width; ++j) out[j] -= center[j];
 }
 
-// Rows begin..end-1 with all blocks.
+// Rows begin..end-1 with all blocks. Columns that rows share stay in the first cache.
 template <class V>
 void block_products_of(const BlockProducts& args, int64_t begin, int64_t end) {
-  const int64_t pitch = args.n_blocks * args.columns;
+  // As many sums as there are registers for.
+  constexpr int kRows = 4, kVectors = V::width == 16 ? 4 : 2;
+  const int64_t pitch = args.n_blocks * args.columns, n = end - begin;
   for (int64_t b = 0; b < args.n_blocks; ++b) {
     const float* block = args.blocks + b * args.rows * args.columns;
-    int64_t i = begin;
-    const auto x = [&] { return args.x + i * args.width + args.first[b]; };
-    const auto out = [&] { return args.out + i * pitch + b * args.columns; };
-    for (; i + 4 <= end; i += 4) {
-      product_rows<V, 4, 2>(x(), args.width, block, args.rows, args.columns, out(), pitch);
+    const float* x = args.x + begin * args.width + args.first[b];
+    float* out = args.out + begin * pitch + b * args.columns;
+    int64_t j = 0;
+    // A row alone takes more columns at once: an addition waits for the one before.
+    for (; n < kRows && j + 8 * V::width <= args.columns; j += 8 * V::width) {
+      product_columns<V, 1, 8>(args, x, block + j, out + j, n);
     }
-    for (; i < end; ++i) {
-      product_rows<V, 1, 8>(x(), args.width, block, args.rows, args.columns, out(), pitch);
+    for (; j + kVectors * V::width <= args.columns; j += kVectors * V::width) {
+      product_columns<V, kRows, kVectors>(args, x, block + j, out + j, n);
+    }
+    for (; kVectors > 2 && j + 2 * V::width <= args.columns; j += 2 * V::width) {
+      product_columns<V, kRows, 2>(args, x, block + j, out + j, n);
+    }
+    for (; j + V::width <= args.columns; j += V::width) {
+      product_columns<V, kRows, 1>(args, x, block + j, out + j, n);
+    }
+    for (; j < args.columns; ++j) {
+      for (int64_t i = 0; i < n; ++i) {
+        float sum = 0;
+        for (int64_t r = 0; r < args.rows; ++r) {
+          sum = V::fused(x[i * args.width + r], block[r * args.columns + j], sum);
+        }
+        out[i * pitch + j] = sum;
+      }
     }
   }
 }

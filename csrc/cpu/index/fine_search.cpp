@@ -16,10 +16,12 @@
 //
 // off by 2^-23 of its size, for the product is rounded and scales are. With the score that a hit
 // must reach this says what N is at most; the limit is the next whole number, after 2^-10 is added
-// for the rounding of these formulas in double. Any step is right. The one that is taken makes the
-// largest limit 254; as that falls, others are. Sums beyond 2^100, and steps below 2^-100, alone or
-// times some scale, are left to a plain scan: there float32 overflows, or loses what the bounds
-// rely on. No step is below 2^-30 of the entries, so that double has bits to spare.
+// for the rounding of these formulas in double. Limits are differences in float32, of which no term
+// is off by more than four roundings: 2^-21 of the terms is added, too. Any step is right. The one
+// that is taken makes the largest limit 254; as that falls, others are. Sums beyond 2^100, and
+// steps below 2^-100, alone or times some scale, are left to a plain scan: there float32 overflows,
+// or loses what the bounds rely on. No step is below 2^-30 of the entries, so that double has bits
+// to spare.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -42,15 +44,21 @@ namespace {
 constexpr int kMost = 255;             // a number, and a limit
 constexpr double kMargin = 0x1p-20;    // of a product's size
 constexpr double kRounding = 0x1p-10;  // of a number
+constexpr double kSingle = 0x1p-21;    // of a difference in float32
 // Steps that are coarser than they could be by this are taken anew.
 constexpr double kCoarser = 1.25;
-// Fewer queries are faster one by one, where bytes are looked up and where not.
-constexpr int64_t kFewestLookedUp = 40, kFewestTogether = 4;
+// Fewer queries are faster one by one, and so are queries for few documents: turning numbers over
+// does not pay. In pairs of a query and a document.
+struct Worth {
+  int64_t queries, pairs;
+};
+constexpr Worth kWorthTurning = {4, 4096}, kWorthTurningLookedUp = {40, 1 << 19};
 // Documents that are worth a thread.
 constexpr int64_t kWorthSplitting = 16'384;
 // Documents after which limits are brought up to date: a query's first ones, and the most.
 constexpr int64_t kFirstRound = 64, kLastRound = 2048;
 constexpr int64_t kScoredTogether = 256;
+constexpr int64_t kAddedTogether = 8;  // sums that wait for each other's additions
 // Queries whose cells are read together.
 constexpr int64_t kCellQueries = 512;
 // Bytes from one column to the next: not a power of two, so that they share the cache.
@@ -117,14 +125,15 @@ class Best {
 
 // The lengths 1 / scale that a document may have.
 struct Lengths {
-  explicit Lengths(const float* scales) : all(scales == nullptr ? 1 : kWords, 1.0) {
-    for (size_t b = 0; scales != nullptr && b < all.size(); ++b) all[b] /= scales[b];
-    const auto [least, most] = std::minmax_element(all.begin(), all.end());
-    shortest = *least;
-    longest = *most;
+  explicit Lengths(const float* scales) : shares(scales == nullptr ? 1 : kWords, 1.0f) {
+    if (scales == nullptr) return;
+    const auto [least, most] = std::minmax_element(scales, scales + kWords);
+    shortest = 1.0 / *most;
+    longest = 1.0 / *least;
+    for (int64_t b = 0; b < kWords; ++b) shares[b] = static_cast<float>(*least / scales[b]);
   }
-  std::vector<double> all;
-  double shortest, longest;
+  std::vector<float> shares;  // of the longest
+  double shortest = 1, longest = 1;
 };
 
 // One query: its tables, numbers and limits, and its hits.
@@ -133,13 +142,16 @@ class Query {
   // What an update changed; with numbers, limits as well.
   enum class Changed { nothing, limits, numbers };
 
-  // numbers: room for [books + 1, kWords], aligned.
-  Query(const FineQueries& all, const Lengths& lengths, int64_t i, int64_t wanted, uint8_t* numbers)
+  // numbers: room for [books + 1, kWords], aligned; extremes: for [2, books].
+  Query(const FineQueries& all, const Lengths& lengths, int64_t i, int64_t wanted, uint8_t* numbers,
+        float* extremes)
       : all_(all),
         lengths_(lengths),
         i_(i),
         tables_(all.tables + i * all.books * kWords),
         numbers_(numbers),
+        highs_(extremes),
+        lows_(extremes + all.books),
         best(wanted, all.min_score) {
     // None is below such a limit.
     std::fill_n(limits(), kWords, uint8_t{0});
@@ -171,8 +183,12 @@ class Query {
       }
       ready_ = true;
     }
-    kernels().fine.limit(reach_ / step_ + (books + 1) * kRounding + 1, least / step_,
-                         lengths_.all.data(), static_cast<int64_t>(lengths_.all.size()), limits());
+    const double start = reach_ / step_ + (books + 1) * kRounding + 1;
+    const double slope = std::clamp(least / step_ * lengths_.longest, -0x1p100, 0x1p100);
+    const double margin = (std::fabs(start) + std::fabs(slope)) * kSingle;
+    kernels().fine.limit(static_cast<float>(start + margin), static_cast<float>(slope),
+                         lengths_.shares.data(), static_cast<int64_t>(lengths_.shares.size()),
+                         limits());
     // No limit would fall by a whole number before.
     enough_ = bar + step_ / lengths_.longest;
     return again ? Changed::numbers : Changed::limits;
@@ -193,9 +209,22 @@ class Query {
 
   // Scores documents that may be hits.
   void score(const Run& run, const std::vector<int64_t>& rows) {
-    for (const int64_t row : rows) {
-      const float score = fine_score(run.code(row), all_.books, tables_, offset(), all_.scales);
-      if (score >= best.bar() && allows(run, row)) add(run, row, score);
+    const auto n = static_cast<int64_t>(rows.size());
+    for (int64_t first = 0; first < n; first += kAddedTogether) {
+      const int64_t some = std::min(n - first, kAddedTogether);
+      const uint8_t* codes[kAddedTogether];
+      float sums[kAddedTogether] = {};
+      for (int64_t j = 0; j < kAddedTogether; ++j) {
+        codes[j] = run.code(rows[first + std::min(j, some - 1)]);
+      }
+      for (int64_t m = 0; m < all_.books; ++m) {
+#pragma GCC unroll 8
+        for (int64_t j = 0; j < kAddedTogether; ++j) sums[j] += tables_[m * kWords + codes[j][m]];
+      }
+      for (int64_t j = 0; j < some; ++j) {
+        const float score = finished_score(sums[j], codes[j], all_.books, offset(), all_.scales);
+        if (score >= best.bar() && allows(run, rows[first + j])) add(run, rows[first + j], score);
+      }
     }
   }
 
@@ -243,41 +272,28 @@ class Query {
     }
   }
 
-  // Returns the words whose documents it reads, the best one first.
-  std::vector<uint8_t> words() const {
-    // Keys ascend with the entry; 0 and -0 are one, and NaN is least.
-    int32_t keys[kWords];
-    for (int64_t w = 0; w < kWords; ++w) {
-      const auto bits = static_cast<int32_t>(bits_of(tables_[w] + 0.0f));
-      const bool number = tables_[w] == tables_[w];
-      keys[w] = number ? bits ^ (bits >> 31 & 0x7fffffff) : std::numeric_limits<int32_t>::min();
-    }
-    const int32_t least = reached_by(keys, kWords, all_.probes);
-    std::vector<uint8_t> words;
-    words.reserve(all_.probes);
-    const auto take = [&](const auto& chosen) {
-      for (int64_t w = 0; w < kWords && static_cast<int64_t>(words.size()) < all_.probes; ++w) {
-        if (chosen(w)) words.push_back(static_cast<uint8_t>(w));
+  // Calls ask(word, whether it is the best one) for the words whose documents it reads.
+  template <class Ask>
+  void ask_for_words(const Ask& ask) const {
+    uint64_t chosen[kWords / 64];
+    const int64_t first = kernels().fine.choose(tables_, all_.probes, chosen);
+    for (int64_t w = 0; w < kWords; w += 64) {
+      for (uint64_t bits = chosen[w / 64]; bits != 0; bits &= bits - 1) {
+        const int64_t word = w + __builtin_ctzll(bits);
+        ask(word, word == first);
       }
-    };
-    take([&](int64_t w) { return keys[w] > least; });
-    take([&](int64_t w) { return keys[w] == least; });  // the lower ones of equal words
-    const auto lower = [&](uint8_t a, uint8_t b) { return keys[a] < keys[b]; };
-    std::swap(words[0], *std::max_element(words.begin(), words.end(), lower));
-    return words;
+    }
   }
 
  private:
   // Finds what bounds its scores. `bounded_` is false if that would say nothing.
   void bound() {
-    std::vector<float> lows(all_.books);
-    highs_.resize(all_.books);
-    kernels().fine.extremes(tables_, all_.books, lows.data(), highs_.data());
+    kernels().fine.extremes(tables_, all_.books, lows_, highs_);
     largest_ = std::fabs(offset());
     reach_ = offset();
     for (int64_t m = 0; m < all_.books; ++m) {
       reach_ += highs_[m];
-      largest_ += std::max(std::fabs(lows[m]), std::fabs(highs_[m]));
+      largest_ += std::max(std::fabs(lows_[m]), std::fabs(highs_[m]));
     }
     const auto books = static_cast<double>(all_.books);
     reach_ += books * 0x1.01p-24 * largest_;
@@ -304,8 +320,8 @@ class Query {
   int64_t i_;
   const float* tables_;
   uint8_t* numbers_;
-  std::vector<float> highs_;  // the largest entry of each book
-  double largest_, reach_;    // a sum of entries in size, and the most that it can be
+  float *highs_, *lows_;    // the largest and the least entry of each book
+  double largest_, reach_;  // a sum of entries in size, and the most that it can be
   bool bounded_, ready_ = false;
   double step_ = std::numeric_limits<double>::infinity();
   double enough_ = -std::numeric_limits<double>::infinity();  // a score that is worth an update
@@ -400,18 +416,22 @@ void scan_together(const Run& run, const FineQueries& all, const Lines& lines,
 class Group {
  public:
   Group(const FineQueries& all, const Lengths& lengths, int64_t first, int64_t n, int64_t wanted)
-      : all_(all), lines_(all.books, n), looks_up_(looks_up_bytes()) {
+      : all_(all), lines_(all.books, n), looks_up_(looks_up_bytes()), extremes_(2 * all.books * n) {
     queries_.reserve(n);
     for (int64_t q = 0; q < n; ++q) {
       uint8_t* const numbers = lines_.rows + q * (all.books + 1) * kWords;
-      queries_.emplace_back(all, lengths, first + q, wanted, numbers);
+      float* const extremes = extremes_.data() + 2 * all.books * q;
+      queries_.emplace_back(all, lengths, first + q, wanted, numbers, extremes);
     }
   }
 
   // Scans a run for some of the queries.
   void scan(const Run& run, const int32_t* chosen, int64_t n) {
-    const int64_t fewest = looks_up_ ? kFewestLookedUp : kFewestTogether;
-    for (; n >= fewest; chosen += std::min(n, kFineBatch), n -= std::min(n, kFineBatch)) {
+    const Worth& worth = looks_up_ ? kWorthTurningLookedUp : kWorthTurning;
+    const auto together = [&] {
+      return n >= worth.queries && std::min(n, kFineBatch) * run.n >= worth.pairs;
+    };
+    for (; together(); chosen += std::min(n, kFineBatch), n -= std::min(n, kFineBatch)) {
       together_.clear();
       for (int64_t j = 0; j < std::min(n, kFineBatch); ++j) {
         together_.push_back(&queries_[chosen[j]]);
@@ -439,6 +459,7 @@ class Group {
   const FineQueries& all_;
   Lines lines_;
   bool looks_up_;
+  std::vector<float> extremes_;  // [queries, 2, books]
   std::vector<Query> queries_;
   std::vector<Query*> together_;
   std::vector<int64_t> noted_[kFineBatch];  // rows that may be hits, of each of `together_`
@@ -449,10 +470,9 @@ class Group {
 void scan_cells(const std::vector<Segment>& segments, Group& group) {
   std::vector<std::vector<int32_t>> asked(2 * kWords);
   for (size_t q = 0; q < group.queries().size(); ++q) {
-    int64_t rank = 0;
-    for (const uint8_t word : group.queries()[q].words()) {
-      asked[(rank++ == 0 ? 0 : kWords) + word].push_back(static_cast<int32_t>(q));
-    }
+    group.queries()[q].ask_for_words([&](int64_t word, bool best) {
+      asked[(best ? 0 : kWords) + word].push_back(static_cast<int32_t>(q));
+    });
   }
   std::vector<int64_t> docs;
   std::vector<uint8_t> codes;

@@ -243,11 +243,14 @@ struct FineKernels {
   void (*extremes)(const float* tables, int64_t books, float* lows, float* highs);
   // numbers[w] = (high - table[w]) * per_step, rounded down, at most 255, for the kWords of a book.
   void (*round)(const float* table, float high, float per_step, uint8_t* numbers);
-  // limits[b] = start - slope * lengths[b], rounded down, within 0..255.
-  void (*limit)(double start, double slope, const double* lengths, int64_t n, uint8_t* limits);
+  // limits[b] = start - slope * shares[b], rounded down, within 0..255; NaN becomes 255.
+  void (*limit)(float start, float slope, const float* shares, int64_t n, uint8_t* limits);
   // lines[i * pitch + q] = rows[q][i] for i < n and q < 64. Rows are read, and lines written, up to
   // a multiple of 16.
   void (*turn)(const uint8_t* const* rows, int64_t n, uint8_t* lines, int64_t pitch);
+  // Chooses the n words of the largest entries of a table, as bits; of equal entries the lower
+  // words. 0 and -0 are equal, and NaN is less than any number. Returns the best word.
+  int64_t (*choose)(const float* table, int64_t n, uint64_t* chosen);
   // sums[i] = the sum that fine_score finishes, of n documents that follow each other.
   void (*add)(const uint8_t* codes, int64_t bytes, int64_t books, const float* tables, int64_t n,
               float* sums);

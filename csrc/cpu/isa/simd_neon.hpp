@@ -179,6 +179,8 @@ struct Neon : EightLanes<Neon> {
   static F fma(F a, F b, F c) {
     return {vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)};
   }
+  static F fused(F a, F b, F c) { return fma(a, b, c); }
+  static float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
   // b where a or b is NaN, as on x86.
   static F max(F a, F b) {
     return {vbslq_f32(vcgtq_f32(a.low, b.low), a.low, b.low),

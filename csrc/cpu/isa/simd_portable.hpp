@@ -150,6 +150,22 @@ struct Portable {
   static F fma(const F& a, const F& b, const F& c) {
     return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
   }
+  // a * b + c, rounded once as processors do that have an instruction for it: in double, where the
+  // product is exact, and where a sum that is not is made odd, so that rounding it again is right.
+  static float fused(float a, float b, float c) {
+    const double product = static_cast<double>(a) * b;
+    double sum = product + c;
+    const double added = sum - product;
+    const double lost = (product - (sum - added)) + (c - added);
+    uint64_t bits;
+    std::memcpy(&bits, &sum, sizeof(bits));
+    if (lost != 0 && bits % 2 == 0) bits += (lost > 0) == (sum > 0) ? 1 : -1;
+    std::memcpy(&sum, &bits, sizeof(sum));
+    return static_cast<float>(sum);
+  }
+  static F fused(const F& a, const F& b, const F& c) {
+    return each([&](int i) { return fused(a.lane[i], b.lane[i], c.lane[i]); });
+  }
   static F max(const F& a, const F& b) {
     return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
   }

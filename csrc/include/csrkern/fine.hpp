@@ -19,7 +19,7 @@ void unit_rows(const float* x, int64_t n, int64_t width, const float* center, fl
 bool within(const float* x, int64_t n, float limit);
 
 // Products of n rows with blocks [rows, columns]: out[i, b * columns + j] is the sum over r, from 0
-// on, of x[i, first[b] + r] times blocks[b, r, j]. Each product is rounded before it is added.
+// on, of x[i, first[b] + r] times blocks[b, r, j]. A product and the sum are rounded at once.
 struct BlockProducts {
   int64_t n, width;
   const float* x;  // [n, width]
