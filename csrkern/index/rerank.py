@@ -65,7 +65,8 @@ class Rerank:
 
 
 # Of the tables of queries that are searched at once, and of a thread.
-_TABLES_BYTES, _TABLES_CACHED = 128 << 20, 1 << 20
+_TABLES_BYTES, _TABLES_CACHED = 128 << 20, 2 << 20
+_GROUP = 64  # queries that a native search scans together
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,9 +148,9 @@ def search_fine(
     """Return scores and ids of the native search by fine codes alone."""
     n = len(queries)
     scores, ids = np.empty((n, top_k), np.float32), np.empty((n, top_k), np.int64)
-    # Few enough for the last cache; in cells many, so that each is read for a whole batch.
+    # Few enough for a cache, and whole groups; in cells many, so that each is read for a batch.
     room = threads * (_TABLES_CACHED if probes is None else 4 * _TABLES_CACHED)
-    step = max(32, room // (quantizer.books * WORDS * 4))
+    step = max(1, room // (quantizer.books * WORDS * 4) // _GROUP) * _GROUP
     for first in range(0, n, step):
         some = slice(first, min(first + step, n))
         tables, offsets = tables_of(quantizer, queries[some], threads)
