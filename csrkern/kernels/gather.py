@@ -1,8 +1,8 @@
 """The three sums of csrkern/ops/gather.py on a GPU: float32 sums in a fixed order, no atomics.
 
-Table rows are read whole, 16 bytes a thread, ROWS_AT_ONCE of them in flight. Programs that run
-together work on one slice of the columns (the slice is the slow grid axis), so that what they
-gather from is a part of the table that stays in the L2 cache.
+Table rows are read whole, ROWS_AT_ONCE of them in flight, 16 bytes a thread where lengths are
+multiples of 16. Programs that run together work on one slice of the columns (the slice is the slow
+grid axis), so that what they gather from is a part of the table that stays in the L2 cache.
 
 Sums are trees over ROWS_AT_ONCE rows, one after another, of products rounded on their own: no
 block size, number of warps or contraction changes a bit. In scatter_sum a latent that most rows
@@ -46,6 +46,15 @@ SLICE_BYTES = 24 * 2**20  # of the table: half of an L2 cache of 50 MB
 WIDEST = 512  # columns: 4 warps of 16-byte float32 loads
 
 
+@triton.jit
+def load_bias(bias, columns, inside, BLOCK: tl.constexpr):
+    """float32 [BLOCK]; zeros where there is none."""
+    shift = tl.zeros([BLOCK], tl.float32)
+    if bias is not None:
+        shift += widen(tl.load(bias + columns, mask=inside, other=0))
+    return shift
+
+
 @batched_jit
 def gather_sum_kernel(
     values,  # [n, k] float32
@@ -59,6 +68,7 @@ def gather_sum_kernel(
     d,
     stride_table,
     ENDS: tl.constexpr,
+    HOLD_BIAS: tl.constexpr,  # in registers, else it is loaded for each prefix
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -67,9 +77,8 @@ def gather_sum_kernel(
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < d
     total = tl.zeros([BLOCK], tl.float32)
-    shift = tl.zeros([BLOCK], tl.float32)
-    if bias is not None:
-        shift += widen(tl.load(bias + columns, mask=inside, other=0))
+    if HOLD_BIAS:
+        shift = load_bias(bias, columns, inside, BLOCK)
     begin = 0
     for q in tl.static_range(len(ENDS)):
         for first in range(begin, ENDS[q], ROWS):
@@ -83,6 +92,8 @@ def gather_sum_kernel(
             rows = widen(tl.load(where, mask=active[:, None] & inside[None, :], other=0))
             total += tree_sum_rows(value[:, None] * rows, ROWS, BLOCK)
         begin = ENDS[q]
+        if not HOLD_BIAS:
+            shift = load_bias(bias, columns, inside, BLOCK)
         to = out + (q * tl.cast(n, tl.int64) + row) * d + columns
         tl.store(to, narrow(total + shift, out.dtype.element_ty), mask=inside)
 
@@ -250,15 +261,28 @@ def slice_width(height: int, d: int, itemsize: int) -> int:
     return widest
 
 
-def slice_configs(height: int, d: int, itemsize: int) -> list[tuning.Config]:
-    """Slices that stay in cache, half as wide, and twice; 16 bytes of each row a thread.
+def loads_16_bytes(table: Tensor) -> bool:
+    """Whether a thread loads 16 bytes of a row at once: Triton finds all of these divisible."""
+    return not any(size % 16 for size in (table.data_ptr(), table.stride(0), table.shape[1]))
 
-    With more threads than that, some would hold other rows, and the tree would cross warps.
+
+def columns_of_thread(itemsize: int, loads_16_bytes: bool) -> int:
+    """Return how many columns of each row a thread takes: 16 bytes.
+
+    With fewer, some threads would hold other rows, and the tree would cross warps. Where elements
+    are loaded one by one it is 4 in every dtype: 8 take twice the registers, or spill.
     """
-    width = slice_width(height, d, itemsize)
+    return 16 // itemsize if loads_16_bytes else 4
+
+
+def slice_configs(table: Tensor) -> list[tuning.Config]:
+    """Slices that stay in cache, half as wide, and twice."""
+    height, d = table.shape
+    width = slice_width(height, d, table.itemsize)
     widths = {width, max(width // 2, 32), min(2 * width, WIDEST, power_of_2(d, 32))}
+    a_warp = 32 * columns_of_thread(table.itemsize, loads_16_bytes(table))
     return [
-        {"BLOCK": block, "num_warps": max(1, min(block * itemsize // 512, 4))}
+        {"BLOCK": block, "num_warps": max(1, min(block // a_warp, 4))}
         for block in sorted(widths, key=lambda block: (block != width, block))
     ]
 
@@ -278,17 +302,19 @@ def gather_sum(
     out = table.new_empty(len(ends), n, d)
     values, indices = values.float().contiguous(), indices.contiguous()
     bias = None if bias is None else as_bits(bias.contiguous())
+    # Eight columns of the bias would take the registers of a warp more, or spill.
+    hold = columns_of_thread(table.itemsize, loads_16_bytes(table)) <= 4
 
     def run(config: tuning.Config) -> None:
         tensors = values, indices, as_bits(table), bias, as_bits(out)
         sizes = n, k, dim, d, table.stride(0)
-        constants = {"ENDS": tuple(ends), "ROWS": ROWS_AT_ONCE, **config}
+        constants = {"ENDS": tuple(ends), "HOLD_BIAS": hold, "ROWS": ROWS_AT_ONCE, **config}
         grid = n, triton.cdiv(d, config["BLOCK"])
         gather_sum_kernel[grid](*tensors, *sizes, enable_fp_fusion=False, **constants)
 
     if out.numel():
         with on_device_of(table):
-            configs = slice_configs(dim, d, table.itemsize)
+            configs = slice_configs(table)
             tuning.launch("gather_sum", (n, k, dim, d, str(table.dtype)), configs, run)
     return out
 
@@ -336,7 +362,7 @@ def scatter_sum(
     first_pieces = starts.new_zeros(dim + 1)
     torch.cumsum((starts.diff() - 1).clamp(min=0) // PIECE, 0, out=first_pieces[1:])
     partial = out.new_empty(max(most, 1), d)
-    configs = slice_configs(n, d, sources[0].itemsize)
+    configs = slice_configs(sources[0])
     with on_device_of(starts):
         for q, source in enumerate(sources):
             scale = scales[q].float().contiguous()

@@ -19,6 +19,8 @@ from csrkern.kernels.encode import verified as encode_verified
 CODES, FLOATS, INTS, LONGS = "*i32", "*fp32", "*i32", "*i64"
 ELEMENTS = (FLOATS, "*fp16", "*i16")  # bfloat16 goes as its bits
 SLOTS = (16, 32, 64, 128, 256, 512, 1024)
+# In the tables with odd sizes, too: they once spilled on one target or another.
+ODD = ("gather_sum fp16 1 prefixes", "scatter_sum pieces fp16")
 
 
 class Case(NamedTuple):
@@ -36,6 +38,7 @@ class Case(NamedTuple):
     fused: bool = True  # may contract products and sums
     limited: bool = False  # its launch names the registers
     divisible: bool = True  # sizes, by 16
+    odd: dict[str, Any] | None = None  # what changes where they are not
     spilled: int = 0  # bytes, by a Triton before 3.9, where registers are tight
 
 
@@ -50,10 +53,11 @@ def cases(everything: bool) -> list[Case]:
         *similarity_cases(everything),
         *info_nce_cases(),
     ]
-    if everything:
-        odd = [case._replace(name=f"{case.name}, odd sizes", divisible=False) for case in found]
-        found += [case for case in odd if not case.name.startswith("topk_relu h=")]
-    return found
+    return found + [
+        case._replace(name=f"{case.name}, odd sizes", divisible=False, **(case.odd or {}))
+        for case in found
+        if case.name in ODD or (everything and not case.name.startswith("topk_relu h="))
+    ]
 
 
 def size_of(element: str) -> int:
@@ -186,22 +190,17 @@ def gather_cases(everything: bool) -> Iterator[Case]:
         widths = (512, 256, 128, 64, 32) if everything else (512,)
         for width in widths:
             shape = {"ROWS": gather.ROWS_AT_ONCE, "BLOCK": width}
-            warps = max(1, min(width * size_of(element) // 512, 4))
             details = f" {width} columns" * (width < 512)
-            for ends in prefixes if everything else prefixes[:1]:
+            for ends in prefixes if everything or element == "*fp16" else prefixes[:1]:
                 name = f"gather_sum {of}{details}" + f" {len(ends)} prefixes" * (len(ends) != 2)
                 arguments = {**codes, "table": element, "bias": element, "out": element, **sizes}
                 arguments |= {"ENDS": ends, **shape}
-                yield Case(
-                    name, gather.gather_sum_kernel, arguments, warps, 128, 40_000, fused=False
-                )
+                yield sliced_case(name, gather.gather_sum_kernel, arguments, element, 40_000)
             arguments = {**scattered, "source": element, "FIRST": False, **shape}
             name = f"scatter_sum {of}{details}"
-            yield Case(name, gather.scatter_sum_kernel, arguments, warps, 128, 30_000, fused=False)
+            yield sliced_case(name, gather.scatter_sum_kernel, arguments, element, 30_000)
             name = f"scatter_sum pieces {of}{details}"
-            yield Case(
-                name, gather.scatter_pieces_kernel, arguments, warps, 128, 30_000, fused=False
-            )
+            yield sliced_case(name, gather.scatter_pieces_kernel, arguments, element, 30_000)
         some = prefixes if everything else prefixes[::2]
         for config, ends in itertools.product(gather.DOT_CONFIGS, some):
             if not everything and len(ends) > 2 and config != gather.DOT_CONFIGS[0]:
@@ -222,6 +221,16 @@ def gather_cases(everything: bool) -> Iterator[Case]:
                 fused=False,
                 limited=True,
             )
+
+
+def sliced_case(name: str, kernel: Any, arguments: dict[str, Any], element: str, code: int) -> Case:
+    """Return the case of a kernel that takes a slice of the columns."""
+    both = []
+    for even in (True, False):
+        columns = gather.columns_of_thread(size_of(element), even)
+        warps = max(1, min(arguments["BLOCK"] // (32 * columns), 4))
+        both.append({"arguments": {**arguments, "HOLD_BIAS": columns <= 4}, "num_warps": warps})
+    return Case(name, kernel, **both[0], registers=128, code=code, fused=False, odd=both[1])
 
 
 def prefix_errors_cases() -> Iterator[Case]:

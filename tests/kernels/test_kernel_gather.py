@@ -59,7 +59,7 @@ def test_transpose_of_nothing(transpose, device):
 @pytest.mark.usefixtures("poisoned_empty")
 def test_gather_sum(kernels, device, dtype):
     codes, ends = some_codes(), [2, 7, 11]
-    for d in (70, 600):
+    for d in (70, 80, 600):  # 80: a GPU loads 16 bytes at once
         table, bias = torch.randn(40, d).to(dtype), torch.randn(d).to(dtype)
         table[39] = float("nan")  # padded slots must not read, nor zeros multiply, this
         codes.indices[codes.indices == 39] = 38
@@ -104,3 +104,16 @@ def test_slices_of_a_table_stay_in_cache(kernels):
     assert kernels.slice_width(4096, 768, 4) == 512
     assert kernels.slice_width(65_536, 1024, 4) == 64
     assert kernels.slice_width(100, 3, 4) == 32
+
+
+def test_a_thread_takes_four_columns_where_it_loads_one_by_one(kernels):
+    def widest(table):
+        return max(kernels.slice_configs(table), key=lambda config: config["BLOCK"])
+
+    table = torch.zeros(100, 528, dtype=torch.float16)
+    assert widest(table[:, :512]) == {"BLOCK": 512, "num_warps": 2}
+    odd = {"BLOCK": 512, "num_warps": 4}
+    assert widest(table[:, 1:513]) == odd  # an address
+    assert widest(table[:, :511]) == odd  # a length
+    assert widest(torch.zeros(100, 513, dtype=torch.float16)[:, :512]) == odd  # a pitch
+    assert widest(torch.zeros(100, 512)) == odd
