@@ -79,7 +79,7 @@ void block_products_of(const BlockProducts& args, int64_t begin, int64_t end) {
     const float* x = args.x + begin * args.width + args.first[b];
     float* out = args.out + begin * pitch + b * args.columns;
     int64_t j = 0;
-    // A row alone takes more columns at once: an addition waits for the one before.
+    // Few rows take more columns at once: an addition waits for the one before.
     for (; n < kRows && j + 8 * V::width <= args.columns; j += 8 * V::width) {
       product_columns<V, 1, 8>(args, x, block + j, out + j, n);
     }

@@ -47,8 +47,8 @@ constexpr double kRounding = 0x1p-10;  // of a number
 constexpr double kSingle = 0x1p-21;    // of a difference in float32
 // Steps that are coarser than they could be by this are taken anew.
 constexpr double kCoarser = 1.25;
-// Fewer queries are faster one by one, and so are queries for few documents: turning numbers over
-// does not pay. In pairs of a query and a document.
+// To scan queries together, their numbers are turned over first. That pays from so many queries on,
+// and from so many pairs of a query and a document, where bytes are looked up and where not.
 struct Worth {
   int64_t queries, pairs;
 };
@@ -58,7 +58,6 @@ constexpr int64_t kWorthSplitting = 16'384;
 // Documents after which limits are brought up to date: a query's first ones, and the most.
 constexpr int64_t kFirstRound = 64, kLastRound = 2048;
 constexpr int64_t kScoredTogether = 256;
-constexpr int64_t kAddedTogether = 8;  // sums that wait for each other's additions
 // Queries whose cells are read together.
 constexpr int64_t kCellQueries = 512;
 // Bytes from one column to the next: not a power of two, so that they share the cache.
@@ -130,7 +129,7 @@ struct Lengths {
     const auto [least, most] = std::minmax_element(scales, scales + kWords);
     shortest = 1.0 / *most;
     longest = 1.0 / *least;
-    for (int64_t b = 0; b < kWords; ++b) shares[b] = static_cast<float>(*least / scales[b]);
+    for (int64_t b = 0; b < kWords; ++b) shares[b] = *least / scales[b];
   }
   std::vector<float> shares;  // of the longest
   double shortest = 1, longest = 1;
@@ -142,16 +141,15 @@ class Query {
   // What an update changed; with numbers, limits as well.
   enum class Changed { nothing, limits, numbers };
 
-  // numbers: room for [books + 1, kWords], aligned; extremes: for [2, books].
+  // numbers: room for [books + 1, kWords], aligned; highs: for [books].
   Query(const FineQueries& all, const Lengths& lengths, int64_t i, int64_t wanted, uint8_t* numbers,
-        float* extremes)
+        float* highs)
       : all_(all),
         lengths_(lengths),
         i_(i),
         tables_(all.tables + i * all.books * kWords),
         numbers_(numbers),
-        highs_(extremes),
-        lows_(extremes + all.books),
+        highs_(highs),
         best(wanted, all.min_score) {
     // None is below such a limit.
     std::fill_n(limits(), kWords, uint8_t{0});
@@ -207,25 +205,19 @@ class Query {
     for (int64_t m = 0; m < all_.books; ++m) __builtin_prefetch(tables_ + m * kWords + code[m]);
   }
 
-  // Scores documents that may be hits.
+  // Scores documents that may be hits: their codes, side by side, are a run of its own.
   void score(const Run& run, const std::vector<int64_t>& rows) {
-    const auto n = static_cast<int64_t>(rows.size());
-    for (int64_t first = 0; first < n; first += kAddedTogether) {
-      const int64_t some = std::min(n - first, kAddedTogether);
-      const uint8_t* codes[kAddedTogether];
-      float sums[kAddedTogether] = {};
-      for (int64_t j = 0; j < kAddedTogether; ++j) {
-        codes[j] = run.code(rows[first + std::min(j, some - 1)]);
-      }
-      for (int64_t m = 0; m < all_.books; ++m) {
-#pragma GCC unroll 8
-        for (int64_t j = 0; j < kAddedTogether; ++j) sums[j] += tables_[m * kWords + codes[j][m]];
-      }
-      for (int64_t j = 0; j < some; ++j) {
-        const float score = finished_score(sums[j], codes[j], all_.books, offset(), all_.scales);
-        if (score >= best.bar() && allows(run, rows[first + j])) add(run, rows[first + j], score);
-      }
+    if (rows.empty()) return;
+    static thread_local std::vector<uint8_t> codes;
+    static thread_local std::vector<int64_t> docs;
+    codes.clear();
+    docs.clear();
+    for (const int64_t row : rows) {
+      codes.insert(codes.end(), run.code(row), run.code(row + 1));
+      docs.push_back(run.doc(row));
     }
+    const auto n = static_cast<int64_t>(rows.size());
+    scan({run.segment, codes.data(), n, 0, docs.data()}, 0, n);
   }
 
   // Scores documents [row, end) one after the other.
@@ -288,12 +280,14 @@ class Query {
  private:
   // Finds what bounds its scores. `bounded_` is false if that would say nothing.
   void bound() {
-    kernels().fine.extremes(tables_, all_.books, lows_, highs_);
+    static thread_local std::vector<float> lows;
+    lows.resize(all_.books);
+    kernels().fine.extremes(tables_, all_.books, lows.data(), highs_);
     largest_ = std::fabs(offset());
     reach_ = offset();
     for (int64_t m = 0; m < all_.books; ++m) {
       reach_ += highs_[m];
-      largest_ += std::max(std::fabs(lows_[m]), std::fabs(highs_[m]));
+      largest_ += std::max(std::fabs(lows[m]), std::fabs(highs_[m]));
     }
     const auto books = static_cast<double>(all_.books);
     reach_ += books * 0x1.01p-24 * largest_;
@@ -320,7 +314,7 @@ class Query {
   int64_t i_;
   const float* tables_;
   uint8_t* numbers_;
-  float *highs_, *lows_;    // the largest and the least entry of each book
+  float* highs_;            // the largest entry of each book
   double largest_, reach_;  // a sum of entries in size, and the most that it can be
   bool bounded_, ready_ = false;
   double step_ = std::numeric_limits<double>::infinity();
@@ -416,12 +410,12 @@ void scan_together(const Run& run, const FineQueries& all, const Lines& lines,
 class Group {
  public:
   Group(const FineQueries& all, const Lengths& lengths, int64_t first, int64_t n, int64_t wanted)
-      : all_(all), lines_(all.books, n), looks_up_(looks_up_bytes()), extremes_(2 * all.books * n) {
+      : all_(all), lines_(all.books, n), looks_up_(looks_up_bytes()), highs_(all.books * n) {
     queries_.reserve(n);
     for (int64_t q = 0; q < n; ++q) {
       uint8_t* const numbers = lines_.rows + q * (all.books + 1) * kWords;
-      float* const extremes = extremes_.data() + 2 * all.books * q;
-      queries_.emplace_back(all, lengths, first + q, wanted, numbers, extremes);
+      float* const highs = highs_.data() + all.books * q;
+      queries_.emplace_back(all, lengths, first + q, wanted, numbers, highs);
     }
   }
 
@@ -459,7 +453,7 @@ class Group {
   const FineQueries& all_;
   Lines lines_;
   bool looks_up_;
-  std::vector<float> extremes_;  // [queries, 2, books]
+  std::vector<float> highs_;  // [queries, books]
   std::vector<Query> queries_;
   std::vector<Query*> together_;
   std::vector<int64_t> noted_[kFineBatch];  // rows that may be hits, of each of `together_`
