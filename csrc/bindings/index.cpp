@@ -92,13 +92,15 @@ struct PyIndex {
   std::optional<Array<float>> scales;
   std::optional<Array<float>> norms;
   std::optional<Array<uint8_t>> fine;
+  std::optional<Array<uint32_t>> neighbors;
   std::unique_ptr<csrkern::Index> index;
 
   PyIndex(int64_t n_docs, int32_t dim, int32_t window, int32_t block, const std::string& values,
           int32_t exponent, bool trusted, Array<int32_t> terms, Array<uint64_t> offsets,
           Array<uint32_t> checksums, Array<uint8_t> postings, std::optional<Array<int64_t>> ids,
           std::optional<Array<uint8_t>> maxima, std::optional<Array<float>> scales,
-          std::optional<Array<float>> norms, std::optional<Array<uint8_t>> fine)
+          std::optional<Array<float>> norms, std::optional<Array<uint8_t>> fine,
+          std::optional<Array<uint32_t>> neighbors)
       : terms(terms),
         offsets(offsets),
         checksums(checksums),
@@ -107,7 +109,8 @@ struct PyIndex {
         maxima(maxima),
         scales(scales),
         norms(norms),
-        fine(fine) {
+        fine(fine),
+        neighbors(neighbors) {
     const csrkern::ValueType type = value_type(values);
     const auto damaged = [](const std::string& what) {
       throw std::invalid_argument("the index is damaged: " + what);
@@ -160,6 +163,13 @@ struct PyIndex {
     if (fine) {
       view.fine = fine->data();
       view.fine_bytes = fine->shape(1);
+    }
+    if (neighbors) {
+      if (neighbors->ndim() != 2 || neighbors->shape(0) != n_docs ||
+          neighbors->shape(1) != csrkern::kNeighbors) {
+        damaged("its neighbors disagree with its number of documents");
+      }
+      view.neighbors = neighbors->data();
     }
     view.exponent = exponent;
     py::gil_scoped_release release;
@@ -221,7 +231,7 @@ PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segment
                      int64_t most, const std::optional<Array<float>>& dense,
                      const std::optional<Array<float>>& offsets,
                      const std::optional<Array<float>>& tables,
-                     const std::optional<Array<float>>& scales, bool strong) {
+                     const std::optional<Array<float>>& scales, bool strong, int64_t width) {
   PySearch search;
   search.rows = sparse_rows(values, indices, starts, dim);
   const int64_t n = search.rows.n;
@@ -240,7 +250,7 @@ PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segment
     search.options.tables = tables->data();
     search.options.scales = scales ? scales->data() : nullptr;
   }
-  if (top_k < 1 || query_k < 0 || shortlist < 0 || num_threads < 1) {
+  if (top_k < 1 || query_k < 0 || shortlist < 0 || width < 0 || num_threads < 1) {
     throw std::invalid_argument("expected top_k and threads of at least 1, and nothing below 0");
   }
   search.options.top_k = top_k;
@@ -254,6 +264,7 @@ PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segment
   search.options.fewest = fewest;
   search.options.most = most;
   search.options.strong = strong;
+  search.options.width = width;
   search.options.dense = dense ? dense->data() : nullptr;
   search.options.offsets = offsets ? offsets->data() : nullptr;
   return search;
@@ -271,17 +282,17 @@ void def_search(py::module_& m, const char* name, const char* doc, const Body& b
              double kept, double bound_share, int64_t fewest, int64_t most,
              const std::optional<Array<float>>& dense, const std::optional<Array<float>>& offsets,
              const std::optional<Array<float>>& tables, const std::optional<Array<float>>& scales,
-             bool strong) {
+             bool strong, int64_t width) {
         return body(read_search(segments, values, indices, starts, dim, top_k, normalize, query_k,
                                 min_score, num_threads, shortlist, kept, bound_share, fewest, most,
-                                dense, offsets, tables, scales, strong));
+                                dense, offsets, tables, scales, strong, width));
       },
       doc, arg("segments"), arg("values"), arg("indices"), arg("starts"), arg("dim"), py::kw_only(),
       arg("top_k"), arg("normalize"), arg("query_k"), arg("min_score"), arg("num_threads"),
       arg("shortlist") = 0, arg("kept") = 1.0, arg("bound_share") = 1.0, arg("fewest") = 0,
       arg("most") = std::numeric_limits<int64_t>::max(), arg("dense") = py::none(),
       arg("offsets") = py::none(), arg("tables") = py::none(), arg("scales") = py::none(),
-      arg("strong") = false);
+      arg("strong") = false, arg("width") = 0);
 }
 
 void bind_searches(py::module_& m) {
@@ -413,6 +424,7 @@ void bind_costs(py::module_& m) {
 }  // namespace
 
 void bind_index(py::module_& m) {
+  m.attr("NEIGHBORS") = csrkern::kNeighbors;
   bind_costs(m);
   m.def("crc32c", [](const py::buffer& data) {
     const py::buffer_info info = data.request();
@@ -481,13 +493,13 @@ void bind_index(py::module_& m) {
                     Array<int32_t>, Array<uint64_t>, Array<uint32_t>, Array<uint8_t>,
                     std::optional<Array<int64_t>>, std::optional<Array<uint8_t>>,
                     std::optional<Array<float>>, std::optional<Array<float>>,
-                    std::optional<Array<uint8_t>>>(),
+                    std::optional<Array<uint8_t>>, std::optional<Array<uint32_t>>>(),
            py::kw_only(), arg("n_docs"), arg("dim"), arg("window"), arg("block"), arg("dtype"),
            arg("exponent"), arg("trusted"), arg("terms").noconvert(), arg("offsets").noconvert(),
            arg("checksums").noconvert(), arg("postings").noconvert(),
            arg("ids").noconvert() = py::none(), arg("maxima").noconvert() = py::none(),
            arg("scales").noconvert() = py::none(), arg("norms").noconvert() = py::none(),
-           arg("fine").noconvert() = py::none())
+           arg("fine").noconvert() = py::none(), arg("neighbors").noconvert() = py::none())
       .def_property_readonly("n_docs",
                              [](const PyIndex& self) { return self.index->view().n_docs; })
       .def_property_readonly("dim", [](const PyIndex& self) { return self.index->view().dim; })
@@ -513,6 +525,7 @@ void bind_index(py::module_& m) {
       .def_readonly("scales", &PyIndex::scales)
       .def_readonly("norms", &PyIndex::norms)
       .def_readonly("fine", &PyIndex::fine)
+      .def_readonly("neighbors", &PyIndex::neighbors)
       .def("value",
            [](const PyIndex& self, int64_t doc, int32_t latent) {
              const csrkern::IndexView& view = self.index->view();

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from csrkern.identity import check_fingerprint, check_same_model
 from csrkern.index import file as index_file
 from csrkern.index.fast import Plans
 from csrkern.index.fine import check_fine, quantizer_of
+from csrkern.index.graph import with_graph
 from csrkern.index.rows import Rows, check_ids, check_norms, no_lists, read_rows
 from csrkern.index.segment import (
     SIZES,
@@ -222,7 +223,8 @@ class Collection:
     def compact(self, *, num_threads: int | None = None) -> None:
         """Merge all segments into one, without the codes that were removed.
 
-        Takes as long as a build, and 260 bytes a code of k = 32 beside both indexes.
+        Takes as long as a build, and 260 bytes a code of k = 32 beside both indexes; with a graph,
+        as long as `build_graph`.
         """
         threads = thread_count(num_threads)
         with self._changing:
@@ -230,7 +232,33 @@ class Collection:
             if len(now.segments) == 1 and now.segments[0].removed == 0:
                 return
             merged = merge(now.segments, now.form, threads)
+            if any(segment.native.neighbors is not None for segment in now.segments):
+                merged = with_graph(merged, now.form, threads)
             self._snapshot = now._replace(segments=(merged,))
+
+    def build_graph(
+        self,
+        *,
+        num_threads: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Connect each code with those that are most like it, for fast searches.
+
+        `calibrate(queries)` then measures whether such searches should walk along these edges
+        instead of reading lists: where codes are many and have near neighbors, two to three times
+        as fast. Takes as long as an exact search for every code, and 128 bytes a code, which are
+        saved with the index. Codes that are added later are searched exactly until this is called
+        again; `compact` connects them, too. Fewer than 4,096 codes, as well scanned, have none.
+
+        Args:
+            num_threads: None: as many as the process may run on.
+            progress: called with the codes that are done and the number of all, segment by segment.
+        """
+        threads = thread_count(num_threads)
+        with self._changing:
+            now = self._snapshot
+            segments = [with_graph(s, now.form, threads, progress) for s in now.segments]
+            self._snapshot = now._replace(segments=tuple(segments))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to a directory, replacing an index that is there.
@@ -533,6 +561,7 @@ _USES = {
     **dict.fromkeys(("maxima", "scales"), "bounds"),
     "norms": "norms",
     "fine": "fine",
+    "neighbors": "graph",
     "alive": "removed",
 }
 

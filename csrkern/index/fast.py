@@ -1,9 +1,9 @@
 """Fast search: the strongest latents of a query make a shortlist, which all of them score again;
 they may read the strongest postings of their lists alone. Of clustered codes, blocks are left out
-whose bounds hardly reach the bar.
+whose bounds hardly reach the bar. Where codes have a graph, a search may walk along it.
 
-How many latents, how long a shortlist, which postings and how much of a bound is measured: on
-queries that are given, or on a sample of the index's own codes.
+How many latents, how long a shortlist, which postings, how much of a bound and how far to walk is
+measured: on queries that are given, or on a sample of the index's own codes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _TOP_K = 10
 _ALL = 2**62
 _KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99)
 _FACTORS = (2, 4, 8, 16)
+_WIDTHS = (10, 12, 15, 20, 25, 30, 40, 50, 65, 80, 100, 120, 160, 200)
 _BOUND_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 _ONE_SIDED_95 = 1.645  # standard errors
 
@@ -41,6 +42,7 @@ class Plan(NamedTuple):
         factor: its length over top_k; 0: nothing is scored again.
         strong: whether they read the strongest postings of each list only.
         bound_share: of the bound of a block of clustered codes, what is compared with the bar.
+        width: documents that a walk along the graph keeps; 0: it is not walked.
         found: mean share of the best 10 that was found.
         at_least: what is found of the best 10 of such queries; see `_at_least`.
         fewest, most: entries of the middle nine tenths of the queries measured. Queries of
@@ -55,6 +57,7 @@ class Plan(NamedTuple):
     factor: int = 0
     strong: bool = False
     bound_share: float = 1.0
+    width: int = 0
     found: float = 1.0
     at_least: float = 1.0
     fewest: int = 0
@@ -64,6 +67,7 @@ class Plan(NamedTuple):
         """For the native search. Fewer hits than were measured are the first of as many."""
         names = ("kept", "strong", "bound_share", "fewest", "most")
         options = {name: getattr(self, name) for name in names}
+        options["width"] = -(-self.width * max(top_k, _TOP_K) // _TOP_K)
         approximate = self.kept < 1 or self.strong or self.bound_share < 1
         if self.factor or (approximate and top_k < _TOP_K):
             options["shortlist"] = max(self.factor, 1) * max(top_k, _TOP_K)
@@ -88,7 +92,11 @@ class Plans:
 
     def facts(self) -> list[dict[str, Any]]:
         """Return what the file of an index keeps: the plans as JSON."""
-        return [plan._asdict() for plan in self._known.values()]
+        facts = [plan._asdict() for plan in self._known.values()]
+        for plan in facts:
+            if plan["width"] == 0:  # which older releases do not know
+                del plan["width"]
+        return facts
 
     def get(self, segments: Sequence[Segment], dim: int, metric: str, recall: float) -> Plan:
         """Return the plan for a recall; measured on the index's own codes if there is none."""
@@ -173,9 +181,9 @@ def _measure(
     not count.
     """
     n = sum(len(segment) for segment in segments)
-    best = Plan(recall, n, queries.n, own is not None)
+    exact = Plan(recall, n, queries.n, own is not None)
     if n == 0 or queries.n == 0:
-        return best
+        return exact
     natives = [(segment.native, segment.alive) for segment in segments]
     limits = search_limits(metric, None, None) | {"num_threads": thread_count(None)}
     more = 0 if own is None else 1  # hits: the code itself
@@ -212,7 +220,20 @@ def _measure(
     truth = search(queries, _TOP_K + more)
     if own is not None:
         truth = _without(truth, own)
-    least = cost(best)
+    best, least = exact, cost(exact)
+    # An edge leads to a code of the index from its neighbors, to another query none does.
+    walkable = own is None and any(segment.native.neighbors is not None for segment in segments)
+    for width in _WIDTHS if walkable else ():
+        plan = exact._replace(width=width)
+        ns = cost(plan)
+        if ns >= least:
+            break
+        found = _found(truth, search(queries, _TOP_K, width=width))
+        at_least = _at_least(found, shortest_first)
+        if at_least >= recall:
+            best = plan._replace(found=float(found.mean()), at_least=at_least)
+            best, least = best._replace(fewest=fewest, most=most), ns
+            break
     clustered = any(segment.block > 0 for segment in segments)
     shares = _BOUND_SHARES if clustered else (1.0,)
     ways = ((False, factor) for factor in (0, *_FACTORS))
@@ -223,7 +244,7 @@ def _measure(
         share = 0
         for kept in _KEPT if factor else (1.0,):
             while share < len(shares):
-                plan = best._replace(
+                plan = exact._replace(
                     kept=kept, factor=factor, strong=strong, bound_share=shares[share]
                 )
                 ns = cost(plan)

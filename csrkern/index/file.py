@@ -33,10 +33,11 @@ from csrkern.locks import ForkLock
 from csrkern.storage import crc32c, flush_folder, write_atomically, write_durably
 
 FORMAT = "csrkern-index"
-# Of indexes with float values, with uint8 values, with fine codes, with a projection, and with
-# uint4 values; the lower, the more releases read them.
-VERSIONS = (2, 3, 4, 5, 6)
-FLOATS_VERSION, BYTES_VERSION, FINE_VERSION, PROJECTION_VERSION, GROUPS_VERSION = VERSIONS
+# Of indexes with float values, with uint8 values, with fine codes, with a projection, with uint4
+# values, and with a graph or plans for one; the lower, the more releases read them.
+VERSIONS = (2, 3, 4, 5, 6, 7)
+FLOATS_VERSION, BYTES_VERSION, FINE_VERSION, PROJECTION_VERSION = VERSIONS[:4]
+GROUPS_VERSION, GRAPH_VERSION = VERSIONS[4:]
 HEADER = "index.json"
 # "checksums" covers those checked later, list by list; the others have one in the header.
 DTYPES = {
@@ -49,9 +50,10 @@ DTYPES = {
     "scales": "<f4",
     "norms": "<f4",
     "fine": "|u1",
+    "neighbors": "<u4",
     "alive": "<u8",
 }
-OPTIONAL = {"ids", "maxima", "scales", "norms", "fine", "alive"}
+OPTIONAL = {"ids", "maxima", "scales", "norms", "fine", "neighbors", "alive"}
 CHECKED_LATER = {"postings", "maxima", "scales"}
 PROJECTION = {"directions", "center"}
 QUANTIZER_DTYPES = dict.fromkeys(("codebooks", "mean", "lengths", *sorted(PROJECTION)), "<f4")
@@ -59,7 +61,11 @@ QUANTIZER_OPTIONAL = {"lengths", *PROJECTION}
 # Of the plan of a fast search.
 PLAN_SHARES = {"recall", "kept", "bound_share", "found", "at_least"}
 PLAN_FLAGS = {"own", "strong"}
-PLAN_COUNTS = {"codes": 2**63, "queries": 2**31, "factor": 1024, "fewest": 2**62, "most": 2**62}
+PLAN_COUNTS = {
+    **{"codes": 2**63, "queries": 2**31, "factor": 1024, "width": 1024},
+    **dict.fromkeys(("fewest", "most"), 2**62),
+}
+PLAN_ADDED = {"strong", "width"}  # the first plans lacked them
 ALL_DTYPES = {**DTYPES, **QUANTIZER_DTYPES}
 _FILE_NAME = re.compile(rf"({'|'.join(ALL_DTYPES)})-[0-9a-f]{{16}}\.bin")
 _LARGEST_HEADER = 1 << 24
@@ -269,6 +275,9 @@ def _read_header(folder: Path) -> dict[str, Any]:
 
 
 def _version(body: dict[str, Any]) -> int:
+    walked = any(plan.get("width") for plan in body.get("fast", ()))
+    if walked or any("neighbors" in entry["arrays"] for entry in body["segments"]):
+        return GRAPH_VERSION
     if body["values"] == "uint4":
         return GROUPS_VERSION
     if "quantizer" in body:
@@ -310,11 +319,11 @@ def _sane_plans(plans: Any) -> bool:
 def _sane_plan(plan: Any) -> bool:
     """Whether it has the fields of `csrkern.index.fast.Plan`."""
     fields = {*PLAN_SHARES, *PLAN_COUNTS, *PLAN_FLAGS}
-    if not isinstance(plan, dict) or {*plan, "strong"} != fields:  # the first plans lacked it
+    if not isinstance(plan, dict) or {*plan, *PLAN_ADDED} != fields:
         return False
     return (
         all(type(plan[name]) in (int, float) and 0 <= plan[name] <= 1 for name in PLAN_SHARES)
-        and all(_count(plan[name], most) for name, most in PLAN_COUNTS.items())
+        and all(_count(plan.get(name, 0), most) for name, most in PLAN_COUNTS.items())
         and all(type(plan.get(name, False)) is bool for name in PLAN_FLAGS)
     )
 

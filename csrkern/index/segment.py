@@ -34,7 +34,7 @@ LEAST_GAIN = 1.25
 
 NATIVE_ARRAYS = (
     *("terms", "offsets", "checksums", "postings"),
-    *("ids", "maxima", "scales", "norms", "fine"),
+    *("ids", "maxima", "scales", "norms", "fine", "neighbors"),
 )
 
 
@@ -352,6 +352,11 @@ def restore_segment(
     documents, window, block = (entry[name] for name in SIZES)
     n_bytes = form.quantizer.n_bytes if form.quantizer is not None else 0
     fine = arrays.pop("fine", np.empty(0, np.uint8))
+    neighbors = arrays.pop("neighbors", None)
+    if neighbors is not None:
+        if neighbors.size != documents * _C.NEIGHBORS:
+            raise ValueError("the index is damaged: its neighbors disagree in size")
+        arrays["neighbors"] = neighbors.reshape(documents, _C.NEIGHBORS)
     if fine.size != documents * n_bytes:
         raise ValueError("the index is damaged: its fine codes disagree in size")
     native = _C.Index(

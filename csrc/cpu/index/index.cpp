@@ -14,6 +14,7 @@
 #include "index/forward.hpp"
 #include "index/query.hpp"
 #include "index/rounded.hpp"
+#include "index/sample.hpp"
 #include "index/strong_lists.hpp"
 #include "isa/kernels.hpp"
 
@@ -257,9 +258,14 @@ const FineCells& Index::cells() const {
   return cells_.get_or_make([&] { return FineCells(view_); });
 }
 
+const Sample& Index::sample(int num_threads) const {
+  const ForwardIndex& rows = forward(num_threads);
+  return sample_.get_or_make([&] { return Sample(view_, rows, num_threads); });
+}
+
 int64_t Index::forward_bytes() const {
   return forward_.bytes() + rounded_.bytes() + directory_.bytes() + strong_.bytes() +
-         cells_.bytes();
+         cells_.bytes() + sample_.bytes();
 }
 
 const ForwardIndex* Index::forward_if_worth(int64_t ns_lost) const {

@@ -124,4 +124,15 @@ int64_t TermFinder::search(int32_t latent) const {
   return found != terms_ + n_terms_ && *found == latent ? found - terms_ : -1;
 }
 
+std::vector<Entry> strongest(const std::vector<Entry>& entries, double share) {
+  double total = 0, sum = 0;
+  for (const Entry& e : entries) total += static_cast<double>(e.value) * e.value;
+  size_t n = 0;
+  while (n < entries.size() && sum < share * total) {
+    sum += static_cast<double>(entries[n].value) * entries[n].value;
+    ++n;
+  }
+  return {entries.begin(), entries.begin() + n};
+}
+
 }  // namespace csrkern

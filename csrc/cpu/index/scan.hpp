@@ -30,6 +30,21 @@ struct Stretch {
   std::vector<SliceRange> ranges;
 };
 
+// A document on a walk, and whether its neighbors have been scored.
+struct Stop {
+  float score;
+  uint32_t doc;
+  bool left;
+};
+
+// Memory for walks; `met` is all zero between them.
+struct WalkScratch {
+  std::vector<uint64_t> met;       // a bit for each document
+  std::vector<uint32_t> met_docs;  // whose bits are set
+  std::vector<uint32_t> fresh;     // to be scored
+  std::vector<Stop> stops;
+};
+
 // Memory of a thread for scoring windows; scores are all zero between windows.
 struct Scratch {
   void reserve(int64_t window);
@@ -48,6 +63,7 @@ struct Scratch {
   Stretch ahead[kBlocksAtOnce];
   BlockBounds bounds;
   RowScratch rows;
+  WalkScratch walk;
 };
 
 // Returns this thread's scratch.

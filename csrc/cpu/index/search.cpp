@@ -7,6 +7,7 @@
 #include "csrkern/parallel.hpp"
 #include "index/batch.hpp"
 #include "index/scan.hpp"
+#include "index/walk.hpp"
 
 namespace csrkern {
 namespace {
@@ -19,18 +20,8 @@ constexpr int64_t kFewestTogether = 4, kSample = 8;
 
 // A document of a shortlist, to be found and scored again: 380 to 730 ns.
 constexpr double kNsShortlisted = 500;
-
-// Returns the largest entries that make up a share of the squared norm.
-std::vector<Entry> strongest(const std::vector<Entry>& entries, double share) {
-  double total = 0, sum = 0;
-  for (const Entry& e : entries) total += static_cast<double>(e.value) * e.value;
-  size_t n = 0;
-  while (n < entries.size() && sum < share * total) {
-    sum += static_cast<double>(entries[n].value) * entries[n].value;
-    ++n;
-  }
-  return {entries.begin(), entries.begin() + n};
-}
+// A document on a walk, beside its score.
+constexpr double kNsMet = 60;
 
 // A query, and how it is searched.
 struct Asked {
@@ -39,6 +30,7 @@ struct Asked {
   int64_t wanted;  // hits, before they are scored again
   double bound_share;
   bool strong;
+  int64_t width;
 };
 
 // A search of several indexes together; one thread or several work on a query.
@@ -58,6 +50,8 @@ class Search {
         segment.index->forward(options.num_threads);
       }
       if (options.strong) segment.index->strong(options.num_threads);
+      walkable_.push_back(is_walkable(segment));
+      if (walkable_.back()) segment.index->sample(options.num_threads);
       // With and without it, different documents are scored beside those that reach the bar.
       if (options.bound_share < 1 && segment.index->view().block > 0) segment.index->directory();
     }
@@ -71,6 +65,10 @@ class Search {
     const Asked query = ask(i);
     TopHits best = no_hits(query);
     for (size_t g = 0; g < segments_.size(); ++g) {
+      if (walks(g, query)) {
+        walk_segment(g, query, best, s);
+        continue;
+      }
       SearchCost cost;
       segment_search(g, i, query).run(best, s, cost);
     }
@@ -163,7 +161,7 @@ class Search {
     const bool filtered = std::any_of(segments_.begin(), segments_.end(),
                                       [](const Segment& s) { return s.allowed != nullptr; });
     if (threads > 1 && queries_.n < threads && n_windows_ >= 2 * threads && !clustered_ &&
-        !filtered) {
+        !filtered && options_.width == 0) {
       // A loop of one thread, so that denormals count outside of the windows, too.
       parallel_for(1, 1, 1, [&](int64_t, int64_t, int) {
         for (int64_t i = 0; i < queries_.n; ++i) keep(i, find_split(i));
@@ -202,11 +200,16 @@ class Search {
       asked[i] = ask(i);
       TopHits best = no_hits(asked[i]);
       for (int64_t g = 0; g < n_segments; ++g) {
+        if (walks(g, asked[i])) {
+          ns[g * n + i] = ns_of(segments_[g].index->view(), walk_segment(g, asked[i], best, s));
+          continue;
+        }
         SegmentSearch search = segment_search(g, i, asked[i], true);
         const IndexView& view = lists(g, asked[i]).view();
         const bool known = view.block == 0;  // without searching
         ns[g * n + i] =
-            known ? search.ns_of_scans() : ns_of(kUsualCosts, view, search.run_counted(best, s));
+            known ? search.ns_of_scans()
+                  : csrkern::ns_of(kUsualCosts, view, search.run_counted(best, s));
       }
     });
     double total = 0;
@@ -214,7 +217,7 @@ class Search {
     for (int64_t g = 0; g < n_segments; ++g) {
       const double alone = std::accumulate(ns.begin() + g * n, ns.begin() + (g + 1) * n, 0.0);
       const IndexView& view = segments_[g].index->view();
-      const bool batched = !options_.strong &&
+      const bool batched = !options_.strong && options_.width == 0 &&
                            fits_batches(view, segments_[g].allowed, most_wanted()) &&
                            std::all_of(asked.begin(), asked.end(), [](const Asked& query) {
                              return query.entries.size() <= RowScorer::kMostTerms;
@@ -237,14 +240,17 @@ class Search {
   // Returns whether many queries read the same long lists. Where they do not, the slices that one
   // query reads next would be fetched in vain: 0.7 times as fast.
   bool shares_lists(const Segment& segment) const {
-    return segment.allowed == nullptr && !options_.strong && segment.index->dense_bytes() > 0;
+    return segment.allowed == nullptr && !options_.strong && options_.width == 0 &&
+           segment.index->dense_bytes() > 0;
   }
 
   // Returns the rows of each segment, or null where batches of this many queries do not gain by
   // them, which the first few queries tell.
   std::vector<const RoundedRows*> rounded_rows(int64_t batch) const {
     std::vector<const RoundedRows*> rounded(segments_.size(), nullptr);
-    if (batch < kFewestTogether || queries_.is_signed || options_.strong) return rounded;
+    if (batch < kFewestTogether || queries_.is_signed || options_.strong || options_.width > 0) {
+      return rounded;
+    }
     const int64_t n_sample = std::min(batch, kSample);
     std::vector<Asked> asked;
     std::vector<TopHits> best;
@@ -281,11 +287,44 @@ class Search {
     std::vector<Entry> entries = all_entries(i);
     const auto n = static_cast<int64_t>(entries.size());
     if (n < options_.fewest || n > options_.most) {
-      return {std::move(entries), false, at_most_all(options_.top_k), 1, false};
+      return {std::move(entries), false, at_most_all(options_.top_k), 1, false, 0};
     }
     if (options_.kept < 1) entries = strongest(entries, options_.kept);
     const bool rescored = options_.shortlist > 0;
-    return {std::move(entries), rescored, most_wanted(), options_.bound_share, options_.strong};
+    return {std::move(entries), rescored,        most_wanted(), options_.bound_share,
+            options_.strong,    options_.width};
+  }
+
+  // Filters leave too few of the documents on a way; removed ones are fewer.
+  bool is_walkable(const Segment& segment) const {
+    return options_.width > 0 && segment.index->view().neighbors != nullptr &&
+           segment.allowed_stride == 0 && 2 * n_allowed(segment) >= segment.index->view().n_docs;
+  }
+
+  static int64_t n_allowed(const Segment& segment) {
+    const int64_t n = segment.index->view().n_docs;
+    if (segment.allowed == nullptr) return n;
+    int64_t allowed = 0;
+    for (int64_t w = 0; w < (n + 63) / 64; ++w) allowed += __builtin_popcountll(segment.allowed[w]);
+    return allowed;
+  }
+
+  bool walks(size_t g, const Asked& query) const {
+    return query.width > 0 && walkable_[g] && query.entries.size() <= RowScorer::kMostTerms;
+  }
+
+  // As many of the documents are among the stops of a walk as if there were only these.
+  WalkCost walk_segment(size_t g, const Asked& query, TopHits& best, Scratch& s) const {
+    const Segment& segment = segments_[g];
+    const int64_t allowed = std::max<int64_t>(1, n_allowed(segment));
+    const int64_t n = segment.index->view().n_docs;
+    const int64_t width = (std::min(query.width, n) * n + allowed - 1) / allowed;
+    return walk(*segment.index, query.entries, width, segment.allowed, first_docs_[g], best, s);
+  }
+
+  static double ns_of(const IndexView& view, const WalkCost& cost) {
+    const double of_document = ns_of_row(kUsualCosts, view) + kNsMet;
+    return cost.ns_of_sample + of_document * static_cast<double>(cost.documents);
   }
 
   int64_t at_most_all(int64_t n) const { return std::min(n, std::max<int64_t>(n_docs_, 1)); }
@@ -415,6 +454,7 @@ class Search {
   const SparseRows& queries_;
   const SearchOptions& options_;
   std::vector<int64_t> first_docs_;
+  std::vector<bool> walkable_;
   int64_t n_docs_ = 0, n_windows_ = 0, largest_window_ = 64;
   bool clustered_ = false, in_order_ = false;
 };

@@ -27,6 +27,8 @@ struct SparseRows {
   bool is_signed = false;          // values may be negative, as for similarity_top_k
 };
 
+constexpr int64_t kNeighbors = 32;
+
 // The arrays of an index, in memory or in a mapped file. A term is a latent that some document
 // uses. A posting-list slice holds the postings of one term in one window of documents: first the
 // local document numbers (uint16, ascending), then the values, contiguous; in uint4 as
@@ -56,10 +58,14 @@ struct IndexView {
 
   int32_t exponent = 0;  // squares are at most 2^exponent
 
+  // [n_docs, kNeighbors] documents that are like each one, n_docs or more for none; or null.
+  const uint32_t* neighbors = nullptr;
+
   int64_t n_blocks() const { return block == 0 ? 0 : (n_docs + block - 1) / block; }
   int64_t block_pitch() const { return (n_blocks() + 63) / 64 * 64; }
   const uint8_t* maxima_of(int64_t term) const { return maxima + term * block_pitch(); }
 
+  const uint32_t* neighbors_of(int64_t doc) const { return neighbors + doc * kNeighbors; }
   const uint8_t* slice(uint64_t offset) const { return postings + offset * posting_bytes(type); }
   float unit() const { return unit_of(type, exponent); }
 
@@ -169,6 +175,7 @@ class Directory;
 class FineCells;
 class ForwardIndex;
 class RoundedRows;
+class Sample;
 class StrongLists;
 
 struct OwnedRows {
@@ -233,8 +240,10 @@ class Index {
   // Returns the documents by the first word of their fine codes, made now if need be; of an index
   // with fine codes.
   const FineCells& cells() const;
-  // Bytes of the forward index, its rounded values, the directory of blocks, the strongest postings
-  // and the cells, where they have been built.
+  // Returns some documents from which walks begin, see sample.hpp; made now if need be.
+  const Sample& sample(int num_threads) const;
+  // Bytes of the forward index, its rounded values, the directory of blocks, the strongest
+  // postings, the cells and the sample, where they have been built.
   int64_t forward_bytes() const;
 
   const IndexView& view() const { return view_; }
@@ -261,6 +270,7 @@ class Index {
   MadeOnce<Directory> directory_;
   MadeOnce<StrongLists> strong_;
   MadeOnce<FineCells> cells_;
+  MadeOnce<Sample> sample_;
 };
 
 // One of the indexes that are searched together. Only documents whose bits are set are found.
@@ -281,7 +291,9 @@ struct SearchOptions {
   double kept = 1;         // share of a query's squared norm that finds the shortlist
   double bound_share = 1;  // factor on the bounds of blocks; 1: no hit is missed
   bool strong = false;     // read the strongest postings of each list only
-  // Queries of fewer or more entries are searched exactly, without `shortlist` and `strong`.
+  // If > 0, indexes with neighbors are walked over to this many documents, see walk.hpp.
+  int64_t width = 0;
+  // Queries of fewer or more entries are searched exactly, without the four above.
   int64_t fewest = 0, most = std::numeric_limits<int64_t>::max();
   const float* dense = nullptr;    // [queries, dim] new scores, or null: by the whole query
   const float* offsets = nullptr;  // [queries] added to dense and fine scores, or null

@@ -43,4 +43,7 @@ struct Entry {
 // if `normalize`. Checks them, also for repeated latents.
 std::vector<Entry> read_query(const SparseRows& rows, int64_t i, bool normalize, int64_t most);
 
+// Returns the first of descending entries that make up a share of the squared norm.
+std::vector<Entry> strongest(const std::vector<Entry>& entries, double share);
+
 }  // namespace csrkern

@@ -1,0 +1,45 @@
+#include "index/sample.hpp"
+
+#include <algorithm>
+
+namespace csrkern {
+namespace {
+
+constexpr int64_t kEvery = 10;  // a larger sample saves less on the way than it costs
+constexpr int32_t kWindow = 8192;
+
+}  // namespace
+
+Sample::Sample(const IndexView& whole, const ForwardIndex& forward, int num_threads)
+    : stride_(kEvery) {
+  OwnedRows rows;
+  rows.starts.push_back(0);
+  for (int64_t doc = 0; doc < whole.n_docs; doc += stride_) {
+    append_row(forward, whole.terms, doc, rows);
+  }
+  const auto n = static_cast<int64_t>(rows.starts.size()) - 1;
+  const SparseRows docs{n, whole.dim, 0, rows.starts.data(), rows.values.data(),
+                        rows.latents.data()};
+  built_ = build_index(docs, kWindow, 0, whole.type, false, num_threads, whole.exponent);
+  IndexView view{n,
+                 whole.dim,
+                 kWindow,
+                 (n + kWindow - 1) / kWindow,
+                 static_cast<int64_t>(built_.terms.size()),
+                 whole.type,
+                 built_.terms.data(),
+                 built_.offsets.data(),
+                 built_.postings.data(),
+                 built_.checksums.data(),
+                 nullptr};
+  view.exponent = whole.exponent;
+  index_ = std::make_unique<Index>(view, true);
+}
+
+int64_t Sample::bytes() const {
+  return static_cast<int64_t>(built_.postings.bytes() + built_.offsets.size() * sizeof(uint64_t) +
+                              built_.terms.size() * sizeof(int32_t)) +
+         index_->forward_bytes();
+}
+
+}  // namespace csrkern

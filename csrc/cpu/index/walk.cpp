@@ -1,0 +1,139 @@
+#include "index/walk.hpp"
+
+#include <algorithm>
+
+#include "csrkern/float_bits.hpp"
+#include "index/forward.hpp"
+#include "index/sample.hpp"
+
+namespace csrkern {
+namespace {
+
+constexpr double kKeptForSample = 0.8;  // of a query's squared norm: more finds hardly better ones
+constexpr int64_t kEntrances = 8;
+
+// Documents that have been met.
+class Met {
+ public:
+  Met(WalkScratch& s, int64_t n_docs) : s_(s) {
+    const auto words = static_cast<size_t>((n_docs + 63) / 64);
+    if (s.met.size() < words) s.met.resize(words);
+  }
+  ~Met() {
+    for (const uint32_t doc : s_.met_docs) s_.met[doc / 64] = 0;
+    s_.met_docs.clear();
+  }
+  Met(const Met&) = delete;
+
+  // Returns whether the document is met for the first time.
+  bool add(uint32_t doc) {
+    uint64_t& word = s_.met[doc / 64];
+    const uint64_t bit = uint64_t{1} << (doc % 64);
+    if ((word & bit) != 0) return false;
+    word |= bit;
+    s_.met_docs.push_back(doc);
+    return true;
+  }
+  int64_t n() const { return static_cast<int64_t>(s_.met_docs.size()); }
+
+ private:
+  WalkScratch& s_;
+};
+
+bool ahead(const Stop& a, const Stop& b) {
+  return a.score > b.score || (a.score == b.score && a.doc < b.doc);
+}
+
+// The best documents so far, best first, at most `width`.
+class Stops {
+ public:
+  Stops(std::vector<Stop>& stops, int64_t width)
+      : stops_(stops), width_(static_cast<size_t>(width)) {
+    stops_.clear();
+  }
+
+  // Returns whether the document is one of the best.
+  bool add(Stop stop) {
+    if (stops_.size() == width_) {
+      if (!ahead(stop, stops_.back())) return false;
+      stops_.pop_back();
+    }
+    const auto place = std::upper_bound(stops_.begin(), stops_.end(), stop, ahead);
+    first_open_ = std::min(first_open_, static_cast<size_t>(place - stops_.begin()));
+    stops_.insert(place, stop);
+    return true;
+  }
+
+  // Returns the best document that has not been left yet, and notes that it is; null if all are.
+  const Stop* leave() {
+    while (first_open_ < stops_.size() && stops_[first_open_].left) ++first_open_;
+    if (first_open_ == stops_.size()) return nullptr;
+    stops_[first_open_].left = true;
+    return &stops_[first_open_];
+  }
+
+ private:
+  std::vector<Stop>& stops_;
+  size_t width_, first_open_ = 0;
+};
+
+bool is_allowed(const uint64_t* allowed, int64_t doc) {
+  return allowed == nullptr || (allowed[doc / 64] >> (doc % 64) & 1) != 0;
+}
+
+}  // namespace
+
+WalkCost walk(const Index& index, const std::vector<Entry>& entries, int64_t width,
+              const uint64_t* allowed, int64_t first_doc, TopHits& best, Scratch& s) {
+  const IndexView& view = index.view();
+  const ForwardIndex& forward = index.forward(1);
+  const Sample& sample = index.sample(1);
+  TopHits entrances(kEntrances, true, best.most());
+  SegmentSearch search(sample.index(),
+                       find_terms(sample.index(), strongest(entries, kKeptForSample)), nullptr, 0,
+                       1, &kUsualCosts);
+  WalkCost cost;
+  cost.ns_of_sample = search.ns_of_scans();
+  SearchCost unused;
+  s.reserve(sample.index().view().window);
+  search.run(entrances, s, unused);
+  entrances.settle();
+
+  Met met(s.walk, view.n_docs);
+  Stops stops(s.walk.stops, width);
+  std::vector<uint32_t>& fresh = s.walk.fresh;
+  fresh.clear();
+  for (const Hit& hit : entrances.hits()) {
+    const auto doc = static_cast<uint32_t>(hit.doc * sample.stride());
+    forward.prefetch(doc);
+    met.add(doc);
+    fresh.push_back(doc);
+  }
+  const std::vector<QueryTerm> terms = find_terms(index, entries);
+  const RowScorer scorer(forward, terms, s.rows);
+  for (;;) {
+    for (const uint32_t doc : fresh) {
+      const float score = std::min(scorer.score(doc), best.most());
+      if (stops.add({score, doc, false})) __builtin_prefetch(view.neighbors_of(doc));
+    }
+    const Stop* stop = stops.leave();
+    if (stop == nullptr) break;
+    fresh.clear();
+    const uint32_t* neighbors = view.neighbors_of(stop->doc);
+    for (int64_t j = 0; j < kNeighbors; ++j) {
+      const uint32_t doc = neighbors[j];
+      // Beyond all documents: there is none, or the file has been tampered with.
+      if (doc >= view.n_docs || !met.add(doc)) continue;
+      forward.prefetch(doc);
+      fresh.push_back(doc);
+    }
+  }
+  for (const Stop& stop : s.walk.stops) {
+    if (bits_of(stop.score) < best.bar() || !is_allowed(allowed, stop.doc)) continue;
+    best.add(stop.score, id_of(view, stop.doc), first_doc + stop.doc);
+  }
+  cost.documents = met.n();
+  return cost;
+}
+
+}  // namespace csrkern
