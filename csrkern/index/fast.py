@@ -25,6 +25,7 @@ _TOP_K = 10
 _ALL = 2**62
 _KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99)
 _FACTORS = (2, 4, 8, 16)
+_KEPT_FOR_SAMPLE = (0.5, 0.65, 0.8, 0.9)
 _WIDTHS = (10, 12, 15, 20, 25, 30, 40, 50, 65, 80, 100, 120, 160, 200)
 _BOUND_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 _ONE_SIDED_95 = 1.645  # standard errors
@@ -38,7 +39,8 @@ class Plan(NamedTuple):
         codes: of the index when it was measured.
         queries: measured.
         own: whether these were codes of the index.
-        kept: share of a query's squared norm whose latents, the strongest ones, make it.
+        kept: share of a query's squared norm whose latents, the strongest ones, make it; on a
+            walk, find where it begins.
         factor: its length over top_k; 0: nothing is scored again.
         strong: whether they read the strongest postings of each list only.
         bound_share: of the bound of a block of clustered codes, what is compared with the bar.
@@ -68,6 +70,8 @@ class Plan(NamedTuple):
         names = ("kept", "strong", "bound_share", "fewest", "most")
         options = {name: getattr(self, name) for name in names}
         options["width"] = -(-self.width * max(top_k, _TOP_K) // _TOP_K)
+        if self.width:
+            return options
         approximate = self.kept < 1 or self.strong or self.bound_share < 1
         if self.factor or (approximate and top_k < _TOP_K):
             options["shortlist"] = max(self.factor, 1) * max(top_k, _TOP_K)
@@ -223,17 +227,18 @@ def _measure(
     best, least = exact, cost(exact)
     # An edge leads to a code of the index from its neighbors, to another query none does.
     walkable = own is None and any(segment.native.neighbors is not None for segment in segments)
-    for width in _WIDTHS if walkable else ():
-        plan = exact._replace(width=width)
-        ns = cost(plan)
-        if ns >= least:
-            break
-        found = _found(truth, search(queries, _TOP_K, width=width))
-        at_least = _at_least(found, shortest_first)
-        if at_least >= recall:
-            best = plan._replace(found=float(found.mean()), at_least=at_least)
-            best, least = best._replace(fewest=fewest, most=most), ns
-            break
+    for kept in _KEPT_FOR_SAMPLE if walkable else ():
+        for width in _WIDTHS:
+            plan = exact._replace(kept=kept, width=width)
+            ns = cost(plan)
+            if ns >= least:
+                break
+            found = _found(truth, search(queries, _TOP_K, kept=kept, width=width))
+            at_least = _at_least(found, shortest_first)
+            if at_least >= recall:
+                best = plan._replace(found=float(found.mean()), at_least=at_least)
+                best, least = best._replace(fewest=fewest, most=most), ns
+                break
     clustered = any(segment.block > 0 for segment in segments)
     shares = _BOUND_SHARES if clustered else (1.0,)
     ways = ((False, factor) for factor in (0, *_FACTORS))

@@ -109,6 +109,43 @@ float RowScorer::score(int64_t doc) const {
                                 : add_up<uint32_t>(row, s_.values.data());
 }
 
+NearScorer::NearScorer(const ForwardIndex& forward, const std::vector<QueryTerm>& terms,
+                       RowScratch& s)
+    : forward_(forward), terms_(terms), s_(s) {
+  if (static_cast<int64_t>(s.query.size()) < forward.n_terms()) s.query.resize(forward.n_terms());
+  if (static_cast<int64_t>(s.values.size()) < forward.longest()) s.values.resize(forward.longest());
+  for (const QueryTerm& t : terms) s.query[t.term] = t.weight;
+}
+
+NearScorer::~NearScorer() {
+  for (const QueryTerm& t : terms_) s_.query[t.term] = 0;
+}
+
+template <class Term>
+float NearScorer::add_up(const ForwardIndex::Row& row) const {
+  const float *query = s_.query.data(), *values = s_.values.data();
+  float sums[kLanes] = {};
+  int64_t j = 0;
+  for (; j + kLanes <= row.n; j += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      sums[lane] += query[term_at<Term>(row, j + lane)] * values[j + lane];
+    }
+  }
+  for (int64_t lane = 0; j < row.n; ++j, ++lane) {
+    sums[lane] += query[term_at<Term>(row, j)] * values[j];
+  }
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+  }
+  return sums[0];
+}
+
+float NearScorer::score(int64_t doc) const {
+  const ForwardIndex::Row row = forward_.row(doc);
+  forward_.read(row, s_.values.data());
+  return forward_.short_terms() ? add_up<uint16_t>(row) : add_up<uint32_t>(row);
+}
+
 float dense_score(const ForwardIndex& forward, const int32_t* latents, int64_t doc,
                   const float* dense, std::vector<float>& values) {
   if (static_cast<int64_t>(values.size()) < forward.longest()) values.resize(forward.longest());

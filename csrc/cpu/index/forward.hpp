@@ -52,10 +52,10 @@ class ForwardIndex {
   Buffer entries_;
 };
 
-// Memory for the scorers below; `ranks` is all zero between uses.
+// Memory for the scorers below; `ranks` and `query` are all zero between uses.
 struct RowScratch {
   std::vector<uint16_t> ranks;
-  std::vector<float> weights, products, values;
+  std::vector<float> weights, products, values, query;
   std::vector<uint64_t> met;
 };
 
@@ -71,6 +71,25 @@ class RowScorer {
  private:
   template <class Term>
   float add_up(const ForwardIndex::Row& row, const float* values) const;
+
+  const ForwardIndex& forward_;
+  const std::vector<QueryTerm>& terms_;
+  RowScratch& s_;
+};
+
+// Scores documents in the order of their own terms, in kLanes sums: in a quarter of the time, and
+// off by the rounding of sums.
+class NearScorer {
+ public:
+  NearScorer(const ForwardIndex& forward, const std::vector<QueryTerm>& terms, RowScratch& s);
+  ~NearScorer();
+  float score(int64_t doc) const;
+
+ private:
+  static constexpr int64_t kLanes = 8;
+
+  template <class Term>
+  float add_up(const ForwardIndex::Row& row) const;
 
   const ForwardIndex& forward_;
   const std::vector<QueryTerm>& terms_;

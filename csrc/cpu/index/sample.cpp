@@ -5,13 +5,14 @@
 namespace csrkern {
 namespace {
 
-constexpr int64_t kEvery = 10;  // a larger sample saves less on the way than it costs
+// A larger sample saves less on the way than it costs.
+constexpr int64_t kLeastStride = 10, kDocuments = 10'000;
 constexpr int32_t kWindow = 8192;
 
 }  // namespace
 
 Sample::Sample(const IndexView& whole, const ForwardIndex& forward, int num_threads)
-    : stride_(kEvery) {
+    : stride_(std::max(kLeastStride, whole.n_docs / kDocuments)) {
   OwnedRows rows;
   rows.starts.push_back(0);
   for (int64_t doc = 0; doc < whole.n_docs; doc += stride_) {

@@ -289,7 +289,7 @@ class Search {
     if (n < options_.fewest || n > options_.most) {
       return {std::move(entries), false, at_most_all(options_.top_k), 1, false, 0};
     }
-    if (options_.kept < 1) entries = strongest(entries, options_.kept);
+    if (options_.kept < 1 && options_.width == 0) entries = strongest(entries, options_.kept);
     const bool rescored = options_.shortlist > 0;
     return {std::move(entries), rescored,        most_wanted(), options_.bound_share,
             options_.strong,    options_.width};
@@ -319,7 +319,8 @@ class Search {
     const int64_t allowed = std::max<int64_t>(1, n_allowed(segment));
     const int64_t n = segment.index->view().n_docs;
     const int64_t width = (std::min(query.width, n) * n + allowed - 1) / allowed;
-    return walk(*segment.index, query.entries, width, segment.allowed, first_docs_[g], best, s);
+    return walk(*segment.index, query.entries, options_.kept, width, segment.allowed,
+                first_docs_[g], best, s);
   }
 
   static double ns_of(const IndexView& view, const WalkCost& cost) {

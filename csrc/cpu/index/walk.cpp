@@ -9,7 +9,6 @@
 namespace csrkern {
 namespace {
 
-constexpr double kKeptForSample = 0.8;  // of a query's squared norm: more finds hardly better ones
 constexpr int64_t kEntrances = 8;
 
 // Documents that have been met.
@@ -83,15 +82,15 @@ bool is_allowed(const uint64_t* allowed, int64_t doc) {
 
 }  // namespace
 
-WalkCost walk(const Index& index, const std::vector<Entry>& entries, int64_t width,
+WalkCost walk(const Index& index, const std::vector<Entry>& entries, double kept, int64_t width,
               const uint64_t* allowed, int64_t first_doc, TopHits& best, Scratch& s) {
   const IndexView& view = index.view();
   const ForwardIndex& forward = index.forward(1);
   const Sample& sample = index.sample(1);
   TopHits entrances(kEntrances, true, best.most());
-  SegmentSearch search(sample.index(),
-                       find_terms(sample.index(), strongest(entries, kKeptForSample)), nullptr, 0,
-                       1, &kUsualCosts);
+  const std::vector<Entry> of_sample = kept < 1 ? strongest(entries, kept) : entries;
+  SegmentSearch search(sample.index(), find_terms(sample.index(), of_sample), nullptr, 0, 1,
+                       &kUsualCosts);
   WalkCost cost;
   cost.ns_of_sample = search.ns_of_scans();
   SearchCost unused;
@@ -110,11 +109,10 @@ WalkCost walk(const Index& index, const std::vector<Entry>& entries, int64_t wid
     fresh.push_back(doc);
   }
   const std::vector<QueryTerm> terms = find_terms(index, entries);
-  const RowScorer scorer(forward, terms, s.rows);
+  const NearScorer near(forward, terms, s.rows);
   for (;;) {
     for (const uint32_t doc : fresh) {
-      const float score = std::min(scorer.score(doc), best.most());
-      if (stops.add({score, doc, false})) __builtin_prefetch(view.neighbors_of(doc));
+      if (stops.add({near.score(doc), doc, false})) __builtin_prefetch(view.neighbors_of(doc));
     }
     const Stop* stop = stops.leave();
     if (stop == nullptr) break;
@@ -128,9 +126,14 @@ WalkCost walk(const Index& index, const std::vector<Entry>& entries, int64_t wid
       fresh.push_back(doc);
     }
   }
+  const RowScorer scorer(forward, terms, s.rows);
+  int64_t wanted = best.top_k();
   for (const Stop& stop : s.walk.stops) {
-    if (bits_of(stop.score) < best.bar() || !is_allowed(allowed, stop.doc)) continue;
-    best.add(stop.score, id_of(view, stop.doc), first_doc + stop.doc);
+    if (wanted == 0) break;
+    if (!is_allowed(allowed, stop.doc)) continue;
+    --wanted;
+    const float score = std::min(scorer.score(stop.doc), best.most());
+    if (bits_of(score) >= best.bar()) best.add(score, id_of(view, stop.doc), first_doc + stop.doc);
   }
   cost.documents = met.n();
   return cost;

@@ -288,7 +288,7 @@ struct SearchOptions {
   int num_threads = 1;
   // If > 0, this many of the best documents are scored again and sorted by the new score.
   int64_t shortlist = 0;
-  double kept = 1;         // share of a query's squared norm that finds the shortlist
+  double kept = 1;         // share of a query's squared norm that finds the shortlist, or a way in
   double bound_share = 1;  // factor on the bounds of blocks; 1: no hit is missed
   bool strong = false;     // read the strongest postings of each list only
   // If > 0, indexes with neighbors are walked over to this many documents, see walk.hpp.
