@@ -49,7 +49,7 @@ void forge_array(FuzzedDataProvider& input, Exact<T>& array) {
 }
 
 void forge(FuzzedDataProvider& input, OwnedIndex& index) {
-  switch (input.ConsumeIntegralInRange(0, 12)) {
+  switch (input.ConsumeIntegralInRange(0, 13)) {
     case 0:
       return forge_array(input, index.terms);
     case 1:
@@ -77,6 +77,12 @@ void forge(FuzzedDataProvider& input, OwnedIndex& index) {
       index.sizes.block = 64 * input.ConsumeIntegralInRange(0, 4);
       return;
     case 10:
+      // Any numbers: a walk leaves out those beyond the documents.
+      index.neighbors = Exact<uint32_t>(
+          static_cast<size_t>(std::min(index.sizes.n_docs, kMostDocuments)) * kNeighbors);
+      for (uint32_t& doc : index.neighbors) doc = input.ConsumeIntegralInRange<uint32_t>(0, 64);
+      return forge_array(input, index.neighbors);
+    case 11:
       index.sizes.exponent = input.ConsumeBool() ? input.ConsumeIntegral<int32_t>()
                                                  : input.ConsumeIntegralInRange(-100, 130);
       return;
@@ -96,7 +102,9 @@ bool sizes_agree(OwnedIndex& index) {
   const size_t n_terms = index.terms.size();
   if (index.offsets.size() == 0 || index.checksums.size() != n_terms ||
       index.offsets.size() != n_terms * sizes.n_windows + 1 ||
-      (index.ids.size() != 0 && static_cast<int64_t>(index.ids.size()) != sizes.n_docs)) {
+      (index.ids.size() != 0 && static_cast<int64_t>(index.ids.size()) != sizes.n_docs) ||
+      (index.neighbors.size() != 0 &&
+       static_cast<int64_t>(index.neighbors.size()) != sizes.n_docs * kNeighbors)) {
     return false;
   }
   const uint64_t postings = index.offsets[index.offsets.size() - 1];
@@ -171,6 +179,7 @@ void search_otherwise(FuzzedDataProvider& input, const Index& index, const Queri
   options.kept = input.ConsumeFloatingPointInRange<double>(0, 1);
   options.bound_share = input.ConsumeFloatingPointInRange<double>(0, 1);
   options.strong = input.ConsumeBool();
+  options.width = input.ConsumeIntegralInRange<int64_t>(0, 40);
   const Exact<float> dense(index.view().dim < 100 ? queries.rows.n * index.view().dim : 0, 0.5f);
   if (dense.size() > 0 && input.ConsumeBool()) options.dense = dense.data();
   const Exact<float> scores(queries.rows.n * options.top_k);

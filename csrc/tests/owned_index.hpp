@@ -68,6 +68,7 @@ struct OwnedIndex {
     view.postings = postings.data();
     view.checksums = checksums.data();
     view.ids = ids.size() == 0 ? nullptr : ids.data();
+    view.neighbors = neighbors.size() == 0 ? nullptr : neighbors.data();
     if (view.block > 0) {
       view.maxima = maxima.data();
       view.scales = scales.data();
@@ -90,6 +91,7 @@ struct OwnedIndex {
   Exact<int64_t> ids;  // none: the document numbers
   Exact<uint8_t> maxima;
   Exact<float> scales;
+  Exact<uint32_t> neighbors;  // none, or [n_docs, kNeighbors]
 };
 
 // The documents of an index, as it returns them.

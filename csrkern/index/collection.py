@@ -233,7 +233,7 @@ class Collection:
                 return
             merged = merge(now.segments, now.form, threads)
             if any(segment.native.neighbors is not None for segment in now.segments):
-                merged = with_graph(merged, now.form, threads)
+                merged = merged.with_native(with_graph(merged, now.form, threads))
             self._snapshot = now._replace(segments=(merged,))
 
     def build_graph(
@@ -249,15 +249,18 @@ class Collection:
         as fast. Takes as long as an exact search for every code, and 128 bytes a code, which are
         saved with the index. Codes that are added later are searched exactly until this is called
         again; `compact` connects them, too. Fewer than 4,096 codes, as well scanned, have none.
+        In the meantime the index may be searched and changed.
 
         Args:
             num_threads: None: as many as the process may run on.
             progress: called with the codes that are done and the number of all, segment by segment.
         """
         threads = thread_count(num_threads)
+        then = self._snapshot
+        made = {s.native: with_graph(s, then.form, threads, progress) for s in then.segments}
         with self._changing:
             now = self._snapshot
-            segments = [with_graph(s, now.form, threads, progress) for s in now.segments]
+            segments = (s.with_native(made.get(s.native, s.native)) for s in now.segments)
             self._snapshot = now._replace(segments=tuple(segments))
 
     def save(self, path: str | os.PathLike[str]) -> None:

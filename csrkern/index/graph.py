@@ -24,21 +24,20 @@ Progress = Callable[[int, int], None]
 
 def with_graph(
     segment: Segment, form: Form, threads: int, progress: Progress | None = None
-) -> Segment:
-    """Return the same segment with a graph, if it is worth one and has none yet.
+) -> _C.Index:
+    """Return the lists of a segment with a graph, if it is worth one and has none yet.
 
     Args:
         progress: called with the codes whose neighbors are found and the number of all of them.
     """
-    native = segment.native
-    too_many = segment.documents >= NONE
-    if segment.documents < LEAST_WORTH_A_GRAPH or too_many or native.neighbors is not None:
-        return segment
+    native, n = segment.native, segment.documents
+    if not LEAST_WORTH_A_GRAPH <= n < NONE or native.neighbors is not None:
+        return native
     arrays = arrays_of(segment)
     arrays.pop("alive", None)
     arrays["neighbors"] = edges(_nearest(segment, form.metric, threads, progress))
-    connected = _C.Index(
-        n_docs=segment.documents,
+    return _C.Index(
+        n_docs=n,
         dim=native.dim,
         window=segment.window,
         block=segment.block,
@@ -47,7 +46,6 @@ def with_graph(
         trusted=True,  # a search for each code has checked all lists
         **arrays,
     )
-    return Segment(connected, alive=segment.alive, lookup=segment.lookup)
 
 
 def _nearest(segment: Segment, metric: str, threads: int, progress: Progress | None) -> np.ndarray:

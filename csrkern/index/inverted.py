@@ -588,8 +588,8 @@ class InvertedIndex(Collection):
             (documents in it; 0 if not clustered) of the first segment;
             latents (those in use), postings, bytes (memory or disk, without the next),
             bytes_of (the same by use: postings, directory of the lists, ids, bounds of blocks,
-            norms, fine codes, graph, marks of removed codes, quantizer), bytes_per_code (all but the
-            quantizer), mapped_bytes (of files, read when first needed), resident_bytes (all
+            norms, fine codes, graph, marks of removed codes, quantizer), bytes_per_code (all but
+            the quantizer), mapped_bytes (of files, read when first needed), resident_bytes (all
             others, with the next two), forward_bytes (what is made in memory when needed: the
             copy by document, which `Rerank`, fast search and batches over dense codes read, the
             places of clustered documents in the lists, the strongest postings of each list, which

@@ -233,6 +233,12 @@ class Segment:
         mask[docs] = False
         return Segment(self.native, alive=pack(mask), lookup=self.lookup, files=self.files)
 
+    def with_native(self, native: _C.Index) -> Segment:
+        """Return the same with lists of the same documents that hold more."""
+        if native is self.native:
+            return self
+        return Segment(native, alive=self.alive, lookup=self.lookup)
+
     def rows(self) -> Rows:
         """Return the living codes, with starts."""
         starts, latents, values = self.native.rows()

@@ -14,12 +14,13 @@ import pytest
 
 from csrkern import _C, FineQuantizer, InvertedIndex, Projection
 from csrkern.index import file as index_file
+from csrkern.index import graph
 
 CODES = index_codes.uniform(3000, 64, 6)
 QUERIES = index_codes.uniform(20, 64, 6, seed=1)
 
 
-def clustered():
+def clustered(*, with_graph=True):
     """An index with arrays of every name: 3 windows of 1,024, 12 blocks of 256."""
     ids = np.arange(3000) * 3
     rng = np.random.default_rng(0)
@@ -31,6 +32,10 @@ def clustered():
     index = InvertedIndex.build(
         *(CODES, ids), norms=ids + 1, fine=fine, dim=64, window=1024, cluster=True
     )
+    if with_graph:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(graph, "LEAST_WORTH_A_GRAPH", 1)
+            index.build_graph()
     index.remove([300, 6000])
     return index
 
@@ -340,16 +345,18 @@ def test_forged_quantizers(copy, what, arrays):
 def test_forged_version(copy):
     """A version says which arrays a quantizer has."""
     header = json.loads((copy / "index.json").read_text())
-    assert header["version"] == 5
-    for version in (2, 3, 4, 6, 7, 0, -5, "5", None):
+    assert header["version"] == 7
+    for version in (2, 3, 4, 5, 6, 8, 0, -7, "7", None):
         (copy / "index.json").write_text(json.dumps({**header, "version": version}))
-        with pytest.raises(ValueError, match=r"damaged|format version .* reads versions 2 to 6"):
+        with pytest.raises(ValueError, match=r"damaged|format version .* reads versions 2 to 7"):
             use(copy)
 
 
 @pytest.mark.parametrize("missing", ["directions", "center", "mean", "codebooks"])
-@pytest.mark.parametrize("version", [4, 5])
-def test_forged_quantizer_lacks_an_array(copy, missing, version):
+@pytest.mark.parametrize("version", [4, 5, 7])
+def test_forged_quantizer_lacks_an_array(tmp_path, missing, version):
+    clustered(with_graph=version == 7).save(tmp_path / "index")
+    copy = tmp_path / "index"
     forge(copy, lambda body: body["quantizer"]["arrays"].pop(missing))
     header = json.loads((copy / "index.json").read_text())
     (copy / "index.json").write_text(json.dumps({**header, "version": version}))
@@ -357,8 +364,11 @@ def test_forged_quantizer_lacks_an_array(copy, missing, version):
         use(copy)
 
 
-def test_forged_quantizer_without_its_projection(copy):
+def test_forged_quantizer_without_its_projection(tmp_path):
     """It is one of embeddings of fewer dimensions, of version 4: a whole index, but no forgery."""
+
+    copy = tmp_path / "index"
+    clustered(with_graph=False).save(copy)
 
     def drop(body):
         for name in ("directions", "center"):
@@ -370,6 +380,25 @@ def test_forged_quantizer_without_its_projection(copy):
     header = json.loads((copy / "index.json").read_text())
     (copy / "index.json").write_text(json.dumps({**header, "version": 4}))
     assert InvertedIndex.load(copy).quantizer.dim == 5
+
+
+@pytest.mark.parametrize("number", [3000, 2**32 - 1, 7])
+def test_forged_neighbors_lead_nowhere(copy, number):
+    """A walk passes over documents that are not there, and over those that it has met."""
+    neighbors = np.full(3000 * _C.NEIGHBORS, number, np.uint32)
+    forge(copy, lambda body: None, {"neighbors": neighbors})
+    index = InvertedIndex.load(copy)
+    (segment,) = index.snapshot().segments
+    limits = {"normalize": True, "query_k": 6, "min_score": 0.0, "num_threads": 1}
+    ids = _C.search([(segment.native, None)], *QUERIES, None, 64, top_k=20, width=20, **limits)[1]
+    assert np.isin(ids, [-1, *range(0, 9000, 3)]).all()
+    assert (ids[:, 0] >= 0).all()
+
+
+def test_neighbors_of_a_wrong_size(copy):
+    forge(copy, lambda body: None, {"neighbors": np.zeros(3000 * 31, np.uint32)})
+    with pytest.raises(ValueError, match="damaged: its neighbors disagree in size"):
+        use(copy)
 
 
 def test_damage_spoils_no_other_index(copy, saved):
@@ -403,6 +432,9 @@ def planned(tmp_path):
         {"queries": 2.0},
         {"own": 1},
         {"strong": None},
+        {"width": -1},
+        {"width": 2000},
+        {"width": 1.5},
         {"more": 0},
         {"own": ...},
     ],

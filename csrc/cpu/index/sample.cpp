@@ -19,8 +19,8 @@ Sample::Sample(const IndexView& whole, const ForwardIndex& forward, int num_thre
     append_row(forward, whole.terms, doc, rows);
   }
   const auto n = static_cast<int64_t>(rows.starts.size()) - 1;
-  const SparseRows docs{n, whole.dim, 0, rows.starts.data(), rows.values.data(),
-                        rows.latents.data()};
+  const SparseRows docs{
+      n, whole.dim, 0, rows.starts.data(), rows.values.data(), rows.latents.data()};
   built_ = build_index(docs, kWindow, 0, whole.type, false, num_threads, whole.exponent);
   IndexView view{n,
                  whole.dim,

@@ -207,9 +207,8 @@ class Search {
         SegmentSearch search = segment_search(g, i, asked[i], true);
         const IndexView& view = lists(g, asked[i]).view();
         const bool known = view.block == 0;  // without searching
-        ns[g * n + i] =
-            known ? search.ns_of_scans()
-                  : csrkern::ns_of(kUsualCosts, view, search.run_counted(best, s));
+        ns[g * n + i] = known ? search.ns_of_scans()
+                              : csrkern::ns_of(kUsualCosts, view, search.run_counted(best, s));
       }
     });
     double total = 0;
@@ -291,8 +290,8 @@ class Search {
     }
     if (options_.kept < 1 && options_.width == 0) entries = strongest(entries, options_.kept);
     const bool rescored = options_.shortlist > 0;
-    return {std::move(entries), rescored,        most_wanted(), options_.bound_share,
-            options_.strong,    options_.width};
+    return {std::move(entries),   rescored,        most_wanted(),
+            options_.bound_share, options_.strong, options_.width};
   }
 
   // Filters leave too few of the documents on a way; removed ones are fewer.
@@ -491,6 +490,7 @@ Ragged search_all(const std::vector<Segment>& segments, const SparseRows& querie
   SearchOptions all = options;
   all.top_k = std::numeric_limits<int64_t>::max();
   all.shortlist = 0;
+  all.width = 0;
   std::vector<std::vector<Hit>> found(queries.n);
   Search(segments, queries, all).run([&](int64_t i, const std::vector<Hit>& hits) {
     found[i] = hits;

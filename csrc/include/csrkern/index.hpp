@@ -328,7 +328,7 @@ struct Ragged {
   std::vector<int64_t> ids;
 };
 
-// Finds all documents of a score above 0; ignores `top_k` and `shortlist`.
+// Finds all documents of a score above 0; ignores `top_k`, `shortlist` and `width`.
 Ragged search_all(const std::vector<Segment>& segments, const SparseRows& queries,
                   const SearchOptions& options);
 
