@@ -188,13 +188,14 @@ def walk(
     first entries of the query that make up a share `kept` of its squared norm. Documents are
     ordered by near scores: float32 sums over their latents, ascending, in eight lanes, of which
     the halves are added. The neighbors of the best one whose neighbors have not been scored are
-    next, until those of the best `width` have been.
+    next, until those of the best `width` have been. The best `top_k` are remembered, or `width`.
 
     Args:
         docs: float32 [n, dim], as stored.
         neighbors: [n, any] documents; n or more for none.
         latents, weights: of the query, by descending weight.
-        allowed: bool [n]; `width` counts for these: it grows by the share of the others.
+        allowed: bool [n]; `width` and `top_k` count for these: they grow by the share of the
+            others.
 
     Returns:
         scores [top_k] and documents [top_k]: of the best `top_k` by near scores that are allowed,
@@ -202,7 +203,7 @@ def walk(
     """
     n, dim = docs.shape
     allowed = np.ones(n, bool) if allowed is None else allowed
-    width = -(-min(width, n) * n // max(1, int(allowed.sum())))
+    width, most = (-(-min(one, n) * n // max(1, int(allowed.sum()))) for one in (width, top_k))
     query = np.zeros(dim, np.float32)
     query[latents] = weights
 
@@ -233,8 +234,8 @@ def walk(
     met, left = set(entrances.tolist()), set()
     stops = [(-near(doc), doc) for doc in entrances.tolist()]
     while True:
-        stops = sorted(stops)[:width]
-        open_ones = [doc for _, doc in stops if doc not in left]
+        stops = sorted(stops)[: max(width, most)]
+        open_ones = [doc for _, doc in stops[:width] if doc not in left]
         if not open_ones:
             break
         left.add(open_ones[0])

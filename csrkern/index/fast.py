@@ -26,7 +26,7 @@ _ALL = 2**62
 _KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99)
 _FACTORS = (2, 4, 8, 16)
 _KEPT_FOR_SAMPLE = (0.5, 0.65, 0.8, 0.9)
-_WIDTHS = (10, 12, 15, 20, 25, 30, 40, 50, 65, 80, 100, 120, 160, 200)
+_WIDTHS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 65, 80, 100, 120, 160, 200)
 _BOUND_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 _ONE_SIDED_95 = 1.645  # standard errors
 
@@ -44,7 +44,8 @@ class Plan(NamedTuple):
         factor: its length over top_k; 0: nothing is scored again.
         strong: whether they read the strongest postings of each list only.
         bound_share: of the bound of a block of clustered codes, what is compared with the bar.
-        width: documents that a walk along the graph keeps; 0: it is not walked.
+        width: documents for 10 hits whose neighbors a walk along the graph scores; 0: it is not
+            walked.
         found: mean share of the best 10 that was found.
         at_least: what is found of the best 10 of such queries; see `_at_least`.
         fewest, most: entries of the middle nine tenths of the queries measured. Queries of

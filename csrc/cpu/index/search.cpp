@@ -312,14 +312,18 @@ class Search {
     return query.width > 0 && walkable_[g] && query.entries.size() <= RowScorer::kMostTerms;
   }
 
-  // As many of the documents are among the stops of a walk as if there were only these.
+  // Documents that are not allowed take places of their own.
   WalkCost walk_segment(size_t g, const Asked& query, TopHits& best, Scratch& s) const {
     const Segment& segment = segments_[g];
-    const int64_t allowed = std::max<int64_t>(1, n_allowed(segment));
     const int64_t n = segment.index->view().n_docs;
-    const int64_t width = (std::min(query.width, n) * n + allowed - 1) / allowed;
-    return walk(*segment.index, query.entries, options_.kept, width, segment.allowed,
-                first_docs_[g], best, s);
+    const int64_t allowed = std::max<int64_t>(1, n_allowed(segment));
+    const auto among_all = [&](int64_t wanted) {
+      return (std::min(wanted, n) * n + allowed - 1) / allowed;
+    };
+    const int64_t width = among_all(query.width);
+    const WalkOptions options{options_.kept, width, std::max(width, among_all(query.wanted)),
+                              segment.allowed};
+    return walk(*segment.index, query.entries, options, first_docs_[g], best, s);
   }
 
   static double ns_of(const IndexView& view, const WalkCost& cost) {

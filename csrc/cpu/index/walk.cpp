@@ -43,37 +43,39 @@ bool ahead(const Stop& a, const Stop& b) {
   return a.score > b.score || (a.score == b.score && a.doc < b.doc);
 }
 
-// The best documents so far, best first, at most `width`.
+// The best documents so far, best first, at most `most`. The best `width` are left in turn.
 class Stops {
  public:
-  Stops(std::vector<Stop>& stops, int64_t width)
-      : stops_(stops), width_(static_cast<size_t>(width)) {
+  Stops(std::vector<Stop>& stops, int64_t width, int64_t most)
+      : stops_(stops), width_(static_cast<size_t>(width)), most_(static_cast<size_t>(most)) {
     stops_.clear();
   }
 
-  // Returns whether the document is one of the best.
+  // Returns whether the document is one of the best `width`.
   bool add(Stop stop) {
-    if (stops_.size() == width_) {
+    if (stops_.size() == most_) {
       if (!ahead(stop, stops_.back())) return false;
       stops_.pop_back();
     }
-    const auto place = std::upper_bound(stops_.begin(), stops_.end(), stop, ahead);
-    first_open_ = std::min(first_open_, static_cast<size_t>(place - stops_.begin()));
-    stops_.insert(place, stop);
-    return true;
+    const auto at = std::upper_bound(stops_.begin(), stops_.end(), stop, ahead);
+    const auto place = static_cast<size_t>(at - stops_.begin());
+    first_open_ = std::min(first_open_, place);
+    stops_.insert(at, stop);
+    return place < width_;
   }
 
   // Returns the best document that has not been left yet, and notes that it is; null if all are.
   const Stop* leave() {
-    while (first_open_ < stops_.size() && stops_[first_open_].left) ++first_open_;
-    if (first_open_ == stops_.size()) return nullptr;
+    const size_t end = std::min(width_, stops_.size());
+    while (first_open_ < end && stops_[first_open_].left) ++first_open_;
+    if (first_open_ >= end) return nullptr;
     stops_[first_open_].left = true;
     return &stops_[first_open_];
   }
 
  private:
   std::vector<Stop>& stops_;
-  size_t width_, first_open_ = 0;
+  size_t width_, most_, first_open_ = 0;
 };
 
 bool is_allowed(const uint64_t* allowed, int64_t doc) {
@@ -82,13 +84,14 @@ bool is_allowed(const uint64_t* allowed, int64_t doc) {
 
 }  // namespace
 
-WalkCost walk(const Index& index, const std::vector<Entry>& entries, double kept, int64_t width,
-              const uint64_t* allowed, int64_t first_doc, TopHits& best, Scratch& s) {
+WalkCost walk(const Index& index, const std::vector<Entry>& entries, const WalkOptions& options,
+              int64_t first_doc, TopHits& best, Scratch& s) {
   const IndexView& view = index.view();
   const ForwardIndex& forward = index.forward(1);
   const Sample& sample = index.sample(1);
   TopHits entrances(kEntrances, true, best.most());
-  const std::vector<Entry> of_sample = kept < 1 ? strongest(entries, kept) : entries;
+  const std::vector<Entry> of_sample =
+      options.kept < 1 ? strongest(entries, options.kept) : entries;
   SegmentSearch search(sample.index(), find_terms(sample.index(), of_sample), nullptr, 0, 1,
                        &kUsualCosts);
   WalkCost cost;
@@ -99,7 +102,7 @@ WalkCost walk(const Index& index, const std::vector<Entry>& entries, double kept
   entrances.settle();
 
   Met met(s.walk, view.n_docs);
-  Stops stops(s.walk.stops, width);
+  Stops stops(s.walk.stops, options.width, options.most);
   std::vector<uint32_t>& fresh = s.walk.fresh;
   fresh.clear();
   for (const Hit& hit : entrances.hits()) {
@@ -130,7 +133,7 @@ WalkCost walk(const Index& index, const std::vector<Entry>& entries, double kept
   int64_t wanted = best.top_k();
   for (const Stop& stop : s.walk.stops) {
     if (wanted == 0) break;
-    if (!is_allowed(allowed, stop.doc)) continue;
+    if (!is_allowed(options.allowed, stop.doc)) continue;
     --wanted;
     const float score = std::min(scorer.score(stop.doc), best.most());
     if (bits_of(score) >= best.bar()) best.add(score, id_of(view, stop.doc), first_doc + stop.doc);

@@ -291,7 +291,8 @@ struct SearchOptions {
   double kept = 1;         // share of a query's squared norm that finds the shortlist, or a way in
   double bound_share = 1;  // factor on the bounds of blocks; 1: no hit is missed
   bool strong = false;     // read the strongest postings of each list only
-  // If > 0, indexes with neighbors are walked over to this many documents, see walk.hpp.
+  // If > 0, documents whose neighbors are scored on a walk over indexes that have some, see
+  // walk.hpp.
   int64_t width = 0;
   // Queries of fewer or more entries are searched exactly, without the four above.
   int64_t fewest = 0, most = std::numeric_limits<int64_t>::max();
