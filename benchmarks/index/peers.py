@@ -42,7 +42,8 @@ SEISMIC_HEAP_FACTORS = (0.8, 0.9, 1.0)
 # Its authors publish m = 32, lists of 10 to 16 and exits at .01 to .15 for SPLADE on MS MARCO, on
 # a graph made with lists of 2,000: ten times the time of 200, its default.
 KANNOLO_DEGREES, KANNOLO_CONSTRUCTION = (16, 32), 200
-KANNOLO_LISTS, KANNOLO_EXITS = (10, 16, 32, 64, 128, 256), (None, 0.05, 0.1, 0.15, 0.3)
+KANNOLO_LISTS = (10, 12, 16, 24, 32, 48, 64, 128, 256)
+KANNOLO_EXITS = (None, 0.02, 0.05, 0.1, 0.15, 0.3)
 PISA_SCALE, PISA_QUERY_SCALES = 100, (10, 30, 100)  # its values and weights are integers
 PISA_ENCODINGS = ("block_simdbp", "block_streamvbyte")
 PISA_ALGORITHMS = ("maxscore", "block_max_maxscore", "block_max_wand")

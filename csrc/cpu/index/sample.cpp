@@ -40,7 +40,7 @@ Sample::Sample(const IndexView& whole, const ForwardIndex& forward, int num_thre
 int64_t Sample::bytes() const {
   return static_cast<int64_t>(built_.postings.bytes() + built_.offsets.size() * sizeof(uint64_t) +
                               built_.terms.size() * sizeof(int32_t)) +
-         index_->forward_bytes();
+         index_->forward_bytes() + index_->dense_bytes();
 }
 
 }  // namespace csrkern
