@@ -26,6 +26,7 @@ _ALL = 2**62
 _KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99)
 _FACTORS = (2, 4, 8, 16)
 _KEPT_FOR_SAMPLE = (0.5, 0.65, 0.8, 0.9)
+_MOST_OF_A_WALK = 2 * _TOP_K
 _WIDTHS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 65, 80, 100, 120, 160, 200)
 _BOUND_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 _ONE_SIDED_95 = 1.645  # standard errors
@@ -70,8 +71,11 @@ class Plan(NamedTuple):
         """For the native search. Fewer hits than were measured are the first of as many."""
         names = ("kept", "strong", "bound_share", "fewest", "most")
         options = {name: getattr(self, name) for name in names}
-        options["width"] = -(-self.width * max(top_k, _TOP_K) // _TOP_K)
         if self.width:
+            # Codes beyond the nearest are hardly connected with them: many are found exactly.
+            walks = top_k <= _MOST_OF_A_WALK
+            options["width"] = -(-self.width * max(top_k, _TOP_K) // _TOP_K) if walks else 0
+            options["kept"] = self.kept if walks else 1.0
             return options
         approximate = self.kept < 1 or self.strong or self.bound_share < 1
         if self.factor or (approximate and top_k < _TOP_K):

@@ -294,10 +294,11 @@ class Search {
             options_.bound_share, options_.strong, options_.width};
   }
 
-  // Filters leave too few of the documents on a way; removed ones are fewer.
+  // Where more than a tenth of the documents are not allowed, a walk misses too many of the others.
   bool is_walkable(const Segment& segment) const {
     return options_.width > 0 && segment.index->view().neighbors != nullptr &&
-           segment.allowed_stride == 0 && 2 * n_allowed(segment) >= segment.index->view().n_docs;
+           segment.allowed_stride == 0 &&
+           10 * n_allowed(segment) >= 9 * segment.index->view().n_docs;
   }
 
   static int64_t n_allowed(const Segment& segment) {
