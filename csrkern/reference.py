@@ -184,11 +184,13 @@ def walk(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Search for one query by a walk along the graph of an index, as `mode="fast"` may.
 
-    It begins with the best 8 documents of every tenth (of more than 100,000, of 10,000), by the
+    It begins with the best 8 documents of a tenth (of more than 100,000, of 10,000), by the
     first entries of the query that make up a share `kept` of its squared norm. Documents are
     ordered by near scores: float32 sums over their latents, ascending, in eight lanes, of which
     the halves are added. The neighbors of the best one whose neighbors have not been scored are
-    next, until those of the best `width` have been. The best `top_k` are remembered, or `width`.
+    next, until those of the best `width` have been. The best `top_k` are remembered, or `width`,
+    or 10. Where the sample has fewer than 8, or fewer than `top_k` and 10 are found and allowed,
+    all documents are searched.
 
     Args:
         docs: float32 [n, dim], as stored.
@@ -198,12 +200,13 @@ def walk(
             others.
 
     Returns:
-        scores [top_k] and documents [top_k]: of the best `top_k` by near scores that are allowed,
-        those above 0 by exact scores (as `search`), missing places (-inf, -1).
+        scores [top_k] and documents [top_k]: of the best `top_k` (or 10) by near scores that are
+        allowed, the best by exact scores (as `search`), missing places (-inf, -1).
     """
     n, dim = docs.shape
     allowed = np.ones(n, bool) if allowed is None else allowed
-    width, most = (-(-min(one, n) * n // max(1, int(allowed.sum()))) for one in (width, top_k))
+    wanted, n_allowed = max(top_k, 10), max(1, int(allowed.sum()))
+    width, most = (-(-min(one, n) * n // n_allowed) for one in (width, wanted))
     query = np.zeros(dim, np.float32)
     query[latents] = weights
 
@@ -228,7 +231,10 @@ def walk(
     entries = (
         int((before < kept * squares[-1]).sum()) if kept < 1 and len(squares) else len(weights)
     )
-    sample = np.arange(0, n, max(10, n // 10_000))
+    stride = max(10, n // 10_000)
+    numbers = np.arange(-(-n // stride))
+    shifts = (numbers * 2_654_435_761 % 2**32 >> 16) % stride
+    sample = np.minimum(numbers * stride + shifts, n - 1)
     of_sample = exact(sample, entries)
     entrances = sample[np.lexsort((sample, -of_sample))][: min(8, int((of_sample > 0).sum()))]
     met, left = set(entrances.tolist()), set()
@@ -244,13 +250,15 @@ def walk(
             if doc < n and doc not in met:
                 met.add(doc)
                 stops.append((-near(doc), doc))
-    found = np.array([doc for _, doc in stops if allowed[doc]][:top_k], np.int64)
+    found = np.array([doc for _, doc in stops if allowed[doc]][:wanted], np.int64)
+    if len(entrances) < 8 or len(found) < wanted:
+        found = np.flatnonzero(allowed)
     scores_out = np.full(top_k, -np.inf, np.float32)
     docs_out = np.full(top_k, -1, np.int64)
     score = exact(found, len(weights))
     found, score = found[score > 0], score[score > 0]
-    order = np.lexsort((found, -score))
-    scores_out[: len(found)], docs_out[: len(found)] = score[order], found[order]
+    order = np.lexsort((found, -score))[:top_k]
+    scores_out[: len(order)], docs_out[: len(order)] = score[order], found[order]
     return scores_out, docs_out
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from csrkern import hub
+from csrkern import _C, hub
 from csrkern.arguments import check_bool, integers, thread_count
 from csrkern.identity import check_fingerprint, check_same_model
 from csrkern.index import file as index_file
@@ -247,21 +247,30 @@ class Collection:
         `calibrate(queries)` then measures whether such searches should walk along these edges
         instead of reading lists: where codes are many and have near neighbors, two to three times
         as fast. Takes as long as an exact search for every code, and 128 bytes a code, which are
-        saved with the index. Codes that are added later are searched exactly until this is called
-        again; `compact` connects them, too. Fewer than 4,096 codes, as well scanned, have none.
-        In the meantime the index may be searched and changed.
+        saved with the index. Codes that are added later are searched exactly, until `compact` or
+        another call connects them. A segment of fewer than 4,096 codes, as well scanned, has no
+        graph. In the meantime the index may be searched and changed.
 
         Args:
             num_threads: None: as many as the process may run on.
             progress: called with the codes that are done and the number of all, segment by segment.
         """
         threads = thread_count(num_threads)
-        then = self._snapshot
-        made = {s.native: with_graph(s, then.form, threads, progress) for s in then.segments}
-        with self._changing:
-            now = self._snapshot
-            segments = (s.with_native(made.get(s.native, s.native)) for s in now.segments)
-            self._snapshot = now._replace(segments=tuple(segments))
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress: expected a function, got {type(progress).__name__}")
+        made: dict[_C.Index, _C.Index] = {}
+        while True:
+            for segment in self._snapshot.segments:
+                if segment.native not in made:
+                    form = self._snapshot.form
+                    made[segment.native] = with_graph(segment, form, threads, progress)
+            with self._changing:
+                now = self._snapshot
+                # Others may have come in the meantime.
+                if all(segment.native in made for segment in now.segments):
+                    segments = (s.with_native(made[s.native]) for s in now.segments)
+                    self._snapshot = now._replace(segments=tuple(segments))
+                    return
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to a directory, replacing an index that is there.

@@ -325,7 +325,12 @@ def _sane_plan(plan: Any) -> bool:
         all(type(plan[name]) in (int, float) and 0 <= plan[name] <= 1 for name in PLAN_SHARES)
         and all(_count(plan.get(name, 0), most) for name, most in PLAN_COUNTS.items())
         and all(type(plan.get(name, False)) is bool for name in PLAN_FLAGS)
+        and (not plan.get("width") or _walks_only(plan))
     )
+
+
+def _walks_only(plan: dict[str, Any]) -> bool:
+    return plan["factor"] == 0 and not plan.get("strong") and plan["bound_share"] == 1
 
 
 def _sane_fingerprint(fingerprint: Any) -> bool:

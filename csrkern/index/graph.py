@@ -31,7 +31,8 @@ def with_graph(
         progress: called with the codes whose neighbors are found and the number of all of them.
     """
     native, n = segment.native, segment.documents
-    if not LEAST_WORTH_A_GRAPH <= n < NONE or native.neighbors is not None:
+    has_lists = len(native.terms) > 0
+    if not (has_lists and LEAST_WORTH_A_GRAPH <= n < NONE) or native.neighbors is not None:
         return native
     arrays = arrays_of(segment)
     arrays.pop("alive", None)

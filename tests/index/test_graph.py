@@ -211,6 +211,67 @@ def test_where_many_are_left_out_searches_are_exact():
     assert_same(index.search(QUERIES, **fast), index.search(QUERIES))
 
 
+def of_one_topic_more(n, seed):
+    """Codes, and queries for latents that only 200 codes have, whose numbers all end in 1."""
+    values, latents = (side.copy() for side in generators.skewed(n, DIM, 48, seed=seed))
+    latents[1:2000:10] = np.arange(DIM, DIM + 48)
+    return values, latents
+
+
+def test_what_the_sample_lacks_is_found():
+    index = InvertedIndex.build(of_one_topic_more(20_000, 0), dim=DIM + 48)
+    index.build_graph()
+    like = generators.skewed(400, DIM, 48, seed=1)
+    index.calibrate(like, 0.9)
+    assert index._plans._known[0.9].width > 0
+    one = like[0][:1], np.arange(DIM, DIM + 48, dtype=np.int32)[None]
+    want = index.search(one, 10)
+    assert (want[1] >= 0).all()
+    got = index.search(one, 10, mode="fast", recall=0.9)
+    assert np.isin(got[1], np.arange(1, 2000, 10)).all()
+    # Latents of fewer documents than the sample can have: exact.
+    rare = InvertedIndex.build((np.ones((N, 1)), np.arange(N)[:, None] // 5), dim=N)
+    rare.build_graph()
+    rare.calibrate((np.ones((9, 1)), np.arange(9)[:, None]), 0.9)
+    walked_plan = rare._plans._known[0.9]._replace(width=5, fewest=0, most=10**6)
+    rare._plans._known[0.9] = walked_plan
+    ask = np.ones((50, 1)), np.arange(50)[:, None] * 7
+    assert_same(rare.search(ask, mode="fast", recall=0.9), rare.search(ask))
+
+
+def test_fewer_hits_are_the_first_of_more():
+    """Also where many codes are equal and ids descend."""
+    big = generators.skewed(20_000, DIM, 48)
+    codes = tuple(np.concatenate([side, np.repeat(side[:40], 40, 0)]) for side in big)
+    index = InvertedIndex.build(codes, np.arange(len(codes[0]))[::-1].copy(), dim=DIM)
+    index.build_graph()
+    index.calibrate(generators.skewed(400, DIM, 48, seed=1), 0.9)
+    assert index._plans._known[0.9].width > 0
+    queries = tuple(side[:40] for side in big)
+    ten = index.search(queries, 10, mode="fast", recall=0.9)
+    assert_same(index.search(queries, 3, mode="fast", recall=0.9), [side[:, :3] for side in ten])
+    same = ten[0][:, 1:] == ten[0][:, :-1]
+    assert (np.diff(ten[1], axis=1)[same] > 0).all()
+
+
+def test_what_comes_while_a_graph_is_built():
+    """What takes the place of a segment in the meantime gets a graph, too."""
+    index = InvertedIndex.build(CODES, dim=DIM)
+    calls = []
+
+    def change(done, of):
+        if not calls:
+            index.add(QUERIES)
+            index.compact()
+        calls.append(done)
+
+    index.build_graph(progress=change)
+    (graph,) = neighbors(index)
+    assert len(graph) == len(index) == N + len(QUERIES[0])
+    with pytest.raises(TypeError, match="progress: expected a function, got int"):
+        index.build_graph(progress=3)
+
+
 def test_when_there_is_no_graph():
     codes = tuple(side[: LEAST_WORTH_A_GRAPH - 1] for side in CODES)
     index = built(codes)
@@ -223,6 +284,8 @@ def test_when_there_is_no_graph():
     assert graph is not None
     index.build_graph()
     assert neighbors(index)[0] is graph
+    hollow = built((np.zeros((N, 1)), np.zeros((N, 1), np.int32)))
+    assert neighbors(hollow) == [None]
     empty = InvertedIndex.build(tuple(side[:0] for side in CODES), dim=DIM)
     empty.build_graph()
     assert (empty.search(QUERIES, mode="fast")[1] == -1).all()

@@ -1,7 +1,5 @@
 #include "index/sample.hpp"
 
-#include <algorithm>
-
 namespace csrkern {
 namespace {
 
@@ -12,11 +10,11 @@ constexpr int32_t kWindow = 8192;
 }  // namespace
 
 Sample::Sample(const IndexView& whole, const ForwardIndex& forward, int num_threads)
-    : stride_(std::max(kLeastStride, whole.n_docs / kDocuments)) {
+    : stride_(std::max(kLeastStride, whole.n_docs / kDocuments)), n_docs_(whole.n_docs) {
   OwnedRows rows;
   rows.starts.push_back(0);
-  for (int64_t doc = 0; doc < whole.n_docs; doc += stride_) {
-    append_row(forward, whole.terms, doc, rows);
+  for (int64_t number = 0; number * stride_ < n_docs_; ++number) {
+    append_row(forward, whole.terms, document(number), rows);
   }
   const auto n = static_cast<int64_t>(rows.starts.size()) - 1;
   const SparseRows docs{

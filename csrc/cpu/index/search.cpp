@@ -65,10 +65,7 @@ class Search {
     const Asked query = ask(i);
     TopHits best = no_hits(query);
     for (size_t g = 0; g < segments_.size(); ++g) {
-      if (walks(g, query)) {
-        walk_segment(g, query, best, s);
-        continue;
-      }
+      if (walks(g, query) && walk_segment(g, query, best, s).found) continue;
       SearchCost cost;
       segment_search(g, i, query).run(best, s, cost);
     }
@@ -201,14 +198,15 @@ class Search {
       TopHits best = no_hits(asked[i]);
       for (int64_t g = 0; g < n_segments; ++g) {
         if (walks(g, asked[i])) {
-          ns[g * n + i] = ns_of(segments_[g].index->view(), walk_segment(g, asked[i], best, s));
-          continue;
+          const WalkCost cost = walk_segment(g, asked[i], best, s);
+          ns[g * n + i] = ns_of(segments_[g].index->view(), cost);
+          if (cost.found) continue;
         }
         SegmentSearch search = segment_search(g, i, asked[i], true);
         const IndexView& view = lists(g, asked[i]).view();
         const bool known = view.block == 0;  // without searching
-        ns[g * n + i] = known ? search.ns_of_scans()
-                              : csrkern::ns_of(kUsualCosts, view, search.run_counted(best, s));
+        ns[g * n + i] += known ? search.ns_of_scans()
+                               : csrkern::ns_of(kUsualCosts, view, search.run_counted(best, s));
       }
     });
     double total = 0;
@@ -322,8 +320,8 @@ class Search {
       return (std::min(wanted, n) * n + allowed - 1) / allowed;
     };
     const int64_t width = among_all(query.width);
-    const WalkOptions options{options_.kept, width, std::max(width, among_all(query.wanted)),
-                              segment.allowed};
+    const int64_t most = std::max(width, among_all(std::max(query.wanted, kLeastFound)));
+    const WalkOptions options{options_.kept, width, most, segment.allowed};
     return walk(*segment.index, query.entries, options, first_docs_[g], best, s);
   }
 

@@ -100,13 +100,14 @@ WalkCost walk(const Index& index, const std::vector<Entry>& entries, const WalkO
   s.reserve(sample.index().view().window);
   search.run(entrances, s, unused);
   entrances.settle();
+  if (!entrances.full()) return cost;
 
   Met met(s.walk, view.n_docs);
   Stops stops(s.walk.stops, options.width, options.most);
   std::vector<uint32_t>& fresh = s.walk.fresh;
   fresh.clear();
   for (const Hit& hit : entrances.hits()) {
-    const auto doc = static_cast<uint32_t>(hit.doc * sample.stride());
+    const auto doc = static_cast<uint32_t>(sample.document(hit.doc));
     forward.prefetch(doc);
     met.add(doc);
     fresh.push_back(doc);
@@ -129,16 +130,19 @@ WalkCost walk(const Index& index, const std::vector<Entry>& entries, const WalkO
       fresh.push_back(doc);
     }
   }
-  const RowScorer scorer(forward, terms, s.rows);
-  int64_t wanted = best.top_k();
-  for (const Stop& stop : s.walk.stops) {
-    if (wanted == 0) break;
-    if (!is_allowed(options.allowed, stop.doc)) continue;
-    --wanted;
-    const float score = std::min(scorer.score(stop.doc), best.most());
-    if (bits_of(score) >= best.bar()) best.add(score, id_of(view, stop.doc), first_doc + stop.doc);
-  }
   cost.documents = met.n();
+  std::vector<Stop>& found = s.walk.stops;
+  const auto left_out = [&](const Stop& stop) { return !is_allowed(options.allowed, stop.doc); };
+  found.erase(std::remove_if(found.begin(), found.end(), left_out), found.end());
+  const auto wanted = static_cast<size_t>(std::max(best.top_k(), kLeastFound));
+  cost.found = found.size() >= wanted;
+  if (!cost.found) return cost;
+  const RowScorer scorer(forward, terms, s.rows);
+  for (size_t i = 0; i < wanted; ++i) {
+    const int64_t doc = found[i].doc;
+    const float score = std::min(scorer.score(doc), best.most());
+    if (bits_of(score) >= best.bar()) best.add(score, id_of(view, doc), first_doc + doc);
+  }
   return cost;
 }
 
