@@ -231,7 +231,8 @@ PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segment
                      int64_t most, const std::optional<Array<float>>& dense,
                      const std::optional<Array<float>>& offsets,
                      const std::optional<Array<float>>& tables,
-                     const std::optional<Array<float>>& scales, bool strong, int64_t width) {
+                     const std::optional<Array<float>>& scales, bool strong, int64_t width,
+                     double least) {
   PySearch search;
   search.rows = sparse_rows(values, indices, starts, dim);
   const int64_t n = search.rows.n;
@@ -265,6 +266,7 @@ PySearch read_search(const std::vector<std::pair<const PyIndex*, Bits>>& segment
   search.options.most = most;
   search.options.strong = strong;
   search.options.width = width;
+  search.options.least = least;
   search.options.dense = dense ? dense->data() : nullptr;
   search.options.offsets = offsets ? offsets->data() : nullptr;
   return search;
@@ -282,17 +284,17 @@ void def_search(py::module_& m, const char* name, const char* doc, const Body& b
              double kept, double bound_share, int64_t fewest, int64_t most,
              const std::optional<Array<float>>& dense, const std::optional<Array<float>>& offsets,
              const std::optional<Array<float>>& tables, const std::optional<Array<float>>& scales,
-             bool strong, int64_t width) {
+             bool strong, int64_t width, double least) {
         return body(read_search(segments, values, indices, starts, dim, top_k, normalize, query_k,
                                 min_score, num_threads, shortlist, kept, bound_share, fewest, most,
-                                dense, offsets, tables, scales, strong, width));
+                                dense, offsets, tables, scales, strong, width, least));
       },
       doc, arg("segments"), arg("values"), arg("indices"), arg("starts"), arg("dim"), py::kw_only(),
       arg("top_k"), arg("normalize"), arg("query_k"), arg("min_score"), arg("num_threads"),
       arg("shortlist") = 0, arg("kept") = 1.0, arg("bound_share") = 1.0, arg("fewest") = 0,
       arg("most") = std::numeric_limits<int64_t>::max(), arg("dense") = py::none(),
       arg("offsets") = py::none(), arg("tables") = py::none(), arg("scales") = py::none(),
-      arg("strong") = false, arg("width") = 0);
+      arg("strong") = false, arg("width") = 0, arg("least") = 0.0);
 }
 
 void bind_searches(py::module_& m) {

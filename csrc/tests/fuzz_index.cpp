@@ -180,6 +180,7 @@ void search_otherwise(FuzzedDataProvider& input, const Index& index, const Queri
   options.bound_share = input.ConsumeFloatingPointInRange<double>(0, 1);
   options.strong = input.ConsumeBool();
   options.width = input.ConsumeIntegralInRange<int64_t>(0, 40);
+  options.least = input.ConsumeFloatingPointInRange<double>(0, 1);
   const Exact<float> dense(index.view().dim < 100 ? queries.rows.n * index.view().dim : 0, 0.5f);
   if (dense.size() > 0 && input.ConsumeBool()) options.dense = dense.data();
   const Exact<float> scores(queries.rows.n * options.top_k);

@@ -72,6 +72,11 @@ void check_walks(ValueType type, int32_t block, bool normalize) {
       CHECK(Found(segments, queries, options) == near);
       // Few documents that are allowed are found by their lists.
       CHECK((near == want) == (allowed == few.data()));
+      // Hits that are not as near as they should be.
+      options.least = 1e9;
+      CHECK(Found(segments, queries, options) == want);
+      options.least = 1e-9;
+      CHECK(Found(segments, queries, options) == near);
       options.fewest = 100;
       CHECK(Found(segments, queries, options) == want);
       options.fewest = 0;

@@ -27,6 +27,7 @@ _KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99)
 _FACTORS = (2, 4, 8, 16)
 _KEPT_FOR_SAMPLE = (0.5, 0.65, 0.8, 0.9)
 _MOST_OF_A_WALK = 2 * _TOP_K
+_UNLIKE = 0.01  # of the queries measured are searched exactly, as if they were of another kind
 _WIDTHS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 65, 80, 100, 120, 160, 200)
 _BOUND_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 _ONE_SIDED_95 = 1.645  # standard errors
@@ -47,6 +48,8 @@ class Plan(NamedTuple):
         bound_share: of the bound of a block of clustered codes, what is compared with the bar.
         width: documents for 10 hits whose neighbors a walk along the graph scores; 0: it is not
             walked.
+        least: score of the tenth hit over the query's norm. Where a walk finds less, as for all
+            but a hundredth of the queries measured it did not, the query is searched exactly.
         found: mean share of the best 10 that was found.
         at_least: what is found of the best 10 of such queries; see `_at_least`.
         fewest, most: entries of the middle nine tenths of the queries measured. Queries of
@@ -62,6 +65,7 @@ class Plan(NamedTuple):
     strong: bool = False
     bound_share: float = 1.0
     width: int = 0
+    least: float = 0.0
     found: float = 1.0
     at_least: float = 1.0
     fewest: int = 0
@@ -76,7 +80,7 @@ class Plan(NamedTuple):
             walks = top_k <= _MOST_OF_A_WALK
             options["width"] = -(-self.width * max(top_k, _TOP_K) // _TOP_K) if walks else 0
             options["kept"] = self.kept if walks else 1.0
-            return options
+            return options | {"least": self.least}
         approximate = self.kept < 1 or self.strong or self.bound_share < 1
         if self.factor or (approximate and top_k < _TOP_K):
             options["shortlist"] = max(self.factor, 1) * max(top_k, _TOP_K)
@@ -104,7 +108,7 @@ class Plans:
         facts = [plan._asdict() for plan in self._known.values()]
         for plan in facts:
             if plan["width"] == 0:  # which older releases do not know
-                del plan["width"]
+                del plan["width"], plan["least"]
         return facts
 
     def get(self, segments: Sequence[Segment], dim: int, metric: str, recall: float) -> Plan:
@@ -201,10 +205,13 @@ def _measure(
     fewest, most = (int(np.quantile(entries, q, method="nearest")) for q in (0.05, 0.95))
     shortest_first = np.argsort(entries, kind="stable")
 
-    def search(rows: Rows, top_k: int, **options: Any) -> np.ndarray:
+    def hits(rows: Rows, top_k: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
         given = (natives, rows.values, rows.indices, rows.starts, dim)
-        ids: np.ndarray = _C.search(*given, top_k=top_k, **limits, **options)[1]
-        return ids
+        scores, ids = _C.search(*given, top_k=top_k, **limits, **options)
+        return scores, ids
+
+    def search(rows: Rows, top_k: int, **options: Any) -> np.ndarray:
+        return hits(rows, top_k, **options)[1]
 
     def cost(plan: Plan) -> float:
         given = (natives, costed.values, costed.indices, costed.starts, dim)
@@ -235,14 +242,18 @@ def _measure(
     for kept in _KEPT_FOR_SAMPLE if walkable else ():
         for width in _WIDTHS:
             plan = exact._replace(kept=kept, width=width)
-            ns = cost(plan)
-            if ns >= least:
+            if cost(plan) >= least:
                 break
-            found = _found(truth, search(queries, _TOP_K, kept=kept, width=width))
+            scores = hits(queries, _TOP_K, kept=kept, width=width)[0]
+            near = scores[:, -1] / np.maximum(_norms(queries, metric), 1e-30)
+            unlike = float(np.quantile(near, _UNLIKE, method="lower"))
+            plan = plan._replace(least=max(0.0, unlike))
+            found = _found(truth, search(queries, _TOP_K, **plan.options(_TOP_K)))
             at_least = _at_least(found, shortest_first)
             if at_least >= recall:
-                best = plan._replace(found=float(found.mean()), at_least=at_least)
-                best, least = best._replace(fewest=fewest, most=most), ns
+                if (ns := cost(plan)) < least:
+                    best = plan._replace(found=float(found.mean()), at_least=at_least)
+                    best, least = best._replace(fewest=fewest, most=most), ns
                 break
     clustered = any(segment.block > 0 for segment in segments)
     shares = _BOUND_SHARES if clustered else (1.0,)
@@ -293,6 +304,16 @@ def _entries(rows: Rows) -> np.ndarray:
     assert rows.starts is not None
     before = np.concatenate([[0], np.cumsum(rows.values > 0)])
     return np.diff(before[rows.starts])
+
+
+def _norms(rows: Rows, metric: str) -> np.ndarray:
+    """Return the norm of each row as it is searched; the rows have starts."""
+    if metric == "cosine":
+        return np.ones(rows.n)
+    assert rows.starts is not None
+    of = np.repeat(np.arange(rows.n), np.diff(rows.starts))
+    squares = np.bincount(of, rows.values.astype(np.float64) ** 2, minlength=rows.n)
+    return np.sqrt(squares)
 
 
 def _evenly(n: int, most: int) -> np.ndarray:

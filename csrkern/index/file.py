@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import stat
@@ -65,7 +66,7 @@ PLAN_COUNTS = {
     **{"codes": 2**63, "queries": 2**31, "factor": 1024, "width": 1024},
     **dict.fromkeys(("fewest", "most"), 2**62),
 }
-PLAN_ADDED = {"strong", "width"}  # the first plans lacked them
+PLAN_ADDED = {"strong", "width", "least"}  # the first plans lacked them
 ALL_DTYPES = {**DTYPES, **QUANTIZER_DTYPES}
 _FILE_NAME = re.compile(rf"({'|'.join(ALL_DTYPES)})-[0-9a-f]{{16}}\.bin")
 _LARGEST_HEADER = 1 << 24
@@ -318,7 +319,7 @@ def _sane_plans(plans: Any) -> bool:
 
 def _sane_plan(plan: Any) -> bool:
     """Whether it has the fields of `csrkern.index.fast.Plan`."""
-    fields = {*PLAN_SHARES, *PLAN_COUNTS, *PLAN_FLAGS}
+    fields = {*PLAN_SHARES, *PLAN_COUNTS, *PLAN_FLAGS, "least"}
     if not isinstance(plan, dict) or {*plan, *PLAN_ADDED} != fields:
         return False
     return (
@@ -330,7 +331,14 @@ def _sane_plan(plan: Any) -> bool:
 
 
 def _walks_only(plan: dict[str, Any]) -> bool:
-    return plan["factor"] == 0 and not plan.get("strong") and plan["bound_share"] == 1
+    least = plan.get("least", 0)
+    return (
+        plan["factor"] == 0
+        and not plan.get("strong")
+        and plan["bound_share"] == 1
+        and type(least) in (int, float)
+        and 0 <= least < math.inf
+    )
 
 
 def _sane_fingerprint(fingerprint: Any) -> bool:

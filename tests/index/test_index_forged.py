@@ -438,6 +438,7 @@ def planned(tmp_path):
         {"width": 5, "strong": True},
         {"width": 5, "factor": 2},
         {"width": 5, "bound_share": 0.5},
+        {"width": 5, "factor": 0, "strong": False, "bound_share": 1, "least": "much"},
         {"more": 0},
         {"own": ...},
     ],

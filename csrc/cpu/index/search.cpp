@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <functional>
 #include <numeric>
 
@@ -62,12 +63,13 @@ class Search {
   // Returns the hits of query i, best first.
   std::vector<Hit> find(int64_t i) const {
     Scratch& s = reserved_scratch();
-    const Asked query = ask(i);
+    Asked query = ask(i);
     TopHits best = no_hits(query);
-    for (size_t g = 0; g < segments_.size(); ++g) {
-      if (walks(g, query) && walk_segment(g, query, best, s).found) continue;
-      SearchCost cost;
-      segment_search(g, i, query).run(best, s, cost);
+    const bool walked = search_segments(i, query, best, s);
+    if (walked && !is_near(query, best)) {
+      query.width = 0;
+      best = no_hits(query);
+      search_segments(i, query, best, s);
     }
     return finish(i, query, best.hits());
   }
@@ -196,17 +198,16 @@ class Search {
       Scratch& s = reserved_scratch();
       asked[i] = ask(i);
       TopHits best = no_hits(asked[i]);
+      bool walked = false;
       for (int64_t g = 0; g < n_segments; ++g) {
-        if (walks(g, asked[i])) {
-          const WalkCost cost = walk_segment(g, asked[i], best, s);
-          ns[g * n + i] = ns_of(segments_[g].index->view(), cost);
-          if (cost.found) continue;
-        }
-        SegmentSearch search = segment_search(g, i, asked[i], true);
-        const IndexView& view = lists(g, asked[i]).view();
-        const bool known = view.block == 0;  // without searching
-        ns[g * n + i] += known ? search.ns_of_scans()
-                               : csrkern::ns_of(kUsualCosts, view, search.run_counted(best, s));
+        walked |= walks(g, asked[i]);
+        ns[g * n + i] = ns_of_segment(g, i, asked[i], best, s);
+      }
+      if (!walked || is_near(asked[i], best)) return;
+      asked[i].width = 0;
+      best = no_hits(asked[i]);
+      for (int64_t g = 0; g < n_segments; ++g) {
+        ns[g * n + i] += ns_of_segment(g, i, asked[i], best, s);
       }
     });
     double total = 0;
@@ -225,6 +226,48 @@ class Search {
   }
 
  private:
+  // Returns whether a segment was walked.
+  bool search_segments(int64_t i, const Asked& query, TopHits& best, Scratch& s) const {
+    bool walked = false;
+    for (size_t g = 0; g < segments_.size(); ++g) {
+      if (walks(g, query) && walk_segment(g, query, best, s).found) {
+        walked = true;
+        continue;
+      }
+      SearchCost cost;
+      segment_search(g, i, query).run(best, s, cost);
+    }
+    return walked;
+  }
+
+  // The expected time of the same in one segment.
+  double ns_of_segment(size_t g, int64_t i, const Asked& query, TopHits& best, Scratch& s) const {
+    double ns = 0;
+    if (walks(g, query)) {
+      const WalkCost cost = walk_segment(g, query, best, s);
+      ns = ns_of(segments_[g].index->view(), cost);
+      if (cost.found) return ns;
+    }
+    SegmentSearch search = segment_search(g, i, query, true);
+    const IndexView& view = lists(g, query).view();
+    const bool known = view.block == 0;  // without searching
+    return ns + (known ? search.ns_of_scans()
+                       : csrkern::ns_of(kUsualCosts, view, search.run_counted(best, s)));
+  }
+
+  // Returns whether the hits of walks are as near as those of the queries that were measured.
+  bool is_near(const Asked& query, TopHits& best) const {
+    if (options_.least == 0) return true;
+    std::vector<float> scores;
+    for (const Hit& hit : best.hits()) scores.push_back(hit.score);
+    if (static_cast<int64_t>(scores.size()) < kLeastFound) return false;
+    const auto last = scores.begin() + (kLeastFound - 1);
+    std::nth_element(scores.begin(), last, scores.end(), std::greater<float>());
+    double square = 0;
+    for (const Entry& e : query.entries) square += static_cast<double>(e.value) * e.value;
+    return *last >= options_.least * std::sqrt(square);
+  }
+
   std::vector<BatchQuery> batch_queries(size_t g, const std::vector<Asked>& asked,
                                         std::vector<TopHits>& best) const {
     std::vector<BatchQuery> queries;
@@ -288,7 +331,9 @@ class Search {
     }
     if (options_.kept < 1 && options_.width == 0) entries = strongest(entries, options_.kept);
     const bool rescored = options_.shortlist > 0;
-    return {std::move(entries),   rescored,        most_wanted(),
+    const int64_t wanted =
+        options_.width > 0 ? std::max(most_wanted(), kLeastFound) : most_wanted();
+    return {std::move(entries),   rescored,        wanted,
             options_.bound_share, options_.strong, options_.width};
   }
 
@@ -320,7 +365,7 @@ class Search {
       return (std::min(wanted, n) * n + allowed - 1) / allowed;
     };
     const int64_t width = among_all(query.width);
-    const int64_t most = std::max(width, among_all(std::max(query.wanted, kLeastFound)));
+    const int64_t most = std::max(width, among_all(query.wanted));
     const WalkOptions options{options_.kept, width, most, segment.allowed};
     return walk(*segment.index, query.entries, options, first_docs_[g], best, s);
   }

@@ -134,7 +134,7 @@ WalkCost walk(const Index& index, const std::vector<Entry>& entries, const WalkO
   std::vector<Stop>& found = s.walk.stops;
   const auto left_out = [&](const Stop& stop) { return !is_allowed(options.allowed, stop.doc); };
   found.erase(std::remove_if(found.begin(), found.end(), left_out), found.end());
-  const auto wanted = static_cast<size_t>(std::max(best.top_k(), kLeastFound));
+  const auto wanted = static_cast<size_t>(best.top_k());
   cost.found = found.size() >= wanted;
   if (!cost.found) return cost;
   const RowScorer scorer(forward, terms, s.rows);

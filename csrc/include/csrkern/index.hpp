@@ -294,6 +294,8 @@ struct SearchOptions {
   // If > 0, documents whose neighbors are scored on a walk over indexes that have some, see
   // walk.hpp.
   int64_t width = 0;
+  // Of the query's norm: a query whose tenth hit, found on a walk, scores less is searched exactly.
+  double least = 0;
   // Queries of fewer or more entries are searched exactly, without the four above.
   int64_t fewest = 0, most = std::numeric_limits<int64_t>::max();
   const float* dense = nullptr;    // [queries, dim] new scores, or null: by the whole query
